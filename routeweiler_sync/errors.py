@@ -1,0 +1,206 @@
+"""The tree of errors. Each says what happened, whether money was spent, and what to do next.
+
+    RouteweilerError(requests.RequestException)          .response .request .spent: False | True | None (not known yet)
+    ├─ NoFeasibleRailError                               nothing fits: no funding for this network, no rail, …
+    │  ├─ NoFundingForRailError
+    │  └─ RailNotSupportedError
+    ├─ ChallengeParseError
+    ├─ ChallengeExpiredError
+    ├─ ChallengeMismatchError
+    ├─ UnreplayableBodyError
+    ├─ PolicyDeniedError
+    ├─ PolicyMaxPerCallExceededError
+    ├─ BudgetError
+    │  ├─ BudgetExceededError
+    │  ├─ EnvelopeNotFoundError
+    │  ├─ EnvelopeFrozenError
+    │  ├─ EnvelopeExpiredError
+    │  ├─ FmvUnavailableError
+    │  └─ PaymentDeclinedError
+    ├─ FundingError                                      not a byte of an order has left: nothing spent
+    ├─ LedgerError                                       before the payment: nothing spent
+    ├─ InvoicePaymentError                               lnd's word is FAILED: nothing spent
+    ├─ PaymentPendingError                               may be spent: the row is open
+    ├─ TokenRefusedError                                 spent: the row keeps the proof
+    └─ PreimageMismatchError                             spent: the row keeps the proof
+
+`RequestException` is an `OSError`: an ``except OSError`` around our own I/O would swallow these.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import requests
+
+
+class RouteweilerError(requests.RequestException):
+    """Root of all errors of ours; a `requests.RequestException`, so that callers' handlers for `requests` hold.
+
+    ``spent`` tells whether money has left the wallet: False (none has and, by this call, none will), True, or None where only
+    the node can tell and hasn't yet. ``payment_hash`` (64 hex digits) names the ledger row, where there is one. ``code`` is a
+    stable name of the kind of error, as the trace tells it.
+    """
+
+    #: What is known about the money for every error of the class; an instance may know better.
+    spent: bool | None = False
+    #: The stable name that the trace tells.
+    code: ClassVar[str] = "routeweiler_error"
+    #: Hex of the payment hash that the error is about, where there is one.
+    payment_hash: str | None = None
+
+    def __init__(self, *args: Any, payment_hash: str | None = None, spent: bool | None | object = ..., **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if payment_hash is not None:
+            self.payment_hash = payment_hash
+        if spent is not ...:
+            self.spent = spent  # type: ignore[assignment]
+
+
+class NoFeasibleRailError(RouteweilerError):
+    """The server wants to be paid in a way that nothing configured here can: nothing spent."""
+
+    code = "no_feasible_rail"
+
+
+class NoFundingForRailError(NoFeasibleRailError):
+    """No funding source is configured for the invoice's network: nothing spent."""
+
+    code = "no_funding_for_rail"
+
+
+class RailNotSupportedError(NoFeasibleRailError):
+    """The envelope or policy doesn't allow this rail: nothing spent."""
+
+    code = "rail_not_supported"
+
+
+class ChallengeParseError(RouteweilerError):
+    """The 402 says L402 or LSAT but can't be used (malformed, oversized, bad signature, no amount): nothing spent."""
+
+    code = "challenge_parse_error"
+
+
+class ChallengeExpiredError(RouteweilerError):
+    """The invoice, or the token that it would buy, has expired: nothing spent."""
+
+    code = "challenge_expired"
+
+
+class ChallengeMismatchError(RouteweilerError):
+    """Token and invoice don't belong together (their payment hashes differ): nothing spent."""
+
+    code = "challenge_mismatch"
+
+
+class UnreplayableBodyError(RouteweilerError):
+    """The request's body can be sent only once, so a payment would buy nothing: nothing spent."""
+
+    code = "unreplayable_body"
+
+
+class PolicyDeniedError(RouteweilerError):
+    """A rule of the policy forbids paying this URL: nothing spent."""
+
+    code = "policy_denied"
+
+
+class PolicyMaxPerCallExceededError(RouteweilerError):
+    """The price is above what a rule of the policy allows for one call: nothing spent."""
+
+    code = "policy_max_per_call_exceeded"
+
+
+class BudgetError(RouteweilerError):
+    """The budget doesn't allow this payment: nothing spent."""
+
+    code = "budget_error"
+
+
+class BudgetExceededError(BudgetError):
+    """A limit of the envelope, or of a ``limit()`` block, would be passed: nothing spent."""
+
+    code = "budget_exceeded"
+
+
+class EnvelopeNotFoundError(BudgetError):
+    """The ledger holds no envelope of this id: nothing spent."""
+
+    code = "envelope_not_found"
+
+
+class EnvelopeFrozenError(BudgetError):
+    """The envelope was frozen by hand: nothing spent."""
+
+    code = "envelope_frozen"
+
+
+class EnvelopeExpiredError(BudgetError):
+    """The envelope's grant (``ttl_seconds``) has ended: nothing spent."""
+
+    code = "envelope_expired"
+
+
+class FmvUnavailableError(BudgetError):
+    """No exchange rate is to be had for the envelope's currency, so the price can't be bounded: nothing spent."""
+
+    code = "fmv_unavailable"
+
+
+class PaymentDeclinedError(BudgetError):
+    """``confirm`` said no: nothing spent."""
+
+    code = "payment_declined"
+
+
+class FundingError(RouteweilerError):
+    """The node can't be reached, is locked, or refuses the macaroon, and no order to pay has left: nothing spent."""
+
+    code = "funding_error"
+
+
+class LedgerError(RouteweilerError):
+    """The ledger can't be read or written, and no order to pay has left: nothing spent."""
+
+    code = "ledger_error"
+
+
+class InvoicePaymentError(RouteweilerError):
+    """lnd's word on the payment is FAILED: nothing spent.
+
+    ``failure_reason`` is lnd's ``PaymentFailureReason`` without its prefix, e.g. ``NO_ROUTE``, ``TIMEOUT``,
+    ``INSUFFICIENT_BALANCE``, ``INCORRECT_PAYMENT_DETAILS``.
+    """
+
+    code = "invoice_payment_failed"
+    failure_reason: str | None = None
+
+    def __init__(self, *args: Any, failure_reason: str | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if failure_reason is not None:
+            self.failure_reason = failure_reason
+
+
+class PaymentPendingError(RouteweilerError):
+    """The outcome of a payment isn't known yet: it may be spent.
+
+    The ledger row keeps everything needed. Call again (the same purchase goes on, nothing is paid twice), or ask
+    ``session.recover()``.
+    """
+
+    code = "payment_pending"
+    spent = None
+
+
+class TokenRefusedError(RouteweilerError):
+    """The invoice is paid but the server doesn't take the token: spent. The ledger row keeps token and preimage."""
+
+    code = "token_refused"
+    spent = True
+
+
+class PreimageMismatchError(RouteweilerError):
+    """The node says paid, but its preimage doesn't fit the payment hash: spent, and booked. No token can be made of it."""
+
+    code = "preimage_mismatch"
+    spent = True
