@@ -1,0 +1,78 @@
+"""The real world as a fixture: one for the whole test session, whole again before each test, its logs in each failure.
+
+Linux only. Where Go is missing the tests are skipped and say so; with ROUTEWEILER_REQUIRE_REGTEST=1, as in CI, they fail instead.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from .build import GoMissingError, Report, binaries
+from .world import World, start_world
+
+REQUIRE = "ROUTEWEILER_REQUIRE_REGTEST"
+TEST_TIMEOUT_S = 300
+
+
+def _unavailable(reason: str) -> NoReturn:
+    if os.environ.get(REQUIRE) == "1":
+        pytest.fail(f"{REQUIRE}=1, but {reason}", pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def world(pytestconfig: pytest.Config) -> Iterator[World]:
+    """btcd, three lnds, aperture and a service behind it, up and payable; see `World`."""
+    if sys.platform != "linux":
+        _unavailable("the world of real programs runs on Linux only")
+    report = _reporter(pytestconfig)
+    try:
+        programs = binaries(report)
+    except GoMissingError as error:
+        _unavailable(str(error))
+    with start_world(programs, report=report) as world:
+        yield world
+
+
+@pytest.fixture(autouse=True)
+def _whole_again(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What a test has frozen, stopped or killed runs again before the next one, whatever became of the test."""
+    yield
+    if "world" in request.fixturenames:
+        request.getfixturevalue("world").mend()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents and item.get_closest_marker("timeout") is None:
+            # The first test's setup builds the binaries, which takes minutes; the builder and the world bound themselves.
+            item.add_marker(pytest.mark.timeout(TEST_TIMEOUT_S, func_only=True))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    world = getattr(item, "funcargs", {}).get("world")
+    if report.failed and isinstance(world, World):
+        report.sections.append(("logs of the world", world.logs()))
+    return report
+
+
+def _reporter(config: pytest.Config) -> Report:
+    """Prints past pytest's capture, for a build of minutes must not look like a hang."""
+    capture = config.pluginmanager.getplugin("capturemanager")
+
+    def report(line: str) -> None:
+        if capture is None:
+            print(line, flush=True)
+        else:
+            with capture.global_and_fixture_disabled():
+                print(f"\n{line}", end="", flush=True)
+
+    return report
