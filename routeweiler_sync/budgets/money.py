@@ -1,0 +1,64 @@
+"""Integers of money: msat, minor units (sat, cent, yen) and the millionths of a minor unit in which totals are kept.
+
+Every conversion from msat rounds up, so that no rounding ever lets a limit be passed; the way back rounds down.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
+
+#: Totals are kept in millionths of a minor unit: a 10-sat call doesn't cost a whole cent.
+MICRO = 1_000_000
+MSAT_PER_SAT = 1_000
+MSAT_PER_BTC = 100_000_000_000
+#: Decimal places of a currency's minor unit; the sat is its own minor unit.
+FIAT_DECIMALS = {"usd": 2, "eur": 2, "gbp": 2, "jpy": 0}
+CURRENCIES = ("sat", *FIAT_DECIMALS)
+#: Limits are bounded so that totals in millionths fit a signed 64-bit column with room to spare.
+MAX_MINOR_UNITS = 4_000_000_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rate:
+    """What one msat costs in an envelope's currency, and how that is known.
+
+    ``btc_price``: price of one bitcoin in units (not minor units) of ``currency``; None for ``sat``, which needs none.
+    ``quality``: how the price is known, as the trace tells it (``exact``, ``static``, ``coingecko_simple``, …).
+    """
+
+    currency: str
+    btc_price: Decimal | None = None
+    quality: str = "exact"
+
+    def __post_init__(self) -> None:
+        if self.currency not in CURRENCIES:
+            raise ValueError(f"unknown currency {self.currency!r}: one of {', '.join(CURRENCIES)}")
+        if (self.btc_price is None) != (self.currency == "sat"):
+            raise ValueError("a fiat currency needs a price of bitcoin, sat has none")
+        if self.btc_price is not None and not (self.btc_price.is_finite() and self.btc_price > 0):
+            raise ValueError("the price of bitcoin must be positive and finite")
+
+    @property
+    def _micro_per_msat(self) -> Fraction:
+        if self.btc_price is None:
+            return Fraction(MICRO, MSAT_PER_SAT)
+        return Fraction(self.btc_price) * 10 ** FIAT_DECIMALS[self.currency] * MICRO / MSAT_PER_BTC
+
+    def micro_of(self, amount_msat: int) -> int:
+        """``amount_msat`` in millionths of a minor unit, rounded up."""
+        return -((-amount_msat * self._micro_per_msat) // 1)
+
+    def msat_within(self, micro: int) -> int:
+        """The most msat whose `micro_of` isn't above ``micro``."""
+        return max(0, micro) // self._micro_per_msat
+
+    def minor_units_of(self, amount_msat: int) -> Decimal:
+        """``amount_msat`` in minor units, rounded up at the sixth decimal place."""
+        return minor_units(self.micro_of(amount_msat))
+
+
+def minor_units(micro: int) -> Decimal:
+    """Millionths of a minor unit as minor units, exactly."""
+    return Decimal(micro).scaleb(-6)

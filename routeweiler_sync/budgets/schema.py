@@ -1,0 +1,195 @@
+"""What may be spent and what was: the values that the ledger takes and tells. No I/O."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
+from enum import Enum
+
+from .money import CURRENCIES, MAX_MINOR_UNITS, MICRO
+
+HOUR_S = 3_600
+DAY_S = 86_400
+#: Bound on the ids and globs that end up in the ledger.
+MAX_TEXT_CHARS = 2_048
+
+
+class PaymentState(str, Enum):
+    """The life of a payment; what leads from one to the next is told in `routeweiler_sync.purchase`."""
+
+    OPEN = "open"  #: on disk, lnd may have heard of it: unfinished
+    FAILED = "failed"  #: lnd said FAILED, but a send of it is unanswered: unfinished
+    SETTLED = "settled"  #: paid and booked; its token is live
+    RETIRED = "retired"  #: paid and booked; its token is no longer offered
+    DEAD = "dead"  #: nothing was paid, and nothing can be any more
+
+
+#: States in which the outcome isn't known; their reservation stands.
+UNFINISHED = (PaymentState.OPEN, PaymentState.FAILED)
+
+
+@dataclass(frozen=True)
+class BudgetEnvelope:
+    """A budget: what may be spent, over a lifetime, a call, an hour, a day, and where.
+
+    Limits are whole minor units of ``cap_currency`` (``sat``, ``usd``, ``eur``, ``gbp``, ``jpy``: sat, cent, cent, penny, yen);
+    None means no such limit. A limit counts reservations and spends, routing fees included. Hour and day roll.
+    ``ttl_seconds`` runs from the first use. ``allowed_origins_glob``: fnmatch on ``scheme://host[:port]``, or on
+    ``host[:port]`` where the pattern has no ``://``. Raises ValueError for what can't be a budget.
+    """
+
+    id: str
+    cap_minor_units: int | None = None
+    cap_currency: str = "sat"
+    allowed_rails: Sequence[str] = ("l402",)
+    allowed_origins_glob: Sequence[str] = ("*",)
+    ttl_seconds: int | None = None
+    owner_agent_id: str | None = None
+    per_call_minor_units: int | None = None
+    per_hour_minor_units: int | None = None
+    per_day_minor_units: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.id, str) or not 0 < len(self.id) <= MAX_TEXT_CHARS:
+            raise ValueError("a budget envelope's id is a non-empty string")
+        if self.cap_currency not in CURRENCIES:
+            raise ValueError(f"envelope {self.id!r}: unknown currency {self.cap_currency!r}, one of {', '.join(CURRENCIES)}")
+        for name in ("cap_minor_units", "per_call_minor_units", "per_hour_minor_units", "per_day_minor_units", "ttl_seconds"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise ValueError(f"envelope {self.id!r}: {name} is a whole number or None, not {value!r}")
+            if not 0 <= value <= MAX_MINOR_UNITS:
+                raise ValueError(f"envelope {self.id!r}: {name} must be between 0 and {MAX_MINOR_UNITS}, not {value}")
+        for name in ("allowed_rails", "allowed_origins_glob"):
+            value = getattr(self, name)
+            if isinstance(value, str) or not all(isinstance(v, str) and len(v) <= MAX_TEXT_CHARS for v in value):
+                raise ValueError(f"envelope {self.id!r}: {name} is a list of strings")
+            object.__setattr__(self, name, tuple(value))
+
+    def allows_origin(self, origin: str) -> bool:
+        """Whether ``origin`` (``scheme://host[:port]``) matches one of the globs."""
+        host = origin.partition("://")[2]
+        return any(fnmatch.fnmatchcase(origin if "://" in glob else host, glob.lower()) for glob in self.allowed_origins_glob)
+
+    def limit_micro(self, name: str) -> int | None:
+        """A limit in millionths of a minor unit; ``name`` is the field's."""
+        value: int | None = getattr(self, name)
+        return None if value is None else value * MICRO
+
+
+#: In force where nothing else is said: 1 000 sat a call, 10 000 an hour, 50 000 a day.
+SAFE_DEFAULT = BudgetEnvelope(
+    "default", per_call_minor_units=1_000, per_hour_minor_units=10_000, per_day_minor_units=50_000
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvelopeRow:
+    """An envelope as the ledger holds it. Totals in minor units of its currency, exact to the millionth.
+
+    ``settled_minor_units`` counts all that was ever spent; ``grant_settled_minor_units`` what was spent under the present grant
+    (``ttl_seconds``), against which the cap is held.
+    """
+
+    limits: BudgetEnvelope
+    reserved_minor_units: Decimal
+    settled_minor_units: Decimal
+    grant_settled_minor_units: Decimal
+    frozen: bool
+    granted_at: datetime | None
+
+    @property
+    def id(self) -> str:
+        """The envelope's id."""
+        return self.limits.id
+
+    @property
+    def headroom_minor_units(self) -> Decimal | None:
+        """What the lifetime cap still leaves, or None where there is no cap."""
+        if self.limits.cap_minor_units is None:
+            return None
+        return max(Decimal(0), self.limits.cap_minor_units - self.grant_settled_minor_units - self.reserved_minor_units)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Intent:
+    """A purchase about to be made, as it is written before lnd hears of it. Amounts in msat, ``payment_hash`` hex."""
+
+    payment_hash: str
+    origin: str
+    scope: str
+    path: str
+    node_pubkey: str
+    network: str
+    bolt11: str
+    scheme: str
+    token: str = field(repr=False)
+    amount_msat: int
+    fee_cap_msat: int
+    valid_until: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaymentRow:
+    """One payment's whole life: budget draw, write-ahead record and token at once.
+
+    ``payment_hash``, ``preimage`` are hex. ``fee_msat`` is what lnd charged (0 until settled), ``max_fee_msat`` what it was
+    allowed to. ``sends_ever`` and ``sends_unanswered`` count the orders that left. ``taken``: the server has taken the token
+    before. ``told``: a trace has told of the payment.
+    """
+
+    payment_hash: str
+    origin: str
+    scope: str
+    path: str
+    state: PaymentState
+    amount_msat: int
+    max_fee_msat: int
+    fee_msat: int
+    envelope_id: str | None
+    node_pubkey: str
+    network: str
+    bolt11: str
+    scheme: str
+    token: str = field(repr=False)
+    preimage: str | None = field(default=None, repr=False)
+    currency: str | None = None
+    btc_price: Decimal | None = None
+    rate_quality: str | None = None
+    reserved_micro: int = 0
+    settled_micro: int = 0
+    sends_ever: int = 0
+    sends_unanswered: int = 0
+    valid_until: int | None = None
+    taken: bool = False
+    told: bool = False
+    failure_code: str | None = None
+    failure_text: str | None = None
+    created_at: datetime
+    settled_at: datetime | None = None
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether the outcome isn't known yet."""
+        return self.state in UNFINISHED
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """What one word of the node or the server changes in a row, decided by `routeweiler_sync.purchase`.
+
+    ``answered``: how many sends the word counts off. ``preimage`` and ``fee_msat`` belong to the change to SETTLED; without a
+    preimage the payment is booked but gives no token.
+    """
+
+    state: PaymentState
+    answered: int = 0
+    preimage: bytes | None = field(default=None, repr=False)
+    fee_msat: int = 0
+    failure_code: str | None = None
+    failure_text: str | None = None

@@ -1,0 +1,510 @@
+"""Checkout buys one token: the only door to the money.
+
+It runs the decisions of `routeweiler_sync.purchase` against the ledger and the node. What is bought for which request, and what
+the server then says, is the adapter's.
+
+The order of things, none of which may be swapped:
+  1. what the challenge itself tells (token and invoice belong together, not expired);
+  2. a live token, or an unfinished purchase, of the same need: used, or carried to its end, before anything new is bought;
+  3. policy, envelope, funding, node, rate, confirm: every reason to refuse, while nothing has happened yet;
+  4. the ledger reserves and writes the intent down, on disk;
+  5. the node pays; on any doubt it is asked, never guessed;
+  6. the ledger books the spend and keeps the token, in one transaction.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from decimal import Decimal
+from typing import Any
+
+import tenacity
+
+from . import purchase
+from .budgets.fmv import FmvProvider, rate_for
+from .budgets.ledger import Draw, Ledger
+from .budgets.money import MSAT_PER_SAT, Rate
+from .budgets.schema import BudgetEnvelope, Intent, PaymentRow, PaymentState
+from .errors import (
+    ChallengeExpiredError,
+    ChallengeMismatchError,
+    FundingError,
+    InvoicePaymentError,
+    LedgerError,
+    NoFundingForRailError,
+    PaymentDeclinedError,
+    PaymentPendingError,
+    PolicyDeniedError,
+    PolicyMaxPerCallExceededError,
+    PreimageMismatchError,
+    RailNotSupportedError,
+    RouteweilerError,
+    TokenRefusedError,
+)
+from .flight import Deadline, single
+from .funding.answers import Answer, Word
+from .funding.lightning import LightningFundingSource
+from .l402.challenge import Challenge
+from .policy.dsl import Policy
+from .policy.engine import evaluate
+from .purchase import Act, Step
+from .tokens import HeldToken
+
+log = logging.getLogger("routeweiler_sync")
+
+RAIL = "l402"
+#: An invoice that expires sooner than this isn't begun: the payment would race its expiry.
+MIN_INVOICE_LIFE_S = 2
+#: How often one call sends an invoice again whose earlier send is unanswered. More would only add unanswered sends.
+MAX_RESENDS = 1
+#: How long another process's purchase is left alone before the node is asked about it. It ends nothing; asking is harmless.
+LEAVE_ALONE_S = 1.0
+#: Nodes and ledgers are asked again at these intervals: soon at first, then patiently.
+ROW_POLL = tenacity.wait_exponential_jitter(initial=0.01, max=0.25, jitter=0.01)
+NODE_POLL = tenacity.wait_exponential_jitter(initial=0.05, max=1.0, jitter=0.05)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quote:
+    """What a call would pay: the signed invoice's amount, the most that routing may cost on top, and both in the budget's currency.
+
+    ``amount_minor_units`` is ``amount_msat`` in minor units of ``currency``, rounded up at the sixth decimal. ``payment_hash`` is hex.
+    """
+
+    url: str
+    amount_msat: int
+    max_fee_msat: int
+    amount_minor_units: Decimal
+    currency: str
+    scope: str
+    payment_hash: str
+    description: str
+    expires_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Need:
+    """Who needs a token for what: the URL that answered 402, its origin, path and the scope of its challenge."""
+
+    url: str
+    origin: str
+    path: str
+    scope: str
+    challenge: Challenge = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Purchase:
+    """A token, and whether this call ended its payment (``bought``) or found it made."""
+
+    held: HeldToken
+    row: PaymentRow
+    bought: bool
+    settlement_latency_ms: int | None = None
+
+
+class Checkout:
+    """Buys tokens within a budget. Thread-safe; shared by all requests of a session.
+
+    `token_for` may move money, `recover` asks but never sends.
+    """
+
+    def __init__(
+        self,
+        *,
+        funding: Sequence[LightningFundingSource],
+        ledger: Ledger,
+        envelope: BudgetEnvelope | str | None,
+        policy: Policy | None = None,
+        fmv_provider: FmvProvider | None = None,
+        payment_timeout_s: float = 60.0,
+        confirm: Callable[[Quote], bool] | None = None,
+        session_started_s: float | None = None,
+    ) -> None:
+        self.funding = tuple(funding)
+        self.ledger = ledger
+        self.envelope = envelope
+        self.policy = policy
+        self._fmv_provider = fmv_provider
+        self._payment_timeout_s = payment_timeout_s
+        self._confirm = confirm
+        self._session_started_s = time.time() if session_started_s is None else session_started_s
+
+    def token_for(self, need: Need, *, refused: frozenset[str] = frozenset(), may_buy: bool = True) -> Purchase | None:
+        """The token that ``need`` asks for: a live one, one whose purchase is carried to its end, or a new one. May move money.
+
+        ``refused``: payment hashes (hex) of tokens that the server has just refused; they aren't given again. Without ``may_buy``
+        nothing new is bought: None where there is nothing to give. Raises the errors of the tree; each says what became of the money.
+        """
+        deadline = Deadline(self._payment_timeout_s)
+        with single((self.ledger.url, need.origin, need.scope), deadline):
+            standing = self._standing(need, refused)
+            if standing is None:
+                if not may_buy:
+                    return None
+                return self._buy(need, deadline)
+            return self._use(standing, deadline)
+
+    def recover(self) -> list[PaymentRow]:
+        """Ask the node about every unfinished row of its own, and book what it says. Starts no payment. The rows, as they are now.
+
+        A row whose node can't be asked stays as it is. Raises LedgerError, PaymentPendingError where the ledger can't be written.
+        """
+        rows = []
+        deadline = Deadline(self._payment_timeout_s)
+        for row in self.ledger.unfinished():
+            source, problem = self._source_of(row, deadline)
+            if source is None:
+                log.info("payment %s stays unfinished: %s", row.payment_hash, problem or "no funding source has its node")
+                rows.append(row)
+                continue
+            answer = source.track(_hash(row), timeout_s=deadline.left_s(), follow=False)
+            rows.append(self._take(row, Act.TRACK, answer)[1])
+        return rows
+
+    # -- what is there already --------------------------------------------------------------------------------------------
+
+    def _standing(self, need: Need, refused: frozenset[str]) -> PaymentRow | None:
+        """The row that answers ``need`` or stands in the way of a new purchase, or None."""
+        live = self.ledger.live(need.origin, need.scope)
+        if live and live[0].payment_hash not in refused:
+            return live[0]
+        same = self.ledger.payment(need.challenge.payment_hash.hex())
+        if same is not None and same.payment_hash in refused:
+            raise _given_up(same)
+        return same
+
+    def _use(self, row: PaymentRow, deadline: Deadline) -> Purchase:
+        """What ``row``, found in the ledger, comes to."""
+        if row.unfinished:
+            return self._resolve(row, deadline)
+        if row.state is PaymentState.SETTLED:
+            return _as_purchase(row, bought=False)
+        raise _given_up(row)
+
+    def _resolve(self, row: PaymentRow, deadline: Deadline) -> Purchase:
+        """Carry another's unfinished purchase to its end: leave it alone for a moment, then ask its node."""
+        row = self._watch(row, Deadline(min(LEAVE_ALONE_S, deadline.left_s())))
+        if row.unfinished:
+            source, problem = self._source_of(row, deadline)
+            if source is not None:
+                return self._carry(row, source, Act.TRACK, deadline)
+            if problem is not None:
+                raise self._pending(row, f"its node can't be asked: {problem}") from problem
+            row = self._watch(row, deadline)
+            if row.unfinished:
+                raise self._pending(row, f"only its own node {row.node_pubkey} can tell, and this session hasn't that one")
+        if row.state is PaymentState.SETTLED:
+            return _as_purchase(row, bought=False)
+        raise _ended_error(row)
+
+    def _watch(self, row: PaymentRow, deadline: Deadline) -> PaymentRow:
+        """Wait until ``row`` has ended or the time is up."""
+
+        def look() -> PaymentRow:
+            return self.ledger.payment(row.payment_hash) or row
+
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_result(lambda seen: seen.unfinished and not deadline.passed),
+            wait=ROW_POLL,
+        )
+        return retrying(look)
+
+    # -- a new purchase ---------------------------------------------------------------------------------------------------
+
+    def _buy(self, need: Need, deadline: Deadline) -> Purchase:
+        """Every reason to refuse, then the intent on disk, then the order."""
+        check_challenge(need.challenge)
+        invoice = need.challenge.invoice
+        self._check_policy(need)
+        self._check_envelope(need)
+        source = self._source_for(invoice.network)
+        node_pubkey = source.ready(deadline.left_s())
+        fee_cap_msat = source.fee_cap_msat(invoice.amount_msat)
+        draw = self._draw()
+        if self._confirm is not None:
+            self._ask_confirm(need, fee_cap_msat, draw)
+            deadline = Deadline(self._payment_timeout_s)  # the wallet's time doesn't run while a person thinks
+        row, is_new = self.ledger.open_payment(
+            Intent(
+                payment_hash=need.challenge.payment_hash.hex(),
+                origin=need.origin,
+                scope=need.scope,
+                path=need.path,
+                node_pubkey=node_pubkey,
+                network=invoice.network,
+                bolt11=invoice.bolt11,
+                scheme=need.challenge.scheme,
+                token=need.challenge.token,
+                amount_msat=invoice.amount_msat,
+                fee_cap_msat=fee_cap_msat,
+                valid_until=need.challenge.valid_until,
+            ),
+            draw,
+        )
+        if not is_new:
+            return self._use(row, deadline)
+        log.info("paying %d msat to %s, payment hash %s", row.amount_msat, row.origin, row.payment_hash)
+        return self._carry(row, source, Act.SEND, deadline)
+
+    def _check_policy(self, need: Need) -> None:
+        if self.policy is None:
+            return
+        invoice = need.challenge.invoice
+        verdict = evaluate(self.policy, url=need.url, scheme=need.challenge.scheme, network=invoice.network, rail=RAIL)
+        if verdict.denied:
+            raise PolicyDeniedError(
+                f"The policy's rule {verdict.rule!r} forbids paying {need.origin}{f': {verdict.reason}' if verdict.reason else ''}. "
+                "Nothing was spent. Change the policy to allow it."
+            )
+        if verdict.max_per_call_minor_units is not None:
+            price = rate_for(self.policy.currency, self._fmv_provider).minor_units_of(invoice.amount_msat)
+            if price > verdict.max_per_call_minor_units:
+                raise PolicyMaxPerCallExceededError(
+                    f"The price of {price.normalize():f} {self.policy.currency} minor units is above the {verdict.max_per_call_minor_units} "
+                    f"that the policy's rule {verdict.rule!r} allows for one call. Nothing was spent. Change the policy to allow it."
+                )
+
+    def _check_envelope(self, need: Need) -> None:
+        envelope = self.envelope
+        if isinstance(envelope, str):
+            envelope = self.ledger.envelope(envelope).limits
+        if envelope is None:
+            return
+        if RAIL not in envelope.allowed_rails:
+            raise RailNotSupportedError(
+                f"Envelope {envelope.id!r} doesn't allow the rail {RAIL}. Nothing was spent. Add it to allowed_rails."
+            )
+        if not envelope.allows_origin(need.origin):
+            raise PolicyDeniedError(
+                f"Envelope {envelope.id!r} doesn't allow paying {need.origin}. Nothing was spent. Add it to allowed_origins_glob."
+            )
+
+    def _source_for(self, network: str) -> LightningFundingSource:
+        for source in self.funding:
+            if source.network == network:
+                return source
+        have = ", ".join(sorted({s.network for s in self.funding})) or "none"
+        raise NoFundingForRailError(
+            f"The invoice is on {network}, and no funding for that network is configured (configured: {have}). "
+            "Nothing was spent. Add a funding source for it."
+        )
+
+    def _draw(self) -> Draw | None:
+        if self.envelope is None:
+            return None
+        limits = self.ledger.envelope(self.envelope).limits if isinstance(self.envelope, str) else self.envelope
+        rate = rate_for(limits.cap_currency, self._fmv_provider)
+        return Draw(envelope=self.envelope, rate=rate, session_started_s=self._session_started_s)
+
+    def _ask_confirm(self, need: Need, max_fee_msat: int, draw: Draw | None) -> None:
+        invoice = need.challenge.invoice
+        rate = draw.rate if draw is not None else Rate(currency="sat")
+        quote = Quote(
+            url=need.url,
+            amount_msat=invoice.amount_msat,
+            max_fee_msat=max_fee_msat,
+            amount_minor_units=rate.minor_units_of(invoice.amount_msat),
+            currency=rate.currency,
+            scope=need.scope,
+            payment_hash=invoice.payment_hash.hex(),
+            description=invoice.description,
+            expires_at=datetime.fromtimestamp(invoice.expires_at, tz=timezone.utc),
+        )
+        assert self._confirm is not None
+        if not self._confirm(quote):
+            raise PaymentDeclinedError(
+                f"Paying {sats(invoice.amount_msat)} to {need.origin} was declined by confirm(). Nothing was spent."
+            )
+        check_challenge(need.challenge)  # a person may take longer to answer than an invoice lives
+
+    # -- the loop that runs the table -------------------------------------------------------------------------------------
+
+    def _carry(self, row: PaymentRow, source: LightningFundingSource, act: Act, deadline: Deadline) -> Purchase:
+        """Do what the table says until it says what the call ends with. A first SEND has been counted by whoever opened the row."""
+        resends, counted, started_s, reason = MAX_RESENDS, act is Act.SEND, time.monotonic(), None
+        while act.asks_node:
+            if act is Act.SEND and not counted:
+                if not resends:
+                    raise self._pending(row, "its order was sent again once, and nothing more is known")
+                resends -= 1
+                again = self._counted_again(row)
+                if again is None:  # ended meanwhile: look at how
+                    return self._use(self.ledger.payment(row.payment_hash) or row, deadline)
+                row = again
+            counted = False
+            answer = self._ask(row, source, act, deadline)
+            reason = answer.reason or reason
+            step, row = self._take(row, act, answer)
+            act = step.rule.act
+            if act.asks_node and deadline.passed:
+                raise self._pending(row, f"no final word came in time{f' (the last was: {reason})' if reason else ''}")
+        if act is Act.HAND_OVER and row.preimage is not None:
+            return _as_purchase(row, bought=True, settlement_latency_ms=int((time.monotonic() - started_s) * 1000))
+        if act is Act.RAISE_PENDING:
+            raise self._pending(row, reason or "an earlier order for it is unanswered")
+        raise _error_for(act, row, reason)
+
+    def _ask(self, row: PaymentRow, source: LightningFundingSource, act: Act, deadline: Deadline) -> Answer:
+        """Send once, or ask until the node says something or the time is up."""
+        if act is Act.SEND:
+            return source.send(row.bolt11, payment_hash=_hash(row), max_fee_msat=row.max_fee_msat, timeout_s=deadline.left_s())
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_result(lambda answer: answer.word is Word.UNKNOWN and not deadline.passed),
+            wait=NODE_POLL,
+            sleep=lambda pause_s: time.sleep(min(pause_s, deadline.left_s())),
+        )
+        return retrying(lambda: source.track(_hash(row), timeout_s=deadline.left_s(), follow=act is not Act.LAST_LOOK))
+
+    def _counted_again(self, row: PaymentRow) -> PaymentRow | None:
+        try:
+            return self.ledger.count_send(row.payment_hash)
+        except LedgerError as error:
+            raise self._pending(row, f"the ledger can't be written: {error}") from error
+
+    def _take(self, row: PaymentRow, asked: Act, answer: Answer) -> tuple[Step, PaymentRow]:
+        """Put ``answer`` to the table and book what it says, in one transaction on the row as it is by then."""
+        steps: list[Step] = []
+
+        def decide(current: PaymentRow) -> Any:
+            steps.append(purchase.decide(current, asked, answer))
+            change = steps[-1].change
+            changes_nothing = change.state is current.state and not change.answered
+            return None if changes_nothing else change
+
+        try:
+            after = self.ledger.change(row.payment_hash, decide)
+        except LedgerError as error:
+            raise self._pending(row, f"the ledger can't be written: {error}") from error
+        if steps[-1].event is purchase.Event.PAID:
+            log.info("payment %s settled, fee %d msat", row.payment_hash, after.fee_msat)
+        return steps[-1], after
+
+    def _source_of(self, row: PaymentRow, deadline: Deadline) -> tuple[LightningFundingSource | None, FundingError | None]:
+        """The funding source of the row's own node (no other may be asked about it, or sent it), or what kept us from it."""
+        problem: FundingError | None = None
+        for source in self.funding:
+            if source.network != row.network:
+                continue
+            try:
+                if source.ready(deadline.left_s()) == row.node_pubkey:
+                    return source, None
+            except FundingError as error:
+                problem = error
+        return None, problem
+
+    def _pending(self, row: PaymentRow, why: str) -> PaymentPendingError:
+        return PaymentPendingError(
+            f"The payment {row.payment_hash} of {sats(row.amount_msat)} to {row.origin} isn't finished: {why}. Whether money was spent isn't "
+            "known yet; it is reserved in the budget. Call again (the same purchase goes on, nothing is paid twice), or session.recover().",
+            payment_hash=row.payment_hash,
+        )
+
+
+def check_challenge(challenge: Challenge) -> None:
+    """Refuse what could only be paid in vain: token and invoice that don't belong together, or an expired one. Nothing spent."""
+    macaroon, invoice, now_s = challenge.macaroon, challenge.invoice, time.time()
+    if macaroon is not None and macaroon.payment_hash is not None and macaroon.payment_hash != invoice.payment_hash:
+        raise ChallengeMismatchError(
+            f"The token is for payment hash {macaroon.payment_hash.hex()}, the invoice for {invoice.payment_hash.hex()}: paying would "
+            "buy nothing. Nothing was spent. Tell the server's operator."
+        )
+    if now_s + MIN_INVOICE_LIFE_S >= invoice.expires_at:
+        raise ChallengeExpiredError(
+            f"The invoice {invoice.payment_hash.hex()} has expired ({int(now_s - invoice.expires_at)} s ago by this machine's clock). "
+            "Nothing was spent. Call again for a new one; if it repeats, check the clock."
+        )
+    if challenge.valid_until is not None and now_s >= challenge.valid_until:
+        raise ChallengeExpiredError(
+            "The token offered is already past its own valid_until, by this machine's clock: paying would buy nothing. Nothing was "
+            "spent. Call again for a new one; if it repeats, check the clock."
+        )
+
+
+def sats(amount_msat: int) -> str:
+    """An amount for people: sats, with the msat where there are any."""
+    whole, rest = divmod(amount_msat, MSAT_PER_SAT)
+    return f"{whole}.{rest:03d} sat" if rest else f"{whole} sat"
+
+
+def _hash(row: PaymentRow) -> bytes:
+    return bytes.fromhex(row.payment_hash)
+
+
+def _as_purchase(row: PaymentRow, *, bought: bool, settlement_latency_ms: int | None = None) -> Purchase:
+    held = HeldToken.of(row)
+    if held is None:
+        raise _error_for(Act.RAISE_MISMATCH, row, None)
+    return Purchase(held=held, row=row, bought=bought, settlement_latency_ms=settlement_latency_ms)
+
+
+def _error_for(act: Act, row: PaymentRow, reason: str | None) -> RouteweilerError:
+    """The error with which ``act`` ends the call."""
+    what = f"The payment {row.payment_hash} of {sats(row.amount_msat)} to {row.origin}"
+    if act is Act.RAISE_FAILED:
+        return InvoicePaymentError(
+            f"{what} failed: {reason or row.failure_text}. Nothing was spent. {_advice(reason)}",
+            payment_hash=row.payment_hash,
+            failure_reason=reason or row.failure_text,
+        )
+    if act is Act.RAISE_EXPIRED:
+        return ChallengeExpiredError(
+            f"{what} wasn't made: the invoice expired first, by the node's clock. Nothing was spent. Call again for a new one.",
+            payment_hash=row.payment_hash,
+        )
+    if act is Act.RAISE_REFUSED:
+        return FundingError(
+            f"{what} was refused by the node before it began: {reason or row.failure_text}. Nothing was spent. "
+            "Mend that at the node, then call again.",
+            payment_hash=row.payment_hash,
+        )
+    if act in (Act.RAISE_MISMATCH, Act.HAND_OVER):
+        return PreimageMismatchError(
+            f"{what} is settled, says the node, but without a preimage that fits, so there is no token. The money is spent and "
+            f"booked. Ask the node's operator for the preimage, or Ledger.forget({row.payment_hash!r}) to buy anew.",
+            payment_hash=row.payment_hash,
+        )
+    return _ended_error(row)
+
+
+def _ended_error(row: PaymentRow) -> RouteweilerError:
+    """The error of a row that someone else has ended: its outcome is shared."""
+    acts = {
+        purchase.Event.FAILED_FOR_GOOD: Act.RAISE_FAILED,
+        purchase.Event.GONE: Act.RAISE_EXPIRED,
+        purchase.Event.REFUSED_ONLY_SEND: Act.RAISE_REFUSED,
+    }
+    for event, act in acts.items():
+        if row.state is PaymentState.DEAD and row.failure_code == event.name.lower():
+            return _error_for(act, row, row.failure_text)
+    if row.state is PaymentState.DEAD:
+        return InvoicePaymentError(
+            f"The payment {row.payment_hash} was {row.failure_text or 'given up'}. Nothing was spent by this call. Call again for a new one.",
+            payment_hash=row.payment_hash,
+            failure_reason=row.failure_code,
+        )
+    return TokenRefusedError(
+        f"The token of payment {row.payment_hash} has been given up: the server refused it, or it was forgotten. It was paid earlier; "
+        "nothing was spent by this call. Call again for a new one.",
+        payment_hash=row.payment_hash,
+    )
+
+
+def _given_up(row: PaymentRow) -> RouteweilerError:
+    """The server repeats an invoice whose row has ended: nothing is sent for it again."""
+    error = _ended_error(row)
+    error.args = (f"The server repeats an invoice that is in the ledger already. {error.args[0]}",)
+    return error
+
+
+def _advice(reason: str | None) -> str:
+    return {
+        "NO_ROUTE": "Check the node's channels and the fee limit, then call again.",
+        "INSUFFICIENT_BALANCE": "Add funds to the node's channels, then call again.",
+        "TIMEOUT": "Call again; give it a longer payment_timeout if it repeats.",
+        "INCORRECT_PAYMENT_DETAILS": "The receiving node refused the invoice: call again for a new one.",
+    }.get(reason or "", "Call again for a new invoice.")

@@ -1,0 +1,94 @@
+"""One purchase at a time for one need, within a process. (Between processes the ledger's unique index sees to it.)
+
+Whoever comes while a purchase is under way waits for it, and shares how it ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+import threading
+import time
+from collections.abc import Iterator
+from typing import Final
+
+from .errors import PaymentPendingError, RouteweilerError
+
+
+class _Flight:
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.users = 0
+        self.finished = 0
+        self.error: RouteweilerError | None = None
+
+
+_flights: dict[tuple[str, str, str], _Flight] = {}
+_registry_lock = threading.Lock()
+
+
+def _start_over_after_fork() -> None:
+    # In a forked child the threads that hold these locks don't exist.
+    global _registry_lock
+    _registry_lock = threading.Lock()
+    _flights.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_over_after_fork)
+
+
+class Deadline:
+    """A moment on the monotonic clock until which a call waits for the wallet."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._end: Final = time.monotonic() + timeout_s
+
+    def left_s(self) -> float:
+        """Seconds left, never below 0."""
+        return max(0.0, self._end - time.monotonic())
+
+    @property
+    def passed(self) -> bool:
+        """Whether no time is left."""
+        return self.left_s() == 0.0
+
+
+@contextlib.contextmanager
+def single(key: tuple[str, str, str], deadline: Deadline) -> Iterator[None]:
+    """Be the only one in this process to buy for ``key`` = (ledger, origin, scope).
+
+    Raises what the purchase that was waited for raised, if that was about a payment; PaymentPendingError where the wait outlasts
+    ``deadline``. No money moves here.
+    """
+    with _registry_lock:
+        flight = _flights.setdefault(key, _Flight())
+        flight.users += 1
+        seen = flight.finished
+    try:
+        waited = not flight.lock.acquire(blocking=False)
+        if waited and not flight.lock.acquire(timeout=deadline.left_s()):
+            raise PaymentPendingError(
+                f"Another thread is still buying a token for {key[1]} ({key[2]}). Whether money was spent isn't known yet. "
+                "Call again: the same purchase goes on, nothing is paid twice."
+            )
+        try:
+            if waited and flight.finished > seen and flight.error is not None:
+                raise copy.copy(flight.error) from flight.error
+            flight.error = None
+            try:
+                yield
+            except RouteweilerError as error:
+                # Only what the payment itself came to is shared: a budget, a policy, a body is each caller's own.
+                flight.error = error if error.payment_hash is not None else None
+                raise
+            finally:
+                flight.finished += 1
+        finally:
+            flight.lock.release()
+    finally:
+        with _registry_lock:
+            flight.users -= 1
+            if flight.users == 0:
+                _flights.pop(key, None)

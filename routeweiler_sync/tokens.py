@@ -1,0 +1,139 @@
+"""Which token goes along unasked: a session's memory of the ledger's live tokens, by origin.
+
+The ledger is asked once for each origin; after that a request costs a look into a dict. What other processes buy later is found
+on the 402 that follows, before anything is paid.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from .errors import LedgerError
+
+if TYPE_CHECKING:
+    from .budgets.ledger import Ledger
+    from .budgets.schema import PaymentRow
+
+log = logging.getLogger("routeweiler_sync")
+
+#: Most origins that a session remembers; the one unused for longest is forgotten (and asked of the ledger again).
+MAX_ORIGINS = 1_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldToken:
+    """A paid token and what is known of it. ``payment_hash`` is hex, amounts in msat, ``valid_until`` unix seconds."""
+
+    payment_hash: str
+    origin: str
+    scope: str
+    scheme: str
+    token: str = field(repr=False)
+    preimage: bytes = field(repr=False)
+    amount_msat: int
+    fee_msat: int
+    valid_until: int | None
+    taken: bool
+    told: bool
+
+    @classmethod
+    def of(cls, row: PaymentRow) -> HeldToken | None:
+        """The token that ``row`` holds, or None where the row holds none."""
+        if row.preimage is None:
+            return None
+        return cls(
+            payment_hash=row.payment_hash,
+            origin=row.origin,
+            scope=row.scope,
+            scheme=row.scheme,
+            token=row.token,
+            preimage=bytes.fromhex(row.preimage),
+            amount_msat=row.amount_msat,
+            fee_msat=row.fee_msat,
+            valid_until=row.valid_until,
+            taken=row.taken,
+            told=row.told,
+        )
+
+
+class _Origin:
+    def __init__(self) -> None:
+        self.by_scope: dict[str, HeldToken] = {}
+        self.learned: dict[str, str] = {}
+
+
+class TokenBook:
+    """A session's tokens. Thread-safe; of its ledger it only reads, and only when the ledger exists."""
+
+    def __init__(self, ledger: Callable[[], Ledger]) -> None:
+        self._ledger = ledger
+        self._origins: OrderedDict[str, _Origin] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def unasked(self, origin: str, path: str) -> tuple[HeldToken, bool] | None:
+        """The token to send along to ``path``, and whether it is a guess; None where there is none. Never raises.
+
+        The one whose scope was learned for this very path; else, as a guess, the origin's only live token.
+        """
+        known = self._origins.get(origin) or self._load(origin)
+        if not known.by_scope:
+            return None
+        learned = known.learned.get(path)
+        if learned is not None:
+            held = known.by_scope.get(learned)
+            return None if held is None else (held, False)
+        if len(known.by_scope) == 1:
+            return next(iter(known.by_scope.values())), True
+        return None
+
+    def put(self, held: HeldToken, path: str | None = None) -> None:
+        """Remember ``held``; with ``path``, that the path takes tokens of its scope."""
+        known = self._origins.get(held.origin) or self._load(held.origin)
+        with self._lock:
+            known.by_scope = {**known.by_scope, held.scope: held}
+            if path is not None and known.learned.get(path) != held.scope:
+                known.learned = {**known.learned, path: held.scope}
+
+    def knows_path(self, held: HeldToken, path: str) -> bool:
+        """Whether ``path`` is known to take tokens of ``held``'s scope."""
+        known = self._origins.get(held.origin)
+        return known is not None and known.learned.get(path) == held.scope
+
+    def taken(self, held: HeldToken) -> HeldToken:
+        """Note that the server has taken ``held``, and that its payment has been told."""
+        noted = replace(held, taken=True, told=True)
+        known = self._origins.get(held.origin)
+        with self._lock:
+            if known is not None and held.scope in known.by_scope and known.by_scope[held.scope].payment_hash == held.payment_hash:
+                known.by_scope = {**known.by_scope, held.scope: noted}
+        return noted
+
+    def drop(self, held: HeldToken) -> None:
+        """Forget ``held``: it is no longer live."""
+        known = self._origins.get(held.origin)
+        with self._lock:
+            if known is not None and held.scope in known.by_scope and known.by_scope[held.scope].payment_hash == held.payment_hash:
+                known.by_scope = {s: t for s, t in known.by_scope.items() if s != held.scope}
+
+    def _load(self, origin: str) -> _Origin:
+        known = _Origin()
+        try:
+            ledger = self._ledger()
+            if ledger.exists():
+                rows = ledger.live(origin)
+                tokens = [HeldToken.of(row) for row in rows]
+                known.by_scope = {held.scope: held for held in tokens if held is not None}
+                known.learned = {row.path: row.scope for row in rows} | ledger.learned(origin)
+        except LedgerError as error:
+            # Free traffic doesn't need the ledger. A 402 will, and says what is wrong with it.
+            log.debug("tokens for %s can't be looked up: %s", origin, error)
+        with self._lock:
+            self._origins[origin] = known
+            while len(self._origins) > MAX_ORIGINS:
+                self._origins.popitem(last=False)
+        return known
