@@ -1,0 +1,195 @@
+"""The trace event: its parts and its JSON. It knows no files; where events go is `routeweiler_sync.trace.sink`'s to know.
+
+There is no field for a token, a macaroon or a credential, and user:password@ is cut from every URL and message. The preimage
+(``proofValue``) is the payer's proof of payment and opens nothing without the token.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from decimal import Decimal
+from typing import Any
+
+_SCHEME = re.compile(r"\s*(?:[A-Za-z][A-Za-z0-9+.-]*:)?//")
+_URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
+
+
+def timestamp(moment: datetime) -> str:
+    """ISO 8601 in UTC with microseconds and ``Z``: all of one width, so that they sort as text. A naive time is taken as local."""
+    return moment.astimezone(timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def without_userinfo(url: str) -> str:
+    """``url`` less its ``user:password@``. Also of URLs that no library would take: their calls are traced too."""
+    scheme = _SCHEME.match(url)
+    start = scheme.end() if scheme else 0
+    end = next((start + at for at, char in enumerate(url[start:]) if char in "/?#"), len(url))
+    authority = url[start:end]
+    if "@" in authority:
+        return url[:start] + authority.rpartition("@")[2] + url[end:]
+    _, colon, port = authority.rpartition(":")
+    if "@" in url[end:] and colon and port and not port.isdigit() and not authority.startswith("["):
+        return url[:start] + url[end:].rpartition("@")[2]  # a password with an unquoted "/", "?" or "#"
+    return url
+
+
+def _sats(amount_msat: int) -> int:
+    return -(-amount_msat // 1000)
+
+
+def _number(amount: Decimal | None) -> int | float | str | None:
+    """A JSON number from which ``Decimal(str(number))`` gives ``amount`` back, or a string where no double can."""
+    if amount is None:
+        return None
+    if amount == amount.to_integral_value():
+        return int(amount)
+    return float(amount) if Decimal(repr(float(amount))) == amount else format(amount, "f")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceChallenge:
+    """The challenge that a call met: what it asked for. ``amount_msat`` is the signed invoice's."""
+
+    scheme: str
+    url: str
+    amount_msat: int | None = None
+    network: str | None = None
+    payment_hash: str | None = None
+    expires_at: datetime | None = None
+    scope: str | None = None
+    description: str | None = None
+
+    def to_json_dict(self) -> dict[str, Any]:
+        """The ``challenge`` object of the event."""
+        return {
+            "scheme": self.scheme,
+            "url": without_userinfo(self.url),
+            "amountMsat": self.amount_msat,
+            "network": self.network,
+            "paymentHash": self.payment_hash,
+            "expiresAt": None if self.expires_at is None else timestamp(self.expires_at),
+            "scope": self.scope,
+            "description": self.description,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TracePayment:
+    """The payment that a call made or the token that it used (``reused``, which adds nothing to any sum).
+
+    ``payment_hash`` and ``proof_value`` (the preimage; None where the node's didn't fit) are 64 hex digits. ``amount_msat``
+    leaves out ``fee_msat``. ``amount_envelope`` is what was booked in the envelope, in minor units of its currency and up to
+    six decimal places. ``settlement_latency_ms``: from the order to the node's word.
+    """
+
+    payment_hash: str
+    proof_value: str | None = field(default=None, repr=False)
+    amount_msat: int
+    fee_msat: int = 0
+    amount_envelope: Decimal | None = None
+    amount_envelope_currency: str | None = None
+    fmv_quality: str | None = None
+    settlement_latency_ms: int | None = None
+    reused: bool = False
+
+    def to_json_dict(self) -> dict[str, Any]:
+        """The ``payment`` object. ``amountNative`` is in whole sats, rounded up; ``amountMsat`` is exact.
+
+        ``amountEnvelope`` is a JSON number, and a string where no double can hold it (above 15 digits):
+        ``Decimal(str(…))`` gives back the exact amount from either.
+        """
+        return {
+            "paymentHash": self.payment_hash,
+            "proofType": "preimage",
+            "proofValue": self.proof_value,
+            "amountNative": _sats(self.amount_msat),
+            "amountMsat": self.amount_msat,
+            "feeMsat": self.fee_msat,
+            "amountNativeCurrency": "btc-lightning",
+            "amountEnvelope": _number(self.amount_envelope),
+            "amountEnvelopeCurrency": self.amount_envelope_currency,
+            "fmvQuality": self.fmv_quality,
+            "settlementLatencyMs": self.settlement_latency_ms,
+            "reused": self.reused,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceError:
+    """Why a call failed: ``code`` is stable (`RouteweilerError.code`), ``message`` is for people, less user:password@ of URLs."""
+
+    code: str
+    message: str
+
+    def to_json_dict(self) -> dict[str, Any]:
+        """The ``error`` object of the outcome."""
+        return {"code": self.code, "message": _URL_IN_TEXT.sub(lambda url: without_userinfo(url[0]), self.message)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceOutcome:
+    """How a call ended. ``http_status`` is None where no response came."""
+
+    http_status: int | None = None
+    service_delivered: bool = False
+    service_latency_ms: int | None = None
+    error: TraceError | None = None
+
+    def to_json_dict(self) -> dict[str, Any]:
+        """The ``outcome`` object of the event."""
+        return {
+            "httpStatus": self.http_status,
+            "serviceDelivered": self.service_delivered,
+            "serviceLatencyMs": self.service_latency_ms,
+            "error": None if self.error is None else self.error.to_json_dict(),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceEvent:
+    """One call, or a further payment of the call ``parent_request_id``.
+
+    ``event_id`` is the event's own: written a second time, the event is still told once (SQLite). ``funding_source`` is the
+    node's pubkey. Building an event never fails for what the strings hold, for a call must not fail for its trace.
+    """
+
+    request_id: str
+    url: str
+    method: str
+    outcome: TraceOutcome
+    timestamp_start: datetime
+    timestamp_end: datetime
+    agent_id: str | None = None
+    session_id: str | None = None
+    envelope_id: str | None = None
+    policy_hash: str | None = None
+    challenge: TraceChallenge | None = None
+    selected_rail: str | None = None
+    funding_source: str | None = None
+    payment: TracePayment | None = None
+    parent_request_id: str | None = None
+    event_id: str = field(default_factory=lambda: str(uuid.uuid4()))
+
+    def to_json_dict(self) -> dict[str, Any]:
+        """The event as it is written: camelCase, ready for `json.dumps`. ``parentRequestId`` is there only where there is one."""
+        parent = {} if self.parent_request_id is None else {"parentRequestId": self.parent_request_id}
+        return {
+            "requestId": self.request_id,
+            **parent,
+            "agentId": self.agent_id,
+            "sessionId": self.session_id,
+            "envelopeId": self.envelope_id,
+            "policyHash": self.policy_hash,
+            "url": without_userinfo(self.url),
+            "method": self.method,
+            "challenge": None if self.challenge is None else self.challenge.to_json_dict(),
+            "selectedRail": self.selected_rail,
+            "fundingSource": self.funding_source,
+            "payment": None if self.payment is None else self.payment.to_json_dict(),
+            "outcome": self.outcome.to_json_dict(),
+            "timestampStart": timestamp(self.timestamp_start),
+            "timestampEnd": timestamp(self.timestamp_end),
+        }

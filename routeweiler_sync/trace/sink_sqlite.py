@@ -1,0 +1,121 @@
+"""Trace events in SQLite. Knows the table and how processes share it; what is in an event is known to `schema`."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .sink import TraceSink, open_private
+
+if TYPE_CHECKING:
+    import sqlite3
+
+__all__ = ["SqliteSink", "TraceSink"]
+
+#: How long an event waits for other writers before it is given up.
+BUSY_TIMEOUT_S = 5.0
+_RETRY_PAUSE_S = 0.01
+
+_SCHEMA = (
+    """CREATE TABLE IF NOT EXISTS trace_events (
+        event_id TEXT PRIMARY KEY,
+        timestamp_start TEXT NOT NULL,
+        selected_rail TEXT,
+        envelope_id TEXT,
+        payment_hash TEXT,
+        payload TEXT NOT NULL
+    )""",
+    "CREATE INDEX IF NOT EXISTS trace_events_timestamp_start ON trace_events (timestamp_start)",
+    "CREATE INDEX IF NOT EXISTS trace_events_payment_hash ON trace_events (payment_hash)",
+)
+_INSERT = """INSERT INTO trace_events (event_id, timestamp_start, selected_rail, envelope_id, payment_hash, payload)
+    VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (event_id) DO NOTHING"""
+
+#: Whoever is inside SQLite holds this, and a fork waits for it: a child forked while another thread is inside gets SQLite's own
+#: mutexes locked, for ever (observed). It also keeps the making of a file from being interleaved with its use: closing any
+#: descriptor of a file drops all POSIX locks that the process holds on it, SQLite's too (sqlite.org/howtocorrupt.html, 2.2).
+_inside = threading.RLock()
+#: Connections that must not even be closed: a parent's, and those to a file that is gone. Closing might delete a WAL in use.
+_abandoned: list[sqlite3.Connection] = []
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_inside.acquire, after_in_parent=_inside.release, after_in_child=_inside.release)
+
+
+class SqliteSink(TraceSink):
+    """`TraceSink.sqlite`. ``payment_hash`` is that of the event's payment, null where there is none.
+
+    WAL with synchronous=NORMAL: an event survives the process's death at once, a power cut after the next checkpoint.
+    """
+
+    _connection: sqlite3.Connection | None = None
+    _identity: tuple[int, int] | None = None
+
+    def _write(self, event_id: str, payload: dict[str, Any], text: str) -> None:
+        payment_hash = payload["payment"] and payload["payment"]["paymentHash"]
+        row = (event_id, payload["timestampStart"], payload["selectedRail"], payload["envelopeId"], payment_hash, text)
+        with _inside:
+            if self._connection is not None and _identity(self.path) != self._identity:
+                self._abandon()
+            if self._connection is None:
+                self._connection = _open(self.path)
+                self._identity = _identity(self.path)
+            self._connection.execute(_INSERT, row)
+
+    def _close(self) -> None:
+        with _inside:
+            connection, self._connection = self._connection, None
+            if connection is not None:
+                connection.close()
+
+    def _abandon(self) -> None:
+        if self._connection is not None:
+            _abandoned.append(self._connection)
+            self._connection = None
+
+    def _forget_after_fork(self) -> None:
+        self._abandon()
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    """A connection to the database at ``path``, made where there is none. Raises OSError and sqlite3.Error."""
+    import sqlite3
+
+    with suppress(FileExistsError):
+        os.close(open_private(path, exclusive=True))  # SQLite gives the -wal and -shm files the mode of the database
+    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+    deadline = time.monotonic() + BUSY_TIMEOUT_S
+    while True:
+        try:
+            _prepare(connection)
+        except sqlite3.OperationalError as error:
+            # Raced openers of a fresh file get "database is locked" at once for journal_mode, despite the busy timeout.
+            if "locked" not in str(error) or time.monotonic() >= deadline:
+                connection.close()
+                raise
+            time.sleep(_RETRY_PAUSE_S * (1 + random.random()))  # noqa: S311 - no secret hangs on it
+        except BaseException:
+            connection.close()
+            raise
+        else:
+            return connection
+
+
+def _prepare(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=NORMAL")
+    for statement in _SCHEMA:
+        connection.execute(statement)
