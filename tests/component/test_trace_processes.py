@@ -21,6 +21,7 @@ from routeweiler_sync.trace import TraceSink
 from tests.unit.trace.events import free_event, paid_event
 
 PROCESSES, THREADS, EVENTS = 8, 4, 25
+RACES = 20
 PATIENCE_S = 60
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -73,6 +74,25 @@ def test_many_processes_and_threads_lose_nothing_and_never_interleave(path: Path
     told = request_ids(path)
     assert len(told) == len(expected)
     assert set(told) == expected
+
+
+def write_first_events(folder: Path, process: int, barrier: Any) -> None:
+    for n in range(RACES):
+        sink = TraceSink.sqlite(folder / f"{n}.sqlite")
+        barrier.wait(PATIENCE_S)
+        sink.emit(free_event(str(process)))
+        sink.close()
+
+
+def test_processes_that_race_to_make_the_database_lose_no_event(tmp_path: Path):
+    """When a fleet of workers starts, "database is locked" would swallow the first traces."""
+    barrier = SPAWN.Barrier(PROCESSES)
+    writers = [SPAWN.Process(target=write_first_events, args=(tmp_path, n, barrier)) for n in range(PROCESSES)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(PATIENCE_S)
+    assert [sorted(request_ids(tmp_path / f"{n}.sqlite")) for n in range(RACES)] == [[str(n) for n in range(PROCESSES)]] * RACES
 
 
 def write_for_ever(sink: TraceSink) -> None:
