@@ -83,7 +83,8 @@ def decode_invoice(text: str) -> Invoice:
         description, library_amount_msat = decoded.description or "", decoded.amount_msat
         assert payee is not None  # the library recovers it where it isn't given
     except Exception as exc:  # the library's own, bitstring's, coincurve's, ValueError, UnicodeDecodeError …
-        raise ChallengeParseError(f"the invoice can't be decoded or its signature is wrong ({type(exc).__name__})") from exc
+        why = exc if isinstance(exc, bolt11.Bolt11Exception) else type(exc).__name__  # only its own texts are fixed ones
+        raise ChallengeParseError(f"the invoice can't be decoded, or its signature is wrong ({why})") from exc
 
     _check_fields(text)
     if library_amount_msat != amount_msat:
