@@ -1,0 +1,318 @@
+"""The gRPC connection to lnd: credentials, one channel per process, readiness, and streams read into `Answer`s.
+
+Imports grpc and protobuf, and is itself imported at the first use of a client. Knows how to talk to lnd; which call is made when,
+and what its answer means, is left to `lightning`, `reading` and `source`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import ssl
+import threading
+import time
+from collections.abc import Generator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grpc
+import tenacity
+
+from ..errors import FundingError
+from .answers import Answer, Word
+from .reading import Rpc, is_permission_denied, read_error, read_payment, tidy
+from .stubs import routeweiler_lnd_pb2 as pb
+
+_Response = TypeVar("_Response")
+
+_PATHS: dict[Rpc, str] = {"send": "/routerrpc.Router/SendPaymentV2", "track": "/routerrpc.Router/TrackPaymentV2"}
+_STARTING = frozenset({pb.UNLOCKED, pb.RPC_ACTIVE, pb.WAITING_TO_START})
+
+#: An "it is ready" is believed for so long, so that a purchase doesn't ask twice.
+READY_TRUST_S = 1.0
+_START_POLL_S_MIN, _START_POLL_S_MAX = 0.05, 0.5
+#: The least that a call is given, so that a deadline that has just passed is told by lnd or gRPC and not guessed.
+_CALL_S_MIN = 0.05
+#: A macaroon is some hundred bytes; what is larger is another file.
+_MACAROON_BYTES_MAX = 16_384
+
+_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_receive_message_length", 64 * 2**20),  # ListPayments passes the default 4 MiB
+    ("grpc.use_local_subchannel_pool", 1),  # else channels to one target share a connection, and so its faults
+    ("grpc.enable_retries", 0),  # a send is repeated by the purchase alone, which counts it
+    ("grpc.keepalive_time_ms", 30_000),  # finds a dead peer during a long payment; lnd allows pings >= 5 s apart …
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 0),  # … and only while a stream is open
+    ("grpc.http2.max_pings_without_data", 0),
+)
+
+
+class NotPermittedError(FundingError):
+    """The macaroon is good but lacks the right to this call."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """Where a node is and what opens it. Either of ``macaroon_*``; neither of ``tls_cert_*`` means gRPC's default roots."""
+
+    host: str
+    port: int
+    macaroon_path: str | None = None
+    macaroon_hex: str | None = field(default=None, repr=False)
+    tls_cert_path: str | None = None
+    tls_cert_pem: str | None = field(default=None, repr=False)
+
+    @property
+    def address(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(slots=True, kw_only=True, repr=False)
+class _Link:
+    """A channel with what was read to open it."""
+
+    channel: grpc.Channel
+    macaroon_hex: str
+    ready_until: float = 0.0
+    used: bool = False
+
+
+class Connection:
+    """One node's connection, made at first use and anew after a fork. Safe to share between threads."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._link: _Link | None = None
+        # A parent's channels are kept, unused: to destroy one in the child would touch the connection they share.
+        self._inherited: list[_Link] = []
+
+    def close(self) -> None:
+        """Close the channel; a later call opens a new one. Calls under way on it end with CANCELLED; lnd pays on."""
+        self._notice_fork()
+        with self._lock:
+            link, self._link = self._link, None
+        if link is not None:
+            link.channel.close()
+
+    def check_ready(self, timeout_s: float) -> None:
+        """Return once the node takes orders, at the latest after ``timeout_s``.
+
+        State.GetState needs no macaroon and answers while the wallet is locked. Raises FundingError with the cause; this asks only,
+        nothing can be spent.
+        """
+        if (link := self._current()).ready_until > time.monotonic():
+            return
+        deadline = time.monotonic() + timeout_s
+        polling = tenacity.Retrying(
+            stop=tenacity.stop_after_delay(timeout_s),
+            wait=tenacity.wait_exponential(multiplier=_START_POLL_S_MIN, max=_START_POLL_S_MAX),
+            retry=tenacity.retry_if_result(lambda state: state in _STARTING),
+            sleep=lambda seconds: time.sleep(max(0.0, min(seconds, deadline - time.monotonic()))),
+            retry_error_callback=lambda attempt: attempt.outcome.result() if attempt.outcome else None,
+        )
+        state = polling(self._wallet_state, deadline)
+        if state == pb.LOCKED:
+            raise FundingError(self._told("its wallet is locked", "unlock it with `lncli unlock`"))
+        if state == pb.NON_EXISTING:
+            raise FundingError(self._told("it has no wallet yet", "make one with `lncli create`"))
+        if state in _STARTING:
+            raise FundingError(self._told(f"it is still starting after {timeout_s:g} s", "try again in a moment"))
+        link = self._current()
+        link.ready_until = time.monotonic() + READY_TRUST_S
+
+    def unary(self, path: str, request: Any, response: type[_Response], *, timeout_s: float) -> _Response:
+        """One question with one answer. Raises FundingError: whatever goes wrong, a question spends nothing."""
+        link = self._current()
+        try:
+            return self._call(link, path, request, response, timeout_s, authorised=True)
+        except grpc.RpcError as error:
+            self._drop_if_broken(link, error)
+            raise self._failure(path, error, link, timeout_s) from None
+
+    def answers(self, rpc: Rpc, request: Any, *, payment_hash: bytes, timeout_s: float) -> Generator[Answer, None, None]:
+        """The messages of a payment's stream; what isn't IN_FLIGHT is the last. The end of the stream is told as an Answer too.
+
+        Raises FundingError if there is no channel to be had, and not a byte has left then. Closing the iterator ends the call, and
+        not the payment.
+        """
+        link = self._current()
+        started = False
+        stream = link.channel.unary_stream(
+            _PATHS[rpc], request_serializer=type(request).SerializeToString, response_deserializer=pb.Payment.FromString
+        )
+        try:
+            call: Any = stream(request, timeout=max(timeout_s, _CALL_S_MIN), metadata=(("macaroon", link.macaroon_hex),))
+        except ValueError:  # grpc's word for a channel that another thread has closed: it takes no call, so none has left
+            raise FundingError(self._told("the client was closed", "call again")) from None
+        try:
+            for message in call:
+                started = link.used = True
+                yield read_payment(message, payment_hash)
+            yield Answer(word=Word.UNKNOWN, reason="the stream ended without a final word")
+        except grpc.RpcError as error:
+            link.ready_until = 0.0
+            self._drop_if_broken(link, error)
+            yield read_error(rpc, _code(error), _scrub(_text(error), link), started=started)
+        finally:
+            call.cancel()
+
+    def _wallet_state(self, deadline: float) -> int | None:
+        """lnd's WalletState; None where it doesn't tell (no State service)."""
+        path = "/lnrpc.State/GetState"
+        for _ in range(2):
+            link = self._current()
+            timeout_s = max(deadline - time.monotonic(), _CALL_S_MIN)
+            try:
+                reply = self._call(link, path, pb.GetStateRequest(), pb.GetStateResponse, timeout_s, authorised=False)
+            except grpc.RpcError as error:
+                if _code(error) == "UNIMPLEMENTED":
+                    return None
+                self._drop_if_broken(link, error)
+                # A channel that was in use may tell of a failure of long ago, while it waits to connect again. A new one doesn't.
+                if _code(error) == "UNAVAILABLE" and link.used:
+                    continue
+                raise self._failure(path, error, link, timeout_s) from None
+            return int(reply.state)
+        raise FundingError(self._told("its connection was lost", "is the node up?"))
+
+    def _call(
+        self, link: _Link, path: str, request: Any, response: type[_Response], timeout_s: float, *, authorised: bool
+    ) -> _Response:
+        call = link.channel.unary_unary(
+            path,
+            request_serializer=type(request).SerializeToString,
+            response_deserializer=response.FromString,  # type: ignore[attr-defined]
+        )
+        metadata = (("macaroon", link.macaroon_hex),) if authorised else ()
+        try:
+            reply: _Response = call(request, timeout=max(timeout_s, _CALL_S_MIN), metadata=metadata)
+        except ValueError:  # as in answers()
+            raise FundingError(self._told("the client was closed", "call again")) from None
+        link.used = True
+        return reply
+
+    def _notice_fork(self) -> None:
+        if self._pid != os.getpid():
+            # The lock may have been held by a thread that didn't survive the fork.
+            self._lock = threading.Lock()
+            if self._link is not None:
+                self._inherited.append(self._link)
+            self._link, self._pid = None, os.getpid()
+
+    def _current(self) -> _Link:
+        self._notice_fork()
+        with self._lock:
+            if self._link is None:
+                self._link = self._open()
+            return self._link
+
+    def _open(self) -> _Link:
+        macaroon_hex, pem = self._read_macaroon(), self._read_certificate()
+        options: list[tuple[str, Any]] = list(_OPTIONS)
+        if pem is not None and (name := _name_to_check(pem, self._endpoint.host)) is not None:
+            options.append(("grpc.ssl_target_name_override", name))
+        credentials = grpc.ssl_channel_credentials(pem.encode() if pem is not None else None)
+        return _Link(channel=grpc.secure_channel(self._endpoint.address, credentials, options=options), macaroon_hex=macaroon_hex)
+
+    def _drop_if_broken(self, link: _Link, error: grpc.RpcError) -> None:
+        """Forget a channel that has lost its connection. Not closed: other threads' calls may still be on it."""
+        if _code(error) in ("UNAVAILABLE", "DEADLINE_EXCEEDED"):
+            with self._lock:
+                if self._link is link:
+                    self._link = None
+
+    def _read_macaroon(self) -> str:
+        if self._endpoint.macaroon_hex is not None:
+            return self._endpoint.macaroon_hex
+        if self._endpoint.macaroon_path is None:
+            raise FundingError(
+                self._told("its macaroon was given inline, and isn't pickled", "give macaroon_path, or make the client anew here")
+            )
+        macaroon = self._read(self._endpoint.macaroon_path, "macaroon")
+        if not 0 < len(macaroon) <= _MACAROON_BYTES_MAX:
+            raise FundingError(self._told(f"{self._endpoint.macaroon_path} holds no macaroon", "give lnd's binary *.macaroon file"))
+        return macaroon.hex()
+
+    def _read_certificate(self) -> str | None:
+        if self._endpoint.tls_cert_path is None:
+            return self._endpoint.tls_cert_pem
+        pem = self._read(self._endpoint.tls_cert_path, "TLS certificate").decode("ascii", "replace")
+        if "-----BEGIN CERTIFICATE-----" not in pem:
+            raise FundingError(self._told(f"{self._endpoint.tls_cert_path} holds no PEM certificate", "give lnd's tls.cert"))
+        return pem
+
+    def _read(self, path: str, what: str) -> bytes:
+        try:
+            return Path(path).expanduser().read_bytes()
+        except (OSError, RuntimeError) as error:  # RuntimeError: a ~user that doesn't exist
+            cause = getattr(error, "strerror", None) or error
+            raise FundingError(self._told(f"the {what} file {path} can't be read ({cause})", "check path and rights")) from None
+
+    def _failure(self, path: str, error: grpc.RpcError, link: _Link, timeout_s: float) -> FundingError:
+        code, text = _code(error), _scrub(_text(error), link)
+        method = path.rpartition("/")[2]
+        if is_permission_denied(code, text):
+            return NotPermittedError(self._told(f"the macaroon doesn't permit {method}", f"bake one with the right uri:{path}"))
+        lower = text.lower()
+        if "certificate_verify_failed" in lower:
+            cause, advice = "its TLS certificate isn't the one pinned", "if the node has made a new one, copy its tls.cert again"
+        elif "hostname verification" in lower:
+            cause, advice = "its TLS certificate doesn't name this host", "use a host that it names, or lnd's tlsextradomain"
+        elif code == "DEADLINE_EXCEEDED":
+            cause, advice = f"it didn't answer {method} within {timeout_s:.3g} s", "is the node up, and the way to it open?"
+        elif "refused" in lower:
+            cause, advice = f"nothing listens there ({tidy(text)})", "is lnd running, and is this its gRPC port (default 10009)?"
+        elif "handshake" in lower or "wrong_version_number" in lower:
+            cause, advice = f"the TLS handshake failed ({tidy(text)})", "is this lnd's gRPC port (default 10009)?"
+        else:
+            cause, advice = f"{method} was answered {code}: {tidy(text)}", "see lnd's log"
+        return FundingError(self._told(cause, advice))
+
+    def _told(self, cause: str, advice: str) -> str:
+        return f"lnd at {self._endpoint.address}: {cause}; nothing was spent; {advice}"
+
+
+def _name_to_check(pem: str, host: str) -> str | None:
+    """The name to look for in place of ``host`` if the pinned certificate is a node's own and doesn't name ``host``.
+
+    A self-signed certificate that names hosts is a server's: whoever answers for it holds its key, under whatever name it is
+    reached (a forwarded port, a container's alias). The pin is what protects, so any of its own names will do. A certificate
+    authority proper names no hosts, and a chain has several certificates: for these the host's name is checked as ever.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        context.load_verify_locations(cadata=pem)
+    except ssl.SSLError:
+        raise FundingError("the TLS certificate given can't be read; nothing was spent; give the PEM of lnd's tls.cert") from None
+    certificates = context.get_ca_certs()
+    if len(certificates) != 1 or certificates[0].get("subject") != certificates[0].get("issuer"):
+        return None
+    alternatives: Any = certificates[0].get("subjectAltName", ())
+    names = [value.lower() for kind, value in alternatives if kind == "DNS" and "*" not in value]
+    if host.lower() in names or _ip(host) in [_ip(value) for kind, value in alternatives if kind == "IP Address"]:
+        return None
+    return "localhost" if "localhost" in names else next(iter(names), None)
+
+
+def _ip(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | str:
+    with suppress(ValueError):
+        return ipaddress.ip_address(text)
+    return text
+
+
+def _code(error: grpc.RpcError) -> str:
+    code = error.code() if isinstance(error, grpc.Call) else None
+    return code.name if code is not None else "UNKNOWN"
+
+
+def _text(error: grpc.RpcError) -> str:
+    return (error.details() if isinstance(error, grpc.Call) else None) or ""
+
+
+def _scrub(text: str, link: _Link) -> str:
+    """A server that repeats what it was sent must not bring the macaroon into a log."""
+    return text.replace(link.macaroon_hex, "<macaroon>")
