@@ -1,0 +1,85 @@
+"""What a policy says of one payment. Pure: no clock, no rate, no I/O, and it raises nothing; refusing is the checkout's part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from urllib.parse import urlsplit
+
+from ..budgets.money import MSAT_PER_SAT
+from .dsl import Policy, PolicyRule, RuleMatch
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What the policy says: ``rule`` is the deciding rule's name, None where none matched.
+
+    ``max_per_call_minor_units`` is in the policy's currency; ``exceeds_max`` tells whether the amount is above it, and is None
+    where only an exchange rate can tell. ``rail`` is the one to pay over: the one on offer where the policy prefers it or has no
+    preference, else the one that it prefers.
+    """
+
+    rule: str | None = None
+    denied: bool = False
+    reason: str | None = None
+    max_per_call_minor_units: int | None = None
+    exceeds_max: bool | None = False
+    rail: str
+
+
+def evaluate(policy: Policy, *, url: str, scheme: str, network: str | None, amount_msat: int, rail: str = "l402") -> Verdict:
+    """The verdict of ``policy`` on paying ``amount_msat`` (of the signed invoice, without fees) to ``url``.
+
+    ``url`` is the one that answered 402, ``scheme`` the challenge's, ``network`` the invoice's, ``rail`` the one on offer.
+    """
+    urls = _spellings(url)
+    for rule in policy.rules:
+        if _matches(rule.when, urls, scheme, network):
+            return _verdict(policy, rule, amount_msat, rail)
+    return Verdict(rail=policy.default_rail or rail)
+
+
+def _verdict(policy: Policy, rule: PolicyRule, amount_msat: int, rail: str) -> Verdict:
+    limit = rule.max_per_call_minor_units
+    exceeds: bool | None = False
+    if limit is not None:
+        exceeds = amount_msat > limit * MSAT_PER_SAT if policy.currency == "sat" else None
+    wanted = rule.rails or ((policy.default_rail,) if policy.default_rail else (rail,))
+    return Verdict(
+        rule=rule.name,
+        denied=rule.deny,
+        reason=rule.reason or (f"rule {rule.name!r} denies it" if rule.deny else None),
+        max_per_call_minor_units=limit,
+        exceeds_max=exceeds,
+        rail=rail if rail in wanted else wanted[0],
+    )
+
+
+def _matches(when: RuleMatch, urls: tuple[str, ...], scheme: str, network: str | None) -> bool:
+    if when.url_matches is not None and not any(fnmatchcase(url, when.url_matches) for url in urls):
+        return False
+    if when.scheme is not None and when.scheme.lower() != scheme.lower():
+        return False
+    if when.network is not None and when.network != network:
+        return False
+    return when.any is None or any(_matches(each, urls, scheme, network) for each in when.any)
+
+
+def _spellings(url: str) -> tuple[str, ...]:
+    """``url`` as patterns mean it, with and without a default port.
+
+    Spellings that lead to the same server mustn't dodge a rule: user:password@, upper case, a host's final dot and the fragment
+    are taken out, and an empty path is ``/``.
+    """
+    try:
+        parts = urlsplit(url)
+        host, port = (parts.hostname or "").rstrip("."), parts.port
+    except ValueError:
+        return (url,)
+    host = f"[{host}]" if ":" in host else host
+    default = _DEFAULT_PORTS.get(parts.scheme)
+    tail = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    ports = ("", f":{default}") if port in (None, default) and default else (f":{port}" if port is not None else "",)
+    return tuple(f"{parts.scheme}://{host}{port}{tail}" for port in ports)
