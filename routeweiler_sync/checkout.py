@@ -255,18 +255,25 @@ class Checkout:
         if self.policy is None:
             return
         invoice = need.challenge.invoice
-        verdict = evaluate(self.policy, url=need.url, scheme=need.challenge.scheme, network=invoice.network, rail=RAIL)
+        verdict = evaluate(
+            self.policy, url=need.url, scheme=need.challenge.scheme, network=invoice.network, amount_msat=invoice.amount_msat, rail=RAIL
+        )
         if verdict.denied:
             raise PolicyDeniedError(
-                f"The policy's rule {verdict.rule!r} forbids paying {need.origin}{f': {verdict.reason}' if verdict.reason else ''}. "
-                "Nothing was spent. Change the policy to allow it."
+                f"The policy forbids paying {need.origin}: {verdict.reason}. Nothing was spent. Change the policy to allow it."
             )
-        if verdict.max_per_call_minor_units is not None:
+        if verdict.rail != RAIL:
+            raise RailNotSupportedError(
+                f"The policy wants {need.origin} paid over {verdict.rail}, and the server was understood to offer {RAIL} only. Nothing was "
+                "spent. Change the policy to allow it."
+            )
+        limit = verdict.max_per_call_minor_units
+        if limit is not None:
             price = rate_for(self.policy.currency, self._fmv_provider).minor_units_of(invoice.amount_msat)
-            if price > verdict.max_per_call_minor_units:
+            if price > limit:
                 raise PolicyMaxPerCallExceededError(
-                    f"The price of {price.normalize():f} {self.policy.currency} minor units is above the {verdict.max_per_call_minor_units} "
-                    f"that the policy's rule {verdict.rule!r} allows for one call. Nothing was spent. Change the policy to allow it."
+                    f"The price of {price.normalize():f} {self.policy.currency} minor units is above the {limit} that the policy's rule "
+                    f"{verdict.rule!r} allows for one call. Nothing was spent. Change the policy to allow it."
                 )
 
     def _check_envelope(self, need: Need) -> None:
@@ -327,7 +334,7 @@ class Checkout:
     def _carry(self, row: PaymentRow, source: LightningFundingSource, act: Act, deadline: Deadline) -> Purchase:
         """Do what the table says until it says what the call ends with. A first SEND has been counted by whoever opened the row."""
         resends, counted, started_s, reason = MAX_RESENDS, act is Act.SEND, time.monotonic(), None
-        while act.asks_node:
+        while True:
             if act is Act.SEND and not counted:
                 if not resends:
                     raise self._pending(row, "its order was sent again once, and nothing more is known")
@@ -341,10 +348,13 @@ class Checkout:
             reason = answer.reason or reason
             step, row = self._take(row, act, answer)
             act = step.rule.act
-            if act.asks_node and deadline.passed:
+            if not act.asks_node:
+                break
+            if deadline.passed:
                 raise self._pending(row, f"no final word came in time{f' (the last was: {reason})' if reason else ''}")
         if act is Act.HAND_OVER and row.preimage is not None:
-            return _as_purchase(row, bought=True, settlement_latency_ms=int((time.monotonic() - started_s) * 1000))
+            latency_ms = int((time.monotonic() - started_s) * 1000)
+            return _as_purchase(row, bought=step.settles, settlement_latency_ms=latency_ms if step.settles else None)
         if act is Act.RAISE_PENDING:
             raise self._pending(row, reason or "an earlier order for it is unanswered")
         raise _error_for(act, row, reason)

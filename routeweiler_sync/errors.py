@@ -49,7 +49,7 @@ class RouteweilerError(requests.RequestException):
     #: Hex of the payment hash that the error is about, where there is one.
     payment_hash: str | None = None
 
-    def __init__(self, *args: Any, payment_hash: str | None = None, spent: bool | None | object = ..., **kwargs: Any) -> None:
+    def __init__(self, *args: Any, payment_hash: str | None = None, spent: bool | object | None = ..., **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if payment_hash is not None:
             self.payment_hash = payment_hash

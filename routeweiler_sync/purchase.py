@@ -85,15 +85,21 @@ def _unfinished(state: PaymentState) -> dict[tuple[PaymentState, Event], Rule]:
             state=_DEAD, act=Act.RAISE_FAILED, why="every send has arrived and ended, so nothing can start it any more"
         ),
         (state, Event.FAILED_OWN_SEND): Rule(
-            state=_FAILED, act=Act.RAISE_PENDING, why="the unanswered send would start the failed payment anew: the scope sticks to it"
+            state=_FAILED,
+            act=Act.RAISE_PENDING,
+            why="the unanswered send would start the failed payment anew: the scope sticks to it",
         ),
         (state, Event.FAILED_SEEN): Rule(
             state=_FAILED, act=Act.SEND, why="the same invoice can't be paid twice, and its answer may end the row"
         ),
         (state, Event.IN_FLIGHT): Rule(state=state, act=Act.FOLLOW, why="only its end tells"),
-        (state, Event.EXISTS): Rule(state=state, act=Act.FOLLOW, why="this send started nothing; how the other stands, tracking tells"),
+        (state, Event.EXISTS): Rule(
+            state=state, act=Act.FOLLOW, why="this send started nothing; how the other stands, tracking tells"
+        ),
         (state, Event.EXPIRED): Rule(
-            state=state, act=Act.LAST_LOOK, why="nothing can start it now; but lnd checks expiry first, so it may have been paid before"
+            state=state,
+            act=Act.LAST_LOOK,
+            why="nothing can start it now; but lnd checks expiry first, so it may have been paid before",
         ),
         (state, Event.REFUSED_BESIDE): Rule(
             state=state, act=Act.RAISE_PENDING, why="this send started nothing, which says nothing of the other"
@@ -123,7 +129,9 @@ TABLE: dict[tuple[PaymentState, Event], Rule] = {
     **_ended(_RETIRED, Act.RAISE_AS_ENDED, "settled and given up meanwhile"),
     **_ended(_DEAD, Act.RAISE_AS_ENDED, "ended meanwhile, unpaid; its end is shared"),
     (_DEAD, Event.PAID): Rule(
-        state=_SETTLED, act=Act.HAND_OVER, why="the user abandoned it, and it was paid after all: the spend is booked, the token kept"
+        state=_SETTLED,
+        act=Act.HAND_OVER,
+        why="the user abandoned it, and it was paid after all: the spend is booked, the token kept",
     ),
     (_DEAD, Event.PAID_WRONG_PREIMAGE): Rule(
         state=_SETTLED, act=Act.RAISE_MISMATCH, why="the user abandoned it, and it was paid after all: the spend is booked"
@@ -169,11 +177,12 @@ def answered(asked: Act, answer: Answer) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What follows from one answer: the change to write, then the act."""
+    """What follows from one answer: the change to write, then the act. ``settles``: it is this answer that ends the row as paid."""
 
     event: Event
     rule: Rule
     change: Change
+    settles: bool
 
 
 def decide(row: PaymentRow, asked: Act, answer: Answer) -> Step:
@@ -186,6 +195,7 @@ def decide(row: PaymentRow, asked: Act, answer: Answer) -> Step:
     return Step(
         event=event,
         rule=rule,
+        settles=rule.state is PaymentState.SETTLED and row.state is not PaymentState.SETTLED,
         change=Change(
             state=rule.state,
             answered=answered(asked, answer),

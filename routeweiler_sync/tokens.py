@@ -11,8 +11,10 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
+from .budgets.money import minor_units
 from .errors import LedgerError
 
 if TYPE_CHECKING:
@@ -27,7 +29,10 @@ MAX_ORIGINS = 1_000
 
 @dataclass(frozen=True, kw_only=True)
 class HeldToken:
-    """A paid token and what is known of it. ``payment_hash`` is hex, amounts in msat, ``valid_until`` unix seconds."""
+    """A paid token and what is known of it. ``payment_hash`` is hex, ``valid_until`` unix seconds.
+
+    ``amount_minor_units`` (of ``currency``) is what was booked in the envelope, fee included; None without an envelope.
+    """
 
     payment_hash: str
     origin: str
@@ -37,6 +42,10 @@ class HeldToken:
     preimage: bytes = field(repr=False)
     amount_msat: int
     fee_msat: int
+    node_pubkey: str
+    amount_minor_units: Decimal | None
+    currency: str | None
+    rate_quality: str | None
     valid_until: int | None
     taken: bool
     told: bool
@@ -44,17 +53,28 @@ class HeldToken:
     @classmethod
     def of(cls, row: PaymentRow) -> HeldToken | None:
         """The token that ``row`` holds, or None where the row holds none."""
-        if row.preimage is None:
-            return None
+        return None if row.preimage is None else cls._made_of(row, bytes.fromhex(row.preimage))
+
+    @classmethod
+    def unproved(cls, row: PaymentRow) -> HeldToken:
+        """What is known of a payment that was booked without a preimage. It can't be sent anywhere."""
+        return cls._made_of(row, b"")
+
+    @classmethod
+    def _made_of(cls, row: PaymentRow, preimage: bytes) -> HeldToken:
         return cls(
             payment_hash=row.payment_hash,
             origin=row.origin,
             scope=row.scope,
             scheme=row.scheme,
             token=row.token,
-            preimage=bytes.fromhex(row.preimage),
+            preimage=preimage,
             amount_msat=row.amount_msat,
             fee_msat=row.fee_msat,
+            node_pubkey=row.node_pubkey,
+            amount_minor_units=None if row.currency is None else minor_units(row.settled_micro),
+            currency=row.currency,
+            rate_quality=row.rate_quality,
             valid_until=row.valid_until,
             taken=row.taken,
             told=row.told,
@@ -104,12 +124,15 @@ class TokenBook:
         known = self._origins.get(held.origin)
         return known is not None and known.learned.get(path) == held.scope
 
-    def taken(self, held: HeldToken) -> HeldToken:
-        """Note that the server has taken ``held``, and that its payment has been told."""
-        noted = replace(held, taken=True, told=True)
-        known = self._origins.get(held.origin)
+    def note(self, held: HeldToken, *, taken: bool = False, told: bool = False) -> HeldToken:
+        """Note that the server has taken ``held``, or that its payment has been told. ``held`` as it is now."""
         with self._lock:
-            if known is not None and held.scope in known.by_scope and known.by_scope[held.scope].payment_hash == held.payment_hash:
+            known = self._origins.get(held.origin)
+            kept = None if known is None else known.by_scope.get(held.scope)
+            mine = kept is not None and kept.payment_hash == held.payment_hash
+            base = kept if mine and kept is not None else held
+            noted = replace(base, taken=base.taken or taken, told=base.told or told)
+            if mine and known is not None:
                 known.by_scope = {**known.by_scope, held.scope: noted}
         return noted
 

@@ -60,7 +60,7 @@ def rate_for(currency: str, provider: FmvProvider | None) -> Rate:
         return Rate(currency=currency, btc_price=price, quality=str(provider.quality))
     except FmvUnavailableError:
         raise
-    except Exception as error:  # noqa: BLE001  (whatever a provider raises, the price isn't known: fail closed)
+    except Exception as error:
         raise FmvUnavailableError(
             f"The price of bitcoin in {currency} can't be had: {type(error).__name__}: {error}. Nothing was spent. "
             "Try again later, or use an envelope in sat."

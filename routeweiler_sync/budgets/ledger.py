@@ -127,7 +127,7 @@ class Ledger:
             rows = tx.execute("SELECT * FROM envelopes ORDER BY id")
         return iter([_envelope(row) for row in rows])
 
-    def envelope(self, id: str) -> EnvelopeRow:  # noqa: A002  (the public name)
+    def envelope(self, id: str) -> EnvelopeRow:
         """The envelope ``id``; EnvelopeNotFoundError."""
         with self._store.read() as tx:
             rows = tx.execute("SELECT * FROM envelopes WHERE id = ?", (id,))
@@ -354,9 +354,7 @@ class Ledger:
             )
         return row
 
-    def _fit(
-        self, tx: Transaction, envelope: Mapping[str, Any], draw: Draw, intent: Intent, now_s: float
-    ) -> tuple[int, int]:
+    def _fit(self, tx: Transaction, envelope: Mapping[str, Any], draw: Draw, intent: Intent, now_s: float) -> tuple[int, int]:
         """(fee limit in msat, reservation in millionths) that fit under every limit; BudgetExceededError where not even the amount does."""
         limits = _load(envelope["limits"])
         reserved = envelope["reserved_micro"]
@@ -383,7 +381,9 @@ class Ledger:
             most_msat = min(most_msat, fits_msat)
         reserve = draw.rate.micro_of(most_msat)
         if envelope["settled_micro"] + reserved + reserve > MAX_TOTAL_MICRO:
-            raise BudgetExceededError(f"Envelope {limits.id!r} can't count as much as this payment. Nothing was spent. Use a new envelope id.")
+            raise BudgetExceededError(
+                f"Envelope {limits.id!r} can't count as much as this payment. Nothing was spent. Use a new envelope id."
+            )
         return most_msat - intent.amount_msat, reserve
 
     def _spent_within(self, tx: Transaction, envelope_id: str, window_s: int, now_s: float) -> int:
@@ -402,9 +402,7 @@ class Ledger:
         now_s = self._clock()
         if state is PaymentState.SETTLED and row.settled_at is None:
             spent_micro = self._spend(tx, row, change, now_s)
-            values.update(
-                reserved_micro=0, settled_micro=spent_micro, fee_msat=change.fee_msat, settled_at_ms=int(now_s * 1000)
-            )
+            values.update(reserved_micro=0, settled_micro=spent_micro, fee_msat=change.fee_msat, settled_at_ms=int(now_s * 1000))
             if change.preimage is not None:
                 if hashlib.sha256(change.preimage).hexdigest() != row.payment_hash:
                     raise AssertionError("a preimage that doesn't fit its payment hash never gets as far as the ledger")

@@ -44,7 +44,7 @@ class Rate:
     def _micro_per_msat(self) -> Fraction:
         if self.btc_price is None:
             return Fraction(MICRO, MSAT_PER_SAT)
-        return Fraction(self.btc_price) * 10 ** FIAT_DECIMALS[self.currency] * MICRO / MSAT_PER_BTC
+        return Fraction(self.btc_price) * Fraction(10 ** FIAT_DECIMALS[self.currency] * MICRO, MSAT_PER_BTC)
 
     def micro_of(self, amount_msat: int) -> int:
         """``amount_msat`` in millionths of a minor unit, rounded up."""

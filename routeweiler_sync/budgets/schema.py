@@ -83,9 +83,7 @@ class BudgetEnvelope:
 
 
 #: In force where nothing else is said: 1 000 sat a call, 10 000 an hour, 50 000 a day.
-SAFE_DEFAULT = BudgetEnvelope(
-    "default", per_call_minor_units=1_000, per_hour_minor_units=10_000, per_day_minor_units=50_000
-)
+SAFE_DEFAULT = BudgetEnvelope("default", per_call_minor_units=1_000, per_hour_minor_units=10_000, per_day_minor_units=50_000)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,335 @@
+"""PaywallAdapter: one request, its 402, its paid retry.
+
+What an HTTP exchange with a paywall is made of is here: which token goes along, the challenge, the retry, the server's word on
+the token. Whether and how to pay is the checkout's. The retry follows `requests.auth.HTTPDigestAuth.handle_401`: the refused
+response is drained and closed, goes into ``history``, and the same request goes out again through the same adapter.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import requests
+from requests.adapters import HTTPAdapter
+
+from .call import Call, Payment, current
+from .errors import LedgerError, RouteweilerError, TokenRefusedError, UnreplayableBodyError
+from .l402.credential import authorization, origin_of, path_of, scope_of
+from .purchase import Verdict, judge
+from .replay import again, drain, is_replayable
+from .tokens import HeldToken
+
+if TYPE_CHECKING:
+    from .checkout import Need
+    from .payer import Payer
+
+log = logging.getLogger("routeweiler_sync")
+
+#: A token that the server has never taken is offered again for this long: settlement may lag on the server's side.
+OFFER_AGAIN_S = 5.0
+#: Tokens that one call offers at most: an old one, one that another process bought meanwhile, a new one.
+MAX_TOKENS_PER_CALL = 4
+MIN_PAUSE_S, MAX_PAUSE_S = 0.05, 1.0
+#: Answers to a guessed token that may be about the token rather than about the request: the request is sent again without it.
+GUESS_WITHDRAWN = (400, 401, 403)
+
+Send = Callable[[requests.PreparedRequest], requests.Response]
+
+
+class CredentialedRequest(requests.PreparedRequest):
+    """A request that carries a token of ours. Pickled or copied, it drops it."""
+
+    @classmethod
+    def made_of(cls, request: requests.PreparedRequest, credential: str) -> CredentialedRequest:
+        """``request``, which is used up, with ``credential`` as its Authorization."""
+        made = cls()
+        made.__dict__.update(request.__dict__)
+        made.headers["Authorization"] = credential
+        return made
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        state["headers"] = self.headers.copy() if self.headers is not None else None
+        if state["headers"] is not None:
+            state["headers"].pop("Authorization", None)
+        return state
+
+    def copy(self) -> requests.PreparedRequest:
+        """A copy without the credential: whoever sends it again gets the token attached anew."""
+        plain = super().copy()
+        if plain.headers is not None:
+            plain.headers.pop("Authorization", None)
+        return plain
+
+
+class PaywallAdapter(HTTPAdapter):
+    """An HTTPAdapter that pays: mount it where paid pages are. `Routeweiler` mounts it on ``http://`` and ``https://``.
+
+    Takes HTTPAdapter's arguments. Money moves where a response is a 402 with an L402 challenge and the payer's budget allows it.
+    """
+
+    def __init__(self, payer: Payer | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.payer = payer
+
+    def send(
+        self,
+        request: requests.PreparedRequest,
+        stream: bool = False,
+        timeout: Any = None,
+        verify: Any = True,
+        cert: Any = None,
+        proxies: Mapping[str, str] | None = None,
+    ) -> requests.Response:
+        """Send, pay if need be, send again. Raises what `requests` raises, and the errors of `routeweiler_sync.errors`."""
+        send = functools.partial(
+            super().send,
+            stream=stream,
+            timeout=timeout,
+            verify=verify,
+            cert=cert,
+            proxies=proxies,  # type: ignore[arg-type]
+        )
+        if self.payer is None:
+            return send(request)
+        call = current.get()
+        if call is not None:
+            return Exchange(self.payer, call, request, send).run()
+        # Mounted by hand on a plain session: each request is a call of its own.
+        with a_call(self.payer, request) as own:
+            own.response = Exchange(self.payer, own.call, request, send).run()
+            return own.response
+
+
+@dataclass
+class _OwnCall:
+    call: Call
+    response: requests.Response | None = None
+    _token: Any = None
+
+    def __enter__(self) -> _OwnCall:
+        self._token = current.set(self.call)
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        current.reset(self._token)
+        self.call.finish(self.response, error)
+
+
+def a_call(payer: Payer, request: requests.PreparedRequest) -> _OwnCall:
+    """A call around ``request``: current inside the block, told at its end. Set ``.response`` before leaving."""
+    return _OwnCall(Call(payer=payer, method=request.method or "", url=request.url or ""))
+
+
+@dataclass
+class Exchange:
+    """One hop: a request, its answers, and what was offered in between."""
+
+    payer: Payer
+    call: Call
+    request: requests.PreparedRequest
+    send: Send
+    origin: str = ""
+    path: str = ""
+    history: list[requests.Response] = field(default_factory=list)
+    refused: set[str] = field(default_factory=set)
+    bought: bool = False
+    refused_since_s: float | None = None
+    offers: int = 0
+    latest: requests.Response = field(default_factory=requests.Response)
+
+    def run(self) -> requests.Response:
+        """The whole hop, as `Routeweiler.send` tells it."""
+        url = self.request.url or ""
+        try:
+            self.origin, self.path = origin_of(url), path_of(url)
+        except ValueError:
+            return self.send(self.request)  # mounted on a scheme of its own: nothing that could be paid
+        # A caller's own Authorization goes out as it is; a request of ours that is sent again is like any other.
+        if isinstance(self.request, CredentialedRequest):
+            self.request = self.request.copy()
+            unasked = self.payer.book.unasked(self.origin, self.path)
+        else:
+            has_own = "Authorization" in (self.request.headers or {})
+            unasked = None if has_own else self.payer.book.unasked(self.origin, self.path)
+        if unasked is None:
+            response = self.send(self.request)
+            return response if response.status_code != 402 else self._handled(response, None, is_guess=False)
+        held, is_guess = unasked
+        if is_guess and not is_replayable(self.request):  # a guess may cost a second sending
+            response = self.send(self.request)
+            return response if response.status_code != 402 else self._handled(response, None, is_guess=False)
+        return self._handled(self.send(self._carrying(held)), held, is_guess=is_guess)
+
+    def _handled(self, response: requests.Response, held: HeldToken | None, *, is_guess: bool) -> requests.Response:
+        self.latest = response
+        try:
+            return self._settled_with(held, is_guess=is_guess)
+        except RouteweilerError as error:
+            if self.payer.unpayable == "return" and error.spent is False and self.latest.status_code == 402:
+                log.warning("%s %s wants to be paid and wasn't: %s", self.request.method, self.origin + self.path, error)
+                self.call.noted = error
+                return self._finished()
+            if error.response is None:
+                drain(self.latest)
+                error.response = self._finished()
+            error.request = self.request
+            raise
+
+    def _settled_with(self, held: HeldToken | None, *, is_guess: bool) -> requests.Response:
+        """Go on until the server is satisfied or the rules say stop. ``held`` is what the latest request carried, if anything."""
+        while True:
+            status = self.latest.status_code
+            if held is not None and is_guess and status in GUESS_WITHDRAWN:
+                held = self._offer(None)
+                continue
+            if status != 402 and (held is None or status != 401):
+                return self._finished() if held is None or is_guess else self._accepted(held)
+            need = self._need()
+            if need is None and (held is None or is_guess):
+                if held is None:
+                    return self._finished()  # a 402 that isn't L402's: the caller's, as it is
+                held = self._offer(None)
+                continue
+            if not is_replayable(self.request):
+                raise UnreplayableBodyError(
+                    "The server wants to be paid, but the request's body can't be sent a second time (a generator, a pipe or a "
+                    "closed file). Nothing was spent. Pass bytes, a string or a seekable file."
+                )
+            if held is not None and need is not None and need.scope != held.scope:
+                held = None  # the server wants another token than the one that went along: no refusal of that one
+            if held is not None:
+                held = self._refused(held)
+                if held is not None or need is None:
+                    self._offer(held)  # again, or bare: to be told what it wants now
+                    continue
+            assert need is not None
+            held, is_guess = self._offer(self._token(need)), False
+
+    def _need(self) -> Need | None:
+        """What the latest answer asks for. None where it holds no L402 challenge; ChallengeParseError where that can't be used."""
+        from .checkout import Need
+        from .l402.challenge import parse_challenge, schemes_offered
+
+        lines = _challenge_lines(self.latest)
+        challenge = parse_challenge(lines)
+        if challenge is None:
+            log.info("%s answers %d without an L402 challenge (schemes: %s)", self.origin, self.latest.status_code,
+                     ", ".join(schemes_offered(lines)) or "none")  # fmt: skip
+            return None
+        need = Need(
+            url=self.request.url or "",
+            origin=self.origin,
+            path=self.path,
+            scope=scope_of(challenge, self.path),
+            challenge=challenge,
+        )
+        self.call.met(need)
+        return need
+
+    def _token(self, need: Need) -> HeldToken:
+        """A token that fits ``need``: live, or bought now. At most one is bought in a call."""
+        if self.offers >= MAX_TOKENS_PER_CALL:
+            raise self._not_taken(None)
+        purchase = self.payer.checkout.token_for(need, refused=frozenset(self.refused), may_buy=not self.bought)
+        if purchase is None:
+            raise self._not_taken(None)
+        self.offers += 1
+        self.bought = self.bought or purchase.bought
+        self.refused_since_s = None
+        if purchase.bought:
+            self.call.bought(purchase, need.url)  # before the retry: whatever becomes of that, the payment is told
+            self.payer.book.put(purchase.held, self.path)
+        return purchase.held
+
+    def _offer(self, held: HeldToken | None) -> HeldToken | None:
+        """Send again: with ``held``, or bare. Gives ``held`` back."""
+        drain(self.latest)
+        self.history.append(self.latest)
+        self.call.service_started_s = time.time()
+        request = self._carrying(held) if held is not None else again(self.request, self.history)
+        self.latest = self.send(request)
+        return held
+
+    def _carrying(self, held: HeldToken) -> requests.PreparedRequest:
+        credential = authorization(held.scheme, held.token, held.preimage)
+        return CredentialedRequest.made_of(again(self.request, self.history), credential)
+
+    def _refused(self, held: HeldToken) -> HeldToken | None:
+        """The server has refused ``held``: the token to offer again, or None where its time is over."""
+        if self.refused_since_s is None:
+            self.refused_since_s = time.monotonic()
+            held = self._as_others_know(held)
+        offered_s = time.monotonic() - self.refused_since_s
+        verdict = judge(
+            self.latest.status_code,
+            taken_before=held.taken,
+            expired=held.valid_until is not None and time.time() >= held.valid_until,
+            patience_left=offered_s < OFFER_AGAIN_S,
+        )
+        if verdict is Verdict.GIVE_UP:
+            raise self._not_taken(held)
+        if verdict is Verdict.OFFER_AGAIN:
+            time.sleep(min(MAX_PAUSE_S, max(MIN_PAUSE_S, offered_s / 2)))
+            return held
+        self.payer.ledger.forget(held.payment_hash)
+        self.payer.book.drop(held)
+        self.refused.add(held.payment_hash)
+        self.refused_since_s = None
+        log.info("the token of payment %s is no longer taken by %s", held.payment_hash, self.origin)
+        return None
+
+    def _as_others_know(self, held: HeldToken) -> HeldToken:
+        """``held`` as the ledger has it: another process may have seen it taken, or given it up."""
+        row = self.payer.ledger.payment(held.payment_hash)
+        if row is None or row.state.value != "settled":
+            return replace(held, taken=True)  # given up by another: its time is over
+        return HeldToken.of(row) or held
+
+    def _accepted(self, held: HeldToken) -> requests.Response:
+        """The server's answer to a request that carried ``held``, as the caller gets it."""
+        verdict = judge(self.latest.status_code, taken_before=held.taken, expired=False, patience_left=False)
+        if verdict is Verdict.TAKEN:
+            self._note_taken(held)
+        return self._finished(self.call.used(held, self.request.url or ""))
+
+    def _note_taken(self, held: HeldToken) -> None:
+        try:
+            if not self.payer.book.knows_path(held, self.path):
+                self.payer.ledger.learn(self.origin, self.path, held.scope)
+            if not held.taken:
+                self.payer.ledger.mark(held.payment_hash, taken=True)
+        except LedgerError as error:
+            log.warning("the ledger can't note that a token was taken: %s", error)
+        self.payer.book.put(replace(held, taken=True), self.path)
+
+    def _finished(self, payment: Payment | None = None) -> requests.Response:
+        response = self.latest
+        response.history = [*self.history, *response.history]
+        response.payment = payment  # type: ignore[attr-defined]
+        return response
+
+    def _not_taken(self, held: HeldToken | None) -> TokenRefusedError:
+        which = f"the token of payment {held.payment_hash}" if held is not None else "every token that was offered"
+        return TokenRefusedError(
+            f"{self.origin} refuses {which} (status {self.latest.status_code}), though it was paid for. The money is spent; the ledger "
+            "keeps token and preimage, and later calls offer them again. Ask the server's operator with the payment hash as "
+            "proof, or Ledger.forget() it to buy anew.",
+            payment_hash=None if held is None else held.payment_hash,
+        )
+
+
+def _challenge_lines(response: requests.Response) -> list[str]:
+    """The WWW-Authenticate lines, apart where urllib3 made the response, else as `requests` has folded them."""
+    headers = getattr(response.raw, "headers", None)
+    getlist = getattr(headers, "getlist", None)
+    lines = list(getlist("WWW-Authenticate")) if getlist is not None else []
+    if lines:
+        return lines
+    folded = response.headers.get("WWW-Authenticate")
+    return [] if folded is None else [folded]

@@ -1,0 +1,237 @@
+"""One call, from its first request to its trace line, over all its redirects and paid retries."""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import threading
+import time
+import uuid
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+import requests
+
+from .errors import LedgerError, PreimageMismatchError, RouteweilerError
+from .tokens import HeldToken
+
+if TYPE_CHECKING:
+    from .budgets.schema import PaymentRow
+    from .checkout import Need, Purchase
+    from .payer import Payer
+    from .trace.schema import TraceChallenge, TraceEvent, TracePayment
+
+log = logging.getLogger("routeweiler_sync")
+
+#: An error text goes into the trace up to this length.
+MAX_MESSAGE_CHARS = 2_000
+
+#: The call that is under way in this context. Set by `Routeweiler.send`, found by the adapter.
+current: contextvars.ContextVar[Call | None] = contextvars.ContextVar("routeweiler_sync_call", default=None)
+
+_telling: set[str] = set()
+_telling_lock = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Payment:
+    """The payment behind a response: ``response.payment``.
+
+    ``payment_hash`` is hex, amounts in msat. ``reused``: the token had been paid for before, this call paid nothing.
+    """
+
+    payment_hash: str
+    amount_msat: int
+    fee_msat: int
+    reused: bool
+
+
+def payment_of(response: requests.Response) -> Payment | None:
+    """The payment that a response was bought with, or the token that it used; None for free traffic. No money moves."""
+    payment: Payment | None = getattr(response, "payment", None)
+    return payment
+
+
+@dataclass(kw_only=True)
+class _Use:
+    """A token that a hop of the call used. ``bought``: this call ended its payment. ``reused``: the trace adds nothing to the sum."""
+
+    held: HeldToken
+    url: str
+    bought: bool
+    reused: bool
+    challenge: TraceChallenge | None = None
+    settlement_latency_ms: int | None = None
+    proof: bool = True
+
+
+@dataclass(kw_only=True)
+class Call:
+    """What a call has met so far, and the trace line that it ends with."""
+
+    payer: Payer
+    method: str
+    url: str
+    started_s: float = field(default_factory=time.time)
+    challenge: TraceChallenge | None = None
+    uses: list[_Use] = field(default_factory=list)
+    service_started_s: float | None = None
+    noted: RouteweilerError | None = None
+
+    def met(self, need: Need) -> None:
+        """A hop answered with a challenge."""
+        from .trace.schema import TraceChallenge
+
+        invoice = need.challenge.invoice
+        self.challenge = TraceChallenge(
+            scheme=need.challenge.scheme,
+            url=need.url,
+            amount_msat=invoice.amount_msat,
+            network=invoice.network,
+            payment_hash=invoice.payment_hash.hex(),
+            expires_at=datetime.fromtimestamp(invoice.expires_at, tz=timezone.utc),
+            scope=need.scope,
+            description=invoice.description,
+        )
+
+    def bought(self, purchase: Purchase, url: str) -> Payment:
+        """A hop got a token from the checkout. Its payment is told by this call if this call ended it."""
+        return self._use(purchase.held, url, bought=purchase.bought, latency_ms=purchase.settlement_latency_ms)
+
+    def used(self, held: HeldToken, url: str) -> Payment:
+        """A hop used a token that had been there. If no trace has told of its payment (a crash came between), this call does."""
+        return self._use(held, url, bought=False, latency_ms=None)
+
+    def _use(self, held: HeldToken, url: str, *, bought: bool, latency_ms: int | None) -> Payment:
+        for use in self.uses:
+            if use.held.payment_hash == held.payment_hash:
+                return _as_payment(use)
+        with _telling_lock:
+            tells = bought or not (held.told or held.payment_hash in _telling)
+            if tells:
+                _telling.add(held.payment_hash)
+        use = _Use(held=held, url=url, bought=bought, reused=not tells, challenge=self.challenge, settlement_latency_ms=latency_ms)
+        self.uses.append(use)
+        return _as_payment(use)
+
+    def finish(self, response: requests.Response | None, error: BaseException | None) -> None:
+        """Write the trace line, then note in the ledger that the payment has been told. Raises nothing: the call comes first."""
+        try:
+            if self.payer.trace_sink is not None:
+                for event in self._events(response, error or self.noted):
+                    self.payer.trace_sink.emit(event)
+            for use in self.uses:
+                if not use.reused and not use.held.told:
+                    self._note_told(use.held)
+            if isinstance(error, PreimageMismatchError) and error.payment_hash is not None:
+                self.payer.ledger.mark(error.payment_hash, told=True)
+        except LedgerError as problem:
+            log.warning("the ledger can't note that a payment has been told; it may be told once more: %s", problem)
+        finally:
+            with _telling_lock:
+                _telling.difference_update(use.held.payment_hash for use in self.uses if not use.reused)
+
+    def _note_told(self, held: HeldToken) -> None:
+        self.payer.ledger.mark(held.payment_hash, told=True)
+        self.payer.book.note(held, told=True)
+
+    def _events(self, response: requests.Response | None, error: BaseException | None) -> list[TraceEvent]:
+        """The call's own line, and one for each payment after the first."""
+        if isinstance(error, PreimageMismatchError):
+            self._tell_unproved(error)
+        paid = [use for use in self.uses if not use.reused]
+        main = paid[0] if paid else (self.uses[0] if self.uses else None)
+        request_id = str(uuid.uuid4())
+        events = [self._event(request_id, None, main, self.url, response, error)]
+        events += [self._event(str(uuid.uuid4()), request_id, use, use.url, response, error) for use in paid[1:]]
+        return events
+
+    def _tell_unproved(self, error: PreimageMismatchError) -> None:
+        """A payment that was booked but gave no token moved money all the same."""
+        row = self.payer.ledger.payment(error.payment_hash or "")
+        if row is not None and row.settled_at is not None and not row.told and not self.uses:
+            held = HeldToken.unproved(row)
+            self.uses.append(_Use(held=held, url=self.url, bought=True, reused=False, challenge=self.challenge, proof=False))
+
+    def _event(
+        self,
+        request_id: str,
+        parent: str | None,
+        use: _Use | None,
+        url: str,
+        response: requests.Response | None,
+        error: BaseException | None,
+    ) -> TraceEvent:
+        from .trace.schema import TraceEvent, TraceOutcome
+
+        now_s = time.time()
+        began_s = self.service_started_s if self.service_started_s is not None else self.started_s
+        challenge = use.challenge if use is not None and use.challenge is not None else self.challenge
+        return TraceEvent(
+            request_id=request_id,
+            parent_request_id=parent,
+            agent_id=self.payer.agent_id,
+            session_id=self.payer.session_id,
+            envelope_id=self.payer.envelope_id,
+            policy_hash=self.payer.policy_hash,
+            url=url,
+            method=self.method,
+            challenge=challenge,
+            selected_rail=None if challenge is None and use is None else "l402",
+            funding_source=None if use is None else use.held.node_pubkey,
+            payment=None if use is None else _trace_payment(use),
+            outcome=TraceOutcome(
+                http_status=None if response is None else response.status_code,
+                service_delivered=response is not None and response.status_code < 400,
+                service_latency_ms=None if response is None else int((now_s - began_s) * 1000),
+                error=None if error is None else _trace_error(error),
+            ),
+            timestamp_start=datetime.fromtimestamp(self.started_s, tz=timezone.utc),
+            timestamp_end=datetime.fromtimestamp(now_s, tz=timezone.utc),
+        )
+
+
+def _as_payment(use: _Use) -> Payment:
+    held = use.held
+    return Payment(payment_hash=held.payment_hash, amount_msat=held.amount_msat, fee_msat=held.fee_msat, reused=not use.bought)
+
+
+def _trace_payment(use: _Use) -> TracePayment:
+    from .trace.schema import TracePayment
+
+    held = use.held
+    return TracePayment(
+        payment_hash=held.payment_hash,
+        proof_value=held.preimage.hex() if use.proof else None,
+        amount_msat=held.amount_msat,
+        fee_msat=held.fee_msat,
+        amount_envelope=held.amount_minor_units,
+        amount_envelope_currency=held.currency,
+        fmv_quality=held.rate_quality,
+        settlement_latency_ms=use.settlement_latency_ms,
+        reused=use.reused,
+    )
+
+
+def _trace_error(error: BaseException) -> Any:
+    from .l402.credential import redact
+    from .trace.schema import TraceError
+
+    code = error.code if isinstance(error, RouteweilerError) else type(error).__name__
+    return TraceError(code=code, message=redact(str(error))[:MAX_MESSAGE_CHARS])
+
+
+def tell_recovered(payer: Payer, rows: list[PaymentRow]) -> None:
+    """A trace line for each row that a recovery has ended, and for each payment that a crash kept from being told."""
+    ended = {row.payment_hash: row for row in rows if not row.unfinished}
+    ended.update((row.payment_hash, row) for row in payer.ledger.untold())
+    for row in ended.values():
+        call = Call(payer=payer, method="RECOVER", url=row.origin + row.path)
+        if row.settled_at is not None:
+            with _telling_lock:
+                if row.payment_hash in _telling:
+                    continue  # a call of this process is about to tell it
+            held = HeldToken.of(row) or HeldToken.unproved(row)
+            call.uses.append(_Use(held=held, url=call.url, bought=True, reused=False, proof=row.preimage is not None))
+        call.finish(None, None)

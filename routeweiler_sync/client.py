@@ -1,0 +1,117 @@
+"""Routeweiler: a `requests.Session` that pays. Wiring, nothing else."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import requests
+
+from .adapter import PaywallAdapter, a_call
+from .budgets.schema import SAFE_DEFAULT, BudgetEnvelope
+from .call import current
+from .payer import Payer, Unpayable
+
+if TYPE_CHECKING:
+    from .budgets.fmv import FmvProvider
+    from .budgets.ledger import Ledger
+    from .budgets.schema import PaymentRow
+    from .checkout import Quote
+    from .funding.lightning import LightningFundingSource
+    from .policy.dsl import Policy
+    from .trace.sink import TraceSink
+
+
+class Routeweiler(requests.Session):
+    """A `requests.Session` that pays for what it fetches: 402 answers with an L402 challenge are paid over Lightning.
+
+    ``funding``: who pays, `LightningFundingSource` objects. ``budget_envelope``: what may be spent, a `BudgetEnvelope`, the id of one
+    that the ledger holds, or None for no limit; by default 1 000 sat a call, 10 000 an hour, 50 000 a day. ``policy``: who may be paid.
+    ``trace_sink``: where each call leaves its line. ``ledger``: a path, ``sqlite:///…`` or a `Ledger`; by default
+    ``$ROUTEWEILER_LEDGER``, else ``ledger.db`` in the user's state folder. ``payment_timeout``: seconds that one call waits for
+    the wallet. ``confirm(quote) -> bool`` is asked before each payment. ``unpayable="return"``: a 402 that was refused before
+    paying comes back as the response it is. Nothing is opened or connected here. Raises ValueError for arguments that can't be.
+
+    A paid response has the 402 in ``history`` and its `Payment` in ``response.payment`` (see `payment_of`). Every error of ours
+    is a `routeweiler_sync.RouteweilerError`, and so a `requests.RequestException`; its ``spent`` tells what became of the money.
+    """
+
+    def __init__(
+        self,
+        *,
+        funding: Sequence[LightningFundingSource] = (),
+        policy: Policy | None = None,
+        budget_envelope: BudgetEnvelope | str | None = SAFE_DEFAULT,
+        trace_sink: TraceSink | None = None,
+        fmv_provider: FmvProvider | None = None,
+        agent_id: str | None = None,
+        session_id: str | None = None,
+        ledger: Ledger | str | os.PathLike[str] | None = None,
+        payment_timeout: float = 60.0,
+        confirm: Callable[[Quote], bool] | None = None,
+        unpayable: Unpayable = "raise",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self._payer = Payer(
+            funding=funding,
+            policy=policy,
+            budget_envelope=budget_envelope,
+            trace_sink=trace_sink,
+            fmv_provider=fmv_provider,
+            agent_id=agent_id,
+            session_id=session_id,
+            ledger=ledger,
+            payment_timeout=payment_timeout,
+            confirm=confirm,
+            unpayable=unpayable,
+        )
+        self.mount("https://", PaywallAdapter(self._payer))
+        self.mount("http://", PaywallAdapter(self._payer))
+
+    def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
+        """Send a prepared request; may move money. The way of a request:
+
+        1. `requests.Session.send` does what it does: adapters, hooks, cookies, redirects.
+        2. Each hop goes through `PaywallAdapter.send`. A token that fits goes along.
+        3. On a 402 the challenge is read, and what can be known to make a payment useless is refused.
+        4. A live token of the challenge's scope is offered; else the checkout buys one: policy, budget, ledger row, payment.
+        5. The same request goes out again with ``Authorization: L402 token:preimage``; the 402 goes to ``history``.
+        6. A trace line tells of the call, whatever became of it.
+        """
+        call = current.get()
+        if call is not None and call.payer is self._payer and kwargs.get("allow_redirects") is False:
+            return super().send(request, **kwargs)  # a redirect's hop belongs to the call that is under way
+        with a_call(self._payer, request) as own:
+            own.response = super().send(request, **kwargs)
+            if not hasattr(own.response, "payment"):
+                own.response.payment = None  # type: ignore[attr-defined]
+            return own.response
+
+    def recover(self) -> list[PaymentRow]:
+        """Ask the node about all unfinished payments of the ledger, book what it says, and return them as they are now.
+
+        Starts no payment. Each row that it ends, and each payment that a crash kept from being told, gets a trace line. Raises
+        LedgerError or PaymentPendingError where the ledger can't be used.
+        """
+        from .call import tell_recovered
+
+        rows = self._payer.checkout.recover()
+        tell_recovered(self._payer, rows)
+        return rows
+
+    def close(self) -> None:
+        """Close the adapters, and the connections to node, ledger and trace. May be called twice; all open anew if used again."""
+        super().close()
+        self._payer.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()
+        return {**state, "_payer": self._payer}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for adapter in self.adapters.values():
+            if isinstance(adapter, PaywallAdapter):
+                adapter.payer = self._payer
