@@ -317,9 +317,9 @@ class Exchange:
     def _not_taken(self, held: HeldToken | None) -> TokenRefusedError:
         which = f"the token of payment {held.payment_hash}" if held is not None else "every token that was offered"
         return TokenRefusedError(
-            f"{self.origin} refuses {which} (status {self.latest.status_code}), though it was paid for. The money is spent; the ledger "
-            "keeps token and preimage, and later calls offer them again. Ask the server's operator with the payment hash as "
-            "proof, or Ledger.forget() it to buy anew.",
+            f"{self.origin} refuses {which} (status {self.latest.status_code}), though it was paid for. The money is spent; the "
+            "ledger keeps token and preimage, and later calls offer them again. Ask the server's operator with the payment hash "
+            "as proof, or Ledger.forget() it to buy anew.",
             payment_hash=None if held is None else held.payment_hash,
         )
 

@@ -55,7 +55,7 @@ def payment_of(response: requests.Response) -> Payment | None:
 
 @dataclass(kw_only=True)
 class _Use:
-    """A token that a hop of the call used. ``bought``: this call ended its payment. ``reused``: the trace adds nothing to the sum."""
+    """A token that a hop of the call used. ``bought``: this call ended its payment. ``reused``: it adds nothing to any sum."""
 
     held: HeldToken
     url: str

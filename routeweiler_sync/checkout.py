@@ -70,9 +70,10 @@ NODE_POLL = tenacity.wait_exponential_jitter(initial=0.05, max=1.0, jitter=0.05)
 
 @dataclass(frozen=True, kw_only=True)
 class Quote:
-    """What a call would pay: the signed invoice's amount, the most that routing may cost on top, and both in the budget's currency.
+    """What a call would pay: the signed invoice's amount, and the most that routing may cost on top.
 
-    ``amount_minor_units`` is ``amount_msat`` in minor units of ``currency``, rounded up at the sixth decimal. ``payment_hash`` is hex.
+    ``amount_minor_units`` is ``amount_msat`` in minor units of ``currency`` (the budget's), rounded up at the sixth decimal.
+    ``payment_hash`` is hex.
     """
 
     url: str
@@ -138,7 +139,8 @@ class Checkout:
         """The token that ``need`` asks for: a live one, one whose purchase is carried to its end, or a new one. May move money.
 
         ``refused``: payment hashes (hex) of tokens that the server has just refused; they aren't given again. Without ``may_buy``
-        nothing new is bought: None where there is nothing to give. Raises the errors of the tree; each says what became of the money.
+        nothing new is bought: None where there is nothing to give. Raises the errors of the tree; each says what became of the
+        money.
         """
         deadline = Deadline(self._payment_timeout_s)
         with single((self.ledger.url, need.origin, need.scope), deadline):
@@ -256,7 +258,12 @@ class Checkout:
             return
         invoice = need.challenge.invoice
         verdict = evaluate(
-            self.policy, url=need.url, scheme=need.challenge.scheme, network=invoice.network, amount_msat=invoice.amount_msat, rail=RAIL
+            self.policy,
+            url=need.url,
+            scheme=need.challenge.scheme,
+            network=invoice.network,
+            amount_msat=invoice.amount_msat,
+            rail=RAIL,
         )
         if verdict.denied:
             raise PolicyDeniedError(
@@ -264,16 +271,16 @@ class Checkout:
             )
         if verdict.rail != RAIL:
             raise RailNotSupportedError(
-                f"The policy wants {need.origin} paid over {verdict.rail}, and the server was understood to offer {RAIL} only. Nothing was "
-                "spent. Change the policy to allow it."
+                f"The policy wants {need.origin} paid over {verdict.rail}, and the server was understood to offer {RAIL} only. "
+                "Nothing was spent. Change the policy to allow it."
             )
         limit = verdict.max_per_call_minor_units
         if limit is not None:
             price = rate_for(self.policy.currency, self._fmv_provider).minor_units_of(invoice.amount_msat)
             if price > limit:
                 raise PolicyMaxPerCallExceededError(
-                    f"The price of {price.normalize():f} {self.policy.currency} minor units is above the {limit} that the policy's rule "
-                    f"{verdict.rule!r} allows for one call. Nothing was spent. Change the policy to allow it."
+                    f"The price of {price.normalize():f} {self.policy.currency} minor units is above the {limit} that the policy's "
+                    f"rule {verdict.rule!r} allows for one call. Nothing was spent. Change the policy to allow it."
                 )
 
     def _check_envelope(self, need: Need) -> None:
@@ -409,8 +416,9 @@ class Checkout:
 
     def _pending(self, row: PaymentRow, why: str) -> PaymentPendingError:
         return PaymentPendingError(
-            f"The payment {row.payment_hash} of {sats(row.amount_msat)} to {row.origin} isn't finished: {why}. Whether money was spent isn't "
-            "known yet; it is reserved in the budget. Call again (the same purchase goes on, nothing is paid twice), or session.recover().",
+            f"The payment {row.payment_hash} of {sats(row.amount_msat)} to {row.origin} isn't finished: {why}. Whether money was "
+            "spent isn't known yet; it is reserved in the budget. Call again (the same purchase goes on, nothing is paid twice), or "
+            "session.recover().",
             payment_hash=row.payment_hash,
         )
 
@@ -420,13 +428,13 @@ def check_challenge(challenge: Challenge) -> None:
     macaroon, invoice, now_s = challenge.macaroon, challenge.invoice, time.time()
     if macaroon is not None and macaroon.payment_hash is not None and macaroon.payment_hash != invoice.payment_hash:
         raise ChallengeMismatchError(
-            f"The token is for payment hash {macaroon.payment_hash.hex()}, the invoice for {invoice.payment_hash.hex()}: paying would "
-            "buy nothing. Nothing was spent. Tell the server's operator."
+            f"The token is for payment hash {macaroon.payment_hash.hex()}, the invoice for {invoice.payment_hash.hex()}: paying "
+            "would buy nothing. Nothing was spent. Tell the server's operator."
         )
     if now_s + MIN_INVOICE_LIFE_S >= invoice.expires_at:
         raise ChallengeExpiredError(
-            f"The invoice {invoice.payment_hash.hex()} has expired ({int(now_s - invoice.expires_at)} s ago by this machine's clock). "
-            "Nothing was spent. Call again for a new one; if it repeats, check the clock."
+            f"The invoice {invoice.payment_hash.hex()} has expired, or is about to (at {invoice.expires_at}, and this machine's clock "
+            f"says {int(now_s)}). Nothing was spent. Call again for a new one; if it repeats, check the clock."
         )
     if challenge.valid_until is not None and now_s >= challenge.valid_until:
         raise ChallengeExpiredError(
@@ -493,13 +501,14 @@ def _ended_error(row: PaymentRow) -> RouteweilerError:
             return _error_for(act, row, row.failure_text)
     if row.state is PaymentState.DEAD:
         return InvoicePaymentError(
-            f"The payment {row.payment_hash} was {row.failure_text or 'given up'}. Nothing was spent by this call. Call again for a new one.",
+            f"The payment {row.payment_hash} was {row.failure_text or 'given up'}. Nothing was spent by this call. Call again for a "
+            "new one.",
             payment_hash=row.payment_hash,
             failure_reason=row.failure_code,
         )
     return TokenRefusedError(
-        f"The token of payment {row.payment_hash} has been given up: the server refused it, or it was forgotten. It was paid earlier; "
-        "nothing was spent by this call. Call again for a new one.",
+        f"The token of payment {row.payment_hash} has been given up: the server refused it, or it was forgotten. It was paid "
+        "earlier; nothing was spent by this call. Call again for a new one.",
         payment_hash=row.payment_hash,
     )
 

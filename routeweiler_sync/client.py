@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 class Routeweiler(requests.Session):
     """A `requests.Session` that pays for what it fetches: 402 answers with an L402 challenge are paid over Lightning.
 
-    ``funding``: who pays, `LightningFundingSource` objects. ``budget_envelope``: what may be spent, a `BudgetEnvelope`, the id of one
-    that the ledger holds, or None for no limit; by default 1 000 sat a call, 10 000 an hour, 50 000 a day. ``policy``: who may be paid.
-    ``trace_sink``: where each call leaves its line. ``ledger``: a path, ``sqlite:///…`` or a `Ledger`; by default
+    ``funding``: who pays, `LightningFundingSource` objects. ``budget_envelope``: what may be spent, a `BudgetEnvelope`, the id of
+    one that the ledger holds, or None for no limit; by default 1 000 sat a call, 10 000 an hour, 50 000 a day. ``policy``: who may
+    be paid. ``trace_sink``: where each call leaves its line. ``ledger``: a path, ``sqlite:///…`` or a `Ledger`; by default
     ``$ROUTEWEILER_LEDGER``, else ``ledger.db`` in the user's state folder. ``payment_timeout``: seconds that one call waits for
     the wallet. ``confirm(quote) -> bool`` is asked before each payment. ``unpayable="return"``: a 402 that was refused before
     paying comes back as the response it is. Nothing is opened or connected here. Raises ValueError for arguments that can't be.

@@ -87,19 +87,17 @@ def _unfinished(state: PaymentState) -> dict[tuple[PaymentState, Event], Rule]:
         (state, Event.FAILED_OWN_SEND): Rule(
             state=_FAILED,
             act=Act.RAISE_PENDING,
-            why="the unanswered send would start the failed payment anew: the scope sticks to it",
+            why="the unanswered send would start it anew: the scope sticks to it",
         ),
         (state, Event.FAILED_SEEN): Rule(
             state=_FAILED, act=Act.SEND, why="the same invoice can't be paid twice, and its answer may end the row"
         ),
         (state, Event.IN_FLIGHT): Rule(state=state, act=Act.FOLLOW, why="only its end tells"),
-        (state, Event.EXISTS): Rule(
-            state=state, act=Act.FOLLOW, why="this send started nothing; how the other stands, tracking tells"
-        ),
+        (state, Event.EXISTS): Rule(state=state, act=Act.FOLLOW, why="this send started nothing; of the other, tracking tells"),
         (state, Event.EXPIRED): Rule(
             state=state,
             act=Act.LAST_LOOK,
-            why="nothing can start it now; but lnd checks expiry first, so it may have been paid before",
+            why="nothing can start it now; but lnd checks expiry first: it may be paid",
         ),
         (state, Event.REFUSED_BESIDE): Rule(
             state=state, act=Act.RAISE_PENDING, why="this send started nothing, which says nothing of the other"

@@ -355,7 +355,7 @@ class Ledger:
         return row
 
     def _fit(self, tx: Transaction, envelope: Mapping[str, Any], draw: Draw, intent: Intent, now_s: float) -> tuple[int, int]:
-        """(fee limit in msat, reservation in millionths) that fit under every limit; BudgetExceededError where not even the amount does."""
+        """(fee limit in msat, reservation in millionths) that fit under every limit; BudgetExceededError where none does."""
         limits = _load(envelope["limits"])
         reserved = envelope["reserved_micro"]
         spent = {
@@ -374,8 +374,8 @@ class Ledger:
             if fits_msat < intent.amount_msat:
                 raise BudgetExceededError(
                     f"The price of {_sats(intent.amount_msat)} ({draw.rate.minor_units_of(intent.amount_msat).normalize():f} "
-                    f"{limits.cap_currency} minor units) doesn't fit under {name}={getattr(limits, name)} of envelope {limits.id!r}, "
-                    f"of which {minor_units(used).normalize():f} are spent or reserved. Nothing was spent. "
+                    f"{limits.cap_currency} minor units) doesn't fit under {name}={getattr(limits, name)} of envelope "
+                    f"{limits.id!r}, of which {minor_units(used).normalize():f} are spent or reserved. Nothing was spent. "
                     "Raise the limit, or wait until the window has moved on."
                 )
             most_msat = min(most_msat, fits_msat)
@@ -502,7 +502,7 @@ def _sats(amount_msat: int) -> str:
 
 def _no_envelope(envelope_id: str) -> EnvelopeNotFoundError:
     return EnvelopeNotFoundError(
-        f"The ledger holds no envelope {envelope_id!r}. Nothing was spent. Give a BudgetEnvelope instead of its id, or correct the id."
+        f"The ledger holds no envelope {envelope_id!r}. Nothing was spent. Correct the id, or give a BudgetEnvelope in its place."
     )
 
 
