@@ -63,4 +63,5 @@ def sha256(*files: Path) -> str:
     return hashlib.sha256(b"".join(file.read_bytes().replace(b"\r\n", b"\n") for file in files)).hexdigest()
 
 
-setup(cmdclass={"build_protos": BuildProtos})
+if __name__ == "__main__":  # build backends run it as __main__; the test of the stubs imports it
+    setup(cmdclass={"build_protos": BuildProtos})

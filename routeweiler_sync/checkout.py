@@ -417,8 +417,8 @@ class Checkout:
     def _pending(self, row: PaymentRow, why: str) -> PaymentPendingError:
         return PaymentPendingError(
             f"The payment {row.payment_hash} of {sats(row.amount_msat)} to {row.origin} isn't finished: {why}. Whether money was "
-            "spent isn't known yet; it is reserved in the budget. Call again (the same purchase goes on, nothing is paid twice), or "
-            "session.recover().",
+            "spent isn't known yet; it is reserved in the budget. Call again (the same purchase goes on, nothing is paid "
+            "twice), or session.recover().",
             payment_hash=row.payment_hash,
         )
 
@@ -433,8 +433,8 @@ def check_challenge(challenge: Challenge) -> None:
         )
     if now_s + MIN_INVOICE_LIFE_S >= invoice.expires_at:
         raise ChallengeExpiredError(
-            f"The invoice {invoice.payment_hash.hex()} has expired, or is about to (at {invoice.expires_at}, and this machine's clock "
-            f"says {int(now_s)}). Nothing was spent. Call again for a new one; if it repeats, check the clock."
+            f"The invoice {invoice.payment_hash.hex()} has expired, or is about to (at {invoice.expires_at}; it is {int(now_s)} by "
+            f"this machine's clock). Nothing was spent. Call again for a new one; if it repeats, check the clock."
         )
     if challenge.valid_until is not None and now_s >= challenge.valid_until:
         raise ChallengeExpiredError(
@@ -501,8 +501,8 @@ def _ended_error(row: PaymentRow) -> RouteweilerError:
             return _error_for(act, row, row.failure_text)
     if row.state is PaymentState.DEAD:
         return InvoicePaymentError(
-            f"The payment {row.payment_hash} was {row.failure_text or 'given up'}. Nothing was spent by this call. Call again for a "
-            "new one.",
+            f"The payment {row.payment_hash} was {row.failure_text or 'given up'}. Nothing was spent by this call. Call again for "
+            "a new one.",
             payment_hash=row.payment_hash,
             failure_reason=row.failure_code,
         )

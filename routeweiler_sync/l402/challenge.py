@@ -44,7 +44,6 @@ _ELEMENT = re.compile(rf'(?:[^",]+|{_QUOTED})*')
 # A bare value may hold what base64 does, which RFC 9110 would have quoted.
 _PARAM = re.compile(rf'({_NAME})[ \t]*=[ \t]*(?:({_QUOTED})|([^\s",]*))')
 _START = re.compile(rf"({_NAME})(?:[ \t]+(.+))?")
-_TOKEN68 = re.compile(r"[A-Za-z0-9\-._~+/]+=*")
 _ESCAPED = re.compile(r"\\(.)")
 _NAMES_OURS = re.compile(r"(?<![^\s,])(?:L402|LSAT)(?![^\s,])", re.IGNORECASE)
 
@@ -176,10 +175,9 @@ def _add(text: str, found: list[_Listed]) -> None:
         if len(found) == MAX_CHALLENGES:
             raise _OversizedError
         found.append(_Listed(start[1]))
-        rest = start[2]
-        if rest is None or _TOKEN68.fullmatch(rest):
+        if start[2] is None:
             return
-        param = _PARAM.fullmatch(rest)
+        param = _PARAM.fullmatch(start[2])  # else a token68, which L402 has no use for
     if not found:
         return  # belongs to no scheme
     last = found[-1]

@@ -9,8 +9,7 @@ import sys
 import time
 
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 from routeweiler_sync.errors import ChallengeParseError
 from routeweiler_sync.l402 import challenge as module
@@ -166,6 +165,7 @@ _SECRET = "SeCrEtToKeN0123456789"
         ("L402", "no token"),
         ("LSAT", "no token"),
         (f"L402 {_SECRET}==", "no token"),
+        (f"L402 {_SECRET}/+", "malformed"),
         (f'L402 invoice="{INVOICE}"', "no token"),
         (f'L402 token="", invoice="{INVOICE}"', "no token"),
         (f'L402 token="{_SECRET}"', "no invoice"),

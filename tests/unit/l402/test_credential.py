@@ -6,8 +6,7 @@ import time
 
 import pytest
 import requests
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from routeweiler_sync.l402.challenge import Challenge, parse_challenge
 from routeweiler_sync.l402.credential import (

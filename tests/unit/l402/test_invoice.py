@@ -8,8 +8,7 @@ from fractions import Fraction
 
 import bolt11
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from routeweiler_sync.errors import ChallengeParseError
 from routeweiler_sync.l402.invoice import MAX_AMOUNT_MSAT, MAX_EXPIRY_S, MAX_INVOICE_CHARS, Invoice, decode_invoice
@@ -223,7 +222,8 @@ def test_optional_fields_are_read(
     "text",
     [
         "", "1", "ln", "lnbc10n1", " " + INVOICE, INVOICE + "\n", "lightning:" + INVOICE, INVOICE[:40].upper() + INVOICE[40:],
-        INVOICE.replace("k", "\u212a", 1), INVOICE + "é", INVOICE[:-1], INVOICE.replace("100n", "900n"), "lnbc10n1" + "q" * 8000,
+        INVOICE.replace("k", "\u212a", 1), INVOICE.upper().replace("K", "\u212a", 1),
+        INVOICE + "é", INVOICE[:-1], INVOICE.replace("100n", "900n"), "lnbc10n1" + "q" * 8000,
         invoice(loose=[1, 0]), invoice(loose=[1, 0, 5]), "\0", "\ud800",
     ],
 )  # fmt: skip

@@ -6,10 +6,8 @@ import base64
 import time
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from pymacaroons import MACAROON_V2
-from pymacaroons import Macaroon as LibraryMacaroon
+from hypothesis import given, settings, strategies as st
+from pymacaroons import MACAROON_V2, Macaroon as LibraryMacaroon
 
 from routeweiler_sync.l402.credential import MAX_TOKEN_CHARS
 from routeweiler_sync.l402.macaroon import Macaroon, parse_macaroon
@@ -107,6 +105,13 @@ def test_third_party_caveats_leave_it_a_macaroon() -> None:
     assert read is not None
     assert read.services == "pages:0"
     assert len(read.caveats) == 2
+
+
+def test_a_version_1_macaroon_is_opaque() -> None:
+    """If failing: a format that L402 never mints, and that pymacaroons reads laxly, decides about a purchase."""
+    made = LibraryMacaroon(location="lsat", identifier="x" * 66, key=b"root")
+    made.add_first_party_caveat("services=pages:0")
+    assert parse_macaroon(made.serialize()) is None
 
 
 def test_no_location_is_needed() -> None:
