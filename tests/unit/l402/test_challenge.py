@@ -92,6 +92,7 @@ def test_the_specifications_invoice_is_refused_for_want_of_a_payment_secret() ->
         [f'L402 token="{TOKEN}"', f'invoice="{INVOICE}"'],
         f'L402 token="{TOKEN}", invoice="{INVOICE}", note="L402 token=\\"x\\", invoice=\\"y\\"", url="http://x/?a=b,c"',
     ],
+    ids=itertools.count(),
 )
 def test_a_good_offer_is_found_however_it_is_written(lines: str | list[str]) -> None:
     """If failing: a paywall that other clients pay is refused, or its LSAT line is answered to a server that wants L402."""
@@ -121,6 +122,7 @@ def test_a_good_offer_is_found_however_it_is_written(lines: str | list[str]) -> 
         f'L402 token="{TOKEN}"',
         f'L402 token="{TOKEN}", invoice="lnbc1"',
     ],
+    ids=itertools.count(),
 )
 def test_a_broken_challenge_hides_no_good_one_behind_it(broken: str) -> None:
     """If failing: one odd line of a proxy in between makes a paywall unpayable."""
@@ -150,6 +152,7 @@ def test_a_broken_challenge_hides_no_good_one_behind_it(broken: str) -> None:
         "x" * (2 * MAX_HEADER_CHARS),
         ["a," * MAX_CHALLENGES + "a"],
     ],
+    ids=itertools.count(),
 )  # fmt: skip
 def test_what_offers_no_l402_is_not_ours(lines: str | list[str]) -> None:
     """If failing: text that somebody wrote into another scheme's string is paid, or ordinary 402s raise."""
@@ -201,6 +204,7 @@ _SECRET = "SeCrEtToKeN0123456789"
         ([f'L402 token="{_SECRET}", invoice="{INVOICE}"', "x" * MAX_HEADER_CHARS], "is above"),
         (f'{"a," * MAX_CHALLENGES}L402 token="{_SECRET}", invoice="{INVOICE}"', "is above"),
     ],
+    ids=itertools.count(),
 )
 def test_an_offer_that_cannot_be_used_says_why_and_keeps_the_secret(lines: str | list[str], reason: str) -> None:
     """If failing: money is reserved for a token that can't be used, or an error message carries a token into the logs."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 
 import pytest
@@ -56,6 +57,7 @@ def test_the_token_goes_back_verbatim(scheme: str) -> None:
         ("L402", "SECRET", PREIMAGE + b"\0"),
         ("L402", "SECRET", b""),
     ],
+    ids=itertools.count(),
 )
 def test_what_no_server_takes_is_never_sent_nor_told(scheme: str, text: str, preimage: bytes) -> None:
     """If failing: a token smuggles header lines into the request, or its refusal prints it."""
@@ -90,6 +92,7 @@ def test_a_credential_is_known_when_seen() -> None:
         L402.replace('"', ""),
         L402.replace("=", " = ").replace(TOKEN.replace("=", " = "), TOKEN),
     ],
+    ids=itertools.count(),
 )
 def test_no_log_line_shows_a_credential(text: str) -> None:
     """If failing: whoever reads the logs has the paid token."""
@@ -115,7 +118,7 @@ def test_other_text_is_left_alone(text: str) -> None:
         "token" + " " * 100_000, 'macaroon="' * 10_000, "L402 " + "a:" * 50_000, "L402 " + "0" * 50_000 + ":" + "0" * 50_000,
         ("L402 " + "a" * 17_000) * 6,
     ],
-    ids=range(10),
+    ids=itertools.count(),
 )  # fmt: skip
 def test_redaction_takes_bounded_time(text: str) -> None:
     """If failing: a long line in a log hangs the program."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from fractions import Fraction
 
@@ -226,6 +227,7 @@ def test_optional_fields_are_read(
         INVOICE + "é", INVOICE[:-1], INVOICE.replace("100n", "900n"), "lnbc10n1" + "q" * 8000,
         invoice(loose=[1, 0]), invoice(loose=[1, 0, 5]), "\0", "\ud800",
     ],
+    ids=itertools.count(),
 )  # fmt: skip
 def test_what_is_no_invoice_is_refused(text: str) -> None:
     """If failing: another error than ours escapes to a caller who handles requests' errors, or doctored text is paid."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import time
 
 import pytest
@@ -62,6 +63,7 @@ def test_any_base64_is_read() -> None:
         (identifier() + b"\0", None),
         (b"", None),
     ],
+    ids=itertools.count(),
 )
 def test_only_a_version_0_identifier_names_a_payment_hash(ident: bytes, payment_hash: bytes | None) -> None:
     """If failing: bytes that mean something else are compared with the invoice, and a good offer is refused."""
@@ -149,6 +151,7 @@ def test_no_location_is_needed() -> None:
         token(b"0007cid-001"),
         token(macaroon(caveats=["x" * 90] * 400)),
     ],
+    ids=itertools.count(),
 )
 def test_whatever_is_no_macaroon_is_opaque(text: str) -> None:
     """If failing: an opaque token, which the specification allows, can't be bought; or junk is taken at its word."""
@@ -174,6 +177,7 @@ def test_nothing_secret_is_shown() -> None:
         b"\x02" + b"\x00" * 12_000,
         b"0005 " * 2400,
     ],
+    ids=itertools.count(),
 )
 def test_any_token_is_read_in_bounded_time(raw: bytes) -> None:
     """If failing: one answer of a server keeps a thread busy for as long as the server likes."""
