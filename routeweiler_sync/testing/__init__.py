@@ -1,4 +1,4 @@
-"""A testing kit for programs that pay: a fake lnd and a paywall, both real servers, and pytest fixtures. Needs the extra ``testing``.
+"""A testing kit for programs that pay: a fake lnd and a paywall, both real servers, and fixtures. Needs the extra ``testing``.
 
 Imported on first use: pytest loads the plugin in every run, also in those without the extra.
 """
