@@ -64,8 +64,8 @@ MAX_RESENDS = 1
 #: How long another process's purchase is left alone before the node is asked about it. It ends nothing; asking is harmless.
 LEAVE_ALONE_S = 1.0
 #: Nodes and ledgers are asked again at these intervals: soon at first, then patiently.
-ROW_POLL = tenacity.wait_exponential_jitter(initial=0.01, max=0.25, jitter=0.01)
-NODE_POLL = tenacity.wait_exponential_jitter(initial=0.05, max=1.0, jitter=0.05)
+ROW_POLL = tenacity.wait_exponential(multiplier=0.01, max=0.25) + tenacity.wait_random(0, 0.01)
+NODE_POLL = tenacity.wait_exponential(multiplier=0.05, max=1.0) + tenacity.wait_random(0, 0.05)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -381,7 +381,7 @@ class Checkout:
         try:
             return self.ledger.count_send(row.payment_hash)
         except LedgerError as error:
-            raise self._pending(row, f"the ledger can't be written: {error}") from error
+            raise self._pending(row, f"the ledger can't be written ({error.__cause__ or error})") from error
 
     def _take(self, row: PaymentRow, asked: Act, answer: Answer) -> tuple[Step, PaymentRow]:
         """Put ``answer`` to the table and book what it says, in one transaction on the row as it is by then."""
@@ -396,7 +396,7 @@ class Checkout:
         try:
             after = self.ledger.change(row.payment_hash, decide)
         except LedgerError as error:
-            raise self._pending(row, f"the ledger can't be written: {error}") from error
+            raise self._pending(row, f"the ledger can't be written ({error.__cause__ or error})") from error
         if steps[-1].event is purchase.Event.PAID:
             log.info("payment %s settled, fee %d msat", row.payment_hash, after.fee_msat)
         return steps[-1], after

@@ -95,7 +95,7 @@ class SqliteStore:
 
     def _error(self, why: str) -> LedgerError:
         return LedgerError(
-            f"The ledger {self.path} can't be used: {why}. No order to pay was sent for this. "
+            f"The ledger {self.path} can't be used: {why}. Nothing was spent. "
             "Mend the file, its folder's rights or the disk, or name another ledger; the rows it holds aren't lost."
         )
 
