@@ -22,6 +22,7 @@ import tenacity
 
 from ..errors import FundingError
 from .answers import Answer, Word
+from .node import NotPermittedError
 from .reading import Rpc, is_permission_denied, read_error, read_payment, tidy
 from .stubs import routeweiler_lnd_pb2 as pb
 
@@ -30,8 +31,6 @@ _Response = TypeVar("_Response")
 _PATHS: dict[Rpc, str] = {"send": "/routerrpc.Router/SendPaymentV2", "track": "/routerrpc.Router/TrackPaymentV2"}
 _STARTING = frozenset({pb.UNLOCKED, pb.RPC_ACTIVE, pb.WAITING_TO_START})
 
-#: An "it is ready" is believed for so long, so that a purchase doesn't ask twice.
-READY_TRUST_S = 1.0
 _START_POLL_S_MIN, _START_POLL_S_MAX = 0.05, 0.5
 #: The least that a call is given, so that a deadline that has just passed is told by lnd or gRPC and not guessed.
 _CALL_S_MIN = 0.05
@@ -47,10 +46,6 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.keepalive_permit_without_calls", 0),  # … and only while a stream is open
     ("grpc.http2.max_pings_without_data", 0),
 )
-
-
-class NotPermittedError(FundingError):
-    """The macaroon is good but lacks the right to this call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +70,6 @@ class _Link:
 
     channel: grpc.Channel
     macaroon_hex: str
-    ready_until: float = 0.0
     used: bool = False
 
 
@@ -104,8 +98,6 @@ class Connection:
         State.GetState needs no macaroon and answers while the wallet is locked. Raises FundingError with the cause; this asks only,
         nothing can be spent.
         """
-        if (link := self._current()).ready_until > time.monotonic():
-            return
         deadline = time.monotonic() + timeout_s
         polling = tenacity.Retrying(
             stop=tenacity.stop_after_delay(timeout_s),
@@ -121,8 +113,6 @@ class Connection:
             raise FundingError(self._told("it has no wallet yet", "make one with `lncli create`"))
         if state in _STARTING:
             raise FundingError(self._told(f"it is still starting after {timeout_s:g} s", "try again in a moment"))
-        link = self._current()
-        link.ready_until = time.monotonic() + READY_TRUST_S
 
     def unary(self, path: str, request: Any, response: type[_Response], *, timeout_s: float) -> _Response:
         """One question with one answer. Raises FundingError: whatever goes wrong, a question spends nothing."""
@@ -154,7 +144,6 @@ class Connection:
                 yield read_payment(message, payment_hash)
             yield Answer(word=Word.UNKNOWN, reason="the stream ended without a final word")
         except grpc.RpcError as error:
-            link.ready_until = 0.0
             self._drop_if_broken(link, error)
             yield read_error(rpc, _code(error), _scrub(_text(error), link), started=started)
         finally:

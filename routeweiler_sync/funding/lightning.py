@@ -168,6 +168,7 @@ class LndClient:
         deadline = time.monotonic() + timeout_s
         try:
             connection = self._connection
+            # Asked before each order, and not remembered: an order into a dead connection would be UNKNOWN and not REFUSED.
             connection.check_ready(timeout_s)
             remaining_s = deadline - time.monotonic()
             from .stubs import routeweiler_lnd_pb2 as pb

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
+from ..errors import FundingError
+
 NETWORKS = ("bitcoin", "bitcoin-testnet", "bitcoin-signet", "bitcoin-regtest")
 Network = Literal["bitcoin", "bitcoin-testnet", "bitcoin-signet", "bitcoin-regtest"]
 
@@ -75,6 +77,10 @@ class SentPayment:
     amount_msat: int
     fee_msat: int
     payment_error: str = ""
+
+
+class NotPermittedError(FundingError):
+    """The macaroon is good but lacks the right to this call."""
 
 
 @runtime_checkable

@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from ..errors import FundingError, InvoicePaymentError
 from .answers import Answer, Word
-from .node import NETWORKS, LightningNodeClient, NodeInfo, PaymentStatus, default_fee_cap_msat
+from .node import NETWORKS, LightningNodeClient, NodeInfo, NotPermittedError, PaymentStatus, default_fee_cap_msat
 from .reading import tidy
 
 _POLL_S_MIN, _POLL_S_MAX = 0.1, 2.0
@@ -146,8 +146,6 @@ class LightningFundingSource:
                 return info.identity_pubkey.lower(), info.network
             return str(client.get_node_pubkey()).lower(), ""
         except FundingError as error:
-            from .connection import NotPermittedError
-
             if isinstance(error, NotPermittedError) and self.node_pubkey is not None:
                 return self.node_pubkey, ""
             raise
@@ -195,4 +193,3 @@ def _read_status(status: PaymentStatus, payment_hash: bytes) -> Answer:
         case "unknown_hash":
             return Answer(word=Word.NOT_FOUND)
     return Answer(word=Word.UNKNOWN, reason=tidy(f"the client's track_payment said {status.state!r}"))
-

@@ -47,6 +47,15 @@ class FakePayment:
     sends: int = 1
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FakeOrder:
+    """An order to pay as it reached the node, whatever became of it."""
+
+    bolt11: str
+    fee_limit_msat: int
+    timeout_seconds: int
+
+
 @dataclass(kw_only=True)
 class Attempt:
     """How the payment that an order starts is to go."""
@@ -92,6 +101,7 @@ class Book:
         self.invoices: dict[bytes, FakeInvoice] = {}
         self.settled: set[bytes] = set()
         self.entries: dict[bytes, Entry] = {}
+        self.orders: list[FakeOrder] = []
 
     def check_order(self, payment_request: str, now: float) -> Any:
         """What lnd checks before its database: decoding, network, expiry, payment secret, amount, self-payment. In that order."""

@@ -15,7 +15,7 @@ from typing import Any
 import grpc
 
 from ..funding.stubs import routeweiler_lnd_pb2 as pb
-from ._lnd_book import Attempt, Book, Entry, OrderError, decode
+from ._lnd_book import Attempt, Book, Entry, FakeOrder, OrderError, decode
 
 #: What lnd's interceptor says in each state but RPC_ACTIVE and SERVER_ACTIVE (rpcperms/interceptor.go).
 _NOT_UP = {
@@ -157,6 +157,11 @@ class Service:
 
     def _send_payment(self, request: pb.SendPaymentRequest, context: grpc.ServicerContext) -> Iterator[pb.Payment]:
         with self.book.changed:
+            self.book.orders.append(
+                FakeOrder(
+                    bolt11=request.payment_request, fee_limit_msat=request.fee_limit_msat, timeout_seconds=request.timeout_seconds
+                )
+            )
             if (refusal := self.faults.take("refuse")) is not None:
                 raise OrderError(*refusal)
             invoice = self.book.check_order(request.payment_request, self.now())

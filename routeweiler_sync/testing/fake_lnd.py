@@ -25,10 +25,10 @@ import grpc
 
 from ..funding import Funding
 from ..funding.lightning import LightningFundingSource, LndClient
-from ._lnd_book import Book, FakeInvoice, FakePayment
+from ._lnd_book import Book, FakeInvoice, FakeOrder, FakePayment
 from ._lnd_service import Faults, Service
 
-__all__ = ["FakeInvoice", "FakeLnd", "FakePayment"]
+__all__ = ["FakeInvoice", "FakeLnd", "FakeOrder", "FakePayment"]
 
 #: Each stream that is followed takes a thread.
 _THREADS_MAX = 200
@@ -193,6 +193,12 @@ class FakeLnd:
         """The payer's database, oldest first."""
         with self._book.changed:
             return [entry.payment for entry in self._book.entries.values()]
+
+    @property
+    def orders(self) -> list[FakeOrder]:
+        """Every order that passed state and macaroon, in order of arrival; a held one arrives when it is delivered."""
+        with self._book.changed:
+            return list(self._book.orders)
 
     def settled(self, payment_hash: bytes | str) -> bool:
         """Whether the payee has the money for this invoice."""
