@@ -142,6 +142,7 @@ def set_identifier(macaroon: Macaroon) -> None:
         lambda c: c.replace("L402 ", "l402 "),
         lambda c: c.replace("L402 ", "Bearer "),
         lambda c: "L402 " + base64.b64encode(b"\x02junk").decode() + c[-65:],
+        lambda c: "L402 " + base64.b64encode(base64.b64decode(c[5:-65]) + b"junk").decode() + c[-65:],
         lambda c: rewritten(c, set_identifier),
         lambda c: rewritten(c, lambda m: m.caveats.pop()),
         lambda c: rewritten(c, lambda m: m.add_first_party_caveat("services=other:0")),
@@ -428,6 +429,16 @@ def test_a_restart_keeps_the_port_and_drops_connections(lnd: FakeLnd, paywall: P
         paywall.start()
         assert session.get(paywall.url_for("/free"), timeout=TIMEOUT_S).status_code == 200
     assert get(paywall.url, credential).status_code == 200
+
+
+def test_stopping_closes_idle_connections(lnd: FakeLnd):
+    """Clients would wait on a server that is gone; each test would leave a thread behind."""
+    with Paywall(lnd) as paywall:
+        connection = socket.create_connection(paywall.base_url.removeprefix("http://").split(":"), timeout=TIMEOUT_S)
+        connection.sendall(b"OPTIONS / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+    with connection:
+        assert connection.recv(1) == b""
 
 
 def test_many_at_once_each_get_a_challenge_of_their_own(paywall: Paywall):
