@@ -66,10 +66,11 @@ class TraceSink(ABC):
 
         return SqliteSink(path, redact, url_mode)
 
-    def emit(self, event: TraceEvent) -> None:
-        """Write ``event``; blocks until the operating system has it. Raises no Exception: an event that can't be written is lost.
+    def emit(self, event: TraceEvent) -> bool:
+        """Write ``event``; blocks until the operating system has it. Returns whether it has.
 
-        The loss is told: a log record for each event, and one `RuntimeWarning` a sink.
+        Raises no Exception: an event that can't be written is lost. The loss is told: a log record for each event, and one
+        `RuntimeWarning` a sink.
         """
         try:
             payload = redacted(event.to_json_dict(), redact=self.redact, drop_urls=self.url_mode == "drop")
@@ -79,6 +80,8 @@ class TraceSink(ABC):
         except Exception as error:  # noqa: BLE001 - whatever it is, the payment and the response matter more
             with suppress(Exception):
                 self._tell(event, error)
+            return False
+        return True
 
     def close(self) -> None:
         """Close the file. May be called again; an event after it opens the file anew, for other sessions may share the sink."""

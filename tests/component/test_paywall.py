@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
 import socket
 import ssl
@@ -512,7 +513,11 @@ def test_the_plugins_fixtures_pay(tmp_path: Path):
         "    assert (tmp_path / 'trace.jsonl').read_text().count('\\n') == 1\n"
     )
     command = [sys.executable, "-m", "pytest", "-q", "-p", "routeweiler_sync.testing.pytest_plugin", "-p", "no:cacheprovider"]
-    ended = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, timeout=300)
+    alone = {
+        **os.environ,
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+    }  # where the package is installed, pytest loads the plugin by itself
+    ended = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, timeout=300, env=alone)
     assert ended.returncode == 0, ended.stdout
 
 

@@ -195,8 +195,8 @@ def test_an_event_that_cannot_be_written_raises_nothing(make: Make, event: Trace
     """A paid response would be lost for its trace."""
     sink = make()
     with pytest.warns(RuntimeWarning, match="is lost"):
-        sink.emit(event)
-    sink.emit(free_event("after"))
+        assert sink.emit(event) is False
+    assert sink.emit(free_event("after")) is True
     assert [event["requestId"] for event in told(sink.path)] == ["after"]
 
 
