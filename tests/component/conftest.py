@@ -73,7 +73,11 @@ class Books:
                 row = settled[payment_hash]
                 assert (payment["amountMsat"], payment["feeMsat"]) == (row.amount_msat, row.fee_msat)
                 assert payment["proofValue"] == row.preimage
-        live = [(row.origin, row.scope) for row in self.rows if row.state in (PaymentState.SETTLED, PaymentState.OPEN, PaymentState.FAILED)]
+        live = [
+            (row.origin, row.scope)
+            for row in self.rows
+            if row.state in (PaymentState.SETTLED, PaymentState.OPEN, PaymentState.FAILED)
+        ]
         assert len(live) == len(set(live))
 
 

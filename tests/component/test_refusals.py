@@ -197,9 +197,7 @@ def test_fiat_without_a_rate(make_session, paywall: Paywall, lnd: FakeLnd) -> No
 
     refused(make_session(budget_envelope=envelope, fmv_provider=Broken()), paywall.url, FmvUnavailableError, lnd)
     for nonsense in ("NaN", "Infinity", "0", "-1"):
-        refused(
-            make_session(budget_envelope=envelope, fmv_provider=StaticRate(nonsense)), paywall.url, FmvUnavailableError, lnd
-        )
+        refused(make_session(budget_envelope=envelope, fmv_provider=StaticRate(nonsense)), paywall.url, FmvUnavailableError, lnd)
 
 
 def test_a_ledger_that_cant_be_used(make_session, paywall: Paywall, lnd: FakeLnd, tmp_path) -> None:
