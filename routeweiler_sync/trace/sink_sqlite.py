@@ -40,7 +40,7 @@ _INSERT = """INSERT INTO trace_events (event_id, timestamp_start, selected_rail,
 #: mutexes locked, for ever (observed). It also keeps the making of a file from being interleaved with its use: closing any
 #: descriptor of a file drops all POSIX locks that the process holds on it, SQLite's too (sqlite.org/howtocorrupt.html, 2.2).
 _inside = threading.RLock()
-#: Connections that must not even be closed: a parent's, and those to a file that is gone. Closing might delete a WAL in use.
+#: A forked child's connections of its parent: they must be neither used nor, while both live, closed (howtocorrupt.html, 2.6).
 _abandoned: list[sqlite3.Connection] = []
 
 if hasattr(os, "register_at_fork"):
@@ -61,7 +61,7 @@ class SqliteSink(TraceSink):
         row = (event_id, payload["timestampStart"], payload["selectedRail"], payload["envelopeId"], payment_hash, text)
         with _inside:
             if self._connection is not None and _identity(self.path) != self._identity:
-                self._abandon()
+                self._close()  # SQLite leaves the files at this path alone: it sees that its own has moved
             if self._connection is None:
                 self._connection = _open(self.path)
                 self._identity = _identity(self.path)
@@ -73,13 +73,10 @@ class SqliteSink(TraceSink):
             if connection is not None:
                 connection.close()
 
-    def _abandon(self) -> None:
+    def _forget_after_fork(self) -> None:
         if self._connection is not None:
             _abandoned.append(self._connection)
             self._connection = None
-
-    def _forget_after_fork(self) -> None:
-        self._abandon()
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
