@@ -130,7 +130,7 @@ class Service:
             self.book.changed.notify_all()
             self._wait(lambda: not self.holding)
             self.held -= 1
-            self._book.changed.notify_all()
+            self.book.changed.notify_all()
             if self.stopped:
                 raise RuntimeError("the fake stopped before this order was read")
 
