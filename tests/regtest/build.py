@@ -1,7 +1,7 @@
 """Builds the real lnd, lncli, btcd, btcctl and aperture, once, into a cache folder.
 
 Knows the versions (pinned by `tools/*/go.mod` and `go.sum`), how Go is called and where the binaries are kept. What they are run
-with is told in `world`. `python -m tests.regtest.build` builds without running a test, which is what CI wants to cache.
+with is told in `world`. `python -m tests.regtest.build` builds without running a test, on a Python with nothing installed.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-
-import platformdirs
 
 TOOLS = Path(__file__).parent / "tools"
 #: Two modules, for the dependency graphs of lnd and aperture clash. A module each and not `go install pkg@version`, for lnd's
@@ -81,7 +79,7 @@ def binaries(report: Report = print) -> Binaries:
     again. Raises GoMissingError or BuildError.
     """
     chosen = os.environ.get("ROUTEWEILER_REGTEST_BIN")
-    folder = Path(chosen) if chosen else platformdirs.user_cache_path("routeweiler-sync") / "regtest" / versions()[:16]
+    folder = Path(chosen) if chosen else _cache() / "routeweiler-sync" / "regtest" / versions()[:16]
     stamp = folder / STAMP
     found = Binaries.in_folder(folder)
     if found and (stamp.read_text() == versions() if stamp.exists() else bool(chosen)):
@@ -101,6 +99,10 @@ def binaries(report: Report = print) -> Binaries:
     if built is None:
         raise BuildError(f"Go ended well, but {folder} lacks a binary")
     return built
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
 
 def _build(go: str, module: str, packages: tuple[str, ...], target: Path, report: Report) -> None:
