@@ -19,7 +19,7 @@ from requests.adapters import HTTPAdapter
 
 from .call import Call, Payment, current
 from .errors import LedgerError, RouteweilerError, TokenRefusedError, UnreplayableBodyError
-from .l402.credential import authorization, origin_of, path_of, scope_of
+from .l402.credential import authorization, origin_of, path_of, redact, scope_of
 from .purchase import Verdict, judge
 from .replay import again, drain, is_replayable
 from .tokens import HeldToken
@@ -65,6 +65,17 @@ class CredentialedRequest(requests.PreparedRequest):
         if plain.headers is not None:
             plain.headers.pop("Authorization", None)
         return plain
+
+
+class PaywallResponse(requests.Response):
+    """A 402 that was answered. Pickled, it drops the tokens of its challenge: one of them may have been paid since."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = dict(super().__getstate__())
+        headers = state["headers"].copy()
+        if "WWW-Authenticate" in headers:
+            headers["WWW-Authenticate"] = redact(headers["WWW-Authenticate"])
+        return {**state, "headers": headers}
 
 
 class PaywallAdapter(HTTPAdapter):
@@ -177,7 +188,7 @@ class Exchange:
                 return self._finished()
             if error.response is None:
                 drain(self.latest)
-                error.response = self._finished()
+                error.response = _answered(self._finished())
             error.request = self.request
             raise
 
@@ -250,7 +261,7 @@ class Exchange:
     def _offer(self, held: HeldToken | None) -> HeldToken | None:
         """Send again: with ``held``, or bare. Gives ``held`` back."""
         drain(self.latest)
-        self.history.append(self.latest)
+        self.history.append(_answered(self.latest))
         self.call.service_started_s = time.time()
         request = self._carrying(held) if held is not None else again(self.request, self.history)
         self.latest = self.send(request)
@@ -322,6 +333,13 @@ class Exchange:
             "as proof, or Ledger.forget() it to buy anew.",
             payment_hash=None if held is None else held.payment_hash,
         )
+
+
+def _answered(response: requests.Response) -> requests.Response:
+    """``response`` as one that may be kept: its pickle holds no token."""
+    if type(response) is requests.Response:
+        response.__class__ = PaywallResponse
+    return response
 
 
 def _challenge_lines(response: requests.Response) -> list[str]:

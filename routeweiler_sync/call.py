@@ -118,9 +118,8 @@ class Call:
     def finish(self, response: requests.Response | None, error: BaseException | None) -> None:
         """Write the trace line, then note in the ledger that the payment has been told. Raises nothing: the call comes first."""
         try:
-            if self.payer.trace_sink is not None:
-                for event in self._events(response, error or self.noted):
-                    self.payer.trace_sink.emit(event)
+            if not self._told(response, error or self.noted):
+                return  # the trace has warned; the next call that uses the token tells of its payment
             for use in self.uses:
                 if not use.reused and not use.held.told:
                     self._note_told(use.held)
@@ -131,6 +130,11 @@ class Call:
         finally:
             with _telling_lock:
                 _telling.difference_update(use.held.payment_hash for use in self.uses if not use.reused)
+
+    def _told(self, response: requests.Response | None, error: BaseException | None) -> bool:
+        """Write the lines; whether all were written (also where no trace is wanted)."""
+        sink = self.payer.trace_sink
+        return sink is None or all([sink.emit(event) for event in self._events(response, error)])
 
     def _note_told(self, held: HeldToken) -> None:
         self.payer.ledger.mark(held.payment_hash, told=True)

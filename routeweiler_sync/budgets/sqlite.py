@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,10 @@ APPLICATION_ID = 0x5257534C
 #: How long a writer waits for the others before the ledger counts as locked.
 BUSY_TIMEOUT_S = 30.0
 
+#: Stores of this process. A child that is forked while a thread is inside SQLite inherits SQLite's locks with nobody to open them.
+_stores: weakref.WeakSet[SqliteStore] = weakref.WeakSet()
+_held: list[threading.RLock] = []
+
 #: Connections of a parent process, kept so that the child never closes them: closing would end the parent's locks.
 _inherited: list[object] = []
 
@@ -36,6 +41,7 @@ class SqliteStore:
         self._connection: sqlite3.Connection | None = None
         self._lock = threading.RLock()
         self._pid = os.getpid()
+        _stores.add(self)
 
     @property
     def url(self) -> str:
@@ -192,3 +198,18 @@ def _block(connection: sqlite3.Connection, begin: str) -> Iterator[None]:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
+
+
+def _before_fork() -> None:
+    for store in sorted(_stores, key=id):
+        store._lock.acquire()
+        _held.append(store._lock)
+
+
+def _after_fork() -> None:
+    while _held:
+        _held.pop().release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
