@@ -27,14 +27,6 @@ FEE_CAP_MSAT = 10_000
 CALL_TIMEOUT_S = 30.0
 
 
-CAVEAT_UNREAD = pytest.mark.xfail(
-    reason='funding.reading has no row for lnd\'s `caveat "…" not satisfied: …`, which comes without "verification failed"'
-)
-LOCKED_UNAWAITED = pytest.mark.xfail(
-    reason="lnd says LOCKED for 0.1 to 0.3 s at each start, also where it unlocks itself; check_ready takes it for a locked wallet"
-)
-
-
 def client_of(node: Node, macaroon: Path | None = None) -> LndClient:
     return LndClient(node.grpc_host, node.grpc_port, macaroon or node.bake(), tls_cert_path=node.tls_cert_path)
 
@@ -158,8 +150,8 @@ def expired(world: World) -> Path:
         pytest.param(other_signature, id="other signature"),
         pytest.param(lambda world: write(world, b"\x02\x01junk"), id="junk"),
         pytest.param(lambda world: write(world, b"no macaroon at all"), id="no macaroon"),
-        pytest.param(lambda world: world.payer.bake(ip_address="10.9.8.7"), id="bound to another address", marks=CAVEAT_UNREAD),
-        pytest.param(expired, id="expired", marks=CAVEAT_UNREAD),
+        pytest.param(lambda world: world.payer.bake(ip_address="10.9.8.7"), id="bound to another address"),
+        pytest.param(expired, id="expired"),
     ],
 )
 def test_a_macaroon_that_lnd_refuses_has_spent_nothing(world: World, make: Callable[[World], Path]) -> None:
@@ -171,7 +163,6 @@ def test_a_macaroon_that_lnd_refuses_has_spent_nothing(world: World, make: Calla
     assert world.payer.payments_of(invoice.payment_hash) == []
 
 
-@LOCKED_UNAWAITED
 def test_an_order_to_a_starting_node_waits_for_it(world: World, client: LndClient) -> None:
     """Otherwise every call during a restart of lnd would fail, or tell the user to unlock a wallet that unlocks itself."""
     invoice = world.payee.add_invoice(10_000)

@@ -1,0 +1,360 @@
+"""The whole way on the real stack: aperture asks, lnd pays through a router that takes fees, the page arrives, the books agree.
+
+The last test compares lnd's own list of payments with all that the tests of this module left in one ledger and one trace.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+import requests
+
+from routeweiler_sync import (
+    BudgetEnvelope,
+    BudgetExceededError,
+    Funding,
+    FundingError,
+    InvoicePaymentError,
+    Ledger,
+    LightningFundingSource,
+    LndClient,
+    NoFeasibleRailError,
+    PaymentPendingError,
+    PaymentState,
+    Routeweiler,
+    StaticRate,
+    TraceSink,
+)
+
+from .processes import wait_for
+from .world import World
+
+NETWORK = "bitcoin-regtest"
+ROUTER_FEE_MSAT = 1_000
+
+
+@dataclass(frozen=True)
+class Books:
+    """One ledger and one trace for the whole module, and lnd's payments from before it."""
+
+    folder: Path
+    before: frozenset[str]
+
+    @property
+    def ledger_path(self) -> Path:
+        return self.folder / "ledger.db"
+
+    @property
+    def trace_path(self) -> Path:
+        return self.folder / "trace.db"
+
+    def lines(self) -> list[dict]:
+        conn = sqlite3.connect(self.trace_path)
+        try:
+            return [json.loads(payload) for (payload,) in conn.execute("SELECT payload FROM trace_events ORDER BY rowid")]
+        finally:
+            conn.close()
+
+
+@pytest.fixture(scope="module")
+def books(world: World, tmp_path_factory: pytest.TempPathFactory) -> Books:
+    before = frozenset(payment["payment_hash"] for payment in world.payer.list_payments())
+    return Books(tmp_path_factory.mktemp("books"), before)
+
+
+@pytest.fixture
+def client(world: World) -> Iterator[LndClient]:
+    """The payer, with no more rights than a payer needs."""
+    payer = world.payer
+    client = LndClient(payer.grpc_host, payer.grpc_port, payer.bake(), tls_cert_path=payer.tls_cert_path)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def make_session(books: Books, client: LndClient) -> Iterator:
+    made: list[Routeweiler] = []
+
+    def make(**kwargs) -> Routeweiler:
+        arguments = {
+            "funding": [Funding.lightning_lnd(client=client, network=NETWORK)],
+            "ledger": books.ledger_path,
+            "trace_sink": TraceSink.sqlite(books.trace_path),
+            "budget_envelope": BudgetEnvelope("regtest", per_call_minor_units=1_000, cap_minor_units=100_000),
+        }
+        made.append(Routeweiler(**arguments | kwargs))
+        return made[-1]
+
+    yield make
+    for session in made:
+        session.close()
+
+
+def forget_all(books: Books) -> None:
+    """The next call finds no token: tests of a cold purchase begin so."""
+    ledger = Ledger.open(books.ledger_path)
+    for row in list(ledger.payments(state=PaymentState.SETTLED)):
+        ledger.forget(row.payment_hash)
+    ledger.close()
+
+
+def test_the_seeds_example_as_it_stands(world: World, books: Books, tmp_path: Path, monkeypatch, capsys) -> None:
+    """The program that users of the async package have, made blocking. It must work with nothing changed."""
+    for name, value in world.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("ROUTEWEILER_LEDGER", str(books.ledger_path))
+    client = LndClient(
+        grpc_host=os.environ.get("POLAR_LND_HOST", "localhost").split(":")[0],
+        grpc_port=int(os.environ.get("POLAR_LND_HOST", "localhost:10001").split(":")[1]),
+        tls_cert_path=os.environ.get("POLAR_LND_TLS_CERT"),
+        macaroon_path=os.environ.get("POLAR_LND_MACAROON"),
+    )
+    funding = Funding.lightning_lnd(client=client, network="bitcoin-regtest", node_pubkey=world.payer.pubkey)
+    with Routeweiler(funding=[funding], trace_sink=TraceSink.sqlite(books.trace_path)) as rw:
+        response = rw.get(world.url("service-a", "protected"))
+        print(f"HTTP {response.status_code}: {response.json()}")
+    assert capsys.readouterr().out.startswith("HTTP 200: {")
+    assert response.payment is not None
+    assert (response.payment.amount_msat, response.payment.fee_msat) == (10_000, ROUTER_FEE_MSAT)
+    assert [r.status_code for r in response.history] == [402]
+    challenges = response.history[0].raw.headers.getlist("WWW-Authenticate")
+    assert [line.split(" ")[0] for line in challenges] == ["LSAT", "L402"]
+
+
+def test_the_seeds_example_with_a_budget_in_dollars(world: World, books: Books, client: LndClient) -> None:
+    """As the seed's second example: a node that is asked for its key, an envelope in cents, a lifetime."""
+    forget_all(books)
+    funding = LightningFundingSource.create(client, "bitcoin-regtest")
+    assert funding.node_pubkey == world.payer.pubkey
+    envelope = BudgetEnvelope(
+        id="lightning-session", cap_minor_units=1_000_000, cap_currency="usd", allowed_rails=["l402"], ttl_seconds=3_600
+    )
+    try:
+        with Routeweiler(
+            funding=[funding],
+            budget_envelope=envelope,
+            fmv_provider=StaticRate(60_000),
+            ledger=books.ledger_path,
+            trace_sink=TraceSink.sqlite(books.trace_path),
+        ) as rw:
+            assert rw.get(world.url("service-a", "protected")).status_code == 200
+    except (InvoicePaymentError, NoFeasibleRailError) as error:
+        pytest.fail(f"not paid: {error}")
+    # 11 sat at 60 000 USD: 0.66 cents, not a whole one.
+    assert Ledger.open(books.ledger_path).envelope("lightning-session").settled_minor_units == Decimal("0.66")
+
+
+def test_one_token_serves_two_paths_and_two_services_need_two(world: World, books: Books, make_session) -> None:
+    """aperture binds a token to its service: each is bought once, whatever paths are asked for."""
+    forget_all(books)
+    session = make_session()
+    before = len(world.payer.list_payments())
+    for service, price_msat in (("service-a", 10_000), ("service-b", 25_000)):
+        for path in ("one", "two/three?x=1"):
+            response = session.get(world.url(service, path))
+            assert response.status_code == 200
+            assert response.json()["path"].endswith(path)
+        assert response.payment is None or response.payment.amount_msat == price_msat
+    assert make_session(funding=[]).get(world.url("service-b", "one")).payment.reused
+    assert len(world.payer.list_payments()) == before + 2
+
+
+def test_a_post_arrives_with_its_body(world: World, books: Books, make_session) -> None:
+    """A paid API call without its body buys an error."""
+    forget_all(books)
+    body = os.urandom(100_000)
+    response = make_session().post(world.url("service-a", "upload"), data=body)
+    assert response.status_code == 200
+    assert world.backend.requests[-1].method == "POST"
+    assert world.backend.requests[-1].body_sha256 == __import__("hashlib").sha256(body).hexdigest()
+
+
+def test_a_price_above_the_budget_is_not_paid(world: World, books: Books, make_session) -> None:
+    """5 000 sat against 1 000 a call."""
+    before = len(world.payer.list_payments())
+    with pytest.raises(BudgetExceededError) as caught:
+        make_session().get(world.url("costly", "page"))
+    assert caught.value.spent is False
+    assert len(world.payer.list_payments()) == before
+
+
+def test_a_budget_of_the_bare_price_fails_for_the_fee_and_spends_nothing(world: World, books: Books, make_session) -> None:
+    """The fee limit shrinks to what fits: with 10 sat for a page of 10 sat there is nothing left for the router."""
+    forget_all(books)
+    tight = BudgetEnvelope("tight", per_call_minor_units=10)
+    with pytest.raises(InvoicePaymentError) as caught:
+        make_session(budget_envelope=tight).get(world.url("service-a", "page"))
+    assert caught.value.failure_reason == "NO_ROUTE"
+    world.reset_mission_control()
+    enough = BudgetEnvelope("tight", per_call_minor_units=11)
+    response = make_session(budget_envelope=enough).get(world.url("service-a", "page"))
+    assert response.status_code == 200
+    assert Ledger.open(books.ledger_path).envelope("tight").settled_minor_units == 11
+
+
+def test_a_token_that_expires_is_replaced(world: World, books: Books, make_session) -> None:
+    """`short-lived` tokens live 3 s: taken, then refused with 402, then one new one is bought."""
+    session = make_session()
+    url = world.url("short-lived", "page")
+    first = session.get(url)
+    assert first.status_code == 200
+    (row,) = [r for r in Ledger.open(books.ledger_path).payments() if r.payment_hash == first.payment.payment_hash]
+    assert row.valid_until is not None
+    wait_for("the token has expired", lambda: time.time() > row.valid_until + 1, watched=[world.payer.daemon])
+    second = session.get(url)
+    assert second.status_code == 200
+    assert second.payment.payment_hash != first.payment.payment_hash
+    states = {r.payment_hash: r.state for r in Ledger.open(books.ledger_path).payments()}
+    assert states[first.payment.payment_hash] is PaymentState.RETIRED
+
+
+def test_a_macaroon_of_another_node_spends_nothing(world: World, books: Books, make_session) -> None:
+    """lnd refuses it before anything begins, and the error says so without showing it."""
+    forget_all(books)
+    payer, foreign = world.payer, world.payee.admin_macaroon_path
+    client = LndClient(payer.grpc_host, payer.grpc_port, foreign, tls_cert_path=payer.tls_cert_path)
+    session = make_session(funding=[Funding.lightning_lnd(client=client, network=NETWORK, node_pubkey=payer.pubkey)])
+    with pytest.raises(FundingError) as caught:
+        session.get(world.url("service-a", "page"))
+    assert caught.value.spent is False
+    assert foreign.read_bytes().hex() not in str(caught.value)
+    assert make_session().get(world.url("service-a", "page")).status_code == 200
+
+
+def test_no_route_is_failed_and_the_next_call_pays(world: World, books: Books, make_session) -> None:
+    """With the router's channel away, lnd says NO_ROUTE (or lacks bandwidth): nothing spent, and free to buy again."""
+    forget_all(books)
+    world.router.stop()
+    wait_for(
+        "the payer has noticed",
+        lambda: not any(channel["active"] for channel in world.payer.lncli("listchannels")["channels"]),
+        watched=[world.payer.daemon],
+    )
+    with pytest.raises(InvoicePaymentError) as caught:
+        make_session().get(world.url("service-a", "page"))
+    assert caught.value.spent is False
+    assert caught.value.failure_reason in ("NO_ROUTE", "INSUFFICIENT_BALANCE")
+    assert Ledger.open(books.ledger_path).envelope("regtest").reserved_minor_units == 0
+    world.mend()
+    assert make_session().get(world.url("service-a", "page")).status_code == 200
+
+
+def test_a_payment_held_up_on_the_way_is_pending_then_found(world: World, books: Books, make_session) -> None:
+    """A frozen router: not failed, not paid again, found by a later session."""
+    forget_all(books)
+    world.payee.freeze()
+    url = world.url("service-b", "page")
+    # aperture asks the frozen payee for the invoice: thaw for the 402 only.
+    world.payee.thaw()
+    paid_before = len([p for p in world.payer.list_payments() if p["status"] == "SUCCEEDED"])
+    frozen = []
+
+    def freeze(quote) -> bool:
+        world.payee.freeze()
+        frozen.append(quote)
+        return True
+
+    with pytest.raises(PaymentPendingError) as caught:
+        make_session(confirm=freeze, payment_timeout=4).get(url)
+    assert frozen
+    assert caught.value.spent is None
+    world.payee.thaw()
+    response = make_session().get(url)
+    assert response.status_code == 200
+    assert response.payment.payment_hash == caught.value.payment_hash
+    assert len([p for p in world.payer.list_payments() if p["status"] == "SUCCEEDED"]) == paid_before + 1
+
+
+def serve_402(invoice: str, token: str):
+    """A server that repeats one challenge, whatever comes."""
+    import threading
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            paid = "Authorization" in self.headers
+            self.send_response(200 if paid else 402)
+            if not paid:
+                self.send_header("WWW-Authenticate", f'L402 macaroon="{token}", invoice="{invoice}"')
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
+def test_an_invoice_that_was_paid_by_hand_is_not_paid_again(world: World, books: Books, make_session) -> None:
+    """lnd says "already paid"; its TrackPaymentV2 gives the preimage, and the page is had for it."""
+    invoice = world.payee.add_invoice(7_000)
+    assert world.payer.pay(invoice.payment_request)["status"] == "SUCCEEDED"
+    paid_before = len(world.payer.list_payments())
+    server = serve_402(invoice.payment_request, "opaque-paid-by-hand")
+    try:
+        response = make_session().get(f"http://127.0.0.1:{server.server_port}/page")
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert response.status_code == 200
+    assert response.payment.fee_msat == ROUTER_FEE_MSAT
+    assert len(world.payer.list_payments()) == paid_before
+
+
+def test_an_invoice_that_expires_on_the_way_to_lnd(world: World, books: Books, make_session) -> None:
+    """Ours to see before the order; where only lnd sees it, its word ends the row and nothing is spent."""
+    invoice = world.payee.add_invoice(7_000, expiry_s=4)
+    server = serve_402(invoice.payment_request, "opaque-expiring")
+
+    def dawdle(quote) -> bool:
+        wait_for("it has expired", lambda: time.time() > quote.expires_at.timestamp() + 1, watched=[world.payer.daemon])
+        return True
+
+    try:
+        with pytest.raises(requests.RequestException) as caught:
+            make_session(confirm=dawdle).get(f"http://127.0.0.1:{server.server_port}/page")
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert caught.value.spent is False
+    assert world.payer.payments_of(invoice.payment_hash) == []
+
+
+def test_zz_lnds_own_list_agrees_with_ledger_and_trace(world: World, books: Books) -> None:
+    """If these differ by a millisatoshi, the user can't know what was spent (promise 7)."""
+    ledger = Ledger.open(books.ledger_path)
+    rows = {row.payment_hash: row for row in ledger.payments()}
+    assert not [row for row in rows.values() if row.unfinished]
+    settled = {h: (row.amount_msat, row.fee_msat) for h, row in rows.items() if row.settled_at is not None}
+    assert len(settled) >= 8
+    lnds = {
+        payment["payment_hash"]: (int(payment["value_msat"]), int(payment["fee_msat"]))
+        for payment in world.payer.list_payments()
+        if payment["status"] == "SUCCEEDED" and payment["payment_hash"] in rows
+    }
+    assert settled == lnds
+    # Nothing that lnd paid since is missing in the ledger, but for what the world itself paid (a sat, to see that it can).
+    others = [
+        payment
+        for payment in world.payer.list_payments()
+        if payment["status"] == "SUCCEEDED" and payment["payment_hash"] not in books.before | rows.keys()
+    ]
+    assert all(int(payment["value_msat"]) == 1_000 for payment in others)
+    told = {
+        p["paymentHash"]: (p["amountMsat"], p["feeMsat"]) for line in books.lines() if (p := line["payment"]) and not p["reused"]
+    }
+    assert told == settled
+    for envelope in ledger.envelopes():
+        spent = [row for row in rows.values() if row.envelope_id == envelope.id and row.settled_at is not None]
+        assert envelope.reserved_minor_units == 0
+        assert envelope.settled_minor_units * 10**6 == sum(row.settled_micro for row in spent)
