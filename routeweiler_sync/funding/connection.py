@@ -31,6 +31,8 @@ _Response = TypeVar("_Response")
 _PATHS: dict[Rpc, str] = {"send": "/routerrpc.Router/SendPaymentV2", "track": "/routerrpc.Router/TrackPaymentV2"}
 _STARTING = frozenset({pb.UNLOCKED, pb.RPC_ACTIVE, pb.WAITING_TO_START})
 
+#: A node that unlocks itself says LOCKED for 0.1 to 0.3 s at each start (observed, lnd 0.21.2); after this long it means it.
+LOCKED_GRACE_S = 1.0
 _START_POLL_S_MIN, _START_POLL_S_MAX = 0.05, 0.5
 #: The least that a call is given, so that a deadline that has just passed is told by lnd or gRPC and not guessed.
 _CALL_S_MIN = 0.05
@@ -99,10 +101,13 @@ class Connection:
         nothing can be spent.
         """
         deadline = time.monotonic() + timeout_s
+        grace_ends = time.monotonic() + LOCKED_GRACE_S
         polling = tenacity.Retrying(
             stop=tenacity.stop_after_delay(timeout_s),
             wait=tenacity.wait_exponential(multiplier=_START_POLL_S_MIN, max=_START_POLL_S_MAX),
-            retry=tenacity.retry_if_result(lambda state: state in _STARTING),
+            retry=tenacity.retry_if_result(
+                lambda state: state in _STARTING or (state == pb.LOCKED and time.monotonic() < grace_ends)
+            ),
             sleep=lambda seconds: time.sleep(max(0.0, min(seconds, deadline - time.monotonic()))),
             retry_error_callback=lambda attempt: attempt.outcome.result() if attempt.outcome else None,
         )
