@@ -1,0 +1,30 @@
+"""The command line. Each command has a module of its own; here they are put together. What an exit code means: `outcome`."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+
+import click
+
+from .. import __version__
+from .demo import demo
+from .get import get
+
+# grpc's own log lines say in its words what our errors say in ours. Read by grpc when it is first imported.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="routeweiler-sync")
+def main() -> None:
+    """Pay for HTTP over Lightning: L402 challenges are paid through your own LND node, within a budget."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a character that a Windows code page lacks is no reason to fail
+
+
+main.add_command(demo)
+main.add_command(get)
+
+__all__ = ["main"]

@@ -1,0 +1,353 @@
+"""``routeweiler-sync demo``: a purchase from beginning to end, on this machine alone, against a fake lnd and a paywall.
+
+Nothing that is told is made up: it is read from the responses, the ledger, the trace, the fake node's and the paywall's own
+records, and what is claimed is checked against them. If any of it isn't so, the demo fails.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+import tempfile
+import time
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+import requests
+
+from .outcome import Exit, printable
+
+if TYPE_CHECKING:
+    from ..budgets.ledger import Ledger
+    from ..budgets.schema import PaymentRow
+    from ..call import Payment
+    from ..checkout import Quote
+    from ..client import Routeweiler
+    from ..funding.answers import Answer
+    from ..l402.challenge import Challenge
+    from ..testing import FakeLnd, Paywall
+    from .story import Story
+
+NETWORK = "bitcoin-regtest"
+PRICE_MSAT = 10_000
+FEE_MSAT = 1_000
+DEAR_MSAT = 500_000
+LIMIT_SATS = 100
+PAGE = b"Berlin, 21 degrees, light rain: take an umbrella.\n"
+_SHOWN_CHARS = 16
+
+
+class NotAsToldError(Exception):
+    """Something without which the story can't go on is missing."""
+
+
+@dataclass(kw_only=True)
+class Order:
+    """An order to pay, as it was seen on its way to lnd: when, and what ledger and lnd held before it left and after it ended."""
+
+    sent_s: float
+    row: PaymentRow | None
+    lnd_payments: int
+    answered_s: float = 0.0
+
+
+@dataclass(kw_only=True)
+class World:
+    """Everything that takes part, and what was noted on the way."""
+
+    lnd: FakeLnd
+    paywall: Paywall
+    folder: Path
+    ledger: Ledger
+    started_s: float = 0.0
+    asked_s: float = 0.0
+    orders_when_asked: int = -1
+    orders: list[Order] = field(default_factory=list)
+
+    @property
+    def ledger_path(self) -> Path:
+        return self.folder / "ledger.db"
+
+    @property
+    def trace_path(self) -> Path:
+        return self.folder / "trace.db"
+
+    @property
+    def sent(self) -> int:
+        """Orders that lnd has been sent, by its own count."""
+        return self.lnd.calls["SendPaymentV2"]
+
+    def confirm(self, quote: Quote) -> bool:
+        """The session asks before it pays: note the moment."""
+        self.asked_s, self.orders_when_asked = time.monotonic(), self.sent
+        return True
+
+    def trace(self) -> list[dict[str, Any]]:
+        """The trace's events, oldest first."""
+        with closing(sqlite3.connect(self.trace_path)) as connection:
+            rows = connection.execute("SELECT payload FROM trace_events ORDER BY timestamp_start, rowid")
+            return [json.loads(payload) for (payload,) in rows]
+
+
+@click.command()
+@click.pass_context
+def demo(context: click.Context) -> None:
+    """Show a purchase from beginning to end: no network, no node, no bitcoin.
+
+    A fake lnd and a paywall run on this machine for as long as it takes. Exit code 0 only if all went as told.
+    """
+    from rich.console import Console
+
+    from .story import Story
+
+    # A proxy of the environment's has no business here; gRPC would ask it even for this machine.
+    os.environ["no_grpc_proxy"] = "127.0.0.1"  # noqa: SIM112 - the name that gRPC reads
+    story = Story(Console(highlight=False, markup=False, emoji=False))
+    try:
+        _play(story)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("routeweiler_sync"):
+            raise
+        click.echo(f'{error.name} is missing: the demo needs the extra. Run: pip install "routeweiler-sync[testing]"', err=True)
+        context.exit(Exit.USAGE)
+    except (requests.RequestException, NotAsToldError) as error:
+        story.untrue.append(printable(error))
+    if story.untrue:
+        story.end(f"The demo didn't go as told: {'; '.join(story.untrue)}", "bold red")
+        context.exit(Exit.ERROR)
+    story.end(
+        f"All {story.checked} statements marked ok were checked against what the paywall, lnd, the ledger and the trace recorded.",
+        "bold green",
+    )
+
+
+def _play(story: Story) -> None:
+    from .. import BudgetEnvelope, Ledger, LndClient, Routeweiler, TraceSink, __version__
+    from ..funding import Funding
+    from ..testing import FakeLnd, Paywall
+
+    class WatchedNode(LndClient):
+        """The client of the fake lnd; notes what there is at the moment an order leaves."""
+
+        def send(self, bolt11: str, *, payment_hash: bytes, max_fee_msat: int, timeout_s: float) -> Answer:
+            order = Order(sent_s=time.monotonic(), row=world.ledger.payment(payment_hash.hex()), lnd_payments=len(lnd.payments))
+            world.orders.append(order)
+            answer = super().send(bolt11, payment_hash=payment_hash, max_fee_msat=max_fee_msat, timeout_s=timeout_s)
+            order.answered_s = time.monotonic()
+            return answer
+
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="routeweiler-demo-")))
+        lnd = stack.enter_context(FakeLnd())
+        lnd.fee_msat = FEE_MSAT
+        paywall = stack.enter_context(Paywall(lnd, service="weather", price_msat=PRICE_MSAT, content=PAGE))
+        paywall.add_service("/archive", name="archive", price_msat=DEAR_MSAT)
+        # A connection of its own to the same file: it sees what is on disk.
+        ledger = stack.enter_context(closing(Ledger.open(folder / "ledger.db")))
+        world = World(lnd=lnd, paywall=paywall, folder=folder, ledger=ledger)
+        node = WatchedNode(lnd.host, lnd.port, lnd.macaroon_path, tls_cert_path=lnd.tls_cert_path)
+
+        def session(**kwargs: Any) -> Routeweiler:
+            made = Routeweiler(
+                budget_envelope=BudgetEnvelope("demo", per_call_minor_units=LIMIT_SATS, per_day_minor_units=10 * LIMIT_SATS),
+                ledger=world.ledger_path,
+                trace_sink=TraceSink.sqlite(world.trace_path),
+                **kwargs,
+            )
+            made.trust_env = False
+            return stack.enter_context(made)
+
+        paying = session(funding=[Funding.lightning_lnd(client=node, network=NETWORK)], confirm=world.confirm)
+        story.title(
+            f"routeweiler-sync {__version__} demo",
+            "A fake lnd and a paywall run on this machine, real servers both; there is no network and no bitcoin.",
+        )
+        _buys(story, world, paying)
+        _buys_nothing_twice(story, world, paying, session())
+        _refuses(story, world, paying)
+        _adds_up(story, world)
+
+
+def _buys(story: Story, world: World, session: Routeweiler) -> None:
+    from .. import payment_of
+    from ..l402.challenge import parse_challenge
+
+    url = world.paywall.url_for("/weather/berlin")
+    story.scene(f"A page that costs {_sats(PRICE_MSAT)}", f"GET {url}")
+    world.started_s = time.monotonic()
+    response = session.get(url)
+    ended_s = time.monotonic() - world.started_s
+
+    refused = response.history[0] if response.history else _missing("the server didn't ask to be paid")
+    challenge = parse_challenge(refused.headers["WWW-Authenticate"]) or _missing("the 402 holds no L402 challenge")
+    payment = payment_of(response) or _missing("the response tells of no payment")
+    order = next(iter(world.orders), None) or _missing("no order went to lnd")
+
+    _tell_challenge(story, refused, challenge)
+    _tell_checks(story, world, challenge, order)
+    _tell_payment(story, world, payment, order)
+
+    story.step(ended_s, f"{response.status_code} {response.reason}")
+    story.fact("sent", f"Authorization: {challenge.scheme} <token>:<preimage>")
+    story.fact("page", printable(response.text.strip()))
+    statuses = [request.status for request in world.paywall.requests]
+    story.check(response.content == PAGE and statuses == [402, 200], "the paywall was asked twice: 402, then 200")
+    seen = world.paywall.requests[-1]
+    story.check(seen.paid and seen.payment_hash == _hash(challenge), "it took the token as that of this payment")
+
+
+def _tell_challenge(story: Story, refused: requests.Response, challenge: Challenge) -> None:
+    from ..l402.challenge import schemes_offered
+
+    invoice = challenge.invoice
+    story.step(refused.elapsed.total_seconds(), f"{refused.status_code} {refused.reason}", "bold yellow")
+    story.fact("challenges", f"{', '.join(schemes_offered(refused.headers['WWW-Authenticate']))}; {challenge.scheme} is answered")
+    story.fact("token", f"a macaroon for {challenge.services}, not shown")
+    story.fact("invoice", f"{invoice.bolt11[:_SHOWN_CHARS]}… ({printable(invoice.description)})")
+    story.fact("amount", f"{_sats(invoice.amount_msat)}, as signed by the payee")
+    story.fact("payment hash", f"{_hash(challenge)[:_SHOWN_CHARS]}…")
+    story.fact("network", invoice.network)
+    story.fact("expires", f"in {_minutes(invoice.expires_at)} min")
+
+
+def _tell_checks(story: Story, world: World, challenge: Challenge, order: Order) -> None:
+    invoice, macaroon = challenge.invoice, challenge.macaroon
+    story.step(world.asked_s - world.started_s, "Checked, while nothing is paid")
+    same = macaroon is not None and macaroon.payment_hash == invoice.payment_hash
+    story.check(same, "token and invoice belong together: one payment hash")
+    story.check(time.time() < invoice.expires_at, "the invoice hasn't expired")
+    story.check(invoice.network == NETWORK, "the invoice is on the wallet's network")
+    most_msat = 0 if order.row is None else order.row.amount_msat + order.row.max_fee_msat
+    fits = 0 < most_msat <= LIMIT_SATS * 1000
+    story.check(fits, f"with routing at most {_sats(most_msat)}: within the {LIMIT_SATS} sat a call")
+    story.check(world.orders_when_asked == 0, "lnd has been sent no order so far")
+
+
+def _tell_payment(story: Story, world: World, payment: Payment, order: Order) -> None:
+    story.step(order.sent_s - world.started_s, "Written down, before lnd hears of it")
+    before = order.row or _missing("the ledger had no row when the order left")
+    story.fact("ledger", _told_row(before))
+    is_open = before.unfinished and before.payment_hash == payment.payment_hash
+    story.check(is_open and order.lnd_payments == 0, "the row is on disk, and lnd knows of no payment")
+
+    story.step(order.answered_s - world.started_s, "Paid")
+    story.fact("lnd", f"{_sats(payment.amount_msat)}, and {_sats(payment.fee_msat)} for routing")
+    after = world.ledger.payment(payment.payment_hash) or _missing("the ledger has lost the payment")
+    story.fact("ledger", _told_row(after))
+    fits = after.preimage is not None and hashlib.sha256(bytes.fromhex(after.preimage)).hexdigest() == payment.payment_hash
+    story.check(fits, "the preimage proves it: its SHA-256 is the payment hash")
+    story.check((world.sent, len(world.lnd.payments)) == (1, 1), "one order, one payment")
+    story.check(payment.fee_msat <= before.max_fee_msat, f"the fee is within the {_sats(before.max_fee_msat)} that lnd was allowed")
+
+
+def _buys_nothing_twice(story: Story, world: World, session: Routeweiler, walletless: Routeweiler) -> None:
+    from .. import payment_of
+
+    url = world.paywall.url_for("/weather/berlin")
+    story.scene("The same page again", f"GET {url}")
+    for who, asking in (("the same session", session), ("a new session on the same ledger, without a wallet", walletless)):
+        before_s, before = time.monotonic(), len(world.paywall.requests)
+        response = asking.get(url)
+        payment = payment_of(response)
+        story.step(time.monotonic() - before_s, f"{response.status_code} {response.reason}")
+        story.fact("asked by", who)
+        statuses = [request.status for request in world.paywall.requests[before:]]
+        reused = payment is not None and payment.reused and response.content == PAGE and statuses == [200]
+        story.check(reused, "the token went along, and the page came at once")
+    story.check((world.sent, len(world.lnd.payments)) == (1, 1), "still one order, one payment")
+
+
+def _refuses(story: Story, world: World, session: Routeweiler) -> None:
+    from ..errors import BudgetExceededError
+
+    url = world.paywall.url_for("/archive/1973")
+    story.scene(f"A page that costs {_sats(DEAR_MSAT)}: more than the budget's {LIMIT_SATS} sat a call", f"GET {url}")
+    before_s = time.monotonic()
+    try:
+        session.get(url)
+    except BudgetExceededError as error:
+        story.step(time.monotonic() - before_s, type(error).__name__, "bold yellow")
+        story.said(printable(error))
+        status = None if error.response is None else error.response.status_code
+        story.check(error.spent is False and status == 402, "its .spent is False, its .response the 402")
+    else:
+        _missing("the refusal: a page above the limit was paid for")
+    story.check(world.sent == 1 and len(list(world.ledger.payments())) == 1, "no order to lnd, no new row in the ledger")
+
+
+def _adds_up(story: Story, world: World) -> None:
+    rows = list(world.ledger.payments())
+    envelope = world.ledger.envelope("demo")
+    events = world.trace()
+    story.scene("What the books say", "All amounts in msat.")
+    story.table(
+        "Ledger: one row for each payment",
+        ("payment", "token for", "state", ">price", ">fee", ">booked"),
+        [
+            (
+                row.payment_hash[:_SHOWN_CHARS] + "…",
+                row.scope,
+                row.state.value,
+                row.amount_msat,
+                row.fee_msat,
+                row.settled_micro // 1000,
+            )
+            for row in rows
+        ],
+    )
+    story.table(
+        "Trace: one line for each call",
+        ("call", "HTTP", "what became of it", ">price", ">fee"),
+        [_trace_row(event) for event in events],
+    )
+    told = {p["paymentHash"]: p["amountMsat"] + p["feeMsat"] for e in events if (p := e["payment"]) and not p["reused"]}
+    sums = {
+        "ledger: all rows": sum(row.amount_msat + row.fee_msat for row in rows if row.settled_at is not None),
+        "budget: what it has counted": int(envelope.settled_minor_units * 1000),
+        "trace: all payments": sum(told.values()),
+        "lnd: gone from its channels": world.lnd.spent_msat,
+    }
+    story.table("Adding up", ("spent, routing included", ">msat"), list(sums.items()))
+    story.gap()
+    story.check(set(sums.values()) == {PRICE_MSAT + FEE_MSAT}, "ledger, budget, trace and node agree to the msat")
+    story.check(envelope.reserved_minor_units == 0 and len(events) == 4, "nothing is left reserved; four calls left four lines")
+
+
+def _trace_row(event: dict[str, Any]) -> tuple[object, ...]:
+    payment, error = event["payment"], event["outcome"]["error"]
+    became = error["code"] if error else "free" if payment is None else "token reused" if payment["reused"] else "paid"
+    counts = payment is not None and not payment["reused"]
+    return (
+        f"{event['method']} {event['url'].partition('://')[2].partition('/')[2]}",
+        event["outcome"]["httpStatus"] or "-",
+        became,
+        payment["amountMsat"] if counts else "-",
+        payment["feeMsat"] if counts else "-",
+    )
+
+
+def _told_row(row: PaymentRow) -> str:
+    return f"row {row.state.value}: {_sats(row.reserved_micro // 1000)} reserved, {_sats(row.settled_micro // 1000)} booked"
+
+
+def _missing(what: str) -> NoReturn:
+    raise NotAsToldError(what)
+
+
+def _hash(challenge: Challenge) -> str:
+    return challenge.payment_hash.hex()
+
+
+def _minutes(unix_s: int) -> int:
+    return round((unix_s - time.time()) / 60)
+
+
+def _sats(amount_msat: int) -> str:
+    from ..checkout import sats
+
+    return sats(amount_msat)
