@@ -20,8 +20,8 @@ import requests
 import urllib3
 
 from .. import __version__, config
-from ..errors import FundingError, NoFundingForRailError, PaymentDeclinedError, RouteweilerError
-from ..l402.credential import redact
+from ..errors import FundingError, InvoicePaymentError, NoFundingForRailError, PaymentDeclinedError, RouteweilerError
+from ..l402.credential import is_credential, redact
 from .outcome import Exit, exit_for, printable
 from .output import Output
 
@@ -46,6 +46,7 @@ class Call:
     url: str
     till: Till
     witness: Witness
+    cap_sats: int | None
     no_node: str | None = None
     response: requests.Response | None = None
     error: requests.RequestException | None = None
@@ -109,13 +110,13 @@ def get(
     try:
         place = Output(output)
     except OSError as error:
-        raise click.UsageError(f"{output} can't be written to: {error}. Nothing was fetched or paid.") from None
+        raise click.UsageError(f"{output} can't be written to: {error.strerror or error}. Nothing was fetched or paid.") from None
     with place:
         session, call = _session(url, max_sats=max_sats, dry_run=dry_run)
         with session:
             try:
                 _fetch(call, session, method or ("GET" if body is None else "POST"), _headers(headers, body), body)
-                code = _deliver(call, place, max_sats=max_sats, dry_run=dry_run, as_json=as_json)
+                code = _deliver(call, place, dry_run=dry_run, as_json=as_json)
             except KeyboardInterrupt:
                 code = _interrupted(call)
     context.exit(code)
@@ -127,7 +128,8 @@ def _session(url: str, *, max_sats: int | None, dry_run: bool) -> tuple[Routewei
     from .wiring import Till, Witness, node_of_environment, prices_only
 
     cap_msat = None if max_sats is None else max_sats * 1000
-    call = Call(url=url, till=Till(cap_msat=cap_msat, pays=not dry_run), witness=Witness(config.trace_sink()))
+    till, witness = Till(cap_msat=cap_msat, pays=not dry_run), Witness(config.trace_sink())
+    call = Call(url=url, till=till, witness=witness, cap_sats=max_sats)
     funding = []
     try:
         budget = config.budget()
@@ -157,12 +159,12 @@ def _fetch(call: Call, session: Routeweiler, method: str, headers: dict[str, Any
             call.error, call.response = error, error.response
 
 
-def _deliver(call: Call, place: Output, *, max_sats: int | None, dry_run: bool, as_json: bool) -> Exit:
+def _deliver(call: Call, place: Output, *, dry_run: bool, as_json: bool) -> Exit:
     """Say what became of the call, and put its page where it is wanted."""
     quoted = dry_run and isinstance(call.error, PaymentDeclinedError)
     content = None
     if not quoted:
-        _say(call, max_sats)
+        _say(call)
         try:
             content = _page(call, place, as_json)
         except BrokenPipeError:
@@ -202,30 +204,40 @@ def _interrupted(call: Call) -> Exit:
 # What is said
 
 
-def _say(call: Call, max_sats: int | None) -> None:
+def _say(call: Call) -> None:
     """On stderr: what became of the money, and what went wrong."""
-    witness, error, quote = call.witness, call.error, call.till.quote
-    if error is None:
+    if call.error is None:
         assert call.response is not None
         status = f"HTTP {call.response.status_code} {call.response.reason or ''}".rstrip()
-        _err(f"{status}; {_told(witness.payments)}")
+        _err(f"{status}; {_told(call.witness.payments) or _told_unpaid(call.response)}")
         return
-    if witness.paid:
-        _err(_told(witness.paid))
+    if call.witness.paid:
+        _err(_told(call.witness.paid))
+    _err(_problem(call))
+
+
+def _problem(call: Call) -> str:
+    """What went wrong, in this command's words where they help more than the library's."""
+    error, quote, cap_sats = call.error, call.till.quote, call.cap_sats
     if isinstance(error, NoFundingForRailError) and call.no_node is not None:
-        _err(f"The server wants to be paid, and there is no node to pay with: {call.no_node}")
-    elif isinstance(error, PaymentDeclinedError) and quote is not None:
+        return f"The server wants to be paid, and there is no node to pay with: {call.no_node}"
+    if isinstance(error, PaymentDeclinedError) and quote is not None and cap_sats is not None:
         from ..checkout import sats
 
-        _err(f"The page costs {sats(quote.amount_msat)}, more than --max-sats {max_sats} allows. Nothing was spent for it.")
-    else:
-        _err(error)
+        return f"The page costs {sats(quote.amount_msat)}, more than --max-sats {cap_sats} allows. Nothing was spent for it."
+    if isinstance(error, InvoicePaymentError) and cap_sats is not None:
+        return f"{error} --max-sats {cap_sats} bounds the routing fee as well."
+    return str(error)
+
+
+def _told_unpaid(response: requests.Response) -> str:
+    """A token of the server's goes along to its other pages as a guess: whether they need one isn't known."""
+    carried = is_credential(str(response.request.headers.get("Authorization", "")))
+    return "nothing paid: a token that was paid for earlier went along" if carried else "free"
 
 
 def _told(payments: Sequence[TracePayment]) -> str:
     """``paid 10 sat + 1 sat fee, payment hash …`` for each."""
-    if not payments:
-        return "free"
     from ..checkout import sats
 
     def told(payment: TracePayment) -> str:
@@ -290,7 +302,7 @@ def _as_json(call: Call, content: bytes | None, quoted: bool) -> dict[str, Any]:
         if error is None or quoted
         else {
             "code": error.code if isinstance(error, RouteweilerError) else type(error).__name__,
-            "message": redact(str(error)),
+            "message": redact(_problem(call)),
             "spent": error.spent if isinstance(error, RouteweilerError) else bool(call.witness.paid),
         },
     }
