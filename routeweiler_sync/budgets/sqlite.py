@@ -1,7 +1,7 @@
 """The ledger's SQLite file: the default. One file, many threads and processes of one machine.
 
 WAL with ``synchronous=FULL``: a commit is on disk before lnd hears of an invoice. Every write transaction is ``BEGIN
-IMMEDIATE``, so writers queue and never meet halfway. One connection a process, made anew after a fork.
+IMMEDIATE``, so writers queue and never meet halfway. One connection a process, closed before a fork and made anew after it.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ APPLICATION_ID = 0x5257534C
 #: How long a writer waits for the others before the ledger counts as locked.
 BUSY_TIMEOUT_S = 30.0
 
-#: Stores of this process. A child that is forked while a thread is inside SQLite inherits SQLite's locks with nobody to open them.
+#: Stores of this process; the lock guards the set, and a store's change of process.
 _stores: weakref.WeakSet[SqliteStore] = weakref.WeakSet()
+_stores_lock = threading.Lock()
+#: Locks of the stores that a fork under way keeps still.
 _held: list[threading.RLock] = []
 
-#: Connections of a parent process, kept so that the child never closes them: closing would end the parent's locks.
+#: Connections of a parent process that forked without a word to Python, kept so that the child never closes them.
 _inherited: list[object] = []
 
 
@@ -41,7 +43,8 @@ class SqliteStore:
         self._connection: sqlite3.Connection | None = None
         self._lock = threading.RLock()
         self._pid = os.getpid()
-        _stores.add(self)
+        with _stores_lock:
+            _stores.add(self)
 
     @property
     def url(self) -> str:
@@ -84,8 +87,11 @@ class SqliteStore:
     def _process_lock(self) -> threading.RLock:
         """The lock of this process. After a fork the inherited one may be held by a thread that isn't here any more."""
         if self._pid != os.getpid():
-            _inherited.append(self._connection)
-            self._connection, self._lock, self._pid = None, threading.RLock(), os.getpid()
+            with _stores_lock:
+                if self._pid != os.getpid():
+                    _inherited.append(self._connection)
+                    self._connection, self._lock = None, threading.RLock()
+                    self._pid = os.getpid()  # last: it is looked at without the lock
         return self._lock
 
     @contextlib.contextmanager
@@ -119,11 +125,13 @@ class SqliteStore:
         connection = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
         try:
             connection.row_factory = sqlite3.Row
-            self._version(connection)  # before anything is changed: it may be somebody else's file
+            with _block(connection, "BEGIN"):
+                version = self._version(connection)  # before anything is changed: it may be somebody else's file
             self._make_wal(connection)
             connection.execute("PRAGMA synchronous=FULL")
             connection.execute("PRAGMA foreign_keys=ON")
-            self._migrate(connection)
+            if version < SCHEMA_VERSION:
+                self._migrate(connection)
         except BaseException:
             connection.close()
             raise
@@ -148,8 +156,6 @@ class SqliteStore:
                 connection.execute("PRAGMA journal_mode=WAL")
 
     def _migrate(self, connection: sqlite3.Connection) -> None:
-        if self._version(connection) == SCHEMA_VERSION:
-            return
         with _block(connection, "BEGIN IMMEDIATE"):  # whoever comes first migrates; the others then find it done
             version = self._version(connection)
             for step in range(version + 1, SCHEMA_VERSION + 1):
@@ -159,6 +165,7 @@ class SqliteStore:
             connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
 
     def _version(self, connection: sqlite3.Connection) -> int:
+        """The ledger's version, 0 for an empty file. Inside a transaction: another process may be making the ledger."""
         application: int = connection.execute("PRAGMA application_id").fetchone()[0]
         version: int = connection.execute("PRAGMA user_version").fetchone()[0]
         if application != APPLICATION_ID:
@@ -190,8 +197,8 @@ class SqliteTransaction:
 
 @contextlib.contextmanager
 def _block(connection: sqlite3.Connection, begin: str) -> Iterator[None]:
-    connection.execute(begin)
     try:
+        connection.execute(begin)
         yield
         connection.execute("COMMIT")
     except BaseException:
@@ -201,15 +208,33 @@ def _block(connection: sqlite3.Connection, begin: str) -> Iterator[None]:
 
 
 def _before_fork() -> None:
-    for store in sorted(_stores, key=id):
+    """Keep every store still, and closed: SQLite's account of a process's file locks is inherited, the locks are not.
+
+    A child that opens the file beside an inherited connection believes in locks that it hasn't got: when the parent then closes,
+    the write-ahead log is deleted under the child, and what it commits is lost.
+    """
+    _stores_lock.acquire()
+    for store in _stores:
+        if store._pid != os.getpid():  # unused since an earlier fork: its lock may be held by a thread that isn't here
+            continue
         store._lock.acquire()
         _held.append(store._lock)
+        if store._connection is not None and not store._connection.in_transaction:
+            store._connection.close()
+            store._connection = None
 
 
-def _after_fork() -> None:
+def _after_fork_in_parent() -> None:
     while _held:
         _held.pop().release()
+    _stores_lock.release()
+
+
+def _after_fork_in_child() -> None:
+    global _stores_lock
+    _held.clear()  # each store makes itself a new lock
+    _stores_lock = threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
