@@ -199,44 +199,53 @@ class Ledger:
         Where the ledger has a row of this invoice, or a live one of this scope, that row is given and nothing is changed. A new
         row counts its first send already: the caller may send the order once. ``max_fee_msat`` of the row is the fee limit that
         fits: ``intent.fee_cap_msat`` or less. Raises BudgetExceededError, EnvelopeFrozenError, EnvelopeExpiredError,
-        EnvelopeNotFoundError, LedgerError: nothing spent.
+        EnvelopeNotFoundError, LedgerError: nothing spent. Limits that the draw brings hold from then on, even if it is refused.
         """
         now_s = self._clock()
         with self._store.transaction() as tx:
             standing = self._standing(tx, intent)
             if standing is not None:
                 return standing, False
-            max_fee_msat, reserved_micro = intent.fee_cap_msat, 0
-            envelope = None
-            if draw is not None:
-                envelope = self._locked_envelope(tx, draw, now_s)
-                max_fee_msat, reserved_micro = self._fit(tx, envelope, draw, intent, now_s)
-            rows = tx.execute(
-                "INSERT INTO payments (payment_hash, origin, scope, path, state, node_pubkey, network, bolt11, scheme, token, "
-                "amount_msat, max_fee_msat, envelope_id, currency, btc_price, rate_quality, reserved_micro, sends_ever, "
-                "sends_unanswered, valid_until, created_at_ms) "
-                "VALUES (?, ?, ?, ?, 'open', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, 1, ?, ?) ON CONFLICT DO NOTHING RETURNING *",
-                (
-                    intent.payment_hash, intent.origin, intent.scope, intent.path, intent.node_pubkey, intent.network,
-                    intent.bolt11, intent.scheme, intent.token, intent.amount_msat, max_fee_msat,
-                    envelope["id"] if envelope else None,
-                    draw.rate.currency if draw else None,
-                    str(draw.rate.btc_price) if draw and draw.rate.btc_price is not None else None,
-                    draw.rate.quality if draw else None,
-                    reserved_micro, intent.valid_until, int(now_s * 1000),
-                ),
-            )  # fmt: skip
-            if rows:
-                if envelope:
-                    tx.execute(
-                        "UPDATE envelopes SET reserved_micro = reserved_micro + ? WHERE id = ?", (reserved_micro, envelope["id"])
-                    )
-                return _payment(rows[0]), True
-            # Another machine was first, between our look and our insert: nothing is reserved, its row is used.
-            standing = self._standing(tx, intent)
-            if standing is None:
-                raise LedgerError("The ledger refused a new payment without a row that explains it. Nothing was spent. Call again.")
-            return standing, False
+            try:
+                return self._open(tx, intent, draw, now_s)
+            except BudgetError as error:
+                refusal = error  # raised behind the commit: a limit that was lowered holds for the others too
+        raise refusal
+
+    def _open(self, tx: Transaction, intent: Intent, draw: Draw | None, now_s: float) -> tuple[PaymentRow, bool]:
+        max_fee_msat, reserved_micro = intent.fee_cap_msat, 0
+        envelope = None
+        if draw is not None:
+            envelope = self._locked_envelope(tx, draw, now_s)
+            max_fee_msat, reserved_micro = self._fit(tx, envelope, draw, intent, now_s)
+        rows = tx.execute(
+            "INSERT INTO payments (payment_hash, origin, scope, path, state, node_pubkey, network, bolt11, scheme, token, "
+            "amount_msat, max_fee_msat, envelope_id, currency, btc_price, rate_quality, reserved_micro, sends_ever, "
+            "sends_unanswered, valid_until, created_at_ms) "
+            "VALUES (?, ?, ?, ?, 'open', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, 1, ?, ?) ON CONFLICT DO NOTHING RETURNING *",
+            (
+                intent.payment_hash, intent.origin, intent.scope, intent.path, intent.node_pubkey, intent.network,
+                intent.bolt11, intent.scheme, intent.token, intent.amount_msat, max_fee_msat,
+                envelope["id"] if envelope else None,
+                draw.rate.currency if draw else None,
+                str(draw.rate.btc_price) if draw and draw.rate.btc_price is not None else None,
+                draw.rate.quality if draw else None,
+                reserved_micro, intent.valid_until, int(now_s * 1000),
+            ),
+        )  # fmt: skip
+        if rows:
+            if envelope:
+                tx.execute(
+                    "UPDATE envelopes SET reserved_micro = reserved_micro + ?, granted_at_ms = ?, grant_base_micro = ? "
+                    "WHERE id = ?",
+                    (reserved_micro, envelope["granted_at_ms"], envelope["grant_base_micro"], envelope["id"]),
+                )
+            return _payment(rows[0]), True
+        # Another machine was first, between our look and our insert: nothing is reserved, its row is used.
+        standing = self._standing(tx, intent)
+        if standing is None:
+            raise LedgerError("The ledger refused a new payment without a row that explains it. Nothing was spent. Call again.")
+        return standing, False
 
     def count_send(self, payment_hash: str) -> PaymentRow | None:
         """Count one more send of an unfinished row, before it leaves; None where the row has ended meanwhile."""
@@ -298,9 +307,10 @@ class Ledger:
     # -- inside a transaction ---------------------------------------------------------------------------------------------
 
     def _live(self, tx: Transaction, origin: str, scope: str | None) -> list[PaymentRow]:
+        of_scope, parameters = ("", (origin,)) if scope is None else ("AND scope = ? ", (origin, scope))
         rows = tx.execute(
-            "SELECT * FROM payments WHERE origin = ? AND scope = COALESCE(?, scope) AND state IN ('open', 'failed', 'settled')",
-            (origin, scope),
+            f"SELECT * FROM payments WHERE origin = ? {of_scope}AND state IN ('open', 'failed', 'settled')",  # noqa: S608  (ours)
+            parameters,
         )
         return [_payment(row) for row in rows]
 
@@ -313,7 +323,10 @@ class Ledger:
         return live[0] if live else None
 
     def _locked_envelope(self, tx: Transaction, draw: Draw, now_s: float) -> Mapping[str, Any]:
-        """The envelope's row, locked; made, changed or granted anew as the draw says. Refuses what mustn't be drawn on."""
+        """The envelope's row, locked; made or changed as the draw says. Refuses what mustn't be drawn on.
+
+        A new grant is in the row that is given, not yet in the database: a draw that is refused is no use.
+        """
         given = draw.envelope
         envelope_id = given if isinstance(given, str) else given.id
         if not isinstance(given, str):
@@ -325,11 +338,12 @@ class Ledger:
         if not rows:
             raise _no_envelope(envelope_id)
         row = dict(rows[0])
-        if draw.rate.currency != row["currency"]:
-            raise BudgetError(
-                f"Envelope {envelope_id!r} counts in {row['currency']}, and its totals can't be turned into {draw.rate.currency}. "
-                "Nothing was spent. Use another envelope id."
-            )
+        for currency in (draw.rate.currency, row["currency"] if isinstance(given, str) else given.cap_currency):
+            if currency != row["currency"]:
+                raise BudgetError(
+                    f"Envelope {envelope_id!r} counts in {row['currency']}, and its totals can't be turned into {currency}. "
+                    "Nothing was spent. Use another envelope id."
+                )
         if not isinstance(given, str) and row["limits"] != _dump(given):
             row["limits"] = _dump(given)
             tx.execute("UPDATE envelopes SET limits = ? WHERE id = ?", (row["limits"], envelope_id))
@@ -348,10 +362,6 @@ class Ledger:
             granted_ms = None
         if granted_ms is None:
             row["granted_at_ms"], row["grant_base_micro"] = int(now_s * 1000), row["settled_micro"]
-            tx.execute(
-                "UPDATE envelopes SET granted_at_ms = ?, grant_base_micro = ? WHERE id = ?",
-                (row["granted_at_ms"], row["grant_base_micro"], envelope_id),
-            )
         return row
 
     def _fit(self, tx: Transaction, envelope: Mapping[str, Any], draw: Draw, intent: Intent, now_s: float) -> tuple[int, int]:
