@@ -1,0 +1,571 @@
+"""The SQLite ledger: the contract of all ledgers, and what only a file can do: be somebody else's, damaged, locked, forked."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import sqlite3
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from routeweiler_sync.budgets import sqlite as sqlite_module
+from routeweiler_sync.budgets.ledger import Ledger
+from routeweiler_sync.budgets.sqlite import SqliteStore, SqliteTransaction
+from routeweiler_sync.budgets.store import SCHEMA_VERSION
+from routeweiler_sync.errors import LedgerError
+from tests.ledger_contract import LedgerContract
+from tests.ledger_makers import ORIGIN, PATIENCE_S, at_once, draw, hash_of, held_msat, intent, limits, preimage, settle
+
+SPAWN = multiprocessing.get_context("spawn")
+forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+posix = pytest.mark.skipif(os.name == "nt", reason="file modes are POSIX's")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "ledger.db"
+
+
+@pytest.fixture
+def ledger(path: Path) -> Iterator[Ledger]:
+    ledger = Ledger.open(path)
+    yield ledger
+    ledger.close()
+
+
+class TestSqliteLedger(LedgerContract):
+    """The contract."""
+
+    @pytest.fixture
+    def url(self, path: Path) -> str:
+        return str(path)
+
+    @pytest.fixture
+    def make_ledger(self, path: Path) -> Iterator[Callable[..., Ledger]]:
+        made: list[Ledger] = []
+
+        def make(clock: Callable[[], float] = time.time) -> Ledger:
+            made.append(Ledger(SqliteStore(path), clock=clock))
+            return made[-1]
+
+        yield make
+        for ledger in made:
+            ledger.close()
+
+
+# -- names ------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_ledger_is_named_in_many_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else two programs that name one file would keep two ledgers: each need paid twice, each budget spent twice."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    absolute = tmp_path / "l.db"
+    names: list[Any] = [absolute, str(absolute), "l.db", Path("l.db"), "sqlite:///l.db", f"sqlite:///{absolute}", "~/l.db"]
+    names.append("./x/../l.db")
+    if os.name != "nt":
+        os.symlink(tmp_path, tmp_path / "link")
+        names.append(tmp_path / "link" / "l.db")
+    (tmp_path / "x").mkdir()
+    first = Ledger.open(absolute)
+    first.open_payment(intent(1), None)
+    for name in names:
+        named = Ledger.open(name)
+        assert named.exists(), name
+        assert named.url == first.url, name
+        assert named.payment(hash_of(1)) is not None, name
+        named.close()
+    assert Ledger.open(first) is first
+    assert str(absolute) in repr(first)
+
+
+@pytest.mark.parametrize("url", ["mysql://h/l", "sqlite://l.db", "sqlite://", "sqlite:///", "http://h/l.db", "file:///l.db", "://"])
+def test_what_names_no_ledger_is_refused(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a mistyped URL would make an empty ledger in a strange place: all budgets new, all tokens gone."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(LedgerError):
+        Ledger.open(url)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_naming_a_ledger_makes_nothing(path: Path) -> None:
+    """Else importing a script would leave files behind."""
+    ledger = Ledger.open(path)
+    assert not ledger.exists()
+    assert not path.parent.exists()
+
+
+# -- files ------------------------------------------------------------------------------------------------------------------
+
+
+@posix
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+def test_only_the_owner_can_read_it(ledger: Ledger, path: Path, umask: int) -> None:
+    """Else everybody on the machine could read the paid tokens."""
+    before = os.umask(umask)
+    try:
+        ledger.open_payment(intent(1), draw(limits()))
+        settle(ledger, 1)
+        modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()}
+    finally:
+        os.umask(before)
+    assert modes == {"ledger.db": 0o600, "ledger.db-wal": 0o600, "ledger.db-shm": 0o600}
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+def make_foreign(path: Path, how: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
+        if how == "other wal":
+            database.execute("PRAGMA journal_mode=WAL")
+        if how in ("other", "other wal"):
+            database.execute("CREATE TABLE payments (mine TEXT)")
+        elif how == "application id":
+            database.execute("PRAGMA application_id=7")
+        elif how == "user version":
+            database.execute("PRAGMA user_version=1")
+
+
+@pytest.mark.parametrize("how", ["other", "other wal", "application id", "user version"])
+def test_somebody_elses_database_is_refused_unchanged(path: Path, how: str) -> None:
+    """Else a slip in a path would ruin another program's data."""
+    make_foreign(path, how)
+    before = path.read_bytes()
+    ledger = Ledger.open(path)
+    attempts: list[Callable[[], object]] = [
+        partial(ledger.open_payment, intent(1), None),
+        partial(ledger.count_send, "x"),
+        lambda: list(ledger.payments()),
+        ledger.unfinished,
+    ]
+    for attempt in attempts:
+        with pytest.raises(LedgerError, match="not a ledger") as refused:
+            attempt()
+        assert refused.value.spent is False
+    ledger.close()
+    assert path.read_bytes() == before
+
+
+def test_a_newer_ledger_is_refused_unchanged(ledger: Ledger, path: Path) -> None:
+    """Else an old version would write rows by old rules into a ledger that keeps new ones."""
+    ledger.open_payment(intent(1), None)
+    ledger.close()
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
+        database.execute(f"PRAGMA user_version={SCHEMA_VERSION + 1}")
+    before = path.read_bytes()
+    with pytest.raises(LedgerError, match="newer"):
+        ledger.open_payment(intent(2), None)
+    ledger.close()
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("content", [b"not a database, but long enough to be one" * 40, b"SQLite format 3\0" + b"\xff" * 5000])
+def test_a_file_that_is_no_database_is_refused_unchanged(path: Path, content: bytes) -> None:
+    """Else a crash with a foreign exception, or a file overwritten."""
+    path.parent.mkdir()
+    path.write_bytes(content)
+    with pytest.raises(LedgerError) as refused:
+        Ledger.open(path).open_payment(intent(1), None)
+    assert refused.value.spent is False
+    assert path.read_bytes() == content
+
+
+def test_a_damaged_file_is_refused(ledger: Ledger, path: Path) -> None:
+    """Else a half-readable ledger would look like one without the rows that are damaged: paid twice."""
+    for n in range(200):
+        ledger.open_payment(intent(n), None)
+    ledger.close()
+    content = bytearray(path.read_bytes())
+    content[8192:] = b"\xa5" * (len(content) - 8192)
+    path.write_bytes(content)
+    with pytest.raises(LedgerError):
+        list(ledger.payments())
+    with pytest.raises(LedgerError):
+        ledger.open_payment(intent(1), None)
+
+
+def test_a_damaged_preimage_is_found(ledger: Ledger, path: Path) -> None:
+    """Else a token that opens nothing would be sent, refused, and its payment given up."""
+    ledger.open_payment(intent(1), None)
+    settle(ledger, 1)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
+        database.execute("UPDATE payments SET preimage = ?", (preimage(2).hex(),))
+    looks: list[Callable[[], object]] = [
+        partial(ledger.payment, hash_of(1)),
+        partial(ledger.live, ORIGIN),
+        lambda: list(ledger.payments()),
+    ]
+    for look in looks:
+        with pytest.raises(LedgerError, match="damaged") as found:
+            look()
+        assert preimage(2).hex() not in str(found.value)
+
+
+@contextlib.contextmanager
+def somebody() -> Iterator[None]:
+    """As a user whom file modes bind."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@posix
+def test_a_folder_that_cant_be_written_is_refused() -> None:
+    """Else a foreign exception (an OSError that no handler of ours knows), or a purchase without a record."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o555)
+        with somebody():
+            if os.access(folder, os.W_OK, effective_ids=True):
+                pytest.skip("this user can write anywhere")
+            for path in (Path(folder) / "ledger.db", Path(folder) / "new" / "ledger.db"):
+                with pytest.raises(LedgerError) as refused:
+                    Ledger.open(path).open_payment(intent(1), None)
+                assert refused.value.spent is False
+
+
+def test_a_path_through_a_file_or_to_a_folder_is_refused(tmp_path: Path) -> None:
+    """Else a foreign exception instead of one that says what to mend."""
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file" / "ledger.db", tmp_path):
+        with pytest.raises(LedgerError):
+            Ledger.open(path).open_payment(intent(1), None)
+
+
+def test_a_locked_ledger_is_waited_for_and_then_refused(ledger: Ledger, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a backup that holds the file would fail every purchase, or hang it for ever."""
+    monkeypatch.setattr(sqlite_module, "BUSY_TIMEOUT_S", 0.2)
+    ledger.open_payment(intent(1), None)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(LedgerError, match="locked"):
+            ledger.open_payment(intent(2), None)
+        assert ledger.payment(hash_of(1)) is not None  # reading goes on
+        other.execute("COMMIT")
+    assert ledger.open_payment(intent(2), None)[1]
+
+
+# -- crashes ----------------------------------------------------------------------------------------------------------------
+
+DYING = """
+import os, sys
+from routeweiler_sync.budgets import sqlite
+from tests.ledger_makers import *
+path, left, deed = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+ledger = Ledger.open(path)
+ledger.open_payment(intent(1), draw(limits()))
+class Dying:
+    def __init__(self, connection): self.connection = connection
+    def __getattr__(self, name): return getattr(self.connection, name)
+    def execute(self, sql, *rest):
+        global left
+        if left == 0: os._exit(9)
+        left -= 1
+        return self.connection.execute(sql, *rest)
+ledger._store._connection = Dying(ledger._store._connection)
+if deed == "settle": settle(ledger, 1, fee_msat=500)
+else: ledger.open_payment(intent(2), draw(limits()))
+sys.exit(7)
+"""
+
+
+@pytest.mark.parametrize("deed", ["open", "settle"])
+def test_death_at_any_statement_leaves_all_of_it_or_nothing(tmp_path: Path, deed: str) -> None:
+    """Else kill -9 could leave a reservation without a row, a spend without its token, or a row that nothing covers."""
+    ends = set()
+    for left in range(30):
+        path = tmp_path / f"{left}.db"
+        died = subprocess.run([sys.executable, "-c", DYING, str(path), str(left), deed], check=False, timeout=PATIENCE_S)
+        ledger = Ledger.open(path)
+        rows = list(ledger.payments())
+        reserved = sum(row.amount_msat + row.max_fee_msat for row in rows if row.unfinished)
+        settled = sum(row.amount_msat + row.fee_msat for row in rows if row.settled_at)
+        assert held_msat(ledger) == (reserved, settled)
+        assert all((row.preimage is not None) == (row.settled_at is not None) for row in rows)
+        ends.add((len(rows), settled))
+        ledger.close()
+        if died.returncode == 7:
+            break
+        assert died.returncode == 9
+    else:
+        pytest.fail("it never got through")
+    assert ends == ({(1, 0), (2, 0)} if deed == "open" else {(1, 0), (1, 10_500)})
+
+
+def test_an_interrupt_as_a_transaction_begins_leaves_none_open(ledger: Ledger) -> None:
+    """Else Ctrl-C at a bad moment would make the ledger unusable for the rest of the session."""
+    ledger.open_payment(intent(1), None)
+    store: Any = ledger._store
+    connection = store._connection
+
+    class Interrupted:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(connection, name)
+
+        def execute(self, sql: str, *rest: Any) -> Any:
+            result = connection.execute(sql, *rest)
+            if sql.startswith("BEGIN"):
+                raise KeyboardInterrupt
+            return result
+
+    uses: list[Callable[[str], object]] = [ledger.count_send, ledger.payment]
+    for use in uses:
+        store._connection = Interrupted()
+        with pytest.raises(KeyboardInterrupt):
+            use(hash_of(1))
+        store._connection = connection
+        assert ledger.count_send(hash_of(1)) is not None
+
+
+# -- durability and cost ----------------------------------------------------------------------------------------------------
+
+
+def synchronous(ledger: Ledger) -> int:
+    store: Any = ledger._store
+    return int(store._connection.execute("PRAGMA synchronous").fetchone()[0])
+
+
+def test_a_note_does_not_make_the_next_purchase_less_durable(ledger: Ledger) -> None:
+    """Else after the first token a power cut could undo the record of a payment that lnd has made."""
+    seen: list[int] = []
+
+    class Watched(SqliteTransaction):
+        def execute(self, *args: Any) -> Any:
+            seen.append(synchronous(ledger))
+            return super().execute(*args)
+
+    full = 2
+    ledger.open_payment(intent(1), draw(limits()))
+    assert synchronous(ledger) == full
+    settle(ledger, 1)
+    for note in (partial(ledger.mark, hash_of(1), taken=True), partial(ledger.learn, ORIGIN, "/", "s")):
+        note()
+        assert synchronous(ledger) == full
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(SqliteTransaction, "execute", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            ledger.mark(hash_of(1), told=True)
+    assert synchronous(ledger) == full
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sqlite_module, "SqliteTransaction", Watched)
+        ledger.open_payment(intent(2), draw(limits()))
+        ledger.count_send(hash_of(2))
+        settle(ledger, 2)
+    assert set(seen) == {full}
+
+
+def purchase_cost(ledger: Ledger, n: int) -> tuple[int, int]:
+    """(SQL statements, steps of SQLite's machine) of one purchase from 402 to token and its next use."""
+    store: Any = ledger._store
+    statements: list[str] = []
+    steps: list[int] = []
+    store._connection.set_trace_callback(statements.append)
+    store._connection.set_progress_handler(lambda: steps.append(1), 1)
+    ledger.live(ORIGIN, f"scope-{n}")
+    ledger.payment(hash_of(n))
+    ledger.open_payment(intent(n), draw(limits(cap_minor_units=10**9, per_hour_minor_units=10**8, per_day_minor_units=10**8)))
+    settle(ledger, n)
+    ledger.mark(hash_of(n), taken=True, told=True)
+    ledger.learn(ORIGIN, "/pages", "s")
+    ledger.untold()
+    ledger.unfinished()
+    store._connection.set_trace_callback(None)
+    store._connection.set_progress_handler(None, 0)
+    return len(statements), len(steps)
+
+
+def test_a_purchase_costs_the_same_after_20_000_others(ledger: Ledger) -> None:
+    """Else every payment would make the next one slower, until a busy client spends its time adding up history."""
+    ledger.open_payment(intent(0), None)
+    purchase_cost(ledger, 1)
+    before = purchase_cost(ledger, 2)
+    with ledger._store.transaction() as tx:
+        names = [column["name"] for column in tx.execute("SELECT name FROM pragma_table_info('payments')")]
+        columns = ", ".join(name for name in names if name not in ("payment_hash", "scope", "preimage"))
+        tx.execute(
+            f"INSERT INTO payments (payment_hash, scope, {columns}) WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n "
+            f"WHERE i < 20000) SELECT printf('%064x', i), 'past-' || i, {columns} FROM payments, n WHERE scope = 'scope-1'",
+        )
+        tx.execute("UPDATE payments SET state = 'retired' WHERE scope LIKE 'past-%' AND rowid % 2 = 0")
+    assert sum(1 for _ in ledger.payments()) == 20_003
+    assert purchase_cost(ledger, 3) == before
+
+
+def test_opening_costs_one_commit_and_settling_another(ledger: Ledger) -> None:
+    """Else a purchase would wait for the disk more often than its promises need."""
+    ledger.open_payment(intent(1), draw(limits()))
+    store: Any = ledger._store
+    statements: list[str] = []
+    store._connection.set_trace_callback(statements.append)
+    ledger.open_payment(intent(2), draw(limits()))
+    settle(ledger, 2)
+    store._connection.set_trace_callback(None)
+    assert statements.count("COMMIT") == 2
+
+
+# -- many openers -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_fresh_file_raced_by_many_connections_is_made_once(tmp_path: Path) -> None:
+    """Else workers that start together would find the ledger "locked", or "not a ledger"."""
+    for turn in range(25):
+        handles = [Ledger.open(tmp_path / f"{turn}.db") for _ in range(8)]
+        results = at_once([partial(handles[n].open_payment, intent(n, scope="s"), draw(limits())) for n in range(8)])
+        assert sum(is_new for _, is_new in results) == 1
+        for handle in handles:
+            handle.close()
+
+
+def test_a_ledger_that_another_makes_as_we_look_is_a_ledger(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else who opens a fresh file at the wrong moment is told that it is somebody else's database."""
+    other = Ledger.open(path)
+    connect = sqlite3.connect
+    made: list[bool] = []
+
+    class Slow(sqlite3.Connection):
+        def execute(self, sql: str, *rest: Any) -> sqlite3.Cursor:
+            if "user_version" in sql and not made:
+                made.append(True)  # right between our looks at two numbers, another process makes the ledger
+                with pytest.MonkeyPatch.context() as quick:
+                    quick.setattr(sqlite3, "connect", connect)
+                    quick.setattr(sqlite_module, "BUSY_TIMEOUT_S", 0.2)
+                    with contextlib.suppress(LedgerError):  # it may have to wait for us
+                        other.open_payment(intent(1), None)
+            return super().execute(sql, *rest)
+
+    monkeypatch.setattr(sqlite3, "connect", lambda *args, **kwargs: connect(*args, **{**kwargs, "factory": Slow}))
+    ledger = Ledger.open(path)
+    assert ledger.open_payment(intent(2), None)[1]
+    assert made
+    ledger.close()
+    other.close()
+
+
+# -- fork -------------------------------------------------------------------------------------------------------------------
+
+
+def in_child(deed: Callable[[], object]) -> int:
+    """Fork; the child does ``deed`` and ends. Its process id."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            deed()
+            code = 0
+        except BaseException as error:
+            os.write(2, f"in the child: {error!r}\n".encode())
+        finally:
+            os._exit(code)
+    return pid
+
+
+def ended_well(pid: int) -> bool:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def seen_by_another_process(path: Path) -> set[str]:
+    code = (
+        "import sys; from tests.ledger_makers import Ledger; print(*(r.payment_hash for r in Ledger.open(sys.argv[1]).payments()))"
+    )
+    return set(subprocess.run([sys.executable, "-c", code, path], check=True, capture_output=True, text=True).stdout.split())
+
+
+@forks
+def test_a_forked_child_and_its_parent_share_the_ledger(ledger: Ledger, path: Path) -> None:
+    """Else workers of a pre-forking server would corrupt the ledger, or hang."""
+    ledger.open_payment(intent(0), draw(limits()))
+
+    def buy(first: int) -> None:
+        for n in range(first, first + 20):
+            assert ledger.open_payment(intent(n), draw(limits()))[1]
+            settle(ledger, n)
+
+    children = [in_child(partial(buy, first)) for first in (100, 200, 300)]
+    buy(400)
+    assert [ended_well(pid) for pid in children] == [True] * 3
+    assert held_msat(ledger) == (11_000, 800_000)
+    assert len(seen_by_another_process(path)) == 81
+
+
+@forks
+def test_what_a_child_commits_outlives_its_parents_connection(ledger: Ledger, path: Path) -> None:
+    """Else a payment that a worker has written down would vanish when the parent closes the ledger: it is paid again."""
+    ledger.open_payment(intent(1), None)
+    (ready, tell_ready), (go, tell_go) = os.pipe(), os.pipe()
+
+    def child() -> None:
+        assert ledger.open_payment(intent(2), None)[1]
+        os.write(tell_ready, b".")
+        os.read(go, 1)
+        assert ledger.open_payment(intent(3), None)[1]
+        assert len(list(ledger.payments())) == 3
+
+    pid = in_child(child)
+    os.read(ready, 1)
+    ledger.close()
+    os.write(tell_go, b".")
+    assert ended_well(pid)
+    everything = {hash_of(n) for n in (1, 2, 3)}
+    assert seen_by_another_process(path) == everything
+    assert {row.payment_hash for row in ledger.payments()} == everything
+    for end in (ready, tell_ready, go, tell_go):
+        os.close(end)
+
+
+@forks
+def test_a_fork_in_the_middle_of_another_threads_purchases(ledger: Ledger) -> None:
+    """Else a child forked while a thread writes would find the ledger locked for ever."""
+    ledger.open_payment(intent(0), None)
+    stop = threading.Event()
+    numbers = iter(range(1000, 10**6))
+
+    def buy() -> None:
+        while not stop.is_set():
+            n = next(numbers)
+            ledger.open_payment(intent(n), None)
+            settle(ledger, n)
+
+    thread = threading.Thread(target=buy, daemon=True)
+    thread.start()
+    try:
+        children = [in_child(partial(ledger.open_payment, intent(n), None)) for n in range(1, 25)]
+        assert [ended_well(pid) for pid in children] == [True] * 24
+    finally:
+        stop.set()
+        thread.join(PATIENCE_S)
+    assert {row.payment_hash for row in ledger.payments(state="open")} == {hash_of(n) for n in range(25)}
+
+
+@forks
+def test_the_threads_of_a_child_find_one_connection(ledger: Ledger) -> None:
+    """Else the first requests of a fresh worker, arriving together, would write into one another's transactions."""
+    ledger.open_payment(intent(0), draw(limits()))
+
+    def child() -> None:
+        sys.setswitchinterval(1e-6)
+        results = at_once([partial(ledger.open_payment, intent(n, scope=f"s{n % 3}"), draw(limits())) for n in range(1, 13)])
+        assert sum(is_new for _, is_new in results) == 3
+
+    for turn in range(8):
+        assert ended_well(in_child(child)), turn
+        for row in list(ledger.payments(state="open")):
+            if row.payment_hash != hash_of(0):
+                ledger.forget(row.payment_hash, abandon=True)
+        with ledger._store.transaction() as tx:
+            tx.execute("DELETE FROM payments WHERE state = 'dead'")
