@@ -7,6 +7,7 @@ so that what is said here is what the trace says.
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import sys
@@ -20,7 +21,7 @@ import requests
 import urllib3
 
 from .. import __version__, config
-from ..errors import FundingError, InvoicePaymentError, NoFundingForRailError, PaymentDeclinedError, RouteweilerError
+from ..errors import FundingError, InvoicePaymentError, LedgerError, NoFundingForRailError, PaymentDeclinedError, RouteweilerError
 from ..l402.credential import is_credential, redact
 from .outcome import Exit, exit_for, printable
 from .output import Output
@@ -195,10 +196,19 @@ def _interrupted(call: Call) -> Exit:
     if call.witness.paid:
         _err(f"Interrupted; {_told(call.witness.paid)}. The token is kept, and the next call uses it.")
         return Exit.UNDELIVERED
-    if call.till.agreed:
+    if call.till.agreed or _is_unfinished():
         _err("Interrupted while paying; the node may pay on. Call again: the same purchase goes on, nothing is paid twice.")
         return Exit.PENDING
     raise click.Abort
+
+
+def _is_unfinished() -> bool:
+    """Whether the ledger holds a purchase, maybe an earlier run's, that was being carried to its end."""
+    from ..budgets.ledger import Ledger
+
+    with contextlib.suppress(LedgerError), contextlib.closing(Ledger.open(config.ledger_url())) as ledger:
+        return ledger.exists() and bool(ledger.unfinished())
+    return False
 
 
 # What is said

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import gzip
-import json
 import os
 import re
 import signal
@@ -15,73 +14,20 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import requests
 from click.testing import CliRunner
 
-import routeweiler_sync
 from routeweiler_sync import errors
 from routeweiler_sync.cli import main
 from routeweiler_sync.cli.outcome import Exit, exit_for, printable
 from routeweiler_sync.testing import FakeLnd, Paywall
 
+from .command import ANY_TOKEN, NO_NODE, TIMEOUT_S, Command, bare_environ, demo
 from .conftest import Books
 
-TIMEOUT_S = 120
-#: How every macaroon of the paywall begins: version 2, location "lsat".
-ANY_TOKEN = b"AgEEbHNhdA"
-NO_NODE = {"LND_GRPC_HOST": "", "LND_MACAROON_PATH": ""}
 posix_only = pytest.mark.skipif(os.name != "posix", reason="pipes and signals as POSIX has them")
-
-
-def bare_environ(**environ: str) -> dict[str, str]:
-    """This process's environment without what could lead a child astray."""
-    ours = re.compile(r"ROUTEWEILER_|LND_|POLAR_|.*_proxy$|COLUMNS$|NO_COLOR$|FORCE_COLOR$", re.IGNORECASE)
-    kept = {name: value for name, value in os.environ.items() if not ours.match(name)}
-    return {**kept, "PYTHONPATH": str(Path(routeweiler_sync.__file__).parents[1]), **environ}
-
-
-class Command:
-    """Runs ``routeweiler-sync``, and looks through all it says for secrets."""
-
-    def __init__(self, folder: Path, lnd: FakeLnd, books: Books) -> None:
-        self.folder, self.lnd, self.books = folder, lnd, books
-        self.out = self.err = b""
-
-    def environ(self, **environ: str) -> dict[str, str]:
-        ours = {"ROUTEWEILER_LEDGER": str(self.books.ledger_path), "ROUTEWEILER_TRACE": str(self.books.trace_path)}
-        return bare_environ(**{**self.lnd.environ, **ours, **environ})
-
-    def __call__(self, *args: str, stdin: bytes = b"", **environ: str) -> int:
-        """The exit code; what was written is in ``out`` and ``err``."""
-        done = subprocess.run(
-            [sys.executable, "-m", "routeweiler_sync", *args],
-            env=self.environ(**environ),
-            cwd=self.folder,
-            input=stdin,
-            capture_output=True,
-            timeout=TIMEOUT_S,
-        )
-        self.out, self.err = done.stdout, done.stderr
-        self.look_for_secrets()
-        return done.returncode
-
-    def look_for_secrets(self) -> None:
-        said = self.out + self.err
-        assert ANY_TOKEN not in said
-        assert Path(self.lnd.macaroon_path).read_bytes().hex().encode() not in said
-        for row in self.books.rows if self.books.ledger_path.exists() else []:
-            assert row.token.encode() not in said
-            assert row.preimage is None or row.preimage.encode() not in said
-        assert b"Traceback" not in self.err
-        assert b"\x1b" not in self.err
-
-    @property
-    def json(self) -> dict[str, Any]:
-        outcome: dict[str, Any] = json.loads(self.out)
-        return outcome
 
 
 @pytest.fixture
@@ -481,16 +427,6 @@ def test_a_servers_text_cannot_write_to_the_terminal(command: Command, paywall: 
 
 
 # demo
-
-
-def demo(**environ: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "routeweiler_sync", "demo"],
-        env=bare_environ(**environ),
-        capture_output=True,
-        encoding="utf-8",
-        timeout=TIMEOUT_S,
-    )
 
 
 def test_the_demo_goes_as_told_wherever_it_runs(tmp_path: Path) -> None:

@@ -1,0 +1,120 @@
+"""README.md tells no lies: what it says to run is run here, what it shows is what comes out."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from routeweiler_sync import errors
+from routeweiler_sync.testing import FakeLnd, Paywall
+
+from .command import TIMEOUT_S, Command, bare_environ, demo
+from .conftest import Books
+
+README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+
+#: What differs from one demo to the next.
+CHANGING = {
+    r"127\.0\.0\.1:\d+": "127.0.0.1:PORT",
+    r"(?m)^ *(<1|\d+) ms": "TIME",
+    r"\b[0-9a-f]{16}…": "HASH",
+    r"lnbcrt100n1p\w+…": "INVOICE",
+    r"in \d+ min": "in SOME min",
+    r"routeweiler-sync \d+\.\d+\.\d+\S*": "routeweiler-sync VERSION",
+    r"(?m) +$": "",
+}
+
+
+def block(mark: str) -> str:
+    """The fenced block that follows ``<!-- mark -->``."""
+    found = re.search(rf"<!-- {re.escape(mark)} -->\n```\w*\n(.*?)```\n", README, re.DOTALL)
+    assert found is not None, f"README.md has no block {mark!r}"
+    return found[1]
+
+
+def test_the_example_runs_and_its_trace_answers_the_query(tmp_path: Path, lnd: FakeLnd, paywall: Paywall, books: Books) -> None:
+    """The first lines that anybody copies wouldn't work."""
+    lnd.fee_msat = 1_000
+    program = block("example")
+    for theirs, ours in {'network="bitcoin"': 'network="bitcoin-regtest"', "https://example.com/weather": paywall.url}.items():
+        assert program.count(theirs) == 1
+        program = program.replace(theirs, ours)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=bare_environ(**lnd.environ, ROUTEWEILER_LEDGER=str(books.ledger_path)),
+        cwd=tmp_path,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=TIMEOUT_S,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(paywall.content.decode())
+    assert f"Payment(payment_hash='{lnd.payments[0].payment_hash}', amount_msat=10000, fee_msat=1000" in done.stdout
+    assert next(books.ledger.envelopes()).id == "weather"
+    books.check()
+    with closing(sqlite3.connect(tmp_path / "trace.db")) as trace:
+        assert trace.execute(block("query")).fetchall() == [(paywall.base_url, 1, 11.0)]
+
+
+def test_the_demo_shows_what_the_readme_shows() -> None:
+    """A README whose output is of another time shows what isn't there."""
+
+    def shape(text: str) -> list[str]:
+        for pattern, name in CHANGING.items():
+            text = re.sub(pattern, name, text)
+        return text.strip().splitlines()
+
+    assert shape(demo(COLUMNS="80", PYTHONIOENCODING="utf-8").stdout) == shape(block("demo"))
+
+
+def test_the_macaroon_can_do_what_paying_needs(books: Books, paywall: Paywall, lnd: FakeLnd, tmp_path: Path) -> None:
+    """Too narrow, and nobody who follows the README can pay; so they take the admin's."""
+    command = Command(tmp_path, lnd, books)
+    paths = re.findall(r"uri:(\S+)", block("macaroon"))
+    assert len(paths) == 3
+    assert command("get", paywall.url, LND_MACAROON_PATH=lnd.bake_macaroon(*paths)) == 0
+    for missing in paths:
+        if missing.endswith("/TrackPaymentV2"):
+            continue  # asked only in doubt
+        rest = [path for path in paths if path != missing]
+        paywall.revoke_tokens()
+        assert command("get", paywall.url, LND_MACAROON_PATH=lnd.bake_macaroon(*rest)) == 3
+
+
+def test_the_table_of_errors_is_whole_and_true() -> None:
+    """Who handles errors by it would take a pending payment for none."""
+    told = {}
+    for names, spent in re.findall(r"^\| (`.+?) \| `(True|False|None)` \|", README, re.MULTILINE):
+        told.update(dict.fromkeys(re.findall(r"`(\w+)`", names), spent))
+    public = {
+        name: str(error.spent)
+        for name, error in inspect.getmembers(errors, inspect.isclass)
+        if issubclass(error, errors.RouteweilerError) and error is not errors.RouteweilerError
+    }
+    assert told == public
+
+
+@pytest.mark.parametrize("command_line", ["demo", "tests"])
+def test_the_set_up_is_one_line_each(command_line: str) -> None:
+    """What CI runs from the README, and newcomers copy, is one command."""
+    assert len(block(f"command: {command_line}").splitlines()) == 1
+
+
+def test_names_in_the_readme_are_there() -> None:
+    """A name that isn't there is a promise that isn't kept."""
+    import routeweiler_sync
+
+    envelope = eval(block("budget"), dict(vars(routeweiler_sync)))
+    assert envelope.per_hour_minor_units == 500
+    names = set(re.findall(r"`(LndClient|TraceSink|Ledger|Funding|LightningFundingSource|StaticRate)(?:\.(\w+))?[`(]", README))
+    assert len(names) >= 5
+    for owner, attribute in names:
+        thing = getattr(routeweiler_sync, owner)
+        assert not attribute or hasattr(thing, attribute), f"{owner}.{attribute}"
