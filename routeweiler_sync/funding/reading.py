@@ -99,8 +99,8 @@ TABLE: tuple[Row, ...] = (
     Row(
         rpc="send",
         code="UNKNOWN",
-        text=r"^(expected 1 macaroon|verification failed: |caveat \".*\" not satisfied: |cannot get macaroon: |permission denied$|empty macaroon data"
-        r"|encoding/hex: |cannot determine data format of binary-encoded macaroon|unmarshal v[12]: )",
+        text=r"^(expected 1 macaroon|verification failed: |caveat \".*\" not satisfied: |cannot get macaroon: |permission denied$"
+        r"|empty macaroon data|encoding/hex: |cannot determine data format of binary-encoded macaroon|unmarshal v[12]: )",
         word=Word.REFUSED,
         why="the macaroon is checked before the call reaches the router",
     ),

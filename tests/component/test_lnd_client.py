@@ -456,8 +456,9 @@ def test_an_interrupt_under_a_payment_passes_through_and_the_payment_goes_on(lnd
     invoice = lnd.invoice(AMOUNT_MSAT)
     lnd.hang_next()
     code = """
-import sys
+import signal, sys
 from routeweiler_sync.funding.lightning import LndClient
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background hands down that SIGINT is ignored
 LndClient.from_env().send(sys.argv[1], payment_hash=bytes.fromhex(sys.argv[2]), max_fee_msat=1_000, timeout_s=600)
 """
     child = subprocess.Popen(
