@@ -134,7 +134,8 @@ class Call:
     def _told(self, response: requests.Response | None, error: BaseException | None) -> bool:
         """Write the lines; whether all were written (also where no trace is wanted)."""
         sink = self.payer.trace_sink
-        return sink is None or all([sink.emit(event) for event in self._events(response, error)])
+        written = [sink is None or sink.emit(event) for event in (self._events(response, error) if sink else ())]
+        return all(written)
 
     def _note_told(self, held: HeldToken) -> None:
         self.payer.ledger.mark(held.payment_hash, told=True)

@@ -27,28 +27,24 @@ import tenacity
 from . import purchase
 from .budgets.fmv import FmvProvider, rate_for
 from .budgets.ledger import Draw, Ledger
-from .budgets.money import MSAT_PER_SAT, Rate
+from .budgets.money import Rate, sats
 from .budgets.schema import BudgetEnvelope, Intent, PaymentRow, PaymentState
 from .errors import (
     ChallengeExpiredError,
     ChallengeMismatchError,
     FundingError,
-    InvoicePaymentError,
     LedgerError,
     NoFundingForRailError,
     PaymentDeclinedError,
-    PaymentPendingError,
     PolicyDeniedError,
     PolicyMaxPerCallExceededError,
-    PreimageMismatchError,
     RailNotSupportedError,
-    RouteweilerError,
-    TokenRefusedError,
 )
 from .flight import Deadline, single
 from .funding.answers import Answer, Word
 from .funding.lightning import LightningFundingSource
 from .l402.challenge import Challenge
+from .outcomes import ended_error, error_for, given_up, pending_error
 from .policy.dsl import Policy
 from .policy.engine import evaluate
 from .purchase import Act, Step
@@ -177,7 +173,7 @@ class Checkout:
             return live[0]
         same = self.ledger.payment(need.challenge.payment_hash.hex())
         if same is not None and same.payment_hash in refused:
-            raise _given_up(same)
+            raise given_up(same)
         return same
 
     def _use(self, row: PaymentRow, deadline: Deadline) -> Purchase:
@@ -186,7 +182,7 @@ class Checkout:
             return self._resolve(row, deadline)
         if row.state is PaymentState.SETTLED:
             return _as_purchase(row, bought=False)
-        raise _given_up(row)
+        raise given_up(row)
 
     def _resolve(self, row: PaymentRow, deadline: Deadline) -> Purchase:
         """Carry another's unfinished purchase to its end: leave it alone for a moment, then ask its node."""
@@ -196,13 +192,13 @@ class Checkout:
             if source is not None:
                 return self._carry(row, source, Act.TRACK, deadline)
             if problem is not None:
-                raise self._pending(row, f"its node can't be asked: {problem}") from problem
+                raise pending_error(row, f"its node can't be asked: {problem}") from problem
             row = self._watch(row, deadline)
             if row.unfinished:
-                raise self._pending(row, f"only its own node {row.node_pubkey} can tell, and this session hasn't that one")
+                raise pending_error(row, f"only its own node {row.node_pubkey} can tell, and this session hasn't that one")
         if row.state is PaymentState.SETTLED:
             return _as_purchase(row, bought=False)
-        raise _ended_error(row)
+        raise ended_error(row)
 
     def _watch(self, row: PaymentRow, deadline: Deadline) -> PaymentRow:
         """Wait until ``row`` has ended or the time is up."""
@@ -344,7 +340,7 @@ class Checkout:
         while True:
             if act is Act.SEND and not counted:
                 if not resends:
-                    raise self._pending(row, "its order was sent again once, and nothing more is known")
+                    raise pending_error(row, "its order was sent again once, and nothing more is known")
                 resends -= 1
                 again = self._counted_again(row)
                 if again is None:  # ended meanwhile: look at how
@@ -358,13 +354,13 @@ class Checkout:
             if not act.asks_node:
                 break
             if deadline.passed:
-                raise self._pending(row, f"no final word came in time{f' (the last was: {reason})' if reason else ''}")
+                raise pending_error(row, f"no final word came in time{f' (the last was: {reason})' if reason else ''}")
         if act is Act.HAND_OVER and row.preimage is not None:
             latency_ms = int((time.monotonic() - started_s) * 1000)
             return _as_purchase(row, bought=step.settles, settlement_latency_ms=latency_ms if step.settles else None)
         if act is Act.RAISE_PENDING:
-            raise self._pending(row, reason or "an earlier order for it is unanswered")
-        raise _error_for(act, row, reason)
+            raise pending_error(row, reason or "an earlier order for it is unanswered")
+        raise error_for(act, row, reason)
 
     def _ask(self, row: PaymentRow, source: LightningFundingSource, act: Act, deadline: Deadline) -> Answer:
         """Send once, or ask until the node says something or the time is up."""
@@ -381,7 +377,7 @@ class Checkout:
         try:
             return self.ledger.count_send(row.payment_hash)
         except LedgerError as error:
-            raise self._pending(row, f"the ledger can't be written ({error.__cause__ or error})") from error
+            raise pending_error(row, f"the ledger can't be written ({error.__cause__ or error})") from error
 
     def _take(self, row: PaymentRow, asked: Act, answer: Answer) -> tuple[Step, PaymentRow]:
         """Put ``answer`` to the table and book what it says, in one transaction on the row as it is by then."""
@@ -396,7 +392,7 @@ class Checkout:
         try:
             after = self.ledger.change(row.payment_hash, decide)
         except LedgerError as error:
-            raise self._pending(row, f"the ledger can't be written ({error.__cause__ or error})") from error
+            raise pending_error(row, f"the ledger can't be written ({error.__cause__ or error})") from error
         if steps[-1].event is purchase.Event.PAID:
             log.info("payment %s settled, fee %d msat", row.payment_hash, after.fee_msat)
         return steps[-1], after
@@ -413,14 +409,6 @@ class Checkout:
             except FundingError as error:
                 problem = error
         return None, problem
-
-    def _pending(self, row: PaymentRow, why: str) -> PaymentPendingError:
-        return PaymentPendingError(
-            f"The payment {row.payment_hash} of {sats(row.amount_msat)} to {row.origin} isn't finished: {why}. Whether money was "
-            "spent isn't known yet; it is reserved in the budget. Call again (the same purchase goes on, nothing is paid "
-            "twice), or session.recover().",
-            payment_hash=row.payment_hash,
-        )
 
 
 def check_challenge(challenge: Challenge) -> None:
@@ -443,12 +431,6 @@ def check_challenge(challenge: Challenge) -> None:
         )
 
 
-def sats(amount_msat: int) -> str:
-    """An amount for people: sats, with the msat where there are any."""
-    whole, rest = divmod(amount_msat, MSAT_PER_SAT)
-    return f"{whole}.{rest:03d} sat" if rest else f"{whole} sat"
-
-
 def _hash(row: PaymentRow) -> bytes:
     return bytes.fromhex(row.payment_hash)
 
@@ -456,74 +438,5 @@ def _hash(row: PaymentRow) -> bytes:
 def _as_purchase(row: PaymentRow, *, bought: bool, settlement_latency_ms: int | None = None) -> Purchase:
     held = HeldToken.of(row)
     if held is None:
-        raise _error_for(Act.RAISE_MISMATCH, row, None)
+        raise error_for(Act.RAISE_MISMATCH, row, None)
     return Purchase(held=held, row=row, bought=bought, settlement_latency_ms=settlement_latency_ms)
-
-
-def _error_for(act: Act, row: PaymentRow, reason: str | None) -> RouteweilerError:
-    """The error with which ``act`` ends the call."""
-    what = f"The payment {row.payment_hash} of {sats(row.amount_msat)} to {row.origin}"
-    if act is Act.RAISE_FAILED:
-        return InvoicePaymentError(
-            f"{what} failed: {reason or row.failure_text}. Nothing was spent. {_advice(reason)}",
-            payment_hash=row.payment_hash,
-            failure_reason=reason or row.failure_text,
-        )
-    if act is Act.RAISE_EXPIRED:
-        return ChallengeExpiredError(
-            f"{what} wasn't made: the invoice expired first, by the node's clock. Nothing was spent. Call again for a new one.",
-            payment_hash=row.payment_hash,
-        )
-    if act is Act.RAISE_REFUSED:
-        return FundingError(
-            f"{what} was refused by the node before it began: {reason or row.failure_text}. Nothing was spent. "
-            "Mend that at the node, then call again.",
-            payment_hash=row.payment_hash,
-        )
-    if act in (Act.RAISE_MISMATCH, Act.HAND_OVER):
-        return PreimageMismatchError(
-            f"{what} is settled, says the node, but without a preimage that fits, so there is no token. The money is spent and "
-            f"booked. Ask the node's operator for the preimage, or Ledger.forget({row.payment_hash!r}) to buy anew.",
-            payment_hash=row.payment_hash,
-        )
-    return _ended_error(row)
-
-
-def _ended_error(row: PaymentRow) -> RouteweilerError:
-    """The error of a row that someone else has ended: its outcome is shared."""
-    acts = {
-        purchase.Event.FAILED_FOR_GOOD: Act.RAISE_FAILED,
-        purchase.Event.GONE: Act.RAISE_EXPIRED,
-        purchase.Event.REFUSED_ONLY_SEND: Act.RAISE_REFUSED,
-    }
-    for event, act in acts.items():
-        if row.state is PaymentState.DEAD and row.failure_code == event.name.lower():
-            return _error_for(act, row, row.failure_text)
-    if row.state is PaymentState.DEAD:
-        return InvoicePaymentError(
-            f"The payment {row.payment_hash} was {row.failure_text or 'given up'}. Nothing was spent by this call. Call again for "
-            "a new one.",
-            payment_hash=row.payment_hash,
-            failure_reason=row.failure_code,
-        )
-    return TokenRefusedError(
-        f"The token of payment {row.payment_hash} has been given up: the server refused it, or it was forgotten. It was paid "
-        "earlier; nothing was spent by this call. Call again for a new one.",
-        payment_hash=row.payment_hash,
-    )
-
-
-def _given_up(row: PaymentRow) -> RouteweilerError:
-    """The server repeats an invoice whose row has ended: nothing is sent for it again."""
-    error = _ended_error(row)
-    error.args = (f"The server repeats an invoice that is in the ledger already. {error.args[0]}",)
-    return error
-
-
-def _advice(reason: str | None) -> str:
-    return {
-        "NO_ROUTE": "Check the node's channels and the fee limit, then call again.",
-        "INSUFFICIENT_BALANCE": "Add funds to the node's channels, then call again.",
-        "TIMEOUT": "Call again; give it a longer payment_timeout if it repeats.",
-        "INCORRECT_PAYMENT_DETAILS": "The receiving node refused the invoice: call again for a new one.",
-    }.get(reason or "", "Call again for a new invoice.")

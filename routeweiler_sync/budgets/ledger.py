@@ -25,7 +25,7 @@ from ..errors import (
     EnvelopeNotFoundError,
     LedgerError,
 )
-from .money import MSAT_PER_SAT, Rate, minor_units
+from .money import Rate, minor_units, sats
 from .schema import DAY_S, HOUR_S, UNFINISHED, BudgetEnvelope, Change, EnvelopeRow, Intent, PaymentRow, PaymentState
 from .store import Store, Transaction
 
@@ -383,9 +383,8 @@ class Ledger:
             fits_msat = draw.rate.msat_within(limit - used)
             if fits_msat < intent.amount_msat:
                 raise BudgetExceededError(
-                    f"The price of {_sats(intent.amount_msat)} ({draw.rate.minor_units_of(intent.amount_msat).normalize():f} "
-                    f"{limits.cap_currency} minor units) doesn't fit under {name}={getattr(limits, name)} of envelope "
-                    f"{limits.id!r}, of which {minor_units(used).normalize():f} are spent or reserved. Nothing was spent. "
+                    f"The price of {_price(intent.amount_msat, draw.rate)} doesn't fit under {name}={getattr(limits, name)} of "
+                    f"envelope {limits.id!r}, of which {minor_units(used).normalize():f} are spent or reserved. Nothing was spent. "
                     "Raise the limit, or wait until the window has moved on."
                 )
             most_msat = min(most_msat, fits_msat)
@@ -505,9 +504,11 @@ def _moment(ms: int) -> datetime:
     return datetime.fromtimestamp(ms / 1000, tz=timezone.utc)
 
 
-def _sats(amount_msat: int) -> str:
-    sats, msat = divmod(amount_msat, MSAT_PER_SAT)
-    return f"{sats}.{msat:03d} sat" if msat else f"{sats} sat"
+def _price(amount_msat: int, rate: Rate) -> str:
+    """An amount for people, in the envelope's currency too where that isn't the sat."""
+    if rate.currency == "sat":
+        return sats(amount_msat)
+    return f"{sats(amount_msat)} ({rate.minor_units_of(amount_msat).normalize():f} minor units of {rate.currency})"
 
 
 def _no_envelope(envelope_id: str) -> EnvelopeNotFoundError:

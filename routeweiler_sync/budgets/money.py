@@ -62,3 +62,9 @@ class Rate:
 def minor_units(micro: int) -> Decimal:
     """Millionths of a minor unit as minor units, exactly."""
     return Decimal(micro).scaleb(-6)
+
+
+def sats(amount_msat: int) -> str:
+    """An amount for people: sats, with the msat where there are any."""
+    whole, rest = divmod(amount_msat, MSAT_PER_SAT)
+    return f"{whole}.{rest:03d} sat" if rest else f"{whole} sat"

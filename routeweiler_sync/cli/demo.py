@@ -348,6 +348,6 @@ def _minutes(unix_s: int) -> int:
 
 
 def _sats(amount_msat: int) -> str:
-    from ..checkout import sats
+    from ..budgets.money import sats
 
     return sats(amount_msat)

@@ -1,0 +1,99 @@
+"""How a purchase ends for its caller, in words: the error of each act and of each ended row, with what to do next.
+
+What ended it was decided in `routeweiler_sync.purchase`; nothing is decided here.
+"""
+
+from __future__ import annotations
+
+from . import purchase
+from .budgets.money import sats
+from .budgets.schema import PaymentRow, PaymentState
+from .errors import (
+    ChallengeExpiredError,
+    FundingError,
+    InvoicePaymentError,
+    PaymentPendingError,
+    PreimageMismatchError,
+    RouteweilerError,
+    TokenRefusedError,
+)
+from .purchase import Act
+
+
+def error_for(act: Act, row: PaymentRow, reason: str | None) -> RouteweilerError:
+    """The error with which ``act`` ends the call."""
+    what = f"The payment {row.payment_hash} of {sats(row.amount_msat)} to {row.origin}"
+    if act is Act.RAISE_FAILED:
+        return InvoicePaymentError(
+            f"{what} failed: {reason or row.failure_text}. Nothing was spent. {_advice(reason)}",
+            payment_hash=row.payment_hash,
+            failure_reason=reason or row.failure_text,
+        )
+    if act is Act.RAISE_EXPIRED:
+        return ChallengeExpiredError(
+            f"{what} wasn't made: the invoice expired first, by the node's clock. Nothing was spent. Call again for a new one.",
+            payment_hash=row.payment_hash,
+        )
+    if act is Act.RAISE_REFUSED:
+        return FundingError(
+            f"{what} was refused by the node before it began: {reason or row.failure_text}. Nothing was spent. "
+            "Mend that at the node, then call again.",
+            payment_hash=row.payment_hash,
+        )
+    if act in (Act.RAISE_MISMATCH, Act.HAND_OVER):
+        return PreimageMismatchError(
+            f"{what} is settled, says the node, but without a preimage that fits, so there is no token. The money is spent and "
+            f"booked. Ask the node's operator for the preimage, or Ledger.forget({row.payment_hash!r}) to buy anew.",
+            payment_hash=row.payment_hash,
+        )
+    return ended_error(row)
+
+
+def ended_error(row: PaymentRow) -> RouteweilerError:
+    """The error of a row that someone else has ended: its outcome is shared."""
+    acts = {
+        purchase.Event.FAILED_FOR_GOOD: Act.RAISE_FAILED,
+        purchase.Event.GONE: Act.RAISE_EXPIRED,
+        purchase.Event.REFUSED_ONLY_SEND: Act.RAISE_REFUSED,
+    }
+    for event, act in acts.items():
+        if row.state is PaymentState.DEAD and row.failure_code == event.name.lower():
+            return error_for(act, row, row.failure_text)
+    if row.state is PaymentState.DEAD:
+        return InvoicePaymentError(
+            f"The payment {row.payment_hash} was {row.failure_text or 'given up'}. Nothing was spent by this call. Call again for "
+            "a new one.",
+            payment_hash=row.payment_hash,
+            failure_reason=row.failure_code,
+        )
+    return TokenRefusedError(
+        f"The token of payment {row.payment_hash} has been given up: the server refused it, or it was forgotten. It was paid "
+        "earlier; nothing was spent by this call. Call again for a new one.",
+        payment_hash=row.payment_hash,
+    )
+
+
+def given_up(row: PaymentRow) -> RouteweilerError:
+    """The server repeats an invoice whose row has ended: nothing is sent for it again."""
+    error = ended_error(row)
+    error.args = (f"The server repeats an invoice that is in the ledger already. {error.args[0]}",)
+    return error
+
+
+def _advice(reason: str | None) -> str:
+    return {
+        "NO_ROUTE": "Check the node's channels and the fee limit, then call again.",
+        "INSUFFICIENT_BALANCE": "Add funds to the node's channels, then call again.",
+        "TIMEOUT": "Call again; give it a longer payment_timeout if it repeats.",
+        "INCORRECT_PAYMENT_DETAILS": "The receiving node refused the invoice: call again for a new one.",
+    }.get(reason or "", "Call again for a new invoice.")
+
+
+def pending_error(row: PaymentRow, why: str) -> PaymentPendingError:
+    """What became of the payment isn't known: ``why``."""
+    return PaymentPendingError(
+        f"The payment {row.payment_hash} of {sats(row.amount_msat)} to {row.origin} isn't finished: {why}. Whether money was "
+        "spent isn't known yet; it is reserved in the budget. Call again (the same purchase goes on, nothing is paid "
+        "twice), or session.recover().",
+        payment_hash=row.payment_hash,
+    )
