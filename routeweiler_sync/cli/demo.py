@@ -266,7 +266,7 @@ def _refuses(story: Story, world: World, session: Routeweiler) -> None:
     from ..errors import BudgetExceededError
 
     url = world.paywall.url_for("/archive/1973")
-    story.scene(f"A page that costs {_sats(DEAR_MSAT)}: more than the budget's {LIMIT_SATS} sat a call", f"GET {url}")
+    story.scene(f"A page for {_sats(DEAR_MSAT)}, above the limit of {LIMIT_SATS} sat a call", f"GET {url}")
     before_s = time.monotonic()
     try:
         session.get(url)

@@ -1,4 +1,7 @@
-"""README.md tells no lies: what it says to run is run here, what it shows is what comes out."""
+"""README.md tells no lies: what it says to run is run here, what it shows is what comes out.
+
+``python -m tests.component.test_readme`` puts the demo's output of now into it.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,8 @@ from routeweiler_sync.testing import FakeLnd, Paywall
 from .command import TIMEOUT_S, Command, bare_environ, demo
 from .conftest import Books
 
-README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+PATH = Path(__file__).parents[2] / "README.md"
+README = PATH.read_text("utf-8")
 
 #: What differs from one demo to the next.
 CHANGING = {
@@ -71,7 +75,7 @@ def test_the_demo_shows_what_the_readme_shows() -> None:
             text = re.sub(pattern, name, text)
         return text.strip().splitlines()
 
-    assert shape(demo(COLUMNS="80", PYTHONIOENCODING="utf-8").stdout) == shape(block("demo"))
+    assert shape(block("demo")) == shape(demo(COLUMNS="80", PYTHONIOENCODING="utf-8").stdout)
 
 
 def test_the_macaroon_can_do_what_paying_needs(books: Books, paywall: Paywall, lnd: FakeLnd, tmp_path: Path) -> None:
@@ -118,3 +122,8 @@ def test_names_in_the_readme_are_there() -> None:
     for owner, attribute in names:
         thing = getattr(routeweiler_sync, owner)
         assert not attribute or hasattr(thing, attribute), f"{owner}.{attribute}"
+
+
+if __name__ == "__main__":
+    shown = re.sub(r"(?m) +$", "", demo(COLUMNS="80", PYTHONIOENCODING="utf-8").stdout)
+    PATH.write_text(README.replace(block("demo"), shown), "utf-8")
