@@ -123,6 +123,23 @@ def test_failed_is_failed(session, paywall: Paywall, lnd: FakeLnd, books: Books,
     books.check()
 
 
+def test_failed_while_an_order_is_unanswered_isnt_final(session, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
+    """The first order is lost on its way, as far as anybody knows; the second is answered FAILED. A new invoice could be paid beside
+    the first, were that still to arrive: the scope sticks to its invoice, the reservation stays, the next call sends it again.
+    """
+    lnd.drop_next("before_init")
+    lnd.fail_next("NO_ROUTE")
+    with pytest.raises(PaymentPendingError) as caught:
+        session.get(paywall.url)
+    assert caught.value.spent is None
+    (row,) = books.rows
+    assert (row.state, row.sends_ever, row.sends_unanswered) == (PaymentState.FAILED, 2, 1)
+    assert row.reserved_micro > 0
+    assert session.get(paywall.url).payment.payment_hash == row.payment_hash
+    assert len(lnd.payments) == 1
+    books.check()
+
+
 def test_failed_after_an_unanswered_order_sticks_to_its_invoice(make_session, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
     """The order in the air would start the failed payment anew: buying with a new invoice then pays twice."""
     lnd.hold_orders()
