@@ -171,6 +171,7 @@ class Call:
         from .trace.schema import TraceEvent, TraceOutcome
 
         now_s = time.time()
+        answer = response if response is not None else getattr(error, "response", None)
         began_s = self.service_started_s if self.service_started_s is not None else self.started_s
         challenge = use.challenge if use is not None and use.challenge is not None else self.challenge
         return TraceEvent(
@@ -187,7 +188,7 @@ class Call:
             funding_source=None if use is None else use.held.node_pubkey,
             payment=None if use is None else _trace_payment(use),
             outcome=TraceOutcome(
-                http_status=None if response is None else response.status_code,
+                http_status=None if answer is None else answer.status_code,
                 service_delivered=response is not None and response.status_code < 400,
                 service_latency_ms=None if response is None else int((now_s - began_s) * 1000),
                 error=None if error is None else _trace_error(error),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sqlite3
 import tempfile
 import time
@@ -106,7 +105,6 @@ def demo(context: click.Context) -> None:
     from .story import Story
 
     # A proxy of the environment's has no business here; gRPC would ask it even for this machine.
-    os.environ["no_grpc_proxy"] = "127.0.0.1"  # noqa: SIM112 - the name that gRPC reads
     story = Story(Console(highlight=False, markup=False, emoji=False))
     try:
         _play(story)

@@ -209,6 +209,8 @@ class Connection:
         options: list[tuple[str, Any]] = list(_OPTIONS)
         if pem is not None and (name := _name_to_check(pem, self._endpoint.host)) is not None:
             options.append(("grpc.ssl_target_name_override", name))
+        if _is_loopback(self._endpoint.host):
+            options.append(("grpc.enable_http_proxy", 0))  # gRPC would ask https_proxy's host for its own 127.0.0.1
         credentials = grpc.ssl_channel_credentials(pem.encode() if pem is not None else None)
         return _Link(channel=grpc.secure_channel(self._endpoint.address, credentials, options=options), macaroon_hex=macaroon_hex)
 
@@ -290,6 +292,11 @@ def _name_to_check(pem: str, host: str) -> str | None:
     if host.lower() in names or _ip(host) in [_ip(value) for kind, value in alternatives if kind == "IP Address"]:
         return None
     return "localhost" if "localhost" in names else next(iter(names), None)
+
+
+def _is_loopback(host: str) -> bool:
+    address = _ip(host)
+    return host.lower() == "localhost" or (not isinstance(address, str) and address.is_loopback)
 
 
 def _ip(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | str:

@@ -255,6 +255,7 @@ def test_a_refusal_leaves_a_trace_line(make_session, paywall: Paywall, lnd: Fake
     (line,) = books.lines
     assert line["payment"] is None
     assert line["outcome"]["error"]["code"] == "challenge_mismatch"
+    assert line["outcome"]["httpStatus"] == 402
     assert line["challenge"]["amountMsat"] == 10_000
 
 

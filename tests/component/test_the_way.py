@@ -266,3 +266,9 @@ def test_the_adapter_mounted_by_hand_pays_and_traces(make_session, paywall: Payw
     assert plain.get(paywall.url).payment.reused
     assert len(books.lines) == 2
     books.check()
+
+
+def test_a_proxy_of_the_environment_isnt_asked_for_a_node_on_this_machine(session, paywall: Paywall, monkeypatch) -> None:
+    """gRPC sends even 127.0.0.1 through https_proxy: the user's own lnd would be out of reach behind a company's proxy."""
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    assert session.get(paywall.url).status_code == 200
