@@ -104,7 +104,6 @@ def demo(context: click.Context) -> None:
 
     from .story import Story
 
-    # A proxy of the environment's has no business here; gRPC would ask it even for this machine.
     story = Story(Console(highlight=False, markup=False, emoji=False))
     try:
         _play(story)

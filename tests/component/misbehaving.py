@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 import threading
@@ -10,44 +11,48 @@ from contextlib import contextmanager, suppress
 
 
 class Proxy:
-    """Passes bytes between clients and ``127.0.0.1:port`` until told to freeze (pass nothing, say nothing) or to cut (RST)."""
+    """Passes bytes between clients and ``127.0.0.1:port``, until what is connected is frozen (passes nothing, says nothing) or cut.
+
+    New connections flow. ``stalled`` is set once bytes have come in that a freeze keeps back.
+    """
 
     def __init__(self, port: int) -> None:
         self._target = port
-        self._flowing = threading.Event()
-        self._flowing.set()
-        self._sockets: list[socket.socket] = []
+        self._frozen: set[socket.socket] = set()
+        self._sockets: set[socket.socket] = set()
+        self.stalled = threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
 
     def freeze(self) -> None:
-        self._flowing.clear()
+        self._frozen |= self._sockets
 
     def cut(self) -> None:
-        for connection in self._sockets:
+        for connection in list(self._sockets):
             reset(connection)
         self._sockets.clear()
 
     def close(self) -> None:
         self._listener.close()
         self.cut()
-        self._flowing.set()
 
     def _accept(self) -> None:
         with suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
                 server = socket.create_connection(("127.0.0.1", self._target))
-                self._sockets += [client, server]
+                self._sockets |= {client, server}
                 for source, sink in ((client, server), (server, client)):
                     threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
 
     def _pump(self, source: socket.socket, sink: socket.socket) -> None:
         with suppress(OSError):
             while data := source.recv(65536):
-                self._flowing.wait()
-                sink.sendall(data)
+                if source in self._frozen:
+                    self.stalled.set()
+                else:
+                    sink.sendall(data)
         for end in (source, sink):
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
@@ -85,7 +90,8 @@ def listener(on_connection: str) -> Iterator[int]:
 def reset(connection: socket.socket) -> None:
     """Close so that the peer gets RST."""
     with suppress(OSError):
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("hh" if os.name == "nt" else "ii", 1, 0))
+        connection.shutdown(socket.SHUT_RD)  # wakes a thread that reads it, which would keep it open
         connection.close()
 
 

@@ -124,8 +124,8 @@ def test_failed_is_failed(session, paywall: Paywall, lnd: FakeLnd, books: Books,
 
 
 def test_failed_while_an_order_is_unanswered_isnt_final(session, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
-    """The first order is lost on its way, as far as anybody knows; the second is answered FAILED. A new invoice could be paid beside
-    the first, were that still to arrive: the scope sticks to its invoice, the reservation stays, the next call sends it again.
+    """The first order is lost on its way, as far as anybody knows; the second is answered FAILED. A new invoice could be paid
+    beside the first, were that still to arrive: the scope sticks to its invoice, and the next call sends it again.
     """
     lnd.drop_next("before_init")
     lnd.fail_next("NO_ROUTE")

@@ -144,7 +144,7 @@ def test_a_starting_node_is_waited_for(lnd: FakeLnd) -> None:
     lnd.wait_for(lambda lnd: lnd.calls["GetState"] >= 2)
     lnd.set_state("RPC_ACTIVE")
     seen = lnd.calls["GetState"]
-    lnd.wait_for(lambda lnd: lnd.calls["GetState"] > seen)
+    lnd.wait_for(lambda lnd: lnd.calls["GetState"] >= seen + 3)
     assert not lnd.orders
     lnd.set_state("SERVER_ACTIVE")
     buyer.join(PATIENCE_S)
@@ -241,6 +241,32 @@ def test_a_connection_found_frozen_before_the_order_is_refused(lnd: FakeLnd, pro
     client.check_ready(PATIENCE_S)
     proxy.freeze()
     assert send(client, invoice, timeout_s=1).word is Word.REFUSED
+
+
+def test_a_connection_found_dead_before_the_order_is_replaced_and_the_order_sent(lnd: FakeLnd, proxy: Proxy) -> None:
+    """A laptop wakes: its old connection is gone, the node is up, and the purchase needs not fail for that."""
+    client, answers = lnd.client(grpc_port=proxy.port), []
+    client.check_ready(PATIENCE_S)
+    proxy.freeze()
+    buyer = threading.Thread(target=lambda: answers.append(send(client, lnd.invoice(AMOUNT_MSAT))))
+    buyer.start()
+    assert proxy.stalled.wait(PATIENCE_S)
+    proxy.cut()
+    buyer.join(PATIENCE_S)
+    assert [answer.word for answer in answers] == [Word.SUCCEEDED]
+
+
+def test_a_frozen_connection_is_nobody_elses_and_is_not_used_again(lnd: FakeLnd, proxy: Proxy) -> None:
+    """gRPC shares connections between channels of one target: one that hangs would hang every session of the process."""
+    client, bystander = lnd.client(grpc_port=proxy.port), lnd.client(grpc_port=proxy.port)
+    client.check_ready(PATIENCE_S)
+    proxy.freeze()
+    waiting = threading.Thread(target=lambda: client.track(b"\0" * 32, timeout_s=3, follow=True))
+    waiting.start()
+    assert proxy.stalled.wait(PATIENCE_S)
+    assert send(bystander, lnd.invoice(AMOUNT_MSAT), timeout_s=2).word is Word.SUCCEEDED
+    waiting.join(PATIENCE_S)
+    assert send(client, lnd.invoice(AMOUNT_MSAT)).word is Word.SUCCEEDED
 
 
 @pytest.mark.parametrize("code", ["UNAVAILABLE", "CANCELLED", "DEADLINE_EXCEEDED", "INTERNAL", "UNKNOWN"])

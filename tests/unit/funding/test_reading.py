@@ -52,6 +52,7 @@ PROVES_NOTHING = [
     "some text of a later lnd",
     "failed to initialize payment: database is locked",
     "open /data/channel.db: permission denied",
+    "permission denied: /data/channel.db",
     "unable to deserialize payment",
     "the invoice expired",
     "payment already exists in the other shard",
