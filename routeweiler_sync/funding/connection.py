@@ -256,7 +256,7 @@ class Connection:
         lower = text.lower()
         if "certificate_verify_failed" in lower:
             cause, advice = "its TLS certificate isn't the one pinned", "if the node has made a new one, copy its tls.cert again"
-        elif "hostname verification" in lower:
+        elif "hostname verification" in lower or "not in peer certificate" in lower:  # the latter in grpc 1.6x
             cause, advice = "its TLS certificate doesn't name this host", "use a host that it names, or lnd's tlsextradomain"
         elif code == "DEADLINE_EXCEEDED":
             cause, advice = f"it didn't answer {method} within {timeout_s:.3g} s", "is the node up, and the way to it open?"
