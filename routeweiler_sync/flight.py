@@ -55,6 +55,13 @@ class Deadline:
         return self.left_s() == 0.0
 
 
+def _shared(error: RouteweilerError) -> RouteweilerError:
+    """``error`` for another caller: what the payment came to, without the request and the answer of the call that made it."""
+    mine = copy.copy(error)
+    mine.request = mine.response = None
+    return mine
+
+
 @contextlib.contextmanager
 def single(key: tuple[str, str, str], deadline: Deadline) -> Iterator[None]:
     """Be the only one in this process to buy for ``key`` = (ledger, origin, scope).
@@ -75,7 +82,7 @@ def single(key: tuple[str, str, str], deadline: Deadline) -> Iterator[None]:
             )
         try:
             if waited and flight.finished > seen and flight.error is not None:
-                raise copy.copy(flight.error) from flight.error
+                raise _shared(flight.error) from flight.error
             flight.error = None
             try:
                 yield

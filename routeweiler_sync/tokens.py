@@ -7,6 +7,7 @@ on the 402 that follows, before anything is paid.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -23,8 +24,21 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("routeweiler_sync")
 
-#: Most origins that a session remembers; the one unused for longest is forgotten (and asked of the ledger again).
+#: Most origins that a session remembers; the one known for longest is forgotten (and asked of the ledger again).
 MAX_ORIGINS = 1_000
+
+#: Guards the books of all sessions, for moments only.
+_lock = threading.Lock()
+
+
+def _start_over_after_fork() -> None:
+    # In a forked child the thread that holds the lock doesn't exist.
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_over_after_fork)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +107,6 @@ class TokenBook:
     def __init__(self, ledger: Callable[[], Ledger]) -> None:
         self._ledger = ledger
         self._origins: OrderedDict[str, _Origin] = OrderedDict()
-        self._lock = threading.Lock()
 
     def unasked(self, origin: str, path: str) -> tuple[HeldToken, bool] | None:
         """The token to send along to ``path``, and whether it is a guess; None where there is none. Never raises.
@@ -114,7 +127,7 @@ class TokenBook:
     def put(self, held: HeldToken, path: str | None = None) -> None:
         """Remember ``held``; with ``path``, that the path takes tokens of its scope."""
         known = self._origins.get(held.origin) or self._load(held.origin)
-        with self._lock:
+        with _lock:
             known.by_scope = {**known.by_scope, held.scope: held}
             if path is not None and known.learned.get(path) != held.scope:
                 known.learned = {**known.learned, path: held.scope}
@@ -126,7 +139,7 @@ class TokenBook:
 
     def note(self, held: HeldToken, *, taken: bool = False, told: bool = False) -> HeldToken:
         """Note that the server has taken ``held``, or that its payment has been told. ``held`` as it is now."""
-        with self._lock:
+        with _lock:
             known = self._origins.get(held.origin)
             kept = None if known is None else known.by_scope.get(held.scope)
             mine = kept is not None and kept.payment_hash == held.payment_hash
@@ -139,7 +152,7 @@ class TokenBook:
     def drop(self, held: HeldToken) -> None:
         """Forget ``held``: it is no longer live."""
         known = self._origins.get(held.origin)
-        with self._lock:
+        with _lock:
             if known is not None and held.scope in known.by_scope and known.by_scope[held.scope].payment_hash == held.payment_hash:
                 known.by_scope = {s: t for s, t in known.by_scope.items() if s != held.scope}
 
@@ -155,8 +168,8 @@ class TokenBook:
         except LedgerError as error:
             # Free traffic doesn't need the ledger. A 402 will, and says what is wrong with it.
             log.debug("tokens for %s can't be looked up: %s", origin, error)
-        with self._lock:
-            self._origins[origin] = known
+        with _lock:
+            known = self._origins.setdefault(origin, known)  # another thread may have looked too, and learned more since
             while len(self._origins) > MAX_ORIGINS:
                 self._origins.popitem(last=False)
         return known

@@ -61,7 +61,7 @@ class Rate:
 
 def minor_units(micro: int) -> Decimal:
     """Millionths of a minor unit as minor units, exactly."""
-    return Decimal(micro).scaleb(-6)
+    return Decimal(f"{micro}E-6")  # no arithmetic: that would round as the program's decimal context says
 
 
 def sats(amount_msat: int) -> str:
