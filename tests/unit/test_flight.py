@@ -1,0 +1,245 @@
+"""Single flight within a process: one purchase of a need at a time, its outcome shared by those who came while it was under way."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import pytest
+import requests
+
+from routeweiler_sync import flight
+from routeweiler_sync.errors import (
+    BudgetExceededError,
+    FundingError,
+    InvoicePaymentError,
+    PaymentPendingError,
+    RouteweilerError,
+    TokenRefusedError,
+)
+from routeweiler_sync.flight import Deadline, single
+from tests.ledger_makers import PATIENCE_S, at_once
+
+KEY = ("sqlite:///l.db", "https://api.example", "s")
+HASH = "ab" * 32
+
+
+@pytest.fixture(autouse=True)
+def no_flight_is_left_behind() -> Iterator[None]:
+    """Else every need ever bought would stay in memory."""
+    yield
+    assert flight._flights == {}
+
+
+def long() -> Deadline:
+    return Deadline(PATIENCE_S)
+
+
+class Flight:
+    """A purchase of ``key`` that stays in the air until it is told how to end, and callers who come meanwhile."""
+
+    def __init__(self, key: tuple[str, str, str] = KEY) -> None:
+        self.key = key
+        self.in_the_air, self.land = threading.Event(), threading.Event()
+        self.error: BaseException | None = None
+        self.own: list[BaseException | None] = []
+        self.pilot = self._thread(self._fly)
+        assert self.in_the_air.wait(PATIENCE_S)
+
+    def _thread(self, deed: Callable[[], None]) -> threading.Thread:
+        thread = threading.Thread(target=deed, daemon=True)
+        thread.start()
+        return thread
+
+    def _fly(self) -> None:
+        try:
+            with single(self.key, long()):
+                self.in_the_air.set()
+                assert self.land.wait(PATIENCE_S)
+                if self.error is not None:
+                    raise self.error
+        except BaseException as error:
+            self.own.append(error)
+
+    def join(self, deeds: list[Callable[[], object]]) -> list[object]:
+        """Run ``deeds`` as callers who wait, each in a thread; let the flight end; what each of them came to."""
+        results: list[object] = [None] * len(deeds)
+
+        def call(at: int) -> None:
+            try:
+                results[at] = deeds[at]()
+            except BaseException as error:
+                results[at] = error
+
+        threads = [self._thread(partial(call, at)) for at in range(len(deeds))]
+        until = time.monotonic() + PATIENCE_S
+        while flight._flights[self.key].users < 1 + len(deeds):
+            assert time.monotonic() < until
+            time.sleep(0.001)
+        self.land.set()
+        for thread in [self.pilot, *threads]:
+            thread.join(PATIENCE_S)
+            assert not thread.is_alive()
+        return results
+
+
+def buy(bought: list[str], name: str = "") -> str:
+    with single(KEY, long()):
+        bought.append(name)
+    return "token"
+
+
+def test_one_at_a_time() -> None:
+    """Else threads that need the same token would all buy it, or all wait for the disk to tell them not to."""
+    inside, most = [0], [0]
+
+    def careful() -> None:
+        for _ in range(50):
+            with single(KEY, long()):
+                inside[0] += 1
+                most[0] = max(most[0], inside[0])
+                time.sleep(0)
+                inside[0] -= 1
+
+    at_once([careful] * 8)
+    assert most == [1]
+
+
+@pytest.mark.parametrize("other", [("sqlite:///m.db", *KEY[1:]), (KEY[0], "https://b.example", "s"), (*KEY[:2], "t")])
+def test_other_needs_do_not_wait(other: tuple[str, str, str]) -> None:
+    """Else one slow payment would hold up every other page."""
+    flying = Flight(other)
+    with single(KEY, Deadline(0)):
+        pass
+    flying.join([])
+
+
+ERRORS = [
+    InvoicePaymentError("failed", payment_hash=HASH, failure_reason="NO_ROUTE"),
+    PaymentPendingError("pending", payment_hash=HASH),
+    FundingError("refused", payment_hash=HASH),
+    TokenRefusedError("given up", payment_hash=HASH, spent=True),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_who_waited_shares_what_the_payment_came_to(error: RouteweilerError) -> None:
+    """Else a hundred threads would each try, one after another, what has just failed: a hundred failures at the node."""
+    flying, bought = Flight(), list[str]()
+    flying.error = error
+    results = flying.join([partial(buy, bought)] * 5)
+    assert bought == []
+    assert flying.own == [error]
+    for shared in results:
+        assert isinstance(shared, type(error))
+        assert shared is not error
+        assert (shared.args, shared.payment_hash, shared.spent) == (error.args, HASH, error.spent)
+        assert getattr(shared, "failure_reason", None) == getattr(error, "failure_reason", None)
+    assert len({id(shared) for shared in results}) == 5
+
+
+def test_a_shared_error_carries_nobody_elses_response() -> None:
+    """Else a caller would be shown the answer to another's request: another page, another user's cookies."""
+    flying = Flight()
+    flying.error = error = InvoicePaymentError("failed", payment_hash=HASH)
+    error.response, error.request = requests.Response(), requests.PreparedRequest()  # as the first caller's adapter sets them
+    (shared,) = flying.join([partial(buy, [])])
+    assert isinstance(shared, InvoicePaymentError)
+    assert shared.response is None
+    assert shared.request is None
+    assert error.response is not None
+
+
+@pytest.mark.parametrize(
+    "error", [None, BudgetExceededError("mine"), FundingError("can't be reached"), ValueError("a fault"), KeyboardInterrupt()]
+)
+def test_what_is_the_callers_own_is_not_shared(error: BaseException | None) -> None:
+    """Else one session's budget, body or Ctrl-C would refuse what the others may well pay for."""
+    flying, bought = Flight(), list[str]()
+    flying.error = error
+    assert flying.join([partial(buy, bought)] * 3) == ["token"] * 3
+    assert len(bought) == 3
+    assert flying.own == ([error] if error is not None else [])
+
+
+def test_who_comes_later_starts_anew() -> None:
+    """Else a failure would be told for ever, though a new invoice would be paid."""
+    for _ in range(2):
+        with contextlib.suppress(InvoicePaymentError), single(KEY, long()):
+            raise InvoicePaymentError("failed", payment_hash=HASH)
+    bought = list[str]()
+    buy(bought)
+    assert bought == [""]
+
+
+def test_an_error_is_shared_only_with_those_who_were_there() -> None:
+    """Else a caller would hear of a failure that was over before it came, and be kept from a purchase that would succeed."""
+    ended: list[bool] = []
+    heard: list[tuple[int, int]] = []  # flights over when a caller came, flight whose failure it heard of
+
+    def call() -> None:
+        for _ in range(60):
+            before = len(ended)
+            try:
+                with single(KEY, long()):
+                    fails = len(ended) % 3 != 0
+                    ended.append(fails)
+                    if fails:
+                        raise InvoicePaymentError("failed", payment_hash=f"{len(ended) - 1:064x}")
+            except InvoicePaymentError as error:
+                heard.append((before, int(error.payment_hash or "", 16)))
+
+    at_once([call] * 8)
+    assert len(heard) > 20
+    assert all(flight_heard_of >= before for before, flight_heard_of in heard)
+
+
+def test_the_wait_is_bounded() -> None:
+    """Else a thread would hang for as long as another's payment does, whatever its payment_timeout says."""
+    flying = Flight()
+    for timeout_s in (0, 0.05):
+        with pytest.raises(PaymentPendingError) as late, single(KEY, Deadline(timeout_s)):
+            pytest.fail("two at once")
+        assert late.value.spent is None
+    bought = list[str]()
+    assert flying.join([partial(buy, bought)]) == ["token"]
+    assert bought == [""]
+
+
+def test_a_call_from_within_a_purchase_ends() -> None:
+    """Else `confirm` fetching the very page that it is asked about would hang its thread."""
+    with single(KEY, long()), pytest.raises(PaymentPendingError), single(KEY, Deadline(0.05)):
+        pytest.fail("two at once")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_waits_for_nobody() -> None:
+    """Else a worker forked while its parent pays would wait for a thread that it hasn't got."""
+    flying = Flight()
+    with single((*KEY[:2], "the forking thread's own"), long()):
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            with contextlib.suppress(BaseException):
+                assert flight._flights == {}
+                bought = list[str]()
+                assert buy(bought) == "token"
+                code = 0
+            if code:
+                os._exit(code)
+    if pid == 0:  # the child has left its block as well
+        os._exit(0 if flight._flights == {} else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    flying.join([])
+
+
+def test_a_deadline_never_has_less_than_nothing_left() -> None:
+    """Else a node would be asked with a negative timeout: at once an error, or no bound at all."""
+    assert Deadline(-5).left_s() == 0.0
+    assert Deadline(-5).passed
+    assert not long().passed
+    assert 0 < long().left_s() <= PATIENCE_S
