@@ -8,6 +8,7 @@ response is drained and closed, goes into ``history``, and the same request goes
 from __future__ import annotations
 
 import functools
+import hashlib
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -17,10 +18,13 @@ from typing import TYPE_CHECKING, Any
 import requests
 from requests.adapters import HTTPAdapter
 
+from .budgets.money import sats
 from .call import Call, Payment, current
-from .errors import LedgerError, RouteweilerError, TokenRefusedError, UnreplayableBodyError
+from .errors import ChallengeMismatchError, LedgerError, RouteweilerError, TokenRefusedError, UnreplayableBodyError
+from .l402.challenge import schemes_offered
 from .l402.credential import authorization, origin_of, path_of, redact, scope_of
-from .purchase import Verdict, judge
+from .payer import prepare_to_pay
+from .purchase import Asks, Verdict, is_taken, judge
 from .replay import again, drain, is_replayable
 from .tokens import HeldToken
 
@@ -37,6 +41,9 @@ MAX_TOKENS_PER_CALL = 4
 MIN_PAUSE_S, MAX_PAUSE_S = 0.05, 1.0
 #: Answers to a guessed token that may be about the token rather than about the request: the request is sent again without it.
 GUESS_WITHDRAWN = (400, 401, 403)
+
+#: Methods that may be sent twice without a second thought: only with these does a guessed token go along.
+GUESSED_METHODS = ("GET", "HEAD", "OPTIONS")
 
 Send = Callable[[requests.PreparedRequest], requests.Response]
 
@@ -84,9 +91,16 @@ class PaywallAdapter(HTTPAdapter):
     Takes HTTPAdapter's arguments. Money moves where a response is a 402 with an L402 challenge and the payer's budget allows it.
     """
 
+    #: Who pays; None: nobody does, it is a plain HTTPAdapter. `Routeweiler.mount` gives its own to an adapter without one.
+    payer: Payer | None = None
+
     def __init__(self, payer: Payer | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.payer = payer
+        retries = self.max_retries
+        if retries.status_forcelist and 402 in retries.status_forcelist:
+            # urllib3 would answer the 402 itself, by asking for it again until it gives up without a response.
+            self.max_retries = retries.new(status_forcelist=set(retries.status_forcelist) - {402})
 
     def send(
         self,
@@ -109,7 +123,7 @@ class PaywallAdapter(HTTPAdapter):
         if self.payer is None:
             return send(request)
         call = current.get()
-        if call is not None:
+        if call is not None and call.payer is self.payer:
             return Exchange(self.payer, call, request, send).run()
         # Mounted by hand on a plain session: each request is a call of its own.
         with a_call(self.payer, request) as own:
@@ -153,6 +167,9 @@ class Exchange:
     refused_since_s: float | None = None
     offers: int = 0
     latest: requests.Response = field(default_factory=requests.Response)
+    #: A token that was refused without a word why: offered once more after the server was asked bare.
+    doubted: HeldToken | None = None
+    asked_bare: bool = False
 
     def run(self) -> requests.Response:
         """The whole hop, as `Routeweiler.send` tells it."""
@@ -168,21 +185,34 @@ class Exchange:
         else:
             has_own = "Authorization" in (self.request.headers or {})
             unasked = None if has_own else self.payer.book.unasked(self.origin, self.path)
-        if unasked is None:
-            response = self.send(self.request)
-            return response if response.status_code != 402 else self._handled(response, None, is_guess=False)
-        held, is_guess = unasked
-        if is_guess and not is_replayable(self.request):  # a guess may cost a second sending
-            response = self.send(self.request)
-            return response if response.status_code != 402 else self._handled(response, None, is_guess=False)
-        return self._handled(self.send(self._carrying(held)), held, is_guess=is_guess)
+        if unasked is not None and unasked[1] and not self._bears_a_guess():
+            unasked = None
+        if unasked is not None:
+            held, is_guess = unasked
+            return self._handled(self.send(self._carrying(held)), held, is_guess=is_guess)
+        response = self.send(self.request)
+        if response.status_code == 402:
+            return self._handled(response, None, is_guess=False)
+        response.payment = None  # type: ignore[attr-defined]
+        return response
+
+    def _bears_a_guess(self) -> bool:
+        """Whether the request may be sent a second time just because a guessed token wasn't welcome."""
+        return (self.request.method or "").upper() in GUESSED_METHODS and is_replayable(self.request)
 
     def _handled(self, response: requests.Response, held: HeldToken | None, *, is_guess: bool) -> requests.Response:
         self.latest = response
+        prepare_to_pay()
         try:
             return self._settled_with(held, is_guess=is_guess)
         except RouteweilerError as error:
-            if self.payer.unpayable == "return" and error.spent is False and self.latest.status_code == 402:
+            if self.call.spent_msat and error.spent is False:
+                error.spent = True
+                error.args = (
+                    f"{error} (But this call has paid before, {sats(self.call.spent_msat)} in all: its tokens are kept.)",
+                )
+            unpaid = error.spent is False and error.payment_hash is None  # no order was sent for it
+            if self.payer.unpayable == "return" and unpaid and self.latest.status_code == 402:
                 log.warning("%s %s wants to be paid and wasn't: %s", self.request.method, self.origin + self.path, error)
                 self.call.noted = error
                 return self._finished()
@@ -207,25 +237,37 @@ class Exchange:
                     return self._finished()  # a 402 that isn't L402's: the caller's, as it is
                 held = self._offer(None)
                 continue
+            if held is not None and need is not None and (is_guess or need.scope != held.scope):
+                held = None  # no refusal of that token: it was a guess, or another one is wanted
+            verdict = None if held is None else self._verdict(held, need)
+            if held is not None and verdict is Verdict.NOT_TOLD:
+                return self._accepted(held)  # not about the token
             if not is_replayable(self.request):
                 raise UnreplayableBodyError(
                     "The server wants to be paid, but the request's body can't be sent a second time (a generator, a pipe or a "
                     "closed file). Nothing was spent. Pass bytes, a string or a seekable file."
                 )
-            if held is not None and need is not None and need.scope != held.scope:
-                held = None  # the server wants another token than the one that went along: no refusal of that one
+            if held is not None and verdict is Verdict.OFFER_AGAIN:
+                self._pause()
+                self._offer(held)
+                continue
+            if held is not None and verdict is Verdict.ASK_BARE:
+                self.doubted, held = held, self._offer(None)
+                continue
             if held is not None:
-                held = self._refused(held)
-                if held is not None or need is None:
-                    self._offer(held)  # again, or bare: to be told what it wants now
-                    continue
-            assert need is not None
-            held, is_guess = self._offer(self._token(need)), False
+                self._retire(held)
+                held = None
+            if need is None:
+                self._offer(None)  # to be told what it wants now
+                continue
+            doubted, self.doubted, is_guess = self.doubted, None, False
+            fits = doubted is not None and doubted.scope == need.scope
+            held = self._offer(doubted if fits else self._token(need))
 
     def _need(self) -> Need | None:
         """What the latest answer asks for. None where it holds no L402 challenge; ChallengeParseError where that can't be used."""
         from .checkout import Need
-        from .l402.challenge import parse_challenge, schemes_offered
+        from .l402.challenge import parse_challenge
 
         lines = _challenge_lines(self.latest)
         challenge = parse_challenge(lines)
@@ -239,6 +281,8 @@ class Exchange:
             path=self.path,
             scope=scope_of(challenge, self.path),
             challenge=challenge,
+            target=hashlib.sha256((self.request.path_url or "").encode("utf-8", "surrogatepass")).hexdigest(),
+            spent_in_call_msat=self.call.spent_msat,
         )
         self.call.met(need)
         return need
@@ -252,7 +296,7 @@ class Exchange:
             raise self._not_taken(None)
         self.offers += 1
         self.bought = self.bought or purchase.bought
-        self.refused_since_s = None
+        self.refused_since_s, self.asked_bare = None, False
         if purchase.bought:
             self.call.bought(purchase, need.url)  # before the retry: whatever becomes of that, the payment is told
             self.payer.book.put(purchase.held, self.path)
@@ -261,6 +305,7 @@ class Exchange:
     def _offer(self, held: HeldToken | None) -> HeldToken | None:
         """Send again: with ``held``, or bare. Gives ``held`` back."""
         drain(self.latest)
+        self.latest.payment = None  # type: ignore[attr-defined]
         self.history.append(_answered(self.latest))
         self.call.service_started_s = time.time()
         request = self._carrying(held) if held is not None else again(self.request, self.history)
@@ -268,32 +313,42 @@ class Exchange:
         return held
 
     def _carrying(self, held: HeldToken) -> requests.PreparedRequest:
+        if held.origin != self.origin:  # nothing leads here; but were a token to go astray, then not past this line
+            raise ChallengeMismatchError(f"A token of {held.origin} was about to go to {self.origin}. It wasn't sent. Report this.")
         credential = authorization(held.scheme, held.token, held.preimage)
         return CredentialedRequest.made_of(again(self.request, self.history), credential)
 
-    def _refused(self, held: HeldToken) -> HeldToken | None:
-        """The server has refused ``held``: the token to offer again, or None where its time is over."""
+    def _verdict(self, held: HeldToken, need: Need | None) -> Verdict:
+        """What the latest answer, a 401 or 402, means for ``held``. TokenRefusedError where it is to be given up."""
         if self.refused_since_s is None:
             self.refused_since_s = time.monotonic()
-            held = self._as_others_know(held)
-        offered_s = time.monotonic() - self.refused_since_s
+        known = self._as_others_know(held)
         verdict = judge(
             self.latest.status_code,
-            taken_before=held.taken,
+            asks=Asks.L402 if need is not None else Asks.OTHER if schemes_offered(_challenge_lines(self.latest)) else Asks.NOTHING,
+            taken_before=known.taken,
             expired=held.valid_until is not None and time.time() >= held.valid_until,
-            patience_left=offered_s < OFFER_AGAIN_S,
+            asked_bare=self.asked_bare,
+            patience_left=time.monotonic() - self.refused_since_s < OFFER_AGAIN_S,
         )
         if verdict is Verdict.GIVE_UP:
+            self.call.used(held, self.request.url or "")
             raise self._not_taken(held)
-        if verdict is Verdict.OFFER_AGAIN:
-            time.sleep(min(MAX_PAUSE_S, max(MIN_PAUSE_S, offered_s / 2)))
-            return held
-        self.payer.ledger.forget(held.payment_hash)
+        self.asked_bare = self.asked_bare or verdict is Verdict.ASK_BARE
+        return verdict
+
+    def _pause(self) -> None:
+        assert self.refused_since_s is not None
+        offered_s = time.monotonic() - self.refused_since_s
+        time.sleep(min(MAX_PAUSE_S, max(MIN_PAUSE_S, offered_s / 2)))
+
+    def _retire(self, held: HeldToken) -> None:
+        """The time of ``held`` is over, here at least."""
+        self.payer.ledger.retire(held.payment_hash)
         self.payer.book.drop(held)
         self.refused.add(held.payment_hash)
-        self.refused_since_s = None
+        self.refused_since_s, self.asked_bare = None, False
         log.info("the token of payment %s is no longer taken by %s", held.payment_hash, self.origin)
-        return None
 
     def _as_others_know(self, held: HeldToken) -> HeldToken:
         """``held`` as the ledger has it: another process may have seen it taken, or given it up."""
@@ -304,8 +359,7 @@ class Exchange:
 
     def _accepted(self, held: HeldToken) -> requests.Response:
         """The server's answer to a request that carried ``held``, as the caller gets it."""
-        verdict = judge(self.latest.status_code, taken_before=held.taken, expired=False, patience_left=False)
-        if verdict is Verdict.TAKEN:
+        if is_taken(self.latest.status_code):
             self._note_taken(held)
         return self._finished(self.call.used(held, self.request.url or ""))
 
@@ -323,6 +377,8 @@ class Exchange:
         response = self.latest
         response.history = [*self.history, *response.history]
         response.payment = payment  # type: ignore[attr-defined]
+        if self.history:
+            self.call.superseded[id(response)] = list(self.history)
         return response
 
     def _not_taken(self, held: HeldToken | None) -> TokenRefusedError:

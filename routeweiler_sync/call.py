@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextvars
 import logging
-import threading
 import time
 import uuid
 from dataclasses import dataclass, field
@@ -13,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import requests
 
-from .errors import LedgerError, PreimageMismatchError, RouteweilerError
+from .errors import PreimageMismatchError, RouteweilerError
+from .telling import claim_telling, release_telling
 from .tokens import HeldToken
 
 if TYPE_CHECKING:
@@ -29,9 +29,6 @@ MAX_MESSAGE_CHARS = 2_000
 
 #: The call that is under way in this context. Set by `Routeweiler.send`, found by the adapter.
 current: contextvars.ContextVar[Call | None] = contextvars.ContextVar("routeweiler_sync_call", default=None)
-
-_telling: set[str] = set()
-_telling_lock = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +75,10 @@ class Call:
     uses: list[_Use] = field(default_factory=list)
     service_started_s: float | None = None
     noted: RouteweilerError | None = None
+    #: Responses that were superseded on the way to one of the call's, by that one's id.
+    superseded: dict[int, list[requests.Response]] = field(default_factory=dict)
+    #: Set while `requests` follows a redirect: the next send is the call's next hop.
+    redirecting: bool = False
 
     def met(self, need: Need) -> None:
         """A hop answered with a challenge."""
@@ -107,13 +108,37 @@ class Call:
         for use in self.uses:
             if use.held.payment_hash == held.payment_hash:
                 return _as_payment(use)
-        with _telling_lock:
-            tells = bought or not (held.told or held.payment_hash in _telling)
-            if tells:
-                _telling.add(held.payment_hash)
+        tells = bought or (not held.told and self._finds_untold(held))
         use = _Use(held=held, url=url, bought=bought, reused=not tells, challenge=self.challenge, settlement_latency_ms=latency_ms)
         self.uses.append(use)
         return _as_payment(use)
+
+    def _finds_untold(self, held: HeldToken) -> bool:
+        """Whether nobody has told of ``held``'s payment, nor is about to: then this call does."""
+        if not claim_telling(held.payment_hash):
+            return False
+        row = self.payer.ledger.payment(held.payment_hash)  # what is in memory may be old
+        if row is not None and row.told:
+            release_telling(held.payment_hash)
+            self.payer.book.note(held, told=True)
+            return False
+        return True
+
+    @property
+    def spent_msat(self) -> int:
+        """What the call has paid so far, fees included."""
+        return sum(use.held.amount_msat + use.held.fee_msat for use in self.uses if use.bought)
+
+    def complete_history(self, response: requests.Response) -> None:
+        """Put each hop's 402s before it into ``response.history``: following redirects, `requests` has written that anew."""
+        if not self.superseded or not response.history:
+            return
+        known = {id(each) for each in response.history}
+        history: list[requests.Response] = []
+        for hop in [*response.history, response]:
+            history += [each for each in self.superseded.get(id(hop), ()) if id(each) not in known]
+            history += [hop] if hop is not response else []
+        response.history = history
 
     def finish(self, response: requests.Response | None, error: BaseException | None) -> None:
         """Write the trace line, then note in the ledger that the payment has been told. Raises nothing: the call comes first."""
@@ -125,11 +150,16 @@ class Call:
                     self._note_told(use.held)
             if isinstance(error, PreimageMismatchError) and error.payment_hash is not None:
                 self.payer.ledger.mark(error.payment_hash, told=True)
-        except LedgerError as problem:
-            log.warning("the ledger can't note that a payment has been told; it may be told once more: %s", problem)
+        except Exception as problem:  # noqa: BLE001  (the call, its payment and its response matter more than its trace)
+            log.warning(
+                "a call's trace, or the note that its payment has been told, is lost; it may be told once more: %s", problem
+            )
         finally:
-            with _telling_lock:
-                _telling.difference_update(use.held.payment_hash for use in self.uses if not use.reused)
+            for use in self.uses:
+                if not use.reused:
+                    release_telling(use.held.payment_hash)
+            if isinstance(error, RouteweilerError) and error.payment_hash is not None:
+                release_telling(error.payment_hash)
 
     def _told(self, response: requests.Response | None, error: BaseException | None) -> bool:
         """Write the lines; whether all were written (also where no trace is wanted)."""
@@ -231,13 +261,13 @@ def _trace_error(error: BaseException) -> Any:
 def tell_recovered(payer: Payer, rows: list[PaymentRow]) -> None:
     """A trace line for each row that a recovery has ended, and for each payment that a crash kept from being told."""
     ended = {row.payment_hash: row for row in rows if not row.unfinished}
+    mine = set(ended)  # claimed when they were settled
     ended.update((row.payment_hash, row) for row in payer.ledger.untold())
     for row in ended.values():
         call = Call(payer=payer, method="RECOVER", url=row.origin + row.path)
         if row.settled_at is not None:
-            with _telling_lock:
-                if row.payment_hash in _telling:
-                    continue  # a call of this process is about to tell it
+            if not claim_telling(row.payment_hash) and row.payment_hash not in mine:
+                continue  # a call of this process is about to tell it
             held = HeldToken.of(row) or HeldToken.unproved(row)
             call.uses.append(_Use(held=held, url=call.url, bought=True, reused=False, proof=row.preimage is not None))
         call.finish(None, None)

@@ -40,7 +40,7 @@ from .errors import (
     PolicyMaxPerCallExceededError,
     RailNotSupportedError,
 )
-from .flight import Deadline, single
+from .flight import Deadline, Flight, single
 from .funding.answers import Answer, Word
 from .funding.lightning import LightningFundingSource
 from .l402.challenge import Challenge
@@ -48,6 +48,7 @@ from .outcomes import ended_error, error_for, given_up, pending_error
 from .policy.dsl import Policy
 from .policy.engine import evaluate
 from .purchase import Act, Step
+from .telling import claim_telling, release_telling
 from .tokens import HeldToken
 
 log = logging.getLogger("routeweiler_sync")
@@ -85,13 +86,18 @@ class Quote:
 
 @dataclass(frozen=True, kw_only=True)
 class Need:
-    """Who needs a token for what: the URL that answered 402, its origin, path and the scope of its challenge."""
+    """Who needs a token for what: the URL that answered 402, its origin, path and the scope of its challenge.
+
+    ``target``: a digest of path and query. ``spent_in_call_msat``: what the same call has paid already, on the hops before.
+    """
 
     url: str
     origin: str
     path: str
     scope: str
     challenge: Challenge = field(repr=False)
+    target: str = ""
+    spent_in_call_msat: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,13 +145,15 @@ class Checkout:
         money.
         """
         deadline = Deadline(self._payment_timeout_s)
-        with single((self.ledger.url, need.origin, need.scope), deadline):
+        with single((self.ledger.url, need.origin, need.scope), deadline) as flight:
             standing = self._standing(need, refused)
-            if standing is None:
-                if not may_buy:
-                    return None
-                return self._buy(need, deadline)
-            return self._use(standing, deadline)
+            flight.ordered = standing is not None
+            if standing is not None:
+                return self._use(standing, need, deadline)
+            earlier = self.ledger.retired(need.origin, need.scope, need.target)
+            if earlier is not None and earlier.payment_hash not in refused:
+                return _as_purchase(earlier, bought=False)  # refused for something else, maybe: asking costs nothing
+            return self._buy(need, deadline, flight) if may_buy else None
 
     def recover(self) -> list[PaymentRow]:
         """Ask the node about every unfinished row of its own, and book what it says. Starts no payment. The rows, as they are now.
@@ -176,21 +184,26 @@ class Checkout:
             raise given_up(same)
         return same
 
-    def _use(self, row: PaymentRow, deadline: Deadline) -> Purchase:
-        """What ``row``, found in the ledger, comes to."""
+    def _use(self, row: PaymentRow, need: Need, deadline: Deadline) -> Purchase:
+        """What ``row``, found in the ledger, comes to. One of another origin is none of this server's business."""
+        if row.origin != need.origin:
+            raise ChallengeMismatchError(
+                f"{need.origin} offers an invoice for a payment hash that {row.origin} was paid for: its token goes nowhere else, "
+                "and paying again would buy nothing. Nothing was spent. Tell the server's operator, if you trust them."
+            )
         if row.unfinished:
-            return self._resolve(row, deadline)
+            return self._resolve(row, need, deadline)
         if row.state is PaymentState.SETTLED:
             return _as_purchase(row, bought=False)
         raise given_up(row)
 
-    def _resolve(self, row: PaymentRow, deadline: Deadline) -> Purchase:
+    def _resolve(self, row: PaymentRow, need: Need, deadline: Deadline) -> Purchase:
         """Carry another's unfinished purchase to its end: leave it alone for a moment, then ask its node."""
         row = self._watch(row, Deadline(min(LEAVE_ALONE_S, deadline.left_s())))
         if row.unfinished:
             source, problem = self._source_of(row, deadline)
             if source is not None:
-                return self._carry(row, source, Act.TRACK, deadline)
+                return self._carry(row, source, Act.TRACK, need, deadline)
             if problem is not None:
                 raise pending_error(row, f"its node can't be asked: {problem}") from problem
             row = self._watch(row, deadline)
@@ -214,7 +227,7 @@ class Checkout:
 
     # -- a new purchase ---------------------------------------------------------------------------------------------------
 
-    def _buy(self, need: Need, deadline: Deadline) -> Purchase:
+    def _buy(self, need: Need, deadline: Deadline, flight: Flight) -> Purchase:
         """Every reason to refuse, then the intent on disk, then the order."""
         check_challenge(need.challenge)
         invoice = need.challenge.invoice
@@ -223,10 +236,11 @@ class Checkout:
         source = self._source_for(invoice.network)
         node_pubkey = source.ready(deadline.left_s())
         fee_cap_msat = source.fee_cap_msat(invoice.amount_msat)
-        draw = self._draw()
+        draw = self._draw(need)
         if self._confirm is not None:
             self._ask_confirm(need, fee_cap_msat, draw)
             deadline = Deadline(self._payment_timeout_s)  # the wallet's time doesn't run while a person thinks
+        flight.ordered = True
         row, is_new = self.ledger.open_payment(
             Intent(
                 payment_hash=need.challenge.payment_hash.hex(),
@@ -241,13 +255,14 @@ class Checkout:
                 amount_msat=invoice.amount_msat,
                 fee_cap_msat=fee_cap_msat,
                 valid_until=need.challenge.valid_until,
+                target=need.target,
             ),
             draw,
         )
         if not is_new:
-            return self._use(row, deadline)
+            return self._use(row, need, deadline)
         log.info("paying %d msat to %s, payment hash %s", row.amount_msat, row.origin, row.payment_hash)
-        return self._carry(row, source, Act.SEND, deadline)
+        return self._carry(row, source, Act.SEND, need, deadline)
 
     def _check_policy(self, need: Need) -> None:
         if self.policy is None:
@@ -304,12 +319,17 @@ class Checkout:
             "Nothing was spent. Add a funding source for it."
         )
 
-    def _draw(self) -> Draw | None:
+    def _draw(self, need: Need) -> Draw | None:
         if self.envelope is None:
             return None
         limits = self.ledger.envelope(self.envelope).limits if isinstance(self.envelope, str) else self.envelope
         rate = rate_for(limits.cap_currency, self._fmv_provider)
-        return Draw(envelope=self.envelope, rate=rate, session_started_s=self._session_started_s)
+        return Draw(
+            envelope=self.envelope,
+            rate=rate,
+            session_started_s=self._session_started_s,
+            spent_in_call_msat=need.spent_in_call_msat,
+        )
 
     def _ask_confirm(self, need: Need, max_fee_msat: int, draw: Draw | None) -> None:
         invoice = need.challenge.invoice
@@ -334,33 +354,37 @@ class Checkout:
 
     # -- the loop that runs the table -------------------------------------------------------------------------------------
 
-    def _carry(self, row: PaymentRow, source: LightningFundingSource, act: Act, deadline: Deadline) -> Purchase:
+    def _carry(self, row: PaymentRow, source: LightningFundingSource, act: Act, need: Need, deadline: Deadline) -> Purchase:
         """Do what the table says until it says what the call ends with. A first SEND has been counted by whoever opened the row."""
-        resends, counted, started_s, reason = MAX_RESENDS, act is Act.SEND, time.monotonic(), None
-        while True:
-            if act is Act.SEND and not counted:
-                if not resends:
-                    raise pending_error(row, "its order was sent again once, and nothing more is known")
-                resends -= 1
-                again = self._counted_again(row)
-                if again is None:  # ended meanwhile: look at how
-                    return self._use(self.ledger.payment(row.payment_hash) or row, deadline)
-                row = again
-            counted = False
-            answer = self._ask(row, source, act, deadline)
-            reason = answer.reason or reason
-            step, row = self._take(row, act, answer)
-            act = step.rule.act
-            if not act.asks_node:
-                break
-            if deadline.passed:
-                raise pending_error(row, f"no final word came in time{f' (the last was: {reason})' if reason else ''}")
-        if act is Act.HAND_OVER and row.preimage is not None:
-            latency_ms = int((time.monotonic() - started_s) * 1000)
-            return _as_purchase(row, bought=step.settles, settlement_latency_ms=latency_ms if step.settles else None)
-        if act is Act.RAISE_PENDING:
-            raise pending_error(row, reason or "an earlier order for it is unanswered")
-        raise error_for(act, row, reason)
+        try:
+            resends, counted, started_s, reason = MAX_RESENDS, act is Act.SEND, time.monotonic(), None
+            while True:
+                if act is Act.SEND and not counted:
+                    if not resends:
+                        raise pending_error(row, "its order was sent again once, and nothing more is known")
+                    resends -= 1
+                    again = self._counted_again(row)
+                    if again is None:  # ended meanwhile: look at how
+                        return self._use(self.ledger.payment(row.payment_hash) or row, need, deadline)
+                    row = again
+                counted = False
+                answer = self._ask(row, source, act, deadline)
+                reason = answer.reason or reason
+                step, row = self._take(row, act, answer)
+                act = step.rule.act
+                if not act.asks_node:
+                    break
+                if deadline.passed:
+                    raise pending_error(row, f"no final word came in time{f' (the last was: {reason})' if reason else ''}")
+            if act is Act.HAND_OVER and row.preimage is not None:
+                latency_ms = int((time.monotonic() - started_s) * 1000)
+                return _as_purchase(row, bought=step.settles, settlement_latency_ms=latency_ms if step.settles else None)
+            if act is Act.RAISE_PENDING:
+                raise pending_error(row, reason or "an earlier order for it is unanswered")
+            raise error_for(act, row, reason)
+        except BaseException:
+            release_telling(row.payment_hash)
+            raise
 
     def _ask(self, row: PaymentRow, source: LightningFundingSource, act: Act, deadline: Deadline) -> Answer:
         """Send once, or ask until the node says something or the time is up."""
@@ -386,6 +410,8 @@ class Checkout:
         def decide(current: PaymentRow) -> Any:
             steps.append(purchase.decide(current, asked, answer))
             change = steps[-1].change
+            if steps[-1].settles:
+                claim_telling(row.payment_hash)  # before any other thread can see it settled and untold
             changes_nothing = change.state is current.state and not change.answered
             return None if changes_nothing else change
 
@@ -393,7 +419,7 @@ class Checkout:
             after = self.ledger.change(row.payment_hash, decide)
         except LedgerError as error:
             raise pending_error(row, f"the ledger can't be written ({error.__cause__ or error})") from error
-        if steps[-1].event is purchase.Event.PAID:
+        if steps[-1].settles:
             log.info("payment %s settled, fee %d msat", row.payment_hash, after.fee_msat)
         return steps[-1], after
 

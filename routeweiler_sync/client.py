@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import requests
@@ -43,7 +43,7 @@ class Routeweiler(requests.Session):
         funding: Sequence[LightningFundingSource] = (),
         policy: Policy | None = None,
         budget_envelope: BudgetEnvelope | str | None = SAFE_DEFAULT,
-        trace_sink: TraceSink | None = None,
+        trace_sink: TraceSink | str | os.PathLike[str] | None = None,
         fmv_provider: FmvProvider | None = None,
         agent_id: str | None = None,
         session_id: str | None = None,
@@ -81,13 +81,41 @@ class Routeweiler(requests.Session):
         6. A trace line tells of the call, whatever became of it.
         """
         call = current.get()
-        if call is not None and call.payer is self._payer and kwargs.get("allow_redirects") is False:
-            return super().send(request, **kwargs)  # a redirect's hop belongs to the call that is under way
+        if call is not None and call.payer is self._payer and call.redirecting:
+            call.redirecting = False  # a hook that sends something from in there makes a call of its own
+            return super().send(request, **kwargs)
         with a_call(self._payer, request) as own:
             own.response = super().send(request, **kwargs)
             if not hasattr(own.response, "payment"):
                 own.response.payment = None  # type: ignore[attr-defined]
+            own.call.complete_history(own.response)
             return own.response
+
+    def resolve_redirects(
+        self, resp: requests.Response, req: requests.PreparedRequest, *args: Any, **kwargs: Any
+    ) -> Generator[requests.Response, None, None]:
+        """As `requests.Session.resolve_redirects`; marks the sends that belong to the call under way."""
+        hops = super().resolve_redirects(resp, req, *args, **kwargs)
+        call = current.get()
+        mine = call if call is not None and call.payer is self._payer else None
+        while True:
+            if mine is not None:
+                mine.redirecting = True
+            try:
+                hop = next(hops)
+            except StopIteration:
+                return
+            finally:
+                if mine is not None:
+                    mine.redirecting = False
+            yield hop
+
+    def mount(self, prefix: str, adapter: requests.adapters.BaseAdapter) -> None:
+        """As `requests.Session.mount`. A `PaywallAdapter` without a payer of its own pays for this session."""
+        payer = getattr(self, "_payer", None)
+        if payer is not None and isinstance(adapter, PaywallAdapter) and adapter.payer is None:
+            adapter.payer = payer
+        super().mount(prefix, adapter)
 
     def recover(self) -> list[PaymentRow]:
         """Ask the node about all unfinished payments of the ledger, book what it says, and return them as they are now.
@@ -102,7 +130,7 @@ class Routeweiler(requests.Session):
         return rows
 
     def close(self) -> None:
-        """Close the adapters, and the connections to node, ledger and trace. May be called twice; all open anew if used again."""
+        """Close the adapters, the ledger and the trace; the connection to a node is its client's. All open anew if used again."""
         super().close()
         self._payer.close()
 

@@ -36,14 +36,25 @@ def ledger_url(environ: Mapping[str, str] = os.environ) -> str:
         return given
     import platformdirs
 
-    return str(Path(platformdirs.user_state_dir("routeweiler", appauthor=False)) / "ledger.db")
+    from .errors import LedgerError
+
+    try:
+        folder = platformdirs.user_state_dir("routeweiler", appauthor=False)
+    except (RuntimeError, OSError) as error:  # no home: a container with a made-up user
+        raise LedgerError(
+            f"There is no state folder for the ledger: {error}. Nothing was spent. Name a file: ledger=…, or ROUTEWEILER_LEDGER."
+        ) from error
+    return str(Path(folder) / "ledger.db")
 
 
 def trace_sink(environ: Mapping[str, str] = os.environ) -> TraceSink | None:
     """The trace that ``$ROUTEWEILER_TRACE`` names, or None."""
     path = environ.get("ROUTEWEILER_TRACE")
-    if not path:
-        return None
+    return sink_at(path) if path else None
+
+
+def sink_at(path: str) -> TraceSink:
+    """A trace in the file ``path``: SQLite where it ends in .db or .sqlite, else JSON lines."""
     from .trace.sink import TraceSink
 
     return TraceSink.sqlite(path) if path.endswith((".db", ".sqlite", ".sqlite3")) else TraceSink.jsonl(path)

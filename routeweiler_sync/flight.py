@@ -13,18 +13,23 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
-from .errors import PaymentPendingError, RouteweilerError
+from .errors import PaymentDeclinedError, PaymentPendingError, RouteweilerError
 
 
-class _Flight:
+class Flight:
+    """A purchase under way in this process, and those who wait for it."""
+
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.users = 0
         self.finished = 0
+        self.owner: int | None = None
+        #: Set once there is a row for the purchase: from then on a wait that is given up leaves money in doubt.
+        self.ordered = False
         self.error: RouteweilerError | None = None
 
 
-_flights: dict[tuple[str, str, str], _Flight] = {}
+_flights: dict[tuple[str, str, str], Flight] = {}
 _registry_lock = threading.Lock()
 
 
@@ -63,19 +68,29 @@ def _shared(error: RouteweilerError) -> RouteweilerError:
 
 
 @contextlib.contextmanager
-def single(key: tuple[str, str, str], deadline: Deadline) -> Iterator[None]:
+def single(key: tuple[str, str, str], deadline: Deadline) -> Iterator[Flight]:
     """Be the only one in this process to buy for ``key`` = (ledger, origin, scope).
 
     Raises what the purchase that was waited for raised, if that was about a payment; PaymentPendingError where the wait outlasts
     ``deadline``. No money moves here.
     """
     with _registry_lock:
-        flight = _flights.setdefault(key, _Flight())
+        flight = _flights.setdefault(key, Flight())
         flight.users += 1
         seen = flight.finished
     try:
         waited = not flight.lock.acquire(blocking=False)
+        if waited and flight.owner == threading.get_ident():
+            raise PaymentDeclinedError(
+                f"A token for {key[1]} ({key[2]}) is being bought by this very thread: a confirm() asks for the page that it is "
+                "asked about. Nothing was spent by this call. Ask for something else there, or without this session."
+            )
         if waited and not flight.lock.acquire(timeout=deadline.left_s()):
+            if not flight.ordered:
+                raise PaymentDeclinedError(
+                    f"Another thread hasn't decided yet whether to buy a token for {key[1]} ({key[2]}): its confirm(), or its "
+                    "node, takes its time. Nothing was spent. Call again."
+                )
             raise PaymentPendingError(
                 f"Another thread is still buying a token for {key[1]} ({key[2]}). Whether money was spent isn't known yet. "
                 "Call again: the same purchase goes on, nothing is paid twice."
@@ -83,9 +98,9 @@ def single(key: tuple[str, str, str], deadline: Deadline) -> Iterator[None]:
         try:
             if waited and flight.finished > seen and flight.error is not None:
                 raise _shared(flight.error) from flight.error
-            flight.error = None
+            flight.error, flight.ordered, flight.owner = None, False, threading.get_ident()
             try:
-                yield
+                yield flight
             except RouteweilerError as error:
                 # Only what the payment itself came to is shared: a budget, a policy, a body is each caller's own.
                 flight.error = error if error.payment_hash is not None else None
@@ -93,6 +108,7 @@ def single(key: tuple[str, str, str], deadline: Deadline) -> Iterator[None]:
             finally:
                 flight.finished += 1
         finally:
+            flight.owner = None
             flight.lock.release()
     finally:
         with _registry_lock:

@@ -5,24 +5,76 @@ Cheap to make: nothing is opened, read or connected until it is needed, and what
 
 from __future__ import annotations
 
+import importlib
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from .budgets.schema import BudgetEnvelope
 from .tokens import TokenBook
 
 if TYPE_CHECKING:
     from .budgets.fmv import FmvProvider
     from .budgets.ledger import Ledger
-    from .budgets.schema import BudgetEnvelope
     from .checkout import Checkout, Quote
     from .funding.lightning import LightningFundingSource
     from .policy.dsl import Policy
     from .trace.sink import TraceSink
 
 Unpayable = Literal["raise", "return"]
+
+#: No call waits longer for a wallet, and much beyond it no timer of the system's can be set.
+PAYMENT_TIMEOUT_S_MAX = 7 * 86_400
+
+#: Held while what only paying needs is imported and made. A fork waits for it: in the child, a module that another thread was
+#: importing would stay locked for ever.
+_making = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_making.acquire, after_in_parent=_making.release, after_in_child=_making.release)
+
+
+def prepare_to_pay() -> None:
+    """Import what only paying needs, once a process, so that no fork falls into the midst of it."""
+    if not _prepared:
+        with _making:
+            for module in (
+                "bolt11",
+                "pymacaroons",
+                "tenacity",
+                "sqlite3",
+                f"{__package__}.checkout",
+                f"{__package__}.funding.connection",
+            ):
+                importlib.import_module(module)
+            _prepared.append(True)
+
+
+_prepared: list[bool] = []
+
+
+def _open(ledger: Ledger | str | os.PathLike[str]) -> Ledger:
+    from .budgets.ledger import Ledger
+
+    return Ledger.open(ledger)
+
+
+def _sink(given: TraceSink | str | os.PathLike[str] | None) -> TraceSink | None:
+    if given is None:
+        return None
+    if isinstance(given, (str, os.PathLike)):
+        from .config import sink_at
+
+        return sink_at(os.fspath(given))
+    _must_have(given, "trace_sink", "a TraceSink or a path", "emit", "close")
+    return given
+
+
+def _must_have(given: object, name: str, what: str, *attributes: str) -> None:
+    """ValueError for an argument that can't be what it should: found now, not after a payment."""
+    if given is not None and not all(hasattr(given, attribute) for attribute in attributes):
+        raise ValueError(f"{name} is {what}, not {given!r}")
 
 
 class Payer:
@@ -37,7 +89,7 @@ class Payer:
         funding: Sequence[LightningFundingSource] = (),
         policy: Policy | None = None,
         budget_envelope: BudgetEnvelope | str | None = None,
-        trace_sink: TraceSink | None = None,
+        trace_sink: TraceSink | str | os.PathLike[str] | None = None,
         fmv_provider: FmvProvider | None = None,
         agent_id: str | None = None,
         session_id: str | None = None,
@@ -46,26 +98,41 @@ class Payer:
         confirm: Callable[[Quote], bool] | None = None,
         unpayable: Unpayable = "raise",
     ) -> None:
-        if isinstance(payment_timeout, bool) or not isinstance(payment_timeout, (int, float)) or not payment_timeout > 0:
-            raise ValueError(f"payment_timeout is a number of seconds above 0, not {payment_timeout!r}")
+        if isinstance(payment_timeout, bool) or not isinstance(payment_timeout, (int, float)):
+            raise ValueError(f"payment_timeout is a number of seconds, not {payment_timeout!r}")
+        if not 0 < payment_timeout <= PAYMENT_TIMEOUT_S_MAX:
+            raise ValueError(f"payment_timeout is above 0 and at most {PAYMENT_TIMEOUT_S_MAX} seconds, not {payment_timeout!r}")
         if unpayable not in ("raise", "return"):
             raise ValueError(f"unpayable is 'raise' or 'return', not {unpayable!r}")
+        if budget_envelope is not None and not isinstance(budget_envelope, (str, BudgetEnvelope)):
+            raise ValueError(f"budget_envelope is a BudgetEnvelope, the id of one, or None for no limit, not {budget_envelope!r}")
+        if confirm is not None and not callable(confirm):
+            raise ValueError(f"confirm is a function of a Quote that says yes or no, not {confirm!r}")
+        _must_have(policy, "policy", "a Policy", "policy_hash", "rules")
+        _must_have(fmv_provider, "fmv_provider", "an FmvProvider, e.g. StaticRate", "btc_price", "quality")
+        if isinstance(funding, (str, bytes)) or not isinstance(funding, Iterable):
+            raise ValueError(f"funding is a list of funding sources (see Funding.lightning_lnd), not {funding!r}")
         self.funding = tuple(funding)
+        for source in self.funding:
+            _must_have(
+                source, "funding", "a list of funding sources (see Funding.lightning_lnd)", "network", "ready", "send", "track"
+            )
         self.policy = policy
         self.envelope = budget_envelope
-        self.trace_sink = trace_sink
+        self.trace_sink = _sink(trace_sink)
         self.fmv_provider = fmv_provider
-        self.agent_id = agent_id
-        self.session_id = session_id
+        self.agent_id = None if agent_id is None else str(agent_id)
+        self.session_id = None if session_id is None else str(session_id)
         self.payment_timeout_s = float(payment_timeout)
         self.confirm = confirm
         self.unpayable = unpayable
         self._ledger_given = ledger
         self._started_s = time.time()
+        if isinstance(ledger, (str, os.PathLike)) or (ledger is not None and not hasattr(ledger, "open_payment")):
+            self._ledger_given = _open(ledger).url  # opens nothing yet; but a relative path is one of the folder of now
         self._make()
 
     def _make(self) -> None:
-        self._lock = threading.Lock()
         self._ledger: Ledger | None = None
         self._checkout: Checkout | None = None
         self.book = TokenBook(lambda: self.ledger)
@@ -74,16 +141,15 @@ class Payer:
     def ledger(self) -> Ledger:
         """The ledger; nothing is opened yet. Where none was given: ``$ROUTEWEILER_LEDGER``, else the user's state folder."""
         if self._ledger is None:
-            from .budgets.ledger import Ledger
             from .config import ledger_url
 
-            self._ledger = Ledger.open(self._ledger_given if self._ledger_given is not None else ledger_url())
+            self._ledger = _open(self._ledger_given if self._ledger_given is not None else ledger_url())
         return self._ledger
 
     @property
     def checkout(self) -> Checkout:
         """The checkout, made on first use."""
-        with self._lock:
+        with _making:
             if self._checkout is None:
                 from .checkout import Checkout
 
@@ -110,18 +176,17 @@ class Payer:
         return None if self.policy is None else self.policy.policy_hash
 
     def close(self) -> None:
-        """Close what this payer opened for itself: ledger, trace, the nodes' connections. All open anew if used again."""
+        """Close the ledger, unless it was given open, and the trace; both open anew if used again.
+
+        The nodes' connections are those of the clients that were given: other sessions may be paying over them.
+        """
         if self._ledger is not None and self._ledger is not self._ledger_given:
             self._ledger.close()
         if self.trace_sink is not None:
             self.trace_sink.close()
-        for source in self.funding:
-            close = getattr(source.client, "close", None)
-            if close is not None:
-                close()
 
     def __getstate__(self) -> dict[str, Any]:
-        dropped = {"_lock", "_ledger", "_checkout", "book"}
+        dropped = {"_ledger", "_checkout", "book"}
         state = {name: value for name, value in self.__dict__.items() if name not in dropped}
         state["_ledger_given"] = self.ledger.url  # also where the default applied: the copy shares this very ledger
         return state

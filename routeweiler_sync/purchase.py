@@ -205,21 +205,46 @@ def decide(row: PaymentRow, asked: Act, answer: Answer) -> Step:
     )
 
 
+class Asks(str, Enum):
+    """What a 401 or 402 asks for."""
+
+    L402 = "a token: it holds an L402 challenge of the token's scope"
+    OTHER = "something else: it holds challenges, none of them L402"
+    NOTHING = "it doesn't say"
+
+
 class Verdict(str, Enum):
     """What the server's answer to a credential means for its token."""
 
     TAKEN = "taken: the server accepts it"
-    NOT_TOLD = "neither taken nor refused: the answer says nothing of the token"
+    NOT_TOLD = "neither taken nor refused: the answer isn't about the token, and is the caller's"
     OFFER_AGAIN = "refused, but never taken yet: settlement may lag on the server's side, so it is offered again"
     GIVE_UP = "refused for a few seconds, and never taken: TokenRefusedError, the row stays, nothing more is paid for the scope"
+    ASK_BARE = "refused without a word why, and taken before: ask without it; if a token is wanted, offer it once more"
     RETIRE = "refused, and taken before (or expired by its own caveat): its time is over, a new one may be bought"
 
 
-def judge(status: int, *, taken_before: bool, expired: bool, patience_left: bool) -> Verdict:
-    """The server's word on a token that was offered, read from the HTTP status. A guess is never judged: see the caller."""
-    if status in (401, 402):
-        if taken_before or expired:
-            return Verdict.RETIRE
-        return Verdict.OFFER_AGAIN if patience_left else Verdict.GIVE_UP
-    # A refusal further back (403, 404, 429) or a fault (5xx) may come from in front of the paywall as well as from behind it.
-    return Verdict.TAKEN if 200 <= status < 400 else Verdict.NOT_TOLD
+def judge(status: int, *, asks: Asks, taken_before: bool, expired: bool, asked_bare: bool, patience_left: bool) -> Verdict:
+    """The server's word on a token that was offered. A guess is never judged: see the caller.
+
+    A token that was taken before is given up only on an answer that is about tokens: each one given up costs a purchase, and an
+    application behind the paywall has 401s and 402s of its own.
+    """
+    if status not in (401, 402):
+        return Verdict.TAKEN if is_taken(status) else Verdict.NOT_TOLD
+    if status == 401 and asks is Asks.OTHER:
+        return Verdict.NOT_TOLD  # a login is asked for
+    if expired or (taken_before and asks is Asks.L402):
+        return Verdict.RETIRE
+    if taken_before:
+        if status == 402:
+            return Verdict.NOT_TOLD
+        return Verdict.RETIRE if asked_bare else Verdict.ASK_BARE
+    return Verdict.OFFER_AGAIN if patience_left else Verdict.GIVE_UP
+
+
+def is_taken(status: int) -> bool:
+    """Whether ``status`` says that the token was taken. A refusal further back (403, 404, 429) or a fault (5xx) may come from in
+    front of the paywall as well as from behind it.
+    """
+    return 200 <= status < 400

@@ -7,7 +7,8 @@ import time
 from typing import Any
 
 import requests
-from requests.cookies import extract_cookies_to_jar
+from requests.cookies import extract_cookies_to_jar, get_cookie_header
+from requests.structures import CaseInsensitiveDict
 
 #: Of an answer that is superseded, this much is read, for this long; then its connection is closed. An endless body must not
 #: fill the memory, and one that isn't read at all would keep a pooled connection.
@@ -21,16 +22,26 @@ def is_replayable(request: requests.PreparedRequest) -> bool:
     body: Any = request.body
     if body is None or isinstance(body, (str, bytes, bytearray, memoryview)):
         return True
-    if getattr(body, "closed", False):
+    position = getattr(request, "_body_position", None)
+    if not isinstance(position, int) or not hasattr(body, "seek"):
         return False
-    return isinstance(getattr(request, "_body_position", None), int) and hasattr(body, "seek")
+    try:
+        body.seek(position)  # many have the method and can't
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def again(request: requests.PreparedRequest, answers: list[requests.Response]) -> requests.PreparedRequest:
     """A copy of ``request`` to send again after ``answers``: body at its start, cookies merged as `HTTPDigestAuth` does it."""
     copy = requests.PreparedRequest.copy(request)
+    if copy.headers is None:
+        copy.headers = CaseInsensitiveDict()
     jar = copy._cookies
-    if jar is not None:
+    if jar is not None and answers:
+        cookie = copy.headers.pop("Cookie", None)
+        if cookie is not None and cookie != get_cookie_header(jar, copy):
+            copy.headers["Cookie"] = cookie  # the caller's own, not the jar's
         for answer in answers:
             extract_cookies_to_jar(jar, request, answer.raw)
         copy.prepare_cookies(jar)

@@ -16,7 +16,6 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from .budgets.money import minor_units
-from .errors import LedgerError
 
 if TYPE_CHECKING:
     from .budgets.ledger import Ledger
@@ -165,7 +164,7 @@ class TokenBook:
                 tokens = [HeldToken.of(row) for row in rows]
                 known.by_scope = {held.scope: held for held in tokens if held is not None}
                 known.learned = {row.path: row.scope for row in rows} | ledger.learned(origin)
-        except LedgerError as error:
+        except Exception as error:  # noqa: BLE001
             # Free traffic doesn't need the ledger. A 402 will, and says what is wrong with it.
             log.debug("tokens for %s can't be looked up: %s", origin, error)
         with _lock:

@@ -463,6 +463,17 @@ class RowsContract:
         assert ledger.open_payment(intent(2), draw(limits()))[1]
         assert held_msat(ledger) == (11_000, 0)
 
+    def test_totals_end_before_they_overflow(self, ledger: Ledger) -> None:
+        """Else the total of an envelope without limits would turn into a float, and from then on be wrong."""
+        amount_msat = 2 * 10**15  # 20 000 bitcoin
+        for n in range(2):
+            assert ledger.open_payment(intent(n, amount_msat=amount_msat, fee_cap_msat=0), draw(limits()))[1]
+            settle(ledger, n)
+        for n in range(2, 5):
+            with pytest.raises(BudgetError):
+                ledger.open_payment(intent(n, amount_msat=amount_msat, fee_cap_msat=0), draw(limits()))
+        assert held_msat(ledger) == (0, 2 * amount_msat)
+
     @pytest.mark.parametrize("amount_msat", [0, -1])
     def test_an_amount_that_is_none_is_refused(self, ledger: Ledger, amount_msat: int) -> None:
         """Else a reservation of nothing, or less, would cover a payment."""

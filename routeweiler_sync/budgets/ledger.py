@@ -26,7 +26,7 @@ from ..errors import (
     LedgerError,
 )
 from .money import Rate, minor_units, sats
-from .schema import DAY_S, HOUR_S, UNFINISHED, BudgetEnvelope, Change, EnvelopeRow, Intent, PaymentRow, PaymentState
+from .schema import DAY_S, HOUR_S, SAFE_DEFAULT, UNFINISHED, BudgetEnvelope, Change, EnvelopeRow, Intent, PaymentRow, PaymentState
 from .store import Store, Transaction
 
 #: Spends are counted in buckets of five minutes: a window may count a spend that much longer than itself, never shorter.
@@ -37,6 +37,8 @@ MAX_LEARNED_PATHS = 1_000
 MAX_TOTAL_MICRO = 2**62
 #: Rows read at a time by `Ledger.payments`.
 PAGE_ROWS = 500
+#: Why a token is no longer offered: the server refused it, or the user said so.
+REFUSED, FORGOTTEN = "refused", "forgotten"
 #: An error text kept in a row is cut at this length.
 MAX_FAILURE_CHARS = 500
 
@@ -45,12 +47,14 @@ MAX_FAILURE_CHARS = 500
 class Draw:
     """What a purchase draws on: an envelope (or the id of one that the ledger holds) at a rate of this moment.
 
-    ``session_started_s``: when the session was made, unix seconds; an envelope whose grant ended before that is granted anew.
+    ``spent_in_call_msat``: what the same call has paid already, on the hops before. ``session_started_s``: when the session was
+    made, unix seconds; an envelope whose grant ended before that is granted anew.
     """
 
     envelope: BudgetEnvelope | str
     rate: Rate
     session_started_s: float
+    spent_in_call_msat: int = 0
 
 
 class Ledger:
@@ -70,7 +74,15 @@ class Ledger:
 
         if isinstance(url, Ledger):
             return url
-        text = os.fspath(url)
+        try:
+            text = os.fspath(url)
+        except TypeError:
+            raise LedgerError(f"{url!r} doesn't name a ledger. Nothing was spent. Give a path or sqlite:///….") from None
+        if text in ("", ":memory:"):
+            raise LedgerError(
+                f"{text!r} doesn't name a ledger: it must outlive the process, or paid tokens are lost. Nothing was spent. Give a "
+                "path."
+            )
         scheme, separator, rest = text.partition("://")
         if not separator:
             return cls(SqliteStore(text))
@@ -143,7 +155,7 @@ class Ledger:
         row without ``abandon``. No money moves.
         """
 
-        def decide(row: PaymentRow) -> Change:
+        def decide(row: PaymentRow) -> Change | None:
             if row.unfinished and not abandon:
                 raise LedgerError(
                     f"Payment {payment_hash} is unfinished: it may still be made, so it can't be forgotten. Nothing was changed. "
@@ -153,7 +165,7 @@ class Ledger:
                 )
             if row.unfinished:
                 return Change(state=PaymentState.DEAD, failure_code="abandoned", failure_text="abandoned by the user")
-            return Change(state=PaymentState.RETIRED if row.state is PaymentState.SETTLED else row.state)
+            return _retirement(row, FORGOTTEN, "forgotten by the user")
 
         return self.change(payment_hash, decide)
 
@@ -167,6 +179,8 @@ class Ledger:
 
     def _set_frozen(self, envelope_id: str, frozen: int) -> EnvelopeRow:
         with self._store.transaction() as tx:
+            if envelope_id == SAFE_DEFAULT.id:  # it is there before anything has been spent
+                self._make_envelope(tx, SAFE_DEFAULT)
             rows = tx.execute("UPDATE envelopes SET frozen = ? WHERE id = ? RETURNING *", (frozen, envelope_id))
         if not rows:
             raise _no_envelope(envelope_id)
@@ -221,8 +235,8 @@ class Ledger:
         rows = tx.execute(
             "INSERT INTO payments (payment_hash, origin, scope, path, state, node_pubkey, network, bolt11, scheme, token, "
             "amount_msat, max_fee_msat, envelope_id, currency, btc_price, rate_quality, reserved_micro, sends_ever, "
-            "sends_unanswered, valid_until, created_at_ms) "
-            "VALUES (?, ?, ?, ?, 'open', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, 1, ?, ?) ON CONFLICT DO NOTHING RETURNING *",
+            "sends_unanswered, valid_until, created_at_ms, target) "
+            "VALUES (?, ?, ?, ?, 'open', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, 1, ?, ?, ?) ON CONFLICT DO NOTHING RETURNING *",
             (
                 intent.payment_hash, intent.origin, intent.scope, intent.path, intent.node_pubkey, intent.network,
                 intent.bolt11, intent.scheme, intent.token, intent.amount_msat, max_fee_msat,
@@ -230,7 +244,7 @@ class Ledger:
                 draw.rate.currency if draw else None,
                 str(draw.rate.btc_price) if draw and draw.rate.btc_price is not None else None,
                 draw.rate.quality if draw else None,
-                reserved_micro, intent.valid_until, int(now_s * 1000),
+                reserved_micro, intent.valid_until, int(now_s * 1000), intent.target,
             ),
         )  # fmt: skip
         if rows:
@@ -277,6 +291,21 @@ class Ledger:
                 return row
             return self._book(tx, row, change)
 
+    def retire(self, payment_hash: str) -> PaymentRow:
+        """Note that the server no longer takes the token of a settled payment, for one thing at least."""
+        return self.change(payment_hash, lambda row: _retirement(row, REFUSED, "refused by the server"))
+
+    def retired(self, origin: str, scope: str, target: str) -> PaymentRow | None:
+        """The latest payment for this very ``target`` whose token was taken once and refused later, maybe for something else."""
+        with self._store.read() as tx:
+            return _first(
+                tx.execute(
+                    "SELECT * FROM payments WHERE origin = ? AND scope = ? AND target = ? AND state = 'retired' "
+                    "AND taken = 1 AND failure_code = ? AND preimage IS NOT NULL ORDER BY created_at_ms DESC LIMIT 1",
+                    (origin, scope, target, REFUSED),
+                )
+            )
+
     def mark(self, payment_hash: str, *, taken: bool = False, told: bool = False) -> None:
         """Note that the server has taken the token, that a trace has told of the payment. Cheap: not forced to disk."""
         with self._store.transaction(durable=False) as tx:
@@ -322,6 +351,12 @@ class Ledger:
         live = self._live(tx, intent.origin, intent.scope)
         return live[0] if live else None
 
+    def _make_envelope(self, tx: Transaction, envelope: BudgetEnvelope) -> None:
+        tx.execute(
+            "INSERT INTO envelopes (id, limits, currency) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+            (envelope.id, _dump(envelope), envelope.cap_currency),
+        )
+
     def _locked_envelope(self, tx: Transaction, draw: Draw, now_s: float) -> Mapping[str, Any]:
         """The envelope's row, locked; made or changed as the draw says. Refuses what mustn't be drawn on.
 
@@ -330,10 +365,7 @@ class Ledger:
         given = draw.envelope
         envelope_id = given if isinstance(given, str) else given.id
         if not isinstance(given, str):
-            tx.execute(
-                "INSERT INTO envelopes (id, limits, currency) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
-                (envelope_id, _dump(given), given.cap_currency),
-            )
+            self._make_envelope(tx, given)
         rows = tx.execute("UPDATE envelopes SET frozen = frozen WHERE id = ? RETURNING *", (envelope_id,))
         if not rows:
             raise _no_envelope(envelope_id)
@@ -370,7 +402,7 @@ class Ledger:
         reserved = envelope["reserved_micro"]
         spent = {
             "cap_minor_units": envelope["settled_micro"] - envelope["grant_base_micro"] + reserved,
-            "per_call_minor_units": 0,
+            "per_call_minor_units": draw.rate.micro_of(draw.spent_in_call_msat),
         }
         for name, window_s in (("per_hour_minor_units", HOUR_S), ("per_day_minor_units", DAY_S)):
             if limits.limit_micro(name) is not None:
@@ -447,15 +479,24 @@ class Ledger:
             "ON CONFLICT (envelope_id, bucket) DO UPDATE SET micro = spends.micro + excluded.micro",
             (row.envelope_id, bucket, micro),
         )
-        tx.execute(
-            "DELETE FROM spends WHERE envelope_id = ? AND bucket < ?", (row.envelope_id, bucket - (DAY_S + HOUR_S) // BUCKET_S)
-        )
+        # Old ones go, but not by a clock that has just jumped ahead: by the latest spend before this one, if that is earlier.
+        last = tx.execute(
+            "SELECT MAX(bucket) AS bucket FROM spends WHERE envelope_id = ? AND bucket <> ?", (row.envelope_id, bucket)
+        )[0]["bucket"]
+        keep_from = min(bucket, bucket if last is None else last) - (DAY_S + HOUR_S) // BUCKET_S
+        tx.execute("DELETE FROM spends WHERE envelope_id = ? AND bucket < ?", (row.envelope_id, keep_from))
         return micro
 
     def _failure(self, change: Change) -> dict[str, object]:
         if change.failure_code is None:
             return {}
         return {"failure_code": change.failure_code, "failure_text": (change.failure_text or "")[:MAX_FAILURE_CHARS]}
+
+
+def _retirement(row: PaymentRow, code: str, text: str) -> Change | None:
+    if row.state is not PaymentState.SETTLED:
+        return None
+    return Change(state=PaymentState.RETIRED, failure_code=code, failure_text=text)
 
 
 def _first(rows: list[Mapping[str, Any]]) -> PaymentRow | None:

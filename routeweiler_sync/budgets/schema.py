@@ -116,7 +116,10 @@ class EnvelopeRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Intent:
-    """A purchase about to be made, as it is written before lnd hears of it. Amounts in msat, ``payment_hash`` hex."""
+    """A purchase about to be made, as it is written before lnd hears of it. Amounts in msat, ``payment_hash`` hex.
+
+    ``target``: a digest of path and query, so that it is known what exactly was bought without keeping what a query may hold.
+    """
 
     payment_hash: str
     origin: str
@@ -130,6 +133,7 @@ class Intent:
     amount_msat: int
     fee_cap_msat: int
     valid_until: int | None = None
+    target: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +172,7 @@ class PaymentRow:
     told: bool = False
     failure_code: str | None = None
     failure_text: str | None = None
+    target: str = ""
     created_at: datetime
     settled_at: datetime | None = None
 

@@ -39,7 +39,10 @@ class SqliteStore:
     """A ledger in the SQLite file ``path``, made with mode 0600 on first use. See `routeweiler_sync.budgets.store.Store`."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path).expanduser().absolute()
+        try:
+            self.path = Path(path).expanduser().absolute()
+        except RuntimeError as error:  # ~nobody/…, or no home at all
+            raise LedgerError(f"The ledger {path} can't be found: {error}. Nothing was spent. Name another.") from error
         self._connection: sqlite3.Connection | None = None
         self._lock = threading.RLock()
         self._pid = os.getpid()
@@ -53,7 +56,10 @@ class SqliteStore:
 
     def exists(self) -> bool:
         """Whether the file is there."""
-        return self._connection is not None or self.path.exists()
+        try:
+            return self._connection is not None or self.path.exists()
+        except OSError:  # a folder that may not be looked into: there may be one
+            return True
 
     @contextlib.contextmanager
     def transaction(self, *, durable: bool = True) -> Iterator[SqliteTransaction]:

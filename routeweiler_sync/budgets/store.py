@@ -42,6 +42,7 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
             origin           TEXT NOT NULL,
             scope            TEXT NOT NULL,
             path             TEXT NOT NULL,
+            target           TEXT NOT NULL DEFAULT '',
             state            TEXT NOT NULL CHECK (state IN ('open', 'failed', 'settled', 'retired', 'dead')),
             node_pubkey      TEXT NOT NULL,
             network          TEXT NOT NULL,
@@ -76,6 +77,8 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         """,
         "CREATE INDEX payments_unfinished ON payments (created_at_ms) WHERE state IN ('open', 'failed')",
         "CREATE INDEX payments_untold ON payments (created_at_ms) WHERE told = 0 AND settled_at_ms IS NOT NULL",
+        # Tokens that a server has refused for one thing may still be taken for another: looked for before anything is bought again.
+        "CREATE INDEX payments_retired ON payments (origin, scope, target) WHERE state = 'retired'",
         # Which scope a path was seen to need, so that a token goes along unasked.
         """
         CREATE TABLE learned_paths (

@@ -48,6 +48,8 @@ __all__ = [
 #: lnd stops starting new attempts so long before our own deadline, so that its FAILED is heard and not guessed.
 LND_MARGIN_S = 1.0
 _LND_TIMEOUT_S_MAX = 2**31 - 1
+#: Nobody waits longer for one call, and much beyond it no timer of the system's can be set.
+TIMEOUT_S_MAX = 7 * 86_400
 #: A TrackPaymentV2 that has been silent about changes to within this of its deadline ended because of the deadline.
 _DEADLINE_SLACK_S = 0.25
 _PAYMENTS_A_PAGE = 100
@@ -88,8 +90,8 @@ class LndClient:
             raise ValueError("macaroon_hex isn't hex")
         if tls_cert_path is not None and tls_cert_pem is not None:
             raise ValueError("give one of tls_cert_path and tls_cert_pem")
-        if not timeout_seconds > 0:
-            raise ValueError(f"timeout_seconds must be positive: {timeout_seconds}")
+        if not 0 < timeout_seconds <= TIMEOUT_S_MAX:
+            raise ValueError(f"timeout_seconds must be above 0 and at most {TIMEOUT_S_MAX}: {timeout_seconds}")
         self.grpc_host = host
         self.grpc_port = grpc_port
         self.macaroon_path = None if macaroon_path is None else os.fspath(macaroon_path)

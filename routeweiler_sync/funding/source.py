@@ -48,6 +48,9 @@ class LightningFundingSource:
     _asked_in: int | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        fee = self.max_fee_msat
+        if fee is not None and (isinstance(fee, bool) or not isinstance(fee, int) or fee < 0):
+            raise ValueError(f"max_fee_msat is a whole number of msat, 0 or more, or None, not {fee!r}")
         if self.network not in NETWORKS:
             raise ValueError(f"network is {self.network!r}; it must be one of {', '.join(NETWORKS)}")
         if self.max_fee_msat is not None and self.max_fee_msat < 0:

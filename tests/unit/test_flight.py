@@ -17,6 +17,7 @@ from routeweiler_sync.errors import (
     BudgetExceededError,
     FundingError,
     InvoicePaymentError,
+    PaymentDeclinedError,
     PaymentPendingError,
     RouteweilerError,
     TokenRefusedError,
@@ -39,25 +40,44 @@ def long() -> Deadline:
     return Deadline(PATIENCE_S)
 
 
+def started(deed: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=deed, daemon=True)
+    thread.start()
+    return thread
+
+
+def ended(*threads: threading.Thread) -> None:
+    for thread in threads:
+        thread.join(PATIENCE_S)
+        assert not thread.is_alive()
+
+
+def wait_for_callers(count: int, key: tuple[str, str, str] = KEY) -> None:
+    """Wait until ``count`` callers are in, or waiting for, a purchase of ``key``."""
+    until = time.monotonic() + PATIENCE_S
+    while flight._flights[key].users != count:
+        assert time.monotonic() < until
+        time.sleep(0.001)
+
+
 class Flight:
     """A purchase of ``key`` that stays in the air until it is told how to end, and callers who come meanwhile."""
 
-    def __init__(self, key: tuple[str, str, str] = KEY) -> None:
-        self.key = key
+    def __init__(self, key: tuple[str, str, str] = KEY, *, ordered: bool = True) -> None:
+        self.key, self.ordered = key, ordered
         self.in_the_air, self.land = threading.Event(), threading.Event()
         self.error: BaseException | None = None
         self.own: list[BaseException | None] = []
-        self.pilot = self._thread(self._fly)
-        assert self.in_the_air.wait(PATIENCE_S)
+        self.pilot = started(self._fly)
 
-    def _thread(self, deed: Callable[[], None]) -> threading.Thread:
-        thread = threading.Thread(target=deed, daemon=True)
-        thread.start()
-        return thread
+    def taken_off(self) -> Flight:
+        assert self.in_the_air.wait(PATIENCE_S)
+        return self
 
     def _fly(self) -> None:
         try:
-            with single(self.key, long()):
+            with single(self.key, long()) as flying:
+                flying.ordered = self.ordered
                 self.in_the_air.set()
                 assert self.land.wait(PATIENCE_S)
                 if self.error is not None:
@@ -75,15 +95,10 @@ class Flight:
             except BaseException as error:
                 results[at] = error
 
-        threads = [self._thread(partial(call, at)) for at in range(len(deeds))]
-        until = time.monotonic() + PATIENCE_S
-        while flight._flights[self.key].users < 1 + len(deeds):
-            assert time.monotonic() < until
-            time.sleep(0.001)
+        threads = [started(partial(call, at)) for at in range(len(deeds))]
+        wait_for_callers(1 + len(deeds), self.key)
         self.land.set()
-        for thread in [self.pilot, *threads]:
-            thread.join(PATIENCE_S)
-            assert not thread.is_alive()
+        ended(self.pilot, *threads)
         return results
 
 
@@ -112,7 +127,7 @@ def test_one_at_a_time() -> None:
 @pytest.mark.parametrize("other", [("sqlite:///m.db", *KEY[1:]), (KEY[0], "https://b.example", "s"), (*KEY[:2], "t")])
 def test_other_needs_do_not_wait(other: tuple[str, str, str]) -> None:
     """Else one slow payment would hold up every other page."""
-    flying = Flight(other)
+    flying = Flight(other).taken_off()
     with single(KEY, Deadline(0)):
         pass
     flying.join([])
@@ -129,7 +144,7 @@ ERRORS = [
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 def test_who_waited_shares_what_the_payment_came_to(error: RouteweilerError) -> None:
     """Else a hundred threads would each try, one after another, what has just failed: a hundred failures at the node."""
-    flying, bought = Flight(), list[str]()
+    flying, bought = Flight().taken_off(), list[str]()
     flying.error = error
     results = flying.join([partial(buy, bought)] * 5)
     assert bought == []
@@ -144,7 +159,7 @@ def test_who_waited_shares_what_the_payment_came_to(error: RouteweilerError) -> 
 
 def test_a_shared_error_carries_nobody_elses_response() -> None:
     """Else a caller would be shown the answer to another's request: another page, another user's cookies."""
-    flying = Flight()
+    flying = Flight().taken_off()
     flying.error = error = InvoicePaymentError("failed", payment_hash=HASH)
     error.response, error.request = requests.Response(), requests.PreparedRequest()  # as the first caller's adapter sets them
     (shared,) = flying.join([partial(buy, [])])
@@ -159,7 +174,7 @@ def test_a_shared_error_carries_nobody_elses_response() -> None:
 )
 def test_what_is_the_callers_own_is_not_shared(error: BaseException | None) -> None:
     """Else one session's budget, body or Ctrl-C would refuse what the others may well pay for."""
-    flying, bought = Flight(), list[str]()
+    flying, bought = Flight().taken_off(), list[str]()
     flying.error = error
     assert flying.join([partial(buy, bought)] * 3) == ["token"] * 3
     assert len(bought) == 3
@@ -178,18 +193,18 @@ def test_who_comes_later_starts_anew() -> None:
 
 def test_an_error_is_shared_only_with_those_who_were_there() -> None:
     """Else a caller would hear of a failure that was over before it came, and be kept from a purchase that would succeed."""
-    ended: list[bool] = []
+    over: list[bool] = []
     heard: list[tuple[int, int]] = []  # flights over when a caller came, flight whose failure it heard of
 
     def call() -> None:
         for _ in range(60):
-            before = len(ended)
+            before = len(over)
             try:
                 with single(KEY, long()):
-                    fails = len(ended) % 3 != 0
-                    ended.append(fails)
+                    fails = len(over) % 3 != 0
+                    over.append(fails)
                     if fails:
-                        raise InvoicePaymentError("failed", payment_hash=f"{len(ended) - 1:064x}")
+                        raise InvoicePaymentError("failed", payment_hash=f"{len(over) - 1:064x}")
             except InvoicePaymentError as error:
                 heard.append((before, int(error.payment_hash or "", 16)))
 
@@ -198,9 +213,39 @@ def test_an_error_is_shared_only_with_those_who_were_there() -> None:
     assert all(flight_heard_of >= before for before, flight_heard_of in heard)
 
 
+def test_a_failure_that_is_over_is_not_told_to_newcomers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else one failed payment would go on failing for as long as callers keep coming: each while the one before is being told."""
+    telling, go_on, share, bought = threading.Event(), threading.Event(), flight._shared, list[str]()
+
+    def slowly(error: RouteweilerError) -> RouteweilerError:
+        telling.set()
+        assert go_on.wait(PATIENCE_S)
+        return share(error)
+
+    def waits() -> None:
+        with pytest.raises(InvoicePaymentError):
+            buy([])
+
+    monkeypatch.setattr(flight, "_shared", slowly)
+    failing = Flight().taken_off()
+    failing.error = InvoicePaymentError("failed", payment_hash=HASH)
+    waiter = started(waits)
+    wait_for_callers(2)
+    failing.land.set()
+    ended(failing.pilot)
+    assert telling.wait(PATIENCE_S)
+    newcomer = Flight()  # comes while the waiter is being told
+    wait_for_callers(2)
+    go_on.set()
+    newcomer.taken_off()
+    ended(waiter)
+    assert newcomer.join([partial(buy, bought)]) == ["token"]  # and what comes after it hears nothing of the failure either
+    assert (newcomer.own, bought) == ([], [""])
+
+
 def test_the_wait_is_bounded() -> None:
     """Else a thread would hang for as long as another's payment does, whatever its payment_timeout says."""
-    flying = Flight()
+    flying = Flight().taken_off()
     for timeout_s in (0, 0.05):
         with pytest.raises(PaymentPendingError) as late, single(KEY, Deadline(timeout_s)):
             pytest.fail("two at once")
@@ -210,16 +255,26 @@ def test_the_wait_is_bounded() -> None:
     assert bought == [""]
 
 
-def test_a_call_from_within_a_purchase_ends() -> None:
-    """Else `confirm` fetching the very page that it is asked about would hang its thread."""
-    with single(KEY, long()), pytest.raises(PaymentPendingError), single(KEY, Deadline(0.05)):
+def test_a_call_from_within_a_purchase_ends_at_once_and_says_that_nothing_was_spent() -> None:
+    """Else `confirm` fetching the very page that it is asked about would hang its thread, and take the purchase for paid."""
+    with single(KEY, long()), pytest.raises(PaymentDeclinedError) as caught, single(KEY, long()):
         pytest.fail("two at once")
+    assert caught.value.spent is False
+
+
+def test_who_waits_for_a_purchase_that_hasnt_begun_knows_that_nothing_was_spent() -> None:
+    """A person who takes long to say yes leaves nothing in doubt: "may be spent" would send the user looking for money."""
+    flying = Flight(ordered=False)
+    with pytest.raises(PaymentDeclinedError) as late, single(KEY, Deadline(0.05)):
+        pytest.fail("two at once")
+    assert late.value.spent is False
+    assert flying.join([]) == []
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child_waits_for_nobody() -> None:
     """Else a worker forked while its parent pays would wait for a thread that it hasn't got."""
-    flying = Flight()
+    flying = Flight().taken_off()
     with single((*KEY[:2], "the forking thread's own"), long()):
         pid = os.fork()
         if pid == 0:

@@ -16,7 +16,7 @@ from routeweiler_sync.budgets.schema import UNFINISHED, PaymentRow, PaymentState
 from routeweiler_sync.errors import RouteweilerError
 from routeweiler_sync.funding.answers import Answer, Word
 from routeweiler_sync.outcomes import error_for
-from routeweiler_sync.purchase import TABLE, Act, Event, Verdict, answered, decide, judge, read
+from routeweiler_sync.purchase import TABLE, Act, Asks, Event, Verdict, answered, decide, judge, read
 
 OPEN, FAILED, SETTLED, RETIRED, DEAD = PaymentState
 ASKED = (Act.SEND, Act.TRACK, Act.FOLLOW, Act.LAST_LOOK)
@@ -251,11 +251,24 @@ def test_a_refused_token_is_offered_again_or_given_up_or_retired(
     status: int, taken_before: bool, expired: bool, patience_left: bool
 ) -> None:
     """Else a token whose settlement lags would be thrown away (paid twice), or a used-up one be offered for ever."""
-    verdict = judge(status, taken_before=taken_before, expired=expired, patience_left=patience_left)
+
+    def verdict(asks: Asks, *, asked_bare: bool = False) -> Verdict:
+        return judge(
+            status, asks=asks, taken_before=taken_before, expired=expired, asked_bare=asked_bare, patience_left=patience_left
+        )
+
     if taken_before or expired:
-        assert verdict is Verdict.RETIRE
+        assert verdict(Asks.L402) is Verdict.RETIRE
     else:
-        assert verdict is (Verdict.OFFER_AGAIN if patience_left else Verdict.GIVE_UP)
+        assert verdict(Asks.L402) is (Verdict.OFFER_AGAIN if patience_left else Verdict.GIVE_UP)
+    if status == 401:
+        assert verdict(Asks.OTHER) is Verdict.NOT_TOLD  # a login is asked for, whatever the token is worth
+    elif taken_before and not expired:
+        # An application's own 402 (a quota used up) mustn't cost a token that is good.
+        assert verdict(Asks.OTHER) is verdict(Asks.NOTHING) is Verdict.NOT_TOLD
+    if status == 401 and taken_before and not expired:
+        assert verdict(Asks.NOTHING) is Verdict.ASK_BARE
+        assert verdict(Asks.NOTHING, asked_bare=True) is Verdict.RETIRE
 
 
 @pytest.mark.parametrize(
@@ -271,4 +284,8 @@ def test_what_is_no_refusal_of_the_token_never_costs_it(
 ) -> None:
     """Else a server's fault, or a page that isn't there, would retire a token that was paid for."""
     for status in statuses:
-        assert judge(status, taken_before=taken_before, expired=expired, patience_left=patience_left) is expected
+        for asks in Asks:
+            verdict = judge(
+                status, asks=asks, taken_before=taken_before, expired=expired, asked_bare=False, patience_left=patience_left
+            )
+            assert verdict is expected

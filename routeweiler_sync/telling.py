@@ -1,0 +1,39 @@
+"""Which call of this process is to tell the trace of a payment, so that no two do.
+
+A payment that the ledger holds as settled and untold is told by whoever meets it: its own call may have ended in a crash. Within a
+process it is known better: whoever settles a payment claims it here, before any other thread can see it settled.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+
+_claimed: set[str] = set()
+_lock = threading.Lock()
+
+
+def claim_telling(payment_hash: str) -> bool:
+    """Claim to tell of a payment; False where a call of this process has claimed it already."""
+    with _lock:
+        if payment_hash in _claimed:
+            return False
+        _claimed.add(payment_hash)
+        return True
+
+
+def release_telling(payment_hash: str) -> None:
+    """Give up the claim: the payment has been told, or its call couldn't tell it."""
+    with _lock:
+        _claimed.discard(payment_hash)
+
+
+def _start_over_after_fork() -> None:
+    # The parent's calls tell of the parent's payments; their threads, and the lock's holder, don't exist here.
+    global _lock
+    _lock = threading.Lock()
+    _claimed.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_over_after_fork)
