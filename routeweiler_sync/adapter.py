@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 import requests
 from requests.adapters import HTTPAdapter
 
-from .budgets.money import sats
 from .call import Call, Payment, current
 from .errors import ChallengeMismatchError, LedgerError, RouteweilerError, TokenRefusedError, UnreplayableBodyError
 from .l402.challenge import schemes_offered
 from .l402.credential import authorization, origin_of, path_of, redact, scope_of
+from .money import sats
 from .payer import prepare_to_pay
 from .purchase import Asks, Verdict, is_taken, judge
 from .replay import again, drain, is_replayable

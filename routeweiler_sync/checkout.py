@@ -25,9 +25,9 @@ from typing import Any
 import tenacity
 
 from . import purchase
+from .budgets.envelopes import Draw
 from .budgets.fmv import FmvProvider, rate_for
-from .budgets.ledger import Draw, Ledger
-from .budgets.money import Rate, sats
+from .budgets.ledger import Ledger
 from .budgets.schema import BudgetEnvelope, Intent, PaymentRow, PaymentState
 from .errors import (
     ChallengeExpiredError,
@@ -44,6 +44,7 @@ from .flight import Deadline, Flight, single
 from .funding.answers import Answer, Word
 from .funding.lightning import LightningFundingSource
 from .l402.challenge import Challenge
+from .money import Rate, sats
 from .outcomes import ended_error, error_for, given_up, pending_error
 from .policy.dsl import Policy
 from .policy.engine import evaluate

@@ -6,7 +6,6 @@ What ended it was decided in `routeweiler_sync.purchase`; nothing is decided her
 from __future__ import annotations
 
 from . import purchase
-from .budgets.money import sats
 from .budgets.schema import PaymentRow, PaymentState
 from .errors import (
     ChallengeExpiredError,
@@ -17,6 +16,7 @@ from .errors import (
     RouteweilerError,
     TokenRefusedError,
 )
+from .money import sats
 from .purchase import Act
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from .budgets.money import minor_units
+from .money import minor_units
 
 if TYPE_CHECKING:
     from .budgets.ledger import Ledger

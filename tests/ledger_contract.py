@@ -337,6 +337,42 @@ class RowsContract:
         assert ledger.forget(hash_of(1), abandon=True).state is PaymentState.RETIRED
         assert held_msat(ledger) == (0, 10_000)
 
+    def test_a_refused_token_is_retired_and_says_why(self, ledger: Ledger) -> None:
+        """Else a token that one page refuses would be kept from all the others, or be offered to that page for ever."""
+        ledger.open_payment(intent(1, scope="s"), draw(limits()))
+        assert ledger.retire(hash_of(1)).state is PaymentState.OPEN
+        settle(ledger, 1)
+        row = ledger.retire(hash_of(1))
+        assert (row.state, row.failure_code, row.preimage) == (PaymentState.RETIRED, "refused", preimage(1).hex())
+        assert (ledger.live(ORIGIN), held_msat(ledger)) == ([], (0, 10_000))
+        assert ledger.retire(hash_of(1)) == ledger.forget(hash_of(1)) == row
+        ledger.open_payment(intent(2, scope="s"), None)
+        die(ledger, 2)
+        assert ledger.retire(hash_of(2)).state is PaymentState.DEAD
+
+    def test_what_was_bought_for_the_very_same_thing_is_found_again(self, make_ledger: Callable[..., Ledger]) -> None:
+        """Else a token refused for one page would be bought anew for another that it opens."""
+        clock = Clock()
+        ledger = make_ledger(clock)
+        for n, (scope, target, taken) in enumerate(
+            [("s", "a", True), ("s", "a", True), ("s", "b", True), ("t", "a", True), ("s", "a", False)]
+        ):
+            clock.now_s += 1
+            ledger.open_payment(intent(n, scope=scope, target=target), None)
+            settle(ledger, n)
+            ledger.mark(hash_of(n), taken=taken)
+            ledger.retire(hash_of(n))
+        found = ledger.retired(ORIGIN, "s", "a")
+        assert found is not None
+        assert (found.payment_hash, found.target) == (hash_of(1), "a")
+        assert ledger.retired("https://b.example", "s", "a") is None
+        assert ledger.retired(ORIGIN, "s", "c") is None
+        ledger.open_payment(intent(5, scope="s", target="c"), None)
+        settle(ledger, 5)
+        ledger.mark(hash_of(5), taken=True)
+        ledger.forget(hash_of(5))  # by the user: not to be used again
+        assert ledger.retired(ORIGIN, "s", "c") is None
+
     # -- notes ------------------------------------------------------------------------------------------------------------
 
     def test_marks_stay_and_touch_nothing_else(self, make_ledger: Callable[..., Ledger]) -> None:

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
+from routeweiler_sync.budgets.envelopes import BUCKET_S, Draw
 from routeweiler_sync.budgets.fmv import StaticRate, rate_for
-from routeweiler_sync.budgets.ledger import BUCKET_S, Draw, Ledger
-from routeweiler_sync.budgets.money import Rate
-from routeweiler_sync.budgets.schema import DAY_S, HOUR_S, BudgetEnvelope
+from routeweiler_sync.budgets.ledger import Ledger
+from routeweiler_sync.budgets.schema import DAY_S, HOUR_S, SAFE_DEFAULT, BudgetEnvelope
 from routeweiler_sync.errors import (
     BudgetError,
     BudgetExceededError,
@@ -22,6 +22,7 @@ from routeweiler_sync.errors import (
     EnvelopeFrozenError,
     EnvelopeNotFoundError,
 )
+from routeweiler_sync.money import Rate
 from tests.ledger_makers import NOON_S, SAT, Clock, at_once, die, draw, fail, hash_of, held_msat, intent, limits, settle
 
 LIMITS = ("cap_minor_units", "per_call_minor_units", "per_hour_minor_units", "per_day_minor_units")
@@ -107,6 +108,16 @@ class LimitsContract:
         ledger.open_payment(intent(2, amount_msat=9_000), envelope)
         die(ledger, 2)
         assert ledger.open_payment(intent(3, amount_msat=9_000), envelope)[1]
+
+    def test_what_the_call_has_paid_before_counts_for_its_own_limit_alone(self, make_ledger: Make) -> None:
+        """Else a call that is redirected from paywall to paywall would pay its limit at each, or be counted twice in the hour."""
+        ledger = make_ledger()
+        for name, fits_msat in (("per_call_minor_units", 6_000), ("per_hour_minor_units", 10_000), ("cap_minor_units", 10_000)):
+            later_hop = Draw(envelope=limits(name, **{name: 10}), rate=SAT, session_started_s=NOON_S, spent_in_call_msat=4_000)
+            with pytest.raises(BudgetExceededError):
+                ledger.open_payment(intent(1, amount_msat=fits_msat + 1, fee_cap_msat=0), later_hop)
+            row, _ = ledger.open_payment(intent(fits_msat + len(name), amount_msat=fits_msat), later_hop)
+            assert row.max_fee_msat == 0
 
     @pytest.mark.parametrize("name", LIMITS)
     def test_a_limit_of_nothing_allows_nothing(self, make_ledger: Make, name: str) -> None:
@@ -207,6 +218,36 @@ class LimitsContract:
         with pytest.raises(BudgetExceededError):
             ledger.open_payment(intent(2, amount_msat=1, fee_cap_msat=0), envelope)
 
+    @pytest.mark.parametrize("name", WINDOWS)
+    @pytest.mark.parametrize("ahead_s", [DAY_S, 2 * DAY_S, 400 * DAY_S])
+    def test_a_clock_that_was_ahead_for_a_while_has_forgotten_nothing(self, make_ledger: Make, name: str, ahead_s: int) -> None:
+        """Else a clock that runs ahead for some spends, and is set right, would give the budget twice."""
+        clock = Clock()
+        ledger, before, meanwhile = make_ledger(clock), draw(limits(**{name: 10})), draw(limits(cap_minor_units=10**9))
+        ledger.open_payment(intent(1), before)
+        settle(ledger, 1)
+        for n in range(2, 12):
+            clock.now_s = NOON_S + ahead_s + n * 2 * BUCKET_S
+            ledger.open_payment(intent(n, amount_msat=1, fee_cap_msat=0), meanwhile)
+            settle(ledger, n)
+        with ledger._store.transaction() as tx:  # what was spent ahead of time counts as well, and isn't what this is about
+            tx.execute("DELETE FROM spends WHERE bucket > ?", (NOON_S // BUCKET_S + 1,))
+        clock.now_s = NOON_S + 60
+        with pytest.raises(BudgetExceededError):
+            ledger.open_payment(intent(12, amount_msat=1, fee_cap_msat=0), before)
+
+    def test_the_account_of_the_windows_is_bounded(self, make_ledger: Make) -> None:
+        """Else years of spending would fill the ledger with buckets that no window reaches."""
+        clock = Clock()
+        ledger, envelope = make_ledger(clock), draw(limits(per_day_minor_units=10**9))
+        ledger.open_payment(intent(0), envelope)
+        with ledger._store.transaction() as tx:
+            for n in range(1, 5_000):
+                tx.execute("INSERT INTO spends (envelope_id, bucket, micro) VALUES ('e', ?, 1)", (NOON_S // BUCKET_S - n,))
+        settle(ledger, 0)
+        with ledger._store.read() as tx:
+            assert DAY_S // BUCKET_S < tx.execute("SELECT count(*) AS n FROM spends")[0]["n"] < 1_000
+
     @pytest.mark.parametrize("seed", range(6))
     def test_rolling_windows_agree_with_a_plain_list_of_spends(self, make_ledger: Make, seed: int) -> None:
         """Else a rarely met order of purchases and pauses would let a window be passed, or shut a budget that has room."""
@@ -284,6 +325,15 @@ class LimitsContract:
         for unknown in (one.freeze, one.thaw, one.envelope):
             with pytest.raises(EnvelopeNotFoundError):
                 unknown("nobody's")
+
+    def test_the_default_envelope_can_be_frozen_before_it_is_used(self, make_ledger: Make) -> None:
+        """Else the brake would fail just where nothing has been spent yet."""
+        ledger = make_ledger()
+        assert ledger.freeze(SAFE_DEFAULT.id).frozen
+        with pytest.raises(EnvelopeFrozenError):
+            ledger.open_payment(intent(1), draw(SAFE_DEFAULT))
+        ledger.thaw(SAFE_DEFAULT.id)
+        assert ledger.open_payment(intent(1), draw(SAFE_DEFAULT))[1]
 
     def test_changed_limits_hold_at_once_and_totals_stay(self, make_ledger: Make) -> None:
         """Else raising a limit would need a new budget, or give the old one anew."""

@@ -7,9 +7,10 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from routeweiler_sync.budgets.ledger import Draw, Ledger
-from routeweiler_sync.budgets.money import Rate
+from routeweiler_sync.budgets.envelopes import Draw
+from routeweiler_sync.budgets.ledger import Ledger
 from routeweiler_sync.budgets.schema import BudgetEnvelope, Change, Intent, PaymentRow, PaymentState
+from routeweiler_sync.money import Rate
 
 T = TypeVar("T")
 

@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Protocol, runtime_checkable
 
 from ..errors import FmvUnavailableError
-from .money import Rate
+from ..money import Rate
 
 
 @runtime_checkable

@@ -8,53 +8,29 @@ over history. In every transaction the envelope's row is locked first, then the 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from datetime import datetime, timezone
 from decimal import Decimal
 from typing import Any
 
 from ..errors import (
     BudgetError,
-    BudgetExceededError,
-    EnvelopeExpiredError,
-    EnvelopeFrozenError,
-    EnvelopeNotFoundError,
     LedgerError,
 )
-from .money import Rate, minor_units, sats
-from .schema import DAY_S, HOUR_S, SAFE_DEFAULT, UNFINISHED, BudgetEnvelope, Change, EnvelopeRow, Intent, PaymentRow, PaymentState
+from . import envelopes
+from .envelopes import Draw, moment
+from .schema import SAFE_DEFAULT, UNFINISHED, Change, EnvelopeRow, Intent, PaymentRow, PaymentState
 from .store import Store, Transaction
 
-#: Spends are counted in buckets of five minutes: a window may count a spend that much longer than itself, never shorter.
-BUCKET_S = 300
 #: Most paths that are remembered for one origin.
 MAX_LEARNED_PATHS = 1_000
-#: Totals stay below what a signed 64-bit column holds.
-MAX_TOTAL_MICRO = 2**62
 #: Rows read at a time by `Ledger.payments`.
 PAGE_ROWS = 500
 #: Why a token is no longer offered: the server refused it, or the user said so.
 REFUSED, FORGOTTEN = "refused", "forgotten"
 #: An error text kept in a row is cut at this length.
 MAX_FAILURE_CHARS = 500
-
-
-@dataclass(frozen=True, kw_only=True)
-class Draw:
-    """What a purchase draws on: an envelope (or the id of one that the ledger holds) at a rate of this moment.
-
-    ``spent_in_call_msat``: what the same call has paid already, on the hops before. ``session_started_s``: when the session was
-    made, unix seconds; an envelope whose grant ended before that is granted anew.
-    """
-
-    envelope: BudgetEnvelope | str
-    rate: Rate
-    session_started_s: float
-    spent_in_call_msat: int = 0
 
 
 class Ledger:
@@ -137,15 +113,15 @@ class Ledger:
         """All envelopes, by id."""
         with self._store.read() as tx:
             rows = tx.execute("SELECT * FROM envelopes ORDER BY id")
-        return iter([_envelope(row) for row in rows])
+        return iter([envelopes.as_row(row) for row in rows])
 
     def envelope(self, id: str) -> EnvelopeRow:
         """The envelope ``id``; EnvelopeNotFoundError."""
         with self._store.read() as tx:
             rows = tx.execute("SELECT * FROM envelopes WHERE id = ?", (id,))
         if not rows:
-            raise _no_envelope(id)
-        return _envelope(rows[0])
+            raise envelopes.not_found(id)
+        return envelopes.as_row(rows[0])
 
     def forget(self, payment_hash: str, *, abandon: bool = False) -> PaymentRow:
         """Stop offering the token of a payment; the next call may buy a new one.
@@ -180,11 +156,11 @@ class Ledger:
     def _set_frozen(self, envelope_id: str, frozen: int) -> EnvelopeRow:
         with self._store.transaction() as tx:
             if envelope_id == SAFE_DEFAULT.id:  # it is there before anything has been spent
-                self._make_envelope(tx, SAFE_DEFAULT)
+                envelopes.make(tx, SAFE_DEFAULT)
             rows = tx.execute("UPDATE envelopes SET frozen = ? WHERE id = ? RETURNING *", (frozen, envelope_id))
         if not rows:
-            raise _no_envelope(envelope_id)
-        return _envelope(rows[0])
+            raise envelopes.not_found(envelope_id)
+        return envelopes.as_row(rows[0])
 
     # -- what a purchase asks ---------------------------------------------------------------------------------------------
 
@@ -230,8 +206,8 @@ class Ledger:
         max_fee_msat, reserved_micro = intent.fee_cap_msat, 0
         envelope = None
         if draw is not None:
-            envelope = self._locked_envelope(tx, draw, now_s)
-            max_fee_msat, reserved_micro = self._fit(tx, envelope, draw, intent, now_s)
+            envelope = envelopes.locked(tx, draw, now_s)
+            max_fee_msat, reserved_micro = envelopes.fit(tx, envelope, draw, intent, now_s)
         rows = tx.execute(
             "INSERT INTO payments (payment_hash, origin, scope, path, state, node_pubkey, network, bolt11, scheme, token, "
             "amount_msat, max_fee_msat, envelope_id, currency, btc_price, rate_quality, reserved_micro, sends_ever, "
@@ -351,98 +327,13 @@ class Ledger:
         live = self._live(tx, intent.origin, intent.scope)
         return live[0] if live else None
 
-    def _make_envelope(self, tx: Transaction, envelope: BudgetEnvelope) -> None:
-        tx.execute(
-            "INSERT INTO envelopes (id, limits, currency) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
-            (envelope.id, _dump(envelope), envelope.cap_currency),
-        )
-
-    def _locked_envelope(self, tx: Transaction, draw: Draw, now_s: float) -> Mapping[str, Any]:
-        """The envelope's row, locked; made or changed as the draw says. Refuses what mustn't be drawn on.
-
-        A new grant is in the row that is given, not yet in the database: a draw that is refused is no use.
-        """
-        given = draw.envelope
-        envelope_id = given if isinstance(given, str) else given.id
-        if not isinstance(given, str):
-            self._make_envelope(tx, given)
-        rows = tx.execute("UPDATE envelopes SET frozen = frozen WHERE id = ? RETURNING *", (envelope_id,))
-        if not rows:
-            raise _no_envelope(envelope_id)
-        row = dict(rows[0])
-        for currency in (draw.rate.currency, row["currency"] if isinstance(given, str) else given.cap_currency):
-            if currency != row["currency"]:
-                raise BudgetError(
-                    f"Envelope {envelope_id!r} counts in {row['currency']}, and its totals can't be turned into {currency}. "
-                    "Nothing was spent. Use another envelope id."
-                )
-        if not isinstance(given, str) and row["limits"] != _dump(given):
-            row["limits"] = _dump(given)
-            tx.execute("UPDATE envelopes SET limits = ? WHERE id = ?", (row["limits"], envelope_id))
-        if row["frozen"]:
-            raise EnvelopeFrozenError(
-                f"Envelope {envelope_id!r} is frozen. Nothing was spent. Thaw it with Ledger.thaw({envelope_id!r})."
-            )
-        ttl_s = _load(row["limits"]).ttl_seconds
-        granted_ms = row["granted_at_ms"]
-        if granted_ms is not None and ttl_s is not None and now_s * 1000 >= granted_ms + ttl_s * 1000:
-            if draw.session_started_s * 1000 < granted_ms + ttl_s * 1000:
-                raise EnvelopeExpiredError(
-                    f"The grant of envelope {envelope_id!r} ended after its {ttl_s} s. Nothing was spent. "
-                    "Make a new session with the envelope to grant it anew."
-                )
-            granted_ms = None
-        if granted_ms is None:
-            row["granted_at_ms"], row["grant_base_micro"] = int(now_s * 1000), row["settled_micro"]
-        return row
-
-    def _fit(self, tx: Transaction, envelope: Mapping[str, Any], draw: Draw, intent: Intent, now_s: float) -> tuple[int, int]:
-        """(fee limit in msat, reservation in millionths) that fit under every limit; BudgetExceededError where none does."""
-        limits = _load(envelope["limits"])
-        reserved = envelope["reserved_micro"]
-        spent = {
-            "cap_minor_units": envelope["settled_micro"] - envelope["grant_base_micro"] + reserved,
-            "per_call_minor_units": draw.rate.micro_of(draw.spent_in_call_msat),
-        }
-        for name, window_s in (("per_hour_minor_units", HOUR_S), ("per_day_minor_units", DAY_S)):
-            if limits.limit_micro(name) is not None:
-                spent[name] = reserved + self._spent_within(tx, limits.id, window_s, now_s)
-        most_msat = intent.amount_msat + intent.fee_cap_msat
-        for name, used in spent.items():
-            limit = limits.limit_micro(name)
-            if limit is None:
-                continue
-            fits_msat = draw.rate.msat_within(limit - used)
-            if fits_msat < intent.amount_msat:
-                raise BudgetExceededError(
-                    f"The price of {_price(intent.amount_msat, draw.rate)} doesn't fit under {name}={getattr(limits, name)} of "
-                    f"envelope {limits.id!r}, of which {minor_units(used).normalize():f} are spent or reserved. Nothing was spent. "
-                    "Raise the limit, or wait until the window has moved on."
-                )
-            most_msat = min(most_msat, fits_msat)
-        reserve = draw.rate.micro_of(most_msat)
-        if envelope["settled_micro"] + reserved + reserve > MAX_TOTAL_MICRO:
-            raise BudgetExceededError(
-                f"Envelope {limits.id!r} can't count as much as this payment. Nothing was spent. Use a new envelope id."
-            )
-        return most_msat - intent.amount_msat, reserve
-
-    def _spent_within(self, tx: Transaction, envelope_id: str, window_s: int, now_s: float) -> int:
-        # A bucket counts until all of it lies outside the window. Future ones count as well: a clock may have been set back.
-        oldest = int((now_s - window_s) // BUCKET_S)
-        rows = tx.execute(
-            "SELECT CAST(COALESCE(SUM(micro), 0) AS BIGINT) AS micro FROM spends WHERE envelope_id = ? AND bucket >= ?",
-            (envelope_id, oldest),
-        )
-        return int(rows[0]["micro"])
-
     def _book(self, tx: Transaction, row: PaymentRow, change: Change) -> PaymentRow:
         """Write ``change`` and what follows from it for the money."""
         state, values = change.state, self._failure(change)
         values["sends_unanswered"] = max(0, row.sends_unanswered - change.answered)
         now_s = self._clock()
         if state is PaymentState.SETTLED and row.settled_at is None:
-            spent_micro = self._spend(tx, row, change, now_s)
+            spent_micro = envelopes.spend(tx, row, change, now_s)
             values.update(reserved_micro=0, settled_micro=spent_micro, fee_msat=change.fee_msat, settled_at_ms=int(now_s * 1000))
             if change.preimage is not None:
                 if hashlib.sha256(change.preimage).hexdigest() != row.payment_hash:
@@ -463,30 +354,6 @@ class Ledger:
         )
         return _payment(rows[0])
 
-    def _spend(self, tx: Transaction, row: PaymentRow, change: Change, now_s: float) -> int:
-        """Turn the reservation into a spend; what it comes to in millionths of a minor unit."""
-        if row.envelope_id is None or row.currency is None:
-            return 0
-        rate = Rate(currency=row.currency, btc_price=row.btc_price, quality=row.rate_quality or "")
-        micro = rate.micro_of(row.amount_msat + change.fee_msat)
-        tx.execute(
-            "UPDATE envelopes SET reserved_micro = reserved_micro - ?, settled_micro = settled_micro + ? WHERE id = ?",
-            (row.reserved_micro, micro, row.envelope_id),
-        )
-        bucket = int(now_s // BUCKET_S)
-        tx.execute(
-            "INSERT INTO spends (envelope_id, bucket, micro) VALUES (?, ?, ?) "
-            "ON CONFLICT (envelope_id, bucket) DO UPDATE SET micro = spends.micro + excluded.micro",
-            (row.envelope_id, bucket, micro),
-        )
-        # Old ones go, but not by a clock that has just jumped ahead: by the latest spend before this one, if that is earlier.
-        last = tx.execute(
-            "SELECT MAX(bucket) AS bucket FROM spends WHERE envelope_id = ? AND bucket <> ?", (row.envelope_id, bucket)
-        )[0]["bucket"]
-        keep_from = min(bucket, bucket if last is None else last) - (DAY_S + HOUR_S) // BUCKET_S
-        tx.execute("DELETE FROM spends WHERE envelope_id = ? AND bucket < ?", (row.envelope_id, keep_from))
-        return micro
-
     def _failure(self, change: Change) -> dict[str, object]:
         if change.failure_code is None:
             return {}
@@ -505,9 +372,9 @@ def _first(rows: list[Mapping[str, Any]]) -> PaymentRow | None:
 
 def _payment(row: Mapping[str, Any]) -> PaymentRow:
     values = dict(row)
-    values["created_at"] = _moment(values.pop("created_at_ms"))
+    values["created_at"] = moment(values.pop("created_at_ms"))
     settled_ms = values.pop("settled_at_ms")
-    values["settled_at"] = None if settled_ms is None else _moment(settled_ms)
+    values["settled_at"] = None if settled_ms is None else moment(settled_ms)
     values["state"] = PaymentState(values["state"])
     values["btc_price"] = None if values["btc_price"] is None else Decimal(values["btc_price"])
     values["taken"], values["told"] = bool(values["taken"]), bool(values["told"])
@@ -519,43 +386,6 @@ def _payment(row: Mapping[str, Any]) -> PaymentRow:
             payment_hash=values["payment_hash"],
         )
     return PaymentRow(**values)
-
-
-def _envelope(row: Mapping[str, Any]) -> EnvelopeRow:
-    granted_ms = row["granted_at_ms"]
-    return EnvelopeRow(
-        limits=_load(row["limits"]),
-        reserved_minor_units=minor_units(row["reserved_micro"]),
-        settled_minor_units=minor_units(row["settled_micro"]),
-        grant_settled_minor_units=minor_units(row["settled_micro"] - row["grant_base_micro"]),
-        frozen=bool(row["frozen"]),
-        granted_at=None if granted_ms is None else _moment(granted_ms),
-    )
-
-
-def _dump(envelope: BudgetEnvelope) -> str:
-    return json.dumps({k: getattr(envelope, k) for k in envelope.__dataclass_fields__}, sort_keys=True)
-
-
-def _load(text: str) -> BudgetEnvelope:
-    return BudgetEnvelope(**json.loads(text))
-
-
-def _moment(ms: int) -> datetime:
-    return datetime.fromtimestamp(ms / 1000, tz=timezone.utc)
-
-
-def _price(amount_msat: int, rate: Rate) -> str:
-    """An amount for people, in the envelope's currency too where that isn't the sat."""
-    if rate.currency == "sat":
-        return sats(amount_msat)
-    return f"{sats(amount_msat)} ({rate.minor_units_of(amount_msat).normalize():f} minor units of {rate.currency})"
-
-
-def _no_envelope(envelope_id: str) -> EnvelopeNotFoundError:
-    return EnvelopeNotFoundError(
-        f"The ledger holds no envelope {envelope_id!r}. Nothing was spent. Correct the id, or give a BudgetEnvelope in its place."
-    )
 
 
 assert [state.value for state in UNFINISHED] == ["open", "failed"]  # the SQL above says the same

@@ -9,7 +9,7 @@ from datetime import datetime
 from decimal import Decimal
 from enum import Enum
 
-from .money import CURRENCIES, MAX_MINOR_UNITS, MICRO
+from ..money import CURRENCIES, MAX_MINOR_UNITS, MICRO
 
 HOUR_S = 3_600
 DAY_S = 86_400

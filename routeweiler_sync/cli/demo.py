@@ -345,6 +345,6 @@ def _minutes(unix_s: int) -> int:
 
 
 def _sats(amount_msat: int) -> str:
-    from ..budgets.money import sats
+    from ..money import sats
 
     return sats(amount_msat)

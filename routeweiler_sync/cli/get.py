@@ -232,7 +232,7 @@ def _problem(call: Call) -> str:
     if isinstance(error, NoFundingForRailError) and call.no_node is not None:
         return f"The server wants to be paid, and there is no node to pay with: {call.no_node}"
     if isinstance(error, PaymentDeclinedError) and quote is not None and cap_sats is not None:
-        from ..budgets.money import sats
+        from ..money import sats
 
         return f"The page costs {sats(quote.amount_msat)}, more than --max-sats {cap_sats} allows. Nothing was spent for it."
     if isinstance(error, InvoicePaymentError) and cap_sats is not None:
@@ -248,7 +248,7 @@ def _told_unpaid(response: requests.Response) -> str:
 
 def _told(payments: Sequence[TracePayment]) -> str:
     """``paid 10 sat + 1 sat fee, payment hash …`` for each."""
-    from ..budgets.money import sats
+    from ..money import sats
 
     def told(payment: TracePayment) -> str:
         price = f"{sats(payment.amount_msat)} + {sats(payment.fee_msat)} fee"
@@ -260,7 +260,7 @@ def _told(payments: Sequence[TracePayment]) -> str:
 
 
 def _as_text(quote: Quote) -> str:
-    from ..budgets.money import sats
+    from ..money import sats
 
     return "\n".join(
         f"{name:<13} {printable(value)}"

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ..budgets.money import CURRENCIES, MAX_MINOR_UNITS
+from ..money import CURRENCIES, MAX_MINOR_UNITS
 
 #: Bound on ``any`` within ``any``.
 MAX_DEPTH = 16

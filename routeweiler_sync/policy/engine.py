@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from urllib.parse import urlsplit
 
-from ..budgets.money import MSAT_PER_SAT
+from ..money import MSAT_PER_SAT
 from .dsl import Policy, PolicyRule, RuleMatch
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}

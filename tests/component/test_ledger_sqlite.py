@@ -382,6 +382,7 @@ def purchase_cost(ledger: Ledger, n: int) -> tuple[int, int]:
     store._connection.set_trace_callback(statements.append)
     store._connection.set_progress_handler(lambda: steps.append(1), 1)
     ledger.live(ORIGIN, f"scope-{n}")
+    ledger.retired(ORIGIN, f"scope-{n}", "target")
     ledger.payment(hash_of(n))
     ledger.open_payment(intent(n), draw(limits(cap_minor_units=10**9, per_hour_minor_units=10**8, per_day_minor_units=10**8)))
     settle(ledger, n)
@@ -561,15 +562,22 @@ def test_the_threads_of_a_child_find_one_connection(ledger: Ledger) -> None:
     """Else the first requests of a fresh worker, arriving together, would write into one another's transactions."""
     ledger.open_payment(intent(0), draw(limits()))
 
-    make_lock = threading.RLock
+    make_lock, connect = threading.RLock, sqlite3.connect
+    connections: list[object] = []
 
     def slow_lock() -> Any:
         time.sleep(0.01)  # the window between "this is another process" and its new lock
         return make_lock()
 
+    def counted_connect(*args: Any, **kwargs: Any) -> sqlite3.Connection:
+        connections.append(args)
+        return connect(*args, **kwargs)
+
     def child() -> None:
-        threading.RLock = slow_lock  # type: ignore[assignment,misc]
+        threading.RLock = slow_lock  # type: ignore[assignment]
+        sqlite3.connect = counted_connect  # type: ignore[assignment]
         results = at_once([partial(ledger.open_payment, intent(n, scope=f"s{n % 3}"), draw(limits())) for n in range(1, 13)])
         assert sum(is_new for _, is_new in results) == 3
+        assert len(connections) == 1
 
     assert ended_well(in_child(child))
