@@ -19,6 +19,8 @@ from .store import Transaction
 
 #: Spends are counted in buckets of five minutes: a window may count a spend that much longer than itself, never shorter.
 BUCKET_S = 300
+#: Buckets of an envelope that are kept whatever the clock says: two days of spending in every one.
+KEPT_BUCKETS = 2 * DAY_S // BUCKET_S
 #: Totals stay below what a signed 64-bit column holds.
 MAX_TOTAL_MICRO = 2**62
 
@@ -143,12 +145,12 @@ def spend(tx: Transaction, row: PaymentRow, change: Change, now_s: float) -> int
         "ON CONFLICT (envelope_id, bucket) DO UPDATE SET micro = spends.micro + excluded.micro",
         (row.envelope_id, bucket, micro),
     )
-    # Old ones go, but not by a clock that has just jumped ahead: by the latest spend before this one, if that is earlier.
-    last = tx.execute("SELECT MAX(bucket) AS bucket FROM spends WHERE envelope_id = ? AND bucket <> ?", (row.envelope_id, bucket))[
-        0
-    ]["bucket"]
-    keep_from = min(bucket, bucket if last is None else last) - (DAY_S + HOUR_S) // BUCKET_S
-    tx.execute("DELETE FROM spends WHERE envelope_id = ? AND bucket < ?", (row.envelope_id, keep_from))
+    # Old ones go; but the latest stay however old they look, for the clock may be ahead for a while, and be set right.
+    tx.execute(
+        "DELETE FROM spends WHERE envelope_id = ? AND bucket < ? "
+        "AND bucket <= (SELECT bucket FROM spends WHERE envelope_id = ? ORDER BY bucket DESC LIMIT 1 OFFSET ?)",
+        (row.envelope_id, bucket - (DAY_S + HOUR_S) // BUCKET_S, row.envelope_id, KEPT_BUCKETS),
+    )
     return micro
 
 

@@ -571,7 +571,8 @@ def test_the_threads_of_a_child_find_one_connection(ledger: Ledger) -> None:
 
     def counted_connect(*args: Any, **kwargs: Any) -> sqlite3.Connection:
         connections.append(args)
-        return connect(*args, **kwargs)
+        made: sqlite3.Connection = connect(*args, **kwargs)
+        return made
 
     def child() -> None:
         threading.RLock = slow_lock  # type: ignore[assignment]
