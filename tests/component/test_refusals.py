@@ -38,7 +38,7 @@ from routeweiler_sync.testing import FakeLnd, Paywall
 from .conftest import Books
 
 
-def refused(session, url: str, error: type[RouteweilerError], lnd: FakeLnd, **kwargs) -> RouteweilerError:
+def check_refused(session, url: str, error: type[RouteweilerError], lnd: FakeLnd, **kwargs) -> RouteweilerError:
     """The call raises ``error``, says that nothing was spent, and lnd was never sent an order."""
     with pytest.raises(error) as caught:
         session.request(kwargs.pop("method", "GET"), url, **kwargs)
@@ -56,43 +56,43 @@ def refused(session, url: str, error: type[RouteweilerError], lnd: FakeLnd, **kw
 def test_an_expired_invoice(session, paywall: Paywall, lnd: FakeLnd) -> None:
     """lnd would refuse it; but only after a row and an order."""
     paywall.faults.expire_invoices = True
-    refused(session, paywall.url, ChallengeExpiredError, lnd)
+    check_refused(session, paywall.url, ChallengeExpiredError, lnd)
 
 
 def test_a_token_that_is_expired_already(session, paywall: Paywall, lnd: FakeLnd) -> None:
     """The money would buy a token that opens nothing."""
     paywall.service.valid_for_s = -10
-    refused(session, paywall.url, ChallengeExpiredError, lnd)
+    check_refused(session, paywall.url, ChallengeExpiredError, lnd)
 
 
 def test_a_token_of_another_invoice(session, paywall: Paywall, lnd: FakeLnd) -> None:
     """The preimage wouldn't fit the token: paid for nothing."""
     paywall.faults.mismatch = True
-    refused(session, paywall.url, ChallengeMismatchError, lnd)
+    check_refused(session, paywall.url, ChallengeMismatchError, lnd)
 
 
 @pytest.mark.parametrize("currency", ["bc", "tb"])
 def test_an_invoice_of_another_network(session, paywall: Paywall, lnd: FakeLnd, currency: str) -> None:
     """Test funding must never be asked for real coins."""
     paywall.faults.currency = currency
-    error = refused(session, paywall.url, NoFundingForRailError, lnd)
+    error = check_refused(session, paywall.url, NoFundingForRailError, lnd)
     assert isinstance(error, NoFeasibleRailError)
 
 
 def test_no_funding_at_all(make_session, paywall: Paywall, lnd: FakeLnd) -> None:
     """Where nothing is configured the error says so."""
-    refused(make_session(funding=[]), paywall.url, NoFundingForRailError, lnd)
+    check_refused(make_session(funding=[]), paywall.url, NoFundingForRailError, lnd)
 
 
 def test_an_invoice_without_an_amount(session, paywall: Paywall, lnd: FakeLnd) -> None:
     """What it costs can't be bounded (promise 3)."""
     paywall.service.price_msat = None  # type: ignore[assignment]
-    refused(session, paywall.url, ChallengeParseError, lnd)
+    check_refused(session, paywall.url, ChallengeParseError, lnd)
 
 
 def test_a_body_that_cant_be_sent_again(session, paywall: Paywall, lnd: FakeLnd) -> None:
     """The money would buy a request without its body."""
-    error = refused(session, paywall.url, UnreplayableBodyError, lnd, method="POST", data=(c for c in (b"a", b"b")))
+    error = check_refused(session, paywall.url, UnreplayableBodyError, lnd, method="POST", data=(c for c in (b"a", b"b")))
     assert "bytes" in str(error)
 
 
@@ -106,13 +106,13 @@ def test_a_file_that_is_closed_meanwhile(session, paywall: Paywall, lnd: FakeLnd
                 self.close()
             return data
 
-    refused(session, paywall.url, UnreplayableBodyError, lnd, method="POST", data=ClosesAtItsEnd(b"body"))
+    check_refused(session, paywall.url, UnreplayableBodyError, lnd, method="POST", data=ClosesAtItsEnd(b"body"))
 
 
 def test_a_price_above_the_limit_of_a_call(session, paywall: Paywall, lnd: FakeLnd) -> None:
     """The safe default holds where nobody has said anything: 1 000 sat a call."""
     paywall.price = 1_001
-    refused(session, paywall.url, BudgetExceededError, lnd)
+    check_refused(session, paywall.url, BudgetExceededError, lnd)
     paywall.price = 1_000
     assert session.get(paywall.url).status_code == 200
 
@@ -145,14 +145,16 @@ def test_a_frozen_envelope(session, make_session, paywall: Paywall, lnd: FakeLnd
 
 def test_an_envelope_that_isnt_there(make_session, paywall: Paywall, lnd: FakeLnd) -> None:
     """A misspelt budget must not become no budget."""
-    refused(make_session(budget_envelope="misspelt"), paywall.url, EnvelopeNotFoundError, lnd)
+    check_refused(make_session(budget_envelope="misspelt"), paywall.url, EnvelopeNotFoundError, lnd)
 
 
 def test_origins_and_rails_that_the_envelope_doesnt_allow(make_session, paywall: Paywall, lnd: FakeLnd) -> None:
     """A budget for one host must not be spent at another."""
     elsewhere = BudgetEnvelope("elsewhere", allowed_origins_glob=["https://*.example", "api.example:*"])
-    refused(make_session(budget_envelope=elsewhere), paywall.url, PolicyDeniedError, lnd)
-    refused(make_session(budget_envelope=BudgetEnvelope("rail", allowed_rails=["card"])), paywall.url, RailNotSupportedError, lnd)
+    check_refused(make_session(budget_envelope=elsewhere), paywall.url, PolicyDeniedError, lnd)
+    check_refused(
+        make_session(budget_envelope=BudgetEnvelope("rail", allowed_rails=["card"])), paywall.url, RailNotSupportedError, lnd
+    )
     here = BudgetEnvelope("here", allowed_origins_glob=["127.0.0.1:*"])
     assert make_session(budget_envelope=here).get(paywall.url).status_code == 200
 
@@ -161,21 +163,21 @@ def test_a_denied_host_after_a_redirect(make_session, paywall: Paywall, lnd: Fak
     """The URL that counts is the one that answered 402, not the one that was asked for."""
     policy = Policy(rules=[PolicyRule(name="no", when=RuleMatch(url_matches="*/paid*"), deny=True, reason="not there")])
     session = make_session(policy=policy)
-    error = refused(session, paywall.url_for("/redirect?to=/paid"), PolicyDeniedError, lnd)
+    error = check_refused(session, paywall.url_for("/redirect?to=/paid"), PolicyDeniedError, lnd)
     assert "not there" in str(error)
 
 
 def test_a_price_above_the_policys(make_session, paywall: Paywall, lnd: FakeLnd) -> None:
     """A rule's limit is in the policy's currency."""
     rule = PolicyRule(name="cheap", when=RuleMatch(scheme="l402"), max_per_call_minor_units=9)
-    refused(make_session(policy=Policy(rules=[rule])), paywall.url, PolicyMaxPerCallExceededError, lnd)
+    check_refused(make_session(policy=Policy(rules=[rule])), paywall.url, PolicyMaxPerCallExceededError, lnd)
 
 
 def test_confirm_says_no(make_session, paywall: Paywall, lnd: FakeLnd) -> None:
     """A person's no is final; what they were asked about is what would be paid."""
     quotes = []
     session = make_session(confirm=lambda quote: quotes.append(quote))
-    refused(session, paywall.url, PaymentDeclinedError, lnd)
+    check_refused(session, paywall.url, PaymentDeclinedError, lnd)
     (quote,) = quotes
     assert (quote.url, quote.amount_msat, quote.currency, quote.amount_minor_units) == (paywall.url, 10_000, "sat", Decimal(10))
     assert quote.max_fee_msat == 10_000
@@ -187,7 +189,7 @@ def test_confirm_says_no(make_session, paywall: Paywall, lnd: FakeLnd) -> None:
 def test_fiat_without_a_rate(make_session, paywall: Paywall, lnd: FakeLnd) -> None:
     """What can't be converted can't be bounded (promise 3)."""
     envelope = BudgetEnvelope("usd", cap_minor_units=100, cap_currency="usd")
-    refused(make_session(budget_envelope=envelope), paywall.url, FmvUnavailableError, lnd)
+    check_refused(make_session(budget_envelope=envelope), paywall.url, FmvUnavailableError, lnd)
 
     class Broken:
         quality = "broken"
@@ -195,9 +197,10 @@ def test_fiat_without_a_rate(make_session, paywall: Paywall, lnd: FakeLnd) -> No
         def btc_price(self, currency):
             raise OSError("down")
 
-    refused(make_session(budget_envelope=envelope, fmv_provider=Broken()), paywall.url, FmvUnavailableError, lnd)
+    check_refused(make_session(budget_envelope=envelope, fmv_provider=Broken()), paywall.url, FmvUnavailableError, lnd)
     for nonsense in ("NaN", "Infinity", "0", "-1"):
-        refused(make_session(budget_envelope=envelope, fmv_provider=StaticRate(nonsense)), paywall.url, FmvUnavailableError, lnd)
+        session = make_session(budget_envelope=envelope, fmv_provider=StaticRate(nonsense))
+        check_refused(session, paywall.url, FmvUnavailableError, lnd)
 
 
 def test_a_ledger_that_cant_be_used(make_session, paywall: Paywall, lnd: FakeLnd, tmp_path) -> None:
@@ -207,18 +210,18 @@ def test_a_ledger_that_cant_be_used(make_session, paywall: Paywall, lnd: FakeLnd
     before = foreign.read_bytes()
     session = make_session(ledger=foreign)
     assert session.get(paywall.url_for("/free")).status_code == 200
-    refused(session, paywall.url, LedgerError, lnd)
+    check_refused(session, paywall.url, LedgerError, lnd)
     assert foreign.read_bytes() == before
 
 
 def test_a_node_that_is_down_or_locked(make_session, session, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
     """Not a byte of an order has left: nothing spent, and the next call may buy as if nothing had been."""
     lnd.lock()
-    error = refused(session, paywall.url, FundingError, lnd)
+    error = check_refused(session, paywall.url, FundingError, lnd)
     assert "unlock" in str(error)
     lnd.unlock()
     lnd.stop()
-    refused(session, paywall.url, FundingError, lnd)
+    check_refused(session, paywall.url, FundingError, lnd)
     lnd.start()
     assert session.get(paywall.url).status_code == 200
     books.check()
@@ -227,7 +230,7 @@ def test_a_node_that_is_down_or_locked(make_session, session, paywall: Paywall, 
 def test_a_wrong_node_pubkey_says_so(make_session, paywall: Paywall, lnd: FakeLnd) -> None:
     """A row names its node: with a wrong name it could never be resolved."""
     wrong = "02" + "ab" * 32
-    error = refused(make_session(funding=[lnd.funding(node_pubkey=wrong)]), paywall.url, FundingError, lnd)
+    error = check_refused(make_session(funding=[lnd.funding(node_pubkey=wrong)]), paywall.url, FundingError, lnd)
     assert wrong in str(error)
     assert lnd.node_pubkey in str(error)
     right = make_session(funding=[lnd.funding(node_pubkey=lnd.node_pubkey)])

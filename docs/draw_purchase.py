@@ -1,0 +1,52 @@
+"""Draws docs/purchase.md's table and diagram from `routeweiler_sync.purchase.TABLE`, so that they say what the code does.
+
+python docs/draw_purchase.py        writes them into docs/purchase.md
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from routeweiler_sync.budgets.schema import PaymentState
+from routeweiler_sync.purchase import TABLE, Act, Event
+
+PAGE = Path(__file__).parent / "purchase.md"
+UNFINISHED = (PaymentState.OPEN, PaymentState.FAILED)
+
+
+def diagram() -> str:
+    """The steps from one state to another, as a Mermaid state diagram. Steps that change nothing are in the table alone."""
+    steps: dict[tuple[str, str], list[str]] = {}
+    for (state, event), rule in TABLE.items():
+        if rule.state is not state:
+            steps.setdefault((state.value, rule.state.value), []).append(event.name)
+    lines = ["stateDiagram-v2", "    [*] --> open: on disk, before lnd hears of it"]
+    lines += [f"    {old} --> {new}: {', '.join(events)}" for (old, new), events in steps.items()]
+    lines += ["    failed --> open: sent again", "    settled --> retired: refused by the server, or forgotten"]
+    return "```mermaid\n" + "\n".join(lines) + "\n```"
+
+
+def table() -> str:
+    """What each word of lnd leads to while a row is unfinished."""
+    lines = ["| what lnd said | row was | row is | next | why |", "|---|---|---|---|---|"]
+    for event in Event:
+        rules = {state: TABLE.get((state, event)) for state in UNFINISHED}
+        for state, rule in rules.items():
+            if rule is None:
+                lines.append(f"| {event.value} | {state.value} | | can't be | a failed row has seen two sends at least |")
+            else:
+                lines.append(f"| {event.value} | {state.value} | {rule.state.value} | {rule.act.value} | {rule.why} |")
+    return "\n".join(lines)
+
+
+def page(text: str) -> str:
+    """``text`` with both drawn anew."""
+    for mark, drawn in (("diagram", diagram()), ("table", table())):
+        text = re.sub(rf"(<!-- {mark} -->\n).*?(\n<!-- end -->)", lambda m, new=drawn: m[1] + new + m[2], text, flags=re.DOTALL)
+    return text
+
+
+if __name__ == "__main__":
+    assert all(isinstance(rule.act, Act) for rule in TABLE.values())
+    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
