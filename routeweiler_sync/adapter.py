@@ -170,6 +170,8 @@ class Exchange:
     #: A token that was refused without a word why: offered once more after the server was asked bare.
     doubted: HeldToken | None = None
     asked_bare: bool = False
+    #: The token that was given last.
+    given: HeldToken | None = None
 
     def run(self) -> requests.Response:
         """The whole hop, as `Routeweiler.send` tells it."""
@@ -289,12 +291,12 @@ class Exchange:
 
     def _token(self, need: Need) -> HeldToken:
         """A token that fits ``need``: live, or bought now. At most one is bought in a call."""
-        if self.offers >= MAX_TOKENS_PER_CALL:
-            raise self._not_taken(None)
-        purchase = self.payer.checkout.token_for(need, refused=frozenset(self.refused), may_buy=not self.bought)
+        purchase = None
+        if self.offers < MAX_TOKENS_PER_CALL:
+            purchase = self.payer.checkout.token_for(need, refused=frozenset(self.refused), may_buy=not self.bought)
         if purchase is None:
-            raise self._not_taken(None)
-        self.offers += 1
+            raise self._not_taken(self.given)
+        self.offers, self.given = self.offers + 1, purchase.held
         self.bought = self.bought or purchase.bought
         self.refused_since_s, self.asked_bare = None, False
         if purchase.bought:
@@ -382,7 +384,7 @@ class Exchange:
         return response
 
     def _not_taken(self, held: HeldToken | None) -> TokenRefusedError:
-        which = f"the token of payment {held.payment_hash}" if held is not None else "every token that was offered"
+        which = f"the token of payment {held.payment_hash}" if held is not None else "every token"
         return TokenRefusedError(
             f"{self.origin} refuses {which} (status {self.latest.status_code}), though it was paid for. The money is spent; the "
             "ledger keeps token and preimage, and later calls offer them again. Ask the server's operator with the payment hash "

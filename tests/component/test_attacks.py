@@ -30,6 +30,7 @@ from routeweiler_sync import (
     PaymentDeclinedError,
     PaywallAdapter,
     Routeweiler,
+    TokenRefusedError,
     UnreplayableBodyError,
 )
 from routeweiler_sync.testing import FakeLnd, Paywall
@@ -495,3 +496,20 @@ sys.exit(os.waitstatus_to_exitcode(status))
             text=True,
         )
         assert done.returncode == 0, (wait_s, done.stderr)
+
+
+def test_a_server_whose_every_402_is_of_another_scope_is_paid_once_a_call(session, lnd: FakeLnd, books: Books) -> None:
+    """It can have a new purchase from every call, as any price is the server's to name; but not two from one."""
+
+    def restless(handler: Any) -> Any:
+        invoice = lnd.invoice(1_000)
+        from routeweiler_sync.testing._paywall_logic import mint
+
+        token = mint(os.urandom(32), os.urandom(32), invoice.payment_hash, [f"services=s{len(lnd.payments)}-{uuid.uuid4()}:0"])
+        return 402, [("WWW-Authenticate", f'L402 macaroon="{token}", invoice="{invoice.bolt11}"')], b""
+
+    with server(restless) as url, pytest.raises(TokenRefusedError) as caught:
+        session.get(url)
+    assert caught.value.payment_hash == lnd.payments[0].payment_hash
+    assert len(lnd.payments) == 1
+    books.check()
