@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -328,6 +330,25 @@ def test_an_invoice_that_expires_on_the_way_to_lnd(world: World, books: Books, m
         server.server_close()
     assert caught.value.spent is False
     assert world.payer.payments_of(invoice.payment_hash) == []
+
+
+def test_the_command_line_pays_with_what_the_environment_names(world: World, books: Books) -> None:
+    """`routeweiler-sync get` is how a person, or a shell script, first meets this."""
+    forget_all(books)
+    environ = {
+        **os.environ,
+        **world.environment(),
+        "ROUTEWEILER_LEDGER": str(books.ledger_path),
+        "ROUTEWEILER_TRACE": str(books.trace_path),
+    }
+    command = [sys.executable, "-m", "routeweiler_sync", "get", world.url("service-b", "page")]
+    paid = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120)
+    assert paid.returncode == 0, paid.stderr
+    assert json.loads(paid.stdout)["path"].endswith("page")
+    assert "paid 25 sat + 1 sat fee" in paid.stderr
+    again = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120)
+    assert again.returncode == 0, again.stderr
+    assert "nothing paid" in again.stderr
 
 
 def test_zz_lnds_own_list_agrees_with_ledger_and_trace(world: World, books: Books) -> None:
