@@ -236,6 +236,24 @@ class LimitsContract:
         with pytest.raises(BudgetExceededError):
             ledger.open_payment(intent(12, amount_msat=1, fee_cap_msat=0), before)
 
+    @pytest.mark.parametrize(("name", "ago_s"), [("per_hour_minor_units", 1_800), ("per_day_minor_units", 20 * HOUR_S)])
+    def test_a_clock_that_was_ahead_for_long_crowds_nothing_out(self, make_ledger: Make, name: str, ago_s: int) -> None:
+        """Else days of spending by a clock that was ahead would push out of the account what is spent now, by the right one."""
+        clock = Clock()
+        ledger, envelope = make_ledger(clock), draw(limits(**{name: 10}))
+        ledger.open_payment(intent(1, amount_msat=5_000, fee_cap_msat=0), envelope)
+        ledger.open_payment(intent(2, amount_msat=5_000, fee_cap_msat=0), envelope)
+        with ledger._store.transaction() as tx:
+            for n in range(1, 2_000):
+                tx.execute("INSERT INTO spends (envelope_id, bucket, micro) VALUES ('e', ?, 0)", (NOON_S // BUCKET_S + 500 + n,))
+        settle(ledger, 1)
+        clock.now_s += ago_s
+        settle(ledger, 2)
+        with pytest.raises(BudgetExceededError):
+            ledger.open_payment(intent(3, amount_msat=1, fee_cap_msat=0), envelope)
+        clock.now_s = NOON_S + WINDOWS[name] + BUCKET_S
+        assert ledger.open_payment(intent(3, amount_msat=5_000, fee_cap_msat=0), envelope)[1]
+
     def test_the_account_of_the_windows_is_bounded(self, make_ledger: Make) -> None:
         """Else years of spending would fill the ledger with buckets that no window reaches."""
         clock = Clock()
