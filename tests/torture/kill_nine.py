@@ -1,0 +1,382 @@
+"""Torture: purchases on the real world, with everything around them killed, cut and frozen at random instants.
+
+    python -m tests.torture.kill_nine --rounds 100 --seed 1
+
+Each round: processes with threads buy pages on one ledger; something is killed, cut or frozen; a fresh process finishes; then
+lnd's own list of payments is held against ledger, trace and every error's word. Exit code 1 where a promise was broken.
+``--first N`` begins at round N: a round can be repeated by itself. Linux only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import sqlite3
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections import Counter
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from routeweiler_sync.funding.stubs import routeweiler_lnd_pb2 as pb
+from tests.regtest.build import binaries
+from tests.regtest.node import Node
+from tests.regtest.world import World, start_world
+
+from .books import Books
+from .buyer import Job, work
+from .plan import Fault, Plan, draw
+from .wire import Wire
+
+READY_S = 30.0
+#: What a fault is aimed at may never come; then it strikes anyway.
+AIM_S = 1.0
+BUYERS_END_S = 90.0
+FINISHER_END_S = 150.0
+FINISHERS_MAX = 4
+FINISHER_PAYMENT_TIMEOUT_S = 4.0
+LOOK_EVERY_S = 0.001
+FINDING_WORDS = ("DOUBLE", "LOST", "DRIFT", "CLAIM")
+
+
+class Watcher:
+    """Sees how far a round's purchases are: in the ledger's file, and in lnd's list."""
+
+    def __init__(self, ledger: Path, node: Node, known: set[str]) -> None:
+        self._ledger, self._known = ledger, known
+        channel = grpc.secure_channel(node.grpc_address, grpc.ssl_channel_credentials(node.tls_cert_path.read_bytes()))
+        self._channel = channel
+        self._metadata = (("macaroon", node.admin_macaroon_path.read_bytes().hex()),)
+        self._list = channel.unary_unary(
+            "/lnrpc.Lightning/ListPayments",
+            request_serializer=pb.ListPaymentsRequest.SerializeToString,
+            response_deserializer=pb.ListPaymentsResponse.FromString,
+        )
+        with suppress(grpc.RpcError):
+            self._statuses()  # connects now
+
+    def wait(self, aim: str) -> bool:
+        """Until the aim is there; False where it doesn't come."""
+        until = time.monotonic() + AIM_S
+        while time.monotonic() < until:
+            with suppress(grpc.RpcError, sqlite3.Error):
+                if aim in self._seen(aim):
+                    return True
+            time.sleep(LOOK_EVERY_S)
+        return False
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def _seen(self, aim: str) -> set[str]:
+        if aim in ("opened", "settled"):
+            with closing(sqlite3.connect(f"file:{self._ledger}?mode=ro", uri=True, timeout=0.05)) as conn:
+                rows = conn.execute("SELECT payment_hash, state FROM payments ORDER BY created_at_ms DESC LIMIT 8").fetchall()
+            return {"opened" if state == "open" else state for h, state in rows if h not in self._known}
+        return {"in flight" if s == pb.Payment.IN_FLIGHT else "paid" if s == pb.Payment.SUCCEEDED else "" for s in self._statuses()}
+
+    def _statuses(self) -> list[int]:
+        request = pb.ListPaymentsRequest(include_incomplete=True, max_payments=8, reversed=True)
+        reply = self._list(request, timeout=0.5, metadata=self._metadata)
+        return [p.status for p in reply.payments if p.payment_hash not in self._known]
+
+
+@dataclass
+class Process:
+    """A buyer, or a finisher, forked from a server that has everything imported."""
+
+    process: BaseProcess
+    go: Connection
+
+    @classmethod
+    def start(cls, context: Any, job: Job) -> Process:
+        ours, theirs = context.Pipe()
+        process = context.Process(target=work, args=(job, theirs), daemon=True)
+        process.start()
+        theirs.close()
+        return cls(process, ours)
+
+    def wait_ready(self) -> None:
+        if not self.go.poll(READY_S):
+            raise TimeoutError("a buyer doesn't get ready")
+        self.go.recv()
+
+    def signal(self, number: signal.Signals) -> None:
+        if self.process.is_alive() and self.process.pid:
+            with suppress(ProcessLookupError):
+                os.kill(self.process.pid, number)
+
+    def end(self, timeout_s: float) -> bool:
+        """Whether it ended by itself."""
+        self.process.join(timeout_s)
+        ended = not self.process.is_alive()
+        self.process.kill()
+        self.process.join()
+        self.go.close()
+        return ended
+
+
+@dataclass
+class Round:
+    """One round: `run` does it, `outcome` is what it came to."""
+
+    plan: Plan
+    world: World
+    books: Books
+    context: Any
+    findings: list[str] = field(default_factory=list)
+    payments: int = 0
+    paid_msat: int = 0
+    pages: int = 0
+    orphans: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+    aimed: bool = True
+    reports: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._undo: list[threading.Thread] = []
+        self._buyers: list[Process] = []
+        self._wire: Wire
+        name = self.plan.name.replace(":", "-")
+        self.report_path = self.books.folder / f"report-{name}.jsonl"
+        self.log_path = self.books.folder / f"log-{name}.txt"
+
+    def run(self) -> None:
+        plan, world = self.plan, self.world
+        self.books.begin_round()
+        urls = {service: world.url(service, f"round/{plan.name.replace(':', '/')}") for service in plan.services}
+        self._wire = Wire(world.payer.grpc_port)
+        watcher = Watcher(self.books.ledger_path, world.payer, self.books.known)
+        try:
+            self._buyers = [
+                Process.start(self.context, self._job(f"buyer{i}", tuple(urls[s] for s in services)))
+                for i, services in enumerate(plan.buyers)
+            ]
+            for buyer in self._buyers:
+                buyer.wait_ready()
+            for buyer in self._buyers:
+                buyer.go.send("go")
+            self.aimed = plan.aim == "go" or watcher.wait(plan.aim)
+            time.sleep(plan.delay_ms / 1000)
+            for i, fault in enumerate(plan.faults):
+                time.sleep(plan.gap_ms / 1000 if i else 0)
+                self._strike(fault)
+            if not plan.overlap:
+                self._wait_for_buyers()
+            self._finish(urls)
+            self._wait_for_buyers()
+        finally:
+            for buyer in self._buyers:
+                buyer.end(0)
+            for thread in self._undo:
+                thread.join()
+            watcher.close()
+            self._wire.close()
+            self._mend()
+        self.reports = self._read_reports()
+        found, self.payments, self.paid_msat = self.books.judge(self.reports, urls)
+        self.findings += found
+        self.pages = sum(1 for r in self.reports if r["what"] == "page" and r["status"] == 200)
+        self.errors = Counter(f"{r['code']}/{r['spent']}" for r in self.reports if r["what"] == "error")
+        self.errors += Counter("http" for r in self.reports if r["what"] == "http")
+
+    # -- faults -----------------------------------------------------------------------------------------------------------
+
+    def _strike(self, fault: Fault) -> None:
+        kind, node = fault.kind, {"freeze router": self.world.router, "freeze payee": self.world.payee}.get(fault.kind)
+        if node is not None:
+            node.freeze()
+            self._later(fault.size, node.thaw)
+        elif kind == "kill buyers":
+            for buyer in self._buyers[: max(1, round(fault.size * len(self._buyers)))]:
+                buyer.signal(signal.SIGKILL)
+        elif kind == "stop buyers":
+            for buyer in self._buyers:
+                buyer.signal(signal.SIGSTOP)
+            self._later(fault.size, lambda: [buyer.signal(signal.SIGCONT) for buyer in self._buyers])
+        elif kind == "kill payer":
+            self.world.payer.kill()
+            self._later(fault.size, self.world.payer.daemon.start)
+        elif kind.endswith(" at byte"):
+            self._wire.arm(int(fault.size), kind.removesuffix(" at byte"))
+        else:
+            self._wire.strike(kind)
+
+    def _later(self, seconds: float, act: Any) -> None:
+        timer = threading.Timer(seconds, act)
+        timer.start()
+        self._undo.append(timer)
+
+    def _mend(self) -> None:
+        """The next round finds a whole world."""
+        world = self.world
+        if any(fault.kind == "kill payer" for fault in self.plan.faults):
+            world.payer.wait_until_ready()
+            world.payer.wait_for_channels()
+        if not world.mend() and any(fault.kind in ("kill payer", "freeze router", "freeze payee") for fault in self.plan.faults):
+            world.reset_mission_control()
+
+    # -- processes --------------------------------------------------------------------------------------------------------
+
+    def _job(self, name: str, urls: tuple[str, ...], **other: Any) -> Job:
+        payer, plan = self.world.payer, self.plan
+        values: dict[str, Any] = {
+            "name": name,
+            "urls": urls,
+            "grpc_port": self._wire.port,
+            "macaroon": str(payer.admin_macaroon_path),
+            "cert": str(payer.tls_cert_path),
+            "ledger": str(self.books.ledger_path),
+            "trace": str(self.books.trace_path(plan.trace)),
+            "trace_kind": plan.trace,
+            "report": str(self.report_path),
+            "log": str(self.log_path),
+            "payment_timeout_s": plan.payment_timeout_s,
+            "calls": plan.calls,
+            "warm": plan.warm,
+        }
+        return Job(**values | other)
+
+    def _wait_for_buyers(self) -> None:
+        for buyer in self._buyers:
+            if not buyer.end(BUYERS_END_S):
+                self.findings.append("a buyer hangs")
+
+    def _finish(self, urls: dict[str, str]) -> None:
+        """Fresh processes until every need is met and no row is open; what proves to be an orphan of lnd's is abandoned."""
+        for i in range(FINISHERS_MAX):
+            job = self._job(
+                f"finisher{i}",
+                tuple(urls.values()),
+                grpc_port=self.world.payer.grpc_port,
+                payment_timeout_s=FINISHER_PAYMENT_TIMEOUT_S,
+                warm=False,
+                finish=True,
+            )
+            finisher = Process.start(self.context, job)
+            finisher.wait_ready()
+            finisher.go.send("go")
+            if not finisher.end(FINISHER_END_S):
+                self.findings.append(f"{job.name} hangs")
+            for thread in self._undo:
+                thread.join()
+            left = [row.payment_hash for row in self.books.rows().values() if row.unfinished]
+            if self.plan.overlap and left:
+                self._wait_for_buyers()  # theirs may be under way yet
+                left = [row.payment_hash for row in self.books.rows().values() if row.unfinished]
+            if not left:
+                return
+            self._mend()
+            for payment_hash in left:
+                if self.books.is_orphan(payment_hash):
+                    self.orphans += 1
+                    self.books.abandon(payment_hash)
+
+    def _read_reports(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.report_path.read_text().splitlines()] if self.report_path.exists() else []
+
+    # -- what is told -----------------------------------------------------------------------------------------------------
+
+    def line(self, seconds: float) -> str:
+        errors = " ".join(f"{name}x{count}" for name, count in sorted(self.errors.items()))
+        outcome = "; ".join(self.findings) or "ok"
+        missed = "" if self.aimed else " (aim missed)"
+        orphans = f", {self.orphans} ORPHAN" if self.orphans else ""
+        return (
+            f"{self.plan.name} {self.plan}{missed} → {self.pages} pages, {self.payments} paid{orphans}, {errors or 'no errors'}: "
+            f"{outcome} ({seconds:.1f} s)"
+        )
+
+    def dossier(self) -> str:
+        """Everything that is needed to understand a finding; no token or preimage."""
+        lines = [f"=== {self.plan!r}", *(json.dumps(report) for report in self.reports), "--- rows"]
+        rows = {h: row for h, row in self.books.rows().items() if h not in self.books.known}
+        lines += [
+            f"{h} {r.scope} {r.state.value} sends {r.sends_ever}/{r.sends_unanswered} {r.failure_code} {r.created_at.isoformat()} "
+            f"settled {r.settled_at} valid_until {r.valid_until}"
+            for h, r in rows.items()
+        ]
+        lines.append("--- lnd")
+        lines += [
+            f"{p['payment_hash']} {p['status']} {p['failure_reason']} {p['value_msat']}+{p['fee_msat']} {p['creation_time_ns']} "
+            f"attempts {[htlc['status'] for htlc in p['htlcs']]}"
+            for p in self.world.payer.list_payments()
+            if p["payment_hash"] not in self.books.known
+        ]
+        lines += ["--- log", self.log_path.read_text() if self.log_path.exists() else ""]
+        return "\n".join(lines)
+
+
+def torture(world: World, folder: Path, *, seed: int, first: int, rounds: int) -> list[Round]:
+    """The rounds, done; printed one a line, those with findings at length."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.torture.buyer"])
+    books, done = Books(folder, world), []
+    for number in range(first, first + rounds):
+        started = time.monotonic()
+        each = Round(draw(seed, number), world, books, context)
+        try:
+            each.run()
+        except Exception:
+            each.findings.append(f"the round itself failed: {traceback.format_exc()}")
+        done.append(each)
+        print(each.line(time.monotonic() - started), flush=True)
+        if each.findings:
+            print(each.dossier(), flush=True)
+    return done
+
+
+def summary(done: list[Round]) -> str:
+    findings = [finding for each in done for finding in each.findings]
+    counts = {word: sum(finding.startswith(word) for finding in findings) for word in FINDING_WORDS}
+    errors: Counter[str] = sum((each.errors for each in done), Counter())
+    faults = Counter(fault.kind for each in done for fault in each.plan.faults)
+    return "\n".join(
+        (
+            f"rounds {len(done)}, needs {sum(len(each.plan.services) for each in done)}, "
+            f"pages {sum(each.pages for each in done)}, payments {sum(each.payments for each in done)} "
+            f"({sum(each.paid_msat for each in done)} msat), orphans {sum(each.orphans for each in done)}, "
+            f"aims missed {sum(not each.aimed for each in done)}",
+            f"double payments {counts['DOUBLE']}, lost tokens {counts['LOST']}, drifts {counts['DRIFT']}, "
+            f"false claims {counts['CLAIM']}, other findings {len(findings) - sum(counts.values())}",
+            "faults: " + ", ".join(f"{kind} {count}" for kind, count in sorted(faults.items())),
+            "errors told (code/spent): " + ", ".join(f"{name} {count}" for name, count in sorted(errors.items())),
+            "rounds with findings: " + (", ".join(each.plan.name for each in done if each.findings) or "none"),
+        )
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--first", type=int, default=0, help="number of the first round")
+    arguments = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="torture-"))
+    started = time.monotonic()
+    with start_world(binaries()) as world:
+        done = torture(world, folder, seed=arguments.seed, first=arguments.first, rounds=arguments.rounds)
+    print(summary(done))
+    print(f"{time.monotonic() - started:.0f} s")
+    if any(each.findings for each in done):
+        print(f"books and logs are kept in {folder}")
+        return 1
+    shutil.rmtree(folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

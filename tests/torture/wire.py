@@ -1,0 +1,95 @@
+"""A TCP relay between buyers and their lnd that can be cut or frozen, at an instant or at a byte.
+
+A cut at a byte passes the bytes before it: the order itself may be cut in two.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from contextlib import suppress
+
+from tests.component.misbehaving import reset
+
+READ_BYTES = 65_536
+
+
+class Wire:
+    """Relays ``port`` to 127.0.0.1:``target``. New connections flow, also after a fault; the fault hits those that are there."""
+
+    def __init__(self, target: int) -> None:
+        self._target = target
+        self._lock = threading.Lock()
+        self._pairs: list[tuple[socket.socket, socket.socket]] = []
+        self._frozen: set[socket.socket] = set()
+        self._armed: tuple[int, str] | None = None
+        self.fired = False
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def arm(self, bytes_left: int, how: str) -> None:
+        """Strike after so many more bytes, both ways counted together."""
+        with self._lock:
+            self._armed = (bytes_left, how)
+
+    def strike(self, how: str) -> None:
+        """``rst``, ``fin`` or ``wire freeze`` for all connections that are there."""
+        with self._lock:
+            pairs, self._pairs, self._armed, self.fired = self._pairs, [], None, True
+            if how == "wire freeze":
+                self._frozen.update(end for pair in pairs for end in pair)
+                self._pairs = pairs
+                return
+        for pair in pairs:
+            for end in pair:
+                if how == "rst":
+                    reset(end)
+                else:
+                    with suppress(OSError):
+                        end.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.strike("rst")
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                try:
+                    server = socket.create_connection(("127.0.0.1", self._target))
+                except OSError:  # lnd is down
+                    reset(client)
+                    continue
+                for end in (client, server):
+                    end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                with self._lock:
+                    self._pairs.append((client, server))
+                for source, sink in ((client, server), (server, client)):
+                    threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(READ_BYTES):
+                passed, strikes = self._passes(data)
+                if source not in self._frozen:
+                    sink.sendall(passed)
+                if strikes is not None:
+                    self.strike(strikes)
+        for end in (source, sink):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def _passes(self, data: bytes) -> tuple[bytes, str | None]:
+        with self._lock:
+            if self._armed is None:
+                return data, None
+            left, how = self._armed
+            self._armed = (left - len(data), how)
+            if len(data) < left:
+                return data, None
+            self._armed = None
+            return data[:left], how
