@@ -59,12 +59,11 @@ def ended_error(row: PaymentRow) -> RouteweilerError:
     for event, act in acts.items():
         if row.state is PaymentState.DEAD and row.failure_code == event.name.lower():
             return error_for(act, row, row.failure_text)
-    if row.state is PaymentState.DEAD:
-        return InvoicePaymentError(
-            f"The payment {row.payment_hash} was {row.failure_text or 'given up'}. Nothing was spent by this call. Call again for "
-            "a new one.",
+    if row.state is PaymentState.DEAD:  # abandoned by the user: on their word, not lnd's
+        return PaymentPendingError(
+            f"The payment {row.payment_hash} was {row.failure_text or 'given up'} before lnd had said its last word. Whether money "
+            "was spent, only the node can tell. Call again to buy anew.",
             payment_hash=row.payment_hash,
-            failure_reason=row.failure_code,
         )
     return TokenRefusedError(
         f"The token of payment {row.payment_hash} has been given up: the server refused it, or it was forgotten. It was paid "

@@ -397,3 +397,31 @@ def test_a_crash_anywhere_costs_at_most_one_payment(
     assert second.stdout.startswith("200 ")
     assert sum(p.status == "SUCCEEDED" for p in lnd.payments) == 1
     books.check()
+
+
+def test_a_row_abandoned_under_a_call_leaves_it_in_doubt(session, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
+    """The user's word ends the row, not lnd's: to say "nothing was spent" would be a guess, and here it is wrong."""
+    lnd.hang_next()
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(session.get, paywall.url)
+        lnd.wait_for(lambda node: bool(node.payments))
+        books.ledger.forget(lnd.payments[0].payment_hash, abandon=True)
+        lnd.release(fail="NO_ROUTE")
+        error = call.exception(60)
+    assert isinstance(error, PaymentPendingError)
+    assert error.spent is None
+    books.check()
+
+
+def test_a_payment_abandoned_and_made_after_all_is_booked(session, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
+    """The money is gone, whatever the user thought: it must be in the totals, and its token must serve."""
+    lnd.hang_next()
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(session.get, paywall.url)
+        lnd.wait_for(lambda node: bool(node.payments))
+        books.ledger.forget(lnd.payments[0].payment_hash, abandon=True)
+        assert books.ledger.envelope("default").reserved_minor_units == 0
+        lnd.release()
+        assert call.result(60).status_code == 200
+    assert books.ledger.envelope("default").settled_minor_units == 10
+    books.check()
