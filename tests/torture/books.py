@@ -45,6 +45,8 @@ class Books:
     known: set[str] = field(default_factory=set)
     checked_trace: dict[str, int] = field(default_factory=dict)
     told: dict[str, tuple[int, int]] = field(default_factory=dict)
+    #: Findings of earlier rounds: each is told once.
+    found: set[str] = field(default_factory=set)
 
     @property
     def ledger_path(self) -> Path:
@@ -121,6 +123,8 @@ class Books:
         findings += self._tokens_open(new_rows, urls)
         findings += [f"no page of {s} was had by the finisher" for s, url in urls.items() if not _had(reports, url)]
         findings += [f"a buyer fell: {r['kind']}: {r['text']}" for r in reports if r["what"] == "bug"]
+        findings = [finding for finding in dict.fromkeys(findings) if finding not in self.found]
+        self.found.update(findings)
         return findings, len(new_paid), sum(int(p["value_msat"]) + int(p["fee_msat"]) for p in new_paid.values())
 
     def _doubles(self, new_paid: dict[str, Payment], rows: dict[str, PaymentRow]) -> list[str]:

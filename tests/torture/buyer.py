@@ -23,7 +23,7 @@ prepare_to_pay()  # in the process that forks the buyers, so that each is there 
 
 NETWORK = "bitcoin-regtest"
 ENVELOPE = BudgetEnvelope("torture", cap_minor_units=100_000_000, per_call_minor_units=1_000)
-HTTP_TIMEOUT_S = 30.0
+HTTP_TIMEOUT_S, READY_S = 30.0, 10.0
 #: A finisher that is told "pending" for so long leaves the row to the judge: it may be an orphan of lnd.
 PATIENCE_S = 9.0
 FINISH_S = 90.0
@@ -67,15 +67,16 @@ def work(job: Job, go: Connection) -> None:
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s {job.name} %(threadName)s %(levelname)s %(message)s")
     reporter = Reporter(job)
     client = LndClient("127.0.0.1", job.grpc_port, job.macaroon, tls_cert_path=job.cert)
+    funding = Funding.lightning_lnd(client=client, network=NETWORK)
     session = Routeweiler(
-        funding=[Funding.lightning_lnd(client=client, network=NETWORK)],
+        funding=[funding],
         ledger=job.ledger,
         trace_sink=TraceSink.sqlite(job.trace) if job.trace_kind == "sqlite" else TraceSink.jsonl(job.trace),
         budget_envelope=ENVELOPE,
         payment_timeout=job.payment_timeout_s,
     )
     if job.warm:
-        client.get_info()
+        funding.ready(READY_S)
     go.send("ready")
     go.recv()
     if job.finish:

@@ -10,6 +10,7 @@ lnd's own list of payments is held against ledger, trace and every error's word.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
@@ -49,6 +50,8 @@ FINISHER_END_S = 150.0
 FINISHERS_MAX = 4
 FINISHER_PAYMENT_TIMEOUT_S = 4.0
 LOOK_EVERY_S = 0.001
+#: An order that was held gets so long to do its harm before the judgement.
+HELD_ORDER_S = 0.5
 FINDING_WORDS = ("DOUBLE", "LOST", "DRIFT", "CLAIM")
 
 
@@ -183,6 +186,8 @@ class Round:
                 buyer.end(0)
             for thread in self._undo:
                 thread.join()
+            if any(fault.kind == "hold order" for fault in plan.faults):
+                time.sleep(HELD_ORDER_S)
             watcher.close()
             self._wire.close()
             self._mend()
@@ -196,7 +201,7 @@ class Round:
     # -- faults -----------------------------------------------------------------------------------------------------------
 
     def _strike(self, fault: Fault) -> None:
-        kind, node = fault.kind, {"freeze router": self.world.router, "freeze payee": self.world.payee}.get(fault.kind)
+        kind, node = fault.kind, self._frozen_by(fault)
         if node is not None:
             node.freeze()
             self._later(fault.size, node.thaw)
@@ -210,10 +215,18 @@ class Round:
         elif kind == "kill payer":
             self.world.payer.kill()
             self._later(fault.size, self.world.payer.daemon.start)
+        elif kind == "hold order":
+            self._wire.hold()
+            self._later(fault.size, self._wire.release)
         elif kind.endswith(" at byte"):
             self._wire.arm(int(fault.size), kind.removesuffix(" at byte"))
         else:
             self._wire.strike(kind)
+
+    def _frozen_by(self, fault: Fault) -> Node | None:
+        world = self.world
+        nodes = {"freeze payer": world.payer, "freeze router": world.router, "freeze payee": world.payee}
+        return nodes.get(fault.kind)
 
     def _later(self, seconds: float, act: Any) -> None:
         timer = threading.Timer(seconds, act)
@@ -226,7 +239,7 @@ class Round:
         if any(fault.kind == "kill payer" for fault in self.plan.faults):
             world.payer.wait_until_ready()
             world.payer.wait_for_channels()
-        if not world.mend() and any(fault.kind in ("kill payer", "freeze router", "freeze payee") for fault in self.plan.faults):
+        if not world.mend() and any(fault.kind == "kill payer" or self._frozen_by(fault) for fault in self.plan.faults):
             world.reset_mission_control()
 
     # -- processes --------------------------------------------------------------------------------------------------------
@@ -320,21 +333,24 @@ class Round:
         return "\n".join(lines)
 
 
-def torture(world: World, folder: Path, *, seed: int, first: int, rounds: int) -> list[Round]:
+def torture(
+    world: World, folder: Path, *, seed: int, first: int, rounds: int, only: str = "", verbose: bool = False
+) -> list[Round]:
     """The rounds, done; printed one a line, those with findings at length."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.torture.buyer"])
     books, done = Books(folder, world), []
-    for number in range(first, first + rounds):
+    plans = (plan for number in itertools.count(first) if only in str(plan := draw(seed, number)))
+    for plan in itertools.islice(plans, rounds):
         started = time.monotonic()
-        each = Round(draw(seed, number), world, books, context)
+        each = Round(plan, world, books, context)
         try:
             each.run()
         except Exception:
             each.findings.append(f"the round itself failed: {traceback.format_exc()}")
         done.append(each)
         print(each.line(time.monotonic() - started), flush=True)
-        if each.findings:
+        if each.findings or verbose:
             print(each.dossier(), flush=True)
     return done
 
@@ -363,12 +379,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", default="", help="rounds whose plan, as it is printed, contains this, e.g. 'kill payer'")
+    parser.add_argument("--verbose", action="store_true", help="tell every round at length")
     parser.add_argument("--first", type=int, default=0, help="number of the first round")
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="torture-"))
     started = time.monotonic()
     with start_world(binaries()) as world:
-        done = torture(world, folder, seed=arguments.seed, first=arguments.first, rounds=arguments.rounds)
+        done = torture(world, folder, **vars(arguments))
     print(summary(done))
     print(f"{time.monotonic() - started:.0f} s")
     if any(each.findings for each in done):

@@ -20,6 +20,10 @@ SECOND_FAULT_MS_MAX = 150.0
 WIRE_BYTES_MAX = 4_000
 FREEZE_S = (0.5, 2.0)
 RESTART_DELAY_S_MAX = 0.5
+#: An order held longer than others leave a purchase alone (1 s) is overtaken by their questions.
+HOLD_S = (0.8, 3.0)
+HOLD_ARMED_MS_MAX = 30.0
+HOLD_GAP_MS = (50.0, 400.0)
 PAYMENT_TIMEOUT_S = (1.0, 5.0)
 
 #: Fault → weight. Those of lnd cost some seconds a round, so they are rarer.
@@ -33,11 +37,16 @@ FAULTS = {
     "rst at byte": 5,
     "fin at byte": 4,
     "wire freeze at byte": 4,
+    "hold order": 5,
+    "freeze payer": 4,
     "freeze router": 5,
     "freeze payee": 6,
 }
 #: Of two faults in one round, the first may be one that makes the second meet a payment in flight.
 PAIRS = (
+    ("hold order", "kill buyers"),
+    ("hold order", "kill buyers"),
+    ("freeze payer", "kill buyers"),
     ("freeze payee", "kill payer"),
     ("freeze router", "kill payer"),
     ("freeze payee", "kill buyers"),
@@ -62,7 +71,9 @@ class Fault:
     size: float
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.size:.2f}" if not self.kind.endswith("byte") else f"{self.kind} {int(self.size)}"
+        if self.kind in ("rst", "fin", "wire freeze"):
+            return self.kind
+        return f"{self.kind} {self.size:.0f}" if self.kind.endswith("byte") else f"{self.kind} {self.size:.2f}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +116,8 @@ def _fault(kind: str, dice: random.Random) -> Fault:
         return Fault(kind=kind, size=dice.choice((0.34, 0.67, 1.0, 1.0, 1.0)))
     if kind == "kill payer":
         return Fault(kind=kind, size=dice.uniform(0, RESTART_DELAY_S_MAX))
+    if kind == "hold order":
+        return Fault(kind=kind, size=dice.uniform(*HOLD_S))
     return Fault(kind=kind, size=dice.uniform(*FREEZE_S))
 
 
@@ -118,16 +131,18 @@ def draw(seed: int, number: int) -> Plan:
     aim = dice.choice(("go", "go", *AIMS))
     one = (dice.choices(list(FAULTS), weights=list(FAULTS.values()))[0],)
     kinds = dice.choice(PAIRS) if dice.random() < PAIRS_SHARE else one
+    holds = "hold order" in kinds  # armed before the order leaves, on a connection that has done its handshake
+    aim = "go" if holds else aim
     return Plan(
         name=f"{seed}:{number}",
         buyers=buyers,
         calls=dice.randint(1, CALLS_MAX),
-        warm=dice.random() < 0.7,
+        warm=dice.random() < 0.7 or holds,
         payment_timeout_s=dice.uniform(*PAYMENT_TIMEOUT_S),
         aim=aim,
-        delay_ms=dice.uniform(0, INSTANT_MS_MAX if aim == "go" else AIMED_DELAY_MS_MAX),
+        delay_ms=dice.uniform(0, HOLD_ARMED_MS_MAX if holds else INSTANT_MS_MAX if aim == "go" else AIMED_DELAY_MS_MAX),
         faults=tuple(_fault(kind, dice) for kind in kinds),
-        gap_ms=dice.uniform(0, SECOND_FAULT_MS_MAX),
+        gap_ms=dice.uniform(*HOLD_GAP_MS) if holds else dice.uniform(0, SECOND_FAULT_MS_MAX),
         overlap=dice.random() < 0.5,
         trace=dice.choice(("jsonl", "sqlite")),
     )

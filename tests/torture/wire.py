@@ -1,17 +1,23 @@
-"""A TCP relay between buyers and their lnd that can be cut or frozen, at an instant or at a byte.
+"""A TCP relay between buyers and their lnd that can be cut or frozen, at an instant or at a byte, or hold an order back.
 
-A cut at a byte passes the bytes before it: the order itself may be cut in two.
+A cut at a byte passes the bytes before it: the order itself may be cut in two. What is held back arrives later, whatever has become
+of its sender meanwhile: lnd then carries out a dead client's order.
 """
 
 from __future__ import annotations
 
 import socket
 import threading
+import time
 from contextlib import suppress
 
 from tests.component.misbehaving import reset
 
 READ_BYTES = 65_536
+#: Sent at once, only an order is so long: it holds an invoice.
+ORDER_BYTES_MIN = 250
+#: lnd is given so long to read what was held before its connection ends.
+GRACE_S = 0.3
 
 
 class Wire:
@@ -23,7 +29,10 @@ class Wire:
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         self._frozen: set[socket.socket] = set()
         self._armed: tuple[int, str] | None = None
-        self.fired = False
+        self._holding = False
+        self._held: list[tuple[socket.socket, bytes]] = []
+        self._released = threading.Event()
+        self._released.set()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
@@ -33,10 +42,25 @@ class Wire:
         with self._lock:
             self._armed = (bytes_left, how)
 
+    def hold(self) -> None:
+        """Keep the next order, and all that its connection sends after it, until `release`."""
+        with self._lock:
+            self._holding = True
+            self._released.clear()
+
+    def release(self) -> None:
+        """Deliver what was held."""
+        with self._lock:
+            held, self._held, self._holding = self._held, [], False
+            for sink, data in held:
+                with suppress(OSError):
+                    sink.sendall(data)
+            self._released.set()
+
     def strike(self, how: str) -> None:
         """``rst``, ``fin`` or ``wire freeze`` for all connections that are there."""
         with self._lock:
-            pairs, self._pairs, self._armed, self.fired = self._pairs, [], None, True
+            pairs, self._pairs, self._armed = self._pairs, [], None
             if how == "wire freeze":
                 self._frozen.update(end for pair in pairs for end in pair)
                 self._pairs = pairs
@@ -53,6 +77,7 @@ class Wire:
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+        self.release()
         self.strike("rst")
 
     def _accept(self) -> None:
@@ -68,20 +93,32 @@ class Wire:
                     end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 with self._lock:
                     self._pairs.append((client, server))
-                for source, sink in ((client, server), (server, client)):
-                    threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
+                for source, sink, to_lnd in ((client, server, True), (server, client, False)):
+                    threading.Thread(target=self._pump, args=(source, sink, to_lnd), daemon=True).start()
 
-    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+    def _pump(self, source: socket.socket, sink: socket.socket, to_lnd: bool) -> None:
         with suppress(OSError):
             while data := source.recv(READ_BYTES):
+                if to_lnd and self._keeps(sink, data):
+                    continue
                 passed, strikes = self._passes(data)
                 if source not in self._frozen:
                     sink.sendall(passed)
                 if strikes is not None:
                     self.strike(strikes)
+        if not self._released.is_set():
+            self._released.wait()
+            time.sleep(GRACE_S)
         for end in (source, sink):
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
+
+    def _keeps(self, sink: socket.socket, data: bytes) -> bool:
+        with self._lock:
+            keeps = self._holding and (len(data) >= ORDER_BYTES_MIN or any(held is sink for held, _ in self._held))
+            if keeps:
+                self._held.append((sink, data))
+            return keeps
 
     def _passes(self, data: bytes) -> tuple[bytes, str | None]:
         with self._lock:
