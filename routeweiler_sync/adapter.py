@@ -384,6 +384,13 @@ class Exchange:
         return response
 
     def _not_taken(self, held: HeldToken | None) -> TokenRefusedError:
+        if held is not None and held.payment_hash in self.refused:
+            return TokenRefusedError(
+                f"{self.origin} no longer takes the token of payment {held.payment_hash} (status {self.latest.status_code}): its "
+                "time was over before it could serve this call. It was paid for, and the money is spent. A call buys no second "
+                "token: call again for a new one.",
+                payment_hash=held.payment_hash,
+            )
         which = f"the token of payment {held.payment_hash}" if held is not None else "every token"
         return TokenRefusedError(
             f"{self.origin} refuses {which} (status {self.latest.status_code}), though it was paid for. The money is spent; the "

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -284,6 +285,28 @@ def test_a_token_whose_time_is_over_is_replaced_once(session, paywall: Paywall, 
     assert not response.payment.reused
     assert len(lnd.payments) == 2
     assert [row.state for row in books.rows] == [PaymentState.RETIRED, PaymentState.SETTLED]
+    books.check()
+
+
+def test_a_token_that_expired_while_its_payment_hung_says_so_and_the_next_call_buys(
+    make_session, paywall: Paywall, lnd: FakeLnd, books: Books
+) -> None:
+    """A crash or a slow payment may outlast a short token. One call doesn't pay twice for it, and its error sends nobody astray."""
+    paywall.service.valid_for_s = 2
+    lnd.hang_next()
+    with pytest.raises(PaymentPendingError):
+        make_session(payment_timeout=1.2).get(paywall.url)
+    (row,) = books.rows
+    paywall.wait_for(lambda: time.time() > row.valid_until + 1)
+    lnd.release()
+    session = make_session()
+    with pytest.raises(TokenRefusedError, match="call again for a new one") as caught:
+        session.get(paywall.url)
+    assert caught.value.spent is True
+    assert caught.value.payment_hash == row.payment_hash
+    assert "later calls offer" not in str(caught.value)
+    assert session.get(paywall.url).status_code == 200
+    assert len(lnd.payments) == 2
     books.check()
 
 
