@@ -26,6 +26,7 @@ from .money import sats
 from .payer import prepare_to_pay
 from .purchase import Asks, Verdict, is_taken, judge
 from .replay import again, drain, is_replayable
+from .telling import release_all_telling
 from .tokens import HeldToken
 
 if TYPE_CHECKING:
@@ -144,6 +145,8 @@ class _OwnCall:
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         current.reset(self._token)
         self.call.finish(self.response, error)
+        if current.get() is None:
+            release_all_telling()
 
 
 def a_call(payer: Payer, request: requests.PreparedRequest) -> _OwnCall:
@@ -229,7 +232,8 @@ class Exchange:
         while True:
             status = self.latest.status_code
             if held is not None and is_guess and status in GUESS_WITHDRAWN:
-                held = self._offer(None)
+                self._withdraw_guess()
+                held = None
                 continue
             if status != 402 and (held is None or status != 401):
                 return self._finished() if held is None or is_guess else self._accepted(held)
@@ -237,7 +241,8 @@ class Exchange:
             if need is None and (held is None or is_guess):
                 if held is None:
                     return self._finished()  # a 402 that isn't L402's: the caller's, as it is
-                held = self._offer(None)
+                self._withdraw_guess()
+                held = None
                 continue
             if held is not None and need is not None and (is_guess or need.scope != held.scope):
                 held = None  # no refusal of that token: it was a guess, or another one is wanted
@@ -249,6 +254,9 @@ class Exchange:
                     "The server wants to be paid, but the request's body can't be sent a second time (a generator, a pipe or a "
                     "closed file). Nothing was spent. Pass bytes, a string or a seekable file."
                 )
+            if held is not None and verdict is Verdict.GIVE_UP:
+                held = self._offer(self._earlier_instead_of(held))
+                continue
             if held is not None and verdict is Verdict.OFFER_AGAIN:
                 self._pause()
                 self._offer(held)
@@ -283,23 +291,30 @@ class Exchange:
             path=self.path,
             scope=scope_of(challenge, self.path),
             challenge=challenge,
-            target=hashlib.sha256((self.request.path_url or "").encode("utf-8", "surrogatepass")).hexdigest(),
+            target=self.target,
             spent_in_call_msat=self.call.spent_msat,
         )
         self.call.met(need)
         return need
 
+    @property
+    def target(self) -> str:
+        """A digest of path and query: what exactly is asked for, without what a query may hold."""
+        return hashlib.sha256((self.request.path_url or "").encode("utf-8", "surrogatepass")).hexdigest()
+
     def _token(self, need: Need) -> HeldToken:
         """A token that fits ``need``: live, or bought now. At most one is bought in a call."""
         purchase = None
         if self.offers < MAX_TOKENS_PER_CALL:
-            purchase = self.payer.checkout.token_for(need, refused=frozenset(self.refused), may_buy=not self.bought)
+            may_buy = not self.bought and (need.origin, need.scope) not in self.call.bought_needs
+            purchase = self.payer.checkout.token_for(need, refused=frozenset(self.refused), may_buy=may_buy)
         if purchase is None:
             raise self._not_taken(self.given)
         self.offers, self.given = self.offers + 1, purchase.held
         self.bought = self.bought or purchase.bought
         self.refused_since_s, self.asked_bare = None, False
         if purchase.bought:
+            self.call.bought_needs.add((need.origin, need.scope))
             self.call.bought(purchase, need.url)  # before the retry: whatever becomes of that, the payment is told
             self.payer.book.put(purchase.held, self.path)
         return purchase.held
@@ -332,12 +347,27 @@ class Exchange:
             expired=held.valid_until is not None and time.time() >= held.valid_until,
             asked_bare=self.asked_bare,
             patience_left=time.monotonic() - self.refused_since_s < OFFER_AGAIN_S,
+            taken_here=self.payer.book.knows_path(held, self.path),
         )
-        if verdict is Verdict.GIVE_UP:
-            self.call.used(held, self.request.url or "")
-            raise self._not_taken(held)
         self.asked_bare = self.asked_bare or verdict is Verdict.ASK_BARE
         return verdict
+
+    def _earlier_instead_of(self, held: HeldToken) -> HeldToken:
+        """``held`` is to be given up; but a token that was once bought for this very thing may still open it. TokenRefusedError."""
+        self.refused.add(held.payment_hash)
+        row = self.payer.ledger.retired(self.origin, held.scope, self.target)
+        earlier = None if row is None or row.payment_hash in self.refused else HeldToken.of(row)
+        if earlier is None:
+            self.call.used(held, self.request.url or "")
+            raise self._not_taken(held)
+        self.refused_since_s = None
+        return earlier
+
+    def _withdraw_guess(self) -> None:
+        """Send again without the token that nobody asked for. The caller never hears of it; the path gets no guess any more."""
+        drain(self.latest)
+        self.payer.book.unwelcome(self.origin, self.path)
+        self.latest = self.send(again(self.request, self.history))
 
     def _pause(self) -> None:
         assert self.refused_since_s is not None
@@ -361,7 +391,7 @@ class Exchange:
 
     def _accepted(self, held: HeldToken) -> requests.Response:
         """The server's answer to a request that carried ``held``, as the caller gets it."""
-        if is_taken(self.latest.status_code):
+        if is_taken(self.latest.status_code, after_402=any(answer.status_code == 402 for answer in self.history)):
             self._note_taken(held)
         return self._finished(self.call.used(held, self.request.url or ""))
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import requests
 
-from .errors import PreimageMismatchError, RouteweilerError
-from .telling import claim_telling, release_telling
+from .errors import LedgerError, PreimageMismatchError, RouteweilerError
+from .telling import claim_telling, release_all_telling, release_telling
 from .tokens import HeldToken
 
 if TYPE_CHECKING:
@@ -77,6 +77,8 @@ class Call:
     noted: RouteweilerError | None = None
     #: Responses that were superseded on the way to one of the call's, by that one's id.
     superseded: dict[int, list[requests.Response]] = field(default_factory=dict)
+    #: What the call has bought, as (origin, scope): nothing is bought twice in it, over however many redirects.
+    bought_needs: set[tuple[str, str]] = field(default_factory=set)
     #: Set while `requests` follows a redirect: the next send is the call's next hop.
     redirecting: bool = False
 
@@ -164,7 +166,7 @@ class Call:
     def _told(self, response: requests.Response | None, error: BaseException | None) -> bool:
         """Write the lines; whether all were written (also where no trace is wanted)."""
         sink = self.payer.trace_sink
-        written = [sink is None or sink.emit(event) for event in (self._events(response, error) if sink else ())]
+        written = [sink is None or sink.emit(event) is not False for event in (self._events(response, error) if sink else ())]
         return all(written)
 
     def _note_told(self, held: HeldToken) -> None:
@@ -185,7 +187,7 @@ class Call:
     def _tell_unproved(self, error: PreimageMismatchError) -> None:
         """A payment that was booked but gave no token moved money all the same."""
         row = self.payer.ledger.payment(error.payment_hash or "")
-        if row is not None and row.settled_at is not None and not row.told and not self.uses:
+        if row is not None and row.settled_at is not None and not row.told and not self.uses and claim_telling(row.payment_hash):
             held = HeldToken.unproved(row)
             self.uses.append(_Use(held=held, url=self.url, bought=True, reused=False, challenge=self.challenge, proof=False))
 
@@ -259,15 +261,20 @@ def _trace_error(error: BaseException) -> Any:
 
 
 def tell_recovered(payer: Payer, rows: list[PaymentRow]) -> None:
-    """A trace line for each row that a recovery has ended, and for each payment that a crash kept from being told."""
+    """A trace line for each row that a recovery has ended, and for each payment that a crash kept from being told. Never raises."""
     ended = {row.payment_hash: row for row in rows if not row.unfinished}
     mine = set(ended)  # claimed when they were settled
-    ended.update((row.payment_hash, row) for row in payer.ledger.untold())
+    try:
+        ended.update((row.payment_hash, row) for row in payer.ledger.untold())
+    except LedgerError as error:
+        log.warning("payments that a crash kept from being told can't be looked up: %s", error)
     for row in ended.values():
         call = Call(payer=payer, method="RECOVER", url=row.origin + row.path)
         if row.settled_at is not None:
-            if not claim_telling(row.payment_hash) and row.payment_hash not in mine:
-                continue  # a call of this process is about to tell it
+            if row.told or (not claim_telling(row.payment_hash) and row.payment_hash not in mine):
+                continue  # told, or a call of this process is about to tell it
             held = HeldToken.of(row) or HeldToken.unproved(row)
             call.uses.append(_Use(held=held, url=call.url, bought=True, reused=False, proof=row.preimage is not None))
         call.finish(None, None)
+    if current.get() is None:
+        release_all_telling()

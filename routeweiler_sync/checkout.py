@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from decimal import Decimal
@@ -156,22 +156,20 @@ class Checkout:
                 return _as_purchase(earlier, bought=False)  # refused for something else, maybe: asking costs nothing
             return self._buy(need, deadline, flight) if may_buy else None
 
-    def recover(self) -> list[PaymentRow]:
-        """Ask the node about every unfinished row of its own, and book what it says. Starts no payment. The rows, as they are now.
+    def recover(self) -> Iterator[PaymentRow]:
+        """Ask the node about every unfinished row of its own, and book what it says. Starts no payment. Each row, as it is now.
 
         A row whose node can't be asked stays as it is. Raises LedgerError, PaymentPendingError where the ledger can't be written.
         """
-        rows = []
         deadline = Deadline(self._payment_timeout_s)
         for row in self.ledger.unfinished():
             source, problem = self._source_of(row, deadline)
             if source is None:
                 log.info("payment %s stays unfinished: %s", row.payment_hash, problem or "no funding source has its node")
-                rows.append(row)
+                yield row
                 continue
             answer = source.track(_hash(row), timeout_s=deadline.left_s(), follow=False)
-            rows.append(self._take(row, Act.TRACK, answer)[1])
-        return rows
+            yield self._take(row, Act.TRACK, answer)[1]
 
     # -- what is there already --------------------------------------------------------------------------------------------
 
@@ -288,7 +286,8 @@ class Checkout:
             )
         limit = verdict.max_per_call_minor_units
         if limit is not None:
-            price = rate_for(self.policy.currency, self._fmv_provider).minor_units_of(invoice.amount_msat)
+            price_msat = invoice.amount_msat + need.spent_in_call_msat  # a call is a call, over however many redirects
+            price = rate_for(self.policy.currency, self._fmv_provider).minor_units_of(price_msat)
             if price > limit:
                 raise PolicyMaxPerCallExceededError(
                     f"The price of {price.normalize():f} {self.policy.currency} minor units is above the {limit} that the policy's "

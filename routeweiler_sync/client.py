@@ -125,8 +125,12 @@ class Routeweiler(requests.Session):
         """
         from .call import tell_recovered
 
-        rows = self._payer.checkout.recover()
-        tell_recovered(self._payer, rows)
+        rows: list[PaymentRow] = []
+        try:
+            for row in self._payer.checkout.recover():
+                rows.append(row)
+        finally:
+            tell_recovered(self._payer, rows)
         return rows
 
     def close(self) -> None:
@@ -141,5 +145,5 @@ class Routeweiler(requests.Session):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for adapter in self.adapters.values():
-            if isinstance(adapter, PaywallAdapter):
+            if isinstance(adapter, PaywallAdapter) and adapter.payer is None:  # unpickled; a copy shares its original's
                 adapter.payer = self._payer

@@ -103,7 +103,8 @@ def single(key: tuple[str, str, str], deadline: Deadline) -> Iterator[Flight]:
                 yield flight
             except RouteweilerError as error:
                 # Only what the payment itself came to is shared: a budget, a policy, a body is each caller's own.
-                flight.error = error if error.payment_hash is not None else None
+                # A copy: what the buyer's call makes of its error afterwards is the buyer's too.
+                flight.error = copy.copy(error) if error.payment_hash is not None else None
                 raise
             finally:
                 flight.finished += 1

@@ -6,10 +6,12 @@ Cheap to make: nothing is opened, read or connected until it is needed, and what
 from __future__ import annotations
 
 import importlib
+import numbers
 import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal
 
 from .budgets.schema import BudgetEnvelope
@@ -71,6 +73,15 @@ def _sink(given: TraceSink | str | os.PathLike[str] | None) -> TraceSink | None:
     return given
 
 
+def _seconds(given: object) -> float:
+    """A payment_timeout as a float; ValueError for what isn't a number of seconds that can be waited."""
+    if isinstance(given, bool) or not isinstance(given, (numbers.Real, Decimal)):
+        raise ValueError(f"payment_timeout is a number of seconds, not {given!r}")
+    if not 0 < float(given) <= PAYMENT_TIMEOUT_S_MAX:
+        raise ValueError(f"payment_timeout is above 0 and at most {PAYMENT_TIMEOUT_S_MAX} seconds, not {given!r}")
+    return float(given)
+
+
 def _must_have(given: object, name: str, what: str, *attributes: str) -> None:
     """ValueError for an argument that can't be what it should: found now, not after a payment."""
     if given is not None and not all(hasattr(given, attribute) for attribute in attributes):
@@ -98,10 +109,7 @@ class Payer:
         confirm: Callable[[Quote], bool] | None = None,
         unpayable: Unpayable = "raise",
     ) -> None:
-        if isinstance(payment_timeout, bool) or not isinstance(payment_timeout, (int, float)):
-            raise ValueError(f"payment_timeout is a number of seconds, not {payment_timeout!r}")
-        if not 0 < payment_timeout <= PAYMENT_TIMEOUT_S_MAX:
-            raise ValueError(f"payment_timeout is above 0 and at most {PAYMENT_TIMEOUT_S_MAX} seconds, not {payment_timeout!r}")
+        self.payment_timeout_s = _seconds(payment_timeout)
         if unpayable not in ("raise", "return"):
             raise ValueError(f"unpayable is 'raise' or 'return', not {unpayable!r}")
         if budget_envelope is not None and not isinstance(budget_envelope, (str, BudgetEnvelope)):
@@ -123,7 +131,6 @@ class Payer:
         self.fmv_provider = fmv_provider
         self.agent_id = None if agent_id is None else str(agent_id)
         self.session_id = None if session_id is None else str(session_id)
-        self.payment_timeout_s = float(payment_timeout)
         self.confirm = confirm
         self.unpayable = unpayable
         self._ledger_given = ledger
@@ -149,13 +156,14 @@ class Payer:
     @property
     def checkout(self) -> Checkout:
         """The checkout, made on first use."""
+        ledger = self.ledger  # before the lock: a fork takes this one last
         with _making:
             if self._checkout is None:
                 from .checkout import Checkout
 
                 self._checkout = Checkout(
                     funding=self.funding,
-                    ledger=self.ledger,
+                    ledger=ledger,
                     envelope=self.envelope,
                     policy=self.policy,
                     fmv_provider=self.fmv_provider,

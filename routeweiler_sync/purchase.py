@@ -224,16 +224,27 @@ class Verdict(str, Enum):
     RETIRE = "refused, and taken before (or expired by its own caveat): its time is over, a new one may be bought"
 
 
-def judge(status: int, *, asks: Asks, taken_before: bool, expired: bool, asked_bare: bool, patience_left: bool) -> Verdict:
+def judge(
+    status: int,
+    *,
+    asks: Asks,
+    taken_before: bool,
+    expired: bool,
+    asked_bare: bool,
+    patience_left: bool,
+    taken_here: bool = True,
+) -> Verdict:
     """The server's word on a token that was offered. A guess is never judged: see the caller.
+
+    ``taken_here``: this very path has taken tokens of the scope. ``asked_bare``: the server was asked without it meanwhile.
 
     A token that was taken before is given up only on an answer that is about tokens: each one given up costs a purchase, and an
     application behind the paywall has 401s and 402s of its own.
     """
     if status not in (401, 402):
         return Verdict.TAKEN if is_taken(status) else Verdict.NOT_TOLD
-    if status == 401 and asks is Asks.OTHER:
-        return Verdict.NOT_TOLD  # a login is asked for
+    if status == 401 and (asks is Asks.OTHER or (asks is Asks.NOTHING and taken_before and not taken_here)):
+        return Verdict.NOT_TOLD  # a login is asked for, or may be: nothing says that this page has ever taken such a token
     if expired or (taken_before and asks is Asks.L402):
         return Verdict.RETIRE
     if taken_before:
@@ -243,8 +254,10 @@ def judge(status: int, *, asks: Asks, taken_before: bool, expired: bool, asked_b
     return Verdict.OFFER_AGAIN if patience_left else Verdict.GIVE_UP
 
 
-def is_taken(status: int) -> bool:
-    """Whether ``status`` says that the token was taken. A refusal further back (403, 404, 429) or a fault (5xx) may come from in
-    front of the paywall as well as from behind it.
+def is_taken(status: int, *, after_402: bool = False) -> bool:
+    """Whether ``status`` says that the token was taken. ``after_402``: without the token the answer was a 402, just before.
+
+    A refusal (403, 404, 429), a fault (5xx), and a redirect where no 402 came before, may be from in front of the paywall as well
+    as from behind it.
     """
-    return 200 <= status < 400
+    return 200 <= status < 300 or (after_402 and 300 <= status < 400)

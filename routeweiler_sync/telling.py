@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import threading
 
-_claimed: set[str] = set()
+#: Payment hash → the thread that claimed it. A call, or a recovery, lives in one thread from its beginning to its end.
+_claimed: dict[str, int] = {}
 _lock = threading.Lock()
 
 
@@ -18,14 +19,23 @@ def claim_telling(payment_hash: str) -> bool:
     with _lock:
         if payment_hash in _claimed:
             return False
-        _claimed.add(payment_hash)
+        _claimed[payment_hash] = threading.get_ident()
         return True
 
 
 def release_telling(payment_hash: str) -> None:
-    """Give up the claim: the payment has been told, or its call couldn't tell it."""
+    """Give up this thread's claim: the payment has been told, or its call couldn't tell it. Others' claims stay."""
     with _lock:
-        _claimed.discard(payment_hash)
+        if _claimed.get(payment_hash) == threading.get_ident():
+            del _claimed[payment_hash]
+
+
+def release_all_telling() -> None:
+    """Give up all that this thread has claimed: no call of it is under way any more, however the last one ended."""
+    mine = threading.get_ident()
+    with _lock:
+        for payment_hash in [claimed for claimed, owner in _claimed.items() if owner == mine]:
+            del _claimed[payment_hash]
 
 
 def _start_over_after_fork() -> None:

@@ -25,6 +25,8 @@ log = logging.getLogger("routeweiler_sync")
 
 #: Most origins that a session remembers; the one known for longest is forgotten (and asked of the ledger again).
 MAX_ORIGINS = 1_000
+#: Most paths of an origin that are remembered for not liking a guess.
+MAX_UNWELCOME = 1_000
 
 #: Guards the books of all sessions, for moments only.
 _lock = threading.Lock()
@@ -98,6 +100,7 @@ class _Origin:
     def __init__(self) -> None:
         self.by_scope: dict[str, HeldToken] = {}
         self.learned: dict[str, str] = {}
+        self.unwelcome: set[str] = set()
 
 
 class TokenBook:
@@ -119,7 +122,7 @@ class TokenBook:
         if learned is not None:
             held = known.by_scope.get(learned)
             return None if held is None else (held, False)
-        if len(known.by_scope) == 1:
+        if len(known.by_scope) == 1 and path not in known.unwelcome:
             return next(iter(known.by_scope.values())), True
         return None
 
@@ -130,6 +133,13 @@ class TokenBook:
             known.by_scope = {**known.by_scope, held.scope: held}
             if path is not None and known.learned.get(path) != held.scope:
                 known.learned = {**known.learned, path: held.scope}
+
+    def unwelcome(self, origin: str, path: str) -> None:
+        """Note that ``path`` didn't like a guessed token: it gets none any more."""
+        known = self._origins.get(origin)
+        if known is not None:
+            with _lock:
+                known.unwelcome = {path} if len(known.unwelcome) >= MAX_UNWELCOME else known.unwelcome | {path}
 
     def knows_path(self, held: HeldToken, path: str) -> bool:
         """Whether ``path`` is known to take tokens of ``held``'s scope."""

@@ -169,7 +169,7 @@ def as_row(row: Mapping[str, Any]) -> EnvelopeRow:
 
 def dump(envelope: BudgetEnvelope) -> str:
     """An envelope's limits as the ledger keeps them."""
-    return json.dumps({k: getattr(envelope, k) for k in envelope.__dataclass_fields__}, sort_keys=True)
+    return json.dumps({k: getattr(envelope, k) for k in BudgetEnvelope.__dataclass_fields__}, sort_keys=True)
 
 
 def load(text: str) -> BudgetEnvelope:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
@@ -67,9 +67,12 @@ class BudgetEnvelope:
                 raise ValueError(f"envelope {self.id!r}: {name} must be between 0 and {MAX_MINOR_UNITS}, not {value}")
         for name in ("allowed_rails", "allowed_origins_glob"):
             value = getattr(self, name)
-            if isinstance(value, str) or not all(isinstance(v, str) and len(v) <= MAX_TEXT_CHARS for v in value):
+            if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
                 raise ValueError(f"envelope {self.id!r}: {name} is a list of strings")
-            object.__setattr__(self, name, tuple(value))
+            value = tuple(value)
+            if not all(isinstance(v, str) and len(v) <= MAX_TEXT_CHARS for v in value):
+                raise ValueError(f"envelope {self.id!r}: {name} is a list of strings")
+            object.__setattr__(self, name, value)
 
     def allows_origin(self, origin: str) -> bool:
         """Whether ``origin`` (``scheme://host[:port]``) matches one of the globs."""

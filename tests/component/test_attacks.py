@@ -29,7 +29,11 @@ from routeweiler_sync import (
     LedgerError,
     PaymentDeclinedError,
     PaywallAdapter,
+    Policy,
+    PolicyMaxPerCallExceededError,
+    PolicyRule,
     Routeweiler,
+    RuleMatch,
     TokenRefusedError,
     UnreplayableBodyError,
 )
@@ -513,3 +517,228 @@ def test_a_server_whose_every_402_is_of_another_scope_is_paid_once_a_call(sessio
     assert caught.value.payment_hash == lnd.payments[0].payment_hash
     assert len(lnd.payments) == 1
     books.check()
+
+
+# -- the second round ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_chain_of_redirects_buys_one_token_of_a_scope(make_session, lnd: FakeLnd, books: Books) -> None:
+    """402, paid, redirected to itself, 402 of the same scope, …: each hop is new, but the call is one. It bought 31 tokens."""
+    from routeweiler_sync.testing._paywall_logic import mint
+
+    def circle(handler: Any) -> Any:
+        if "Authorization" in handler.headers and not handler.headers["Authorization"].endswith(state.get("spent", "-")):
+            state["spent"] = handler.headers["Authorization"][-64:]
+            return 302, [("Location", handler.path)], b""
+        invoice = lnd.invoice(1_000)
+        token = mint(os.urandom(32), os.urandom(32), invoice.payment_hash, ["services=s:0"])
+        return 402, [("WWW-Authenticate", f'L402 macaroon="{token}", invoice="{invoice.bolt11}"')], b""
+
+    state: dict[str, str] = {}
+    with server(circle) as url, pytest.raises(requests.RequestException):
+        make_session(budget_envelope=None).get(url)
+    assert len(lnd.payments) == 1
+    books.check()
+
+
+def test_a_redirect_in_front_of_the_paywall_takes_no_token(session, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
+    """A maintenance page answers everybody with 302: the token that the paywall refuses hasn't been taken by that."""
+    paywall.faults.refuse_tokens = True
+    with pytest.raises(TokenRefusedError):
+        session.get(paywall.url)
+    for _ in range(2):
+        paywall.faults.refuse_tokens = False
+        paywall.answer_next(302, headers={"Location": paywall.url_for("/free")})
+        assert session.get(paywall.url).status_code == 200
+        paywall.faults.refuse_tokens = True
+        with pytest.raises(TokenRefusedError):
+            session.get(paywall.url)
+    assert len(lnd.payments) == 1
+    books.check()
+
+
+def test_a_login_behind_the_paywall_costs_no_token(session, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
+    """/me wants a login and says 401 without a word: as refusals of the token they cost a purchase each time."""
+    paywall.respond = lambda request: (401, {}, b"log in") if request.path == "/me" else (200, {}, b"ok")
+    for _ in range(3):
+        assert session.get(paywall.url_for("/ok")).status_code == 200
+        assert session.get(paywall.url_for("/me")).status_code == 401
+    assert len(lnd.payments) == 1
+    books.check()
+
+
+def test_a_policys_limit_holds_over_redirects(make_session, paywall: Paywall, lnd: FakeLnd) -> None:
+    """As the envelope's does."""
+    for number in range(3):
+        paywall.add_service(f"/{number}", name=f"page-{number}", price_msat=10_000)
+    paywall.respond = lambda request: (302, {"Location": f"/{int(request.path.strip('/')) + 1}"}, b"")
+    rule = PolicyRule(name="cheap", when=RuleMatch(scheme="L402"), max_per_call_minor_units=15)
+    with pytest.raises(PolicyMaxPerCallExceededError):
+        make_session(policy=Policy(rules=[rule])).get(paywall.url_for("/0"))
+    assert lnd.spent_msat == 10_000
+
+
+def test_a_waiter_hears_of_its_own_money_only(make_session, paywall: Paywall, lnd: FakeLnd) -> None:
+    """The buyer has paid on the hop before, and its error says so; those who wait for the same page have paid nothing."""
+    paywall.add_service("/next", name="next", price_msat=1_000)
+    paywall.respond = lambda request: (302, {"Location": "/next"}, b"") if request.path == "/first" else (200, {}, b"")
+    session = make_session()
+    lnd.hang_next()
+    with ThreadPoolExecutor(2) as pool:
+        buyer = pool.submit(session.get, paywall.url_for("/first"))
+        lnd.wait_for(lambda node: len(node.payments) == 1)
+        lnd.hang_next()
+        lnd.release()
+        lnd.wait_for(lambda node: len(node.payments) == 2)
+        waiter = pool.submit(session.get, paywall.url_for("/next"))
+        paywall.wait_for(lambda: sum(request.path == "/next" for request in paywall.requests) == 2)
+        lnd.release(fail="NO_ROUTE")
+        errors = [buyer.exception(60), waiter.exception(60)]
+    assert isinstance(errors[0], InvoicePaymentError)
+    assert errors[0].spent is True
+    if errors[1] is not None:  # else it came a moment later, and bought
+        assert isinstance(errors[1], InvoicePaymentError)
+        assert errors[1].spent is False
+        assert "has paid before" not in str(errors[1])
+
+
+def test_a_wrong_preimage_is_told_once(session, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
+    """It moved money, once, however many waited for it."""
+    lnd.wrong_preimage_next()
+    together = threading.Barrier(8)
+
+    def call(_: int) -> BaseException | None:
+        together.wait()
+        with pytest.raises(requests.RequestException) as caught:
+            session.get(paywall.url)
+        return caught.value
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(call, range(8)))
+    told = [p["paymentHash"] for line in books.lines if (p := line["payment"]) and not p["reused"]]
+    assert len(told) == 1
+    books.check()
+
+
+def test_a_recovery_that_breaks_off_tells_of_what_it_ended(
+    make_session, paywall: Paywall, lnd: FakeLnd, books: Books, monkeypatch
+) -> None:
+    """The second row's ledger write fails: the first row's payment must be told all the same, and by nobody else."""
+    paywall.add_service("/two", name="two", price_msat=2_000)
+    lnd.hang_next(times=2)
+    session = make_session(payment_timeout=1)
+    for path in ("/one", "/two"):
+        with pytest.raises(requests.RequestException):
+            session.get(paywall.url_for(path))
+    lnd.release()
+    change = Ledger.change
+    calls = []
+
+    def full(self: Ledger, *args: Any) -> Any:
+        calls.append(args)
+        if len(calls) == 2:
+            raise LedgerError("disk full")
+        return change(self, *args)
+
+    monkeypatch.setattr(Ledger, "change", full)
+    with pytest.raises(requests.RequestException):
+        make_session().recover()
+    monkeypatch.setattr(Ledger, "change", change)
+    assert len([line for line in books.lines if line["payment"] and not line["payment"]["reused"]]) == 1
+    make_session().recover()
+    books.check()
+
+
+def test_a_withdrawn_guess_leaves_no_mark(session, paywall: Paywall, lnd: FakeLnd) -> None:
+    """A free page that doesn't like the token answers as it does without it, and is asked once the next time."""
+    session.get(paywall.url)
+    seen = []
+
+    def shy(handler: Any) -> Any:
+        seen.append("Authorization" in handler.headers)
+        return (403 if seen[-1] else 200), [], b"free"
+
+    with server(shy) as url:
+        import dataclasses
+
+        held = session._payer.book.unasked(paywall.base_url, "/paid")[0]
+        session._payer.book.put(dataclasses.replace(held, origin=url))
+        for _ in range(2):
+            response = session.get(url + "/page")
+            assert (response.status_code, response.history) == (200, [])
+    assert seen == [True, False, False]
+
+
+def test_a_copy_doesnt_take_over_its_originals_adapter(make_session, paywall: Paywall, lnd: FakeLnd) -> None:
+    """A session with a budget of nothing, whose adapter another session shares, must not begin to pay from that one's."""
+    import copy
+
+    poor = make_session(budget_envelope=BudgetEnvelope("nothing", per_call_minor_units=0))
+    rich = make_session()
+    rich.adapters = poor.adapters
+    copy.copy(rich)
+    with pytest.raises(BudgetExceededError):
+        poor.get(paywall.url)
+    assert lnd.payments == []
+
+
+def test_a_sink_that_says_nothing_has_written(make_session, paywall: Paywall, books: Books) -> None:
+    """A sink of one's own may return None: that isn't "not written"."""
+
+    class Silent:
+        def emit(self, event: object) -> None:
+            events.append(event)
+
+        def close(self) -> None:
+            pass
+
+    events: list[Any] = []
+    session = make_session(trace_sink=Silent())
+    session.get(paywall.url)
+    make_session(trace_sink=Silent()).get(paywall.url)
+    assert [event.payment.reused for event in events] == [False, True]
+
+
+def test_arguments_in_unusual_clothes(make_session, paywall: Paywall, lnd: FakeLnd) -> None:
+    """Generators, Decimals and a subclass with a field of its own mean what they say."""
+    import dataclasses
+    from decimal import Decimal
+
+    envelope = BudgetEnvelope("globs", allowed_origins_glob=(glob for glob in ("127.0.0.1:*",)))  # type: ignore[arg-type]
+    assert envelope.allowed_origins_glob == ("127.0.0.1:*",)
+    with pytest.raises(ValueError, match="allowed_origins_glob"):
+        BudgetEnvelope("none", allowed_origins_glob=None)  # type: ignore[arg-type]
+
+    @dataclasses.dataclass(frozen=True)
+    class Team(BudgetEnvelope):
+        team: str = "ours"
+
+    session = make_session(budget_envelope=Team("team", per_call_minor_units=100), payment_timeout=Decimal(30))
+    assert session.get(paywall.url).status_code == 200
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system doesn't fork")
+def test_forks_while_threads_make_sessions(lnd: FakeLnd, tmp_path: Path) -> None:
+    """Locks that a fork takes in one order and a thread in another stop the whole process."""
+    code = """
+import os, sys, threading, time
+from routeweiler_sync import Routeweiler
+stop = threading.Event()
+def work(number):
+    while not stop.is_set():
+        Routeweiler(ledger=f"{sys.argv[1]}/{number}.db").recover()
+threads = [threading.Thread(target=work, args=(number,), daemon=True) for number in range(4)]
+for thread in threads:
+    thread.start()
+for _ in range(60):
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    time.sleep(0.005)
+stop.set()
+for thread in threads:
+    thread.join()
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=100, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
