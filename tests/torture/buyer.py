@@ -16,7 +16,16 @@ from typing import Any
 
 import requests
 
-from routeweiler_sync import BudgetEnvelope, Funding, LndClient, PaymentPendingError, Routeweiler, RouteweilerError, TraceSink
+from routeweiler_sync import (
+    BudgetEnvelope,
+    Funding,
+    LndClient,
+    PaymentPendingError,
+    Routeweiler,
+    RouteweilerError,
+    TraceSink,
+    payment_of,
+)
 from routeweiler_sync.payer import prepare_to_pay
 
 prepare_to_pay()  # in the process that forks the buyers, so that each is there at once
@@ -25,7 +34,7 @@ NETWORK = "bitcoin-regtest"
 ENVELOPE = BudgetEnvelope("torture", cap_minor_units=100_000_000, per_call_minor_units=1_000)
 HTTP_TIMEOUT_S, READY_S = 30.0, 10.0
 #: A finisher that is told "pending" for so long leaves the row to the judge: it may be an orphan of lnd.
-PATIENCE_S = 9.0
+PATIENCE_S = 5.0
 FINISH_S = 90.0
 FINISH_PAUSE_S = 0.2
 
@@ -113,7 +122,7 @@ def _call(session: Routeweiler, url: str, reporter: Reporter) -> RouteweilerErro
     except BaseException as error:
         reporter.tell("bug", url=url, kind=type(error).__name__, text=str(error)[:1000])
         raise
-    payment = response.payment
+    payment = payment_of(response)
     reporter.tell(
         "page",
         url=url,

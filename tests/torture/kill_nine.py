@@ -16,23 +16,19 @@ import multiprocessing
 import os
 import shutil
 import signal
-import sqlite3
 import sys
 import tempfile
 import threading
 import time
 import traceback
 from collections import Counter
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-import grpc
-
-from routeweiler_sync.funding.stubs import routeweiler_lnd_pb2 as pb
 from tests.regtest.build import binaries
 from tests.regtest.node import Node
 from tests.regtest.world import World, start_world
@@ -40,61 +36,17 @@ from tests.regtest.world import World, start_world
 from .books import Books
 from .buyer import Job, work
 from .plan import Fault, Plan, draw
+from .watcher import Watcher
 from .wire import Wire
 
 READY_S = 30.0
-#: What a fault is aimed at may never come; then it strikes anyway.
-AIM_S = 1.0
 BUYERS_END_S = 90.0
 FINISHER_END_S = 150.0
 FINISHERS_MAX = 4
-FINISHER_PAYMENT_TIMEOUT_S = 4.0
-LOOK_EVERY_S = 0.001
+FINISHER_PAYMENT_TIMEOUT_S = 3.0
 #: An order that was held gets so long to do its harm before the judgement.
 HELD_ORDER_S = 0.5
 FINDING_WORDS = ("DOUBLE", "LOST", "DRIFT", "CLAIM")
-
-
-class Watcher:
-    """Sees how far a round's purchases are: in the ledger's file, and in lnd's list."""
-
-    def __init__(self, ledger: Path, node: Node, known: set[str]) -> None:
-        self._ledger, self._known = ledger, known
-        channel = grpc.secure_channel(node.grpc_address, grpc.ssl_channel_credentials(node.tls_cert_path.read_bytes()))
-        self._channel = channel
-        self._metadata = (("macaroon", node.admin_macaroon_path.read_bytes().hex()),)
-        self._list = channel.unary_unary(
-            "/lnrpc.Lightning/ListPayments",
-            request_serializer=pb.ListPaymentsRequest.SerializeToString,
-            response_deserializer=pb.ListPaymentsResponse.FromString,
-        )
-        with suppress(grpc.RpcError):
-            self._statuses()  # connects now
-
-    def wait(self, aim: str) -> bool:
-        """Until the aim is there; False where it doesn't come."""
-        until = time.monotonic() + AIM_S
-        while time.monotonic() < until:
-            with suppress(grpc.RpcError, sqlite3.Error):
-                if aim in self._seen(aim):
-                    return True
-            time.sleep(LOOK_EVERY_S)
-        return False
-
-    def close(self) -> None:
-        self._channel.close()
-
-    def _seen(self, aim: str) -> set[str]:
-        if aim in ("opened", "settled"):
-            with closing(sqlite3.connect(f"file:{self._ledger}?mode=ro", uri=True, timeout=0.05)) as conn:
-                rows = conn.execute("SELECT payment_hash, state FROM payments ORDER BY created_at_ms DESC LIMIT 8").fetchall()
-            return {"opened" if state == "open" else state for h, state in rows if h not in self._known}
-        return {"in flight" if s == pb.Payment.IN_FLIGHT else "paid" if s == pb.Payment.SUCCEEDED else "" for s in self._statuses()}
-
-    def _statuses(self) -> list[int]:
-        request = pb.ListPaymentsRequest(include_incomplete=True, max_payments=8, reversed=True)
-        reply = self._list(request, timeout=0.5, metadata=self._metadata)
-        return [p.status for p in reply.payments if p.payment_hash not in self._known]
 
 
 @dataclass
@@ -144,13 +96,14 @@ class Round:
     payments: int = 0
     paid_msat: int = 0
     pages: int = 0
-    orphans: int = 0
+    orphans: list[str] = field(default_factory=list)
     errors: Counter[str] = field(default_factory=Counter)
     aimed: bool = True
     reports: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._undo: list[threading.Thread] = []
+        self._killed_at_ns = 0
         self._buyers: list[Process] = []
         self._wire: Wire
         name = self.plan.name.replace(":", "-")
@@ -211,8 +164,9 @@ class Round:
         elif kind == "stop buyers":
             for buyer in self._buyers:
                 buyer.signal(signal.SIGSTOP)
-            self._later(fault.size, lambda: [buyer.signal(signal.SIGCONT) for buyer in self._buyers])
+            self._later(fault.size, self._let_buyers_go_on)
         elif kind == "kill payer":
+            self._killed_at_ns = time.time_ns()
             self.world.payer.kill()
             self._later(fault.size, self.world.payer.daemon.start)
         elif kind == "hold order":
@@ -222,6 +176,10 @@ class Round:
             self._wire.arm(int(fault.size), kind.removesuffix(" at byte"))
         else:
             self._wire.strike(kind)
+
+    def _let_buyers_go_on(self) -> None:
+        for buyer in self._buyers:
+            buyer.signal(signal.SIGCONT)
 
     def _frozen_by(self, fault: Fault) -> Node | None:
         world = self.world
@@ -295,8 +253,14 @@ class Round:
             self._mend()
             for payment_hash in left:
                 if self.books.is_orphan(payment_hash):
-                    self.orphans += 1
+                    self.orphans.append(self._about_orphan(payment_hash))
                     self.books.abandon(payment_hash)
+
+    def _about_orphan(self, payment_hash: str) -> str:
+        (payment,) = self.world.payer.payments_of(payment_hash)
+        age_ms = (self._killed_at_ns - int(payment["creation_time_ns"])) / 1e6
+        attempts = [htlc["status"] for htlc in payment["htlcs"]]
+        return f"{payment_hash[:16]}, begun {age_ms:.0f} ms before the kill, attempts {attempts}"
 
     def _read_reports(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.report_path.read_text().splitlines()] if self.report_path.exists() else []
@@ -307,7 +271,7 @@ class Round:
         errors = " ".join(f"{name}x{count}" for name, count in sorted(self.errors.items()))
         outcome = "; ".join(self.findings) or "ok"
         missed = "" if self.aimed else " (aim missed)"
-        orphans = f", {self.orphans} ORPHAN" if self.orphans else ""
+        orphans = f", ORPHAN {' and '.join(self.orphans)}" if self.orphans else ""
         return (
             f"{self.plan.name} {self.plan}{missed} → {self.pages} pages, {self.payments} paid{orphans}, {errors or 'no errors'}: "
             f"{outcome} ({seconds:.1f} s)"
@@ -364,7 +328,7 @@ def summary(done: list[Round]) -> str:
         (
             f"rounds {len(done)}, needs {sum(len(each.plan.services) for each in done)}, "
             f"pages {sum(each.pages for each in done)}, payments {sum(each.payments for each in done)} "
-            f"({sum(each.paid_msat for each in done)} msat), orphans {sum(each.orphans for each in done)}, "
+            f"({sum(each.paid_msat for each in done)} msat), orphans {sum(len(each.orphans) for each in done)}, "
             f"aims missed {sum(not each.aimed for each in done)}",
             f"double payments {counts['DOUBLE']}, lost tokens {counts['LOST']}, drifts {counts['DRIFT']}, "
             f"false claims {counts['CLAIM']}, other findings {len(findings) - sum(counts.values())}",
