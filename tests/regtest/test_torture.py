@@ -1,0 +1,23 @@
+"""A dozen rounds of torture; `python -m tests.torture.kill_nine` does as many as one has time for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.torture.kill_nine import summary, torture
+
+from .world import World
+
+SEED, ROUNDS = 17, 12
+TIMEOUT_S = 600
+
+
+@pytest.mark.timeout(TIMEOUT_S, func_only=True)
+def test_whatever_is_killed_cut_or_frozen_each_need_is_paid_once_and_no_token_is_lost(world: World, tmp_path: Path) -> None:
+    """Otherwise a crash, a broken connection or a restart of lnd would cost money: a page paid twice, or a paid one lost."""
+    done = torture(world, tmp_path, seed=SEED, first=0, rounds=ROUNDS)
+    assert not [finding for each in done for finding in each.findings]
+    print(summary(done))
+    assert sum(each.payments for each in done) >= ROUNDS
