@@ -23,6 +23,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 from unittest.mock import patch
 
@@ -152,7 +153,7 @@ class LostError(grpc.RpcError):
         return "Socket closed"
 
 
-grpc.Call.register(LostError)
+grpc.Call.register(LostError)  # type: ignore[attr-defined]
 
 
 # -- where the steps are ------------------------------------------------------------------------------------------------------
@@ -202,7 +203,7 @@ def stepping(
 
     def opened(self: connection.Connection) -> Any:
         link = open_channel(self)
-        link.channel = _Channel(link.channel, steps, air, sent)
+        link.channel = _Channel(link.channel, steps, air, sent)  # type: ignore[assignment]
         return link
 
     with (
@@ -216,7 +217,7 @@ def stepping(
 
 def _deed() -> str:
     """The method of the ledger that runs the transaction."""
-    frame = sys._getframe(2)
+    frame: FrameType | None = sys._getframe(2)
     while frame is not None:
         if frame.f_code.co_name == "_migrate" or isinstance(frame.f_locals.get("self"), Ledger):
             return frame.f_code.co_name

@@ -193,7 +193,7 @@ def deaths(
         try:
             world.check(payments=payments, **faults)
         except Exception as error:
-            raise AssertionError(f"after step {at}, {steps.name!r}: {error}") from error
+            raise AssertionError(f"after step {at}, {steps.name!r}: {error!r}") from error
         if not steps.reached:
             return steps.taken
     raise AssertionError(f"no end after {MAX_STEPS} steps")
@@ -233,7 +233,7 @@ def interrupts(worlds: Iterator[World], prepare: Prepare, since: str = INTENT) -
         try:
             world.agree(answers, payments=payments)
         except Exception as error:
-            raise AssertionError(f"after an interrupt at step {at}, {steps.name!r}: {error}") from error
+            raise AssertionError(f"after an interrupt at step {at}, {steps.name!r}: {error!r}") from error
         if not steps.reached:
             return steps.taken
     raise AssertionError(f"no end after {MAX_STEPS} steps")
