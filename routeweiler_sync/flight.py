@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
-from .errors import PaymentDeclinedError, PaymentPendingError, RouteweilerError
+from .errors import FundingError, PaymentDeclinedError, PaymentPendingError, RouteweilerError
 
 
 class Flight:
@@ -87,9 +87,9 @@ def single(key: tuple[str, str, str], deadline: Deadline) -> Iterator[Flight]:
             )
         if waited and not flight.lock.acquire(timeout=deadline.left_s()):
             if not flight.ordered:
-                raise PaymentDeclinedError(
-                    f"Another thread hasn't decided yet whether to buy a token for {key[1]} ({key[2]}): its confirm(), or its "
-                    "node, takes its time. Nothing was spent. Call again."
+                raise FundingError(
+                    f"Another thread hasn't decided yet whether to buy a token for {key[1]} ({key[2]}): its node, or its "
+                    "confirm(), takes its time. Nothing was spent. Call again."
                 )
             raise PaymentPendingError(
                 f"Another thread is still buying a token for {key[1]} ({key[2]}). Whether money was spent isn't known yet. "

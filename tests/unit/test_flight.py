@@ -265,7 +265,7 @@ def test_a_call_from_within_a_purchase_ends_at_once_and_says_that_nothing_was_sp
 def test_who_waits_for_a_purchase_that_hasnt_begun_knows_that_nothing_was_spent() -> None:
     """A person who takes long to say yes leaves nothing in doubt: "may be spent" would send the user looking for money."""
     flying = Flight(ordered=False)
-    with pytest.raises(PaymentDeclinedError) as late, single(KEY, Deadline(0.05)):
+    with pytest.raises(FundingError) as late, single(KEY, Deadline(0.05)):
         pytest.fail("two at once")
     assert late.value.spent is False
     assert flying.join([]) == []
