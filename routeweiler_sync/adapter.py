@@ -185,11 +185,9 @@ class Exchange:
             return self.send(self.request)  # mounted on a scheme of its own: nothing that could be paid
         # A caller's own Authorization goes out as it is; a request of ours that is sent again is like any other.
         if isinstance(self.request, CredentialedRequest):
-            self.request = self.request.copy()
-            unasked = self.payer.book.unasked(self.origin, self.path)
-        else:
-            has_own = "Authorization" in (self.request.headers or {})
-            unasked = None if has_own else self.payer.book.unasked(self.origin, self.path)
+            self.request = self.request.copy()  # which drops the credential
+        has_own = "Authorization" in (self.request.headers or {})
+        unasked = None if has_own else self.payer.book.unasked(self.origin, self.path)
         if unasked is not None and unasked[1] and not self._bears_a_guess():
             unasked = None
         if unasked is not None:

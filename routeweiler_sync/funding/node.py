@@ -11,7 +11,6 @@ from typing import Literal, Protocol, runtime_checkable
 from ..errors import FundingError
 
 NETWORKS = ("bitcoin", "bitcoin-testnet", "bitcoin-signet", "bitcoin-regtest")
-Network = Literal["bitcoin", "bitcoin-testnet", "bitcoin-signet", "bitcoin-regtest"]
 
 # One hop with lnd's default fee takes 1 000 msat even for 10 sat, so a mere percentage would starve small payments.
 FEE_CAP_MSAT_MIN = 10_000
