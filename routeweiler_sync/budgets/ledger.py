@@ -18,7 +18,8 @@ from ..errors import (
     BudgetError,
     LedgerError,
 )
-from . import envelopes
+from . import books, envelopes
+from .books import LedgerBooks
 from .envelopes import Draw, moment
 from .schema import SAFE_DEFAULT, UNFINISHED, Change, EnvelopeRow, Intent, PaymentRow, PaymentState
 from .store import Store, Transaction
@@ -122,6 +123,11 @@ class Ledger:
         if not rows:
             raise envelopes.not_found(id)
         return envelopes.as_row(rows[0])
+
+    def books(self) -> LedgerBooks:
+        """Every figure of the ledger at one moment, for `routeweiler_sync.audit`. All of it in memory, tokens left out."""
+        with self._store.read() as tx:
+            return books.read(tx)
 
     def forget(self, payment_hash: str, *, abandon: bool = False) -> PaymentRow:
         """Stop offering the token of a payment; the next call may buy a new one.

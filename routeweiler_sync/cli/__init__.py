@@ -9,6 +9,7 @@ import sys
 import click
 
 from .. import __version__
+from .budget import budget
 from .demo import demo
 from .get import get
 
@@ -24,6 +25,7 @@ def main() -> None:
         sys.stdout.reconfigure(errors="replace")  # a character that a Windows code page lacks is no reason to fail
 
 
+main.add_command(budget)
 main.add_command(demo)
 main.add_command(get)
 

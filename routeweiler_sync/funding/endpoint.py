@@ -91,6 +91,11 @@ def from_environment(environ: Mapping[str, str]) -> ClientArguments:
     raise FundingError(f"no node is configured; nothing was spent; set {_LNDCONNECT}, or {sets}")
 
 
+def names_node(environ: Mapping[str, str]) -> bool:
+    """Whether the environment names a node at all, well or badly."""
+    return any(environ.get(name) for name in (_LNDCONNECT, *(host_name for host_name, _, _ in _VARIABLES)))
+
+
 def _base64url(text: str, what: str) -> bytes:
     text = text.rstrip("=")
     if not re.fullmatch(r"[A-Za-z0-9_-]+", text) or len(text) % 4 == 1:
