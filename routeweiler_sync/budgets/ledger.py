@@ -28,6 +28,8 @@ from .store import Store, Transaction
 MAX_LEARNED_PATHS = 1_000
 #: Rows read at a time by `Ledger.payments`.
 PAGE_ROWS = 500
+#: A new row is tried so often, each time that the one in its way has ended before it could be looked at.
+MAX_INSERTS = 3
 #: Why a token is no longer offered: the server refused it, or the user said so.
 REFUSED, FORGOTTEN = "refused", "forgotten"
 #: An error text kept in a row is cut at this length.
@@ -46,7 +48,9 @@ class Ledger:
 
     @classmethod
     def open(cls, url: str | os.PathLike[str] | Ledger) -> Ledger:
-        """The ledger at ``url``: a path or ``sqlite:///path``. Nothing is read or made before the first use."""
+        """The ledger at ``url``: a path, ``sqlite:///path`` or ``postgresql://…``. Nothing is read or made before the first use."""
+        from .postgres import PostgresStore
+        from .postgres_url import SCHEMES
         from .sqlite import SqliteStore
 
         if isinstance(url, Ledger):
@@ -54,19 +58,24 @@ class Ledger:
         try:
             text = os.fspath(url)
         except TypeError:
-            raise LedgerError(f"{url!r} doesn't name a ledger. Nothing was spent. Give a path or sqlite:///….") from None
+            raise LedgerError(
+                f"{url!r} doesn't name a ledger. Nothing was spent. Give a path, sqlite:///… or postgresql://…."
+            ) from None
         if text in ("", ":memory:"):
             raise LedgerError(
                 f"{text!r} doesn't name a ledger: it must outlive the process, or paid tokens are lost. Nothing was spent. Give a "
                 "path."
             )
         scheme, separator, rest = text.partition("://")
-        if not separator:
+        if scheme in SCHEMES:
+            return cls(PostgresStore(text))
+        if not separator and scheme.partition(":")[0] not in (*SCHEMES, "sqlite"):  # a pathlib.Path of a URL isn't a path
             return cls(SqliteStore(text))
         if scheme == "sqlite" and rest.startswith("/") and len(rest) > 1:
             return cls(SqliteStore(rest[1:]))
         raise LedgerError(
-            f"{scheme}://… doesn't name a ledger. Nothing was spent. Give a path, or sqlite:///relative.db, or sqlite:////absolute.db."
+            f"{scheme.partition(':')[0]}:… doesn't name a ledger. Nothing was spent. Give a path, sqlite:///relative.db, "
+            "sqlite:////absolute.db or postgresql://user@host/database."
         )
 
     @property
@@ -160,10 +169,12 @@ class Ledger:
         return self._set_frozen(envelope_id, 0)
 
     def _set_frozen(self, envelope_id: str, frozen: int) -> EnvelopeRow:
-        with self._store.transaction() as tx:
+        def work(tx: Transaction) -> list[Mapping[str, Any]]:
             if envelope_id == SAFE_DEFAULT.id:  # it is there before anything has been spent
                 envelopes.make(tx, SAFE_DEFAULT)
-            rows = tx.execute("UPDATE envelopes SET frozen = ? WHERE id = ? RETURNING *", (frozen, envelope_id))
+            return tx.execute("UPDATE envelopes SET frozen = ? WHERE id = ? RETURNING *", (frozen, envelope_id))
+
+        rows = self._store.run(work)
         if not rows:
             raise envelopes.not_found(envelope_id)
         return envelopes.as_row(rows[0])
@@ -198,15 +209,20 @@ class Ledger:
         EnvelopeNotFoundError, LedgerError: nothing spent. Limits that the draw brings hold from then on, even if it is refused.
         """
         now_s = self._clock()
-        with self._store.transaction() as tx:
+
+        def work(tx: Transaction) -> tuple[PaymentRow, bool] | BudgetError:
             standing = self._standing(tx, intent)
             if standing is not None:
                 return standing, False
             try:
                 return self._open(tx, intent, draw, now_s)
-            except BudgetError as error:
-                refusal = error  # raised behind the commit: a limit that was lowered holds for the others too
-        raise refusal
+            except BudgetError as refusal:
+                return refusal
+
+        opened = self._store.run(work)
+        if isinstance(opened, BudgetError):
+            raise opened  # behind the commit: a limit that was lowered holds for the others too
+        return opened
 
     def _open(self, tx: Transaction, intent: Intent, draw: Draw | None, now_s: float) -> tuple[PaymentRow, bool]:
         max_fee_msat, reserved_micro = intent.fee_cap_msat, 0
@@ -214,53 +230,58 @@ class Ledger:
         if draw is not None:
             envelope = envelopes.locked(tx, draw, now_s)
             max_fee_msat, reserved_micro = envelopes.fit(tx, envelope, draw, intent, now_s)
-        rows = tx.execute(
-            "INSERT INTO payments (payment_hash, origin, scope, path, state, node_pubkey, network, bolt11, scheme, token, "
-            "amount_msat, max_fee_msat, envelope_id, currency, btc_price, rate_quality, reserved_micro, sends_ever, "
-            "sends_unanswered, valid_until, created_at_ms, target) "
-            "VALUES (?, ?, ?, ?, 'open', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, 1, ?, ?, ?) ON CONFLICT DO NOTHING RETURNING *",
-            (
-                intent.payment_hash, intent.origin, intent.scope, intent.path, intent.node_pubkey, intent.network,
-                intent.bolt11, intent.scheme, intent.token, intent.amount_msat, max_fee_msat,
-                envelope["id"] if envelope else None,
-                draw.rate.currency if draw else None,
-                str(draw.rate.btc_price) if draw and draw.rate.btc_price is not None else None,
-                draw.rate.quality if draw else None,
-                reserved_micro, intent.valid_until, int(now_s * 1000), intent.target,
-            ),
-        )  # fmt: skip
-        if rows:
-            if envelope:
-                tx.execute(
-                    "UPDATE envelopes SET reserved_micro = reserved_micro + ?, granted_at_ms = ?, grant_base_micro = ? "
-                    "WHERE id = ?",
-                    (reserved_micro, envelope["granted_at_ms"], envelope["grant_base_micro"], envelope["id"]),
-                )
-            return _payment(rows[0]), True
-        # Another machine was first, between our look and our insert: nothing is reserved, its row is used.
-        standing = self._standing(tx, intent)
-        if standing is None:
-            raise LedgerError("The ledger refused a new payment without a row that explains it. Nothing was spent. Call again.")
-        return standing, False
+        for _ in range(MAX_INSERTS):
+            rows = tx.execute(
+                "INSERT INTO payments (payment_hash, origin, scope, path, state, node_pubkey, network, bolt11, scheme, token, "
+                "amount_msat, max_fee_msat, envelope_id, currency, btc_price, rate_quality, reserved_micro, sends_ever, "
+                "sends_unanswered, valid_until, created_at_ms, target) "
+                "VALUES (?, ?, ?, ?, 'open', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, 1, ?, ?, ?) ON CONFLICT DO NOTHING RETURNING *",
+                (
+                    intent.payment_hash, intent.origin, intent.scope, intent.path, intent.node_pubkey, intent.network,
+                    intent.bolt11, intent.scheme, intent.token, intent.amount_msat, max_fee_msat,
+                    envelope["id"] if envelope else None,
+                    draw.rate.currency if draw else None,
+                    str(draw.rate.btc_price) if draw and draw.rate.btc_price is not None else None,
+                    draw.rate.quality if draw else None,
+                    reserved_micro, intent.valid_until, int(now_s * 1000), intent.target,
+                ),
+            )  # fmt: skip
+            if rows:
+                if envelope:
+                    tx.execute(
+                        "UPDATE envelopes SET reserved_micro = reserved_micro + ?, granted_at_ms = ?, grant_base_micro = ? "
+                        "WHERE id = ?",
+                        (reserved_micro, envelope["granted_at_ms"], envelope["grant_base_micro"], envelope["id"]),
+                    )
+                return _payment(rows[0]), True
+            # Another machine was first, between our look and our insert: nothing is reserved, its row is used.
+            standing = self._standing(tx, intent)
+            if standing is not None:
+                return standing, False
+            # And by now that row has ended: it no longer stands in the way.
+        raise LedgerError("The ledger refused a new payment without a row that explains it. Nothing was spent. Call again.")
 
     def count_send(self, payment_hash: str) -> PaymentRow | None:
         """Count one more send of an unfinished row, before it leaves; None where the row has ended meanwhile."""
-        with self._store.transaction() as tx:
-            return _first(
+        return self._store.run(
+            lambda tx: _first(
                 tx.execute(
                     "UPDATE payments SET state = 'open', sends_ever = sends_ever + 1, sends_unanswered = sends_unanswered + 1 "
                     "WHERE payment_hash = ? AND state IN ('open', 'failed') RETURNING *",
                     (payment_hash,),
                 )
             )
+        )
 
     def change(self, payment_hash: str, decide: Callable[[PaymentRow], Change | None]) -> PaymentRow:
         """Change a row as ``decide`` says of what the row is at this moment, and book it, in one transaction.
 
-        ``decide`` is pure; None changes nothing. The step to SETTLED (from whatever state: lnd's word that it paid is the truth)
-        turns the reservation into a spend, fees included; the step to DEAD returns it.
+        ``decide`` is pure, and may be asked again where the database had to begin anew; None changes nothing. The step to SETTLED
+        (from whatever state: lnd's word that it paid is the truth) turns the reservation into a spend, fees included; the step to
+        DEAD returns it.
         """
-        with self._store.transaction() as tx:
+
+        def work(tx: Transaction) -> PaymentRow:
             seen = _first(tx.execute("SELECT * FROM payments WHERE payment_hash = ?", (payment_hash,)))
             if seen is None:
                 raise LedgerError(f"The ledger has no payment {payment_hash}. Nothing was changed. See Ledger.payments().")
@@ -272,6 +293,8 @@ class Ledger:
             if change is None:
                 return row
             return self._book(tx, row, change)
+
+        return self._store.run(work)
 
     def retire(self, payment_hash: str) -> PaymentRow:
         """Note that the server no longer takes the token of a settled payment, for one thing at least."""
@@ -290,16 +313,19 @@ class Ledger:
 
     def mark(self, payment_hash: str, *, taken: bool = False, told: bool = False) -> None:
         """Note that the server has taken the token, that a trace has told of the payment. Cheap: not forced to disk."""
-        with self._store.transaction(durable=False) as tx:
-            tx.execute(
+        self._store.run(
+            lambda tx: tx.execute(
                 "UPDATE payments SET taken = CASE WHEN ? = 1 THEN 1 ELSE taken END, told = CASE WHEN ? = 1 THEN 1 ELSE told END "
                 "WHERE payment_hash = ?",
                 (int(taken), int(told), payment_hash),
-            )
+            ),
+            durable=False,
+        )
 
     def learn(self, origin: str, path: str, scope: str) -> None:
         """Remember that ``path`` needs a token of ``scope``. Cheap: not forced to disk."""
-        with self._store.transaction(durable=False) as tx:
+
+        def work(tx: Transaction) -> None:
             known = tx.execute("SELECT count(*) AS paths FROM learned_paths WHERE origin = ?", (origin,))[0]["paths"]
             if known >= MAX_LEARNED_PATHS:
                 tx.execute("DELETE FROM learned_paths WHERE origin = ?", (origin,))
@@ -308,6 +334,8 @@ class Ledger:
                 "ON CONFLICT (origin, path) DO UPDATE SET scope = excluded.scope",
                 (origin, path, scope),
             )
+
+        self._store.run(work, durable=False)
 
     def learned(self, origin: str) -> dict[str, str]:
         """The scope of each path of ``origin`` that was seen to need one."""

@@ -10,12 +10,12 @@ import contextlib
 import os
 import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LedgerError, RouteweilerError
-from .store import MIGRATIONS, SCHEMA_VERSION
+from .store import MIGRATIONS, SCHEMA_VERSION, T, Transaction
 
 if TYPE_CHECKING:
     import sqlite3
@@ -74,6 +74,11 @@ class SqliteStore:
             finally:
                 if not durable:
                     connection.execute("PRAGMA synchronous=FULL")
+
+    def run(self, work: Callable[[Transaction], T], *, durable: bool = True) -> T:
+        """``work`` in one transaction: writers queue, so none is ever undone for another's sake."""
+        with self.transaction(durable=durable) as tx:
+            return work(tx)
 
     @contextlib.contextmanager
     def read(self) -> Iterator[SqliteTransaction]:

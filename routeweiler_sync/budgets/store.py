@@ -6,9 +6,11 @@ what is done in them is `routeweiler_sync.budgets.ledger`'s.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+
+T = TypeVar("T")
 
 #: Number of the newest step in `MIGRATIONS`; a ledger with a higher one was written by a newer version.
 SCHEMA_VERSION = 1
@@ -114,6 +116,12 @@ class Store(Protocol):
 
         ``durable``: the commit is on disk when the block ends. Without it a power cut may undo the transaction, nothing else.
         Raises LedgerError.
+        """
+
+    def run(self, work: Callable[[Transaction], T], *, durable: bool = True) -> T:
+        """What ``work`` returns, done in a `transaction`; run again where the database undid it for the sake of others.
+
+        ``work`` therefore does nothing but through its transaction. Raises LedgerError, and what ``work`` raises.
         """
 
     def read(self) -> AbstractContextManager[Transaction]:
