@@ -1,0 +1,61 @@
+"""One server for the whole test session, a database for each test."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from routeweiler_sync.budgets.ledger import Ledger
+
+from .server import NotInstalledError, Server
+
+REQUIRED = os.environ.get("ROUTEWEILER_REQUIRE_POSTGRES") == "1"
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """A server that runs. Where none is installed the tests are skipped, unless ROUTEWEILER_REQUIRE_POSTGRES=1."""
+    try:
+        import psycopg  # noqa: F401
+
+        with Server.make() as made:
+            yield made
+    except (NotInstalledError, ImportError) as missing:
+        if REQUIRED:
+            raise
+        pytest.skip(f"no PostgreSQL: {missing}")
+
+
+@pytest.fixture
+def database(server: Server) -> str:
+    """The name of an empty database."""
+    return server.new_database()
+
+
+@pytest.fixture
+def url(server: Server, database: str) -> str:
+    """Names a ledger that isn't there yet."""
+    return server.url(database)
+
+
+@pytest.fixture
+def make_ledger(url: str) -> Iterator[Callable[..., Ledger]]:
+    """Further connections to the test's ledger; arguments are Ledger's."""
+    from routeweiler_sync.budgets.postgres import PostgresStore
+
+    made: list[Ledger] = []
+
+    def make(clock: Callable[[], float] | None = None, *, at: str = url) -> Ledger:
+        made.append(Ledger(PostgresStore(at)) if clock is None else Ledger(PostgresStore(at), clock=clock))
+        return made[-1]
+
+    yield make
+    for ledger in made:
+        ledger.close()
+
+
+@pytest.fixture
+def ledger(make_ledger: Callable[..., Ledger]) -> Ledger:
+    return make_ledger()

@@ -1,0 +1,151 @@
+"""A throw-away PostgreSQL server on loopback: a cluster in a folder of its own, reached over TCP with a password.
+
+    with Server.make() as server:
+        url = server.new_database()
+
+Made by ``initdb`` and ``pg_ctl`` of whatever PostgreSQL is installed. PostgreSQL refuses to run as root, so for root it runs as
+``postgres`` or ``nobody``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+PASSWORD = "s3cret/@:?&%"
+TIMEOUT_S = 60
+#: Nothing here outlives the machine; a crash of the server alone loses nothing that was written.
+SETTINGS = {
+    "fsync": "off",
+    "listen_addresses": "127.0.0.1",
+    "max_connections": "120",
+    "shared_buffers": "32MB",
+    "unix_socket_directories": "",
+    "deadlock_timeout": "200ms",
+    "autovacuum_naptime": "5s",
+}
+
+
+class NotInstalledError(Exception):
+    """There is no PostgreSQL server on this machine."""
+
+
+def programs() -> Path:
+    """The folder that has initdb and pg_ctl."""
+    folders = [shutil.which("initdb") and Path(str(shutil.which("initdb"))).parent]
+    folders += [Path(found).parent for found in sorted(glob.glob("/usr/lib/postgresql/*/bin/initdb"), reverse=True)]
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        folders.append(Path(subprocess.run(["pg_config", "--bindir"], check=True, capture_output=True, text=True).stdout.strip()))
+    for folder in folders:
+        if folder and shutil.which("initdb", path=str(folder)) and shutil.which("pg_ctl", path=str(folder)):
+            return folder
+    raise NotInstalledError("PostgreSQL's initdb and pg_ctl aren't installed (apt-get install postgresql)")
+
+
+def _free_port() -> int:
+    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as free:
+        port: int = free.getsockname()[1]
+        return port
+
+
+class Server:
+    """A cluster: may be stopped, crashed, frozen and started again."""
+
+    def __init__(self, folder: Path, bin_folder: Path, user: dict[str, Any]) -> None:
+        self.folder, self.port = folder, _free_port()
+        self._bin, self._user = bin_folder, user
+        self._numbers = count(1)
+
+    @classmethod
+    @contextlib.contextmanager
+    def make(cls) -> Iterator[Server]:
+        """A server that runs; it ends with the block."""
+        bin_folder, user = programs(), _user()
+        folder = Path(tempfile.mkdtemp(prefix="rw-postgres-"))
+        if user:
+            shutil.chown(folder, user["user"], user["group"])
+        server = cls(folder, bin_folder, user)
+        try:
+            server._initialise()
+            server.start()
+            yield server
+        finally:
+            with contextlib.suppress(subprocess.SubprocessError):
+                server.stop("immediate")
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def url(self, database: str = "postgres", *, user: str = "postgres", password: str = PASSWORD, port: int | None = None) -> str:
+        """The URL of ``database``; over a relay, with that one's ``port``."""
+        return f"postgresql://{user}:{quote(password, safe='')}@127.0.0.1:{port or self.port}/{database}?sslmode=disable"
+
+    def new_database(self) -> str:
+        """The name of a database that is empty."""
+        name = f"ledger{next(self._numbers)}"
+        self.admin(f"CREATE DATABASE {name}")
+        return name
+
+    def admin(self, sql: str, database: str = "postgres") -> list[tuple[Any, ...]]:
+        """Do ``sql`` as the superuser, each time on a new connection."""
+        import psycopg
+
+        with psycopg.connect(self.url(database), autocommit=True, connect_timeout=10) as connection:
+            cursor = connection.execute(sql.encode())
+            return cursor.fetchall() if cursor.description else []
+
+    def start(self) -> None:
+        """Start, and wait until it answers."""
+        self._run("pg_ctl", "-D", "data", "-l", "log", "-w", "-t", str(TIMEOUT_S), "-o", f"-p {self.port}", "start")
+
+    def stop(self, how: str = "fast") -> None:
+        """``fast`` ends every session; ``immediate`` is a crash: what wasn't written is lost, as by kill -9."""
+        self._run("pg_ctl", "-D", "data", "-w", "-t", str(TIMEOUT_S), "-m", how, "stop")
+
+    def _initialise(self) -> None:
+        pwfile = self.folder / "password"
+        pwfile.write_text(PASSWORD)
+        if self._user:
+            shutil.chown(pwfile, self._user["user"])
+        auth = ("--auth=scram-sha-256", "--pwfile=password", "--username=postgres")
+        self._run("initdb", "-D", "data", "--no-sync", "--encoding=UTF8", "--locale=C", *auth)
+        with (self.folder / "data" / "postgresql.conf").open("a") as conf:
+            conf.writelines(f"{name} = '{value}'\n" for name, value in SETTINGS.items())
+
+    def _run(self, program: str, *arguments: str) -> None:
+        # Into a file: the server would inherit a pipe, and its end would never come.
+        with (self.folder / f"{program}.out").open("w+") as out:
+            ended = subprocess.run(
+                [str(self._bin / program), *arguments],
+                cwd=self.folder,
+                stdout=out,
+                stderr=out,
+                timeout=TIMEOUT_S + 10,
+                check=False,
+                **self._user,
+            ).returncode
+            out.seek(0)
+            if ended:
+                raise subprocess.SubprocessError(f"{program} ended with {ended}: {out.read()}")
+
+
+def _user() -> dict[str, Any]:
+    if sys.platform == "win32" or os.geteuid() != 0:
+        return {}
+    import grp
+    import pwd
+
+    for name in ("postgres", "nobody"):
+        with contextlib.suppress(KeyError):
+            entry = pwd.getpwnam(name)
+            return {"user": name, "group": grp.getgrgid(entry.pw_gid).gr_name, "extra_groups": []}
+    raise NotInstalledError("PostgreSQL doesn't run as root, and there is neither a user postgres nor nobody")
