@@ -48,6 +48,7 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
+    from .budgets.coingecko import CoinGecko
     from .budgets.fmv import FmvProvider, StaticRate
     from .budgets.ledger import Ledger
     from .checkout import Quote
@@ -61,6 +62,7 @@ __version__ = "0.1.0"
 
 #: Names whose modules are imported when they are first asked for.
 _LAZY = {
+    "CoinGecko": "budgets.coingecko",
     "FmvProvider": "budgets.fmv",
     "StaticRate": "budgets.fmv",
     "Ledger": "budgets.ledger",
@@ -97,6 +99,7 @@ __all__ = [
     "ChallengeExpiredError",
     "ChallengeMismatchError",
     "ChallengeParseError",
+    "CoinGecko",
     "EnvelopeExpiredError",
     "EnvelopeFrozenError",
     "EnvelopeNotFoundError",

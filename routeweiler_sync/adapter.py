@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 import requests
 from requests.adapters import HTTPAdapter
 
-from .call import Call, Payment, current
+from .call import Call, Payment, Quoted, current, quoting
 from .errors import ChallengeMismatchError, LedgerError, RouteweilerError, TokenRefusedError, UnreplayableBodyError
 from .l402.challenge import schemes_offered
 from .l402.credential import authorization, origin_of, path_of, redact, scope_of
+from .limits import active
 from .money import sats
 from .payer import prepare_to_pay
 from .purchase import Asks, Verdict, is_taken, judge
@@ -144,6 +145,8 @@ class _OwnCall:
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         current.reset(self._token)
+        if isinstance(error, Quoted):
+            self.response, error = error.response, None
         self.call.finish(self.response, error)
         if current.get() is None:
             release_all_telling()
@@ -187,7 +190,7 @@ class Exchange:
         if isinstance(self.request, CredentialedRequest):
             self.request = self.request.copy()  # which drops the credential
         has_own = "Authorization" in (self.request.headers or {})
-        unasked = None if has_own else self.payer.book.unasked(self.origin, self.path)
+        unasked = None if has_own or quoting.get() else self.payer.book.unasked(self.origin, self.path)
         if unasked is not None and unasked[1] and not self._bears_a_guess():
             unasked = None
         if unasked is not None:
@@ -268,6 +271,9 @@ class Exchange:
             if need is None:
                 self._offer(None)  # to be told what it wants now
                 continue
+            if quoting.get():
+                drain(self.latest)
+                raise Quoted(self.payer.checkout.quote(need), self._finished())
             doubted, self.doubted, is_guess = self.doubted, None, False
             fits = doubted is not None and doubted.scope == need.scope
             held = self._offer(doubted if fits else self._token(need))
@@ -291,6 +297,7 @@ class Exchange:
             challenge=challenge,
             target=self.target,
             spent_in_call_msat=self.call.spent_msat,
+            limits=active(self.payer),
         )
         self.call.met(need)
         return need

@@ -18,7 +18,7 @@ from .tokens import HeldToken
 
 if TYPE_CHECKING:
     from .budgets.schema import PaymentRow
-    from .checkout import Need, Purchase
+    from .checkout import Need, Purchase, Quote
     from .payer import Payer
     from .trace.schema import TraceChallenge, TraceEvent, TracePayment
 
@@ -29,6 +29,18 @@ MAX_MESSAGE_CHARS = 2_000
 
 #: The call that is under way in this context. Set by `Routeweiler.send`, found by the adapter.
 current: contextvars.ContextVar[Call | None] = contextvars.ContextVar("routeweiler_sync_call", default=None)
+
+
+#: Set inside `Routeweiler.quote`: no token goes along, and nothing is paid.
+quoting: contextvars.ContextVar[bool] = contextvars.ContextVar("routeweiler_sync_quoting", default=False)
+
+
+class Quoted(Exception):  # noqa: N818  (no error: the way out of `requests` with the answer)
+    """Inside `Routeweiler.quote`: a 402 was met. Its ``quote``, None where the ledger has a token for it."""
+
+    def __init__(self, quote: Quote | None, response: requests.Response) -> None:
+        super().__init__()
+        self.quote, self.response = quote, response
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,12 +24,13 @@ from typing import Any
 
 import tenacity
 
-from . import purchase
+from . import limits, purchase
 from .budgets.envelopes import Draw
 from .budgets.fmv import FmvProvider, rate_for
 from .budgets.ledger import Ledger
 from .budgets.schema import BudgetEnvelope, Intent, PaymentRow, PaymentState
 from .errors import (
+    BudgetExceededError,
     ChallengeExpiredError,
     ChallengeMismatchError,
     FundingError,
@@ -43,7 +44,9 @@ from .errors import (
 from .flight import Deadline, Flight, single
 from .funding.answers import Answer, Word
 from .funding.lightning import LightningFundingSource
+from .funding.node import default_fee_cap_msat
 from .l402.challenge import Challenge
+from .l402.invoice import Invoice, decode_invoice
 from .money import Rate, sats
 from .outcomes import ended_error, error_for, given_up, pending_error
 from .policy.dsl import Policy
@@ -90,6 +93,7 @@ class Need:
     """Who needs a token for what: the URL that answered 402, its origin, path and the scope of its challenge.
 
     ``target``: a digest of path and query. ``spent_in_call_msat``: what the same call has paid already, on the hops before.
+    ``limits``: the ``limit()`` blocks around the call.
     """
 
     url: str
@@ -99,6 +103,7 @@ class Need:
     challenge: Challenge = field(repr=False)
     target: str = ""
     spent_in_call_msat: int = 0
+    limits: tuple[limits.Limit, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +161,24 @@ class Checkout:
                 return _as_purchase(earlier, bought=False)  # refused for something else, maybe: asking costs nothing
             return self._buy(need, deadline, flight) if may_buy else None
 
+    def quote(self, need: Need) -> Quote | None:
+        """What a call for ``need`` would pay, or None where the ledger has a token for it. Asks no node and pays nothing.
+
+        Policy and limits aren't asked: what a call may pay is another question. Raises ChallengeExpiredError,
+        ChallengeMismatchError, and FmvUnavailableError where the budget's currency has no rate.
+        """
+        live = self.ledger.live(need.origin, need.scope) if self.ledger.exists() else []
+        standing = live[0] if live else None
+        if standing is not None and standing.unfinished:  # a call would carry this one to its end
+            return self._quote(need, decode_invoice(standing.bolt11), standing.max_fee_msat)
+        if standing is not None and (standing.valid_until is None or time.time() < standing.valid_until):
+            return None
+        check_challenge(need.challenge)
+        invoice = need.challenge.invoice
+        source = next((each for each in self.funding if each.network == invoice.network), None)
+        fee_cap_msat = default_fee_cap_msat(invoice.amount_msat) if source is None else source.fee_cap_msat(invoice.amount_msat)
+        return self._quote(need, invoice, fee_cap_msat)
+
     def recover(self) -> Iterator[PaymentRow]:
         """Ask the node about every unfinished row of its own, and book what it says. Starts no payment. Each row, as it is now.
 
@@ -192,6 +215,7 @@ class Checkout:
             )
         if row.unfinished:
             return self._resolve(row, need, deadline)
+        limits.note(need.limits, row)
         if row.state is PaymentState.SETTLED:
             return _as_purchase(row, bought=False)
         raise given_up(row)
@@ -208,6 +232,7 @@ class Checkout:
             row = self._watch(row, deadline)
             if row.unfinished:
                 raise pending_error(row, f"only its own node {row.node_pubkey} can tell, and this session hasn't that one")
+        limits.note(need.limits, row)
         if row.state is PaymentState.SETTLED:
             return _as_purchase(row, bought=False)
         raise ended_error(row)
@@ -234,31 +259,20 @@ class Checkout:
         self._check_envelope(need)
         source = self._source_for(invoice.network)
         node_pubkey = source.ready(deadline.left_s())
-        fee_cap_msat = source.fee_cap_msat(invoice.amount_msat)
         draw = self._draw(need)
-        if self._confirm is not None:
-            self._ask_confirm(need, fee_cap_msat, draw)
-            deadline = Deadline(self._payment_timeout_s)  # the wallet's time doesn't run while a person thinks
-        flight.ordered = True
-        row, is_new = self.ledger.open_payment(
-            Intent(
-                payment_hash=need.challenge.payment_hash.hex(),
-                origin=need.origin,
-                scope=need.scope,
-                path=need.path,
-                node_pubkey=node_pubkey,
-                network=invoice.network,
-                bolt11=invoice.bolt11,
-                scheme=need.challenge.scheme,
-                token=need.challenge.token,
-                amount_msat=invoice.amount_msat,
-                fee_cap_msat=fee_cap_msat,
-                valid_until=need.challenge.valid_until,
-                target=need.target,
-            ),
-            draw,
-        )
+        payment_hash = need.challenge.payment_hash.hex()
+        fee_cap_msat = limits.hold(need.limits, payment_hash, invoice.amount_msat, source.fee_cap_msat(invoice.amount_msat))
+        try:
+            if self._confirm is not None:
+                self._ask_confirm(self._confirm, need, self._quote(need, invoice, fee_cap_msat, draw))
+                deadline = Deadline(self._payment_timeout_s)  # the wallet's time doesn't run while a person thinks
+            flight.ordered = True
+            row, is_new = self.ledger.open_payment(_intent(need, node_pubkey, fee_cap_msat), draw)
+        except BaseException:
+            limits.let_go(need.limits, payment_hash)
+            raise
         if not is_new:
+            limits.let_go(need.limits, payment_hash)
             return self._use(row, need, deadline)
         log.info("paying %d msat to %s, payment hash %s", row.amount_msat, row.origin, row.payment_hash)
         return self._carry(row, source, Act.SEND, need, deadline)
@@ -272,7 +286,6 @@ class Checkout:
             url=need.url,
             scheme=need.challenge.scheme,
             network=invoice.network,
-            amount_msat=invoice.amount_msat,
             rail=RAIL,
         )
         if verdict.denied:
@@ -319,22 +332,26 @@ class Checkout:
             "Nothing was spent. Add a funding source for it."
         )
 
+    def _rate(self) -> Rate:
+        """At what rate the budget counts now. FmvUnavailableError."""
+        if self.envelope is None:
+            return Rate(currency="sat")
+        envelope = self.ledger.envelope(self.envelope).limits if isinstance(self.envelope, str) else self.envelope
+        return rate_for(envelope.cap_currency, self._fmv_provider)
+
     def _draw(self, need: Need) -> Draw | None:
         if self.envelope is None:
             return None
-        limits = self.ledger.envelope(self.envelope).limits if isinstance(self.envelope, str) else self.envelope
-        rate = rate_for(limits.cap_currency, self._fmv_provider)
         return Draw(
             envelope=self.envelope,
-            rate=rate,
+            rate=self._rate(),
             session_started_s=self._session_started_s,
             spent_in_call_msat=need.spent_in_call_msat,
         )
 
-    def _ask_confirm(self, need: Need, max_fee_msat: int, draw: Draw | None) -> None:
-        invoice = need.challenge.invoice
-        rate = draw.rate if draw is not None else Rate(currency="sat")
-        quote = Quote(
+    def _quote(self, need: Need, invoice: Invoice, max_fee_msat: int, draw: Draw | None = None) -> Quote:
+        rate = draw.rate if draw is not None else self._rate()
+        return Quote(
             url=need.url,
             amount_msat=invoice.amount_msat,
             max_fee_msat=max_fee_msat,
@@ -345,10 +362,14 @@ class Checkout:
             description=invoice.description,
             expires_at=datetime.fromtimestamp(invoice.expires_at, tz=timezone.utc),
         )
-        assert self._confirm is not None
-        if not self._confirm(quote):
+
+    def _ask_confirm(self, confirm: Callable[[Quote], bool], need: Need, quote: Quote) -> None:
+        """PaymentDeclinedError unless the answer is True: of an async function's, or a "no", `bool` would say yes."""
+        answer: object = confirm(quote)
+        if answer is not True:
+            what = "" if answer is None or answer is False else f" (its answer, a {type(answer).__name__}, isn't True or False)"
             raise PaymentDeclinedError(
-                f"Paying {sats(invoice.amount_msat)} to {need.origin} was declined by confirm(). Nothing was spent."
+                f"Paying {sats(quote.amount_msat)} to {need.origin} was declined by confirm(){what}. Nothing was spent."
             )
         check_challenge(need.challenge)  # a person may take longer to answer than an invoice lives
 
@@ -363,6 +384,7 @@ class Checkout:
                     if not resends:
                         raise pending_error(row, "its order was sent again once, and nothing more is known")
                     resends -= 1
+                    self._hold_again(row, need)
                     again = self._counted_again(row)
                     if again is None:  # ended meanwhile: look at how
                         return self._use(self.ledger.payment(row.payment_hash) or row, need, deadline)
@@ -371,6 +393,7 @@ class Checkout:
                 answer = self._ask(row, source, act, deadline)
                 reason = answer.reason or reason
                 step, row = self._take(row, act, answer)
+                limits.note(need.limits, row)
                 act = step.rule.act
                 if not act.asks_node:
                     break
@@ -396,6 +419,13 @@ class Checkout:
             sleep=lambda pause_s: time.sleep(min(pause_s, deadline.left_s())),
         )
         return retrying(lambda: source.track(_hash(row), timeout_s=deadline.left_s(), follow=act is not Act.LAST_LOOK))
+
+    def _hold_again(self, row: PaymentRow, need: Need) -> None:
+        """An order that leaves again counts for the blocks that it leaves from, whoever sent it first."""
+        try:
+            limits.hold(need.limits, row.payment_hash, row.amount_msat, row.max_fee_msat, whole=True)
+        except BudgetExceededError as error:
+            raise pending_error(row, f"an earlier order for it is unanswered, and it isn't sent again: {error}") from error
 
     def _counted_again(self, row: PaymentRow) -> PaymentRow | None:
         try:
@@ -435,6 +465,25 @@ class Checkout:
             except FundingError as error:
                 problem = error
         return None, problem
+
+
+def _intent(need: Need, node_pubkey: str, fee_cap_msat: int) -> Intent:
+    invoice = need.challenge.invoice
+    return Intent(
+        payment_hash=need.challenge.payment_hash.hex(),
+        origin=need.origin,
+        scope=need.scope,
+        path=need.path,
+        node_pubkey=node_pubkey,
+        network=invoice.network,
+        bolt11=invoice.bolt11,
+        scheme=need.challenge.scheme,
+        token=need.challenge.token,
+        amount_msat=invoice.amount_msat,
+        fee_cap_msat=fee_cap_msat,
+        valid_until=need.challenge.valid_until,
+        target=need.target,
+    )
 
 
 def check_challenge(challenge: Challenge) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import requests
 
 from .adapter import PaywallAdapter, a_call
 from .budgets.schema import SAFE_DEFAULT, BudgetEnvelope
-from .call import current
+from .call import Quoted, current, quoting
+from .limits import Limit, limited
 from .payer import Payer, Unpayable
 
 if TYPE_CHECKING:
@@ -116,6 +118,40 @@ class Routeweiler(requests.Session):
         if payer is not None and isinstance(adapter, PaywallAdapter) and adapter.payer is None:
             adapter.payer = payer
         super().mount(prefix, adapter)
+
+    def quote(self, method: str, url: str, **kwargs: Any) -> Quote | None:
+        """What ``request(method, url, **kwargs)`` would pay, or None: the answer is free, or the ledger has a token for it.
+
+        Sends the request without any token, as far as the first 402 that an L402 challenge comes with, and pays nothing. (A
+        server that lets the request through does what it asks for.) Policy, limits and ``confirm`` aren't asked. Raises what
+        `requests` raises, and for a challenge that can't be paid what the call would; nothing is spent. Leaves a trace line.
+        """
+        asked = quoting.set(True)
+        try:
+            self.request(method, url, **kwargs).close()
+        except Quoted as answer:
+            return answer.quote
+        finally:
+            quoting.reset(asked)
+        return None
+
+    def limit(self, *, sats: int) -> AbstractContextManager[Limit]:
+        """A block whose calls spend at most ``sats``, routing fees included; ``.spent_msat`` of what it gives tells how much.
+
+            with session.limit(sats=50) as limit:
+                for url in urls:
+                    session.get(url)
+            print(limit.spent_msat)
+
+        Blocks nest: what is spent inside counts for all of them, and the tightest holds. A call that would pass the limit is
+        refused before it pays: BudgetExceededError. A token that was paid for before costs nothing. A payment whose outcome the
+        block hasn't heard of stays counted in full; one that was ordered before the block is none of its spends, but isn't sent
+        again where it doesn't fit. Envelope and policy hold besides.
+
+        It holds for this session, in the context (`contextvars`) of the block. A thread begins with a context of its own: to
+        have it share the limit, start it with ``contextvars.copy_context().run``. ValueError for what can't be a limit.
+        """
+        return limited(self._payer, sats)
 
     def recover(self) -> list[PaymentRow]:
         """Ask the node about all unfinished payments of the ledger, book what it says, and return them as they are now.

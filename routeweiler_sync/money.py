@@ -16,6 +16,8 @@ MSAT_PER_BTC = 100_000_000_000
 #: Decimal places of a currency's minor unit; the sat is its own minor unit.
 FIAT_DECIMALS = {"usd": 2, "eur": 2, "gbp": 2, "jpy": 0}
 CURRENCIES = ("sat", *FIAT_DECIMALS)
+#: A price of bitcoin is some units of a currency, of this many places before or behind the point: no arithmetic runs away with it.
+MAX_PRICE_PLACES = 18
 #: Limits are bounded so that totals in millionths fit a signed 64-bit column with room to spare.
 MAX_MINOR_UNITS = 4_000_000_000_000
 
@@ -39,6 +41,8 @@ class Rate:
             raise ValueError("a fiat currency needs a price of bitcoin, sat has none")
         if self.btc_price is not None and not (self.btc_price.is_finite() and self.btc_price > 0):
             raise ValueError("the price of bitcoin must be positive and finite")
+        if self.btc_price is not None and abs(self.btc_price.adjusted()) > MAX_PRICE_PLACES:
+            raise ValueError(f"{self.btc_price:.3e} can't be the price of a bitcoin")
 
     @property
     def _micro_per_msat(self) -> Fraction:

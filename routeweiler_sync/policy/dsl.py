@@ -90,8 +90,11 @@ class PolicyRule:
 class Policy:
     """Who may be paid, and how much a call: the first matching rule decides, and where none matches nothing is forbidden.
 
-    A value: hashable, picklable, equal by content. ``policy_hash`` names its content in traces (64 hex digits of SHA-256): the
-    same on every machine, whatever the order of keys in its file. Raises ValueError for what can't be a policy.
+    A value: hashable, picklable, equal by content. ``policy_hash`` names its content in traces (``sha256:`` and 64 hex digits): the
+    same on every machine, whatever the order of keys in its file, and for rules that the async ``routeweiler`` knows too, with
+    ``currency`` and ``default_rail`` given, the same as there. Raises ValueError for what can't be a policy.
+
+    Limits are in ``currency``, also where the budget's is another one.
 
     >>> policy = Policy(rules=[PolicyRule("no tests", when=RuleMatch(network="bitcoin-testnet"), deny=True)])
     >>> policy == Policy.from_dict({"rules": [{"name": "no tests", "when": {"network": "bitcoin-testnet"}, "deny": True}]})
@@ -131,16 +134,29 @@ class Policy:
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> Policy:
-        """A policy from a JSON file, or a ``.toml`` one on Python 3.11 and later. Raises OSError and ValueError."""
+        """A policy from a JSON file, or a ``.toml`` one on Python 3.11 and later. Raises OSError; ValueError, naming the file."""
         path = Path(path)
-        text = path.read_text(encoding="utf-8")
-        if path.suffix.lower() != ".toml":
-            return cls.from_dict(json.loads(text))
-        if sys.version_info >= (3, 11):
-            import tomllib
+        try:
+            text = path.read_text(encoding="utf-8-sig")  # some editors write a mark in front
+            if path.suffix.lower() != ".toml":
+                return cls.from_dict(json.loads(text, object_pairs_hook=_unique))
+            if sys.version_info >= (3, 11):
+                import tomllib
 
-            return cls.from_dict(tomllib.loads(text))
-        raise ValueError(f"{path}: TOML needs Python 3.11 or later; write the policy as JSON")
+                return cls.from_dict(tomllib.loads(text))
+        except (ValueError, RecursionError) as error:
+            kind = "" if not isinstance(error, json.JSONDecodeError) else "it isn't JSON (.toml files are read as TOML): "
+            raise ValueError(f"policy file {path}: {kind}{error}") from error
+        raise ValueError(f"policy file {path}: TOML needs Python 3.11 or later; write the policy as JSON")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. A name twice would hide the first one, which may be the limit that was meant."""
+    known = dict(pairs)
+    if len(known) < len(pairs):
+        twice = sorted({name for name, _ in pairs if [each for each, _ in pairs].count(name) > 1})
+        raise ValueError(f"{', '.join(twice)} twice in one object")
+    return known
 
 
 def _problem_of_match(match: object, depth_left: int) -> str | None:
@@ -186,14 +202,18 @@ def _match(data: object, what: str, depth_left: int) -> RuleMatch:
 
 
 def _hash(policy: Policy) -> str:
+    """As the async twin has it: the JSON of all fields, names in order, unset ones null."""
     canonical = json.dumps(_plain(policy), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode("ascii")).hexdigest()
+    return "sha256:" + hashlib.sha256(canonical.encode("ascii")).hexdigest()
 
 
 def _plain(value: Any) -> Any:
-    """Fields at their defaults are left out, so that a field added later changes no hash."""
-    if isinstance(value, (Policy, PolicyRule, RuleMatch)):
-        return {
-            each.name: _plain(now) for each in fields(value) if each.init and (now := getattr(value, each.name)) != each.default
-        }
+    if isinstance(value, PolicyRule):
+        return {**_fields(value), "prefer": list(value.rails) or None}
+    if isinstance(value, (Policy, RuleMatch)):
+        return _fields(value)
     return [_plain(each) for each in value] if isinstance(value, tuple) else value
+
+
+def _fields(value: Policy | PolicyRule | RuleMatch) -> dict[str, Any]:
+    return {each.name: _plain(getattr(value, each.name)) for each in fields(value) if each.init}

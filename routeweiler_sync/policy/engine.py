@@ -1,4 +1,7 @@
-"""What a policy says of one payment. Pure: no clock, no rate, no I/O, and it raises nothing; refusing is the checkout's part."""
+"""What a policy says of one payment. Pure: no clock, no rate, no I/O, and it raises nothing.
+
+Whether a price is above the verdict's limit, and refusing, is the checkout's part: it knows the rate, and what the call has paid.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from urllib.parse import urlsplit
 
-from ..money import MSAT_PER_SAT
 from .dsl import Policy, PolicyRule, RuleMatch
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -16,43 +18,36 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 class Verdict:
     """What the policy says: ``rule`` is the deciding rule's name, None where none matched.
 
-    ``max_per_call_minor_units`` is in the policy's currency; ``exceeds_max`` tells whether the amount is above it, and is None
-    where only an exchange rate can tell. ``rail`` is the one to pay over: the one on offer where the policy prefers it or has no
-    preference, else the one that it prefers.
+    ``max_per_call_minor_units`` is in the policy's currency, and for amounts without fees. ``rail`` is the one to pay over: the
+    one on offer where the policy prefers it or has no preference, else the one that it prefers.
     """
 
     rule: str | None = None
     denied: bool = False
     reason: str | None = None
     max_per_call_minor_units: int | None = None
-    exceeds_max: bool | None = False
     rail: str
 
 
-def evaluate(policy: Policy, *, url: str, scheme: str, network: str | None, amount_msat: int, rail: str = "l402") -> Verdict:
-    """The verdict of ``policy`` on paying ``amount_msat`` (of the signed invoice, without fees) to ``url``.
+def evaluate(policy: Policy, *, url: str, scheme: str, network: str | None, rail: str = "l402") -> Verdict:
+    """The verdict of ``policy`` on paying for ``url``.
 
     ``url`` is the one that answered 402, ``scheme`` the challenge's, ``network`` the invoice's, ``rail`` the one on offer.
     """
     urls = _spellings(url)
     for rule in policy.rules:
         if _matches(rule.when, urls, scheme, network):
-            return _verdict(policy, rule, amount_msat, rail)
+            return _verdict(policy, rule, rail)
     return Verdict(rail=policy.default_rail or rail)
 
 
-def _verdict(policy: Policy, rule: PolicyRule, amount_msat: int, rail: str) -> Verdict:
-    limit = rule.max_per_call_minor_units
-    exceeds: bool | None = False
-    if limit is not None:
-        exceeds = amount_msat > limit * MSAT_PER_SAT if policy.currency == "sat" else None
+def _verdict(policy: Policy, rule: PolicyRule, rail: str) -> Verdict:
     wanted = rule.rails or ((policy.default_rail,) if policy.default_rail else (rail,))
     return Verdict(
         rule=rule.name,
         denied=rule.deny,
         reason=rule.reason or (f"rule {rule.name!r} denies it" if rule.deny else None),
-        max_per_call_minor_units=limit,
-        exceeds_max=exceeds,
+        max_per_call_minor_units=rule.max_per_call_minor_units,
         rail=rail if rail in wanted else wanted[0],
     )
 
