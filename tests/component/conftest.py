@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,10 @@ from typing import Any
 import pytest
 
 from routeweiler_sync import Ledger, PaymentState, Routeweiler, TraceSink
+from routeweiler_sync.audit import Kind, NodeAccount, compare
+from routeweiler_sync.funding.node import NodePayment
 from routeweiler_sync.testing import FakeLnd, Paywall
+from routeweiler_sync.trace.reader import read_traces
 
 
 @pytest.fixture
@@ -79,6 +83,28 @@ class Books:
             if row.state in (PaymentState.SETTLED, PaymentState.OPEN, PaymentState.FAILED)
         ]
         assert len(live) == len(set(live))
+        self.audit(finished=finished)
+
+    def audit(self, *, finished: bool) -> None:
+        """The library's own audit says the same: it never cries wolf, whatever has happened."""
+        node = NodeAccount.of(
+            self.lnd.node_pubkey,
+            [
+                NodePayment(
+                    payment_hash=payment.payment_hash,
+                    status=payment.status,
+                    amount_msat=payment.amount_msat,
+                    fee_msat=payment.fee_msat,
+                    failure_reason=payment.failure_reason,
+                    created_at_ns=0,
+                )
+                for payment in self.lnd.payments
+            ],
+        )
+        trace = read_traces([self.trace_path]) if self.lines else None
+        report = compare(self.ledger.books(), trace=trace, node=node, now_s=time.time())
+        assert finished <= (report.agrees and report.foreign == 0), report.differences
+        assert {found.kind for found in report.differences} <= {Kind.PAID_NOT_BOOKED}, report.differences
 
 
 @pytest.fixture
