@@ -88,7 +88,7 @@ class Books:
     def audit(self, *, finished: bool) -> None:
         """The library's own audit says the same: it never cries wolf, whatever has happened."""
         node = NodeAccount.of(
-            self.lnd.node_pubkey,
+            next((row.node_pubkey for row in self.rows), ""),
             [
                 NodePayment(
                     payment_hash=payment.payment_hash,
