@@ -103,6 +103,11 @@ class Server:
             cursor = connection.execute(sql.encode())
             return cursor.fetchall() if cursor.description else []
 
+    @property
+    def log(self) -> str:
+        """What the server has logged."""
+        return (self.folder / "log").read_text(errors="replace")
+
     def start(self) -> None:
         """Start, and wait until it answers."""
         self._run("pg_ctl", "-D", "data", "-l", "log", "-w", "-t", str(TIMEOUT_S), "-o", f"-p {self.port}", "start")

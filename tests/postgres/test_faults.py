@@ -1,0 +1,478 @@
+"""The PostgreSQL ledger among lost connections, restarts, deadlocks and rights that it lacks. All faults are real ones."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import count
+from typing import Any
+
+import psycopg
+import pytest
+
+from routeweiler_sync.budgets import postgres, postgres_links
+from routeweiler_sync.budgets.ledger import Ledger
+from routeweiler_sync.budgets.schema import Change, PaymentRow, PaymentState
+from routeweiler_sync.budgets.store import SCHEMA_VERSION
+from routeweiler_sync.errors import LedgerError
+from tests.ledger_makers import ORIGIN, die, draw, hash_of, held_msat, intent, limits, preimage, settle
+from tests.torture.wire import Wire
+
+from .server import Server
+
+Make = Callable[..., Ledger]
+#: Far more than any deed sends and receives.
+NEVER = 10**9
+WAIT_S = 30.0
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Wait for ``condition``."""
+    end_s = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < end_s, "it never came to that"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def wire(server: Server) -> Iterator[Wire]:
+    relay = Wire(server.port)
+    yield relay
+    relay.close()
+
+
+@pytest.fixture
+def far(server: Server, database: str, wire: Wire, make_ledger: Make) -> Ledger:
+    """The ledger over a wire that may be cut."""
+    return make_ledger(at=server.url(database, port=wire.port))
+
+
+@pytest.fixture
+def meanwhile() -> Iterator[Callable[..., Future[Any]]]:
+    """Do something in another thread."""
+    with ThreadPoolExecutor(4) as pool:
+        yield pool.submit
+
+
+def end_sessions(server: Server, database: str) -> None:
+    """As the kill of every backend of the database."""
+    server.admin(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}'")
+    until(lambda: sessions(server, database) == [])
+
+
+def sessions(server: Server, database: str, where: str = "true") -> list[Any]:
+    """The process ids of the database's backends."""
+    return server.admin(f"SELECT pid FROM pg_stat_activity WHERE datname = '{database}' AND {where}")
+
+
+# -- was it committed? --------------------------------------------------------------------------------------------------------
+
+
+def opens(ledger: Ledger, n: int) -> None:
+    """Exactly one new row, reserved once, and we know that it's ours."""
+    row, is_new = ledger.open_payment(intent(n), draw(limits(f"e{n}")))
+    assert is_new
+    assert (row.sends_ever, row.sends_unanswered) == (1, 1)
+
+
+def counts(ledger: Ledger, n: int) -> None:
+    row = ledger.count_send(hash_of(n))
+    assert row is not None
+    assert (row.sends_ever, row.sends_unanswered) == (2, 2)
+
+
+def settles(ledger: Ledger, n: int) -> None:
+    assert settle(ledger, n, fee_msat=7).settled_micro == 10_007_000
+
+
+#: What is done over the wire, what it needs to be there, and what it must have come to: state, sends, and the envelope.
+DEEDS: dict[str, tuple[Callable[[Ledger, int], None], bool, tuple[str, int, tuple[int, int]]]] = {
+    "opens": (opens, False, ("open", 1, (11_000, 0))),
+    "counts": (counts, True, ("open", 2, (11_000, 0))),
+    "settles": (settles, True, ("settled", 1, (0, 10_007))),
+}
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("how", ["rst", "fin"])
+@pytest.mark.parametrize("deed", DEEDS)
+def test_a_cut_at_any_byte_leaves_the_deed_done_once(
+    far: Ledger, ledger: Ledger, wire: Wire, deed: str, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else an intent would be thought written that isn't (and be paid unrecorded), or a send be counted twice, never answered."""
+    does, needs_row, expected = DEEDS[deed]
+    asked: list[bool] = []
+    was_committed = postgres_links.Link.was_committed
+
+    def noted(link: Any, lost: Any) -> bool:
+        asked.append(was_committed(link, lost))
+        return asked[-1]
+
+    monkeypatch.setattr(postgres_links.Link, "was_committed", noted)
+
+    def once(n: int, at_byte: int) -> int | None:
+        """The bytes that were left until the cut; None where it was made."""
+        if needs_row:
+            ledger.open_payment(intent(n), draw(limits(f"e{n}")))
+        assert far.unfinished() is not None  # the connection is there; only the deed itself is cut
+        wire.arm(at_byte, how)
+        does(far, n)
+        left = wire._armed
+        wire.arm(NEVER, how)
+        row = ledger.payment(hash_of(n))
+        assert row is not None
+        assert (row.state.value, row.sends_ever, held_msat(ledger, f"e{n}")) == expected, f"cut after {at_byte} bytes"
+        return None if left is None else left[0]
+
+    numbers = count(100)
+    once(next(numbers), NEVER)  # a first write is longer
+    whole = NEVER - (once(next(numbers), NEVER) or 0)
+    commit = whole - 45  # COMMIT there (12 bytes) and back (18), and some before
+    for at_byte in range(1, commit, 131):
+        once(next(numbers), at_byte)
+    at_byte = commit
+    while once(next(numbers), at_byte) is None:  # the end isn't always at the same byte
+        at_byte += 1
+    assert True in asked, "no cut fell behind a commit"
+    assert False in asked, "no cut fell before a commit"
+
+
+def test_where_it_cant_be_asked_it_isnt_guessed(
+    far: Ledger, ledger: Ledger, wire: Wire, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the caller would believe in a record, or in the lack of one, and the payment would be made twice or unrecorded."""
+    monkeypatch.setattr(postgres, "PATIENCE_S", 0.5)
+    far.open_payment(intent(1), None)
+    commit = postgres.PostgresStore._commit
+
+    def cut_for_good(*of: Any) -> None:
+        wire.close()  # the connection breaks, and there is no other
+        commit(*of)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(postgres.PostgresStore, "_commit", cut_for_good)
+        with pytest.raises(LedgerError, match="can't be asked") as unknown:
+            far.open_payment(intent(2), None)
+    assert unknown.value.spent is False
+    assert isinstance(unknown.value.__cause__, psycopg.OperationalError)
+    assert ledger.open_payment(intent(2), None)[1] in (True, False)  # either, but one row
+    assert len(list(ledger.payments())) == 2
+
+
+# -- the transaction is lost before its commit ----------------------------------------------------------------------------------
+
+
+def restart(server: Server, how: str) -> None:
+    server.stop(how)
+    server.start()
+
+
+@pytest.mark.parametrize("how", ["killed", "fast", "immediate"])
+def test_a_transaction_that_loses_its_server_is_run_again(server: Server, database: str, ledger: Ledger, how: str) -> None:
+    """Else the settlement of a payment that was made would be lost to a restart, and its token with it for that call."""
+    ledger.open_payment(intent(1), draw(limits()))
+    decided: list[PaymentRow] = []
+
+    def decide(row: PaymentRow) -> Change:
+        decided.append(row)
+        if len(decided) == 1:
+            end_sessions(server, database) if how == "killed" else restart(server, how)
+        return Change(state=PaymentState.SETTLED, answered=1, preimage=preimage(1), fee_msat=5)
+
+    row = ledger.change(hash_of(1), decide)
+    assert (row.state, row.settled_micro) == (PaymentState.SETTLED, 10_005_000)
+    assert [seen.state for seen in decided] == [PaymentState.OPEN] * 2
+    assert held_msat(ledger) == (0, 10_005)
+
+
+@pytest.mark.parametrize("how", ["killed", "fast", "immediate"])
+def test_a_restart_between_two_uses_isnt_noticed(server: Server, database: str, ledger: Ledger, how: str) -> None:
+    """Else the first call of each worker after the database's maintenance would fail."""
+    ledger.open_payment(intent(1), draw(limits()))
+
+    def bare_transaction() -> None:
+        with ledger._store.transaction() as tx:
+            assert tx.execute("SELECT sends_ever FROM payments") == [{"sends_ever": 2}]
+
+    for use in (ledger.unfinished, lambda: ledger.count_send(hash_of(1)), bare_transaction):
+        end_sessions(server, database) if how == "killed" else restart(server, how)
+        use()
+
+
+def test_what_was_committed_outlives_a_crash_of_the_server(server: Server, ledger: Ledger) -> None:
+    """Else a payment would have left whose record is gone. (The server of these tests keeps its files through its own crash.)"""
+    ledger.open_payment(intent(1), draw(limits()))
+    restart(server, "immediate")
+    assert [row.payment_hash for row in ledger.unfinished()] == [hash_of(1)]
+
+
+def test_a_server_that_stays_down_refuses_within_the_patience(
+    server: Server, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a call would hang for as long as the database is away, or a foreign exception come out of it."""
+    monkeypatch.setattr(postgres, "PATIENCE_S", 1.0)
+    ledger.open_payment(intent(1), draw(limits()))
+    server.stop()
+    try:
+        for use in (ledger.unfinished, lambda: ledger.open_payment(intent(2), None)):
+            began_s = time.monotonic()
+            with pytest.raises(LedgerError, match="Nothing was spent"):
+                use()
+            assert time.monotonic() - began_s < WAIT_S
+    finally:
+        server.start()
+    assert ledger.open_payment(intent(2), None)[1]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGSTOP")
+def test_a_server_that_is_frozen_holds_nobody_up_for_ever(
+    server: Server, database: str, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else every worker would hang in the middle of a call, with nothing to see in any log."""
+    monkeypatch.setattr(postgres_links, "TRANSACTION_LIMIT_S", 1.0)
+    ledger.open_payment(intent(1), None)
+    ((pid,),) = sessions(server, database)
+    os.kill(pid, signal.SIGSTOP)  # one backend; the server itself still takes connections
+    try:
+        assert ledger.open_payment(intent(2), None)[1]
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert len(ledger.unfinished()) == 2
+
+
+# -- what others do to it -------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def another(server: Server, database: str) -> Iterator[psycopg.Connection[Any]]:
+    """A transaction of somebody who doesn't know our order of locks."""
+    with psycopg.connect(server.url(database)) as connection:
+        connection.execute("SET deadlock_timeout = '30s'")  # let the others find out
+        yield connection
+
+
+def waiting(server: Server, database: str) -> bool:
+    return bool(sessions(server, database, "wait_event_type = 'Lock'"))
+
+
+def test_a_deadlock_is_run_again(server: Server, database: str, ledger: Ledger, meanwhile: Callable[..., Future[Any]]) -> None:
+    """Else a settlement that the database chose as a deadlock's victim would be lost."""
+    ledger.open_payment(intent(1), draw(limits()))
+    deadlocks = server.log.count("deadlock detected")
+    with another(server, database) as other:
+        other.execute("UPDATE payments SET taken = taken")
+        settled = meanwhile(settle, ledger, 1)  # has the envelope, waits for the payment
+        until(lambda: waiting(server, database))
+        other.execute("UPDATE envelopes SET frozen = frozen")  # comes back once the other has lost
+        other.commit()
+        assert settled.result(WAIT_S).state is PaymentState.SETTLED
+    assert server.log.count("deadlock detected") == deadlocks + 1
+    assert held_msat(ledger) == (0, 10_000)
+
+
+def test_a_lock_that_isnt_to_be_had_is_refused_in_the_end(
+    server: Server, database: str, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a forgotten psql session would hang every worker; and nothing is spent while it does."""
+    monkeypatch.setattr(postgres, "PATIENCE_S", 1.0)
+    monkeypatch.setattr(
+        postgres_links, "BEGIN_WRITING", postgres_links.BEGIN_WRITING.replace(f"{postgres_links.LOCK_TIMEOUT_S}s", "200ms", 1)
+    )
+    ledger.open_payment(intent(1), draw(limits()))
+    with another(server, database) as other:
+        other.execute("UPDATE envelopes SET frozen = frozen")
+        with pytest.raises(LedgerError, match="lock timeout") as refused:
+            ledger.open_payment(intent(2), draw(limits()))
+        assert refused.value.spent is False
+        assert ledger.payment(hash_of(2)) is None
+        assert ledger.open_payment(intent(3), None)[1]  # who needs no lock of it goes on
+    assert ledger.open_payment(intent(2), draw(limits()))[1]
+
+
+def test_paid_after_all_while_another_purchase_is_being_opened_it_is_retired(
+    server: Server, database: str, make_ledger: Make, meanwhile: Callable[..., Future[Any]]
+) -> None:
+    """Else the settlement of a payment that was made would fail on the index, since neither sees the other's row."""
+    one, two = make_ledger(), make_ledger()
+    one.open_payment(intent(1, scope="s"), None)
+    one.forget(hash_of(1), abandon=True)
+    with two._store.transaction() as tx:
+        assert two._open(tx, intent(2, scope="s"), draw(limits()), 0.0)[1]
+        settled = meanwhile(settle, one, 1)
+        until(lambda: waiting(server, database))
+    assert settled.result(WAIT_S).state is PaymentState.RETIRED
+    assert [row.payment_hash for row in one.live(ORIGIN, "s")] == [hash_of(2)]
+
+
+def test_a_row_that_ends_before_it_can_be_looked_at_stands_in_nobodys_way(
+    make_ledger: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a purchase would be refused for the sake of one that failed a moment ago."""
+    one, two = make_ledger(), make_ledger()
+    look = Ledger._standing
+    looks: list[int] = []
+
+    def meddled(ledger: Ledger, tx: Any, wanted: Any) -> PaymentRow | None:
+        looks.append(1)
+        found = look(ledger, tx, wanted) if len(looks) == 1 else None
+        if len(looks) == 1:
+            monkeypatch.setattr(Ledger, "_standing", look)
+            assert two.open_payment(intent(1, scope="s"), None)[1]
+            monkeypatch.setattr(Ledger, "_standing", meddled)
+        elif len(looks) == 2:
+            die(two, 1)
+            return look(ledger, tx, wanted)
+        return found
+
+    monkeypatch.setattr(Ledger, "_standing", meddled)
+    row, is_new = one.open_payment(intent(2, scope="s"), None)
+    assert (row.payment_hash, is_new, len(looks)) == (hash_of(2), True, 2)
+
+
+# -- durability, whatever the server's defaults ---------------------------------------------------------------------------------
+
+
+def test_a_commit_is_as_durable_as_promised_whatever_the_defaults(server: Server, database: str, ledger: Ledger) -> None:
+    """Else a setting of the database, or a note before it, would let a power cut undo the record of a payment."""
+    server.admin(f"ALTER DATABASE {database} SET synchronous_commit = off")
+    server.admin(f"ALTER DATABASE {database} SET default_transaction_isolation = 'serializable'")
+    server.admin(f"ALTER DATABASE {database} SET default_transaction_read_only = on")
+    ask = "SELECT current_setting('synchronous_commit') AS durable, current_setting('transaction_isolation') AS isolation"
+    seen: list[Any] = []
+    ledger.open_payment(intent(1), None)
+    for durable in (True, False, True):
+        ledger._store.run(lambda tx: seen.extend(tx.execute(ask)), durable=durable)
+    assert seen == [{"durable": level, "isolation": "read committed"} for level in ("on", "off", "on")]
+
+
+# -- schemas and rights ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("table", ["payments", "envelopes", "routeweiler_writers"])
+def test_somebody_elses_tables_are_refused_unchanged(server: Server, database: str, ledger: Ledger, table: str) -> None:
+    """Else a slip in a URL would ruin another program's data."""
+    server.admin(f"CREATE TABLE {table} (mine TEXT); INSERT INTO {table} VALUES ('x')", database)
+    assert not ledger.exists()
+    for use in (ledger.unfinished, lambda: ledger.open_payment(intent(1), None)):
+        with pytest.raises(LedgerError, match="tables of others") as refused:
+            use()
+        assert refused.value.spent is False
+    tables = server.admin("SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace", database)
+    assert (tables, server.admin(f"SELECT * FROM {table}", database)) == ([(table,)], [("x",)])
+
+
+def test_a_newer_ledger_is_refused_also_under_an_open_one(server: Server, database: str, make_ledger: Make) -> None:
+    """Else in a fleet that is being upgraded the old workers would write rows by old rules into a ledger that keeps new ones."""
+    old = make_ledger()
+    old.open_payment(intent(1), None)
+    server.admin(f"UPDATE routeweiler_ledger SET version = {SCHEMA_VERSION + 1}", database)
+    for ledger in (old, make_ledger()):
+        for _ in range(6):  # more often than there are connections
+            with pytest.raises(LedgerError, match="newer") as refused:
+                ledger.count_send(hash_of(1))
+            assert refused.value.spent is False
+    with pytest.raises(LedgerError, match="newer"):
+        make_ledger().unfinished()
+    assert server.admin("SELECT sends_ever FROM payments", database) == [(1,)]
+
+
+def test_a_schema_of_its_own_keeps_ledgers_apart(server: Server, database: str, make_ledger: Make) -> None:
+    """Else two fleets in one database would spend one budget, or a ledger beside other tables couldn't be had."""
+    server.admin("CREATE SCHEMA a; CREATE SCHEMA b; CREATE TABLE public.payments (mine TEXT)", database)
+    a, b = (make_ledger(at=f"{server.url(database)}&options=-csearch_path%3D{name}%2Cpublic") for name in "ab")
+    assert a.open_payment(intent(1), None)[1]
+    assert not b.exists()
+    assert b.open_payment(intent(1), None)[1]
+    assert a.url != b.url
+    with pytest.raises(LedgerError, match="no schema"):
+        make_ledger(at=f"{server.url(database)}&options=-csearch_path%3Dnone").unfinished()
+
+
+def test_a_role_with_the_rights_that_the_docs_name_is_enough(server: Server, database: str, make_ledger: Make) -> None:
+    """Else every worker would need to own the tables, or fail halfway through a purchase."""
+    make_ledger().open_payment(intent(1), None)
+    name = f"worker_{database}"
+    server.admin(f"CREATE ROLE {name} LOGIN PASSWORD 'w'")
+    worker = make_ledger(at=server.url(database, user=name, password="w"))
+    with pytest.raises(LedgerError, match="permission denied"):
+        worker.unfinished()
+    server.admin(f"GRANT USAGE ON SCHEMA public TO {name}", database)
+    server.admin(f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {name}", database)
+    assert worker.open_payment(intent(2), draw(limits()))[1]
+    settle(worker, 2)
+    worker.mark(hash_of(2), taken=True)
+    worker.learn(ORIGIN, "/", "s")
+    server.admin(f"REVOKE INSERT ON payments FROM {name}", database)
+    with pytest.raises(LedgerError, match="permission denied") as refused:
+        worker.open_payment(intent(3), draw(limits()))
+    assert refused.value.spent is False
+    assert held_msat(worker) == (0, 10_000)
+
+
+def test_what_the_server_says_of_a_row_isnt_repeated(ledger: Ledger) -> None:
+    """Else an error in a log would show the token and the preimage: PostgreSQL's DETAIL is the whole row."""
+    ledger.open_payment(intent(1, token="s3cret-token"), draw(limits()))
+    for wrong in (
+        lambda: ledger.open_payment(intent(2, amount_msat=0, fee_cap_msat=0, token="s3cret-token"), None),
+        lambda: settle(ledger, 1, fee_msat=2**80),
+        lambda: ledger.open_payment(intent(2, path="\0s3cret"), None),
+        lambda: ledger.open_payment(intent(2, path="\ud800s3cret"), None),
+        lambda: ledger._store.run(lambda tx: tx.execute("UPDATE payments SET preimage = 's3cret', amount_msat = 0")),
+    ):
+        with pytest.raises(LedgerError) as refused:
+            wrong()
+        error: BaseException | None = refused.value
+        while error is not None:
+            assert "s3cret" not in str(error)
+            error = error.__cause__ or error.__context__
+    assert ledger.open_payment(intent(3), None)[1]
+
+
+# -- connections ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_process_takes_few_connections(server: Server, database: str, ledger: Ledger) -> None:
+    """Else a fleet of workers with many threads would use up the server's connections."""
+    go, seen = threading.Barrier(16), []
+
+    def use(n: int) -> None:
+        go.wait(WAIT_S)
+        for step in range(5):
+            ledger.open_payment(intent(100 * n + step), draw(limits()))
+        seen.append(len(sessions(server, database)))
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(use, range(16)))
+    assert max(seen) <= postgres_links.MAX_CONNECTIONS
+    assert held_msat(ledger) == (16 * 5 * 11_000, 0)
+    ledger.close()
+    until(lambda: sessions(server, database) == [])
+
+
+def test_an_interrupt_in_a_transaction_undoes_it_and_the_ledger_goes_on(ledger: Ledger) -> None:
+    """Else after Ctrl-C in a notebook half a deed would be in the books, or the next one be part of it."""
+    ledger.open_payment(intent(1), draw(limits()))
+
+    def interrupted(row: PaymentRow) -> Change:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ledger.change(hash_of(1), interrupted)
+    assert held_msat(ledger) == (11_000, 0)
+    assert settle(ledger, 1).state is PaymentState.SETTLED
+
+
+def test_writers_of_long_ago_are_forgotten(server: Server, database: str, ledger: Ledger, make_ledger: Make) -> None:
+    """Else each process that ever used the ledger would leave a row for ever."""
+    ledger.open_payment(intent(1), None)
+    server.admin("UPDATE routeweiler_writers SET seen_at = now() - interval '8 days'", database)
+    make_ledger().open_payment(intent(2), None)
+    assert server.admin("SELECT count(*) FROM routeweiler_writers", database) == [(1,)]
+    ledger.count_send(hash_of(1))  # and who comes back is there again
+    assert server.admin("SELECT count(*) FROM routeweiler_writers", database) == [(2,)]
