@@ -135,6 +135,50 @@ class LimitsContract:
         assert (settled.fee_msat, settled.settled_micro) == (77, 0)
         assert [(e.id, held_msat(ledger)) for e in ledger.envelopes()] == [("e", (11_000, 0))]
 
+    # -- what is told -----------------------------------------------------------------------------------------------------
+
+    def test_each_limits_headroom_is_told_and_is_what_a_purchase_finds(self, make_ledger: Make) -> None:
+        """Else a user would be told of room that isn't there, or look for the wrong limit to raise."""
+        clock = Clock()
+        ledger = make_ledger(clock)
+        envelope = draw(limits(cap_minor_units=100, per_call_minor_units=40, per_hour_minor_units=50, per_day_minor_units=70))
+        ledger.open_payment(intent(1, amount_msat=30_000, fee_cap_msat=1_000), envelope)
+        settle(ledger, 1, fee_msat=500)
+        clock.now_s += HOUR_S + BUCKET_S
+        ledger.open_payment(intent(2, amount_msat=10_000, fee_cap_msat=1_000), envelope)
+        row = ledger.envelope("e")
+        assert row.headrooms_minor_units == {
+            "cap_minor_units": Decimal("58.5"),
+            "per_call_minor_units": 40,
+            "per_hour_minor_units": 39,
+            "per_day_minor_units": Decimal("28.5"),
+        }
+        assert row.headroom_minor_units == Decimal("28.5")
+        assert [row] == list(ledger.envelopes()) == [ledger.thaw("e")]
+        with pytest.raises(BudgetExceededError):
+            ledger.open_payment(intent(3, amount_msat=28_501, fee_cap_msat=0), envelope)
+        ledger.open_payment(intent(3, amount_msat=28_500, fee_cap_msat=0), envelope)
+        assert ledger.envelope("e").headroom_minor_units == 0
+        settle(ledger, 2)
+        clock.now_s += DAY_S + BUCKET_S
+        left = ledger.envelope("e").headrooms_minor_units
+        assert (left["per_hour_minor_units"], left["per_day_minor_units"]) == (Decimal("21.5"), Decimal("41.5"))
+
+    def test_a_headroom_is_never_below_nothing(self, make_ledger: Make) -> None:
+        """Else a lowered limit would be told as a debt."""
+        ledger = make_ledger()
+        ledger.open_payment(intent(1), draw(limits(cap_minor_units=100)))
+        with pytest.raises(BudgetExceededError):
+            ledger.open_payment(intent(2), draw(limits(cap_minor_units=5)))
+        assert ledger.envelope("e").headroom_minor_units == 0
+
+    def test_without_limits_there_is_no_headroom_to_tell(self, make_ledger: Make) -> None:
+        """Else "no limit" would be told as "nothing left"."""
+        ledger = make_ledger()
+        ledger.open_payment(intent(1), draw(limits(per_call_minor_units=11)))
+        row = ledger.envelope("e")
+        assert (row.headroom_minor_units, row.headrooms_minor_units) == (None, {"per_call_minor_units": 11})
+
     # -- races ------------------------------------------------------------------------------------------------------------
 
     @pytest.mark.parametrize("name", SHARED_LIMITS)

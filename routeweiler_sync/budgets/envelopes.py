@@ -7,7 +7,7 @@ after a million others.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
@@ -90,20 +90,9 @@ def locked(tx: Transaction, draw: Draw, now_s: float) -> Mapping[str, Any]:
 def fit(tx: Transaction, envelope: Mapping[str, Any], draw: Draw, intent: Intent, now_s: float) -> tuple[int, int]:
     """(fee limit in msat, reservation in millionths) that fit under every limit; BudgetExceededError where none does."""
     limits = load(envelope["limits"])
-    reserved = envelope["reserved_micro"]
-    spent = {
-        "cap_minor_units": envelope["settled_micro"] - envelope["grant_base_micro"] + reserved,
-        "per_call_minor_units": draw.rate.micro_of(draw.spent_in_call_msat),
-    }
-    for name, window_s in (("per_hour_minor_units", HOUR_S), ("per_day_minor_units", DAY_S)):
-        if limits.limit_micro(name) is not None:
-            spent[name] = reserved + _spent_within(tx, limits.id, window_s, now_s)
     most_msat = intent.amount_msat + intent.fee_cap_msat
-    for name, used in spent.items():
-        limit = limits.limit_micro(name)
-        if limit is None:
-            continue
-        fits_msat = draw.rate.msat_within(limit - used)
+    for name, used in _used(tx, envelope, limits, now_s, in_call_micro=draw.rate.micro_of(draw.spent_in_call_msat)).items():
+        fits_msat = draw.rate.msat_within((limits.limit_micro(name) or 0) - used)
         if fits_msat < intent.amount_msat:
             raise BudgetExceededError(
                 f"The price of {_price(intent.amount_msat, draw.rate)} doesn't fit under {name}={getattr(limits, name)} of "
@@ -112,11 +101,25 @@ def fit(tx: Transaction, envelope: Mapping[str, Any], draw: Draw, intent: Intent
             )
         most_msat = min(most_msat, fits_msat)
     reserve = draw.rate.micro_of(most_msat)
-    if envelope["settled_micro"] + reserved + reserve > MAX_TOTAL_MICRO:
+    if envelope["settled_micro"] + envelope["reserved_micro"] + reserve > MAX_TOTAL_MICRO:
         raise BudgetExceededError(
             f"Envelope {limits.id!r} can't count as much as this payment. Nothing was spent. Use a new envelope id."
         )
     return most_msat - intent.amount_msat, reserve
+
+
+def _used(
+    tx: Transaction, envelope: Mapping[str, Any], limits: BudgetEnvelope, now_s: float, *, in_call_micro: int = 0
+) -> dict[str, int]:
+    """What counts against each limit that is set, reservations included, in millionths of a minor unit."""
+    reserved = envelope["reserved_micro"]
+    count: dict[str, Callable[[], int]] = {
+        "cap_minor_units": lambda: reserved + envelope["settled_micro"] - envelope["grant_base_micro"],
+        "per_call_minor_units": lambda: in_call_micro,
+        "per_hour_minor_units": lambda: reserved + _spent_within(tx, limits.id, HOUR_S, now_s),
+        "per_day_minor_units": lambda: reserved + _spent_within(tx, limits.id, DAY_S, now_s),
+    }
+    return {name: used() for name, used in count.items() if limits.limit_micro(name) is not None}
 
 
 def _spent_within(tx: Transaction, envelope_id: str, window_s: int, now_s: float) -> int:
@@ -154,14 +157,15 @@ def spend(tx: Transaction, row: PaymentRow, change: Change, now_s: float) -> int
     return micro
 
 
-def as_row(row: Mapping[str, Any]) -> EnvelopeRow:
-    """A row of the table as the user sees it."""
-    granted_ms = row["granted_at_ms"]
+def as_row(tx: Transaction, row: Mapping[str, Any], now_s: float) -> EnvelopeRow:
+    """A row of the table as the user sees it at this moment."""
+    granted_ms, limits = row["granted_at_ms"], load(row["limits"])
     return EnvelopeRow(
-        limits=load(row["limits"]),
+        limits=limits,
         reserved_minor_units=minor_units(row["reserved_micro"]),
         settled_minor_units=minor_units(row["settled_micro"]),
         grant_settled_minor_units=minor_units(row["settled_micro"] - row["grant_base_micro"]),
+        used_minor_units={name: minor_units(used) for name, used in _used(tx, row, limits, now_s).items()},
         frozen=bool(row["frozen"]),
         granted_at=None if granted_ms is None else moment(granted_ms),
     )

@@ -123,15 +123,15 @@ class Ledger:
         """All envelopes, by id."""
         with self._store.read() as tx:
             rows = tx.execute("SELECT * FROM envelopes ORDER BY id")
-        return iter([envelopes.as_row(row) for row in rows])
+            return iter([envelopes.as_row(tx, row, self._clock()) for row in rows])
 
     def envelope(self, id: str) -> EnvelopeRow:
         """The envelope ``id``; EnvelopeNotFoundError."""
         with self._store.read() as tx:
             rows = tx.execute("SELECT * FROM envelopes WHERE id = ?", (id,))
-        if not rows:
-            raise envelopes.not_found(id)
-        return envelopes.as_row(rows[0])
+            if not rows:
+                raise envelopes.not_found(id)
+            return envelopes.as_row(tx, rows[0], self._clock())
 
     def books(self) -> LedgerBooks:
         """Every figure of the ledger at one moment, for `routeweiler_sync.audit`. All of it in memory, tokens left out."""
@@ -169,15 +169,15 @@ class Ledger:
         return self._set_frozen(envelope_id, 0)
 
     def _set_frozen(self, envelope_id: str, frozen: int) -> EnvelopeRow:
-        def work(tx: Transaction) -> list[Mapping[str, Any]]:
+        def work(tx: Transaction) -> EnvelopeRow:
             if envelope_id == SAFE_DEFAULT.id:  # it is there before anything has been spent
                 envelopes.make(tx, SAFE_DEFAULT)
-            return tx.execute("UPDATE envelopes SET frozen = ? WHERE id = ? RETURNING *", (frozen, envelope_id))
+            rows = tx.execute("UPDATE envelopes SET frozen = ? WHERE id = ? RETURNING *", (frozen, envelope_id))
+            if not rows:
+                raise envelopes.not_found(envelope_id)
+            return envelopes.as_row(tx, rows[0], self._clock())
 
-        rows = self._store.run(work)
-        if not rows:
-            raise envelopes.not_found(envelope_id)
-        return envelopes.as_row(rows[0])
+        return self._store.run(work)
 
     # -- what a purchase asks ---------------------------------------------------------------------------------------------
 

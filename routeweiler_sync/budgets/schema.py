@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from decimal import Decimal
+from decimal import Context, Decimal, localcontext
 from enum import Enum
 
 from ..money import CURRENCIES, MAX_MINOR_UNITS, MICRO
@@ -15,6 +15,8 @@ HOUR_S = 3_600
 DAY_S = 86_400
 #: Bound on the ids and globs that end up in the ledger.
 MAX_TEXT_CHARS = 2_048
+#: Limits less totals: digits enough for both, whatever the program's own decimal context says.
+EXACT = Context(prec=40)
 
 
 class PaymentState(str, Enum):
@@ -94,13 +96,15 @@ class EnvelopeRow:
     """An envelope as the ledger holds it. Totals in minor units of its currency, exact to the millionth.
 
     ``settled_minor_units`` counts all that was ever spent; ``grant_settled_minor_units`` what was spent under the present grant
-    (``ttl_seconds``), against which the cap is held.
+    (``ttl_seconds``), against which the cap is held. ``used_minor_units``: for each limit that is set, by the name of its
+    field, what counts against it at this moment, reservations included.
     """
 
     limits: BudgetEnvelope
     reserved_minor_units: Decimal
     settled_minor_units: Decimal
     grant_settled_minor_units: Decimal
+    used_minor_units: Mapping[str, Decimal]
     frozen: bool
     granted_at: datetime | None
 
@@ -110,11 +114,16 @@ class EnvelopeRow:
         return self.limits.id
 
     @property
+    def headrooms_minor_units(self) -> dict[str, Decimal]:
+        """What each limit that is set still leaves, by the name of its field. (A new grant has the cap's anew.)"""
+        with localcontext(EXACT):
+            return {name: max(Decimal(0), getattr(self.limits, name) - used) for name, used in self.used_minor_units.items()}
+
+    @property
     def headroom_minor_units(self) -> Decimal | None:
-        """What the lifetime cap still leaves, or None where there is no cap."""
-        if self.limits.cap_minor_units is None:
-            return None
-        return max(Decimal(0), self.limits.cap_minor_units - self.grant_settled_minor_units - self.reserved_minor_units)
+        """What may still be spent at this moment, by however many calls: the least that cap, hour, day leave, if set."""
+        shared = {name: left for name, left in self.headrooms_minor_units.items() if name != "per_call_minor_units"}
+        return min(shared.values(), default=None)
 
 
 @dataclass(frozen=True, kw_only=True)
