@@ -62,7 +62,7 @@ def _free_port() -> int:
 class Server:
     """A cluster: may be stopped, crashed, frozen and started again."""
 
-    def __init__(self, folder: Path, bin_folder: Path, user: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, bin_folder: Path, user: tuple[int, int] | None) -> None:
         self.folder, self.port = folder, _free_port()
         self._bin, self._user = bin_folder, user
         self._numbers = count(1)
@@ -74,7 +74,7 @@ class Server:
         bin_folder, user = programs(), _user()
         folder = Path(tempfile.mkdtemp(prefix="rw-postgres-"))
         if user:
-            shutil.chown(folder, user["user"], user["group"])
+            os.chown(folder, *user)
         server = cls(folder, bin_folder, user)
         try:
             server._initialise()
@@ -120,37 +120,44 @@ class Server:
         pwfile = self.folder / "password"
         pwfile.write_text(PASSWORD)
         if self._user:
-            shutil.chown(pwfile, self._user["user"])
+            os.chown(pwfile, *self._user)
         auth = ("--auth=scram-sha-256", "--pwfile=password", "--username=postgres")
         self._run("initdb", "-D", "data", "--no-sync", "--encoding=UTF8", "--locale=C", *auth)
         with (self.folder / "data" / "postgresql.conf").open("a") as conf:
             conf.writelines(f"{name} = '{value}'\n" for name, value in SETTINGS.items())
 
+    def _become(self) -> list[str]:
+        # Not subprocess's user=: it makes Python fork in earnest, which gRPC's threads in this process don't bear.
+        if self._user is None:
+            return []
+        uid, gid = self._user
+        code = f"import os, sys; os.setgroups([]); os.setgid({gid}); os.setuid({uid}); os.execv(sys.argv[1], sys.argv[1:])"
+        return [sys.executable, "-I", "-S", "-c", code]
+
     def _run(self, program: str, *arguments: str) -> None:
         # Into a file: the server would inherit a pipe, and its end would never come.
         with (self.folder / f"{program}.out").open("w+") as out:
             ended = subprocess.run(
-                [str(self._bin / program), *arguments],
+                [*self._become(), str(self._bin / program), *arguments],
                 cwd=self.folder,
                 stdout=out,
                 stderr=out,
                 timeout=TIMEOUT_S + 10,
                 check=False,
-                **self._user,
             ).returncode
             out.seek(0)
             if ended:
                 raise subprocess.SubprocessError(f"{program} ended with {ended}: {out.read()}")
 
 
-def _user() -> dict[str, Any]:
+def _user() -> tuple[int, int] | None:
+    """Whom to run it as (uid, gid), where that isn't who runs the tests."""
     if sys.platform == "win32" or os.geteuid() != 0:
-        return {}
-    import grp
+        return None
     import pwd
 
     for name in ("postgres", "nobody"):
         with contextlib.suppress(KeyError):
             entry = pwd.getpwnam(name)
-            return {"user": name, "group": grp.getgrgid(entry.pw_gid).gr_name, "extra_groups": []}
+            return entry.pw_uid, entry.pw_gid
     raise NotInstalledError("PostgreSQL doesn't run as root, and there is neither a user postgres nor nobody")
