@@ -40,7 +40,8 @@ class BudgetEnvelope:
     Limits are whole minor units of ``cap_currency`` (``sat``, ``usd``, ``eur``, ``gbp``, ``jpy``: sat, cent, cent, penny, yen);
     None means no such limit. A limit counts reservations and spends, routing fees included. Hour and day roll.
     ``ttl_seconds`` runs from the first use. ``allowed_origins_glob``: fnmatch on ``scheme://host[:port]``, or on
-    ``host[:port]`` where the pattern has no ``://``. Raises ValueError for what can't be a budget.
+    ``host[:port]`` where the pattern has no ``://``. ``owner_agent_id`` says whose it is, and keeps nobody from it. Raises
+    ValueError for what can't be a budget.
     """
 
     id: str

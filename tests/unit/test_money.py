@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from routeweiler_sync.budgets.fmv import StaticRate, rate_for
+from routeweiler_sync.budgets.schema import BudgetEnvelope, EnvelopeRow
 from routeweiler_sync.errors import FmvUnavailableError
 from routeweiler_sync.money import FIAT_DECIMALS, Rate, minor_units
 
@@ -19,6 +20,18 @@ RATES = st.one_of(
     st.just(Rate(currency="sat")),
     st.builds(lambda currency, price: Rate(currency=currency, btc_price=price), st.sampled_from(sorted(FIAT_DECIMALS)), PRICES),
 )
+
+
+def envelope_row(*, cap: int, used: Decimal) -> EnvelopeRow:
+    return EnvelopeRow(
+        limits=BudgetEnvelope("e", cap_minor_units=cap),
+        reserved_minor_units=used,
+        settled_minor_units=Decimal(0),
+        grant_settled_minor_units=Decimal(0),
+        used_minor_units={"cap_minor_units": used},
+        frozen=False,
+        granted_at=None,
+    )
 
 
 def worth(rate: Rate, amount_msat: int) -> Fraction:
@@ -43,6 +56,27 @@ def test_the_way_back_finds_the_most_that_fits(rate: Rate, micro: int) -> None:
     assert rate.micro_of(most_msat + 1) > micro
 
 
+@given(rate=RATES, amount_msat=AMOUNTS)
+def test_there_and_back_loses_nothing(rate: Rate, amount_msat: int) -> None:
+    """Else a limit that was reserved to the last millionth couldn't pay what it was reserved for."""
+    micro = rate.micro_of(amount_msat)
+    assert rate.msat_within(micro) >= amount_msat
+    assert rate.micro_of(rate.msat_within(micro)) == micro
+    assert rate.minor_units_of(amount_msat) * 1_000_000 == micro
+
+
+@given(rate=RATES, amount_msat=AMOUNTS, fee_cap_msat=AMOUNTS, share=st.fractions(0, 1))
+def test_what_is_reserved_covers_whatever_is_charged(rate: Rate, amount_msat: int, fee_cap_msat: int, share: Fraction) -> None:
+    """Else the settlement would book more than was reserved, and pass a limit that had been kept."""
+    assert rate.micro_of(amount_msat + int(share * fee_cap_msat)) <= rate.micro_of(amount_msat + fee_cap_msat)
+
+
+@given(rate=RATES, amounts=st.lists(AMOUNTS, max_size=20))
+def test_a_sum_of_bookings_never_counts_less_than_the_sum(rate: Rate, amounts: list[int]) -> None:
+    """Else a thousand small payments would cost the budget less than one of their sum."""
+    assert sum(map(rate.micro_of, amounts)) >= rate.micro_of(sum(amounts))
+
+
 @given(rate=RATES, one=AMOUNTS, other=AMOUNTS)
 def test_amount_and_fee_apart_never_cost_less_than_together(rate: Rate, one: int, other: int) -> None:
     """Else what is reserved for a payment wouldn't cover it."""
@@ -58,7 +92,10 @@ def test_a_programs_own_decimal_context_changes_no_amount(micro: int, digits: in
     with decimal.localcontext() as context:
         context.prec, context.rounding = digits, rounding
         told = minor_units(micro)
+        left = envelope_row(cap=4 * 10**12, used=minor_units(abs(micro) % 10**18)).headroom_minor_units
     assert Fraction(told) * 1_000_000 == micro
+    assert left is not None
+    assert Fraction(left) == max(0, 4 * 10**12 - Fraction(abs(micro) % 10**18, 1_000_000))
 
 
 @pytest.mark.parametrize(
@@ -70,6 +107,9 @@ def test_a_programs_own_decimal_context_changes_no_amount(micro: int, digits: in
         ("usd", Decimal(-1)),
         ("usd", Decimal("NaN")),
         ("usd", Decimal("inf")),
+        ("usd", Decimal("1e400")),
+        ("usd", Decimal("1e-400")),
+        ("usd", Decimal("1e999999999")),
         ("btc", None),
     ],
 )
@@ -92,7 +132,7 @@ class Provider:
 
 
 @pytest.mark.parametrize(
-    "price", [0, -1, "NaN", "Infinity", None, "", "a lot", float("nan"), OSError("down"), ZeroDivisionError(), []]
+    "price", [0, -1, "1e99999999", "NaN", "Infinity", None, "", "a lot", float("nan"), OSError("down"), ZeroDivisionError(), []]
 )
 def test_no_rate_means_no_payment(price: object) -> None:
     """Else an outage of the rate's source would lift every limit in dollars."""
