@@ -218,7 +218,7 @@ class Exchange:
                     f"{error} (But this call has paid before, {sats(self.call.spent_msat)} in all: its tokens are kept.)",
                 )
             unpaid = error.spent is False and error.payment_hash is None  # no order was sent for it
-            if self.payer.unpayable == "return" and unpaid and self.latest.status_code == 402:
+            if self.payer.unpayable == "return" and unpaid and self.latest.status_code == 402 and not quoting.get():
                 log.warning("%s %s wants to be paid and wasn't: %s", self.request.method, self.origin + self.path, error)
                 self.call.noted = error
                 return self._finished()

@@ -120,7 +120,8 @@ class Routeweiler(requests.Session):
         super().mount(prefix, adapter)
 
     def quote(self, method: str, url: str, **kwargs: Any) -> Quote | None:
-        """What ``request(method, url, **kwargs)`` would pay, or None: the answer is free, or the ledger has a token for it.
+        """What ``request(method, url, **kwargs)`` would pay; None where the answer is free, the ledger has a token for it, or
+        the server wants nothing that could be paid here (a 402 without an L402 challenge).
 
         Sends the request without any token, as far as the first 402 that an L402 challenge comes with, and pays nothing. (A
         server that lets the request through does what it asks for.) Policy, limits and ``confirm`` aren't asked. Raises what
@@ -128,7 +129,7 @@ class Routeweiler(requests.Session):
         """
         asked = quoting.set(True)
         try:
-            self.request(method, url, **kwargs).close()
+            self.request(method, url, **{**kwargs, "stream": True}).close()
         except Quoted as answer:
             return answer.quote
         finally:

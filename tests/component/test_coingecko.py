@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from decimal import Decimal
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,6 +28,7 @@ from routeweiler_sync import (
     Policy,
     PolicyMaxPerCallExceededError,
     PolicyRule,
+    Routeweiler,
     RuleMatch,
 )
 from routeweiler_sync.budgets import coingecko
@@ -347,20 +349,21 @@ def test_a_fork_in_the_midst_of_a_question_can_ask(gecko: Gecko) -> None:
 # -- secrets, copies, other people's patches --------------------------------------------------------------------------------
 
 
-def test_the_key_is_told_nowhere(gecko: Gecko, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_key_is_told_nowhere(gecko: Gecko, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     """Somebody else would ask on the user's account."""
     caplog.set_level(logging.DEBUG)
     provider = CoinGecko(KEY, base_url=gecko.url)
     provider.btc_price("usd")
     gecko.bad = Answer(act=cut)
-    told = [repr(provider), str(provider), repr(pickle.dumps(provider)), caplog.text]
+    session = Routeweiler(fmv_provider=provider, ledger=tmp_path / "ledger.db")
+    told = [repr(provider), str(provider), repr(pickle.dumps(provider)), repr(pickle.dumps(session)), caplog.text]
     try:
         provider.btc_price("eur")
     except FmvUnavailableError as error:
         text = io.StringIO()
         traceback.print_exception(error, file=text)
         told += [str(error), repr(error), repr(pickle.dumps(error)), text.getvalue()]
-    assert len(told) == 8
+    assert len(told) == 9
     assert not [text for text in told if KEY in text]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import random
+import socket
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -148,15 +149,16 @@ def test_a_quote_is_in_the_budgets_currency(make_session: Make, paywall: Paywall
     assert unlimited.currency == "sat"
 
 
-def test_the_price_of_what_cant_be_paid_is_an_error(session: Routeweiler, paywall: Paywall) -> None:
+def test_the_price_of_what_cant_be_paid_is_an_error(session: Routeweiler, make_session: Make, paywall: Paywall) -> None:
     """A price that can't be paid, or that nobody has signed, would be told as one."""
     paywall.faults.expire_invoices = True
     with pytest.raises(ChallengeExpiredError):
         session.quote("GET", paywall.url)
     paywall.faults.expire_invoices = False
     paywall.service.price_msat = None  # type: ignore[assignment]
-    with pytest.raises(ChallengeParseError):
-        session.quote("GET", paywall.url)
+    for asking in (session, make_session(unpayable="return")):
+        with pytest.raises(ChallengeParseError):
+            asking.quote("GET", paywall.url)
 
 
 def test_an_unfinished_purchase_is_quoted_not_carried_on(
@@ -175,6 +177,24 @@ def test_an_unfinished_purchase_is_quoted_not_carried_on(
     lnd.release()
     assert session.get(paywall.url).status_code == 200
     books.check()
+
+
+def test_a_free_download_isnt_downloaded_for_its_price(session: Routeweiler) -> None:
+    """Asking what a large file costs would fetch it."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65_536)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n" + b"x" * 1_000)
+                connection.recv(1)  # until the client hangs up
+
+        server = threading.Thread(target=serve)
+        server.start()
+        assert session.quote("GET", f"http://127.0.0.1:{listener.getsockname()[1]}/", timeout=30) is None
+        server.join(30)
+        assert not server.is_alive()
 
 
 # -- limit ----------------------------------------------------------------------------------------------------------------
