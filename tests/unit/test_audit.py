@@ -13,6 +13,7 @@ import pytest
 
 from routeweiler_sync.audit import Difference, Kind, NodeAccount, Report, compare, confirmed
 from routeweiler_sync.audit.others import UNTOLD_GRACE_S
+from routeweiler_sync.budgets import books
 from routeweiler_sync.budgets.ledger import Ledger
 from routeweiler_sync.budgets.sqlite import SqliteStore
 from routeweiler_sync.funding.node import NodePayment
@@ -408,3 +409,10 @@ def test_agreement_is_looked_at_once(world: World) -> None:
     """The node's list may be long."""
     looks = [world.audit()]
     assert confirmed(lambda: looks.pop(0), lambda: pytest.fail("no pause is needed")).agrees
+
+
+def test_every_page_of_a_long_ledger_is_read(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Payments left out would look like totals that are too high."""
+    monkeypatch.setattr(books, "PAGE_ROWS", 2)
+    assert len(world.ledger.books().payments) == 6
+    assert world.audit().agrees
