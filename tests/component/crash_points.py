@@ -2,8 +2,8 @@
 
 A step is a moment at which something has just left the process for good, or is just about to: a transaction of the ledger (before
 BEGIN, before COMMIT, after COMMIT), a gRPC message, an HTTP request and its answer, a line of the trace. `stepping` finds them by
-wrapping what is outermost - sqlite3's connection, grpc's channel, `requests`' own adapter, the trace's file - so that no
-purchase can take a step that isn't counted.
+wrapping what is outermost - the connection of sqlite3 or psycopg, grpc's channel, `requests`' own adapter, the trace's file - so
+that no purchase can take a step that isn't counted.
 
 Two ways to die. In this process `Died` is raised at a step, and from then on every further step raises it too: what cleans up on
 the way out changes nothing in the world, as after kill -9. And truly: run as a module this is a server that forks, from a process
@@ -211,7 +211,41 @@ def stepping(
         patch.object(requests.adapters.HTTPAdapter, "send", send),
         patch.object(JsonlSink, "_write", write),
         patch.object(connection.Connection, "_open", opened),
+        _stepping_in_postgres(steps, lost_commits),
     ):
+        yield
+
+
+@contextlib.contextmanager
+def _stepping_in_postgres(steps: Steps, lost_commits: frozenset[str]) -> Iterator[None]:
+    """The same steps of a ledger that is in PostgreSQL, where its driver is installed."""
+    try:
+        from psycopg import Connection
+    except ImportError:
+        yield
+        return
+    original = Connection.execute
+    writing: set[int] = set()
+
+    @functools.wraps(original)
+    def execute(self: Any, query: Any, *parameters: Any, **kwargs: Any) -> Any:
+        sql = query.decode() if isinstance(query, bytes) else query
+        if sql.startswith("BEGIN"):
+            reads = "READ ONLY" in sql
+            steps(f"ledger {_deed()}: before {'reading' if reads else 'BEGIN'}")
+            (writing.discard if reads else writing.add)(id(self))
+        if sql != "COMMIT" or id(self) not in writing:
+            return original(self, query, *parameters, **kwargs)
+        deed = _deed()
+        steps(f"ledger {deed}: before COMMIT")
+        if deed in lost_commits:
+            original(self, "ROLLBACK")
+            original(self, "BEGIN")
+        done = original(self, sql)
+        steps(f"ledger {deed}: after COMMIT")
+        return done
+
+    with patch.object(Connection, "execute", execute):
         yield
 
 
@@ -219,7 +253,7 @@ def _deed() -> str:
     """The method of the ledger that runs the transaction."""
     frame: FrameType | None = sys._getframe(2)
     while frame is not None:
-        if frame.f_code.co_name == "_migrate" or isinstance(frame.f_locals.get("self"), Ledger):
+        if frame.f_code.co_name in ("_migrate", "_make_tables") or isinstance(frame.f_locals.get("self"), Ledger):
             return frame.f_code.co_name
         frame = frame.f_back
     return "?"

@@ -29,9 +29,11 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture
-def database(server: Server) -> str:
+def database(server: Server) -> Iterator[str]:
     """The name of an empty database."""
-    return server.new_database()
+    name = server.new_database()
+    yield name
+    server.admin(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture
