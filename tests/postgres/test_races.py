@@ -161,6 +161,18 @@ def test_a_forked_child_and_its_parent_share_the_ledger_and_no_connection(ledger
             assert ledger.open_payment(intent(n), draw(limits()))[1]
             settle(ledger, n)
 
+    def backend() -> object:
+        with ledger._store.read() as tx:
+            return tx.execute("SELECT pg_backend_pid() AS pid")
+
+    mine = backend()
+
+    def elsewhere() -> None:
+        assert backend() != mine
+        ledger.close()
+
+    assert in_child(elsewhere)
+    assert backend() == mine
     assert all(in_child(partial(buy, first)) for first in (100, 200))
     buy(300)
     assert held_msat(ledger) == (11_000, 300_000)
