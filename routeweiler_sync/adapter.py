@@ -178,6 +178,8 @@ class Exchange:
     asked_bare: bool = False
     #: The token that was given last.
     given: HeldToken | None = None
+    #: Tokens that others were seen to have used, by payment hash: a refusal from then on means that their time is over.
+    known_taken: set[str] = field(default_factory=set)
 
     def run(self) -> requests.Response:
         """The whole hop, as `Routeweiler.send` tells it."""
@@ -344,11 +346,10 @@ class Exchange:
         """What the latest answer, a 401 or 402, means for ``held``. TokenRefusedError where it is to be given up."""
         if self.refused_since_s is None:
             self.refused_since_s = time.monotonic()
-        known = self._as_others_know(held)
         verdict = judge(
             self.latest.status_code,
             asks=Asks.L402 if need is not None else Asks.OTHER if schemes_offered(_challenge_lines(self.latest)) else Asks.NOTHING,
-            taken_before=known.taken,
+            taken_before=self._taken_before(held),
             expired=held.valid_until is not None and time.time() >= held.valid_until,
             asked_bare=self.asked_bare,
             patience_left=time.monotonic() - self.refused_since_s < OFFER_AGAIN_S,
@@ -387,12 +388,19 @@ class Exchange:
         self.refused_since_s, self.asked_bare = None, False
         log.info("the token of payment %s is no longer taken by %s", held.payment_hash, self.origin)
 
-    def _as_others_know(self, held: HeldToken) -> HeldToken:
-        """``held`` as the ledger has it: another process may have seen it taken, or given it up."""
-        row = self.payer.ledger.payment(held.payment_hash)
+    def _taken_before(self, held: HeldToken) -> bool:
+        """Whether ``held`` was known as taken when it was offered last, or has been given up by another: its time is over."""
+        try:
+            row = self.payer.ledger.payment(held.payment_hash)
+        except LedgerError as error:
+            log.warning("whether others have used the token of payment %s can't be asked: %s", held.payment_hash, error)
+            return held.taken
         if row is None or row.state.value != "settled":
-            return replace(held, taken=True)  # given up by another: its time is over
-        return HeldToken.of(row) or held
+            return True
+        known = held.taken or held.payment_hash in self.known_taken
+        if row.taken:  # maybe since our offer was refused: what the refusal came before, it doesn't end
+            self.known_taken.add(held.payment_hash)
+        return known
 
     def _accepted(self, held: HeldToken) -> requests.Response:
         """The server's answer to a request that carried ``held``, as the caller gets it."""

@@ -131,7 +131,14 @@ class Call:
         """Whether nobody has told of ``held``'s payment, nor is about to: then this call does."""
         if not claim_telling(held.payment_hash):
             return False
-        row = self.payer.ledger.payment(held.payment_hash)  # what is in memory may be old
+        try:
+            row = self.payer.ledger.payment(held.payment_hash)  # what is in memory may be old
+        except LedgerError as error:  # the page has come already, and isn't lost for this
+            log.warning(
+                "whether payment %s has been told can't be asked, so it is left to a later call: %s", held.payment_hash, error
+            )
+            release_telling(held.payment_hash)
+            return False
         if row is not None and row.told:
             release_telling(held.payment_hash)
             self.payer.book.note(held, told=True)

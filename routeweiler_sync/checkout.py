@@ -387,7 +387,7 @@ class Checkout:
                     self._hold_again(row, need)
                     again = self._counted_again(row)
                     if again is None:  # ended meanwhile: look at how
-                        return self._use(self.ledger.payment(row.payment_hash) or row, need, deadline)
+                        return self._use(self._as_ended(row), need, deadline)
                     row = again
                 counted = False
                 answer = self._ask(row, source, act, deadline)
@@ -432,6 +432,12 @@ class Checkout:
             return self.ledger.count_send(row.payment_hash)
         except LedgerError as error:
             raise pending_error(row, f"the ledger can't be written ({error.__cause__ or error})") from error
+
+    def _as_ended(self, row: PaymentRow) -> PaymentRow:
+        try:
+            return self.ledger.payment(row.payment_hash) or row
+        except LedgerError as error:  # an order has left: how it ended is now for the ledger alone to tell
+            raise pending_error(row, f"the ledger can't be read ({error.__cause__ or error})") from error
 
     def _take(self, row: PaymentRow, asked: Act, answer: Answer) -> tuple[Step, PaymentRow]:
         """Put ``answer`` to the table and book what it says, in one transaction on the row as it is by then."""

@@ -254,6 +254,28 @@ def test_a_settlement_that_lags_is_waited_for(session, paywall: Paywall, lnd: Fa
     books.check()
 
 
+def test_a_refusal_that_came_before_anothers_success_ends_no_token(
+    make_session, paywall: Paywall, lnd: FakeLnd, books: Books, monkeypatch
+) -> None:
+    """While the server hears late of a settlement, one worker's offer is refused and the next one's taken: whoever reads the
+    refusal after the success would think the token's time over, and buy another."""
+    paywall.faults.settle_lag = 1
+    buyer, other = make_session(), make_session()
+    ledger = buyer._payer.ledger
+    look, answers = ledger.payment, []
+
+    def late_look(payment_hash: str):
+        if not answers:
+            answers.append(other.get(paywall.url))
+        return look(payment_hash)
+
+    monkeypatch.setattr(ledger, "payment", lambda h: late_look(h) if len(paywall.requests) > 1 else look(h))
+    assert buyer.get(paywall.url).status_code == 200
+    assert [each.status_code for each in answers] == [200]
+    assert len(lnd.payments) == 1
+    books.check()
+
+
 @pytest.mark.parametrize("bare_401", [False, True])
 def test_a_server_that_answers_402_for_ever_costs_one_payment(
     session, paywall: Paywall, lnd: FakeLnd, books: Books, bare_401

@@ -18,7 +18,7 @@ from typing import Any
 import psycopg  # noqa: F401 - in the process that forks the workers, so that each is there at once
 import requests
 
-from routeweiler_sync import Funding, LndClient, Routeweiler, RouteweilerError, TraceSink, payment_of
+from routeweiler_sync import BudgetEnvelope, Funding, LndClient, Routeweiler, RouteweilerError, TraceSink, payment_of
 from routeweiler_sync.payer import prepare_to_pay
 
 prepare_to_pay()
@@ -77,7 +77,7 @@ class Reporter:
         os.write(self._file, json.dumps({"at": round(time.time(), 4), "who": self._who, "what": what, **facts}).encode() + b"\n")
 
 
-def session_of(job: Job, envelope: str) -> Routeweiler:
+def session_of(job: Job, envelope: BudgetEnvelope | str) -> Routeweiler:
     """A session that pays over the job's node, on the shared ledger."""
     return Routeweiler(
         funding=[Funding.lightning_lnd(client=job.node.client(), network=NETWORK)],
