@@ -40,9 +40,9 @@ FEE_MSAT_MAX = 3_000
 ENVELOPES = {"by cap": "cap_minor_units", "by hour": "per_hour_minor_units"}
 FIRST_LIMIT_SAT, RAISE_SAT = 300, (100, 400)
 #: A limit is raised once so little of it is left for so long.
-NEAR_SAT, NEAR_FOR_S = 60, 1.0
+NEAR_SAT, NEAR_FOR_S = 60, 0.5
 CLOSING, CLOSING_NEEDS, CLOSING_PRICE_MSAT, CLOSING_CAP_SAT = "closing", 60, 10_000, 400
-FAULT_EVERY_S = (0.02, 0.3)
+FAULT_EVERY_S = (0.02, 0.15)
 HANG_S_MAX, HOLD_S_MAX = 3.0, 2.5
 PAYMENT_TIMEOUT_S = (1.0, 4.0)
 CLOSE_S, FINISH_S, STOP_S = 90.0, 90.0, 60.0
@@ -178,9 +178,9 @@ class Fleet:
                 8,
                 lambda: node.drop_next(self._dice.choice(("before_init", "after_init", "in_flight", "after_paying"))),
             ),
-            "payment hung": (4, partial(self._hang, node)),
+            "payment hung": (9, partial(self._hang, node)),
             "payment failed": (5, lambda: node.fail_next(self._dice.choice(("NO_ROUTE", "TIMEOUT", "INSUFFICIENT_BALANCE")))),
-            "order held": (3, partial(self._hold, node)),
+            "order held": (4, partial(self._hold, node)),
             "node restarted": (1, node.restart),
             "fee changed": (6, lambda: setattr(node, "fee_msat", self._dice.randint(0, FEE_MSAT_MAX))),
             "tokens revoked": (2, partial(self._revoke, wall)),

@@ -28,8 +28,10 @@ HTTP_TIMEOUT_S = 30.0
 PAUSE_S_MAX = 0.03
 #: Paths under which a paywall sells, each at a price of its own; what lies under them are the needs.
 KINDS = ("/a", "/b", "/c", "/d")
-#: Needs come up in this order of time, this many a second, and each is wanted as long as so many are.
-NEEDS_PER_S, NEEDS_WANTED = 12.0, 24
+#: Needs come up one after the other, so many a second, each wanted as long as so many are: few enough that workers meet in them.
+NEEDS_PER_S, NEEDS_WANTED = 6.0, 36
+#: So often a worker wants the newest one, at the same instant as the others.
+NEWEST_SHARE = 0.5
 
 #: The words that a worker is told: buy the closing needs; say so when the last of them is refused, and end; end.
 CLOSE, LAST, STOP = "close", "last", "stop"
@@ -96,8 +98,10 @@ def work(job: Job, words: Connection) -> None:
     word, sessions = "", {each: session_of(job, each) for each in (job.envelope, job.closing_envelope)}
 
     def any_need() -> str:
-        newest = int((time.time() - job.began_s) * NEEDS_PER_S)
-        return f"{dice.choice(job.walls)}{dice.choice(KINDS)}/{newest - dice.randrange(NEEDS_WANTED)}"
+        age = 0 if dice.random() < NEWEST_SHARE else dice.randrange(NEEDS_WANTED)
+        number = int((time.time() - job.began_s) * NEEDS_PER_S) - age
+        where = random.Random(number)  # the same for all workers
+        return f"{where.choice(job.walls)}{where.choice(KINDS)}/{number}"
 
     def closing_need() -> str:
         return f"{job.closing_wall}/need/{dice.randrange(job.closing_needs)}"
