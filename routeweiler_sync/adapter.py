@@ -24,7 +24,7 @@ from .l402.challenge import schemes_offered
 from .l402.credential import authorization, origin_of, path_of, redact, scope_of
 from .money import sats
 from .payer import prepare_to_pay
-from .purchase import Asks, Verdict, is_taken, judge
+from .purchase import MAYBE_REFUSALS, Known, Said, Verdict, Wants, hear, judge, known_of
 from .replay import again, drain, is_replayable
 from .telling import release_all_telling
 from .tokens import HeldToken
@@ -40,9 +40,6 @@ OFFER_AGAIN_S = 5.0
 #: Tokens that one call offers at most: an old one, one that another process bought meanwhile, a new one.
 MAX_TOKENS_PER_CALL = 4
 MIN_PAUSE_S, MAX_PAUSE_S = 0.05, 1.0
-#: Answers to a guessed token that may be about the token rather than about the request: the request is sent again without it.
-GUESS_WITHDRAWN = (400, 401, 403)
-
 #: Methods that may be sent twice without a second thought: only with these does a guessed token go along.
 GUESSED_METHODS = ("GET", "HEAD", "OPTIONS")
 
@@ -211,9 +208,8 @@ class Exchange:
         except RouteweilerError as error:
             if self.call.spent_msat and error.spent is False:
                 error.spent = True
-                error.args = (
-                    f"{error} (But this call has paid before, {sats(self.call.spent_msat)} in all: its tokens are kept.)",
-                )
+                told = str(error).replace("Nothing was spent", "Nothing more was spent")
+                error.args = (f"{told} (But this call has paid before, {sats(self.call.spent_msat)} in all: its tokens are kept.)",)
             unpaid = error.spent is False and error.payment_hash is None  # no order was sent for it
             if self.payer.unpayable == "return" and unpaid and self.latest.status_code == 402:
                 log.warning("%s %s wants to be paid and wasn't: %s", self.request.method, self.origin + self.path, error)
@@ -228,49 +224,39 @@ class Exchange:
     def _settled_with(self, held: HeldToken | None, *, is_guess: bool) -> requests.Response:
         """Go on until the server is satisfied or the rules say stop. ``held`` is what the latest request carried, if anything."""
         while True:
-            status = self.latest.status_code
-            if held is not None and is_guess and status in GUESS_WITHDRAWN:
+            judged = held if not is_guess else None
+            need = self._need() if self.latest.status_code in ((402,) if judged is None else (401, 402)) else None
+            verdict = self._verdict(held, judged, need)
+            if verdict is Verdict.AS_IT_IS:
+                return self._finished()
+            if judged is not None and verdict in (Verdict.TAKEN, Verdict.NOT_TOLD):
+                return self._accepted(judged, taken=verdict is Verdict.TAKEN)
+            if verdict is Verdict.WITHDRAW:
                 self._withdraw_guess()
-                held = None
+                held, is_guess = None, False
                 continue
-            if status != 402 and (held is None or status != 401):
-                return self._finished() if held is None or is_guess else self._accepted(held)
-            need = self._need()
-            if need is None and (held is None or is_guess):
-                if held is None:
-                    return self._finished()  # a 402 that isn't L402's: the caller's, as it is
-                self._withdraw_guess()
-                held = None
-                continue
-            if held is not None and need is not None and (is_guess or need.scope != held.scope):
-                held = None  # no refusal of that token: it was a guess, or another one is wanted
-            verdict = None if held is None else self._verdict(held, need)
-            if held is not None and verdict is Verdict.NOT_TOLD:
-                return self._accepted(held)  # not about the token
             if not is_replayable(self.request):
                 raise UnreplayableBodyError(
                     "The server wants to be paid, but the request's body can't be sent a second time (a generator, a pipe or a "
                     "closed file). Nothing was spent. Pass bytes, a string or a seekable file."
                 )
-            if held is not None and verdict is Verdict.GIVE_UP:
-                held = self._offer(self._earlier_instead_of(held))
-                continue
-            if held is not None and verdict is Verdict.OFFER_AGAIN:
+            if judged is not None and verdict is Verdict.GIVE_UP:
+                held = self._offer(self._earlier_instead_of(judged))
+            elif judged is not None and verdict is Verdict.OFFER_AGAIN:
                 self._pause()
-                self._offer(held)
-                continue
-            if held is not None and verdict is Verdict.ASK_BARE:
-                self.doubted, held = held, self._offer(None)
-                continue
-            if held is not None:
-                self._retire(held)
-                held = None
-            if need is None:
-                self._offer(None)  # to be told what it wants now
-                continue
-            doubted, self.doubted, is_guess = self.doubted, None, False
-            fits = doubted is not None and doubted.scope == need.scope
-            held = self._offer(doubted if fits else self._token(need))
+                self._offer(judged)
+            elif judged is not None and verdict is Verdict.ASK_BARE:
+                self.doubted, held = judged, self._offer(None)
+            else:
+                if judged is not None and verdict is Verdict.RETIRE:
+                    self._retire(judged)
+                held = self._offer(None if need is None else self._wanted(need))  # bare: to be told what it wants now
+                is_guess = False
+
+    def _wanted(self, need: Need) -> HeldToken:
+        """The token to offer for ``need``: the one that was held back to ask without it, if it fits; else one from the checkout."""
+        doubted, self.doubted = self.doubted, None
+        return doubted if doubted is not None and doubted.scope == need.scope else self._token(need)
 
     def _need(self) -> Need | None:
         """What the latest answer asks for. None where it holds no L402 challenge; ChallengeParseError where that can't be used."""
@@ -324,7 +310,14 @@ class Exchange:
         self.history.append(_answered(self.latest))
         self.call.service_started_s = time.time()
         request = self._carrying(held) if held is not None else again(self.request, self.history)
-        self.latest = self.send(request)
+        try:
+            self.latest = self.send(request)
+        except requests.RequestException as error:
+            if held is not None:
+                why = judge(self._known_of(held, Said.NO_ANSWER), hear(None, judged=True)).why
+                log.warning("%s gave no answer to the token of payment %s (%s): %s", self.origin, held.payment_hash,
+                            type(error).__name__, why)  # fmt: skip
+            raise
         return held
 
     def _carrying(self, held: HeldToken) -> requests.PreparedRequest:
@@ -333,22 +326,34 @@ class Exchange:
         credential = authorization(held.scheme, held.token, held.preimage)
         return CredentialedRequest.made_of(again(self.request, self.history), credential)
 
-    def _verdict(self, held: HeldToken, need: Need | None) -> Verdict:
-        """What the latest answer, a 401 or 402, means for ``held``. TokenRefusedError where it is to be given up."""
-        if self.refused_since_s is None:
-            self.refused_since_s = time.monotonic()
-        known = self._as_others_know(held)
-        verdict = judge(
-            self.latest.status_code,
-            asks=Asks.L402 if need is not None else Asks.OTHER if schemes_offered(_challenge_lines(self.latest)) else Asks.NOTHING,
-            taken_before=known.taken,
-            expired=held.valid_until is not None and time.time() >= held.valid_until,
-            asked_bare=self.asked_bare,
-            patience_left=time.monotonic() - self.refused_since_s < OFFER_AGAIN_S,
-            taken_here=self.payer.book.knows_path(held, self.path),
-        )
+    def _verdict(self, held: HeldToken | None, judged: HeldToken | None, need: Need | None) -> Verdict:
+        """What the latest answer means for ``held``, which the request carried; ``judged`` is the same, unless it was a guess."""
+        wants, status = Wants.NOTHING, self.latest.status_code
+        if need is not None:
+            wants = Wants.SAME if held is not None and need.scope == held.scope else Wants.L402
+        elif status in (401, 402) and schemes_offered(_challenge_lines(self.latest)):
+            wants = Wants.OTHER
+        after_402 = any(answer.status_code == 402 for answer in self.history)
+        said = hear(status, wants=wants, judged=judged is not None, after_402=after_402)
+        unjudged = Known.NONE if held is None else Known.GUESS
+        verdict = judge(unjudged if judged is None else self._known_of(judged, said), said).verdict
         self.asked_bare = self.asked_bare or verdict is Verdict.ASK_BARE
         return verdict
+
+    def _known_of(self, held: HeldToken, said: Said) -> Known:
+        """What is known of ``held``; the ledger is asked only where the answer may be a refusal: others mean the same for all."""
+        if said in MAYBE_REFUSALS:
+            if self.refused_since_s is None:
+                self.refused_since_s = time.monotonic()
+            held = self._as_others_know(held)
+        offered_s = 0.0 if self.refused_since_s is None else time.monotonic() - self.refused_since_s
+        return known_of(
+            taken=held.taken,
+            taken_here=self.payer.book.knows_path(held, self.path),
+            expired=held.valid_until is not None and time.time() >= held.valid_until,
+            asked_bare=self.asked_bare,
+            patience_left=offered_s < OFFER_AGAIN_S,
+        )
 
     def _earlier_instead_of(self, held: HeldToken) -> HeldToken:
         """``held`` is to be given up; but a token that was once bought for this very thing may still open it. TokenRefusedError."""
@@ -387,9 +392,9 @@ class Exchange:
             return replace(held, taken=True)  # given up by another: its time is over
         return HeldToken.of(row) or held
 
-    def _accepted(self, held: HeldToken) -> requests.Response:
+    def _accepted(self, held: HeldToken, *, taken: bool) -> requests.Response:
         """The server's answer to a request that carried ``held``, as the caller gets it."""
-        if is_taken(self.latest.status_code, after_402=any(answer.status_code == 402 for answer in self.history)):
+        if taken:
             self._note_taken(held)
         return self._finished(self.call.used(held, self.request.url or ""))
 
