@@ -119,7 +119,12 @@ class Call:
         """Whether nobody has told of ``held``'s payment, nor is about to: then this call does."""
         if not claim_telling(held.payment_hash):
             return False
-        row = self.payer.ledger.payment(held.payment_hash)  # what is in memory may be old
+        try:
+            row = self.payer.ledger.payment(held.payment_hash)  # what is in memory may be old
+        except LedgerError as error:  # the page is there, and goes to the caller; the next call that uses the token tells of it
+            log.warning("whether payment %s has been told can't be looked up: %s", held.payment_hash, error)
+            release_telling(held.payment_hash)
+            return False
         if row is not None and row.told:
             release_telling(held.payment_hash)
             self.payer.book.note(held, told=True)

@@ -11,6 +11,7 @@ from .errors import (
     ChallengeExpiredError,
     FundingError,
     InvoicePaymentError,
+    LedgerError,
     PaymentPendingError,
     PreimageMismatchError,
     RouteweilerError,
@@ -86,6 +87,20 @@ def _advice(reason: str | None) -> str:
         "TIMEOUT": "Call again; give it a longer payment_timeout if it repeats.",
         "INCORRECT_PAYMENT_DETAILS": "The receiving node refused the invoice: call again for a new one.",
     }.get(reason or "", "Call again for a new invoice.")
+
+
+def unbooked_error(row: PaymentRow, problem: LedgerError, *, paid: bool) -> PaymentPendingError:
+    """``problem`` keeps a row whose payment is under way from being read or booked. ``paid``: the node says that it has paid."""
+    why = f"the ledger can't be used ({problem.__cause__ or problem})"
+    if not paid:
+        return pending_error(row, why)
+    return PaymentPendingError(
+        f"The payment {row.payment_hash} of {sats(row.amount_msat)} to {row.origin} is made, says the node, but not booked: {why}. "
+        "The money is spent, and the token isn't lost: its row is open, and the node keeps the preimage. Mend the ledger, then "
+        "call again or session.recover(): the node is asked, and nothing is paid twice.",
+        payment_hash=row.payment_hash,
+        spent=True,
+    )
 
 
 def pending_error(row: PaymentRow, why: str) -> PaymentPendingError:

@@ -154,7 +154,7 @@ class Ledger:
         return self._set_frozen(envelope_id, 0)
 
     def _set_frozen(self, envelope_id: str, frozen: int) -> EnvelopeRow:
-        with self._store.transaction() as tx:
+        with self._store.transaction(binding=True) as tx:
             if envelope_id == SAFE_DEFAULT.id:  # it is there before anything has been spent
                 envelopes.make(tx, SAFE_DEFAULT)
             rows = tx.execute("UPDATE envelopes SET frozen = ? WHERE id = ? RETURNING *", (frozen, envelope_id))
@@ -192,7 +192,7 @@ class Ledger:
         EnvelopeNotFoundError, LedgerError: nothing spent. Limits that the draw brings hold from then on, even if it is refused.
         """
         now_s = self._clock()
-        with self._store.transaction() as tx:
+        with self._store.transaction(binding=True) as tx:
             standing = self._standing(tx, intent)
             if standing is not None:
                 return standing, False
@@ -239,7 +239,7 @@ class Ledger:
 
     def count_send(self, payment_hash: str) -> PaymentRow | None:
         """Count one more send of an unfinished row, before it leaves; None where the row has ended meanwhile."""
-        with self._store.transaction() as tx:
+        with self._store.transaction(binding=True) as tx:
             return _first(
                 tx.execute(
                     "UPDATE payments SET state = 'open', sends_ever = sends_ever + 1, sends_unanswered = sends_unanswered + 1 "
@@ -372,20 +372,23 @@ def _first(rows: list[Mapping[str, Any]]) -> PaymentRow | None:
 
 def _payment(row: Mapping[str, Any]) -> PaymentRow:
     values = dict(row)
-    values["created_at"] = moment(values.pop("created_at_ms"))
-    settled_ms = values.pop("settled_at_ms")
-    values["settled_at"] = None if settled_ms is None else moment(settled_ms)
-    values["state"] = PaymentState(values["state"])
-    values["btc_price"] = None if values["btc_price"] is None else Decimal(values["btc_price"])
-    values["taken"], values["told"] = bool(values["taken"]), bool(values["told"])
-    preimage = values["preimage"]
-    if preimage is not None and hashlib.sha256(bytes.fromhex(preimage)).hexdigest() != values["payment_hash"]:
+    try:
+        values["created_at"] = moment(values.pop("created_at_ms"))
+        settled_ms = values.pop("settled_at_ms")
+        values["settled_at"] = None if settled_ms is None else moment(settled_ms)
+        values["state"] = PaymentState(values["state"])
+        values["btc_price"] = None if values["btc_price"] is None else Decimal(values["btc_price"])
+        values["taken"], values["told"] = bool(values["taken"]), bool(values["told"])
+        preimage = values["preimage"]
+        if preimage is not None and hashlib.sha256(bytes.fromhex(preimage)).hexdigest() != values["payment_hash"]:
+            raise ValueError("preimage")
+        return PaymentRow(**values)
+    except (ValueError, TypeError, ArithmeticError, OSError):  # from None: their words may hold what the row holds
         raise LedgerError(
-            f"The ledger's row {values['payment_hash']} is damaged: its preimage doesn't fit. Nothing was spent by this call. "
-            "Restore the ledger; the node still knows the preimage.",
-            payment_hash=values["payment_hash"],
-        )
-    return PaymentRow(**values)
+            f"The ledger's row {row['payment_hash']} is damaged (a preimage that doesn't fit, a value that can't be). "
+            "Nothing was spent by this call. Restore the ledger, or upgrade if a newer version wrote it; the node still knows the preimage.",
+            payment_hash=str(row["payment_hash"]),
+        ) from None
 
 
 assert [state.value for state in UNFINISHED] == ["open", "failed"]  # the SQL above says the same
