@@ -386,7 +386,8 @@ def _payment(row: Mapping[str, Any]) -> PaymentRow:
     except (ValueError, TypeError, ArithmeticError, OSError):  # from None: their words may hold what the row holds
         raise LedgerError(
             f"The ledger's row {row['payment_hash']} is damaged (a preimage that doesn't fit, a value that can't be). "
-            "Nothing was spent by this call. Restore the ledger, or upgrade if a newer version wrote it; the node still knows the preimage.",
+            "Nothing was spent by this call. Restore the ledger, or upgrade if a newer version wrote it; the node still knows the "
+            "preimage.",
             payment_hash=str(row["payment_hash"]),
         ) from None
 
