@@ -244,7 +244,7 @@ class Exchange:
                 held = self._offer(self._earlier_instead_of(judged))
             elif judged is not None and verdict is Verdict.OFFER_AGAIN:
                 self._pause()
-                self._offer(judged)
+                held = self._offer(self._as_others_know(judged) or judged)
             elif judged is not None and verdict is Verdict.ASK_BARE:
                 self.doubted, held = judged, self._offer(None)
             else:
@@ -341,14 +341,21 @@ class Exchange:
         return verdict
 
     def _known_of(self, held: HeldToken, said: Said) -> Known:
-        """What is known of ``held``; the ledger is asked only where the answer may be a refusal: others mean the same for all."""
+        """What is known of ``held``; the ledger is asked only where the answer may be a refusal: others mean the same for all.
+
+        "Taken before" is what was known when the request left. Of requests that go out together while a settlement lags, some are
+        refused and a later one is taken: such a refusal is no reason to give up, and pay for, a token that has just begun to serve.
+        """
+        taken = held.taken
         if said in MAYBE_REFUSALS:
-            if self.refused_since_s is None:
+            now_known = self._as_others_know(held)
+            if now_known is None:
+                taken = True  # given up by another: its time is over
+            elif self.refused_since_s is None or (now_known.taken and not taken):
                 self.refused_since_s = time.monotonic()
-            held = self._as_others_know(held)
         offered_s = 0.0 if self.refused_since_s is None else time.monotonic() - self.refused_since_s
         return known_of(
-            taken=held.taken,
+            taken=taken,
             taken_here=self.payer.book.knows_path(held, self.path),
             expired=held.valid_until is not None and time.time() >= held.valid_until,
             asked_bare=self.asked_bare,
@@ -385,11 +392,11 @@ class Exchange:
         self.refused_since_s, self.asked_bare = None, False
         log.info("the token of payment %s is no longer taken by %s", held.payment_hash, self.origin)
 
-    def _as_others_know(self, held: HeldToken) -> HeldToken:
-        """``held`` as the ledger has it: another process may have seen it taken, or given it up."""
+    def _as_others_know(self, held: HeldToken) -> HeldToken | None:
+        """``held`` as the ledger has it: another thread or process may have seen it taken. None where one has given it up."""
         row = self.payer.ledger.payment(held.payment_hash)
         if row is None or row.state.value != "settled":
-            return replace(held, taken=True)  # given up by another: its time is over
+            return None
         return HeldToken.of(row) or held
 
     def _accepted(self, held: HeldToken, *, taken: bool) -> requests.Response:

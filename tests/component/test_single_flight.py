@@ -336,3 +336,47 @@ def test_a_failed_payment_is_shared_or_followed_by_one_that_pays(
     assert session.get(paywall.url).status_code == 200
     assert Counter(payment.status for payment in lnd.payments) == {"FAILED": 1, "SUCCEEDED": 1}
     books.check()
+
+
+# -- the token serves some before it serves all -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("whose", ["own session", "another session"])
+def test_a_refusal_that_was_on_its_way_as_another_call_was_served_costs_no_second_payment(
+    make_session, paywall: Paywall, lnd: FakeLnd, books: Books, whose: str
+) -> None:
+    """Else, where settlement lags, each thread of a crowd that was refused an instant too early gives up a token that has just
+    begun to serve, and pays for another.
+    """
+    refused, served = threading.Event(), threading.Event()
+    answer, paywall.faults.settle_lag = paywall.answer, 1
+
+    def late(*args: Any) -> Any:
+        reply = answer(*args)
+        if reply.status == 402 and paywall.requests[-1].authorized:
+            refused.set()
+            assert served.wait(PATIENCE_S)
+        return reply
+
+    paywall.answer = late  # type: ignore[method-assign]
+    session = make_session()
+    with in_threads(lambda: outcome_of(lambda: session.get(paywall.url)), 1) as (early,):
+        assert refused.wait(PATIENCE_S)
+        other = session if whose == "own session" else make_session()
+        assert other.get(paywall.url).status_code == 200
+        served.set()
+        assert early.result(PATIENCE_S).status == 200
+    assert succeeded(lnd) == len(lnd.payments) == 1
+    books.check()
+
+
+def test_a_token_used_up_by_others_is_still_replaced(make_session, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
+    """Else a session whose memory says "never taken" would offer a token that is used up until it gives up the scope for good."""
+    stale, other = make_session(), make_session()
+    paywall.answer_next(500)
+    assert stale.get(paywall.url).status_code == 500
+    assert other.get(paywall.url).status_code == 200
+    paywall.revoke_tokens()
+    assert stale.get(paywall.url).status_code == 200
+    assert succeeded(lnd) == len(lnd.payments) == 2
+    books.check()
