@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ from routeweiler_sync import (
 from routeweiler_sync.budgets.sqlite import SqliteStore, SqliteTransaction
 from routeweiler_sync.testing import FakeLnd, Paywall
 from tests.ledger_makers import PATIENCE_S, at_once
+from tests.torture import cold_starts
 
 from .cold_buyers import Job, Outcome, crowd, get_at_once, outcome_of
 from .conftest import Books
@@ -105,6 +107,15 @@ def test_8_processes_of_8_threads_that_come_at_once_pay_once(job, lnd: FakeLnd, 
     assert kinds(outcomes) == {200: PROCESSES * THREADS_EACH}
     assert succeeded(lnd) == len(lnd.payments) == 1
     books.check()
+
+
+@pytest.mark.parametrize("faults", [False, True], ids=["a good day", "bad days"])
+def test_cold_starts_round_after_round(tmp_path: Path, faults: bool) -> None:
+    """Else the one race in a hundred that pays twice is found by a user. `python -m tests.torture.cold_starts` does a thousand."""
+    done = cold_starts.torture(tmp_path, rounds=10, threads=THREADS, seed=1, faults=faults)
+    assert [str(each) for each in done if not each.right] == []
+    assert len(done) == 10
+    assert sum(each.requests for each in done) == 10 * THREADS
 
 
 # -- the buyer dies ---------------------------------------------------------------------------------------------------------------
