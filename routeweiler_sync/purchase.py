@@ -236,7 +236,7 @@ class Known(str, Enum):
     TAKEN = "taken before, on this path"
     ELSEWHERE = "taken before, but never on this path"
     DOUBTED = "taken before, on this path; and the server has just been asked without it"
-    EXPIRED = "taken before, on this path, and past its own valid_until"
+    EXPIRED = "taken before, and past its own valid_until"
 
 
 class Verdict(str, Enum):
@@ -362,9 +362,11 @@ def known_of(*, taken: bool, taken_here: bool, expired: bool, asked_bare: bool, 
     """
     if not taken:
         return Known.UNTIMELY if expired else Known.FRESH if patience_left else Known.WAITED
+    if expired:
+        return Known.EXPIRED
     if not taken_here:
         return Known.ELSEWHERE
-    return Known.EXPIRED if expired else Known.DOUBTED if asked_bare else Known.TAKEN
+    return Known.DOUBTED if asked_bare else Known.TAKEN
 
 
 def judge(known: Known, said: Said) -> Ruling:

@@ -167,9 +167,7 @@ def test_the_same_words_to_a_token_that_has_served_cost_nothing(
     serves_the_next_calls_unpaid(wall, lnd, books, session, make_session, taken=True)
 
 
-def test_no_answer_to_a_paid_request_is_logged_with_what_became_of_it(
-    session, wall: OutspokenPaywall, books: Books, caplog
-) -> None:
+def test_no_answer_to_a_paid_request_is_logged_with_its_payment(session, wall: OutspokenPaywall, books: Books, caplog) -> None:
     """`requests`' own error knows nothing of the payment."""
     wall.say(b"", "close")
     with pytest.raises(requests.ConnectionError):

@@ -52,10 +52,10 @@ def design_says(status: int, wants: Wants, *, taken: bool, taken_here: bool, exp
         return Verdict.OFFER_AGAIN if patience_left else Verdict.GIVE_UP
     if wants is Wants.SAME:
         return Verdict.RETIRE  # taken before, and asked for anew in so many words
-    if not taken_here:
-        return Verdict.NOT_TOLD  # nothing says that this page has ever taken such a token
     if expired:
         return Verdict.RETIRE
+    if not taken_here:
+        return Verdict.NOT_TOLD  # nothing says that this page has ever taken such a token
     if status == 402:
         return Verdict.NOT_TOLD  # an application's own
     return Verdict.RETIRE if asked_bare else Verdict.ASK_BARE
