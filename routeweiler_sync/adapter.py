@@ -23,6 +23,7 @@ from .errors import ChallengeMismatchError, LedgerError, RouteweilerError, Token
 from .l402.challenge import schemes_offered
 from .l402.credential import authorization, origin_of, path_of, redact, scope_of
 from .money import sats
+from .outcomes import no_more_tokens_error, refused_error
 from .payer import prepare_to_pay
 from .purchase import MAYBE_REFUSALS, Known, Said, Verdict, Wants, hear, judge, known_of
 from .replay import again, drain, is_replayable
@@ -162,7 +163,9 @@ class Exchange:
     origin: str = ""
     path: str = ""
     history: list[requests.Response] = field(default_factory=list)
+    #: Payment hashes of tokens that aren't offered again in this hop; those of them that it has retired.
     refused: set[str] = field(default_factory=set)
+    over: set[str] = field(default_factory=set)
     bought: bool = False
     refused_since_s: float | None = None
     offers: int = 0
@@ -293,7 +296,7 @@ class Exchange:
             may_buy = not self.bought and (need.origin, need.scope) not in self.call.bought_needs
             purchase = self.payer.checkout.token_for(need, refused=frozenset(self.refused), may_buy=may_buy)
         if purchase is None:
-            raise self._not_taken(self.given)
+            raise self._no_more_tokens(need)
         self.offers, self.given = self.offers + 1, purchase.held
         self.bought = self.bought or purchase.bought
         self.refused_since_s, self.asked_bare = None, False
@@ -302,6 +305,12 @@ class Exchange:
             self.call.bought(purchase, need.url)  # before the retry: whatever becomes of that, the payment is told
             self.payer.book.put(purchase.held, self.path)
         return purchase.held
+
+    def _no_more_tokens(self, need: Need) -> TokenRefusedError:
+        status, payment_hash = self.latest.status_code, None if self.given is None else self.given.payment_hash
+        if self.given is not None and payment_hash in self.refused - self.over:
+            return refused_error(self.given, status)
+        return no_more_tokens_error(self.given, need, status, over=payment_hash in self.over)
 
     def _offer(self, held: HeldToken | None) -> HeldToken | None:
         """Send again: with ``held``, or bare. Gives ``held`` back."""
@@ -364,12 +373,12 @@ class Exchange:
 
     def _earlier_instead_of(self, held: HeldToken) -> HeldToken:
         """``held`` is to be given up; but a token that was once bought for this very thing may still open it. TokenRefusedError."""
-        self.refused.add(held.payment_hash)
         row = self.payer.ledger.retired(self.origin, held.scope, self.target)
         earlier = None if row is None or row.payment_hash in self.refused else HeldToken.of(row)
         if earlier is None:
             self.call.used(held, self.request.url or "")
-            raise self._not_taken(held)
+            raise refused_error(held, self.latest.status_code)
+        self.refused.add(held.payment_hash)
         self.refused_since_s = None
         return earlier
 
@@ -389,6 +398,7 @@ class Exchange:
         self.payer.ledger.retire(held.payment_hash)
         self.payer.book.drop(held)
         self.refused.add(held.payment_hash)
+        self.over.add(held.payment_hash)
         self.refused_since_s, self.asked_bare = None, False
         log.info("the token of payment %s is no longer taken by %s", held.payment_hash, self.origin)
 
@@ -422,22 +432,6 @@ class Exchange:
         if self.history:
             self.call.superseded[id(response)] = list(self.history)
         return response
-
-    def _not_taken(self, held: HeldToken | None) -> TokenRefusedError:
-        if held is not None and held.payment_hash in self.refused:
-            return TokenRefusedError(
-                f"{self.origin} no longer takes the token of payment {held.payment_hash} (status {self.latest.status_code}): its "
-                "time was over before it could serve this call. It was paid for, and the money is spent. A call buys no second "
-                "token: call again for a new one.",
-                payment_hash=held.payment_hash,
-            )
-        which = f"the token of payment {held.payment_hash}" if held is not None else "every token"
-        return TokenRefusedError(
-            f"{self.origin} refuses {which} (status {self.latest.status_code}), though it was paid for. The money is spent; the "
-            "ledger keeps token and preimage, and later calls offer them again. Ask the server's operator with the payment hash "
-            "as proof, or Ledger.forget() it to buy anew.",
-            payment_hash=None if held is None else held.payment_hash,
-        )
 
 
 def _answered(response: requests.Response) -> requests.Response:

@@ -76,12 +76,14 @@ class Said:
 class Till:
     """A node's invoices, noted for the paywall that had them made."""
 
-    def __init__(self, lnd: FakeLnd, minted: set[str]) -> None:
-        self._lnd, self._minted = lnd, minted
+    def __init__(self, lnd: FakeLnd, wall: Wall) -> None:
+        self._lnd, self._wall = lnd, wall
 
     def invoice(self, amount_msat: int, **options: Any) -> Any:
         made = self._lnd.invoice(amount_msat, **options)
-        self._minted.add(made.payment_hash.hex())
+        self._wall.minted.add(made.payment_hash.hex())
+        if self._wall.faults.mismatch:  # an opaque token doesn't show it; it is of no use from the beginning
+            self._wall.revoked.add(made.payment_hash.hex())
         return made
 
     def settled(self, payment_hash: bytes) -> bool:
@@ -97,7 +99,7 @@ class Wall(Paywall):
         self.offers: list[Offer] = []
         self.hop = ""
         self.slow = 0
-        super().__init__(Till(lnd, self.minted), respond=self._page, **options)
+        super().__init__(Till(lnd, self), respond=self._page, **options)
         self.opaque = self.faults.opaque_tokens
 
     def answer(self, method: str, target: str, headers: Iterable[tuple[str, str]], body: bytes) -> Any:
