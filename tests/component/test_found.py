@@ -40,7 +40,7 @@ def test_a_refusal_that_crosses_with_a_taking_costs_no_token(lnd: FakeLnd, books
 
 
 def test_a_token_that_was_never_taken_isnt_told_as_over(session, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
-    """To be told "call again for a new one" sends the caller round in circles: nothing new is bought until this token is forgotten."""
+    """Told to "call again for a new one", a caller goes round in circles: nothing is bought until this token is forgotten."""
     paywall.faults.refuse_tokens = True
     with pytest.raises(TokenRefusedError, match=r"later calls offer them again\..*forget") as caught:
         session.get(paywall.url)
