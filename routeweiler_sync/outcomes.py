@@ -5,6 +5,8 @@ What ended it was decided in `routeweiler_sync.purchase`; nothing is decided her
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from . import purchase
 from .budgets.schema import PaymentRow, PaymentState
 from .errors import (
@@ -19,6 +21,10 @@ from .errors import (
 )
 from .money import sats
 from .purchase import Act
+
+if TYPE_CHECKING:
+    from .checkout import Need
+    from .tokens import HeldToken
 
 
 def error_for(act: Act, row: PaymentRow, reason: str | None) -> RouteweilerError:
@@ -80,6 +86,35 @@ def given_up(row: PaymentRow) -> RouteweilerError:
     return error
 
 
+def refused_error(held: HeldToken, status: int) -> TokenRefusedError:
+    """The server has refused ``held`` for as long as a settlement may lag, and never took it."""
+    return TokenRefusedError(
+        f"{held.origin} refuses the token of payment {held.payment_hash} (status {status}), though it was paid for. The money is "
+        "spent; the ledger keeps token and preimage, and later calls offer them again. Ask the server's operator with the payment "
+        "hash as proof, or Ledger.forget() it to buy anew.",
+        payment_hash=held.payment_hash,
+    )
+
+
+def no_more_tokens_error(held: HeldToken | None, need: Need, status: int, *, over: bool) -> TokenRefusedError:
+    """The server wants one more token than a call buys. ``held`` was given last, if one was; ``over``: it is retired by now."""
+    if held is None:
+        what = f"{need.origin} wants to be paid once more (status {status}) for what this call has paid for already"
+    elif over:
+        what = (
+            f"{need.origin} no longer takes the token of payment {held.payment_hash} (status {status}): its time was over before "
+            "it could serve this call"
+        )
+    else:
+        what = (
+            f"{need.origin} was offered the token of payment {held.payment_hash}, and wants one for {need.scope} (status {status})"
+        )
+    return TokenRefusedError(
+        f"{what}. It was paid for, and the money is spent. A call buys no second token: call again for a new one.",
+        payment_hash=None if held is None else held.payment_hash,
+    )
+
+
 def _advice(reason: str | None) -> str:
     return {
         "NO_ROUTE": "Check the node's channels and the fee limit, then call again.",
@@ -91,7 +126,8 @@ def _advice(reason: str | None) -> str:
 
 def unbooked_error(row: PaymentRow, problem: LedgerError, *, paid: bool) -> PaymentPendingError:
     """``problem`` keeps a row whose payment is under way from being read or booked. ``paid``: the node says that it has paid."""
-    why = f"the ledger can't be used ({problem.__cause__ or problem})"
+    what = str(problem.__cause__ or problem).partition(". Nothing was spent")[0]  # which it says of a call that hasn't paid
+    why = f"the ledger can't be used ({what})"
     if not paid:
         return pending_error(row, why)
     return PaymentPendingError(

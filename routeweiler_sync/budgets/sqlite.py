@@ -106,10 +106,10 @@ class SqliteStore:
     def close(self) -> None:
         """Close this process's connections; the next use opens what the path names then."""
         self._start_over_after_fork()
-        for line in (self._writer, self._reader):
-            with line.lock:
-                line.close()
-        self._file = None
+        with self._writer.lock, self._reader.lock:  # both: nobody connects in between
+            self._writer.close()
+            self._reader.close()
+            self._file = None
 
     def _start_over_after_fork(self) -> None:
         """In a child, inherited locks may be held by threads that aren't here any more."""

@@ -19,7 +19,7 @@ import pytest
 
 from routeweiler_sync import Ledger, LedgerError, Routeweiler, checkout
 from routeweiler_sync.testing import FakeLnd, Paywall
-from tests.ledger_makers import ORIGIN, PATIENCE_S, hash_of, intent, settle
+from tests.ledger_makers import ORIGIN, PATIENCE_S, at_once, hash_of, intent, settle
 
 from .conftest import Books
 from .test_storage_faults import in_flight, ledger_of, posix, refused, store_of
@@ -180,6 +180,24 @@ def test_a_frozen_envelope_is_frozen_for_all(tmp_path: Path) -> None:
         put_back()
     ledger.freeze("default")
     assert Ledger.open(path).envelope("default").frozen
+    ledger.close()
+
+
+def test_a_ledger_that_one_thread_closes_serves_the_others(tmp_path: Path) -> None:
+    """Else a session that ends would have the ledger of another called "deleted"."""
+    ledger = Ledger.open(tmp_path / "ledger.db")
+
+    def buy(first: int) -> None:
+        for n in range(first, first + 100):
+            assert ledger.open_payment(intent(n), None)[1]
+            assert ledger.payment(hash_of(n)) is not None
+
+    def close() -> None:
+        for _ in range(200):
+            ledger.close()
+
+    at_once([partial(buy, 1_000), partial(buy, 2_000), close])
+    assert len(list(ledger.payments())) == 200
     ledger.close()
 
 

@@ -24,8 +24,9 @@ from typing import Any
 import pytest
 import requests
 
-from routeweiler_sync import Ledger, LedgerError, PaymentPendingError, PaymentState, Routeweiler
+from routeweiler_sync import Ledger, LedgerError, PaymentPendingError, PaymentState, Routeweiler, flight
 from routeweiler_sync.budgets import sqlite as sqlite_module
+from routeweiler_sync.funding.lightning import LightningFundingSource
 from routeweiler_sync.testing import FakeLnd, Paywall
 from routeweiler_sync.testing.paywall import Page
 
@@ -258,6 +259,53 @@ def test_an_intent_whose_commit_failed_and_was_one_isnt_sent(
         refused(session, paywall.url_for("/second"), lnd)
     assert session.get(paywall.url_for("/second")).status_code == 200
     assert len(lnd.payments) == 2
+    books.check()
+
+
+def test_an_order_isnt_sent_again_uncounted(session: Routeweiler, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
+    """Else a second order is on its way that no record counts. The first may yet arrive: whether money was spent isn't known."""
+    lnd.drop_next("before_init")
+    track = LightningFundingSource.track
+    with contextlib.ExitStack() as broken, pytest.MonkeyPatch.context() as patched:
+
+        def tracked(*args: Any, **kwargs: Any) -> Any:
+            answer = track(*args, **kwargs)
+            broken.enter_context(locked(session))
+            return answer
+
+        patched.setattr(LightningFundingSource, "track", tracked)
+        with pytest.raises(PaymentPendingError) as caught:
+            session.get(paywall.url)
+    assert caught.value.spent is None
+    assert "Nothing was spent" not in str(caught.value)
+    assert lnd.payments == []
+    assert session.get(paywall.url).status_code == 200
+    assert len(lnd.payments) == 1
+    books.check()
+
+
+def test_an_unfinished_row_that_cant_be_read_again_is_in_doubt(
+    make_session: Callable[..., Routeweiler], paywall: Paywall, lnd: FakeLnd, books: Books
+) -> None:
+    """Else a caller who waits for another's payment is told that nothing was spent, while it is."""
+    waiting = make_session()
+    with in_flight(make_session(), paywall, lnd) as call:
+
+        def fails(ledger: Ledger, payment_hash: str) -> None:
+            raise ledger._store._error("disk I/O error")  # type: ignore[attr-defined]
+
+        # Within one process callers wait for each other elsewhere: as if the buyer were another process.
+        flight._flights.clear()
+        with pytest.MonkeyPatch.context() as broken:
+            broken.setattr(Ledger, "payment", fails)
+            with pytest.raises(PaymentPendingError) as caught:
+                waiting.get(paywall.url)
+        lnd.release()
+        assert call.result(PATIENCE_S).status_code == 200
+    assert caught.value.spent is None
+    assert "Nothing was spent" not in str(caught.value)
+    assert caught.value.payment_hash == lnd.payments[0].payment_hash
+    assert len(lnd.payments) == 1
     books.check()
 
 
