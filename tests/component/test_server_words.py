@@ -249,6 +249,7 @@ def test_a_refusal_that_goes_on_ends_in_an_error_with_the_money_accounted_for(
         assert caught.value.spent is True
         assert caught.value.payment_hash == lnd.payments[0].payment_hash
         assert caught.value.response.status_code in (401, 402)
+        assert "later calls offer them again" in str(caught.value)
     wall.faults.refuse_tokens = False
     serves_the_next_calls_unpaid(wall, lnd, books, session, make_session, taken=False)
 
@@ -258,7 +259,7 @@ def test_a_challenge_of_another_scope_buys_no_second_token_in_the_call(
 ) -> None:
     """The server changes its mind about what it sells after it was paid: one payment a call, and what was bought is kept."""
     wall.say(lambda: challenge_of(wall, "elsewhere"))
-    with pytest.raises(TokenRefusedError) as caught:
+    with pytest.raises(TokenRefusedError, match=r"wants one for services=elsewhere:0 .* call again") as caught:
         session.get(wall.url)
     assert (caught.value.spent, caught.value.payment_hash) == (True, lnd.payments[0].payment_hash)
     serves_the_next_calls_unpaid(wall, lnd, books, session, make_session, taken=False)
