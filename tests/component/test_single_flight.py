@@ -293,10 +293,20 @@ def test_where_all_are_refused_each_has_its_own_refusal(
 
 def test_a_refusal_is_not_shared_with_who_may_pay(make_session, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
     """Else the poorest session of a program would keep all others from their page."""
-    poor, rich = make_session(budget_envelope=POOR), make_session()
-    outcomes = at_once([lambda each=each: outcome_of(lambda: each.get(paywall.url)) for each in [poor, rich] * 16])
-    assert kinds(outcomes[1::2]) == {200: 16}
-    assert kinds(outcomes[::2]).keys() <= {200, "BudgetExceededError"}  # who came after the purchase needs no money
+    asked, gathered = threading.Event(), threading.Event()
+
+    def confirm(quote: Any) -> bool:
+        asked.set()
+        return gathered.wait(PATIENCE_S)
+
+    poor, rich = make_session(budget_envelope=POOR, confirm=confirm), make_session()
+    with in_threads(lambda: outcome_of(lambda: poor.get(paywall.url)), 1) as (refused,):
+        assert asked.wait(PATIENCE_S)
+        with in_threads(lambda: outcome_of(lambda: rich.get(paywall.url)), 16) as served:
+            wait_for_flights(17)
+            gathered.set()
+            assert kinds(call.result(PATIENCE_S) for call in served) == {200: 16}
+        assert refused.result(PATIENCE_S).error == "BudgetExceededError"
     assert succeeded(lnd) == len(lnd.payments) == 1
     books.check()
 
@@ -331,10 +341,25 @@ def test_a_slow_yes_is_asked_for_once_and_nobodys_money_is_in_doubt_meanwhile(
 # -- the payment fails ------------------------------------------------------------------------------------------------------------
 
 
+def test_all_who_waited_for_a_payment_share_its_failure(session, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
+    """Else each of a crowd would have its own payment fail at the node, one after another, and wait for all before it."""
+    lnd.hang_next()
+    with in_threads(lambda: outcome_of(lambda: session.get(paywall.url)), 32) as calls:
+        lnd.wait_for(lambda node: bool(node.payments))
+        wait_for_flights(32)
+        lnd.release(fail="NO_ROUTE")
+        outcomes = [call.result(PATIENCE_S) for call in calls]
+    assert kinds(outcomes) == {"InvoicePaymentError": 32}
+    assert {(each.spent, each.payment_hash) for each in outcomes} == {(False, lnd.payments[0].payment_hash)}
+    assert lnd.calls["SendPaymentV2"] == 1
+    assert session.get(paywall.url).status_code == 200
+    books.check()
+
+
 def test_a_failed_payment_is_shared_or_followed_by_one_that_pays(
     job, session, paywall: Paywall, lnd: FakeLnd, books: Books
 ) -> None:
-    """Else a crowd whose first payment fails would fail one by one, each at the node; or two of it would buy anew."""
+    """Else, where the first payment of a crowd fails, more than one of it would buy anew."""
     lnd.fail_next()
     with crowd(job(), processes=4) as buyers:
         for each in buyers:
