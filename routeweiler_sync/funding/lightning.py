@@ -241,11 +241,11 @@ class LndClient:
         """
         self._connection.check_ready(self._bounded(timeout_s))
 
-    def get_info(self) -> NodeInfo:
-        """The node's identity and state (GetInfo). Raises FundingError."""
+    def get_info(self, *, timeout_s: float | None = None) -> NodeInfo:
+        """The node's identity and state (GetInfo). ``timeout_s`` may shorten the client's. Raises FundingError."""
         from .stubs import routeweiler_lnd_pb2 as pb
 
-        info = self._ask("/lnrpc.Lightning/GetInfo", pb.GetInfoRequest(), pb.GetInfoResponse)
+        info = self._ask("/lnrpc.Lightning/GetInfo", pb.GetInfoRequest(), pb.GetInfoResponse, timeout_s)
         return NodeInfo(
             identity_pubkey=info.identity_pubkey,
             alias=info.alias,
@@ -314,8 +314,9 @@ class LndClient:
         opened: Connection = connection
         return opened
 
-    def _ask(self, path: str, request: Any, response: Any) -> Any:
-        return self._connection.unary(path, request, response, timeout_s=self.timeout_seconds)
+    def _ask(self, path: str, request: Any, response: Any, timeout_s: float | None = None) -> Any:
+        bound_s = self.timeout_seconds if timeout_s is None else self._bounded(timeout_s)
+        return self._connection.unary(path, request, response, timeout_s=bound_s)
 
     def _bounded(self, timeout_s: float) -> float:
         return min(timeout_s, self.timeout_seconds)

@@ -243,6 +243,22 @@ def test_a_connection_found_frozen_before_the_order_is_refused(lnd: FakeLnd, pro
     assert send(client, invoice, timeout_s=1).word is Word.REFUSED
 
 
+def test_a_connection_that_freezes_before_the_node_has_told_who_it_is_is_refused_in_time(lnd: FakeLnd, proxy: Proxy) -> None:
+    """The first purchase asks for the node's key as well: that question mustn't outlast payment_timeout either."""
+    source = lnd.funding(client=lnd.client(grpc_port=proxy.port))
+
+    class Freezing(LndClient):
+        def check_ready(self, timeout_s: float) -> None:
+            super().check_ready(timeout_s)
+            proxy.freeze()
+
+    source.client.__class__ = Freezing
+    began = time.monotonic()
+    with pytest.raises(FundingError, match="didn't answer GetInfo"):
+        source.ready(1)
+    assert in_time(began, 1)
+
+
 def test_a_connection_found_dead_before_the_order_is_replaced_and_the_order_sent(lnd: FakeLnd, proxy: Proxy) -> None:
     """A laptop wakes: its old connection is gone, the node is up, and the purchase needs not fail for that."""
     client, answers = lnd.client(grpc_port=proxy.port), []
