@@ -21,7 +21,7 @@ from .state_world import StateWorld
 from .test_crash_points import INTENT, QUESTION
 
 DEEP = "ROUTEWEILER_DEEP_TESTS" in os.environ
-EXAMPLES, STEPS = (1_500, 60) if DEEP else (40, 25)
+EXAMPLES, STEPS = (1_500, 60) if DEEP else (25, 25)
 SENT = "lnd SendPaymentV2: sent"
 
 sessions = st.integers(0, 7)
@@ -52,6 +52,11 @@ NODE_FAULTS = {
     "clock right": lambda lnd: setattr(lnd, "clock_offset_s", 0),
     "clear": lambda lnd: lnd.clear_faults(),
 }
+#: Those that bite at the next order.
+BAD_DAYS = [
+    "hang", "fail", "fail twice", "drop before_init", "drop after_init", "drop in_flight", "drop after_paying",
+    "wrong preimage", "permission denied", "internal error", "hold",
+]  # fmt: skip
 WALL_FAULTS = {
     "revoke": lambda wall: wall.revoke_tokens(),
     "cut before": lambda wall: wall.cut_next("before"),
@@ -79,8 +84,9 @@ WALL_FAULTS = {
 class Purchases(RuleBasedStateMachine):
     """What may happen next. No rule has a precondition: what can't be done at the moment does nothing."""
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(wanted=st.lists(pages, min_size=1, max_size=3))
+    def begin(self, wanted: list[int]) -> None:
+        self.wanted = wanted  # a walk that wants few pages meets the same payment again and again
         self.folder = Path(tempfile.mkdtemp(prefix="state-"))
         self.world = StateWorld(self.folder)
 
@@ -98,17 +104,22 @@ class Purchases(RuleBasedStateMachine):
 
     @rule(number=sessions, page=pages)
     def a_call(self, number: int, page: int) -> None:
-        self._note(self.world.call_alone(self._session(number), page))
+        self._note(self.world.call_alone(self._session(number), self._page(page)))
 
-    @rule(number=sessions, page=pages, times=st.integers(2, 3))
-    def a_stubborn_caller(self, number: int, page: int, times: int) -> None:
+    @rule(number=sessions, page=pages, fault=st.sampled_from(BAD_DAYS), times=st.integers(1, 2))
+    def a_bad_day(self, number: int, page: int, fault: str, times: int) -> None:
+        NODE_FAULTS[fault](self.world.lnd)
         for _ in range(times):
-            self._note(self.world.call_alone(self._session(number), page))
+            self._note(self.world.call_alone(self._session(number), self._page(page)))
+
+    @rule(page=pages)
+    def an_order_is_lost_on_its_way(self, page: int) -> None:
+        event(f"lost: {self.world.dies(self._page(page), 1, storm=True, since=SENT)}")
 
     @rule(number=sessions, page=pages)
     def a_hasty_call(self, number: int, page: int) -> None:
-        self.world.pages[page][0].slow = 1
-        self._note(self.world.call_alone(self._session(number), page, timeout_s=0.1))
+        self.world.pages[self._page(page)][0].slow = 1
+        self._note(self.world.call_alone(self._session(number), self._page(page), timeout_s=0.1))
 
     @rule(
         callers=st.lists(st.tuples(sessions, pages), min_size=2, max_size=6),
@@ -131,16 +142,16 @@ class Purchases(RuleBasedStateMachine):
 
     @rule(page=pages, times=st.integers(2, 5), number=sessions)
     def a_crowd_that_wants_one_page(self, page: int, times: int, number: int) -> None:
-        for answer in self.world.crowd([(number + n, page) for n in range(times)], lambda: None):
+        for answer in self.world.crowd([(number + n, self._page(page)) for n in range(times)], lambda: None):
             self._note(answer)
 
     @rule(page=pages, at=st.integers(1, 30), storm=st.booleans(), since=beginnings)
     def a_process_dies(self, page: int, at: int, storm: bool, since: str | None) -> None:
-        event(f"died: {self.world.dies(page, at, storm=storm, since=since)}")
+        event(f"died: {self.world.dies(self._page(page), at, storm=storm, since=since)}")
 
     @rule(page=pages, at=st.integers(1, 30), storm=st.booleans(), since=beginnings)
     def ctrl_c(self, page: int, at: int, storm: bool, since: str | None) -> None:
-        event(f"interrupted: {self.world.interrupted(page, at, storm=storm, since=since)}")
+        event(f"interrupted: {self.world.interrupted(self._page(page), at, storm=storm, since=since)}")
 
     @rule(fault=st.sampled_from(sorted(NODE_FAULTS)))
     def the_node_goes_wrong(self, fault: str) -> None:
@@ -210,6 +221,9 @@ class Purchases(RuleBasedStateMachine):
         finally:
             self.world.close()
             shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _page(self, page: int) -> int:
+        return self.wanted[page % len(self.wanted)]
 
     def _session(self, number: int) -> Any:
         return self.world.sessions[number % len(self.world.sessions)]
