@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,31 @@ def in_threads(deed: Callable[[], Outcome], count: int) -> Iterator[list[Future[
         yield [pool.submit(deed) for _ in range(count)]
 
 
+class CountingStore(SqliteStore):
+    """Counts its transactions. With a ``name`` it passes for another process's opener of the same file."""
+
+    def __init__(self, path: Any, name: str | None = None) -> None:
+        super().__init__(path)
+        self.transactions = 0
+        self._name = name
+
+    @property
+    def url(self) -> str:
+        return super().url if self._name is None else f"{super().url}#{self._name}"
+
+    @contextmanager
+    def transaction(self, **kwargs: Any) -> Iterator[SqliteTransaction]:
+        self.transactions += 1
+        with super().transaction(**kwargs) as tx:
+            yield tx
+
+    @contextmanager
+    def read(self) -> Iterator[SqliteTransaction]:
+        self.transactions += 1
+        with super().read() as tx:
+            yield tx
+
+
 def wait_for_flights(*callers: int) -> None:
     """Wait until there are as many purchases under way in this process as numbers given, each with so many callers."""
     until_s = time.monotonic() + PATIENCE_S
@@ -116,6 +142,25 @@ def test_cold_starts_round_after_round(tmp_path: Path, faults: bool) -> None:
     assert [str(each) for each in done if not each.right] == []
     assert len(done) == 10
     assert sum(each.requests for each in done) == 10 * THREADS
+
+
+def test_the_database_itself_refuses_a_second_purchase_of_a_need(
+    make_session, paywall: Paywall, lnd: FakeLnd, books: Books
+) -> None:
+    """Else all would hang on our looking before we write, which keeps nobody from it on a database where two can look at once."""
+    lnd.hang_next()
+    impatient = make_session(payment_timeout=1.0)
+    assert outcome_of(lambda: impatient.get(paywall.url)).error == "PaymentPendingError"
+    with closing(sqlite3.connect(books.ledger_path)) as database:
+        database.row_factory = sqlite3.Row
+        (row,) = [dict(each) for each in database.execute("SELECT * FROM payments")]
+        another = row | {"payment_hash": "ab" * 32}
+        insert = f"INSERT INTO payments ({', '.join(another)}) VALUES ({', '.join('?' * len(another))})"
+        for state in ("open", "failed", "settled"):
+            with pytest.raises(sqlite3.IntegrityError, match=r"origin, payments\.scope"):
+                database.execute(insert, tuple((another | {"state": state}).values()))
+        database.execute(insert, tuple((another | {"scope": "another need"}).values()))
+        database.rollback()
 
 
 # -- the buyer dies ---------------------------------------------------------------------------------------------------------------
@@ -179,15 +224,27 @@ def test_a_wait_ends_with_its_payment_timeout_and_the_purchase_goes_on(
     books.check()
 
 
-def test_who_gives_up_waiting_is_told_which_payment_is_in_doubt(make_session, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
+@pytest.mark.parametrize("buyer", ["the same process", "another process"])
+def test_who_gives_up_waiting_is_told_which_payment_is_in_doubt(
+    make_session, paywall: Paywall, lnd: FakeLnd, books: Books, buyer: str
+) -> None:
     """Else only the call that sent the order could say what to look for at the node; in the others' traces it has no name."""
     lnd.hang_next()
-    patient, impatient = make_session(), make_session(payment_timeout=0.2)
-    with in_threads(lambda: outcome_of(lambda: patient.get(paywall.url)), 1) as (buyer,):
+    here = Ledger(CountingStore(books.ledger_path))
+    there = here if buyer == "the same process" else Ledger(CountingStore(books.ledger_path, "another process"))
+    buying, patient, impatient = (
+        make_session(ledger=there),
+        make_session(ledger=here),
+        make_session(ledger=here, payment_timeout=1.0),
+    )
+    with ThreadPoolExecutor(2) as pool:
+        calls = [pool.submit(outcome_of, lambda: buying.get(paywall.url))]
         lnd.wait_for(lambda node: bool(node.payments))
+        calls += [pool.submit(outcome_of, lambda: patient.get(paywall.url))]
+        wait_for_flights(*([2] if here is there else [1, 1]))
         late = outcome_of(lambda: impatient.get(paywall.url))
         lnd.release()
-        assert buyer.result(PATIENCE_S).status == 200
+        assert kinds(call.result(PATIENCE_S) for call in calls) == {200: 2}
     (payment,) = lnd.payments
     assert (late.error, late.spent, late.payment_hash) == ("PaymentPendingError", None, payment.payment_hash)
     (told,) = [line["outcome"]["error"] for line in books.lines if line["outcome"]["error"]]
@@ -196,31 +253,6 @@ def test_who_gives_up_waiting_is_told_which_payment_is_in_doubt(make_session, pa
 
 
 # -- the wait is quiet ------------------------------------------------------------------------------------------------------------
-
-
-class CountingStore(SqliteStore):
-    """Counts its transactions. With a ``name`` it passes for another process's opener of the same file."""
-
-    def __init__(self, path: Any, name: str | None = None) -> None:
-        super().__init__(path)
-        self.transactions = 0
-        self._name = name
-
-    @property
-    def url(self) -> str:
-        return super().url if self._name is None else f"{super().url}#{self._name}"
-
-    @contextmanager
-    def transaction(self, **kwargs: Any) -> Iterator[SqliteTransaction]:
-        self.transactions += 1
-        with super().transaction(**kwargs) as tx:
-            yield tx
-
-    @contextmanager
-    def read(self) -> Iterator[SqliteTransaction]:
-        self.transactions += 1
-        with super().read() as tx:
-            yield tx
 
 
 def test_those_who_wait_hammer_neither_the_ledger_nor_the_node(make_session, paywall: Paywall, books: Books) -> None:
