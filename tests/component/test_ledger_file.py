@@ -9,6 +9,7 @@ import contextlib
 import os
 import shutil
 import sqlite3
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -18,8 +19,9 @@ from typing import Any
 import pytest
 
 from routeweiler_sync import Ledger, LedgerError, Routeweiler, checkout
+from routeweiler_sync.budgets.sqlite import _Line
 from routeweiler_sync.testing import FakeLnd, Paywall
-from tests.ledger_makers import ORIGIN, PATIENCE_S, at_once, hash_of, intent, settle
+from tests.ledger_makers import ORIGIN, PATIENCE_S, hash_of, intent, settle
 
 from .conftest import Books
 from .test_storage_faults import in_flight, ledger_of, posix, refused, store_of
@@ -187,17 +189,50 @@ def test_a_ledger_that_one_thread_closes_serves_the_others(tmp_path: Path) -> No
     """Else a session that ends would have the ledger of another called "deleted"."""
     ledger = Ledger.open(tmp_path / "ledger.db")
 
-    def buy(first: int) -> None:
-        for n in range(first, first + 100):
-            assert ledger.open_payment(intent(n), None)[1]
-            assert ledger.payment(hash_of(n)) is not None
+    ledger.open_payment(intent(1), None)
+    ledger.payment(hash_of(1))
+    reader, close = ledger._store._reader, _Line.close  # type: ignore[attr-defined]
+    buyer = threading.Thread(target=ledger.open_payment, args=(intent(2), None), daemon=True)
 
-    def close() -> None:
-        for _ in range(200):
-            ledger.close()
+    def closed(line: _Line) -> None:
+        close(line)
+        if line is reader:  # in the midst of the closing, another thread buys; at the latest when that is over
+            buyer.start()
+            buyer.join(0.3)
 
-    at_once([partial(buy, 1_000), partial(buy, 2_000), close])
-    assert len(list(ledger.payments())) == 200
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(_Line, "close", closed)
+        ledger.close()
+    buyer.join(PATIENCE_S)
+    assert ledger.open_payment(intent(3), None)[1]
+    assert len(list(ledger.payments())) == 3
+    ledger.close()
+
+
+def test_a_rollback_that_fails_hides_no_interrupt(tmp_path: Path) -> None:
+    """Else Ctrl-C on a broken disk would be taken for an error of the ledger, and the program would go on."""
+    ledger = Ledger.open(tmp_path / "ledger.db")
+    ledger.open_payment(intent(1), None)
+    store: Any = ledger._store
+
+    class Stuck:
+        connection = store._writer.connection
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.connection, name)
+
+        def execute(self, sql: str, *rest: Any) -> Any:
+            if sql == "ROLLBACK":
+                raise sqlite3.OperationalError("disk I/O error")
+            return self.connection.execute(sql, *rest)
+
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    store._writer.connection = Stuck()
+    with pytest.raises(KeyboardInterrupt):
+        ledger.change(hash_of(1), interrupted)
+    assert ledger.open_payment(intent(2), None)[1]
     ledger.close()
 
 

@@ -26,7 +26,6 @@ import requests
 
 from routeweiler_sync import Ledger, LedgerError, PaymentPendingError, PaymentState, Routeweiler, flight
 from routeweiler_sync.budgets import sqlite as sqlite_module
-from routeweiler_sync.funding.lightning import LightningFundingSource
 from routeweiler_sync.testing import FakeLnd, Paywall
 from routeweiler_sync.testing.paywall import Page
 
@@ -262,18 +261,29 @@ def test_an_intent_whose_commit_failed_and_was_one_isnt_sent(
     books.check()
 
 
-def test_an_order_isnt_sent_again_uncounted(session: Routeweiler, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
+@contextlib.contextmanager
+def moved_away(session: Routeweiler) -> Iterator[None]:
+    """Nobody else would find what is written into it."""
+    path = store_of(session).path
+    path.rename(path.with_name("aside"))
+    yield
+    path.with_name("aside").rename(path)
+
+
+@pytest.mark.parametrize("fault", [locked, pytest.param(moved_away, marks=posix)])
+def test_an_order_isnt_sent_again_uncounted(
+    session: Routeweiler, paywall: Paywall, lnd: FakeLnd, books: Books, fault: Fault
+) -> None:
     """Else a second order is on its way that no record counts. The first may yet arrive: whether money was spent isn't known."""
     lnd.drop_next("before_init")
-    track = LightningFundingSource.track
+    count_send = Ledger.count_send
     with contextlib.ExitStack() as broken, pytest.MonkeyPatch.context() as patched:
 
-        def tracked(*args: Any, **kwargs: Any) -> Any:
-            answer = track(*args, **kwargs)
-            broken.enter_context(locked(session))
-            return answer
+        def counted(*args: Any) -> Any:
+            broken.enter_context(fault(session))
+            return count_send(*args)
 
-        patched.setattr(LightningFundingSource, "track", tracked)
+        patched.setattr(Ledger, "count_send", counted)
         with pytest.raises(PaymentPendingError) as caught:
             session.get(paywall.url)
     assert caught.value.spent is None
