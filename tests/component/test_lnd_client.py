@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from routeweiler_sync.funding.lightning import LndClient
 from routeweiler_sync.testing import FakeInvoice, FakeLnd
 from routeweiler_sync.testing._lnd_service import _NOT_UP
 
+from ..node_words import END_OF_LND
 from .misbehaving import Proxy, listener, unused_port
 
 AMOUNT_MSAT = 10_000
@@ -306,6 +308,7 @@ def test_a_stop_of_the_node_under_a_payment_is_unknown_and_it_is_found_again(lnd
     lnd.restart()
     sender.join(PATIENCE_S)
     assert [answer.word for answer in answers] == [Word.UNKNOWN]
+    assert re.fullmatch(END_OF_LND, answers[0].reason or ""), answers
     assert client.track(invoice.payment_hash, timeout_s=PATIENCE_S, follow=False).word is Word.IN_FLIGHT
     lnd.release()
     assert follow(client, invoice).word is Word.SUCCEEDED
