@@ -59,11 +59,11 @@ class Wire:
             self._holding = True
             self._released.clear()
 
-    def release(self) -> None:
-        """Deliver what was held."""
+    def release(self, *, order_alone: bool = False) -> None:
+        """Deliver what was held; ``order_alone``: not the cancellation that a sender which has died would never have sent."""
         with self._lock:
             held, self._held, self._holding = self._held, [], False
-            for sink, data in held:
+            for sink, data in held[:1] if order_alone else held:
                 with suppress(OSError):
                     sink.sendall(data)
             self._released.set()
