@@ -161,7 +161,7 @@ class OpenBooks(Books):
 class StateWorld:
     """Everybody who takes part, and the model: what was forgotten, abandoned, said."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, cap_sats: int = 60) -> None:
         prepare_to_pay()
         self._exit = contextlib.ExitStack()
         self._exit.enter_context(contextlib.contextmanager(hurry)())
@@ -180,7 +180,7 @@ class StateWorld:
         paths = ("/one", "/also-one", "/two", "/dyn/1", "/dyn/2", "/brief")
         self.pages = [(first, path) for path in paths] + [(second, path) for path in ("/x", "/y", "/hop")]
         self.books = OpenBooks(folder, self.lnd)
-        self.cap_sats = 60
+        self.cap_sats = cap_sats
         self.sessions: list[Routeweiler] = []
         self.frozen = self.down = False
         self.forgotten: set[str] = set()

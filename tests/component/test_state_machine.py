@@ -90,11 +90,16 @@ WALL_FAULTS = {
 class Purchases(RuleBasedStateMachine):
     """What may happen next. No rule has a precondition: what can't be done at the moment does nothing."""
 
-    @initialize(wanted=st.lists(pages, min_size=1, max_size=3))
-    def begin(self, wanted: list[int]) -> None:
+    @initialize(
+        wanted=st.lists(pages, min_size=1, max_size=3),
+        cap_sats=st.sampled_from([15, 25, 60]),
+        fee_msat=st.sampled_from([0, 1_234]),
+    )
+    def begin(self, wanted: list[int], cap_sats: int, fee_msat: int) -> None:
         self.wanted = wanted  # a walk that wants few pages meets the same payment again and again
         self.folder = Path(tempfile.mkdtemp(prefix="state-"))
-        self.world = StateWorld(self.folder)
+        self.world = StateWorld(self.folder, cap_sats=cap_sats)
+        self.world.lnd.fee_msat = fee_msat
 
     @rule(payment_timeout_s=st.sampled_from([0.3, 0.6, 2.0]), by_id=st.booleans())
     def a_session_is_made(self, payment_timeout_s: float, by_id: bool) -> None:
