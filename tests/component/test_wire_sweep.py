@@ -16,7 +16,7 @@ from .conftest import Books
 #: A frozen connection is told by time alone, so each point costs this much.
 FROZEN_TIMEOUT_S = 0.6
 TIMEOUT_S = 30.0
-POINTS = {"rst": 48, "fin": 48, "wire freeze": 10}
+POINTS = {"rst": 36, "fin": 36, "wire freeze": 9}
 ENVELOPE = BudgetEnvelope("sweep", cap_minor_units=10**6)
 
 
