@@ -186,7 +186,7 @@ def test_a_buyer_killed_under_its_order_is_outlived_by_those_who_wait(
             lnd.wait_for(lambda node: node.held_orders == 1 if order == "in the wire" else bool(node.payments))
         waiters.go()
         with in_threads(lambda: outcome_of(lambda: session.get(paywall.url)), THREADS_EACH) as here:
-            paywall.wait_for(lambda: len(paywall.requests) == 3 * THREADS_EACH, PATIENCE_S)
+            paywall.wait_for(lambda: len(paywall.requests) >= 3 * THREADS_EACH, PATIENCE_S)
             buyer.kill()
             if order == "in the wire":
                 lnd.wait_for(lambda node: node.held_orders > 1, PATIENCE_S)  # one who waited has sent the same invoice again
