@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
-from typing import Any
+from typing import Any, ClassVar
 
 from ..errors import (
     BudgetError,
@@ -38,6 +38,9 @@ class Ledger:
 
     Never moves money itself. Errors: LedgerError where the database can't be used.
     """
+
+    #: Payment hashes whose tokens this process was told to `forget`: its sessions stop offering them at once.
+    forgotten: ClassVar[set[str]] = set()
 
     def __init__(self, store: Store, *, clock: Callable[[], float] = time.time) -> None:
         self._store = store
@@ -126,6 +129,9 @@ class Ledger:
     def forget(self, payment_hash: str, *, abandon: bool = False) -> PaymentRow:
         """Stop offering the token of a payment; the next call may buy a new one.
 
+        The sessions of this process stop at once; one of another process that has the token in memory goes on until the server
+        refuses it, or the session is made anew.
+
         ``abandon=True`` ends an unfinished row in so many words: its reservation returns, whatever the node may still do. Use it
         only for a payment of which you know that it won't be made. Raises LedgerError for an unknown hash, or for an unfinished
         row without ``abandon``. No money moves.
@@ -143,7 +149,9 @@ class Ledger:
                 return Change(state=PaymentState.DEAD, failure_code="abandoned", failure_text="abandoned by the user")
             return _retirement(row, FORGOTTEN, "forgotten by the user")
 
-        return self.change(payment_hash, decide)
+        row = self.change(payment_hash, decide)
+        self.forgotten.add(payment_hash)
+        return row
 
     def freeze(self, envelope_id: str) -> EnvelopeRow:
         """Refuse every further purchase from this envelope, in all sessions that share the ledger, until `thaw`."""

@@ -240,15 +240,31 @@ def test_sessions_that_hold_the_same_used_up_token_replace_it_with_one(
 
 
 def test_what_is_forgotten_is_bought_anew_once(session, make_session, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
-    """By whoever comes first, for all."""
+    """By whoever comes first, for all: also for the one who goes on with the session that bought it."""
     session.get(paywall.url)
     books.ledger.forget(books.rows[0].payment_hash)
-    newcomers = [make_session() for _ in range(3)]
+    sessions = [session, *(make_session() for _ in range(3))]
     with ThreadPoolExecutor(9) as pool:
-        calls = [pool.submit(newcomers[number % 3].get, paywall.url) for number in range(18)]
+        calls = [pool.submit(sessions[number % 4].get, paywall.url) for number in range(18)]
         assert {call.result(60).status_code for call in calls} == {200}
     assert len(lnd.payments) == 2
     assert [row.state for row in books.rows] == [PaymentState.RETIRED, PaymentState.SETTLED]
+    books.check()
+
+
+def test_a_session_stops_offering_what_its_process_was_told_to_forget(
+    session, paywall: Paywall, lnd: FakeLnd, books: Books
+) -> None:
+    """Whoever forgets a token in a notebook wants the next call to buy, not the old one to go along while it is taken."""
+    session.get(paywall.url)
+    session.get(paywall.url_for("/another/page"))
+    first = books.rows[0].payment_hash
+    books.ledger.forget(first)
+    again = session.get(paywall.url).payment
+    assert not again.reused
+    assert again.payment_hash != first
+    assert session.get(paywall.url_for("/another/page")).status_code == 200
+    assert len(lnd.payments) == 2
     books.check()
 
 
