@@ -20,11 +20,11 @@ from requests.adapters import HTTPAdapter
 
 from .call import Call, Payment, current
 from .errors import ChallengeMismatchError, LedgerError, RouteweilerError, TokenRefusedError, UnreplayableBodyError
+from .forks import prepare_to_pay
 from .l402.challenge import schemes_offered
 from .l402.credential import authorization, origin_of, path_of, redact, scope_of
 from .money import sats
 from .outcomes import no_more_tokens_error, refused_error
-from .payer import prepare_to_pay
 from .purchase import MAYBE_REFUSALS, Known, Said, Verdict, Wants, hear, judge, known_of
 from .replay import again, drain, is_replayable
 from .telling import release_all_telling

@@ -39,8 +39,8 @@ class Ledger:
     Never moves money itself. Errors: LedgerError where the database can't be used.
     """
 
-    #: Payment hashes whose tokens this process was told to `forget`: its sessions stop offering them at once.
-    forgotten: ClassVar[set[str]] = set()
+    #: By url of a ledger, the payment hashes whose tokens this process was told to `forget`.
+    _forgotten: ClassVar[dict[str, set[str]]] = {}
 
     def __init__(self, store: Store, *, clock: Callable[[], float] = time.time) -> None:
         self._store = store
@@ -152,6 +152,11 @@ class Ledger:
         row = self.change(payment_hash, decide)
         self.forgotten.add(payment_hash)
         return row
+
+    @property
+    def forgotten(self) -> set[str]:
+        """The payment hashes (hex) whose tokens this process was told to `forget`: one set for all openers of the ledger."""
+        return self._forgotten.setdefault(self.url, set())
 
     def freeze(self, envelope_id: str) -> EnvelopeRow:
         """Refuse every further purchase from this envelope, in all sessions that share the ledger, until `thaw`."""

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LedgerError, RouteweilerError
+from ..forks import around_fork
 from .store import MIGRATIONS, SCHEMA_VERSION
 
 if TYPE_CHECKING:
@@ -320,5 +321,4 @@ def _after_fork_in_child() -> None:
     _stores_lock = threading.Lock()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+around_fork(before=_before_fork, in_parent=_after_fork_in_parent, in_child=_after_fork_in_child)

@@ -16,6 +16,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FundingError, InvoicePaymentError, PaymentPendingError, PreimageMismatchError
+from ..forks import prepare_to_pay
 from .answers import Answer, Word
 from .endpoint import DEFAULT_PORT, from_environment, parse_lndconnect
 from .node import (
@@ -299,6 +300,7 @@ class LndClient:
     @property
     def _connection(self) -> Connection:
         if (connection := self.__dict__.get("_opened")) is None:
+            prepare_to_pay()
             from .connection import Connection, Endpoint
 
             endpoint = Endpoint(

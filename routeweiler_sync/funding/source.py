@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from ..errors import FundingError, InvoicePaymentError
+from ..forks import prepare_to_pay
 from .answers import Answer, Word
 from .node import NETWORKS, LightningNodeClient, NodeInfo, NotPermittedError, PaymentStatus, default_fee_cap_msat
 from .reading import tidy
@@ -164,6 +165,7 @@ def invoice_facts(bolt11: str) -> tuple[bytes, int]:
 
     Raises FundingError for what can't be read, and for an invoice without amount: what it would cost isn't known.
     """
+    prepare_to_pay()
     import bolt11 as library
 
     try:

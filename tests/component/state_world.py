@@ -36,7 +36,7 @@ from routeweiler_sync import (
     flight,
     telling,
 )
-from routeweiler_sync.payer import prepare_to_pay
+from routeweiler_sync.forks import prepare_to_pay
 from routeweiler_sync.testing import FakeLnd, Paywall, PaywallRequest
 from routeweiler_sync.testing.paywall import Faults, Page
 
