@@ -1,4 +1,4 @@
-"""Draws docs/purchase.md's table and diagram from `routeweiler_sync.purchase.TABLE`, so that they say what the code does.
+"""Draws docs/purchase.md's tables and diagram from those in `routeweiler_sync.purchase`, so that they say what the code does.
 
 python docs/draw_purchase.py        writes them into docs/purchase.md
 """
@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from routeweiler_sync.budgets.schema import PaymentState
-from routeweiler_sync.purchase import TABLE, Act, Event
+from routeweiler_sync.purchase import SERVER_TABLE, TABLE, Act, Event, Known, Ruling, Said
 
 PAGE = Path(__file__).parent / "purchase.md"
 UNFINISHED = (PaymentState.OPEN, PaymentState.FAILED)
@@ -40,9 +40,27 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def server_table() -> str:
+    """What each word of the server leads to; tokens that fare alike share a line."""
+    lines = ["| the server said | the token | what follows | why |", "|---|---|---|---|"]
+    for said in Said:
+        alike: dict[Ruling, list[str]] = {}
+        for known in Known:
+            if (known, said) in SERVER_TABLE:
+                alike.setdefault(SERVER_TABLE[known, said], []).append(known.name)
+        for ruling, names in alike.items():
+            lines.append(f"| {said.value} | {', '.join(names)} | {ruling.verdict.value} | {ruling.why} |")
+    return "\n".join(lines)
+
+
+def tokens() -> str:
+    """The names that the server's table gives to what is known of a token."""
+    return "\n".join(f"- **{known.name}**: {known.value}." for known in Known)
+
+
 def page(text: str) -> str:
-    """``text`` with both drawn anew."""
-    for mark, drawn in (("diagram", diagram()), ("table", table())):
+    """``text`` with all of it drawn anew."""
+    for mark, drawn in (("diagram", diagram()), ("table", table()), ("tokens", tokens()), ("server", server_table())):
         text = re.sub(rf"(<!-- {mark} -->\n).*?(\n<!-- end -->)", lambda m, new=drawn: m[1] + new + m[2], text, flags=re.DOTALL)
     return text
 

@@ -46,6 +46,7 @@ from .errors import (
     TokenRefusedError,
     UnreplayableBodyError,
 )
+from .forks import importing as _importing
 
 if TYPE_CHECKING:
     from .budgets.coingecko import CoinGecko
@@ -83,7 +84,8 @@ _LAZY = {
 def __getattr__(name: str) -> object:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+    with _importing:
+        value = getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
     globals()[name] = value
     return value
 

@@ -20,12 +20,13 @@ from requests.adapters import HTTPAdapter
 
 from .call import Call, Payment, Quoted, current, quoting
 from .errors import ChallengeMismatchError, LedgerError, RouteweilerError, TokenRefusedError, UnreplayableBodyError
+from .forks import prepare_to_pay
 from .l402.challenge import schemes_offered
 from .l402.credential import authorization, origin_of, path_of, redact, scope_of
 from .limits import active
 from .money import sats
-from .payer import prepare_to_pay
-from .purchase import Asks, Verdict, is_taken, judge
+from .outcomes import no_more_tokens_error, refused_error
+from .purchase import MAYBE_REFUSALS, Known, Said, Verdict, Wants, hear, judge, known_of
 from .replay import again, drain, is_replayable
 from .telling import release_all_telling
 from .tokens import HeldToken
@@ -41,9 +42,6 @@ OFFER_AGAIN_S = 5.0
 #: Tokens that one call offers at most: an old one, one that another process bought meanwhile, a new one.
 MAX_TOKENS_PER_CALL = 4
 MIN_PAUSE_S, MAX_PAUSE_S = 0.05, 1.0
-#: Answers to a guessed token that may be about the token rather than about the request: the request is sent again without it.
-GUESS_WITHDRAWN = (400, 401, 403)
-
 #: Methods that may be sent twice without a second thought: only with these does a guessed token go along.
 GUESSED_METHODS = ("GET", "HEAD", "OPTIONS")
 
@@ -168,7 +166,9 @@ class Exchange:
     origin: str = ""
     path: str = ""
     history: list[requests.Response] = field(default_factory=list)
+    #: Payment hashes of tokens that aren't offered again in this hop; those of them that it has retired.
     refused: set[str] = field(default_factory=set)
+    over: set[str] = field(default_factory=set)
     bought: bool = False
     refused_since_s: float | None = None
     offers: int = 0
@@ -178,8 +178,6 @@ class Exchange:
     asked_bare: bool = False
     #: The token that was given last.
     given: HeldToken | None = None
-    #: Tokens that others were seen to have used, by payment hash: a refusal from then on means that their time is over.
-    known_taken: set[str] = field(default_factory=set)
 
     def run(self) -> requests.Response:
         """The whole hop, as `Routeweiler.send` tells it."""
@@ -216,9 +214,8 @@ class Exchange:
         except RouteweilerError as error:
             if self.call.spent_msat and error.spent is False:
                 error.spent = True
-                error.args = (
-                    f"{error} (But this call has paid before, {sats(self.call.spent_msat)} in all: its tokens are kept.)",
-                )
+                told = str(error).replace("Nothing was spent", "Nothing more was spent")
+                error.args = (f"{told} (But this call has paid before, {sats(self.call.spent_msat)} in all: its tokens are kept.)",)
             unpaid = error.spent is False and error.payment_hash is None  # no order was sent for it
             if self.payer.unpayable == "return" and unpaid and self.latest.status_code == 402 and not quoting.get():
                 log.warning("%s %s wants to be paid and wasn't: %s", self.request.method, self.origin + self.path, error)
@@ -233,52 +230,42 @@ class Exchange:
     def _settled_with(self, held: HeldToken | None, *, is_guess: bool) -> requests.Response:
         """Go on until the server is satisfied or the rules say stop. ``held`` is what the latest request carried, if anything."""
         while True:
-            status = self.latest.status_code
-            if held is not None and is_guess and status in GUESS_WITHDRAWN:
+            judged = held if not is_guess else None
+            need = self._need() if self.latest.status_code in ((402,) if judged is None else (401, 402)) else None
+            verdict = self._verdict(held, judged, need)
+            if verdict is Verdict.AS_IT_IS:
+                return self._finished()
+            if judged is not None and verdict in (Verdict.TAKEN, Verdict.NOT_TOLD):
+                return self._accepted(judged, taken=verdict is Verdict.TAKEN)
+            if verdict is Verdict.WITHDRAW:
                 self._withdraw_guess()
-                held = None
+                held, is_guess = None, False
                 continue
-            if status != 402 and (held is None or status != 401):
-                return self._finished() if held is None or is_guess else self._accepted(held)
-            need = self._need()
-            if need is None and (held is None or is_guess):
-                if held is None:
-                    return self._finished()  # a 402 that isn't L402's: the caller's, as it is
-                self._withdraw_guess()
-                held = None
-                continue
-            if held is not None and need is not None and (is_guess or need.scope != held.scope):
-                held = None  # no refusal of that token: it was a guess, or another one is wanted
-            verdict = None if held is None else self._verdict(held, need)
-            if held is not None and verdict is Verdict.NOT_TOLD:
-                return self._accepted(held)  # not about the token
             if not is_replayable(self.request):
                 raise UnreplayableBodyError(
                     "The server wants to be paid, but the request's body can't be sent a second time (a generator, a pipe or a "
                     "closed file). Nothing was spent. Pass bytes, a string or a seekable file."
                 )
-            if held is not None and verdict is Verdict.GIVE_UP:
-                held = self._offer(self._earlier_instead_of(held))
-                continue
-            if held is not None and verdict is Verdict.OFFER_AGAIN:
+            if judged is not None and verdict is Verdict.GIVE_UP:
+                held = self._offer(self._earlier_instead_of(judged))
+            elif judged is not None and verdict is Verdict.OFFER_AGAIN:
                 self._pause()
-                self._offer(held)
-                continue
-            if held is not None and verdict is Verdict.ASK_BARE:
-                self.doubted, held = held, self._offer(None)
-                continue
-            if held is not None:
-                self._retire(held)
-                held = None
-            if need is None:
-                self._offer(None)  # to be told what it wants now
-                continue
-            if quoting.get():
-                drain(self.latest)
-                raise Quoted(self.payer.checkout.quote(need), self._finished())
-            doubted, self.doubted, is_guess = self.doubted, None, False
-            fits = doubted is not None and doubted.scope == need.scope
-            held = self._offer(doubted if fits else self._token(need))
+                held = self._offer(self._as_others_know(judged) or judged)
+            elif judged is not None and verdict is Verdict.ASK_BARE:
+                self.doubted, held = judged, self._offer(None)
+            else:
+                if judged is not None and verdict is Verdict.RETIRE:
+                    self._retire(judged)
+                if need is not None and quoting.get():
+                    drain(self.latest)
+                    raise Quoted(self.payer.checkout.quote(need), self._finished())
+                held = self._offer(None if need is None else self._wanted(need))  # bare: to be told what it wants now
+                is_guess = False
+
+    def _wanted(self, need: Need) -> HeldToken:
+        """The token to offer for ``need``: the one that was held back to ask without it, if it fits; else one from the checkout."""
+        doubted, self.doubted = self.doubted, None
+        return doubted if doubted is not None and doubted.scope == need.scope else self._token(need)
 
     def _need(self) -> Need | None:
         """What the latest answer asks for. None where it holds no L402 challenge; ChallengeParseError where that can't be used."""
@@ -316,7 +303,7 @@ class Exchange:
             may_buy = not self.bought and (need.origin, need.scope) not in self.call.bought_needs
             purchase = self.payer.checkout.token_for(need, refused=frozenset(self.refused), may_buy=may_buy)
         if purchase is None:
-            raise self._not_taken(self.given)
+            raise self._no_more_tokens(need)
         self.offers, self.given = self.offers + 1, purchase.held
         self.bought = self.bought or purchase.bought
         self.refused_since_s, self.asked_bare = None, False
@@ -326,6 +313,12 @@ class Exchange:
             self.payer.book.put(purchase.held, self.path)
         return purchase.held
 
+    def _no_more_tokens(self, need: Need) -> TokenRefusedError:
+        status, payment_hash = self.latest.status_code, None if self.given is None else self.given.payment_hash
+        if self.given is not None and payment_hash in self.refused - self.over:
+            return refused_error(self.given, status)
+        return no_more_tokens_error(self.given, need, status, over=payment_hash in self.over)
+
     def _offer(self, held: HeldToken | None) -> HeldToken | None:
         """Send again: with ``held``, or bare. Gives ``held`` back."""
         drain(self.latest)
@@ -333,7 +326,14 @@ class Exchange:
         self.history.append(_answered(self.latest))
         self.call.service_started_s = time.time()
         request = self._carrying(held) if held is not None else again(self.request, self.history)
-        self.latest = self.send(request)
+        try:
+            self.latest = self.send(request)
+        except requests.RequestException as error:
+            if held is not None:
+                why = judge(self._known_of(held, Said.NO_ANSWER), hear(None, judged=True)).why
+                log.warning("%s gave no answer to the token of payment %s (%s): %s", self.origin, held.payment_hash,
+                            type(error).__name__, why)  # fmt: skip
+            raise
         return held
 
     def _carrying(self, held: HeldToken) -> requests.PreparedRequest:
@@ -342,30 +342,50 @@ class Exchange:
         credential = authorization(held.scheme, held.token, held.preimage)
         return CredentialedRequest.made_of(again(self.request, self.history), credential)
 
-    def _verdict(self, held: HeldToken, need: Need | None) -> Verdict:
-        """What the latest answer, a 401 or 402, means for ``held``. TokenRefusedError where it is to be given up."""
-        if self.refused_since_s is None:
-            self.refused_since_s = time.monotonic()
-        verdict = judge(
-            self.latest.status_code,
-            asks=Asks.L402 if need is not None else Asks.OTHER if schemes_offered(_challenge_lines(self.latest)) else Asks.NOTHING,
-            taken_before=self._taken_before(held),
-            expired=held.valid_until is not None and time.time() >= held.valid_until,
-            asked_bare=self.asked_bare,
-            patience_left=time.monotonic() - self.refused_since_s < OFFER_AGAIN_S,
-            taken_here=self.payer.book.knows_path(held, self.path),
-        )
+    def _verdict(self, held: HeldToken | None, judged: HeldToken | None, need: Need | None) -> Verdict:
+        """What the latest answer means for ``held``, which the request carried; ``judged`` is the same, unless it was a guess."""
+        wants, status = Wants.NOTHING, self.latest.status_code
+        if need is not None:
+            wants = Wants.SAME if held is not None and need.scope == held.scope else Wants.L402
+        elif status in (401, 402) and schemes_offered(_challenge_lines(self.latest)):
+            wants = Wants.OTHER
+        after_402 = any(answer.status_code == 402 for answer in self.history)
+        said = hear(status, wants=wants, judged=judged is not None, after_402=after_402)
+        unjudged = Known.NONE if held is None else Known.GUESS
+        verdict = judge(unjudged if judged is None else self._known_of(judged, said), said).verdict
         self.asked_bare = self.asked_bare or verdict is Verdict.ASK_BARE
         return verdict
 
+    def _known_of(self, held: HeldToken, said: Said) -> Known:
+        """What is known of ``held``; the ledger is asked only where the answer may be a refusal: others mean the same for all.
+
+        "Taken before" is what was known when the request left. Of requests that go out together while a settlement lags, some are
+        refused and a later one is taken: such a refusal is no reason to give up, and pay for, a token that has just begun to serve.
+        """
+        taken = held.taken
+        if said in MAYBE_REFUSALS:
+            now_known = self._as_others_know(held)
+            if now_known is None:
+                taken = True  # given up by another: its time is over
+            elif self.refused_since_s is None or (now_known.taken and not taken):
+                self.refused_since_s = time.monotonic()
+        offered_s = 0.0 if self.refused_since_s is None else time.monotonic() - self.refused_since_s
+        return known_of(
+            taken=taken,
+            taken_here=self.payer.book.knows_path(held, self.path),
+            expired=held.valid_until is not None and time.time() >= held.valid_until,
+            asked_bare=self.asked_bare,
+            patience_left=offered_s < OFFER_AGAIN_S,
+        )
+
     def _earlier_instead_of(self, held: HeldToken) -> HeldToken:
         """``held`` is to be given up; but a token that was once bought for this very thing may still open it. TokenRefusedError."""
-        self.refused.add(held.payment_hash)
         row = self.payer.ledger.retired(self.origin, held.scope, self.target)
         earlier = None if row is None or row.payment_hash in self.refused else HeldToken.of(row)
         if earlier is None:
             self.call.used(held, self.request.url or "")
-            raise self._not_taken(held)
+            raise refused_error(held, self.latest.status_code)
+        self.refused.add(held.payment_hash)
         self.refused_since_s = None
         return earlier
 
@@ -385,26 +405,20 @@ class Exchange:
         self.payer.ledger.retire(held.payment_hash)
         self.payer.book.drop(held)
         self.refused.add(held.payment_hash)
+        self.over.add(held.payment_hash)
         self.refused_since_s, self.asked_bare = None, False
         log.info("the token of payment %s is no longer taken by %s", held.payment_hash, self.origin)
 
-    def _taken_before(self, held: HeldToken) -> bool:
-        """Whether ``held`` was known as taken when it was offered last, or has been given up by another: its time is over."""
-        try:
-            row = self.payer.ledger.payment(held.payment_hash)
-        except LedgerError as error:
-            log.warning("whether others have used the token of payment %s can't be asked: %s", held.payment_hash, error)
-            return held.taken
+    def _as_others_know(self, held: HeldToken) -> HeldToken | None:
+        """``held`` as the ledger has it: another thread or process may have seen it taken. None where one has given it up."""
+        row = self.payer.ledger.payment(held.payment_hash)
         if row is None or row.state.value != "settled":
-            return True
-        known = held.taken or held.payment_hash in self.known_taken
-        if row.taken:  # maybe since our offer was refused: what the refusal came before, it doesn't end
-            self.known_taken.add(held.payment_hash)
-        return known
+            return None
+        return HeldToken.of(row) or held
 
-    def _accepted(self, held: HeldToken) -> requests.Response:
+    def _accepted(self, held: HeldToken, *, taken: bool) -> requests.Response:
         """The server's answer to a request that carried ``held``, as the caller gets it."""
-        if is_taken(self.latest.status_code, after_402=any(answer.status_code == 402 for answer in self.history)):
+        if taken:
             self._note_taken(held)
         return self._finished(self.call.used(held, self.request.url or ""))
 
@@ -425,22 +439,6 @@ class Exchange:
         if self.history:
             self.call.superseded[id(response)] = list(self.history)
         return response
-
-    def _not_taken(self, held: HeldToken | None) -> TokenRefusedError:
-        if held is not None and held.payment_hash in self.refused:
-            return TokenRefusedError(
-                f"{self.origin} no longer takes the token of payment {held.payment_hash} (status {self.latest.status_code}): its "
-                "time was over before it could serve this call. It was paid for, and the money is spent. A call buys no second "
-                "token: call again for a new one.",
-                payment_hash=held.payment_hash,
-            )
-        which = f"the token of payment {held.payment_hash}" if held is not None else "every token"
-        return TokenRefusedError(
-            f"{self.origin} refuses {which} (status {self.latest.status_code}), though it was paid for. The money is spent; the "
-            "ledger keeps token and preimage, and later calls offer them again. Ask the server's operator with the payment hash "
-            "as proof, or Ledger.forget() it to buy anew.",
-            payment_hash=None if held is None else held.payment_hash,
-        )
 
 
 def _answered(response: requests.Response) -> requests.Response:

@@ -133,10 +133,8 @@ class Call:
             return False
         try:
             row = self.payer.ledger.payment(held.payment_hash)  # what is in memory may be old
-        except LedgerError as error:  # the page has come already, and isn't lost for this
-            log.warning(
-                "whether payment %s has been told can't be asked, so it is left to a later call: %s", held.payment_hash, error
-            )
+        except LedgerError as error:  # the page is there, and goes to the caller; the next call that uses the token tells of it
+            log.warning("whether payment %s has been told can't be looked up: %s", held.payment_hash, error)
             release_telling(held.payment_hash)
             return False
         if row is not None and row.told:

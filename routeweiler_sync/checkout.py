@@ -48,7 +48,7 @@ from .funding.node import default_fee_cap_msat
 from .l402.challenge import Challenge
 from .l402.invoice import Invoice, decode_invoice
 from .money import Rate, sats
-from .outcomes import ended_error, error_for, given_up, pending_error
+from .outcomes import ended_error, error_for, given_up, pending_error, unbooked_error
 from .policy.dsl import Policy
 from .policy.engine import evaluate
 from .purchase import Act, Step
@@ -64,6 +64,8 @@ MIN_INVOICE_LIFE_S = 2
 MAX_RESENDS = 1
 #: How long another process's purchase is left alone before the node is asked about it. It ends nothing; asking is harmless.
 LEAVE_ALONE_S = 1.0
+#: The node's word for money that has left.
+PAID = (Word.SUCCEEDED, Word.WRONG_PREIMAGE)
 #: Nodes and ledgers are asked again at these intervals: soon at first, then patiently.
 ROW_POLL = tenacity.wait_exponential(multiplier=0.01, max=0.25) + tenacity.wait_random(0, 0.01)
 NODE_POLL = tenacity.wait_exponential(multiplier=0.05, max=1.0) + tenacity.wait_random(0, 0.05)
@@ -153,8 +155,8 @@ class Checkout:
         deadline = Deadline(self._payment_timeout_s)
         with single((self.ledger.url, need.origin, need.scope), deadline) as flight:
             standing = self._standing(need, refused)
-            flight.ordered = standing is not None
             if standing is not None:
+                flight.payment_hash = standing.payment_hash
                 return self._use(standing, need, deadline)
             earlier = self.ledger.retired(need.origin, need.scope, need.target)
             if earlier is not None and earlier.payment_hash not in refused:
@@ -182,7 +184,8 @@ class Checkout:
     def recover(self) -> Iterator[PaymentRow]:
         """Ask the node about every unfinished row of its own, and book what it says. Starts no payment. Each row, as it is now.
 
-        A row whose node can't be asked stays as it is. Raises LedgerError, PaymentPendingError where the ledger can't be written.
+        A row whose node can't be asked stays as it is. Raises LedgerError where the ledger can't be read, PaymentPendingError
+        where it can't be written: the row stays as it was, ``spent`` says whether the node has paid it; call again once it can.
         """
         deadline = Deadline(self._payment_timeout_s)
         for row in self.ledger.unfinished():
@@ -240,14 +243,18 @@ class Checkout:
     def _watch(self, row: PaymentRow, deadline: Deadline) -> PaymentRow:
         """Wait until ``row`` has ended or the time is up."""
 
-        def look() -> PaymentRow:
-            return self.ledger.payment(row.payment_hash) or row
-
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_result(lambda seen: seen.unfinished and not deadline.passed),
             wait=ROW_POLL,
         )
-        return retrying(look)
+        return retrying(lambda: self._now(row))
+
+    def _now(self, row: PaymentRow) -> PaymentRow:
+        """``row`` as it is now. PaymentPendingError where the ledger can't tell: it was unfinished, and may be paid."""
+        try:
+            return self.ledger.payment(row.payment_hash) or row
+        except LedgerError as error:
+            raise unbooked_error(row, error, paid=False) from error
 
     # -- a new purchase ---------------------------------------------------------------------------------------------------
 
@@ -266,13 +273,14 @@ class Checkout:
             if self._confirm is not None:
                 self._ask_confirm(self._confirm, need, self._quote(need, invoice, fee_cap_msat, draw))
                 deadline = Deadline(self._payment_timeout_s)  # the wallet's time doesn't run while a person thinks
-            flight.ordered = True
+            flight.payment_hash = payment_hash
             row, is_new = self.ledger.open_payment(_intent(need, node_pubkey, fee_cap_msat), draw)
         except BaseException:
             limits.let_go(need.limits, payment_hash)
             raise
         if not is_new:
             limits.let_go(need.limits, payment_hash)
+            flight.payment_hash = row.payment_hash
             return self._use(row, need, deadline)
         log.info("paying %d msat to %s, payment hash %s", row.amount_msat, row.origin, row.payment_hash)
         return self._carry(row, source, Act.SEND, need, deadline)
@@ -387,7 +395,7 @@ class Checkout:
                     self._hold_again(row, need)
                     again = self._counted_again(row)
                     if again is None:  # ended meanwhile: look at how
-                        return self._use(self._as_ended(row), need, deadline)
+                        return self._use(self._now(row), need, deadline)
                     row = again
                 counted = False
                 answer = self._ask(row, source, act, deadline)
@@ -431,13 +439,7 @@ class Checkout:
         try:
             return self.ledger.count_send(row.payment_hash)
         except LedgerError as error:
-            raise pending_error(row, f"the ledger can't be written ({error.__cause__ or error})") from error
-
-    def _as_ended(self, row: PaymentRow) -> PaymentRow:
-        try:
-            return self.ledger.payment(row.payment_hash) or row
-        except LedgerError as error:  # an order has left: how it ended is now for the ledger alone to tell
-            raise pending_error(row, f"the ledger can't be read ({error.__cause__ or error})") from error
+            raise unbooked_error(row, error, paid=False) from error
 
     def _take(self, row: PaymentRow, asked: Act, answer: Answer) -> tuple[Step, PaymentRow]:
         """Put ``answer`` to the table and book what it says, in one transaction on the row as it is by then."""
@@ -454,10 +456,21 @@ class Checkout:
         try:
             after = self.ledger.change(row.payment_hash, decide)
         except LedgerError as error:
-            raise pending_error(row, f"the ledger can't be written ({error.__cause__ or error})") from error
+            found = self._committed(row, steps[-1]) if steps else None
+            if found is None:
+                raise unbooked_error(row, error, paid=answer.word in PAID) from error
+            after = found
         if steps[-1].settles:
             log.info("payment %s settled, fee %d msat", row.payment_hash, after.fee_msat)
         return steps[-1], after
+
+    def _committed(self, row: PaymentRow, step: Step) -> PaymentRow | None:
+        """``row`` as booked by ``step``, if it was: a COMMIT that failed may have been one, and only the ledger knows."""
+        try:
+            now = self.ledger.payment(row.payment_hash)
+        except LedgerError:
+            return None
+        return now if now is not None and not now.unfinished and now.state is step.change.state else None
 
     def _source_of(self, row: PaymentRow, deadline: Deadline) -> tuple[LightningFundingSource | None, FundingError | None]:
         """The funding source of the row's own node (no other may be asked about it, or sent it), or what kept us from it."""

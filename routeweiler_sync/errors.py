@@ -182,9 +182,10 @@ class InvoicePaymentError(RouteweilerError):
 
 
 class PaymentPendingError(RouteweilerError):
-    """The outcome of a payment isn't known yet: it may be spent.
+    """The outcome of a payment isn't known yet, or isn't booked: it may be spent.
 
-    The ledger row keeps everything needed. Call again (the same purchase goes on, nothing is paid twice), or ask
+    ``spent`` is True where the node has said paid and the ledger couldn't be written. The ledger row keeps everything needed, and
+    the node the preimage. Call again (the same purchase goes on, nothing is paid twice), or ask
     ``session.recover()``.
     """
 

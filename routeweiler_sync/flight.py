@@ -24,8 +24,8 @@ class Flight:
         self.users = 0
         self.finished = 0
         self.owner: int | None = None
-        #: Set once there is a row for the purchase: from then on a wait that is given up leaves money in doubt.
-        self.ordered = False
+        #: Hex; set once there is a row for the purchase: from then on a wait that is given up leaves this payment in doubt.
+        self.payment_hash: str | None = None
         self.error: RouteweilerError | None = None
 
 
@@ -86,19 +86,21 @@ def single(key: tuple[str, str, str], deadline: Deadline) -> Iterator[Flight]:
                 "asked about. Nothing was spent by this call. Ask for something else there, or without this session."
             )
         if waited and not flight.lock.acquire(timeout=deadline.left_s()):
-            if not flight.ordered:
+            payment_hash = flight.payment_hash
+            if payment_hash is None:
                 raise FundingError(
                     f"Another thread hasn't decided yet whether to buy a token for {key[1]} ({key[2]}): its node, or its "
                     "confirm(), takes its time. Nothing was spent. Call again."
                 )
             raise PaymentPendingError(
-                f"Another thread is still buying a token for {key[1]} ({key[2]}). Whether money was spent isn't known yet. "
-                "Call again: the same purchase goes on, nothing is paid twice."
+                f"Another thread is still buying a token for {key[1]} ({key[2]}), payment {payment_hash}. Whether money was spent "
+                "isn't known yet. Call again: the same purchase goes on, nothing is paid twice.",
+                payment_hash=payment_hash,
             )
         try:
             if waited and flight.finished > seen and flight.error is not None:
                 raise _shared(flight.error) from flight.error
-            flight.error, flight.ordered, flight.owner = None, False, threading.get_ident()
+            flight.error, flight.payment_hash, flight.owner = None, None, threading.get_ident()
             try:
                 yield flight
             except RouteweilerError as error:

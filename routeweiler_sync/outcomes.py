@@ -5,12 +5,15 @@ What ended it was decided in `routeweiler_sync.purchase`; nothing is decided her
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from . import purchase
 from .budgets.schema import PaymentRow, PaymentState
 from .errors import (
     ChallengeExpiredError,
     FundingError,
     InvoicePaymentError,
+    LedgerError,
     PaymentPendingError,
     PreimageMismatchError,
     RouteweilerError,
@@ -18,6 +21,10 @@ from .errors import (
 )
 from .money import sats
 from .purchase import Act
+
+if TYPE_CHECKING:
+    from .checkout import Need
+    from .tokens import HeldToken
 
 
 def error_for(act: Act, row: PaymentRow, reason: str | None) -> RouteweilerError:
@@ -79,6 +86,35 @@ def given_up(row: PaymentRow) -> RouteweilerError:
     return error
 
 
+def refused_error(held: HeldToken, status: int) -> TokenRefusedError:
+    """The server has refused ``held`` for as long as a settlement may lag, and never took it."""
+    return TokenRefusedError(
+        f"{held.origin} refuses the token of payment {held.payment_hash} (status {status}), though it was paid for. The money is "
+        "spent; the ledger keeps token and preimage, and later calls offer them again. Ask the server's operator with the payment "
+        "hash as proof, or Ledger.forget() it to buy anew.",
+        payment_hash=held.payment_hash,
+    )
+
+
+def no_more_tokens_error(held: HeldToken | None, need: Need, status: int, *, over: bool) -> TokenRefusedError:
+    """The server wants one more token than a call buys. ``held`` was given last, if one was; ``over``: it is retired by now."""
+    if held is None:
+        what = f"{need.origin} wants to be paid once more (status {status}) for what this call has paid for already"
+    elif over:
+        what = (
+            f"{need.origin} no longer takes the token of payment {held.payment_hash} (status {status}): its time was over before "
+            "it could serve this call"
+        )
+    else:
+        what = (
+            f"{need.origin} was offered the token of payment {held.payment_hash}, and wants one for {need.scope} (status {status})"
+        )
+    return TokenRefusedError(
+        f"{what}. It was paid for, and the money is spent. A call buys no second token: call again for a new one.",
+        payment_hash=None if held is None else held.payment_hash,
+    )
+
+
 def _advice(reason: str | None) -> str:
     return {
         "NO_ROUTE": "Check the node's channels and the fee limit, then call again.",
@@ -86,6 +122,21 @@ def _advice(reason: str | None) -> str:
         "TIMEOUT": "Call again; give it a longer payment_timeout if it repeats.",
         "INCORRECT_PAYMENT_DETAILS": "The receiving node refused the invoice: call again for a new one.",
     }.get(reason or "", "Call again for a new invoice.")
+
+
+def unbooked_error(row: PaymentRow, problem: LedgerError, *, paid: bool) -> PaymentPendingError:
+    """``problem`` keeps a row whose payment is under way from being read or booked. ``paid``: the node says that it has paid."""
+    what = str(problem.__cause__ or problem).partition(". Nothing was spent")[0]  # which it says of a call that hasn't paid
+    why = f"the ledger can't be used ({what})"
+    if not paid:
+        return pending_error(row, why)
+    return PaymentPendingError(
+        f"The payment {row.payment_hash} of {sats(row.amount_msat)} to {row.origin} is made, says the node, but not booked: {why}. "
+        "The money is spent, and the token isn't lost: its row is open, and the node keeps the preimage. Mend the ledger, then "
+        "call again or session.recover(): the node is asked, and nothing is paid twice.",
+        payment_hash=row.payment_hash,
+        spent=True,
+    )
 
 
 def pending_error(row: PaymentRow, why: str) -> PaymentPendingError:

@@ -5,16 +5,15 @@ Cheap to make: nothing is opened, read or connected until it is needed, and what
 
 from __future__ import annotations
 
-import importlib
 import numbers
 import os
-import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal
 
 from .budgets.schema import BudgetEnvelope
+from .forks import importing, prepare_session
 from .tokens import TokenBook
 
 if TYPE_CHECKING:
@@ -29,31 +28,6 @@ Unpayable = Literal["raise", "return"]
 
 #: No call waits longer for a wallet, and much beyond it no timer of the system's can be set.
 PAYMENT_TIMEOUT_S_MAX = 7 * 86_400
-
-#: Held while what only paying needs is imported and made. A fork waits for it: in the child, a module that another thread was
-#: importing would stay locked for ever.
-_making = threading.RLock()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_making.acquire, after_in_parent=_making.release, after_in_child=_making.release)
-
-
-def prepare_to_pay() -> None:
-    """Import what only paying needs, once a process, so that no fork falls into the midst of it."""
-    if not _prepared:
-        with _making:
-            for module in (
-                "bolt11",
-                "pymacaroons",
-                "tenacity",
-                "sqlite3",
-                f"{__package__}.checkout",
-                f"{__package__}.funding.connection",
-            ):
-                importlib.import_module(module)
-            _prepared.append(True)
-
-
-_prepared: list[bool] = []
 
 
 def _open(ledger: Ledger | str | os.PathLike[str]) -> Ledger:
@@ -109,6 +83,7 @@ class Payer:
         confirm: Callable[[Quote], bool] | None = None,
         unpayable: Unpayable = "raise",
     ) -> None:
+        prepare_session()
         self.payment_timeout_s = _seconds(payment_timeout)
         if unpayable not in ("raise", "return"):
             raise ValueError(f"unpayable is 'raise' or 'return', not {unpayable!r}")
@@ -157,7 +132,7 @@ class Payer:
     def checkout(self) -> Checkout:
         """The checkout, made on first use."""
         ledger = self.ledger  # before the lock: a fork takes this one last
-        with _making:
+        with importing:
             if self._checkout is None:
                 from .checkout import Checkout
 
@@ -200,5 +175,6 @@ class Payer:
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        prepare_session()
         self.__dict__.update(state)
         self._make()

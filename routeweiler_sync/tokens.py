@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING
@@ -101,6 +101,7 @@ class _Origin:
         self.by_scope: dict[str, HeldToken] = {}
         self.learned: dict[str, str] = {}
         self.unwelcome: set[str] = set()
+        self.forgotten: Container[str] = ()
 
 
 class TokenBook:
@@ -121,10 +122,11 @@ class TokenBook:
         learned = known.learned.get(path)
         if learned is not None:
             held = known.by_scope.get(learned)
-            return None if held is None else (held, False)
-        if len(known.by_scope) == 1 and path not in known.unwelcome:
-            return next(iter(known.by_scope.values())), True
-        return None
+            return None if held is None or held.payment_hash in known.forgotten else (held, False)
+        if path in known.unwelcome:
+            return None
+        live = [held for held in known.by_scope.values() if held.payment_hash not in known.forgotten]
+        return (live[0], True) if len(live) == 1 else None
 
     def put(self, held: HeldToken, path: str | None = None) -> None:
         """Remember ``held``; with ``path``, that the path takes tokens of its scope."""
@@ -169,6 +171,7 @@ class TokenBook:
         known = _Origin()
         try:
             ledger = self._ledger()
+            known.forgotten = ledger.forgotten
             if ledger.exists():
                 rows = ledger.live(origin)
                 tokens = [HeldToken.of(row) for row in rows]

@@ -21,6 +21,7 @@ from routeweiler_sync.funding import Funding
 from routeweiler_sync.funding.answers import Answer, Word
 from routeweiler_sync.funding.lightning import LndClient
 from routeweiler_sync.funding.node import NodePayment
+from routeweiler_sync.funding.stubs import routeweiler_lnd_pb2 as pb
 
 #: Generous: a real payment takes 0.1 s, and a machine may be slow.
 PATIENCE_S = 60.0
@@ -34,6 +35,10 @@ class ContractNode(Protocol):
 
     #: A client with a macaroon for everything.
     client: LndClient
+    #: Where its gRPC server listens, ``host:port``, with its certificate and a macaroon for everything.
+    address: str
+    tls_cert_path: str
+    macaroon_hex: str
     #: What ``hold`` and ``self_invoice`` need may be lacking: a subset of {"hold", "self_payment", "bake"}.
     abilities: frozenset[str]
     #: The routing fee of a payment of AMOUNT_MSAT, above 0.
@@ -55,6 +60,10 @@ class ContractNode(Protocol):
         """Return when this invoice has expired by the paying node's clock."""
         ...
 
+    def pass_time(self, seconds: float) -> None:
+        """Return when so much time has passed by the paying node's clock."""
+        ...
+
     def client_with(self, **kwargs: Any) -> LndClient:
         """A client of the same node with other arguments, e.g. ``macaroon_hex=``."""
         ...
@@ -65,6 +74,22 @@ class ContractNode(Protocol):
 
     def hold(self) -> AbstractContextManager[Callable[[], None]]:
         """Inside, payments that start stay in flight; calling the value, or leaving, lets them go on (ability ``hold``)."""
+        ...
+
+    def away(self) -> AbstractContextManager[None]:
+        """Inside, the payee is gone, and only the last hop knows."""
+        ...
+
+    def forget_failures(self) -> None:
+        """Make the node try again a way that has just failed, which it avoids for a while."""
+        ...
+
+    def split(self, bolt11: str, request: pb.SendPaymentRequest) -> bytes:
+        """``request`` on the wire, so made that the payment goes out in three parts."""
+        ...
+
+    def refused_macaroon(self, why: str) -> str:
+        """A macaroon (hex) of this node that it takes no more: ``root key gone``, ``expired`` or ``elsewhere``."""
         ...
 
 

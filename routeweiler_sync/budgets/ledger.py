@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
-from typing import Any
+from typing import Any, ClassVar
 
 from ..errors import (
     BudgetError,
@@ -41,6 +41,9 @@ class Ledger:
 
     Never moves money itself. Errors: LedgerError where the database can't be used.
     """
+
+    #: By url of a ledger, the payment hashes whose tokens this process was told to `forget`.
+    _forgotten: ClassVar[dict[str, set[str]]] = {}
 
     def __init__(self, store: Store, *, clock: Callable[[], float] = time.time) -> None:
         self._store = store
@@ -141,6 +144,9 @@ class Ledger:
     def forget(self, payment_hash: str, *, abandon: bool = False) -> PaymentRow:
         """Stop offering the token of a payment; the next call may buy a new one.
 
+        The sessions of this process stop at once; one of another process that has the token in memory goes on until the server
+        refuses it, or the session is made anew.
+
         ``abandon=True`` ends an unfinished row in so many words: its reservation returns, whatever the node may still do. Use it
         only for a payment of which you know that it won't be made. Raises LedgerError for an unknown hash, or for an unfinished
         row without ``abandon``. No money moves.
@@ -158,7 +164,14 @@ class Ledger:
                 return Change(state=PaymentState.DEAD, failure_code="abandoned", failure_text="abandoned by the user")
             return _retirement(row, FORGOTTEN, "forgotten by the user")
 
-        return self.change(payment_hash, decide)
+        row = self.change(payment_hash, decide)
+        self.forgotten.add(payment_hash)
+        return row
+
+    @property
+    def forgotten(self) -> set[str]:
+        """The payment hashes (hex) whose tokens this process was told to `forget`: one set for all openers of the ledger."""
+        return self._forgotten.setdefault(self.url, set())
 
     def freeze(self, envelope_id: str) -> EnvelopeRow:
         """Refuse every further purchase from this envelope, in all sessions that share the ledger, until `thaw`."""
@@ -177,7 +190,7 @@ class Ledger:
                 raise envelopes.not_found(envelope_id)
             return envelopes.as_row(tx, rows[0], self._clock())
 
-        return self._store.run(work)
+        return self._store.run(work, binding=True)
 
     # -- what a purchase asks ---------------------------------------------------------------------------------------------
 
@@ -219,7 +232,7 @@ class Ledger:
             except BudgetError as refusal:
                 return refusal
 
-        opened = self._store.run(work)
+        opened = self._store.run(work, binding=True)
         if isinstance(opened, BudgetError):
             raise opened  # behind the commit: a limit that was lowered holds for the others too
         return opened
@@ -270,7 +283,8 @@ class Ledger:
                     "WHERE payment_hash = ? AND state IN ('open', 'failed') RETURNING *",
                     (payment_hash,),
                 )
-            )
+            ),
+            binding=True,
         )
 
     def change(self, payment_hash: str, decide: Callable[[PaymentRow], Change | None]) -> PaymentRow:
@@ -406,20 +420,24 @@ def _first(rows: list[Mapping[str, Any]]) -> PaymentRow | None:
 
 def _payment(row: Mapping[str, Any]) -> PaymentRow:
     values = dict(row)
-    values["created_at"] = moment(values.pop("created_at_ms"))
-    settled_ms = values.pop("settled_at_ms")
-    values["settled_at"] = None if settled_ms is None else moment(settled_ms)
-    values["state"] = PaymentState(values["state"])
-    values["btc_price"] = None if values["btc_price"] is None else Decimal(values["btc_price"])
-    values["taken"], values["told"] = bool(values["taken"]), bool(values["told"])
-    preimage = values["preimage"]
-    if preimage is not None and hashlib.sha256(bytes.fromhex(preimage)).hexdigest() != values["payment_hash"]:
+    try:
+        values["created_at"] = moment(values.pop("created_at_ms"))
+        settled_ms = values.pop("settled_at_ms")
+        values["settled_at"] = None if settled_ms is None else moment(settled_ms)
+        values["state"] = PaymentState(values["state"])
+        values["btc_price"] = None if values["btc_price"] is None else Decimal(values["btc_price"])
+        values["taken"], values["told"] = bool(values["taken"]), bool(values["told"])
+        preimage = values["preimage"]
+        if preimage is not None and hashlib.sha256(bytes.fromhex(preimage)).hexdigest() != values["payment_hash"]:
+            raise ValueError("preimage")
+        return PaymentRow(**values)
+    except (ValueError, TypeError, ArithmeticError, OSError):  # from None: their words may hold what the row holds
         raise LedgerError(
-            f"The ledger's row {values['payment_hash']} is damaged: its preimage doesn't fit. Nothing was spent by this call. "
-            "Restore the ledger; the node still knows the preimage.",
-            payment_hash=values["payment_hash"],
-        )
-    return PaymentRow(**values)
+            f"The ledger's row {row['payment_hash']} is damaged (a preimage that doesn't fit, a value that can't be). "
+            "Nothing was spent by this call. Restore the ledger, or upgrade if a newer version wrote it; the node still knows the "
+            "preimage.",
+            payment_hash=str(row["payment_hash"]),
+        ) from None
 
 
 assert [state.value for state in UNFINISHED] == ["open", "failed"]  # the SQL above says the same

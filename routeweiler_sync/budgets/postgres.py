@@ -88,8 +88,11 @@ class PostgresStore:
                     link.connection.close()
         return pool.met
 
-    def run(self, work: Callable[[Transaction], T], *, durable: bool = True) -> T:
-        """``work`` in a transaction, again where it had no effect: undone for others' sake, or its connection lost before."""
+    def run(self, work: Callable[[Transaction], T], *, durable: bool = True, binding: bool = False) -> T:
+        """``work`` in a transaction, again where it had no effect: undone for others' sake, or its connection lost before.
+
+        Every transaction that writes is ``binding`` here: each looks whether the schema is still the one it knows.
+        """
         import tenacity
 
         def once() -> T:
@@ -106,7 +109,7 @@ class PostgresStore:
             return retrying(once)
 
     @contextlib.contextmanager
-    def transaction(self, *, durable: bool = True) -> Iterator[PostgresTransaction]:
+    def transaction(self, *, durable: bool = True, binding: bool = False) -> Iterator[PostgresTransaction]:
         """BEGIN … COMMIT, once."""
         with self._as_ledger_error(), self._writing(durable) as tx:
             yield tx

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LedgerError
+from ..forks import around_fork
 from .postgres_url import Address
 from .store import SCHEMA_VERSION
 
@@ -61,8 +62,7 @@ _PRUNE = (
 
 #: Held while the driver is imported and a store changes its process; a fork waits for it, so no child finds it half done.
 changing = threading.RLock()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=changing.acquire, after_in_parent=changing.release, after_in_child=changing.release)
+around_fork(before=changing.acquire, in_parent=changing.release, in_child=changing.release)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -111,21 +111,23 @@ class Store(Protocol):
     def exists(self) -> bool:
         """Whether there may be a ledger already; cheap, and creates nothing."""
 
-    def transaction(self, *, durable: bool = True) -> AbstractContextManager[Transaction]:
+    def transaction(self, *, durable: bool = True, binding: bool = False) -> AbstractContextManager[Transaction]:
         """A read-write transaction, alone among writers of the rows it touches; commits at the end of the block.
 
         ``durable``: the commit is on disk when the block ends. Without it a power cut may undo the transaction, nothing else.
-        Raises LedgerError.
+        ``binding``: money may follow from it, so it is refused where others, or a later run, wouldn't find it: the database is
+        no longer the one that was opened, or a newer version has taken it over. What ends a payment isn't: the row's own
+        database is the only place for it. Raises LedgerError; after a COMMIT that failed, only a new look tells what is there.
         """
 
-    def run(self, work: Callable[[Transaction], T], *, durable: bool = True) -> T:
+    def run(self, work: Callable[[Transaction], T], *, durable: bool = True, binding: bool = False) -> T:
         """What ``work`` returns, done in a `transaction`; run again where the database undid it for the sake of others.
 
         ``work`` therefore does nothing but through its transaction. Raises LedgerError, and what ``work`` raises.
         """
 
     def read(self) -> AbstractContextManager[Transaction]:
-        """A read-only transaction: one consistent sight. Raises LedgerError."""
+        """A read-only transaction: one consistent sight. Waits for no writer. Raises LedgerError."""
 
     def close(self) -> None:
         """Close; the next transaction opens anew. May be called twice."""

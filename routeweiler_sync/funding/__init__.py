@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..forks import importing
+
 if TYPE_CHECKING:
     from .lightning import LightningFundingSource
     from .node import LightningNodeClient
@@ -21,7 +23,8 @@ class Funding:
         Asks and connects nothing. ``network``, ``node_pubkey`` and ``max_fee_msat`` are told at `LightningFundingSource`.
         Raises ValueError.
         """
-        from .lightning import LightningFundingSource
+        with importing:
+            from .lightning import LightningFundingSource
 
         return LightningFundingSource(client=client, network=network, node_pubkey=node_pubkey, max_fee_msat=max_fee_msat)
 

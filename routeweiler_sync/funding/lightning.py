@@ -16,6 +16,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FundingError, InvoicePaymentError, PaymentPendingError, PreimageMismatchError
+from ..forks import prepare_to_pay
 from .answers import Answer, Word
 from .endpoint import DEFAULT_PORT, from_environment, parse_lndconnect
 from .node import (
@@ -241,11 +242,11 @@ class LndClient:
         """
         self._connection.check_ready(self._bounded(timeout_s))
 
-    def get_info(self) -> NodeInfo:
-        """The node's identity and state (GetInfo). Raises FundingError."""
+    def get_info(self, *, timeout_s: float | None = None) -> NodeInfo:
+        """The node's identity and state (GetInfo). ``timeout_s`` may shorten the client's. Raises FundingError."""
         from .stubs import routeweiler_lnd_pb2 as pb
 
-        info = self._ask("/lnrpc.Lightning/GetInfo", pb.GetInfoRequest(), pb.GetInfoResponse)
+        info = self._ask("/lnrpc.Lightning/GetInfo", pb.GetInfoRequest(), pb.GetInfoResponse, timeout_s)
         return NodeInfo(
             identity_pubkey=info.identity_pubkey,
             alias=info.alias,
@@ -299,6 +300,7 @@ class LndClient:
     @property
     def _connection(self) -> Connection:
         if (connection := self.__dict__.get("_opened")) is None:
+            prepare_to_pay()
             from .connection import Connection, Endpoint
 
             endpoint = Endpoint(
@@ -314,8 +316,9 @@ class LndClient:
         opened: Connection = connection
         return opened
 
-    def _ask(self, path: str, request: Any, response: Any) -> Any:
-        return self._connection.unary(path, request, response, timeout_s=self.timeout_seconds)
+    def _ask(self, path: str, request: Any, response: Any, timeout_s: float | None = None) -> Any:
+        bound_s = self.timeout_seconds if timeout_s is None else self._bounded(timeout_s)
+        return self._connection.unary(path, request, response, timeout_s=bound_s)
 
     def _bounded(self, timeout_s: float) -> float:
         return min(timeout_s, self.timeout_seconds)

@@ -67,20 +67,23 @@ TABLE: tuple[Row, ...] = (
         code="UNKNOWN",
         text=r"^(invalid bech32 string length|checksum failed|invalid character (in string|not part of)|string not all lowercase"
         r"|invalid index of|failed converting data to bytes|invalid data byte|hrp too short|prefix should be|short invoice"
-        r"|invoice not for current active network|data too short|timestamp must be 35 bits|unable to deserialize (signature|public)"
-        r"|invalid invoice signature|invoice contains unknown feature bits|no payment hash found|missing feature vector"
-        r"|unsupported (payment hash|description hash|pubkey) length|(both|neither) description (and|nor) description hash set"
-        r"|description is not valid UTF-8|amount must be non-empty|number must be non-empty|unknown multiplier|minimum amount is"
-        r"|amount \d+ pBTC not expressible)",
+        r"|invoice is too large|invoice not for current active network|data too short|timestamp must be 35 bits"
+        r"|unable to deserialize (signature|public)|invalid invoice signature|invoice contains unknown feature bits"
+        r"|no payment hash found|missing feature vector|unsupported (payment hash|description hash|pubkey) length"
+        r"|(both|neither) description (and|nor) description hash set|description is not valid UTF-8|invalid field length"
+        r"|last tagged field is broken|data length must be 2 bytes|empty fallback address field|unknown witness program length"
+        r"|cannot parse data of length|route hint field contains no hop data|length is not a multiple of hop hint"
+        r"|cannot have both route hints and blinded|amount must be non-empty|number must be non-empty|unknown multiplier"
+        r"|minimum amount is|amount \d+ pBTC not expressible)",
         word=Word.REFUSED,
         why="zpay32 can't read the invoice, or it is for another network: the first thing SendPaymentV2 does",
     ),
     Row(
         rpc="send",
         code="UNKNOWN",
-        text=r"^amount must (not )?be specified",
+        text=r"^(amount must (not )?be specified|amount cannot be negative|invalid vertex length of 0, want 33)",
         word=Word.REFUSED,
-        why="the invoice names no amount and we give none; checked with the decoding",
+        why="no amount in the invoice and none given, a negative limit, no invoice at all: checked with the decoding",
     ),
     Row(
         rpc="send",
@@ -99,8 +102,9 @@ TABLE: tuple[Row, ...] = (
     Row(
         rpc="send",
         code="UNKNOWN",
-        text=r"^(expected 1 macaroon|verification failed: |caveat \".*\" not satisfied: |cannot get macaroon: |permission denied$"
-        r"|empty macaroon data|encoding/hex: |cannot determine data format of binary-encoded macaroon|unmarshal v[12]: )",
+        text=r"^(expected 1 macaroon|verification failed: |caveat \".*\" not satisfied: |cannot (retrieve|get) macaroon: "
+        r"|permission denied$|empty macaroon data|encoding/hex: |cannot determine data format of binary-encoded macaroon"
+        r"|unmarshal v[12]: )",
         word=Word.REFUSED,
         why="the macaroon is checked before the call reaches the router",
     ),

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from ..errors import FundingError, InvoicePaymentError
+from ..forks import prepare_to_pay
 from .answers import Answer, Word
 from .node import NETWORKS, LightningNodeClient, NodeInfo, NotPermittedError, PaymentStatus, default_fee_cap_msat
 from .reading import tidy
@@ -27,7 +28,7 @@ class _AnsweringClient(Protocol):
     def send(self, bolt11: str, *, payment_hash: bytes, max_fee_msat: int, timeout_s: float) -> Answer: ...
     def track(self, payment_hash: bytes, *, timeout_s: float, follow: bool) -> Answer: ...
     def check_ready(self, timeout_s: float) -> None: ...
-    def get_info(self) -> NodeInfo: ...
+    def get_info(self, *, timeout_s: float | None = None) -> NodeInfo: ...
 
 
 @dataclass(eq=False)
@@ -73,12 +74,12 @@ class LightningFundingSource:
         Key and network are asked for once a process. Raises FundingError: the node can't be reached, is locked, is another than
         ``node_pubkey``, or is on another network. A macaroon without GetInfo will do where ``node_pubkey`` was given.
         """
-        client = self.client
+        client, deadline = self.client, time.monotonic() + timeout_s
         if isinstance(client, _AnsweringClient):
             client.check_ready(timeout_s)
         if self._asked_in == os.getpid() and self.node_pubkey is not None:
             return self.node_pubkey
-        pubkey, network = self._identity()
+        pubkey, network = self._identity(deadline - time.monotonic())
         if self.node_pubkey is not None and pubkey != self.node_pubkey:
             raise FundingError(
                 f"the node is {pubkey}, but {self.node_pubkey} is configured; nothing was spent; correct node_pubkey or the address"
@@ -140,12 +141,12 @@ class LightningFundingSource:
         except Exception as error:  # noqa: BLE001 - a client's error, of whatever kind, says nothing about the payment
             return Answer(word=Word.UNKNOWN, reason=tidy(f"{type(error).__name__}: {error}"))
 
-    def _identity(self) -> tuple[str, str]:
+    def _identity(self, timeout_s: float) -> tuple[str, str]:
         """The node's pubkey and network; "" for a network that it doesn't tell."""
         client: Any = self.client
         try:
             if isinstance(client, _AnsweringClient):
-                info = client.get_info()
+                info = client.get_info(timeout_s=timeout_s)
                 return info.identity_pubkey.lower(), info.network
             return str(client.get_node_pubkey()).lower(), ""
         except FundingError as error:
@@ -164,6 +165,7 @@ def invoice_facts(bolt11: str) -> tuple[bytes, int]:
 
     Raises FundingError for what can't be read, and for an invoice without amount: what it would cost isn't known.
     """
+    prepare_to_pay()
     import bolt11 as library
 
     try:

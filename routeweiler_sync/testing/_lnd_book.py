@@ -14,11 +14,13 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Literal
 
+import bech32
 import bolt11
 
 from ..funding.stubs import routeweiler_lnd_pb2 as pb
 
 Status = Literal["IN_FLIGHT", "SUCCEEDED", "FAILED"]
+_INVOICE_CHARS_MAX = 7_089  # what fits into the largest QR code (zpay32)
 NO_PREIMAGE = "0" * 64  # how lnd writes the preimage of a payment that hasn't settled
 
 
@@ -58,10 +60,12 @@ class FakeOrder:
 
 @dataclass(kw_only=True)
 class Attempt:
-    """How the payment that an order starts is to go."""
+    """How the payment that an order starts is to go. ``deadline``: lnd starts no further HTLC then (``timeout_seconds``)."""
 
     fee_limit_msat: int
     fee_msat: int
+    deadline: float
+    parts: int = 1
     hang: bool = False
     orphan: bool = False
     fail: str | None = None
@@ -70,7 +74,7 @@ class Attempt:
 
 @dataclass(kw_only=True)
 class Entry:
-    """A payment with the messages that its streams tell, in order."""
+    """A payment with the messages that its streams tell, in order. ``sent``: an HTLC has left, or is about to."""
 
     index: int
     payment: FakePayment
@@ -78,6 +82,7 @@ class Entry:
     bolt11: str
     attempt: Attempt
     created_ns: int
+    sent: bool = False
     messages: list[pb.Payment] = field(default_factory=list)
 
 
@@ -101,10 +106,18 @@ class Book:
         self.invoices: dict[bytes, FakeInvoice] = {}
         self.settled: set[bytes] = set()
         self.entries: dict[bytes, Entry] = {}
+        self.started = 0
         self.orders: list[FakeOrder] = []
+        self.payee_online = True
 
-    def check_order(self, payment_request: str, now: float) -> Any:
-        """What lnd checks before its database: decoding, network, expiry, payment secret, amount, self-payment. In that order."""
+    def check_order(self, payment_request: str, fee_limit_msat: int, now: float) -> Any:
+        """What lnd checks before its database: fee limit, decoding, network, expiry, payment secret, amount, self-payment, in that
+        order (routerrpc/router_backend.go, extractIntentFromSendRequest).
+        """
+        if fee_limit_msat < 0:
+            raise OrderError("UNKNOWN", "amount cannot be negative")
+        if not payment_request:
+            raise OrderError("UNKNOWN", "invalid vertex length of 0, want 33")  # read as an order to a node, not for an invoice
         invoice = decode(payment_request)
         if now > invoice.date + invoice.expiry:
             valid_until = time.strftime("%Y-%m-%d %H:%M:%S +0000 UTC", time.gmtime(invoice.date + invoice.expiry))
@@ -118,55 +131,71 @@ class Book:
         return invoice
 
     def init_payment(self, invoice: Any, payment_request: str, attempt: Attempt) -> tuple[Entry, int]:
-        """Write the payment down as IN_FLIGHT, if its hash is unknown or FAILED. Returns the index of its first message too."""
+        """Write the payment down as IN_FLIGHT, if its hash is unknown or FAILED. Returns the index of its first message too.
+
+        A failed one that starts anew has a new index and a new time of birth, and is the last in lnd's list.
+        """
         key = bytes.fromhex(invoice.payment_hash)
         with self.changed:
-            entry = self.entries.get(key)
-            if entry is None:
-                payment = FakePayment(payment_hash=invoice.payment_hash, amount_msat=int(invoice.amount_msat))
-                entry = Entry(
-                    index=len(self.entries) + 1,
-                    payment=payment,
-                    invoice=invoice,
-                    bolt11=payment_request,
-                    attempt=attempt,
-                    created_ns=time.time_ns(),
-                )
+            entry = self.entries.pop(key, None)
+            sends = 1 if entry is None else entry.payment.sends + 1
+            if entry is not None and entry.payment.status != "FAILED":
+                entry.payment = replace(entry.payment, sends=sends)
                 self.entries[key] = entry
-            else:
-                entry.payment = replace(entry.payment, sends=entry.payment.sends + 1)
                 self.changed.notify_all()
-                if entry.payment.status == "SUCCEEDED":
-                    raise OrderError("ALREADY_EXISTS", "invoice is already paid")
-                if entry.payment.status == "IN_FLIGHT":
-                    raise OrderError("ALREADY_EXISTS", "payment is in transition")
-                entry.attempt, entry.payment = attempt, replace(entry.payment, status="IN_FLIGHT", failure_reason=None)
-            first = len(entry.messages)
-            self._tell(entry, NO_PREIMAGE)
-            return entry, first
+                raise OrderError("ALREADY_EXISTS", _exists(entry))
+            self.started += 1
+            payment = FakePayment(payment_hash=invoice.payment_hash, amount_msat=int(invoice.amount_msat), sends=sends)
+            messages = [] if entry is None else entry.messages
+            self.entries[key] = entry = Entry(
+                index=self.started,
+                payment=payment,
+                invoice=invoice,
+                bolt11=payment_request,
+                attempt=attempt,
+                created_ns=time.time_ns(),
+                messages=messages,
+            )
+            self._tell(entry)
+            return entry, len(messages) - 1
 
     def run(self, entry: Entry) -> None:
-        """Let a started payment go its way, whoever still listens."""
+        """Let a started payment go its way, whoever still listens. What lnd sees by itself ends it before an HTLC leaves."""
         with self.changed:
+            reason = self._obstacle(entry)
+            if reason is not None:
+                self._fail(entry, reason)
+                return
+            entry.sent = True
+            for _ in range(entry.attempt.parts):
+                self._tell(entry)
             if not entry.attempt.hang and not entry.attempt.orphan:
-                self.finish(entry)
+                self.finish(entry, now=0.0)
 
-    def finish(self, entry: Entry, *, fail: str | None = None) -> None:
-        """End a payment in flight; paying moves the money."""
+    def finish(self, entry: Entry, *, now: float, fail: str | None = None) -> None:
+        """End a payment in flight, at ``now`` by the node's clock; paying moves the money."""
         with self.changed:
+            key, attempt, amount_msat = bytes.fromhex(entry.payment.payment_hash), entry.attempt, entry.payment.amount_msat
             if entry.payment.status != "IN_FLIGHT":
                 return
-            key, attempt, amount_msat = bytes.fromhex(entry.payment.payment_hash), entry.attempt, entry.payment.amount_msat
-            reason = fail or attempt.fail or self._obstacle(entry)
-            if reason is not None:
-                entry.payment = replace(entry.payment, status="FAILED", failure_reason=reason)
-                self._tell(entry, NO_PREIMAGE)
+            if not entry.sent:  # released before it has begun to hang: it won't
+                attempt.hang, attempt.fail = False, fail or attempt.fail
                 return
+            reason = fail or attempt.fail or self._payees_no(entry, now)
+            if reason is not None:
+                # The HTLC has come back. The payee's own no ends the payment, and is told before the payment has ended.
+                self._tell(entry, reason=reason if reason == "INCORRECT_PAYMENT_DETAILS" else None)
+                self._fail(entry, reason)
+                return
+            preimage = secrets.token_hex(32) if attempt.wrong_preimage else self.invoices[key].preimage.hex()
+            for settled in range(1, attempt.parts):
+                entry.payment = replace(entry.payment, fee_msat=attempt.fee_msat * settled // attempt.parts)
+                self._tell(entry, preimage)
             self.settled.add(key)
             self.balance_msat -= amount_msat + attempt.fee_msat
             self.received_msat += amount_msat
             entry.payment = replace(entry.payment, status="SUCCEEDED", fee_msat=attempt.fee_msat)
-            self._tell(entry, secrets.token_hex(32) if attempt.wrong_preimage else self.invoices[key].preimage.hex())
+            self._tell(entry, preimage)
 
     def add_invoice(
         self,
@@ -198,16 +227,28 @@ class Book:
         return invoice
 
     def _obstacle(self, entry: Entry) -> str | None:
-        key, attempt = bytes.fromhex(entry.payment.payment_hash), entry.attempt
-        if entry.invoice.payee != self.payee_pubkey or attempt.fee_msat > attempt.fee_limit_msat:
-            return "NO_ROUTE"
+        """Why no HTLC can leave: lnd looks at its own balance first, then for a route."""
+        attempt = entry.attempt
         if entry.payment.amount_msat + attempt.fee_msat > self.balance_msat:
             return "INSUFFICIENT_BALANCE"
-        return "INCORRECT_PAYMENT_DETAILS" if key not in self.invoices or key in self.settled else None
+        unreachable = entry.invoice.payee != self.payee_pubkey
+        return "NO_ROUTE" if unreachable or attempt.fee_msat > attempt.fee_limit_msat else None
 
-    def _tell(self, entry: Entry, preimage: str) -> None:
+    def _payees_no(self, entry: Entry, now: float) -> str | None:
+        """Why an HTLC that has left comes back."""
+        if not self.payee_online:
+            return "TIMEOUT" if now > entry.attempt.deadline else "NO_ROUTE"
+        key, invoice = bytes.fromhex(entry.payment.payment_hash), entry.invoice
+        gone = key not in self.invoices or key in self.settled or now > invoice.date + invoice.expiry
+        return "INCORRECT_PAYMENT_DETAILS" if gone else None
+
+    def _fail(self, entry: Entry, reason: str) -> None:
+        entry.payment = replace(entry.payment, status="FAILED", failure_reason=reason)
+        self._tell(entry)
+
+    def _tell(self, entry: Entry, preimage: str = NO_PREIMAGE, *, reason: str | None = None) -> None:
         payment = entry.payment
-        reason = "FAILURE_REASON_" + (payment.failure_reason or "NONE")
+        reason = "FAILURE_REASON_" + (reason or payment.failure_reason or "NONE")
         entry.messages.append(
             pb.Payment(
                 payment_hash=payment.payment_hash,
@@ -226,18 +267,47 @@ class Book:
         self.changed.notify_all()
 
 
+def _exists(entry: Entry) -> str:
+    """lnd's no to an order for a payment that it has (payments/db/errors.go)."""
+    if entry.payment.status == "SUCCEEDED":
+        return "invoice is already paid"
+    return "payment is in transition" if entry.sent else "payment already exists"
+
+
 def decode(payment_request: str) -> Any:
-    """Read an invoice, or raise OrderError in lnd's words (zpay32)."""
-    if len(payment_request) < 8:
-        raise OrderError("UNKNOWN", f"invalid bech32 string length {len(payment_request)}")
-    try:
-        invoice = bolt11.decode(payment_request, ignore_exceptions=True)
-    except Exception:  # noqa: BLE001 - the library raises many kinds, lnd says but this
-        tail = payment_request[-6:]
-        raise OrderError("UNKNOWN", f"checksum failed. Expected {tail[::-1]}, got {tail}.") from None
-    if invoice.currency != "bcrt":
+    """Read an invoice, or raise OrderError in lnd's words (zpay32/decode.go, bech32.go), in the order in which lnd looks."""
+    text = payment_request
+    if len(text) > _INVOICE_CHARS_MAX:
+        raise OrderError("UNKNOWN", "invoice is too large")
+    if len(text) < 8:
+        raise OrderError("UNKNOWN", f"invalid bech32 string length {len(text)}")
+    odd = next((byte for byte in text.encode() if not 33 <= byte <= 126), None)
+    if odd is not None:
+        raise OrderError("UNKNOWN", f"invalid character in string: '{chr(odd)}'")
+    if text not in (text.lower(), text.upper()):
+        raise OrderError("UNKNOWN", "string not all lowercase or all uppercase")
+    text = text.lower()
+    separator = text.rfind("1")
+    if separator < 1 or separator + 7 > len(text):
+        raise OrderError("UNKNOWN", "invalid index of 1")
+    human, data = text[:separator], text[separator + 1 :]
+    stranger = next((char for char in data if char not in bech32.CHARSET), None)
+    if stranger is not None:
+        raise OrderError("UNKNOWN", f"failed converting data to bytes: invalid character not part of charset: {ord(stranger)}")
+    values = [bech32.CHARSET.find(char) for char in data]
+    wanted = "".join(bech32.CHARSET[value] for value in bech32.bech32_create_checksum(human, values[:-6]))
+    if data[-6:] != wanted:
+        raise OrderError("UNKNOWN", f"checksum failed. Expected {wanted}, got {data[-6:]}.")
+    if len(human) < 3:
+        raise OrderError("UNKNOWN", "hrp too short")
+    if not human.startswith("ln"):
+        raise OrderError("UNKNOWN", 'prefix should be "ln"')
+    if not human.startswith("lnbcrt"):
         raise OrderError("UNKNOWN", "invoice not for current active network 'regtest'")
-    return invoice
+    try:
+        return bolt11.decode(text, ignore_exceptions=True)
+    except Exception:  # noqa: BLE001 - the library raises many kinds, and lnd has some thirty words for what is left
+        raise OrderError("UNKNOWN", "short invoice") from None
 
 
 def sign_invoice(

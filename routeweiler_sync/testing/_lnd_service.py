@@ -6,6 +6,7 @@ What a payment is and when it starts is in `_lnd_book`; the server's life and th
 from __future__ import annotations
 
 import hashlib
+import string
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
+from pymacaroons.serializers import BinarySerializer
 
 from ..funding.stubs import routeweiler_lnd_pb2 as pb
 from ._lnd_book import Attempt, Book, Entry, FakeOrder, OrderError, decode
@@ -25,6 +27,8 @@ _NOT_UP = {
     "WAITING_TO_START": "waiting to start, RPC services not available",
 }
 _PAGE_DEFAULT = 100
+#: What a SendPaymentV2 without timeout_seconds gets (routerrpc/router_backend.go, DefaultPaymentTimeout).
+_TIMEOUT_S_DEFAULT = 60
 _WAKE_S = 1.0
 
 
@@ -57,7 +61,7 @@ class Service:
         self,
         book: Book,
         faults: Faults,
-        macaroons: dict[str, frozenset[str] | None],
+        macaroons: dict[str, frozenset[str] | str | None],
         calls: Counter[str],
         now: Callable[[], float],
     ) -> None:
@@ -144,13 +148,10 @@ class Service:
             raise OrderError("UNKNOWN", f"expected 1 macaroon, got {len(sent)}")
         macaroon = str(sent[0]).lower()
         if macaroon not in self.macaroons:
-            known_format = macaroon.startswith("0201")
-            signature, other = (
-                "verification failed: signature mismatch after caveat verification",
-                "cannot determine data format of ",
-            )
-            raise OrderError("UNKNOWN", signature if known_format else other + "binary-encoded macaroon")
+            raise OrderError("UNKNOWN", _macaroon_fault(macaroon))
         permitted = self.macaroons[macaroon]
+        if isinstance(permitted, str):
+            raise OrderError("UNKNOWN", permitted)
         if permitted is not None and path not in permitted:
             raise OrderError("UNKNOWN", "permission denied")
 
@@ -165,11 +166,11 @@ class Service:
             )
             if (refusal := self.faults.take("refuse")) is not None:
                 raise OrderError(*refusal)
-            invoice = self.book.check_order(request.payment_request, self.now())
+            invoice = self.book.check_order(request.payment_request, request.fee_limit_msat, self.now())
             drop = self.faults.take("drop")
             if drop == "before_init":
                 raise _dropped()
-            entry, first = self.book.init_payment(invoice, request.payment_request, self._attempt(request.fee_limit_msat))
+            entry, first = self.book.init_payment(invoice, request.payment_request, self._attempt(request))
         if drop in ("after_init", "in_flight"):
             # lnd pays on when the stream is gone: so does this, and not before.
             if not context.add_callback(lambda: self.book.run(entry)):
@@ -189,10 +190,12 @@ class Service:
                 raise OrderError("NOT_FOUND", "payment isn't initiated")
             return self._stream(entry, len(entry.messages) - 1, context, quiet=request.no_inflight_updates)
 
-    def _attempt(self, fee_limit_msat: int) -> Attempt:
+    def _attempt(self, request: pb.SendPaymentRequest) -> Attempt:
         return Attempt(
-            fee_limit_msat=fee_limit_msat,
+            fee_limit_msat=request.fee_limit_msat,
             fee_msat=self.faults.fee_msat,
+            deadline=self.now() + (request.timeout_seconds if request.timeout_seconds > 0 else _TIMEOUT_S_DEFAULT),
+            parts=self.faults.take("split") or 1,
             hang=bool(self.faults.take("hang")),
             orphan=bool(self.faults.take("orphan")),
             fail=self.faults.take("fail"),
@@ -207,8 +210,10 @@ class Service:
         for number in range(first, 2**31):
             with self.book.changed:
                 self._wait(lambda number=number: len(entry.messages) > number or not context.is_active())  # type: ignore[misc]
-                if self.stopped or not context.is_active():
+                if not context.is_active():
                     return
+                if self.stopped:
+                    context.abort(grpc.StatusCode.UNKNOWN, "routerrpc server shutting down")
                 message = entry.messages[number]
             if not (quiet and message.status == pb.Payment.IN_FLIGHT):
                 yield message
@@ -311,6 +316,25 @@ class Service:
             first_index_offset=page[0].payment_index if page else 0,
             last_index_offset=page[-1].payment_index if page else 0,
         )
+
+
+def _macaroon_fault(macaroon: str) -> str:
+    """What lnd says of a macaroon that isn't its own: hex, then the format, then the signature (macaroon.v2, macaroon-bakery)."""
+    if not macaroon:
+        return "empty macaroon data"
+    stranger = next((char for char in macaroon if char not in string.hexdigits), None)
+    if stranger is not None:
+        return f"encoding/hex: invalid byte: U+{ord(stranger):04X} {stranger!r}"
+    if len(macaroon) % 2:
+        return "encoding/hex: odd length hex string"
+    data = bytes.fromhex(macaroon)
+    if data[0] != 2:
+        return "cannot determine data format of binary-encoded macaroon"
+    try:
+        BinarySerializer().deserialize_raw(data)
+    except Exception:  # noqa: BLE001 - the library raises many kinds
+        return "unmarshal v2: field data extends past end of buffer"
+    return "verification failed: signature mismatch after caveat verification"
 
 
 def _dropped() -> OrderError:

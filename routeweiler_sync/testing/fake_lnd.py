@@ -34,6 +34,7 @@ __all__ = ["FakeInvoice", "FakeLnd", "FakeOrder", "FakePayment"]
 _THREADS_MAX = 200
 _STOP_S_MAX = 10.0
 _BALANCE_MSAT = 10**12
+_ROOT_KEY_GONE = "cannot retrieve macaroon: cannot get macaroon: root key with id 0 doesn't exist"
 
 DropWhen = Literal["before_init", "after_init", "in_flight", "after_paying"]
 
@@ -57,7 +58,7 @@ class FakeLnd:
         self._book = Book(node_key=secrets.token_hex(32), payee_key=secrets.token_hex(32), balance_msat=_BALANCE_MSAT)
         self._faults = Faults()
         self._key_pem, self._cert_pem = _certificate(cert_names)
-        self._macaroons: dict[str, frozenset[str] | None] = {}
+        self._macaroons: dict[str, frozenset[str] | str | None] = {}
         self._calls: Counter[str] = Counter()
         self._folder = tempfile.TemporaryDirectory(prefix="fake-lnd-")
         self.tls_cert_path = self._write("tls.cert", self._cert_pem)
@@ -144,9 +145,13 @@ class FakeLnd:
 
     def bake_macaroon(self, *paths: str) -> str:
         """Make a macaroon that permits these method paths alone (none: all), and return its file, of mode 0600."""
-        macaroon = b"\x02\x01" + secrets.token_bytes(64)
-        self._macaroons[macaroon.hex()] = frozenset(paths) or None
-        return self._write(f"{len(self._macaroons)}.macaroon", macaroon)
+        return self._bake(frozenset(paths) or None)
+
+    def bake_refused_macaroon(self, text: str = _ROOT_KEY_GONE) -> str:
+        """Make a macaroon that is refused with ``text``: as one whose root key was deleted, that has expired, or is bound to a
+        place. Return its file.
+        """
+        return self._bake(text)
 
     def client(self, **kwargs: Any) -> LndClient:
         """A client of this node; keyword arguments replace those of `LndClient`."""
@@ -250,6 +255,17 @@ class FakeLnd:
     def clock_offset_s(self, value: float) -> None:
         self._faults.clock_offset_s = value
 
+    @property
+    def payee_online(self) -> bool:
+        """Whether HTLCs reach the payee. False: they come back, and the payment FAILs with NO_ROUTE, or with TIMEOUT once the
+        order's ``timeout_seconds`` have passed.
+        """
+        return self._book.payee_online
+
+    @payee_online.setter
+    def payee_online(self, value: bool) -> None:
+        self._book.payee_online = value
+
     def refuse_next(self, text: str, *, code: str = "UNKNOWN", times: int | None = 1) -> None:
         """Answer an order with this gRPC error before anything is looked at."""
         self._plan("refuse", (code, text), times)
@@ -261,6 +277,10 @@ class FakeLnd:
     def hang_next(self, *, times: int | None = 1) -> None:
         """Leave a payment IN_FLIGHT until `release`."""
         self._plan("hang", True, times)
+
+    def split_next(self, parts: int = 3, *, times: int | None = 1) -> None:
+        """Pay in so many parts (MPP). As each part but the last settles, a message tells the preimage while still IN_FLIGHT."""
+        self._plan("split", parts, times)
 
     def orphan_next(self, *, times: int | None = 1) -> None:
         """Leave a payment IN_FLIGHT for ever: not even `release` ends it."""
@@ -287,7 +307,7 @@ class FakeLnd:
             for entry in self._book.entries.values():
                 wanted = payment_hash in (None, entry.payment.payment_hash, bytes.fromhex(entry.payment.payment_hash))
                 if wanted and entry.attempt.hang and not entry.attempt.orphan:
-                    self._book.finish(entry, fail=fail)
+                    self._book.finish(entry, now=self._now(), fail=fail)
 
     def hold_orders(self) -> None:
         """Let orders arrive and stay unread until `deliver_orders`, as bytes in a socket do; the database doesn't know them yet."""
@@ -315,6 +335,15 @@ class FakeLnd:
 
     def _new_service(self) -> Service:
         return Service(self._book, self._faults, self._macaroons, self._calls, self._now)
+
+    def _bake(self, answer: frozenset[str] | str | None) -> str:
+        from pymacaroons import MACAROON_V2, Macaroon
+        from pymacaroons.serializers import BinarySerializer
+
+        macaroon = Macaroon(location="lnd", identifier=secrets.token_bytes(32), key=secrets.token_bytes(32), version=MACAROON_V2)
+        data = BinarySerializer().serialize_raw(macaroon)
+        self._macaroons[data.hex()] = answer
+        return self._write(f"{len(self._macaroons)}.macaroon", data)
 
     def _write(self, name: str, data: bytes) -> str:
         path = Path(self._folder.name) / name

@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
+from ..forks import importing
 from .redaction import redacted
 from .schema import TraceEvent
 
@@ -52,7 +53,8 @@ class TraceSink(ABC):
     @classmethod
     def jsonl(cls, path: str | os.PathLike[str], redact: bool = False, url_mode: UrlMode = "raw") -> TraceSink:
         """A file of JSON lines, one event a line, whole also where many processes write at once."""
-        from .sink_jsonl import JsonlSink
+        with importing:
+            from .sink_jsonl import JsonlSink
 
         return JsonlSink(path, redact, url_mode)
 
@@ -62,7 +64,8 @@ class TraceSink(ABC):
 
         Don't move or delete the file while a process has it open; SQLite doesn't bear that.
         """
-        from .sink_sqlite import SqliteSink
+        with importing:
+            from .sink_sqlite import SqliteSink
 
         return SqliteSink(path, redact, url_mode)
 

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..forks import around_fork, importing
 from .sink import TraceSink, open_private
 
 if TYPE_CHECKING:
@@ -43,8 +44,7 @@ _inside = threading.RLock()
 #: A forked child's connections of its parent: they must be neither used nor, while both live, closed (howtocorrupt.html, 2.6).
 _abandoned: list[sqlite3.Connection] = []
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_inside.acquire, after_in_parent=_inside.release, after_in_child=_inside.release)
+around_fork(before=_inside.acquire, in_parent=_inside.release, in_child=_inside.release)
 
 
 class SqliteSink(TraceSink):
@@ -89,7 +89,8 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 def _open(path: Path) -> sqlite3.Connection:
     """A connection to the database at ``path``, made where there is none. Raises OSError and sqlite3.Error."""
-    import sqlite3
+    with importing:
+        import sqlite3
 
     with suppress(FileExistsError):
         os.close(open_private(path, exclusive=True))  # SQLite gives the -wal and -shm files the mode of the database

@@ -42,9 +42,9 @@ from routeweiler_sync import (
     flight,
     telling,
 )
+from routeweiler_sync.forks import prepare_to_pay
 from routeweiler_sync.funding import connection
 from routeweiler_sync.funding.stubs import routeweiler_lnd_pb2 as pb
-from routeweiler_sync.payer import prepare_to_pay
 from routeweiler_sync.testing import FakeLnd, Paywall
 from routeweiler_sync.trace.sink_jsonl import JsonlSink
 

@@ -6,8 +6,14 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Literal
+
+from routeweiler_sync.testing.paywall import PaywallLogic
+
+Then = Literal["keep", "close", "reset", "hang"]
 
 
 class Proxy:
@@ -85,6 +91,68 @@ def listener(on_connection: str) -> Iterator[int]:
         server.close()
         for connection in held:
             connection.close()
+
+
+class OutspokenPaywall(PaywallLogic):
+    """A paywall on 127.0.0.1 that says, byte for byte, what it is told to; inside ``with``.
+
+    What is planned by `say` goes to requests with a good credential, and to all for ``/raw``. Else it answers as a `PaywallLogic`.
+    """
+
+    def __init__(self, lnd: Any, **options: Any) -> None:
+        super().__init__(lnd, **options)
+        self.words: list[tuple[bytes | Callable[[], bytes], Then]] = []
+        self.stopping = threading.Event()
+        wall = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True
+
+            def reply(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                reply = wall.answer(self.command, self.path, self.headers.items(), body)
+                if wall.words and (wall.requests[-1].paid or self.path == "/raw"):
+                    said, then = wall.words.pop(0)
+                    self.connection.sendall(said if isinstance(said, bytes) else said())
+                    if then == "hang":
+                        wall.stopping.wait()
+                    elif then == "reset":
+                        reset(self.connection)
+                    self.close_connection = then != "keep"
+                    return
+                lines = [f"HTTP/1.1 {reply.status} As Planned", *(f"{name}: {value}" for name, value in reply.headers)]
+                head = "\r\n".join([*lines, f"Content-Length: {len(reply.body)}", "", ""])
+                self.connection.sendall(head.encode() + reply.body)
+
+            do_GET = do_POST = do_HEAD = reply
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self._server.block_on_close = False
+
+    def __enter__(self) -> OutspokenPaywall:
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stopping.set()
+        self._server.shutdown()
+        self._server.server_close()
+
+    def say(self, what: bytes | Callable[[], bytes], then: Then = "keep", *, times: int = 1) -> None:
+        """Say ``what``, instead of an answer, ``times`` times; ``then`` keep the connection, close or reset it, or fall silent."""
+        self.words += [(what, then)] * times
+
+    def url_for(self, path: str) -> str:
+        return f"http://127.0.0.1:{self._server.server_port}{path}"
+
+    @property
+    def url(self) -> str:
+        return self.url_for("/paid")
 
 
 def reset(connection: socket.socket) -> None:

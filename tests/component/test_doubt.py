@@ -387,7 +387,7 @@ def test_a_ledger_that_fails_at_the_settlement_loses_nothing(
     monkeypatch.setattr(Ledger, "change", full)
     with pytest.raises(PaymentPendingError) as caught:
         session.get(paywall.url)
-    assert caught.value.spent is None
+    assert caught.value.spent is True
     monkeypatch.setattr(Ledger, "change", original)
     assert session.get(paywall.url).status_code == 200
     assert len(lnd.payments) == 1

@@ -53,7 +53,7 @@ class Dying:
         if left == 0: os._exit(9)
         left -= 1
         return self.connection.execute(sql, *rest)
-ledger._store._connection = Dying(ledger._store._connection)
+ledger._store._writer.connection = Dying(ledger._store._writer.connection)
 if deed == "settle": settle(ledger, 1, fee_msat=500)
 else: ledger.open_payment(intent(2), draw(limits()))
 sys.exit(7)
@@ -87,24 +87,29 @@ def test_an_interrupt_as_a_transaction_begins_leaves_none_open(ledger: Ledger) -
     """Else Ctrl-C at a bad moment would make the ledger unusable for the rest of the session."""
     ledger.open_payment(intent(1), None)
     store: Any = ledger._store
-    connection = store._connection
+    ledger.payment(hash_of(1))
 
     class Interrupted:
+        def __init__(self, connection: Any) -> None:
+            self.connection = connection
+
         def __getattr__(self, name: str) -> Any:
-            return getattr(connection, name)
+            return getattr(self.connection, name)
 
         def execute(self, sql: str, *rest: Any) -> Any:
-            result = connection.execute(sql, *rest)
+            result = self.connection.execute(sql, *rest)
             if sql.startswith("BEGIN"):
                 raise KeyboardInterrupt
             return result
 
-    uses: list[Callable[[str], object]] = [ledger.count_send, ledger.payment]
-    for use in uses:
-        store._connection = Interrupted()
+    uses: list[tuple[Any, Callable[[str], object]]] = [(store._writer, ledger.count_send), (store._reader, ledger.payment)]
+    for line, use in uses:
+        connection = line.connection
+        line.connection = Interrupted(connection)
         with pytest.raises(KeyboardInterrupt):
             use(hash_of(1))
-        store._connection = connection
+        line.connection = connection
+        use(hash_of(1))
         assert ledger.count_send(hash_of(1)) is not None
 
 

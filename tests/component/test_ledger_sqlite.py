@@ -260,7 +260,7 @@ def test_a_locked_ledger_is_waited_for_and_then_refused(ledger: Ledger, path: Pa
 
 def synchronous(ledger: Ledger) -> int:
     store: Any = ledger._store
-    return int(store._connection.execute("PRAGMA synchronous").fetchone()[0])
+    return int(store._writer.connection.execute("PRAGMA synchronous").fetchone()[0])
 
 
 def test_a_note_does_not_make_the_next_purchase_less_durable(ledger: Ledger) -> None:
@@ -301,8 +301,9 @@ def purchase_cost(ledger: Ledger, n: int) -> tuple[int, int]:
     store: Any = ledger._store
     statements: list[str] = []
     steps: list[int] = []
-    store._connection.set_trace_callback(statements.append)
-    store._connection.set_progress_handler(lambda: steps.append(1), 1)
+    for line in (store._writer, store._reader):
+        line.connection.set_trace_callback(statements.append)
+        line.connection.set_progress_handler(lambda: steps.append(1), 1)
     ledger.live(ORIGIN, f"scope-{n}")
     ledger.retired(ORIGIN, f"scope-{n}", "target")
     ledger.payment(hash_of(n))
@@ -312,14 +313,16 @@ def purchase_cost(ledger: Ledger, n: int) -> tuple[int, int]:
     ledger.learn(ORIGIN, "/pages", "s")
     ledger.untold()
     ledger.unfinished()
-    store._connection.set_trace_callback(None)
-    store._connection.set_progress_handler(None, 0)
+    for line in (store._writer, store._reader):
+        line.connection.set_trace_callback(None)
+        line.connection.set_progress_handler(None, 0)
     return len(statements), len(steps)
 
 
 def test_a_purchase_costs_the_same_after_20_000_others(ledger: Ledger) -> None:
     """Else every payment would make the next one slower, until a busy client spends its time adding up history."""
     ledger.open_payment(intent(0), None)
+    ledger.payment(hash_of(0))
     purchase_cost(ledger, 1)
     before = purchase_cost(ledger, 2)
     with ledger._store.transaction() as tx:
@@ -339,8 +342,8 @@ def test_opening_costs_one_commit_and_settling_another(ledger: Ledger) -> None:
     ledger.open_payment(intent(1), draw(limits()))
     store: Any = ledger._store
     statements: list[str] = []
-    store._connection.set_trace_callback(statements.append)
+    store._writer.connection.set_trace_callback(statements.append)
     ledger.open_payment(intent(2), draw(limits()))
     settle(ledger, 2)
-    store._connection.set_trace_callback(None)
+    store._writer.connection.set_trace_callback(None)
     assert statements.count("COMMIT") == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from routeweiler_sync.funding.lightning import LndClient
 from routeweiler_sync.testing import FakeInvoice, FakeLnd
 from routeweiler_sync.testing._lnd_service import _NOT_UP
 
+from ..node_words import END_OF_LND
 from .misbehaving import Proxy, listener, unused_port
 
 AMOUNT_MSAT = 10_000
@@ -243,6 +245,22 @@ def test_a_connection_found_frozen_before_the_order_is_refused(lnd: FakeLnd, pro
     assert send(client, invoice, timeout_s=1).word is Word.REFUSED
 
 
+def test_a_connection_that_freezes_before_the_node_has_told_who_it_is_is_refused_in_time(lnd: FakeLnd, proxy: Proxy) -> None:
+    """The first purchase asks for the node's key as well: that question mustn't outlast payment_timeout either."""
+    source = lnd.funding(client=lnd.client(grpc_port=proxy.port))
+
+    class Freezing(LndClient):
+        def check_ready(self, timeout_s: float) -> None:
+            super().check_ready(timeout_s)
+            proxy.freeze()
+
+    source.client.__class__ = Freezing
+    began = time.monotonic()
+    with pytest.raises(FundingError, match="didn't answer GetInfo"):
+        source.ready(1)
+    assert in_time(began, 1)
+
+
 def test_a_connection_found_dead_before_the_order_is_replaced_and_the_order_sent(lnd: FakeLnd, proxy: Proxy) -> None:
     """A laptop wakes: its old connection is gone, the node is up, and the purchase needs not fail for that."""
     client, answers = lnd.client(grpc_port=proxy.port), []
@@ -290,6 +308,7 @@ def test_a_stop_of_the_node_under_a_payment_is_unknown_and_it_is_found_again(lnd
     lnd.restart()
     sender.join(PATIENCE_S)
     assert [answer.word for answer in answers] == [Word.UNKNOWN]
+    assert re.fullmatch(END_OF_LND, answers[0].reason or ""), answers
     assert client.track(invoice.payment_hash, timeout_s=PATIENCE_S, follow=False).word is Word.IN_FLIGHT
     lnd.release()
     assert follow(client, invoice).word is Word.SUCCEEDED

@@ -22,7 +22,7 @@ from routeweiler_sync import (
     Routeweiler,
 )
 from routeweiler_sync.budgets.ledger import Ledger
-from routeweiler_sync.payer import prepare_to_pay
+from routeweiler_sync.forks import prepare_to_pay
 from routeweiler_sync.testing import FakeLnd, Paywall
 from tests.postgres.conftest import server as server
 

@@ -6,6 +6,7 @@ The fake says what `funding.reading` expects, for both are written from the same
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from routeweiler_sync.errors import FundingError
 from routeweiler_sync.funding.answers import Answer, Word
 from routeweiler_sync.funding.lightning import LndClient
 
+from ..node_words import END_OF_LND
 from .node import Invoice, Node
 from .processes import wait_for
 from .world import World
@@ -94,6 +96,7 @@ def test_a_node_that_goes_down_says_nothing_of_the_payment(world: World, client:
         end(world.payer)
         follower.join(CALL_TIMEOUT_S)
         assert [answer.word for answer in followed] == [Word.UNKNOWN]
+        assert re.fullmatch(END_OF_LND, followed[0].reason or ""), followed
         assert order(client, invoice).word is Word.REFUSED  # nothing listens: not a byte has left
         world.payer.start(wait_for_channels=False)
         assert order(client, invoice).word is Word.EXISTS

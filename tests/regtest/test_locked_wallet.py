@@ -8,12 +8,17 @@ import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
+import grpc
 import pytest
 
 from routeweiler_sync import Funding, FundingError, Ledger, LndClient, Routeweiler
+from routeweiler_sync.funding.stubs import routeweiler_lnd_pb2 as pb
+from routeweiler_sync.testing._lnd_service import _NOT_UP
 
+from ..node_contract import SEND
 from .processes import CommandError, Daemon, free_port, wait_for
 from .world import World
 
@@ -74,7 +79,7 @@ def locked(world: World, tmp_path: Path) -> Iterator[LockedNode]:
     node.daemon.kill()
 
 
-def refused(world: World, client: LndClient, folder: Path) -> str:
+def refused(world: World, client: LndClient, folder: Path, state: str) -> str:
     """The session's error on a 402 of aperture; nothing was spent, nothing is reserved."""
     funding = Funding.lightning_lnd(client=client, network="bitcoin-regtest", node_pubkey="02" * 33)
     with Routeweiler(funding=[funding], ledger=folder / "ledger.db") as session, pytest.raises(FundingError) as caught:
@@ -83,17 +88,28 @@ def refused(world: World, client: LndClient, folder: Path) -> str:
     ledger = Ledger.open(folder / "ledger.db")
     assert not list(ledger.payments(state="open"))
     ledger.close()
+    # Past the question that comes before each order, lnd's own words are those that the fake says.
+    request = pb.SendPaymentRequest(payment_request="lnbcrt1").SerializeToString()
+    with closing(grpc.secure_channel(f"{client.grpc_host}:{client.grpc_port}", credentials(client))) as channel:
+        call = channel.unary_stream(SEND, request_serializer=bytes, response_deserializer=pb.Payment.FromString)
+        with pytest.raises(grpc.RpcError) as told:
+            next(call(request, timeout=20))
+    assert (told.value.code(), told.value.details()) == (grpc.StatusCode.UNKNOWN, _NOT_UP[state])
     return str(caught.value)
+
+
+def credentials(client: LndClient) -> grpc.ChannelCredentials:
+    return grpc.ssl_channel_credentials(Path(client.tls_cert_path or "").read_bytes())
 
 
 def test_a_node_without_a_wallet_then_with_a_locked_one(world: World, locked: LockedNode, tmp_path: Path) -> None:
     """After a reboot an lnd waits for its password: the program must say so, and must not take the payment for made or lost."""
     locked.wait_for_state("NON_EXISTING")
-    assert "lncli create" in refused(world, locked.client(world.payer.admin_macaroon_path), tmp_path)
+    assert "lncli create" in refused(world, locked.client(world.payer.admin_macaroon_path), tmp_path, "NON_EXISTING")
     seed = locked.rest("/v1/genseed")["cipher_seed_mnemonic"]
     locked.rest("/v1/initwallet", {"wallet_password": PASSWORD, "cipher_seed_mnemonic": seed})
     wait_for("the wallet has its macaroons", locked.macaroon_path.exists, watched=[locked.daemon])
     locked.daemon.kill()
     locked.daemon.start()
     locked.wait_for_state("LOCKED")
-    assert "lncli unlock" in refused(world, locked.client(), tmp_path)
+    assert "lncli unlock" in refused(world, locked.client(), tmp_path, "LOCKED")

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from routeweiler_sync.funding.lightning import LndClient
+from routeweiler_sync.funding.stubs import routeweiler_lnd_pb2 as pb
 
 from ..node_contract import ContractNode, NodeContract
+from ..node_words import NodeWords
 from .processes import wait_for
 from .world import World
 
@@ -24,6 +26,8 @@ class RealNode:
 
     def __init__(self, world: World) -> None:
         self._world = world
+        self.address, self.tls_cert_path = world.payer.grpc_address, str(world.payer.tls_cert_path)
+        self.macaroon_hex = world.payer.admin_macaroon_path.read_bytes().hex()
         self.client = self.client_with()
 
     def make_invoice(self, amount_msat: int, *, expiry_s: int = 3600) -> str:
@@ -42,6 +46,9 @@ class RealNode:
         end = int(invoice["timestamp"]) + int(invoice["expiry"])
         # One machine, one clock: lnd's is ours.
         wait_for("the invoice has expired", lambda: time.time() > end, watched=[self._world.payer.daemon])
+
+    def pass_time(self, seconds: float) -> None:
+        time.sleep(seconds)  # nothing to wait for but the clock
 
     def client_with(self, **kwargs: Any) -> LndClient:
         payer = self._world.payer
@@ -64,8 +71,51 @@ class RealNode:
         finally:
             self._world.router.thaw()
 
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        world = self._world
+        world.payee.stop()
+        wait_for("the router has noticed", lambda: self._idle_channels() == 1, watched=[world.router.daemon])
+        try:
+            yield
+        finally:
+            world.mend()
 
-class TestRealLnd(NodeContract):
+    def forget_failures(self) -> None:
+        self._world.reset_mission_control()
+
+    def split(self, bolt11: str, request: pb.SendPaymentRequest) -> bytes:
+        # max_parts=3 (field 17) and max_shard_size_msat (field 21), which the library's own messages don't have
+        return request.SerializeToString() + _field(17, 3) + _field(21, 20_000_000)
+
+    def refused_macaroon(self, why: str) -> str:
+        payer = self._world.payer
+        if why == "elsewhere":
+            return payer.bake(ip_address="10.9.8.7").read_bytes().hex()
+        if why == "expired":
+            path = payer.bake(timeout_s=1)
+            time.sleep(1.5)  # nothing to wait for but the clock
+            return path.read_bytes().hex()
+        path = payer.folder / "root-key.macaroon"
+        payer.lncli_text("bakemacaroon", "--root_key_id", 7, "--save_to", str(path), "offchain:read", "offchain:write")
+        payer.lncli_text("deletemacaroonid", 7)
+        return path.read_bytes().hex()
+
+    def _idle_channels(self) -> int:
+        return sum(not channel["active"] for channel in self._world.router.lncli("listchannels")["channels"])
+
+
+def _field(number: int, value: int) -> bytes:
+    """An integer field as protobuf writes it."""
+    return _varint(number << 3) + _varint(value)
+
+
+def _varint(value: int) -> bytes:
+    low, rest = value & 0x7F, value >> 7
+    return bytes([low | 0x80]) + _varint(rest) if rest else bytes([low])
+
+
+class TestRealLnd(NodeContract, NodeWords):
     @pytest.fixture
     def node(self, world: World) -> Iterator[ContractNode]:
         node = RealNode(world)

@@ -9,9 +9,13 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from collections import Counter
 from contextlib import suppress
+from typing import Literal
 
 from tests.component.misbehaving import reset
+
+Way = Literal["to lnd", "from lnd", "both"]
 
 READ_BYTES = 65_536
 #: Sent at once, only an order is so long: it holds an invoice.
@@ -28,7 +32,8 @@ class Wire:
         self._lock = threading.Lock()
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         self._frozen: set[socket.socket] = set()
-        self._armed: tuple[int, str] | None = None
+        self._armed: tuple[int, str, Way] | None = None
+        self._passed: Counter[Way] = Counter()
         self._holding = False
         self._held: list[tuple[socket.socket, bytes]] = []
         self._released = threading.Event()
@@ -37,10 +42,16 @@ class Wire:
         self.port: int = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
 
-    def arm(self, bytes_left: int, how: str) -> None:
-        """Strike after so many more bytes, both ways counted together."""
+    def arm(self, bytes_left: int, how: str, way: Way = "both") -> None:
+        """Strike after so many more bytes that way; ``both``: counted together."""
         with self._lock:
-            self._armed = (bytes_left, how)
+            self._armed = (bytes_left, how, way)
+
+    @property
+    def passed(self) -> dict[Way, int]:
+        """How many bytes have come, that way, since the start."""
+        with self._lock:
+            return dict(self._passed)
 
     def hold(self) -> None:
         """Keep the next order, and all that its connection sends after it, until `release`."""
@@ -48,11 +59,11 @@ class Wire:
             self._holding = True
             self._released.clear()
 
-    def release(self) -> None:
-        """Deliver what was held."""
+    def release(self, *, order_alone: bool = False) -> None:
+        """Deliver what was held; ``order_alone``: not the cancellation that a sender which has died would never have sent."""
         with self._lock:
             held, self._held, self._holding = self._held, [], False
-            for sink, data in held:
+            for sink, data in held[:1] if order_alone else held:
                 with suppress(OSError):
                     sink.sendall(data)
             self._released.set()
@@ -101,7 +112,7 @@ class Wire:
             while data := source.recv(READ_BYTES):
                 if to_lnd and self._keeps(sink, data):
                     continue
-                passed, strikes = self._passes(data)
+                passed, strikes = self._passes(data, to_lnd)
                 if source not in self._frozen:
                     sink.sendall(passed)
                 if strikes is not None:
@@ -120,12 +131,14 @@ class Wire:
                 self._held.append((sink, data))
             return keeps
 
-    def _passes(self, data: bytes) -> tuple[bytes, str | None]:
+    def _passes(self, data: bytes, to_lnd: bool) -> tuple[bytes, str | None]:
+        own: Way = "to lnd" if to_lnd else "from lnd"
         with self._lock:
-            if self._armed is None:
+            self._passed[own] += len(data)
+            if self._armed is None or self._armed[2] not in ("both", own):
                 return data, None
-            left, how = self._armed
-            self._armed = (left - len(data), how)
+            left, how, way = self._armed
+            self._armed = (left - len(data), how, way)
             if len(data) < left:
                 return data, None
             self._armed = None

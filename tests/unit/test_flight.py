@@ -77,7 +77,7 @@ class Flight:
     def _fly(self) -> None:
         try:
             with single(self.key, long()) as flying:
-                flying.ordered = self.ordered
+                flying.payment_hash = HASH if self.ordered else None
                 self.in_the_air.set()
                 assert self.land.wait(PATIENCE_S)
                 if self.error is not None:
@@ -249,7 +249,7 @@ def test_the_wait_is_bounded() -> None:
     for timeout_s in (0, 0.05):
         with pytest.raises(PaymentPendingError) as late, single(KEY, Deadline(timeout_s)):
             pytest.fail("two at once")
-        assert late.value.spent is None
+        assert (late.value.spent, late.value.payment_hash) == (None, HASH)
     bought = list[str]()
     assert flying.join([partial(buy, bought)]) == ["token"]
     assert bought == [""]

@@ -16,7 +16,7 @@ from routeweiler_sync.budgets.schema import UNFINISHED, PaymentRow, PaymentState
 from routeweiler_sync.errors import RouteweilerError
 from routeweiler_sync.funding.answers import Answer, Word
 from routeweiler_sync.outcomes import error_for
-from routeweiler_sync.purchase import TABLE, Act, Asks, Event, Verdict, answered, decide, is_taken, judge, read
+from routeweiler_sync.purchase import TABLE, Act, Event, answered, decide, read
 
 OPEN, FAILED, SETTLED, RETIRED, DEAD = PaymentState
 ASKED = (Act.SEND, Act.TRACK, Act.FOLLOW, Act.LAST_LOOK)
@@ -238,74 +238,3 @@ def test_no_error_tells_a_secret() -> None:
         error = error_for(act, row(state, 1, 0, preimage=PREIMAGE.hex()), None)
         assert "t0ken" not in repr(error)
         assert PREIMAGE.hex() not in repr(error)
-
-
-# -- the server's word ------------------------------------------------------------------------------------------------------
-
-FLAGS = list(itertools.product([False, True], repeat=3))
-
-
-@pytest.mark.parametrize("status", [401, 402])
-@pytest.mark.parametrize(("taken_before", "expired", "patience_left"), FLAGS)
-def test_a_refused_token_is_offered_again_or_given_up_or_retired(
-    status: int, taken_before: bool, expired: bool, patience_left: bool
-) -> None:
-    """Else a token whose settlement lags would be thrown away (paid twice), or a used-up one be offered for ever."""
-
-    def verdict(asks: Asks, *, asked_bare: bool = False) -> Verdict:
-        return judge(
-            status, asks=asks, taken_before=taken_before, expired=expired, asked_bare=asked_bare, patience_left=patience_left
-        )
-
-    if taken_before or expired:
-        assert verdict(Asks.L402) is Verdict.RETIRE
-    else:
-        assert verdict(Asks.L402) is (Verdict.OFFER_AGAIN if patience_left else Verdict.GIVE_UP)
-    if status == 401:
-        assert verdict(Asks.OTHER) is Verdict.NOT_TOLD  # a login is asked for, whatever the token is worth
-    elif taken_before and not expired:
-        # An application's own 402 (a quota used up) mustn't cost a token that is good.
-        assert verdict(Asks.OTHER) is verdict(Asks.NOTHING) is Verdict.NOT_TOLD
-    if status == 401 and taken_before and not expired:
-        assert verdict(Asks.NOTHING) is Verdict.ASK_BARE
-        assert verdict(Asks.NOTHING, asked_bare=True) is Verdict.RETIRE
-
-
-@pytest.mark.parametrize(
-    ("statuses", "expected"),
-    [
-        ([200, 201, 202, 204, 206], Verdict.TAKEN),
-        (
-            [301, 302, 303, 304, 307, 308, 400, 403, 404, 405, 409, 410, 429, 500, 502, 503, 504, 100, 101, 418, 451, 599],
-            Verdict.NOT_TOLD,
-        ),
-    ],
-)
-@pytest.mark.parametrize(("taken_before", "expired", "patience_left"), FLAGS)
-def test_what_is_no_refusal_of_the_token_never_costs_it(
-    statuses: list[int], expected: Verdict, taken_before: bool, expired: bool, patience_left: bool
-) -> None:
-    """Else a server's fault, or a page that isn't there, would retire a token that was paid for."""
-    for status in statuses:
-        for asks in Asks:
-            verdict = judge(
-                status, asks=asks, taken_before=taken_before, expired=expired, asked_bare=False, patience_left=patience_left
-            )
-            assert verdict is expected
-
-
-def test_a_redirect_says_that_the_token_was_taken_only_where_a_402_came_before() -> None:
-    """Else a maintenance page in front of the paywall takes a token that was never delivered for, and it is bought again."""
-    for status in (301, 302, 303, 304, 307, 308):
-        assert is_taken(status, after_402=True)
-        assert not is_taken(status)
-    assert is_taken(200)
-    assert not any(is_taken(status, after_402=True) for status in (400, 401, 402, 403, 404, 429, 500, 503))
-
-
-@pytest.mark.parametrize("asked_bare", [False, True])
-def test_a_bare_401_costs_no_token_where_none_was_ever_taken(asked_bare: bool) -> None:
-    """Else a login behind the paywall would cost a purchase each time it is asked for."""
-    facts = {"taken_before": True, "expired": False, "asked_bare": asked_bare, "patience_left": True, "taken_here": False}
-    assert judge(401, asks=Asks.NOTHING, **facts) is Verdict.NOT_TOLD
-    assert judge(402, asks=Asks.L402, **facts) is Verdict.RETIRE

@@ -210,7 +210,7 @@ class Lnd(LndClient):
     def check_ready(self, timeout_s: float) -> None:
         pass
 
-    def get_info(self) -> NodeInfo:
+    def get_info(self, *, timeout_s: float | None = None) -> NodeInfo:
         if isinstance(self.info, Exception):
             raise self.info
         return self.info

@@ -1,0 +1,160 @@
+"""Every cell of the server's table, and every way of reading a server's answer.
+
+What the design says is written down here anew, not taken from the code.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import pytest
+
+from routeweiler_sync.purchase import MAYBE_REFUSALS, SERVER_TABLE, Known, Said, Verdict, Wants, hear, judge, known_of
+
+JUDGED = [known for known in Known if known not in (Known.NONE, Known.GUESS)]
+SERVED = [Known.TAKEN, Known.ELSEWHERE, Known.DOUBTED, Known.EXPIRED]
+#: What a real HTTP client may meet, 1xx that aren't swallowed and numbers of nobody's standard included.
+STATUSES = [None, 100, 103, 200, 201, 202, 204, 206, 299, 300, 301, 302, 303, 304, 307, 308, 399, 400, 401, 402, 403, 404, 405, 409,
+            410, 418, 429, 451, 500, 502, 503, 504, 599, 600, 999]  # fmt: skip
+FLAGS = ("taken", "taken_here", "expired", "asked_bare", "patience_left")
+
+
+def answers() -> Iterator[tuple[int | None, Wants, bool, bool]]:
+    """(status, what it wants, whether the token is judged, whether a 402 came before): all that can be."""
+    for status, wants, judged, after_402 in itertools.product(STATUSES, Wants, [False, True], [False, True]):
+        looked_into = status == 402 or (status == 401 and judged)
+        if wants is Wants.NOTHING or looked_into:
+            yield status, wants, judged, after_402
+
+
+def tokens() -> Iterator[dict[str, bool]]:
+    """Everything that can be known of a token that is no guess."""
+    for values in itertools.product([False, True], repeat=len(FLAGS)):
+        yield dict(zip(FLAGS, values, strict=True))
+
+
+def verdict_on(status: int | None, wants: Wants, *, after_402: bool = False, **token: bool) -> Verdict:
+    known = known_of(**token)
+    return judge(known, hear(status, wants=wants, judged=True, after_402=after_402)).verdict
+
+
+def design_says(status: int, wants: Wants, *, taken: bool, taken_here: bool, expired: bool, asked_bare: bool,
+                patience_left: bool) -> Verdict:  # fmt: skip
+    """The design's words on a 401 or 402 to a token that is no guess."""
+    if wants is Wants.L402:
+        return Verdict.GET_ONE  # another token is wanted
+    if status == 401 and wants is Wants.OTHER:
+        return Verdict.NOT_TOLD  # a login
+    if not taken:
+        if expired:
+            return Verdict.RETIRE
+        return Verdict.OFFER_AGAIN if patience_left else Verdict.GIVE_UP
+    if wants is Wants.SAME:
+        return Verdict.RETIRE  # taken before, and asked for anew in so many words
+    if expired:
+        return Verdict.RETIRE
+    if not taken_here:
+        return Verdict.NOT_TOLD  # nothing says that this page has ever taken such a token
+    if status == 402:
+        return Verdict.NOT_TOLD  # an application's own
+    return Verdict.RETIRE if asked_bare else Verdict.ASK_BARE
+
+
+def test_every_answer_to_every_token_has_a_ruling_and_every_ruling_an_answer() -> None:
+    """Else a call would die of an AssertionError after paying; or a ruling would be there that nothing ever follows."""
+    met = set()
+    for status, wants, judged, after_402 in answers():
+        said = hear(status, wants=wants, judged=judged, after_402=after_402)
+        if judged:
+            met |= {(known_of(**token), said) for token in tokens()}
+        else:
+            met.add((Known.GUESS, said))
+            if wants is not Wants.SAME:  # no token, no scope of its own
+                met.add((Known.NONE, said))
+    assert met == SERVER_TABLE.keys()
+
+
+def test_what_cant_be_raises_before_anything_is_done() -> None:
+    """Else a fault of ours would be guessed over, with money at stake."""
+    for known, said in itertools.product(Known, Said):
+        if (known, said) in SERVER_TABLE:
+            assert judge(known, said) is SERVER_TABLE[known, said]
+        else:
+            with pytest.raises(AssertionError, match=known.name):
+                judge(known, said)
+    illegal = {pair for pair in itertools.product(Known, Said) if pair not in SERVER_TABLE}
+    assert illegal == {
+        (Known.NONE, Said.REFUSED),
+        *itertools.product((Known.NONE, Known.GUESS), (Said.LOGIN, Said.BARE_401)),
+        *itertools.product(JUDGED, (Said.UNREAD_401,)),
+    }
+
+
+@pytest.mark.parametrize("status", [401, 402])
+def test_a_401_or_402_to_a_token_means_what_the_design_says(status: int) -> None:
+    """Else a token whose settlement lags would be thrown away (paid twice), or a used-up one be offered for ever."""
+    for token, wants in itertools.product(tokens(), Wants):
+        assert verdict_on(status, wants, **token) is design_says(status, wants, **token), (wants, token)
+
+
+@pytest.mark.parametrize("status", [status for status in STATUSES if status not in (401, 402)])
+def test_any_other_answer_never_costs_a_token(status: int | None) -> None:
+    """Else a server's fault, or a page that isn't there, would retire a token that was paid for."""
+    taken = status is not None and 200 <= status < 300
+    for token in tokens():
+        assert verdict_on(status, Wants.NOTHING, **token) is (Verdict.TAKEN if taken else Verdict.NOT_TOLD)
+
+
+@pytest.mark.parametrize("status", [status for status in STATUSES if status is not None])
+def test_a_redirect_says_that_the_token_was_taken_only_where_a_402_came_before(status: int) -> None:
+    """Else a maintenance page in front of the paywall takes a token that was never delivered for, and it is bought again."""
+    for token in tokens():
+        verdict = verdict_on(status, Wants.NOTHING, after_402=True, **token)
+        assert (verdict is Verdict.TAKEN) == (200 <= status < 400), (status, token)
+
+
+@pytest.mark.parametrize("status", STATUSES)
+def test_without_a_token_only_an_l402_challenge_is_answered(status: int | None) -> None:
+    """Else free traffic wouldn't be what it is with `requests`."""
+    for wants in (Wants.L402, Wants.OTHER, Wants.NOTHING) if status == 402 else (Wants.NOTHING,):
+        verdict = judge(Known.NONE, hear(status, wants=wants, judged=False)).verdict
+        assert verdict is (Verdict.GET_ONE if wants is Wants.L402 else Verdict.AS_IT_IS)
+
+
+@pytest.mark.parametrize("status", STATUSES)
+def test_a_guess_is_withdrawn_unseen_and_never_judged(status: int | None) -> None:
+    """Else a token that nobody asked for would keep the caller from a page, or be given up for a page that it isn't for."""
+    for wants in Wants if status == 402 else (Wants.NOTHING,):
+        verdict = judge(Known.GUESS, hear(status, wants=wants, judged=False)).verdict
+        if status == 402 and wants in (Wants.SAME, Wants.L402):
+            assert verdict is Verdict.GET_ONE
+        else:
+            assert verdict is (Verdict.WITHDRAW if status in (400, 401, 402, 403) else Verdict.AS_IT_IS)
+
+
+def test_nothing_is_bought_beside_a_token_that_was_never_taken() -> None:
+    """Promise 1: a server that never delivers is paid once for a scope, whatever it says."""
+    for said in Said:
+        for known in (Known.FRESH, Known.WAITED):
+            ruling = SERVER_TABLE.get((known, said))
+            if ruling is not None:
+                assert ruling.verdict is not Verdict.RETIRE
+                assert ruling.verdict is not Verdict.GET_ONE or said is Said.PRICED  # which names another scope
+
+
+def test_only_what_may_refuse_depends_on_what_is_known() -> None:
+    """Else the adapter, which asks the ledger for those answers alone, would judge by old knowledge."""
+    for said in Said:
+        verdicts = {SERVER_TABLE[known, said].verdict for known in JUDGED if (known, said) in SERVER_TABLE}
+        assert (len(verdicts) > 1) == (said in MAYBE_REFUSALS), said
+
+
+def test_a_token_that_has_served_is_offered_no_second_time_for_a_refusal_in_so_many_words() -> None:
+    """Else each call with a used-up token would wait for a settlement that is long over."""
+    assert {SERVER_TABLE[known, Said.REFUSED].verdict for known in SERVED} == {Verdict.RETIRE}
+
+
+def test_every_ruling_says_why() -> None:
+    """Else the next change to it would be a guess."""
+    assert all(len(ruling.why) > 10 for ruling in SERVER_TABLE.values())
