@@ -26,6 +26,8 @@ from .store import Store, Transaction
 
 #: Most paths that are remembered for one origin.
 MAX_LEARNED_PATHS = 1_000
+#: Most live rows of an origin that are given at once: a session that meets an origin mustn't read all that was ever bought there.
+MAX_LIVE = 1_000
 #: Rows read at a time by `Ledger.payments`.
 PAGE_ROWS = 500
 #: A new row is tried so often, each time that the one in its way has ended before it could be looked at.
@@ -195,7 +197,10 @@ class Ledger:
     # -- what a purchase asks ---------------------------------------------------------------------------------------------
 
     def live(self, origin: str, scope: str | None = None) -> list[PaymentRow]:
-        """Rows of ``origin`` (and ``scope``) that hold a live token or an unfinished purchase; at most one a scope."""
+        """Rows of ``origin`` (and ``scope``) that hold a live token or an unfinished purchase; at most one a scope.
+
+        Of an origin with more than `MAX_LIVE` scopes that many, the first by name: the others' are to be asked for by scope.
+        """
         with self._store.read() as tx:
             return self._live(tx, origin, scope)
 
@@ -320,8 +325,8 @@ class Ledger:
             return _first(
                 tx.execute(
                     "SELECT * FROM payments WHERE origin = ? AND scope = ? AND target = ? AND state = 'retired' "
-                    "AND taken = 1 AND failure_code = ? AND preimage IS NOT NULL ORDER BY created_at_ms DESC LIMIT 1",
-                    (origin, scope, target, REFUSED),
+                    "AND taken = 1 AND failure_code = 'refused' AND preimage IS NOT NULL ORDER BY created_at_ms DESC LIMIT 1",
+                    (origin, scope, target),
                 )
             )
 
@@ -360,11 +365,11 @@ class Ledger:
     # -- inside a transaction ---------------------------------------------------------------------------------------------
 
     def _live(self, tx: Transaction, origin: str, scope: str | None) -> list[PaymentRow]:
-        of_scope, parameters = ("", (origin,)) if scope is None else ("AND scope = ? ", (origin, scope))
-        rows = tx.execute(
-            f"SELECT * FROM payments WHERE origin = ? {of_scope}AND state IN ('open', 'failed', 'settled')",  # noqa: S608  (ours)
-            parameters,
-        )
+        live = "SELECT * FROM payments WHERE origin = ? AND state IN ('open', 'failed', 'settled') "
+        if scope is None:
+            rows = tx.execute(f"{live}ORDER BY scope LIMIT ?", (origin, MAX_LIVE))
+        else:
+            rows = tx.execute(f"{live}AND scope = ?", (origin, scope))
         return [_payment(row) for row in rows]
 
     def _standing(self, tx: Transaction, intent: Intent) -> PaymentRow | None:
@@ -440,4 +445,4 @@ def _payment(row: Mapping[str, Any]) -> PaymentRow:
         ) from None
 
 
-assert [state.value for state in UNFINISHED] == ["open", "failed"]  # the SQL above says the same
+assert ([state.value for state in UNFINISHED], REFUSED) == (["open", "failed"], "refused")  # the SQL above says the same

@@ -80,7 +80,11 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         "CREATE INDEX payments_unfinished ON payments (created_at_ms) WHERE state IN ('open', 'failed')",
         "CREATE INDEX payments_untold ON payments (created_at_ms) WHERE told = 0 AND settled_at_ms IS NOT NULL",
         # Tokens that a server has refused for one thing may still be taken for another: looked for before anything is bought again.
-        "CREATE INDEX payments_retired ON payments (origin, scope, target) WHERE state = 'retired'",
+        # By age too, for a page that is bought every hour has thousands of them.
+        """
+        CREATE INDEX payments_refused ON payments (origin, scope, target, created_at_ms)
+            WHERE state = 'retired' AND taken = 1 AND failure_code = 'refused' AND preimage IS NOT NULL
+        """,
         # Which scope a path was seen to need, so that a token goes along unasked.
         """
         CREATE TABLE learned_paths (

@@ -18,21 +18,24 @@ from hypothesis import HealthCheck, event, given, settings, strategies as st
 
 from routeweiler_sync import (
     BudgetEnvelope,
+    BudgetExceededError,
     Funding,
     Routeweiler,
 )
 from routeweiler_sync.budgets.ledger import Ledger
 from routeweiler_sync.forks import prepare_to_pay
 from routeweiler_sync.testing import FakeLnd, Paywall
+from tests.ledger_makers import die, draw, intent, settle
 from tests.postgres.conftest import server as server
 
 from .crash_points import hurry
 from .races import PRICES_MSAT, Race, Stable, races, run as run_race
-from .spending import SHARED, Reader, Sight, micro_of, watching
-from .spending_walk import MAX_CALLS, Deed, Walk, agree_with_node, deeds
+from .spending import SHARED, WINDOWS_S, Reader, Sight, micro_of, watching
+from .spending_walk import MAX_CALLS, START_S, Deed, Walk, agree_with_node, deeds
 
 DEEP = os.environ.get("ROUTEWEILER_DEEP_TESTS") == "1"
 WALKS, DEEDS = (400, 40) if DEEP else (20, 20)
+WINDOW_WALKS = 3_000 if DEEP else 500
 RACES = 150 if DEEP else 6
 QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
 
@@ -99,6 +102,51 @@ def test_no_walk_passes_a_limit_and_the_node_agrees(
         for deed in walk:
             world.do(deed)
         world.end()
+
+
+#: Seconds that bring a spend to the edge of a window, or of one of the ledger's buckets.
+edges_s = st.sampled_from([window_s + by_s for window_s in (300, *WINDOWS_S.values()) for by_s in (-300, -299, -1, -0.001, 0)])
+moments = st.tuples(
+    st.one_of(st.floats(0, 400), edges_s, edges_s),
+    st.one_of(st.integers(1, 10_000), st.sampled_from([4_000, 5_999, 6_000])),
+    st.sampled_from([settle, settle, settle, die, None]),
+)
+
+
+one_limit = [st.fixed_dictionaries({name: st.integers(6, 11)}) for name in SHARED]
+
+
+def test_no_hour_no_day_and_no_grant_is_ever_passed(new_url: Callable[[], str]) -> None:
+    """Else what was spent just within the window, or is still reserved from the grant before, would be free to be spent again."""
+
+    @settings(max_examples=WINDOW_WALKS // (10 if "://" in new_url() else 1), suppress_health_check=QUIET)
+    @given(
+        walk=st.lists(moments, min_size=2, max_size=8),
+        first_s=st.floats(0, 400),
+        limits_sats=st.one_of(*one_limit, st.fixed_dictionaries(dict.fromkeys(SHARED, st.integers(6, 20)))),
+        ttl_s=st.sampled_from([None, None, 300, 3_300]),
+    )
+    def walks(walk: list[Any], first_s: float, limits_sats: dict[str, int], ttl_s: int | None) -> None:
+        now_s, url = START_S + first_s, new_url()
+        envelope = BudgetEnvelope("e", ttl_seconds=ttl_s, **limits_sats)  # type: ignore[arg-type]
+        with contextlib.closing(Ledger(Ledger.open(url)._store, clock=lambda: now_s)) as ledger:
+            ledger.envelopes()
+            with contextlib.closing(Reader(url)) as reader:
+                for n, (later_s, amount_msat, end) in enumerate(walk):
+                    now_s += later_s
+                    try:
+                        ledger.open_payment(intent(n, amount_msat=amount_msat), draw(envelope, session_started_s=now_s))
+                    except BudgetExceededError:
+                        event("refused")
+                        continue
+                    if end is not None:
+                        end(ledger, n)
+                    sight = reader.look()
+                    for name, limit_sats in limits_sats.items():
+                        used = sight.used_micro("e", name, now_s, sight.envelopes["e"]["granted_at_ms"])
+                        assert used <= limit_sats * 10**6, f"{name} is passed"
+
+    walks()
 
 
 # -- all at once -----------------------------------------------------------------------------------------------------------

@@ -26,6 +26,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import requests
+
 from routeweiler_sync import BudgetEnvelope, Ledger, RouteweilerError
 from routeweiler_sync.testing import FakeInvoice, FakeLnd, Paywall
 from tests.postgres.server import Server
@@ -281,7 +283,7 @@ class Fleet:
                 for session, node in zip(sessions, self._network.nodes, strict=True):
                     session.recover()
                     for row in (each for each in ledger.unfinished() if each.node_pubkey == node.node_pubkey):
-                        with contextlib.suppress(RouteweilerError):
+                        with contextlib.suppress(requests.RequestException):
                             session.get(row.origin + row.path)
             for session in sessions:
                 session.recover()  # tells what crashes left untold

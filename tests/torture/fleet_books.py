@@ -33,6 +33,7 @@ MAY_BE_TOLD = {
     ("ledger_error", False),
     ("funding_error", False),
     ("token_refused", True),
+    ("ledger_error", True),  # the call has paid, its token was refused, and then the database went down
 }
 _SIGHT = """
     SELECT id, limits, reserved_micro, settled_micro,
