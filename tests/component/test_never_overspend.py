@@ -34,7 +34,7 @@ from .spending import SHARED, WINDOWS_S, Reader, Sight, micro_of, watching
 from .spending_walk import MAX_CALLS, START_S, Deed, Walk, agree_with_node, deeds
 
 DEEP = os.environ.get("ROUTEWEILER_DEEP_TESTS") == "1"
-WALKS, DEEDS = (400, 40) if DEEP else (20, 20)
+WALKS, DEEDS = (120, 40) if DEEP else (20, 20)
 WINDOW_WALKS = 3_000 if DEEP else 500
 RACES = 150 if DEEP else 6
 QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
