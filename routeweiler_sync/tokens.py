@@ -125,8 +125,9 @@ class TokenBook:
             return None if held is None or held.payment_hash in known.forgotten else (held, False)
         if path in known.unwelcome:
             return None
-        live = [held for held in known.by_scope.values() if held.payment_hash not in known.forgotten]
-        return (live[0], True) if len(live) == 1 else None
+        live = (held for held in known.by_scope.values() if held.payment_hash not in known.forgotten)
+        only = next(live, None)
+        return (only, True) if only is not None and next(live, None) is None else None
 
     def put(self, held: HeldToken, path: str | None = None) -> None:
         """Remember ``held``; with ``path``, that the path takes tokens of its scope."""
