@@ -423,13 +423,17 @@ class Exchange:
         return self._finished(self.call.used(held, self.request.url or ""))
 
     def _note_taken(self, held: HeldToken) -> None:
+        ledger, failed = self.payer.ledger, "the ledger can't note that a token was taken: %s"
+        try:  # apart: whether the token may be replaced when it is refused hangs on the first note, and not on the second
+            if not held.taken:
+                ledger.mark(held.payment_hash, taken=True)
+        except LedgerError as error:
+            log.warning(failed, error)
         try:
             if not self.payer.book.knows_path(held, self.path):
-                self.payer.ledger.learn(self.origin, self.path, held.scope)
-            if not held.taken:
-                self.payer.ledger.mark(held.payment_hash, taken=True)
+                ledger.learn(self.origin, self.path, held.scope)
         except LedgerError as error:
-            log.warning("the ledger can't note that a token was taken: %s", error)
+            log.warning(failed, error)
         self.payer.book.put(replace(held, taken=True), self.path)
 
     def _finished(self, payment: Payment | None = None) -> requests.Response:

@@ -55,7 +55,7 @@ class Ledger:
     def open(cls, url: str | os.PathLike[str] | Ledger) -> Ledger:
         """The ledger at ``url``: a path, ``sqlite:///path`` or ``postgresql://…``. Nothing is read or made before the first use."""
         from .postgres import PostgresStore
-        from .postgres_url import SCHEMES
+        from .postgres_url import SCHEMES, is_conninfo
         from .sqlite import SqliteStore
 
         if isinstance(url, Ledger):
@@ -74,6 +74,11 @@ class Ledger:
         scheme, separator, rest = text.partition("://")
         if scheme in SCHEMES:
             return cls(PostgresStore(text))
+        if not separator and is_conninfo(text):
+            raise LedgerError(
+                "The ledger is named in libpq's form, host=… dbname=… (not shown here: it may hold a password). Nothing was spent. "
+                "Write postgresql://user:password@host/database; or, if it is a file's name, ./ in front of it."
+            )
         if not separator and scheme.partition(":")[0] not in (*SCHEMES, "sqlite"):  # a pathlib.Path of a URL isn't a path
             return cls(SqliteStore(text))
         if scheme == "sqlite" and rest.startswith("/") and len(rest) > 1:

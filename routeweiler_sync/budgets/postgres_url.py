@@ -18,6 +18,9 @@ SECRET_PARAMETERS = frozenset({"password", "sslpassword", "oauth_client_secret",
 #: What was given with a password, by the name without: a copy of a session knows the name only.
 _given: dict[str, tuple[str, tuple[str, ...]]] = {}
 
+#: Who writes one of these as ``name=value`` means libpq's other form of an address, not a file.
+_CONNINFO_NAMES = frozenset({"host", "hostaddr", "port", "dbname", "user", "password", "passfile", "service"})
+
 _HOST = re.compile(r"(\[[^][]*]|[^][:]*)(:[0-9]*)?")
 
 
@@ -61,6 +64,12 @@ def read_url(text: str) -> Address:
         _given[url] = (f"postgresql://{rest}", secrets)
     conninfo, secrets = _given.get(url, (url, ()))
     return Address(url=url, conninfo=conninfo, secrets=secrets)
+
+
+def is_conninfo(text: str) -> bool:
+    """Whether ``text`` is libpq's ``host=… password=…``. As a file's name it would show its password in every text."""
+    named = re.findall(r"(\w+)\s*=", text) if re.match(r"\s*\w+\s*=", text) else []
+    return not _CONNINFO_NAMES.isdisjoint(name.lower() for name in named)
 
 
 def _split(rest: str) -> tuple[str, str]:

@@ -13,8 +13,10 @@ from ..money import CURRENCIES, MAX_MINOR_UNITS, MICRO
 
 HOUR_S = 3_600
 DAY_S = 86_400
-#: Bound on the ids and globs that end up in the ledger.
+#: Bound on each of the globs and rails that end up in the ledger.
 MAX_TEXT_CHARS = 2_048
+#: Bound on an envelope's id: it is a key in the ledger, and PostgreSQL indexes no text above 2704 bytes.
+MAX_ID_BYTES = 512
 #: Limits less totals: digits enough for both, whatever the program's own decimal context says.
 EXACT = Context(prec=40)
 
@@ -56,8 +58,10 @@ class BudgetEnvelope:
     per_day_minor_units: int | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.id, str) or not 0 < len(self.id) <= MAX_TEXT_CHARS:
-            raise ValueError("a budget envelope's id is a non-empty string")
+        if not isinstance(self.id, str) or not _can_be_id(self.id):
+            raise ValueError(f"a budget envelope's id is a string of 1 to {MAX_ID_BYTES} bytes in UTF-8, without NUL")
+        if self.owner_agent_id is not None and not isinstance(self.owner_agent_id, str):
+            raise ValueError(f"envelope {self.id!r}: owner_agent_id is a string or None, not {self.owner_agent_id!r}")
         if self.cap_currency not in CURRENCIES:
             raise ValueError(f"envelope {self.id!r}: unknown currency {self.cap_currency!r}, one of {', '.join(CURRENCIES)}")
         for name in ("cap_minor_units", "per_call_minor_units", "per_hour_minor_units", "per_day_minor_units", "ttl_seconds"):
@@ -86,6 +90,13 @@ class BudgetEnvelope:
         """A limit in millionths of a minor unit; ``name`` is the field's."""
         value: int | None = getattr(self, name)
         return None if value is None else value * MICRO
+
+
+def _can_be_id(text: str) -> bool:
+    try:
+        return 0 < len(text.encode()) <= MAX_ID_BYTES and "\0" not in text
+    except UnicodeEncodeError:  # half of a surrogate pair: no database takes it
+        return False
 
 
 #: In force where nothing else is said: 1 000 sat a call, 10 000 an hour, 50 000 a day.

@@ -22,7 +22,7 @@ Scheme = Literal["L402", "LSAT"]
 
 #: A header line of aperture, nginx or Python's own http.server takes at least 8 KiB; a token above this bound is no token.
 MAX_TOKEN_CHARS = 16 * 1024
-#: A longer scope is replaced by its hash: it is a key in the ledger, and PostgreSQL indexes no text above 2704 bytes.
+#: A longer scope or path is replaced by its hash: it is a key in the ledger, and PostgreSQL indexes no text above 2704 bytes.
 MAX_SCOPE_CHARS = 512
 PREIMAGE_BYTES = 32
 
@@ -104,5 +104,8 @@ def origin_of(url: str) -> str:
 
 
 def path_of(url: str) -> str:
-    """The path of an http or https URL, without query and fragment; ``/`` where it is empty. Raises ValueError."""
-    return parse_url(url).path or "/"
+    """The path of an http or https URL, without query and fragment; ``/`` where it is empty. Raises ValueError.
+
+    A key in the ledger, as a scope is, and bounded in the same way: a path above `MAX_SCOPE_CHARS` is replaced by its hash.
+    """
+    return _bounded(parse_url(url).path or "/", MAX_SCOPE_CHARS)

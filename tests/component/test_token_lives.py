@@ -15,13 +15,23 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import pytest
 import requests
 import responses
 
-from routeweiler_sync import PaymentPendingError, PaymentState, Routeweiler, TokenRefusedError, adapter, checkout, tokens
+from routeweiler_sync import (
+    Ledger,
+    LedgerError,
+    PaymentPendingError,
+    PaymentState,
+    Routeweiler,
+    TokenRefusedError,
+    adapter,
+    checkout,
+    tokens,
+)
 from routeweiler_sync.testing import FakeLnd, Paywall
 from routeweiler_sync.testing.paywall import PaywallLogic
 
@@ -654,3 +664,25 @@ def test_an_interrupt_of_the_waiting_server_call_keeps_the_token(
     assert [each.get(paywall.url).payment.reused for each in sessions] == [True, True]
     assert len(lnd.payments) == 1
     books.check()
+
+
+@pytest.mark.parametrize("broken", ["learn", "mark"])
+def test_of_the_notes_on_a_taken_token_one_failing_keeps_none_from_being_made(
+    make_session: Callable[..., Routeweiler], paywall: Paywall, books: Books, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    """A token that isn't known to have been taken is never replaced when its time is over: the page would be lost for good."""
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise LedgerError("no room for it. Nothing was spent. Call again.")
+
+    def noted() -> tuple[bool, int]:
+        (row,) = books.rows
+        return row.taken, len(books.ledger.learned(row.origin))
+
+    with monkeypatch.context() as nothing_works:
+        nothing_works.setattr(Ledger, "mark", fails)
+        assert make_session().get(paywall.url).status_code == 200
+    assert noted() == (False, 0)
+    monkeypatch.setattr(Ledger, broken, fails)
+    assert make_session().post(urljoin(paywall.url, "/elsewhere"), data=b"x").status_code == 200
+    assert noted() == ((True, 0) if broken == "learn" else (False, 1))

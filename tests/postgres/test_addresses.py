@@ -84,6 +84,36 @@ def test_a_url_that_was_made_a_path_is_refused(url: object, tmp_path: Path, monk
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "host=db password=s3cret dbname=x",
+        "dbname=x",
+        "sslmode=require  HOST = db password = 's3c ret'",
+        "service=ledger",
+        " user=me\thostaddr=127.0.0.1 password=s3cret",
+    ],
+)
+def test_libpqs_other_form_is_no_files_name(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else each machine of the fleet would spend on a budget of its own, and the password be the name of a file."""
+    monkeypatch.chdir(tmp_path)
+    for given in (text, Path(text)):
+        with pytest.raises(LedgerError) as refused:
+            Ledger.open(given).freeze("default")
+        assert "postgresql://" in str(refused.value)
+        assert "s3c" not in f"{refused.value!r} {refused.value}"
+        assert refused.value.spent is False
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["./host=db.sqlite", "a=b.db", "ledger host.db", "x/host=1"])
+def test_a_files_name_may_have_an_equals_sign(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a ledger that is in use couldn't be opened any more."""
+    monkeypatch.chdir(tmp_path)
+    assert Ledger.open(name).freeze("default").frozen
+    assert (tmp_path / name).exists()
+
+
 def test_a_copied_session_knows_the_password_and_a_pickled_one_doesnt_tell_it() -> None:
     """Else a copy would be shut out of the ledger, or a pickle on disk would hold the password."""
     with Routeweiler(ledger="postgresql://u:s3cret@h/d") as session:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import string
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -95,6 +97,21 @@ def test_while_the_database_is_down_nothing_is_paid_and_free_traffic_flows(
         server.start()
     assert session.get(paywall.url).status_code == 200
     assert len(lnd.payments) == 2
+    books.check()
+
+
+def test_a_path_of_thousands_of_characters_is_learned(
+    make_session: Callable[..., Routeweiler], paywall: Paywall, books: Books, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else the ledger can't index it, and doesn't know that the token was taken: when its time is over, it is never replaced."""
+    make_session().get(paywall.url)
+    noise = random.Random(5)  # PostgreSQL compresses what repeats
+    url = urljoin(paywall.url, "/" + "".join(noise.choices(string.ascii_letters + string.digits, k=5_000)))
+    (first, second) = (make_session().post(url, data=b"x") for _ in range(2))
+    assert [len(first.history), len(second.history)] == [1, 0]  # no guess goes along with a POST
+    (row,) = books.rows
+    assert (row.taken, len(books.ledger.learned(row.origin))) == (True, 1)
+    assert "the ledger can't note" not in caplog.text
     books.check()
 
 

@@ -188,6 +188,18 @@ def test_an_origin_is_where_requests_connects_to(url: str, origin: str, path: st
         assert (origin_of(each), path_of(each)) == (origin, path)
 
 
+@pytest.mark.parametrize("path", ["/" + "x" * MAX_SCOPE_CHARS, "/" + "x" * 5_000])
+def test_a_long_path_is_a_short_key(path: str) -> None:
+    """If failing: PostgreSQL can't index what was learned of the path, and that its token was taken is lost with it."""
+    key = path_of(f"http://pages.example{path}?q")
+    assert key.startswith("sha256:")
+    assert len(key) <= MAX_SCOPE_CHARS
+    assert key == path_of(f"http://pages.example{path}")
+    assert key != path_of(f"http://pages.example{path}y")
+    whole = "/" + "x" * (MAX_SCOPE_CHARS - 1)
+    assert path_of(f"http://pages.example{whole}") == whole
+
+
 @pytest.mark.parametrize(
     "url", ["", "/a", "pages.example/a", "ftp://pages.example/", "file:///etc/passwd", "http://", "http:///a", "http://[::1"]
 )
