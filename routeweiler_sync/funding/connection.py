@@ -1,7 +1,8 @@
 """The gRPC connection to lnd: credentials, one channel per process, readiness, and streams read into `Answer`s.
 
 Imports grpc and protobuf, and is itself imported at the first use of a client. Knows how to talk to lnd; which call is made when,
-and what its answer means, is left to `lightning`, `reading` and `source`.
+and what its answer means, is left to `lightning`, `reading` and `source`. No code of grpc's runs in the caller's thread, nor is a
+channel seen there: see `outside`.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import os
 import ssl
 import threading
 import time
-from collections.abc import Generator
-from contextlib import suppress
+from collections.abc import Callable, Generator
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,12 +24,15 @@ import tenacity
 from ..errors import FundingError
 from .answers import Answer, Word
 from .node import NotPermittedError
+from .outside import Deed, NoThreadError, SilentError, items_of, result_of
 from .reading import Rpc, is_permission_denied, read_error, read_payment, tidy
 from .stubs import routeweiler_lnd_pb2 as pb
 
 _Response = TypeVar("_Response")
 
 _PATHS: dict[Rpc, str] = {"send": "/routerrpc.Router/SendPaymentV2", "track": "/routerrpc.Router/TrackPaymentV2"}
+#: Not one of lnd's WalletStates.
+_ASK_AGAIN = -1
 _STARTING = frozenset({pb.UNLOCKED, pb.RPC_ACTIVE, pb.WAITING_TO_START})
 
 #: A node that unlocks itself says LOCKED for 0.1 to 0.3 s at each start (observed, lnd 0.21.2); after this long it means it.
@@ -36,6 +40,10 @@ LOCKED_GRACE_S = 1.0
 _START_POLL_S_MIN, _START_POLL_S_MAX = 0.05, 0.5
 #: The least that a call is given, so that a deadline that has just passed is told by lnd or gRPC and not guessed.
 _CALL_S_MIN = 0.05
+#: gRPC tells of a deadline within milliseconds. Where it has said nothing so long after, it never will.
+_SILENCE_S = 1.0
+#: Closing a channel waits for nothing but its own threads.
+_CLOSE_S_MAX = 2.0
 #: A macaroon is some hundred bytes; what is larger is another file.
 _MACAROON_BYTES_MAX = 16_384
 
@@ -83,16 +91,16 @@ class Connection:
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._link: _Link | None = None
-        # A parent's channels are kept, unused: to destroy one in the child would touch the connection they share.
-        self._inherited: list[_Link] = []
+        # Kept, unused: a parent's channels, since to destroy one in the child would touch the connection they share, and those that
+        # have fallen silent, since to destroy one would wait for it.
+        self._kept: list[_Link] = []
 
     def close(self) -> None:
         """Close the channel; a later call opens a new one. Calls under way on it end with CANCELLED; lnd pays on."""
-        self._notice_fork()
-        with self._lock:
-            link, self._link = self._link, None
-        if link is not None:
-            link.channel.close()
+        if self._link is not None:
+            # Without a thread (at the interpreter's end there is none) it ends with the process.
+            with suppress(NoThreadError, SilentError):
+                result_of(lambda _: self._close(), timeout_s=_CLOSE_S_MAX)
 
     def check_ready(self, timeout_s: float) -> None:
         """Return once the node takes orders, at the latest after ``timeout_s``.
@@ -121,12 +129,16 @@ class Connection:
 
     def unary(self, path: str, request: Any, response: type[_Response], *, timeout_s: float) -> _Response:
         """One question with one answer. Raises FundingError: whatever goes wrong, a question spends nothing."""
-        link = self._current()
-        try:
-            return self._call(link, path, request, response, timeout_s, authorised=True)
-        except grpc.RpcError as error:
-            self._drop_if_broken(link, error)
-            raise self._failure(path, error, link, timeout_s) from None
+
+        def ask(_: Deed[_Response]) -> _Response:
+            link = self._current()
+            try:
+                return self._call(link, path, request, response, timeout_s, authorised=True)
+            except grpc.RpcError as error:
+                self._drop_if_broken(link, error)
+                raise self._failure(path, error, link, timeout_s) from None
+
+        return self._asked(ask, path, timeout_s)
 
     def answers(self, rpc: Rpc, request: Any, *, payment_hash: bytes, timeout_s: float) -> Generator[Answer, None, None]:
         """The messages of a payment's stream; what isn't IN_FLIGHT is the last. The end of the stream is told as an Answer too.
@@ -134,32 +146,58 @@ class Connection:
         Raises FundingError if there is no channel to be had, and not a byte has left then. Closing the iterator ends the call, and
         not the payment.
         """
+        timeout_s = max(timeout_s, _CALL_S_MIN)
+        started = False
+
+        def listen(deed: Deed[Answer]) -> Answer:
+            return self._listen(deed, rpc, request, payment_hash, timeout_s)
+
+        try:
+            with closing(items_of(listen, timeout_s=timeout_s + _SILENCE_S)) as answers:
+                for answer in answers:
+                    started = True
+                    yield answer
+        except NoThreadError as error:
+            raise self._no_thread(error) from None
+        except SilentError:
+            self._begin_anew()
+            yield read_error(rpc, "DEADLINE_EXCEEDED", "gRPC itself has fallen silent", started=started)
+
+    def _listen(self, deed: Deed[Answer], rpc: Rpc, request: Any, payment_hash: bytes, timeout_s: float) -> Answer:
+        """Tell ``deed`` what is IN_FLIGHT, and return what comes after it."""
         link = self._current()
         started = False
         stream = link.channel.unary_stream(
             _PATHS[rpc], request_serializer=type(request).SerializeToString, response_deserializer=pb.Payment.FromString
         )
         try:
-            call: Any = stream(request, timeout=max(timeout_s, _CALL_S_MIN), metadata=(("macaroon", link.macaroon_hex),))
+            call: Any = stream(request, timeout=timeout_s, metadata=(("macaroon", link.macaroon_hex),))
         except ValueError:  # grpc's word for a channel that another thread has closed: it takes no call, so none has left
             raise FundingError(self._told("the client was closed", "call again")) from None
+        except RuntimeError as error:  # grpc starts its own thread once the request has left; without it nothing is heard
+            self._begin_anew()
+            return Answer(word=Word.UNKNOWN, reason=tidy(f"gRPC can't listen: {error}"))
+        deed.cancel = call.cancel
         try:
             for message in call:
                 started = link.used = True
-                yield read_payment(message, payment_hash)
-            yield Answer(word=Word.UNKNOWN, reason="the stream ended without a final word")
+                answer = read_payment(message, payment_hash)
+                if answer.word is not Word.IN_FLIGHT:
+                    return answer
+                deed.tell(answer)
         except grpc.RpcError as error:
             self._drop_if_broken(link, error)
-            yield read_error(rpc, _code(error), _scrub(_text(error), link), started=started)
+            return read_error(rpc, _code(error), _scrub(_text(error), link), started=started)
         finally:
             call.cancel()
+        return Answer(word=Word.UNKNOWN, reason="the stream ended without a final word")
 
     def _wallet_state(self, deadline: float) -> int | None:
         """lnd's WalletState; None where it doesn't tell (no State service)."""
         path = "/lnrpc.State/GetState"
-        for _ in range(2):
+
+        def ask(_: Deed[int | None]) -> int | None:
             link = self._current()
-            timeout_s = max(deadline - time.monotonic(), _CALL_S_MIN)
             try:
                 reply = self._call(link, path, pb.GetStateRequest(), pb.GetStateResponse, timeout_s, authorised=False)
             except grpc.RpcError as error:
@@ -168,10 +206,28 @@ class Connection:
                 self._drop_if_broken(link, error)
                 # A channel that was in use may tell of a failure of long ago, while it waits to connect again. A new one doesn't.
                 if _code(error) == "UNAVAILABLE" and link.used:
-                    continue
+                    return _ASK_AGAIN
                 raise self._failure(path, error, link, timeout_s) from None
             return int(reply.state)
+
+        for _ in range(2):
+            timeout_s = max(deadline - time.monotonic(), _CALL_S_MIN)
+            if (state := self._asked(ask, path, timeout_s)) != _ASK_AGAIN:
+                return state
         raise FundingError(self._told("its connection was lost", "is the node up?"))
+
+    def _asked(self, ask: Callable[[Deed[_Response]], _Response], path: str, timeout_s: float) -> _Response:
+        """What ``ask`` returns or raises. Raises FundingError as well where it can't be begun or doesn't end."""
+        try:
+            return result_of(ask, timeout_s=max(timeout_s, _CALL_S_MIN) + _SILENCE_S)
+        except NoThreadError as error:
+            raise self._no_thread(error) from None
+        except SilentError:
+            self._begin_anew()
+            cause = f"gRPC itself has fallen silent in {path.rpartition('/')[2]}"
+            raise FundingError(
+                self._told(cause, "call again, over a new connection; if it stays so, restart this program")
+            ) from None
 
     def _call(
         self, link: _Link, path: str, request: Any, response: type[_Response], timeout_s: float, *, authorised: bool
@@ -189,13 +245,24 @@ class Connection:
         link.used = True
         return reply
 
+    def _close(self) -> None:
+        self._notice_fork()
+        with self._lock:
+            link, self._link = self._link, None
+        if link is not None:
+            link.channel.close()
+
     def _notice_fork(self) -> None:
         if self._pid != os.getpid():
-            # The lock may have been held by a thread that didn't survive the fork.
-            self._lock = threading.Lock()
-            if self._link is not None:
-                self._inherited.append(self._link)
-            self._link, self._pid = None, os.getpid()
+            self._begin_anew()
+            self._pid = os.getpid()
+
+    def _begin_anew(self) -> None:
+        """Use the channel no more. The lock isn't waited for: a thread that didn't survive the fork, or that hangs, may hold it."""
+        self._lock = threading.Lock()
+        if (link := self._link) is not None:
+            self._kept.append(link)
+        self._link = None
 
     def _current(self) -> _Link:
         self._notice_fork()
@@ -267,6 +334,9 @@ class Connection:
         else:
             cause, advice = f"{method} was answered {code}: {tidy(text)}", "see lnd's log"
         return FundingError(self._told(cause, advice))
+
+    def _no_thread(self, error: NoThreadError) -> FundingError:
+        return FundingError(self._told(f"this program can start no thread ({tidy(str(error))})", "end some, or raise its limit"))
 
     def _told(self, cause: str, advice: str) -> str:
         return f"lnd at {self._endpoint.address}: {cause}; nothing was spent; {advice}"
