@@ -23,6 +23,7 @@ class Kind(str, Enum):
     TOLD_NOT_BOOKED = "told_not_booked"
     BOOKED_NOT_PAID = "booked_not_paid"
     NODE_AMOUNT = "node_amount"
+    ENVELOPE_LIMITS = "envelope_limits"
     ENVELOPE_TOTAL = "envelope_total"
     ENVELOPE_WINDOW = "envelope_window"
     ROW_AMOUNT = "row_amount"

@@ -37,6 +37,14 @@ def _envelopes(ledger: LedgerBooks) -> Iterator[Difference]:
                 id, "its payments are there, but the envelope isn't", "no such envelope", f"{len(mine)} rows"
             )
             continue
+        if not envelope.readable:
+            yield Difference(
+                kind=Kind.ENVELOPE_LIMITS,
+                envelope_id=id,
+                what="its limits can't be read, so nothing can be bought with it by its id",
+                says=(("envelope", "limits that aren't such as this version writes"),),
+                advice="The next purchase of a session that is given the BudgetEnvelope, not its id, writes them anew.",
+            )
         for name, total, of_rows in (
             ("reserved", envelope.reserved_micro, reserved.get(id, 0)),
             ("settled", envelope.settled_micro, sum(mine.values())),

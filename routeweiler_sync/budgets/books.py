@@ -1,6 +1,7 @@
 """The ledger as its own bookkeeper sees it: every envelope's totals and every payment's figures, as they are in the database.
 
-Nothing is judged here, and nothing is left out for being wrong: that is `routeweiler_sync.audit`'s. Tokens aren't read.
+Nothing is judged here, and nothing is left out for being wrong: that is `routeweiler_sync.audit`'s. Only what isn't a figure at all
+is refused. Tokens aren't read.
 """
 
 from __future__ import annotations
@@ -8,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
+from typing import Any
 
+from ..errors import LedgerError
 from ..money import Rate
+from . import envelopes as limits
 from .schema import UNFINISHED, PaymentState
 from .store import Transaction
 
@@ -62,10 +66,14 @@ class BookedPayment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BookedEnvelope:
-    """An envelope's running totals, and its spends by bucket of `envelopes.BUCKET_S`, in millionths of a minor unit."""
+    """An envelope's running totals, and its spends by bucket of `envelopes.BUCKET_S`, in millionths of a minor unit.
+
+    ``readable``: its limits are such as we write.
+    """
 
     id: str
     currency: str
+    readable: bool = True
     reserved_micro: int
     settled_micro: int
     spends_micro: Mapping[int, int]
@@ -80,13 +88,17 @@ class LedgerBooks:
 
 
 def read(tx: Transaction) -> LedgerBooks:
-    """All of it, in one transaction, so that totals and rows are of the same moment."""
+    """All of it, in one transaction, so that totals and rows are of the same moment. LedgerError where a figure isn't one."""
     spends: dict[str, dict[int, int]] = {}
     for row in tx.execute("SELECT envelope_id, bucket, micro FROM spends"):
         spends.setdefault(row["envelope_id"], {})[row["bucket"]] = row["micro"]
     envelopes = {
-        row["id"]: BookedEnvelope(**row, spends_micro=spends.get(row["id"], {}))
-        for row in tx.execute("SELECT id, currency, reserved_micro, settled_micro FROM envelopes ORDER BY id")
+        row["id"]: BookedEnvelope(
+            **{name: row[name] for name in ("id", "currency", "reserved_micro", "settled_micro")},
+            readable=_readable(row["limits"]),
+            spends_micro=spends.get(row["id"], {}),
+        )
+        for row in tx.execute("SELECT id, currency, reserved_micro, settled_micro, limits FROM envelopes ORDER BY id")
     }
     payments: dict[str, BookedPayment] = {}
     after = ""
@@ -96,9 +108,35 @@ def read(tx: Transaction) -> LedgerBooks:
             (after, PAGE_ROWS),
         )
         for row in rows:
-            price = row["btc_price"]
-            values = {**row, "state": PaymentState(row["state"]), "told": bool(row["told"])}
-            payments[row["payment_hash"]] = BookedPayment(**values | {"btc_price": None if price is None else Decimal(price)})
+            payments[row["payment_hash"]] = _payment(row)
         if len(rows) < PAGE_ROWS:
             return LedgerBooks(envelopes=envelopes, payments=payments)
         after = rows[-1]["payment_hash"]
+
+
+def _readable(text: str) -> bool:
+    try:
+        limits.load(text)
+    except LedgerError:
+        return False
+    return True
+
+
+def _payment(row: Mapping[str, Any]) -> BookedPayment:
+    values = dict(row)
+    try:
+        values["state"], values["told"] = PaymentState(row["state"]), bool(row["told"])
+        values["btc_price"] = None if row["btc_price"] is None else Decimal(row["btc_price"])
+        if not all(isinstance(value, int) for name, value in values.items() if name.endswith(("_msat", "_micro"))):
+            raise ValueError("amount")
+        if row["settled_at_ms"] is not None:
+            limits.moment(row["settled_at_ms"])
+        booked = BookedPayment(**values)
+        booked.micro_of(booked.amount_msat)
+    except (ValueError, TypeError, ArithmeticError, OSError):  # from None: their words may hold what the row holds
+        raise LedgerError(
+            f"The ledger's row {row['payment_hash']} is damaged: a state, amount, rate or time of it can't be. Nothing was spent. "
+            "Restore the ledger, or upgrade if a newer version wrote it.",
+            payment_hash=str(row["payment_hash"]),
+        ) from None
+    return booked

@@ -12,7 +12,14 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
-from ..errors import BudgetError, BudgetExceededError, EnvelopeExpiredError, EnvelopeFrozenError, EnvelopeNotFoundError
+from ..errors import (
+    BudgetError,
+    BudgetExceededError,
+    EnvelopeExpiredError,
+    EnvelopeFrozenError,
+    EnvelopeNotFoundError,
+    LedgerError,
+)
 from ..money import Rate, minor_units, sats
 from .schema import DAY_S, HOUR_S, BudgetEnvelope, Change, EnvelopeRow, Intent, PaymentRow
 from .store import Transaction
@@ -177,8 +184,14 @@ def dump(envelope: BudgetEnvelope) -> str:
 
 
 def load(text: str) -> BudgetEnvelope:
-    """The reverse of `dump`."""
-    return BudgetEnvelope(**json.loads(text))
+    """The reverse of `dump`. LedgerError for what no `dump` has written."""
+    try:
+        return BudgetEnvelope(**json.loads(text))
+    except (ValueError, TypeError, RecursionError):  # from None: their words may hold what the row holds
+        raise LedgerError(
+            "The limits that the ledger holds of an envelope are damaged. Nothing was spent. Give the session the BudgetEnvelope in "
+            "place of its id, which writes them anew; or restore the ledger, or upgrade if a newer version wrote them."
+        ) from None
 
 
 def _price(amount_msat: int, rate: Rate) -> str:

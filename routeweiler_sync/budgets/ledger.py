@@ -18,6 +18,7 @@ from ..errors import (
     BudgetError,
     LedgerError,
 )
+from ..money import Rate
 from . import books, envelopes
 from .books import LedgerBooks
 from .envelopes import Draw, moment
@@ -440,6 +441,8 @@ def _payment(row: Mapping[str, Any]) -> PaymentRow:
         preimage = values["preimage"]
         if preimage is not None and hashlib.sha256(bytes.fromhex(preimage)).hexdigest() != values["payment_hash"]:
             raise ValueError("preimage")
+        if values["currency"] is not None:
+            Rate(currency=values["currency"], btc_price=values["btc_price"])
         return PaymentRow(**values)
     except (ValueError, TypeError, ArithmeticError, OSError):  # from None: their words may hold what the row holds
         raise LedgerError(

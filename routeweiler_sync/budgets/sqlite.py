@@ -150,6 +150,8 @@ class SqliteStore:
             yield
         except RouteweilerError:  # an OSError too, as requests' are
             raise
+        except UnicodeError:  # its words hold the text
+            raise self._error("a text that was given can't be written in UTF-8") from None
         except (sqlite3.Error, OSError, OverflowError) as error:
             if _TELLS_TEXT in str(error):
                 raise self._error("a row of it holds text that can't be decoded (database disk image is malformed)") from None

@@ -8,12 +8,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 _SQLITE_MAGIC = b"SQLite format 3\x00"
 _BUSY_TIMEOUT_S = 5.0
+#: Above any amount that a ledger's columns hold, in whatever unit.
+MAX_FIGURE = 2**63
 
 
 class TraceUnreadableError(Exception):
@@ -58,7 +60,7 @@ def read_traces(paths: Iterable[str | os.PathLike[str]]) -> TraceAccount:
     for text in (text for file in files for text in _texts(Path(file).expanduser())):
         try:
             ended_s, told = _read(text)
-        except (ValueError, TypeError, KeyError, AttributeError, InvalidOperation):
+        except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError):
             unreadable += 1
             continue
         lines += 1
@@ -101,13 +103,20 @@ def _read(text: str | bytes) -> tuple[float, tuple[str, ToldPayment] | None]:
     if payment is None or payment["reused"]:
         return ended_s, None
     booked, proof = payment["amountEnvelope"], payment["proofValue"]
-    return ended_s, (
-        str(payment["paymentHash"]),
-        ToldPayment(
-            amount_msat=int(payment["amountMsat"]),
-            fee_msat=int(payment["feeMsat"]),
-            booked_minor_units=None if booked is None else Decimal(booked),
-            currency=payment["amountEnvelopeCurrency"],
-            proof=None if proof is None else str(proof),
-        ),
+    told = ToldPayment(
+        amount_msat=_whole(payment["amountMsat"]),
+        fee_msat=_whole(payment["feeMsat"]),
+        booked_minor_units=None if booked is None else Decimal(booked),
+        currency=None if booked is None else str(payment["amountEnvelopeCurrency"]),
+        proof=None if proof is None else str(proof),
     )
+    if told.booked_minor_units is not None and not abs(told.booked_minor_units) < MAX_FIGURE:
+        raise ValueError("no amount")
+    return ended_s, (str(payment["paymentHash"]), told)
+
+
+def _whole(amount_msat: object) -> int:
+    """A line that was changed may hold what would take a machine's whole memory to write out."""
+    if type(amount_msat) is not int or abs(amount_msat) >= MAX_FIGURE:
+        raise ValueError("no amount in msat")
+    return amount_msat

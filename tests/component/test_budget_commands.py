@@ -15,7 +15,16 @@ from pathlib import Path
 import pytest
 import requests
 
-from routeweiler_sync import BudgetEnvelope, EnvelopeFrozenError, Ledger, PaymentState, Routeweiler, RouteweilerError, TraceSink
+from routeweiler_sync import (
+    BudgetEnvelope,
+    EnvelopeFrozenError,
+    Ledger,
+    LedgerError,
+    PaymentState,
+    Routeweiler,
+    RouteweilerError,
+    TraceSink,
+)
 from routeweiler_sync.testing import FakeLnd, Paywall
 
 from .command import NO_NODE, TIMEOUT_S, Command, bare_environ
@@ -158,6 +167,65 @@ def test_a_damaged_preimage_neither_stops_the_audit_nor_is_shown(
     assert "doesn't fit its payment hash" in said
     assert good not in said
     assert "ab" * 32 not in said
+
+
+@pytest.mark.parametrize("limits", ["{s3cret", "[]", '{"s3cret": 1}', '{"id": "default", "cap_currency": "s3cret"}', "[" * 100_000])
+def test_damaged_limits_of_an_envelope_are_said_and_not_shown(
+    command: Command, session: Routeweiler, dynamic: Paywall, books: Books, lnd: FakeLnd, limits: str
+) -> None:
+    """Else a purchase ends with an error that isn't ours, and the command that should say what is wrong with a traceback."""
+    session.get(dynamic.url_for("/a"))
+    edit(books.ledger_path, "UPDATE envelopes SET limits = ?", limits)
+    assert command("budget", "show") == 3
+    assert b"damaged" in command.err
+    assert b"s3cret" not in command.out + command.err
+    assert command("budget", "audit", "--json") == 1
+    assert kinds(command) == ["envelope_limits"]
+    assert b"s3cret" not in command.out + command.err
+    with Routeweiler(funding=[lnd.funding()], ledger=books.ledger_path, budget_envelope="default") as by_id:
+        with pytest.raises(LedgerError, match="damaged") as refused:
+            by_id.get(dynamic.url_for("/b"))
+        assert (refused.value.spent, "s3cret" in str(refused.value), len(lnd.payments)) == (False, False, 1)
+    assert session.get(dynamic.url_for("/b")).status_code == 200  # as the advice says: it is given the limits, and writes them anew
+    assert command("budget", "audit", "--json") == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "currency = 'usd', btc_price = 's3cret'",
+        "currency = 'usd', btc_price = NULL",
+        "currency = 's3cret'",
+        "amount_msat = 's3cret'",
+        "settled_at_ms = 99999999999999999",
+    ],
+)
+def test_a_row_that_holds_no_figures_is_named(
+    command: Command, session: Routeweiler, paywall: Paywall, books: Books, lnd: FakeLnd, change: str
+) -> None:
+    """Else the audit ends with a traceback that names nothing, and a purchase that meets the row with an error that isn't ours."""
+    session.get(paywall.url)
+    (row,) = books.rows
+    edit(books.ledger_path, f"UPDATE payments SET {change}")
+    command.look_for_secrets = lambda: None  # type: ignore[method-assign]  # it reads the rows, which can't be read now
+    assert command("budget", "audit") == 3
+    said = command.out.decode() + command.err.decode()
+    assert f"row {row.payment_hash} is damaged" in said
+    assert "s3cret" not in said
+    assert "Traceback" not in said
+    if "amount" not in change:  # that is nothing to a call that uses the token
+        with pytest.raises(LedgerError, match="is damaged"):
+            list(books.ledger.payments())
+
+
+def test_an_id_that_cant_be_written_is_refused(books: Books, lnd: FakeLnd, paywall: Paywall) -> None:
+    """Else the call ends with an error that isn't ours."""
+    with (
+        Routeweiler(funding=[lnd.funding()], ledger=books.ledger_path, budget_envelope="half \ud800") as session,
+        pytest.raises(LedgerError, match="UTF-8") as refused,
+    ):
+        session.get(paywall.url)
+    assert (refused.value.spent, lnd.payments) == (False, [])
 
 
 def test_a_line_taken_out_of_the_trace_is_found(command: Command, session: Routeweiler, dynamic: Paywall, books: Books) -> None:

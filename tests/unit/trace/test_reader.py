@@ -76,13 +76,19 @@ def test_rotated_files_are_read_together(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "line",
     [b'{"payment": {"paymentHash": "ab', b"\xff\xfe", b"[]", b"null", b'"text"', b'{"payment": 1, "timestampEnd": 5}']
+    + [b"[" * 100_000]
     + [
         json.dumps({**paid_event().to_json_dict(), "payment": payment}).encode()
         for payment in (1, [], {"reused": False}, {**paid_event().to_json_dict()["payment"], "amountEnvelope": "much"})
+    ]
+    + [
+        json.dumps(paid_event().to_json_dict()).replace(f'"{name}": ', f'"{name}": {figure}, "was": ').encode()
+        for name in ("amountMsat", "feeMsat", "amountEnvelope")
+        for figure in ("1e99", "1e999999999", '"sNaN"', "NaN", "Infinity", "[]")
     ],
 )
 def test_lines_that_arent_events_are_counted_and_stop_nothing(tmp_path: Path, line: bytes) -> None:
-    """A killed writer leaves half a line; what stands behind it counts all the same."""
+    """A killed writer leaves half a line, a vandal figures that fill a machine; what stands behind them counts all the same."""
     sink = sink_of("jsonl", tmp_path / "trace")
     sink.path.write_bytes(line + b"\n\n")
     assert sink.emit(paid_event())
