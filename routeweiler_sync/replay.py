@@ -74,24 +74,27 @@ def drain(response: requests.Response) -> None:
 def _read(raw: Any) -> tuple[bytes, bool]:
     """(what could be read within the bounds, whether that was all)."""
     content, end_s = bytearray(), time.monotonic() + MAX_DRAIN_S
-    sock = getattr(getattr(raw, "connection", None), "sock", None)
-    timeout_before = sock.gettimeout() if sock is not None else None
     # read1 gives what has arrived; read waits for all that was asked for, however slowly it drips.
     read1 = getattr(raw, "read1", None)
-    try:
-        while len(content) < MAX_DRAIN_BYTES:
-            left_s = end_s - time.monotonic()
-            if left_s <= 0:
-                return bytes(content), False
-            if sock is not None:
-                sock.settimeout(left_s)
-            want = min(_CHUNK_BYTES, MAX_DRAIN_BYTES - len(content))
-            chunk = read1(want, decode_content=True) if read1 is not None else raw.read(want, decode_content=True)
-            if not chunk:
-                return bytes(content), True
-            content += chunk
-        return bytes(content), False
-    finally:
-        if sock is not None:
-            with contextlib.suppress(OSError):
-                sock.settimeout(timeout_before)
+    while len(content) < MAX_DRAIN_BYTES:
+        left_s = end_s - time.monotonic()
+        if left_s <= 0:
+            return bytes(content), False
+        _bound(raw, left_s)
+        want = min(_CHUNK_BYTES, MAX_DRAIN_BYTES - len(content))
+        chunk = read1(want, decode_content=True) if read1 is not None else raw.read(want, decode_content=True)
+        if not chunk:
+            return bytes(content), True
+        content += chunk
+    return bytes(content), False
+
+
+def _bound(raw: Any, timeout_s: float) -> None:
+    """Wait no longer than this for the next bytes, if the connection is still the answer's.
+
+    With the last byte of the body it goes back to the pool, and another thread may be waiting on it at once: who touches its
+    timeout then, cuts that one's wait short or has it see an end of the connection. Whoever takes it from the pool sets its own.
+    """
+    sock = getattr(getattr(raw, "connection", None), "sock", None)
+    if sock is not None:
+        sock.settimeout(timeout_s)

@@ -6,11 +6,14 @@ import io
 import json
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
+from urllib3.connectionpool import HTTPConnectionPool
 
 from routeweiler_sync import PaymentState, Routeweiler, TraceSink, payment_of
+from routeweiler_sync.replay import drain
 from routeweiler_sync.testing import FakeLnd, Paywall
 
 from .conftest import Books
@@ -254,6 +257,26 @@ def test_a_pool_of_one_connection_is_enough(session, paywall: Paywall) -> None:
     session.mount("http://", PaywallAdapter(session._payer, pool_connections=1, pool_maxsize=1, pool_block=True))
     for path in ("/a", "/b"):
         assert session.get(paywall.url_for(path), timeout=20).status_code == 200
+
+
+def test_a_connection_that_has_gone_back_to_the_pool_is_left_alone(paywall: Paywall, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a thread that drains its 402 cuts another's wait for a paid page short, or has it see the connection end.
+
+    The other is as quick as can be: it has the connection, with a timeout of its own, before the drain goes on.
+    """
+    others_timeout_s = 77.0
+    borrowed: list[Any] = []
+    put_back = HTTPConnectionPool._put_conn
+
+    def put_back_and_borrow(pool: HTTPConnectionPool, connection: Any) -> None:
+        put_back(pool, connection)
+        connection.sock.settimeout(others_timeout_s)
+        borrowed.append(connection.sock)
+
+    monkeypatch.setattr(HTTPConnectionPool, "_put_conn", put_back_and_borrow)
+    with requests.Session() as plain:
+        drain(plain.get(paywall.url, stream=True, timeout=20))
+        assert [sock.gettimeout() for sock in borrowed] == [others_timeout_s]
 
 
 def test_the_adapter_mounted_by_hand_pays_and_traces(make_session, paywall: Paywall, books: Books) -> None:
