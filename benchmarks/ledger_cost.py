@@ -180,6 +180,7 @@ def purchase(ledger: Ledger, n: int, origin: str) -> dict[str, float]:
         "live(origin, scope)": lambda: ledger.live(origin, new.scope),
         "payment(hash)": lambda: ledger.payment(new.payment_hash),
         "retired(target)": lambda: ledger.retired(origin, new.scope, new.target),
+        "unserved(target)": lambda: ledger.unserved(origin, new.target),
         "open_payment": lambda: ledger.open_payment(new, draw),
         "change to settled": lambda: ledger.change(new.payment_hash, lambda row: settled),
         "learn": lambda: ledger.learn(origin, new.path, new.scope),

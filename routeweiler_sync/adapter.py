@@ -20,18 +20,20 @@ from requests.adapters import HTTPAdapter
 
 from .call import Call, Payment, Quoted, current, quoting
 from .errors import ChallengeMismatchError, LedgerError, RouteweilerError, TokenRefusedError, UnreplayableBodyError
+from .flight import end_first_use
 from .forks import prepare_to_pay
 from .l402.challenge import schemes_offered
 from .l402.credential import authorization, origin_of, path_of, redact, scope_of
 from .limits import active
 from .money import sats
-from .outcomes import no_more_tokens_error, refused_error
+from .outcomes import no_more_tokens_error, overtaken_error, refused_error
 from .purchase import MAYBE_REFUSALS, Known, Said, Verdict, Wants, hear, judge, known_of
 from .replay import again, drain, is_replayable
 from .telling import release_all_telling
 from .tokens import HeldToken
 
 if TYPE_CHECKING:
+    from .budgets.schema import PaymentRow
     from .checkout import Need
     from .payer import Payer
 
@@ -39,9 +41,13 @@ log = logging.getLogger("routeweiler_sync")
 
 #: A token that the server has never taken is offered again for this long: settlement may lag on the server's side.
 OFFER_AGAIN_S = 5.0
-#: Tokens that one call offers at most: an old one, one that another process bought meanwhile, a new one.
+#: Tokens that one call offers before it insists on its own: an old one, one that another process bought meanwhile, a new one.
 MAX_TOKENS_PER_CALL = 4
+#: Tokens that it offers at all. Only other processes, each with a token that no server has taken yet, keep it from its own so long.
+MAX_OFFERS_PER_CALL = 32
 MIN_PAUSE_S, MAX_PAUSE_S = 0.05, 1.0
+#: The ledger keeps times in milliseconds, rounded down.
+CLOCK_GRAIN_S = 0.001
 #: Methods that may be sent twice without a second thought: only with these does a guessed token go along.
 GUESSED_METHODS = ("GET", "HEAD", "OPTIONS")
 
@@ -169,6 +175,8 @@ class Exchange:
     #: Payment hashes of tokens that aren't offered again in this hop; those of them that it has retired.
     refused: set[str] = field(default_factory=set)
     over: set[str] = field(default_factory=set)
+    #: Payment hashes of tokens that other calls have bought for other targets, since this one began.
+    strangers: set[str] = field(default_factory=set)
     bought: bool = False
     refused_since_s: float | None = None
     offers: int = 0
@@ -226,6 +234,8 @@ class Exchange:
                 error.response = _answered(self._finished())
             error.request = self.request
             raise
+        finally:
+            self._end_first_use()
 
     def _settled_with(self, held: HeldToken | None, *, is_guess: bool) -> requests.Response:
         """Go on until the server is satisfied or the rules say stop. ``held`` is what the latest request carried, if anything."""
@@ -299,19 +309,39 @@ class Exchange:
     def _token(self, need: Need) -> HeldToken:
         """A token that fits ``need``: live, or bought now. At most one is bought in a call."""
         purchase = None
-        if self.offers < MAX_TOKENS_PER_CALL:
-            may_buy = not self.bought and (need.origin, need.scope) not in self.call.bought_needs
-            purchase = self.payer.checkout.token_for(need, refused=frozenset(self.refused), may_buy=may_buy)
+        self._end_first_use()
+        may_buy = not self.bought and (need.origin, need.scope) not in self.call.bought_needs
+        if self.offers < (MAX_OFFERS_PER_CALL if may_buy else MAX_TOKENS_PER_CALL):
+            refused = frozenset(self.refused)
+            purchase = self.payer.checkout.token_for(need, refused=refused, may_buy=may_buy, worth_an_offer=self._worth_an_offer)
         if purchase is None:
-            raise self._no_more_tokens(need)
+            raise overtaken_error(need, self.latest.status_code, self.offers) if may_buy else self._no_more_tokens(need)
         self.offers, self.given = self.offers + 1, purchase.held
         self.bought = self.bought or purchase.bought
+        if purchase.held.scope != need.scope:
+            self.refused.add(purchase.held.payment_hash)  # bought for this target, under another scope: once is enough
+        elif purchase.row.target != self.target and purchase.row.created_at.timestamp() >= self.call.started_s - CLOCK_GRAIN_S:
+            self.strangers.add(purchase.held.payment_hash)
         self.refused_since_s, self.asked_bare = None, False
         if purchase.bought:
             self.call.bought_needs.add((need.origin, need.scope))
             self.call.bought(purchase, need.url)  # before the retry: whatever becomes of that, the payment is told
             self.payer.book.put(purchase.held, self.path)
         return purchase.held
+
+    def _worth_an_offer(self, row: PaymentRow) -> bool:
+        """Whether the token of ``row``, which others have used, may serve here too. (If not, it makes room for one of this call.)
+
+        One that was bought a moment ago and didn't serve tells that tokens here don't fit every target. One that is older may have
+        been used up or expired: that tells nothing of its successor, which may serve all.
+        """
+        if self.offers >= MAX_TOKENS_PER_CALL:
+            return False
+        return row.target == self.target or not self.strangers & self.over
+
+    def _end_first_use(self) -> None:
+        if self.bought and self.given is not None:
+            end_first_use(self.given.payment_hash)
 
     def _no_more_tokens(self, need: Need) -> TokenRefusedError:
         status, payment_hash = self.latest.status_code, None if self.given is None else self.given.payment_hash

@@ -41,14 +41,14 @@ from .errors import (
     PolicyMaxPerCallExceededError,
     RailNotSupportedError,
 )
-from .flight import Deadline, Flight, single
+from .flight import Deadline, Flight, begin_first_use, single, wait_for_first_use
 from .funding.answers import Answer, Word
 from .funding.lightning import LightningFundingSource
 from .funding.node import default_fee_cap_msat
 from .l402.challenge import Challenge
 from .l402.invoice import Invoice, decode_invoice
 from .money import Rate, sats
-from .outcomes import ended_error, error_for, given_up, pending_error, unbooked_error
+from .outcomes import ended_error, error_for, given_up, pending_error, unbooked_error, unserved_error
 from .policy.dsl import Policy
 from .policy.engine import evaluate
 from .purchase import Act, Step
@@ -60,6 +60,8 @@ log = logging.getLogger("routeweiler_sync")
 RAIL = "l402"
 #: An invoice that expires sooner than this isn't begun: the payment would race its expiry.
 MIN_INVOICE_LIFE_S = 2
+#: A token whose own time ends sooner isn't bought: the payment, and the server that must hear of it, may take as long.
+MIN_TOKEN_LIFE_S = 5
 #: How often one call sends an invoice again whose earlier send is unanswered. More would only add unanswered sends.
 MAX_RESENDS = 1
 #: How long another process's purchase is left alone before the node is asked about it. It ends nothing; asking is harmless.
@@ -145,23 +147,41 @@ class Checkout:
         self._confirm = confirm
         self._session_started_s = time.time() if session_started_s is None else session_started_s
 
-    def token_for(self, need: Need, *, refused: frozenset[str] = frozenset(), may_buy: bool = True) -> Purchase | None:
+    def token_for(
+        self,
+        need: Need,
+        *,
+        refused: frozenset[str] = frozenset(),
+        may_buy: bool = True,
+        worth_an_offer: Callable[[PaymentRow], bool] = lambda row: True,
+    ) -> Purchase | None:
         """The token that ``need`` asks for: a live one, one whose purchase is carried to its end, or a new one. May move money.
 
         ``refused``: payment hashes (hex) of tokens that the server has just refused; they aren't given again. Without ``may_buy``
-        nothing new is bought: None where there is nothing to give. Raises the errors of the tree; each says what became of the
-        money.
+        nothing new is bought: None where there is nothing to give. ``worth_an_offer``: of a live token that was taken; one that
+        isn't is retired before another is bought. A new token is kept for its buyer's first use: `flight.end_first_use` when that
+        is over. Raises the errors of the tree; each says what became of the money.
         """
         deadline = Deadline(self._payment_timeout_s)
         with single((self.ledger.url, need.origin, need.scope), deadline) as flight:
             standing = self._standing(need, refused)
+            if standing is not None and may_buy and _has_served(standing) and not worth_an_offer(standing):
+                self.ledger.retire(standing.payment_hash)
+                standing = None
             if standing is not None:
                 flight.payment_hash = standing.payment_hash
-                return self._use(standing, need, deadline)
+                return _kept_for_buyer(self._use(standing, need, deadline))
             earlier = self.ledger.retired(need.origin, need.scope, need.target)
-            if earlier is not None and earlier.payment_hash not in refused:
+            if earlier is not None and earlier.payment_hash not in refused and worth_an_offer(earlier):
                 return _as_purchase(earlier, bought=False)  # refused for something else, maybe: asking costs nothing
-            return self._buy(need, deadline, flight) if may_buy else None
+            if not may_buy:
+                return None
+            unserved = self._unserved(need)
+            if unserved is None:
+                return _kept_for_buyer(self._buy(need, deadline, flight))
+            if unserved.payment_hash not in refused:
+                return _as_purchase(unserved, bought=False)
+        raise unserved_error(unserved, need)  # outside: those who wait for the scope may need it for something else
 
     def quote(self, need: Need) -> Quote | None:
         """What a call for ``need`` would pay, or None where the ledger has a token for it. Asks no node and pays nothing.
@@ -202,12 +222,21 @@ class Checkout:
     def _standing(self, need: Need, refused: frozenset[str]) -> PaymentRow | None:
         """The row that answers ``need`` or stands in the way of a new purchase, or None."""
         live = self.ledger.live(need.origin, need.scope)
+        if live and wait_for_first_use(live[0].payment_hash):
+            live = self.ledger.live(need.origin, need.scope)
         if live and live[0].payment_hash not in refused:
             return live[0]
         same = self.ledger.payment(need.challenge.payment_hash.hex())
         if same is not None and same.payment_hash in refused:
             raise given_up(same)
         return same
+
+    def _unserved(self, need: Need) -> PaymentRow | None:
+        """A payment for this very target whose token no server has taken: a server that never delivers gets no second one."""
+        row = self.ledger.unserved(need.origin, need.target) if need.target else None
+        if row is not None and wait_for_first_use(row.payment_hash):
+            row = self.ledger.unserved(need.origin, need.target)
+        return row
 
     def _use(self, row: PaymentRow, need: Need, deadline: Deadline) -> Purchase:
         """What ``row``, found in the ledger, comes to. One of another origin is none of this server's business."""
@@ -518,11 +547,23 @@ def check_challenge(challenge: Challenge) -> None:
             f"The invoice {invoice.payment_hash.hex()} has expired, or is about to (at {invoice.expires_at}; it is {int(now_s)} by "
             f"this machine's clock). Nothing was spent. Call again for a new one; if it repeats, check the clock."
         )
-    if challenge.valid_until is not None and now_s >= challenge.valid_until:
+    if challenge.valid_until is not None and now_s + MIN_TOKEN_LIFE_S >= challenge.valid_until:
         raise ChallengeExpiredError(
-            "The token offered is already past its own valid_until, by this machine's clock: paying would buy nothing. Nothing was "
-            "spent. Call again for a new one; if it repeats, check the clock."
+            f"The token offered is past its own valid_until, or is about to be (at {challenge.valid_until}; it is {int(now_s)} by "
+            "this machine's clock): paying would buy nothing. Nothing was spent. Call again for a new one; if it repeats, check "
+            "the clock."
         )
+
+
+def _has_served(row: PaymentRow) -> bool:
+    return row.state is PaymentState.SETTLED and row.taken
+
+
+def _kept_for_buyer(purchase: Purchase) -> Purchase:
+    """``purchase``, before anyone who waits for it goes on."""
+    if purchase.bought:
+        begin_first_use(purchase.held.payment_hash)
+    return purchase
 
 
 def _hash(row: PaymentRow) -> bytes:

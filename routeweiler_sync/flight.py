@@ -1,6 +1,7 @@
 """One purchase at a time for one need, within a process. (Between processes the ledger's unique index sees to it.)
 
-Whoever comes while a purchase is under way waits for it, and shares how it ended.
+Whoever comes while a purchase is under way waits for it, and shares how it ended. A token's first use is its buyer's: one that
+opens a page but once would else be used up by those who waited, and its buyer refused after paying.
 """
 
 from __future__ import annotations
@@ -29,7 +30,12 @@ class Flight:
         self.error: RouteweilerError | None = None
 
 
+#: So long at most a new token is kept for its buyer: a server may take its time to answer.
+FIRST_USE_S = 5.0
+
 _flights: dict[tuple[str, str, str], Flight] = {}
+#: By payment hash, tokens that their buyers are about to use: until when on the monotonic clock, and what tells of the end.
+_first_uses: dict[str, tuple[float, threading.Event]] = {}
 _registry_lock = threading.Lock()
 
 
@@ -38,6 +44,7 @@ def _start_over_after_fork() -> None:
     global _registry_lock
     _registry_lock = threading.Lock()
     _flights.clear()
+    _first_uses.clear()
 
 
 if hasattr(os, "register_at_fork"):
@@ -65,6 +72,33 @@ def _shared(error: RouteweilerError) -> RouteweilerError:
     mine = copy.copy(error)
     mine.request = mine.response = None
     return mine
+
+
+def begin_first_use(payment_hash: str) -> None:
+    """Keep the token of ``payment_hash`` for its buyer until `end_first_use`, for `FIRST_USE_S` at most."""
+    _first_uses[payment_hash] = (time.monotonic() + FIRST_USE_S, threading.Event())
+
+
+def end_first_use(payment_hash: str) -> None:
+    """Let the others have it."""
+    kept = _first_uses.pop(payment_hash, None)
+    if kept is not None:
+        kept[1].set()
+
+
+def in_first_use(payment_hash: str) -> bool:
+    """Whether the token is kept for its buyer."""
+    kept = _first_uses.get(payment_hash)
+    return kept is not None and time.monotonic() < kept[0]
+
+
+def wait_for_first_use(payment_hash: str) -> bool:
+    """Wait until the token isn't kept for its buyer any more. Whether there was anything to wait for."""
+    kept = _first_uses.get(payment_hash)
+    if kept is None:
+        return False
+    kept[1].wait(max(0.0, kept[0] - time.monotonic()))
+    return True
 
 
 @contextlib.contextmanager

@@ -96,6 +96,26 @@ def refused_error(held: HeldToken, status: int) -> TokenRefusedError:
     )
 
 
+def unserved_error(row: PaymentRow, need: Need) -> TokenRefusedError:
+    """The server names another scope for what ``row`` was bought for, and has never taken that token."""
+    return TokenRefusedError(
+        f"{need.origin} wants to be paid again, now for {need.scope}, for what payment {row.payment_hash} of "
+        f"{sats(row.amount_msat)} has bought already: it has never taken that token. The money of that payment is spent; nothing "
+        "more was. The ledger keeps token and preimage. Ask the server's operator with the payment hash as proof, or "
+        "Ledger.forget() it to buy anew.",
+        payment_hash=row.payment_hash,
+    )
+
+
+def overtaken_error(need: Need, status: int, offers: int) -> TokenRefusedError:
+    """This call has bought nothing: there always was a token of another call to be offered first."""
+    return TokenRefusedError(
+        f"{need.origin} took none of the {offers} tokens for {need.scope} that other calls had bought (status {status}), and each "
+        "time there was one more before this call could buy its own. Nothing was spent by this call. Call again.",
+        spent=False,
+    )
+
+
 def no_more_tokens_error(held: HeldToken | None, need: Need, status: int, *, over: bool) -> TokenRefusedError:
     """The server wants one more token than a call buys. ``held`` was given last, if one was; ``over``: it is retired by now."""
     if held is None:

@@ -250,7 +250,10 @@ class Verdict(str, Enum):
     GIVE_UP = "TokenRefusedError: the row stays, and nothing more is paid for the scope"
     ASK_BARE = "ask without the token; if an L402 challenge of its scope comes, offer it once more"
     RETIRE = "retire the token; get one for the challenge, or first ask without for one. At most one is bought in a call"
-    GET_ONE = "get a token of the challenge's scope: a live one, else a new one. At most one is bought in a call"
+    GET_ONE = (
+        "get a token of the challenge's scope: a live one, else a new one. At most one is bought in a call, and none beside one "
+        "that was bought for this very page and never taken"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
+from .flight import in_first_use
 from .money import minor_units
 
 if TYPE_CHECKING:
@@ -103,6 +104,10 @@ class _Origin:
         self.unwelcome: set[str] = set()
         self.forgotten: Container[str] = ()
 
+    def withholds(self, held: HeldToken) -> bool:
+        """Whether ``held`` is not to go along unasked: the user has forgotten it, or its buyer is about to use it first."""
+        return held.payment_hash in self.forgotten or in_first_use(held.payment_hash)
+
 
 class TokenBook:
     """A session's tokens. Thread-safe; of its ledger it only reads, and only when the ledger exists."""
@@ -122,10 +127,10 @@ class TokenBook:
         learned = known.learned.get(path)
         if learned is not None:
             held = known.by_scope.get(learned)
-            return None if held is None or held.payment_hash in known.forgotten else (held, False)
+            return None if held is None or known.withholds(held) else (held, False)
         if path in known.unwelcome:
             return None
-        live = (held for held in known.by_scope.values() if held.payment_hash not in known.forgotten)
+        live = (held for held in known.by_scope.values() if not known.withholds(held))
         only = next(live, None)
         return (only, True) if only is not None and next(live, None) is None else None
 

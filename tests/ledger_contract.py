@@ -373,6 +373,23 @@ class RowsContract:
         ledger.forget(hash_of(5))  # by the user: not to be used again
         assert ledger.retired(ORIGIN, "s", "c") is None
 
+    def test_a_token_that_was_never_taken_is_found_by_what_it_was_bought_for(self, make_ledger: Callable[..., Ledger]) -> None:
+        """Else a server that names another scope each time would be paid each time, for a page that never comes."""
+        clock = Clock()
+        ledger = make_ledger(clock)
+        for n, (scope, target) in enumerate([("s", "a"), ("t", "a"), ("u", "b")]):
+            clock.now_s += 1
+            ledger.open_payment(intent(n, scope=scope, target=target), None)
+            assert ledger.unserved(ORIGIN, "b") is None, "it isn't paid for yet"
+            settle(ledger, n)
+        first = ledger.unserved(ORIGIN, "a")
+        assert first is not None
+        assert (first.payment_hash, first.scope) == (hash_of(0), "s")
+        assert ledger.unserved("https://b.example", "a") is None
+        ledger.mark(hash_of(0), taken=True)
+        ledger.forget(hash_of(1))
+        assert ledger.unserved(ORIGIN, "a") is None
+
     # -- notes ------------------------------------------------------------------------------------------------------------
 
     def test_marks_stay_and_touch_nothing_else(self, make_ledger: Callable[..., Ledger]) -> None:

@@ -336,6 +336,17 @@ class Ledger:
                 )
             )
 
+    def unserved(self, origin: str, target: str) -> PaymentRow | None:
+        """The earliest payment for this very ``target`` whose token, of whatever scope, is live and was never taken."""
+        with self._store.read() as tx:
+            return _first(
+                tx.execute(
+                    "SELECT * FROM payments WHERE origin = ? AND target = ? AND state = 'settled' "
+                    "AND taken = 0 AND preimage IS NOT NULL ORDER BY created_at_ms LIMIT 1",
+                    (origin, target),
+                )
+            )
+
     def mark(self, payment_hash: str, *, taken: bool = False, told: bool = False) -> None:
         """Note that the server has taken the token, that a trace has told of the payment. Cheap: not forced to disk."""
         self._store.run(

@@ -85,6 +85,11 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         CREATE INDEX payments_refused ON payments (origin, scope, target, created_at_ms)
             WHERE state = 'retired' AND taken = 1 AND failure_code = 'refused' AND preimage IS NOT NULL
         """,
+        # Tokens that no server has taken yet: nothing more is bought for what they were bought for.
+        """
+        CREATE INDEX payments_unserved ON payments (origin, target, created_at_ms)
+            WHERE state = 'settled' AND taken = 0 AND preimage IS NOT NULL
+        """,
         # Which scope a path was seen to need, so that a token goes along unasked.
         """
         CREATE TABLE learned_paths (

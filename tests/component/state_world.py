@@ -33,6 +33,7 @@ from routeweiler_sync import (
     TokenRefusedError,
     TraceSink,
     adapter,
+    checkout,
     flight,
     telling,
 )
@@ -166,6 +167,7 @@ class StateWorld:
         self._exit = contextlib.ExitStack()
         self._exit.enter_context(contextlib.contextmanager(hurry)())
         self._exit.enter_context(patch.object(adapter, "OFFER_AGAIN_S", 0.2))
+        self._exit.enter_context(patch.object(checkout, "MIN_TOKEN_LIFE_S", 0))
         self.lnd = self._exit.enter_context(FakeLnd())
         self.log = self._exit.enter_context(_listening())
         self.pool = self._exit.enter_context(ThreadPoolExecutor(8))

@@ -21,6 +21,7 @@ from routeweiler_sync import (
     PaymentState,
     PreimageMismatchError,
     TokenRefusedError,
+    checkout,
 )
 from routeweiler_sync.budgets.ledger import Ledger
 from routeweiler_sync.testing import FakeLnd, Paywall
@@ -311,9 +312,10 @@ def test_a_token_whose_time_is_over_is_replaced_once(session, paywall: Paywall, 
 
 
 def test_a_token_that_expired_while_its_payment_hung_says_so_and_the_next_call_buys(
-    make_session, paywall: Paywall, lnd: FakeLnd, books: Books
+    make_session, paywall: Paywall, lnd: FakeLnd, books: Books, monkeypatch
 ) -> None:
     """A crash or a slow payment may outlast a short token. One call doesn't pay twice for it, and its error sends nobody astray."""
+    monkeypatch.setattr(checkout, "MIN_TOKEN_LIFE_S", 0)
     paywall.service.valid_for_s = 2
     lnd.hang_next()
     with pytest.raises(PaymentPendingError):

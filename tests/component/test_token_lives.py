@@ -126,9 +126,10 @@ def test_what_another_process_bought_meanwhile_is_found_before_paying(session, r
 @pytest.mark.parametrize("bare_401", [False, True])
 @pytest.mark.parametrize("fresh", [False, True])
 def test_a_token_that_expires_between_calls_is_replaced_once_within_the_call(
-    session, make_session, paywall: Paywall, lnd: FakeLnd, books: Books, fresh: bool, bare_401: bool, path: str
+    session, make_session, paywall: Paywall, lnd: FakeLnd, books: Books, monkeypatch, fresh: bool, bare_401: bool, path: str
 ) -> None:
     """Its caveat says when its time is over: no error, no seconds of waiting for a settlement, and one new token for all."""
+    monkeypatch.setattr(checkout, "MIN_TOKEN_LIFE_S", 0)  # nor does the test wait for long
     paywall.service.valid_for_s = 2
     session.get(paywall.url)
     (row,) = books.rows
