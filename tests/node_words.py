@@ -192,9 +192,9 @@ class NodeWords:
             assert told.messages == ("IN_FLIGHT", "IN_FLIGHT", "IN_FLIGHT", "FAILED/NO_ROUTE")
             node.forget_failures()
             with node.hold() as release:
-                waiting = in_background(lambda: order(node, late, timeout_s=1))
+                waiting = in_background(lambda: order(node, late, timeout_s=5))
                 _until_in_flight(node, late)
-                node.pass_time(2)
+                node.pass_time(6)
                 release()
                 told = waiting()
             assert told.messages == ("IN_FLIGHT", "IN_FLIGHT", "IN_FLIGHT", "FAILED/TIMEOUT")
@@ -203,7 +203,7 @@ class NodeWords:
 
     def test_a_reason_may_be_told_while_still_in_flight(self, node: ContractNode) -> None:
         """The invoice ends on the way: the payee's no is told first, the end after it. Read too early, a shard may still settle."""
-        bolt11 = node.make_invoice(AMOUNT_MSAT, expiry_s=3)
+        bolt11 = node.make_invoice(AMOUNT_MSAT, expiry_s=5)
         with node.hold() as release:
             waiting = in_background(lambda: order(node, bolt11))
             _until_in_flight(node, bolt11)
@@ -302,11 +302,16 @@ def _refused(told: Told, text: str, word: Word = Word.REFUSED) -> None:
 
 
 def _until_in_flight(node: ContractNode, bolt11: str) -> None:
-    """Until the HTLC has left: lnd has then nothing more to say before the end."""
+    """Until the HTLC has left: lnd has then nothing more to say before the end.
+
+    IN_FLIGHT alone says that the payment has been written down. Its no to a second order tells whether there is an HTLC.
+    """
     deadline = time.monotonic() + PATIENCE_S
     while node.client.track(payment_hash_of(bolt11), timeout_s=PATIENCE_S, follow=False).word is not Word.IN_FLIGHT:
         assert time.monotonic() < deadline, "never in flight"
-    node.pass_time(0.5)
+    while (end := order(node, bolt11).end) != "ALREADY_EXISTS: payment is in transition":
+        assert end == "ALREADY_EXISTS: payment already exists"
+        assert time.monotonic() < deadline, "no HTLC leaves"
 
 
 def _channel(node: ContractNode) -> grpc.Channel:

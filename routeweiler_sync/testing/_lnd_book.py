@@ -159,8 +159,10 @@ class Book:
             self._tell(entry)
             return entry, len(messages) - 1
 
-    def run(self, entry: Entry) -> None:
-        """Let a started payment go its way, whoever still listens. What lnd sees by itself ends it before an HTLC leaves."""
+    def run(self, entry: Entry, *, now: float) -> None:
+        """Let a started payment go its way, at ``now`` by the node's clock, whoever still listens. What lnd sees by itself ends
+        it before an HTLC leaves.
+        """
         with self.changed:
             reason = self._obstacle(entry)
             if reason is not None:
@@ -170,7 +172,7 @@ class Book:
             for _ in range(entry.attempt.parts):
                 self._tell(entry)
             if not entry.attempt.hang and not entry.attempt.orphan:
-                self.finish(entry, now=0.0)
+                self.finish(entry, now=now)
 
     def finish(self, entry: Entry, *, now: float, fail: str | None = None) -> None:
         """End a payment in flight, at ``now`` by the node's clock; paying moves the money."""

@@ -173,10 +173,10 @@ class Service:
             entry, first = self.book.init_payment(invoice, request.payment_request, self._attempt(request))
         if drop in ("after_init", "in_flight"):
             # lnd pays on when the stream is gone: so does this, and not before.
-            if not context.add_callback(lambda: self.book.run(entry)):
-                self.book.run(entry)
+            if not context.add_callback(lambda: self.book.run(entry, now=self.now())):
+                self.book.run(entry, now=self.now())
         else:
-            self.book.run(entry)
+            self.book.run(entry, now=self.now())
         if drop in ("after_init", "after_paying"):
             raise _dropped()
         return self._stream(entry, first, context, quiet=request.no_inflight_updates, drop=drop == "in_flight")
