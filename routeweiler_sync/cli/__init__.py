@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
 
@@ -16,11 +17,15 @@ from .get import get
 # grpc's own log lines say in its words what our errors say in ours. Read by grpc when it is first imported.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
+_UNSAID = logging.NullHandler()
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="routeweiler-sync")
 def main() -> None:
     """Pay for HTTP over Lightning: L402 challenges are paid through your own LND node, within a budget."""
+    # What became of the money is told once, in the commands' own words. Unheard, the library's log would be on stderr as well.
+    logging.getLogger("routeweiler_sync").addHandler(_UNSAID)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a character that a Windows code page lacks is no reason to fail
 

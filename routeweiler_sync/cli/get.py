@@ -13,7 +13,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -51,6 +51,8 @@ class Call:
     no_node: str | None = None
     response: requests.Response | None = None
     error: requests.RequestException | None = None
+    #: What else went wrong: that the trace couldn't be written.
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def exit(self) -> Exit:
@@ -152,12 +154,13 @@ def _session(url: str, *, max_sats: int | None, dry_run: bool) -> tuple[Routewei
 
 
 def _fetch(call: Call, session: Routeweiler, method: str, headers: dict[str, Any], body: bytes | None) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # that the trace can't be written is logged as well
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", RuntimeWarning)
         try:
             call.response = session.request(method, call.url, headers=headers, data=body, stream=True, timeout=TIMEOUT_S)
         except requests.RequestException as error:
             call.error, call.response = error, error.response
+    call.warnings = [str(each.message) for each in caught]
 
 
 def _deliver(call: Call, place: Output, *, dry_run: bool, as_json: bool) -> Exit:
@@ -220,10 +223,12 @@ def _say(call: Call) -> None:
         assert call.response is not None
         status = f"HTTP {call.response.status_code} {call.response.reason or ''}".rstrip()
         _err(f"{status}; {_told(call.witness.payments) or _told_unpaid(call.response)}")
-        return
-    if call.witness.paid:
-        _err(_told(call.witness.paid))
-    _err(_problem(call))
+    else:
+        if call.witness.paid:
+            _err(_told(call.witness.paid))
+        _err(_problem(call))
+    for warning in call.warnings:
+        _err(warning)
 
 
 def _problem(call: Call) -> str:

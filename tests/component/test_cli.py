@@ -323,9 +323,22 @@ def test_6_the_connection_breaks_after_the_payment(command: Command, paywall: Pa
     paywall.cut_next("before")
     assert command("get", paywall.url) == 6
     assert command.err.startswith(b"paid 10 sat + 0 sat fee, payment hash " + lnd.payments[0].payment_hash.encode())
+    assert command.err.count(lnd.payments[0].payment_hash.encode()) == 1, "told once, not in the library's log as well"
     assert command("get", paywall.url) == 0
     assert len(lnd.payments) == 1
     books.check()
+
+
+def test_a_trace_that_cant_be_written_is_told_after_the_outcome(
+    command: Command, paywall: Paywall, lnd: FakeLnd, tmp_path: Path
+) -> None:
+    """Else an audit finds a payment without a line, of which nobody was warned; or a script takes the warning for the outcome."""
+    assert command("get", paywall.url, ROUTEWEILER_TRACE=str(tmp_path)) == 0
+    outcome, *warned = command.err.decode().splitlines()
+    assert outcome == f"HTTP 200 OK; paid 10 sat + 0 sat fee, payment hash {lnd.payments[0].payment_hash}"
+    assert len(warned) == 1
+    assert "is lost" in warned[0]
+    assert str(tmp_path) in warned[0]
 
 
 def test_6_the_token_is_refused(command: Command, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
