@@ -14,10 +14,11 @@ The order of things, none of which may be swapped:
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from decimal import Decimal
 from typing import Any
@@ -25,21 +26,26 @@ from typing import Any
 import tenacity
 
 from . import limits, purchase
-from .budgets.envelopes import Draw
+from .budgets.envelopes import RAIL, Draw, check_allowed
 from .budgets.fmv import FmvProvider, rate_for
 from .budgets.ledger import Ledger
 from .budgets.schema import BudgetEnvelope, Intent, PaymentRow, PaymentState
 from .errors import (
+    BudgetError,
     BudgetExceededError,
     ChallengeExpiredError,
     ChallengeMismatchError,
+    EnvelopeFrozenError,
+    EnvelopeNotFoundError,
     FundingError,
     LedgerError,
     NoFundingForRailError,
     PaymentDeclinedError,
+    PaymentPendingError,
     PolicyDeniedError,
     PolicyMaxPerCallExceededError,
     RailNotSupportedError,
+    RouteweilerError,
 )
 from .flight import Deadline, Flight, begin_first_use, single, wait_for_first_use
 from .funding.answers import Answer, Word
@@ -57,7 +63,6 @@ from .tokens import HeldToken
 
 log = logging.getLogger("routeweiler_sync")
 
-RAIL = "l402"
 #: An invoice that expires sooner than this isn't begun: the payment would race its expiry.
 MIN_INVOICE_LIFE_S = 2
 #: A token whose own time ends sooner isn't bought: the payment, and the server that must hear of it, may take as long.
@@ -204,10 +209,17 @@ class Checkout:
     def recover(self) -> Iterator[PaymentRow]:
         """Ask the node about every unfinished row of its own, and book what it says. Starts no payment. Each row, as it is now.
 
+        One that was abandoned, and that the node has paid after all, is booked too.
         A row whose node can't be asked stays as it is. Raises LedgerError where the ledger can't be read, PaymentPendingError
         where it can't be written: the row stays as it was, ``spent`` says whether the node has paid it; call again once it can.
         """
         deadline = Deadline(self._payment_timeout_s)
+        for row in self.ledger.abandoned():
+            source, _ = self._source_of(row, deadline)
+            if source is not None:
+                now = self._take(row, Act.TRACK, source.track(_hash(row), timeout_s=deadline.left_s(), follow=False))[1]
+                if now.settled_at is not None:
+                    yield now
         for row in self.ledger.unfinished():
             source, problem = self._source_of(row, deadline)
             if source is None:
@@ -300,8 +312,10 @@ class Checkout:
         fee_cap_msat = limits.hold(need.limits, payment_hash, invoice.amount_msat, source.fee_cap_msat(invoice.amount_msat))
         try:
             if self._confirm is not None:
-                self._ask_confirm(self._confirm, need, self._quote(need, invoice, fee_cap_msat, draw))
+                self._ask_confirm(self._confirm, self._quote(need, invoice, fee_cap_msat, draw))
+                check_challenge(need.challenge)  # a person may take longer to answer than an invoice lives
                 deadline = Deadline(self._payment_timeout_s)  # the wallet's time doesn't run while a person thinks
+                draw = self._draw(need)  # nor does a rate keep for as long
             flight.payment_hash = payment_hash
             row, is_new = self.ledger.open_payment(_intent(need, node_pubkey, fee_cap_msat), draw)
         except BaseException:
@@ -350,14 +364,13 @@ class Checkout:
             envelope = self.ledger.envelope(envelope).limits
         if envelope is None:
             return
-        if RAIL not in envelope.allowed_rails:
-            raise RailNotSupportedError(
-                f"Envelope {envelope.id!r} doesn't allow the rail {RAIL}. Nothing was spent. Add it to allowed_rails."
-            )
-        if not envelope.allows_origin(need.origin):
-            raise PolicyDeniedError(
-                f"Envelope {envelope.id!r} doesn't allow paying {need.origin}. Nothing was spent. Add it to allowed_origins_glob."
-            )
+        try:
+            check_allowed(envelope, need.origin)
+        except (PolicyDeniedError, RailNotSupportedError):
+            with contextlib.suppress(LedgerError):
+                if envelope is self.envelope and self.ledger.exists():
+                    self.ledger.bring(envelope)  # as a purchase would: what it forbids holds for the others too
+            raise
 
     def _source_for(self, network: str) -> LightningFundingSource:
         for source in self.funding:
@@ -400,27 +413,29 @@ class Checkout:
             expires_at=datetime.fromtimestamp(invoice.expires_at, tz=timezone.utc),
         )
 
-    def _ask_confirm(self, confirm: Callable[[Quote], bool], need: Need, quote: Quote) -> None:
+    def _ask_confirm(self, confirm: Callable[[Quote], bool], quote: Quote) -> None:
         """PaymentDeclinedError unless the answer is True: of an async function's, or a "no", `bool` would say yes."""
         answer: object = confirm(quote)
         if answer is not True:
             what = "" if answer is None or answer is False else f" (its answer, a {type(answer).__name__}, isn't True or False)"
             raise PaymentDeclinedError(
-                f"Paying {sats(quote.amount_msat)} to {need.origin} was declined by confirm(){what}. Nothing was spent."
+                f"Paying {sats(quote.amount_msat)} for {quote.url} was declined by confirm(){what}. Nothing was spent."
             )
-        check_challenge(need.challenge)  # a person may take longer to answer than an invoice lives
 
     # -- the loop that runs the table -------------------------------------------------------------------------------------
 
     def _carry(self, row: PaymentRow, source: LightningFundingSource, act: Act, need: Need, deadline: Deadline) -> Purchase:
         """Do what the table says until it says what the call ends with. A first SEND has been counted by whoever opened the row."""
         try:
-            resends, counted, started_s, reason = MAX_RESENDS, act is Act.SEND, time.monotonic(), None
+            is_mine = act is Act.SEND
+            resends, counted, started_s, reason = MAX_RESENDS, is_mine, time.monotonic(), None
             while True:
                 if act is Act.SEND and not counted:
                     if not resends:
                         raise pending_error(row, "its order was sent again once, and nothing more is known")
                     resends -= 1
+                    if not is_mine:
+                        self._check_resend(row, need)
                     self._hold_again(row, need)
                     again = self._counted_again(row)
                     if again is None:  # ended meanwhile: look at how
@@ -462,11 +477,45 @@ class Checkout:
         try:
             limits.hold(need.limits, row.payment_hash, row.amount_msat, row.max_fee_msat, whole=True)
         except BudgetExceededError as error:
-            raise pending_error(row, f"an earlier order for it is unanswered, and it isn't sent again: {error}") from error
+            raise _unsent_error(row, error) from error
+
+    def _check_resend(self, row: PaymentRow, need: Need) -> None:
+        """Whether this session, too, may pay for what another began: who was told no mustn't pay, whoever was told yes before.
+
+        What is reserved for it stays as it is. PaymentPendingError, for the earlier order may still be carried out.
+        """
+        invoice = decode_invoice(row.bolt11)
+        need = replace(need, challenge=replace(need.challenge, invoice=invoice))
+        try:
+            self._check_policy(need)
+            self._check_envelope(need)
+            self._check_standing_limits(row, need)
+            if self._confirm is not None:
+                self._ask_confirm(self._confirm, self._quote(need, invoice, row.max_fee_msat))
+        except (PolicyDeniedError, PolicyMaxPerCallExceededError, RailNotSupportedError, BudgetError) as error:
+            raise _unsent_error(row, error) from error
+
+    def _check_standing_limits(self, row: PaymentRow, need: Need) -> None:
+        """The session's envelope on a payment that is reserved already, maybe in another one: not frozen, and not too much."""
+        own = self.envelope
+        if own is None:
+            return
+        envelope = self.ledger.envelope(own).limits if isinstance(own, str) else own
+        with contextlib.suppress(EnvelopeNotFoundError):  # nothing has been spent from it
+            if self.ledger.envelope(envelope.id).frozen:
+                raise EnvelopeFrozenError(f"Envelope {envelope.id!r} is frozen. Nothing was spent.")
+        limit_micro = envelope.limit_micro("per_call_minor_units")
+        most_msat = row.amount_msat + row.max_fee_msat
+        if limit_micro is not None and self._rate().micro_of(most_msat + need.spent_in_call_msat) > limit_micro:
+            raise BudgetExceededError(
+                f"It may cost {sats(most_msat)}, more than envelope {envelope.id!r} allows for one call. Nothing was spent."
+            )
 
     def _counted_again(self, row: PaymentRow) -> PaymentRow | None:
         try:
             return self.ledger.count_send(row.payment_hash)
+        except EnvelopeFrozenError as error:
+            raise _unsent_error(row, error) from error
         except LedgerError as error:
             raise unbooked_error(row, error, paid=False) from error
 
@@ -532,6 +581,12 @@ def _intent(need: Need, node_pubkey: str, fee_cap_msat: int) -> Intent:
         valid_until=need.challenge.valid_until,
         target=need.target,
     )
+
+
+def _unsent_error(row: PaymentRow, why: RouteweilerError) -> PaymentPendingError:
+    """The order of ``row`` isn't sent again, for the reason that refused it; the one before may still be carried out."""
+    reason = str(why).partition(" Nothing was spent")[0]
+    return pending_error(row, f"an earlier order for it is unanswered, and it isn't sent again: {reason}")
 
 
 def check_challenge(challenge: Challenge) -> None:

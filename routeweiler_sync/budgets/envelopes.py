@@ -19,11 +19,15 @@ from ..errors import (
     EnvelopeFrozenError,
     EnvelopeNotFoundError,
     LedgerError,
+    PolicyDeniedError,
+    RailNotSupportedError,
 )
 from ..money import Rate, minor_units, sats
 from .schema import DAY_S, HOUR_S, BudgetEnvelope, Change, EnvelopeRow, Intent, PaymentRow
 from .store import Transaction
 
+#: What all payments of the ledger go over.
+RAIL = "l402"
 #: Spends are counted in buckets of five minutes: a window may count a spend that much longer than itself, never shorter.
 BUCKET_S = 300
 #: Buckets of an envelope that are kept whatever the clock says: two days of spending in every one.
@@ -51,6 +55,26 @@ def make(tx: Transaction, envelope: BudgetEnvelope) -> None:
     tx.execute(
         "INSERT INTO envelopes (id, limits, currency) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
         (envelope.id, dump(envelope), envelope.cap_currency),
+    )
+
+
+def check_allowed(limits: BudgetEnvelope, origin: str) -> None:
+    """Refuse a rail or an origin that the envelope doesn't allow. Nothing spent."""
+    if RAIL not in limits.allowed_rails:
+        raise RailNotSupportedError(
+            f"Envelope {limits.id!r} doesn't allow the rail {RAIL}. Nothing was spent. Add it to allowed_rails."
+        )
+    if not limits.allows_origin(origin):
+        raise PolicyDeniedError(
+            f"Envelope {limits.id!r} doesn't allow paying {origin}. Nothing was spent. Add it to allowed_origins_glob."
+        )
+
+
+def bring(tx: Transaction, envelope: BudgetEnvelope) -> None:
+    """Make ``envelope``'s limits those that hold, unless the one of its id counts in another currency."""
+    make(tx, envelope)
+    tx.execute(
+        "UPDATE envelopes SET limits = ? WHERE id = ? AND currency = ?", (dump(envelope), envelope.id, envelope.cap_currency)
     )
 
 
@@ -95,8 +119,12 @@ def locked(tx: Transaction, draw: Draw, now_s: float) -> Mapping[str, Any]:
 
 
 def fit(tx: Transaction, envelope: Mapping[str, Any], draw: Draw, intent: Intent, now_s: float) -> tuple[int, int]:
-    """(fee limit in msat, reservation in millionths) that fit under every limit; BudgetExceededError where none does."""
+    """(fee limit in msat, reservation in millionths) that fit under every limit; BudgetExceededError where none does.
+
+    PolicyDeniedError, RailNotSupportedError for what the envelope doesn't allow at all.
+    """
     limits = load(envelope["limits"])
+    check_allowed(limits, intent.origin)  # as they are at this moment: maybe others than when the call began
     most_msat = intent.amount_msat + intent.fee_cap_msat
     for name, used in _used(tx, envelope, limits, now_s, in_call_micro=draw.rate.micro_of(draw.spent_in_call_msat)).items():
         fits_msat = draw.rate.msat_within((limits.limit_micro(name) or 0) - used)

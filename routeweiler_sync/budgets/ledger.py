@@ -14,15 +14,12 @@ from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
 from typing import Any, ClassVar
 
-from ..errors import (
-    BudgetError,
-    LedgerError,
-)
+from ..errors import BudgetError, EnvelopeFrozenError, LedgerError, PolicyDeniedError, RailNotSupportedError, RouteweilerError
 from ..money import Rate
 from . import books, envelopes
 from .books import LedgerBooks
 from .envelopes import Draw, moment
-from .schema import SAFE_DEFAULT, UNFINISHED, Change, EnvelopeRow, Intent, PaymentRow, PaymentState
+from .schema import SAFE_DEFAULT, UNFINISHED, BudgetEnvelope, Change, EnvelopeRow, Intent, PaymentRow, PaymentState
 from .store import Store, Transaction
 
 #: Most paths that are remembered for one origin.
@@ -216,6 +213,14 @@ class Ledger:
             rows = tx.execute("SELECT * FROM payments WHERE state IN ('open', 'failed') ORDER BY created_at_ms, payment_hash")
         return [_payment(row) for row in rows]
 
+    def abandoned(self) -> list[PaymentRow]:
+        """Rows that the user has ended by `forget`, oldest first: if the node pays one after all, it is money that was spent."""
+        with self._store.read() as tx:
+            rows = tx.execute(
+                "SELECT * FROM payments WHERE state = 'dead' AND failure_code = 'abandoned' ORDER BY created_at_ms, payment_hash"
+            )
+        return [_payment(row) for row in rows]
+
     def untold(self) -> list[PaymentRow]:
         """Settled payments that no trace has told of: their call ended in a crash."""
         with self._store.read() as tx:
@@ -234,17 +239,17 @@ class Ledger:
         """
         now_s = self._clock()
 
-        def work(tx: Transaction) -> tuple[PaymentRow, bool] | BudgetError:
+        def work(tx: Transaction) -> tuple[PaymentRow, bool] | RouteweilerError:
             standing = self._standing(tx, intent)
             if standing is not None:
                 return standing, False
             try:
                 return self._open(tx, intent, draw, now_s)
-            except BudgetError as refusal:
+            except (BudgetError, PolicyDeniedError, RailNotSupportedError) as refusal:
                 return refusal
 
         opened = self._store.run(work, binding=True)
-        if isinstance(opened, BudgetError):
+        if isinstance(opened, RouteweilerError):
             raise opened  # behind the commit: a limit that was lowered holds for the others too
         return opened
 
@@ -286,17 +291,31 @@ class Ledger:
         raise LedgerError("The ledger refused a new payment without a row that explains it. Nothing was spent. Call again.")
 
     def count_send(self, payment_hash: str) -> PaymentRow | None:
-        """Count one more send of an unfinished row, before it leaves; None where the row has ended meanwhile."""
-        return self._store.run(
-            lambda tx: _first(
+        """Count one more send of an unfinished row, before it leaves; None where the row has ended meanwhile.
+
+        EnvelopeFrozenError where the row's envelope is frozen: nothing is counted, and nothing may be sent.
+        """
+
+        def work(tx: Transaction) -> PaymentRow | None:
+            counted = _first(
                 tx.execute(
                     "UPDATE payments SET state = 'open', sends_ever = sends_ever + 1, sends_unanswered = sends_unanswered + 1 "
-                    "WHERE payment_hash = ? AND state IN ('open', 'failed') RETURNING *",
+                    "WHERE payment_hash = ? AND state IN ('open', 'failed') "
+                    "AND NOT EXISTS (SELECT 1 FROM envelopes WHERE id = payments.envelope_id AND frozen = 1) RETURNING *",
                     (payment_hash,),
                 )
-            ),
-            binding=True,
-        )
+            )
+            if counted is None:
+                row = _first(tx.execute("SELECT * FROM payments WHERE payment_hash = ?", (payment_hash,)))
+                if row is not None and row.unfinished:
+                    raise EnvelopeFrozenError(f"Envelope {row.envelope_id!r} is frozen. Nothing was spent by this call.")
+            return counted
+
+        return self._store.run(work, binding=True)
+
+    def bring(self, envelope: BudgetEnvelope) -> None:
+        """Make ``envelope``'s limits those that hold, as a purchase that draws on it does. No money moves."""
+        self._store.run(lambda tx: envelopes.bring(tx, envelope))
 
     def change(self, payment_hash: str, decide: Callable[[PaymentRow], Change | None]) -> PaymentRow:
         """Change a row as ``decide`` says of what the row is at this moment, and book it, in one transaction.

@@ -78,6 +78,7 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
             WHERE state IN ('open', 'failed', 'settled')
         """,
         "CREATE INDEX payments_unfinished ON payments (created_at_ms) WHERE state IN ('open', 'failed')",
+        "CREATE INDEX payments_abandoned ON payments (created_at_ms) WHERE state = 'dead' AND failure_code = 'abandoned'",
         "CREATE INDEX payments_untold ON payments (created_at_ms) WHERE told = 0 AND settled_at_ms IS NOT NULL",
         # Tokens that a server has refused for one thing may still be taken for another: looked for before anything is bought again.
         # By age too, for a page that is bought every hour has thousands of them.
