@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import queue
 import threading
 import time
 from collections.abc import Mapping
@@ -44,6 +45,8 @@ YEN_PER_USD = 100
 MAX_JUMP = 2
 #: … unless the other one was asked for longer ago than this.
 JUMP_MEMORY_S = 3_600.0
+#: Attempts that were given up and whose connections haven't ended yet: with so many of them no further one is begun.
+MAX_GIVEN_UP = 6
 #: How much later than now, by this machine's clock, a price may be from.
 CLOCK_TOLERANCE_S = 300.0
 
@@ -95,7 +98,8 @@ class CoinGecko:
     ``api_key``: a demo key, or with ``pro=True`` a paid plan's; it goes into a header to ``base_url`` and nowhere else: in no repr,
     log, error or pickle. ``base_url``: another address of the same API. A price is asked for anew when ``max_age_s`` seconds have
     passed since the last one; where that fails, the last one serves until it is ``max_stale_s`` old, by CoinGecko's own word on
-    its age. ``timeout_s`` bounds one attempt; there are at most three. Thread-safe, one question at a time.
+    its age. ``timeout_s`` bounds one attempt, however slowly its answer trickles in; there are at most three.
+    Thread-safe, one question at a time.
 
     Raises ValueError for arguments that can't be. No money moves here.
 
@@ -136,6 +140,7 @@ class CoinGecko:
         self._keyed = api_key is not None
         self._held: dict[str, _Held] = {}
         self._failed: tuple[str, float] = ("", 0.0)
+        self._given_up: tuple[threading.Thread, ...] = ()
 
     def btc_price(self, currency: str) -> Decimal:
         """The price of one bitcoin in ``currency`` (``usd``, ``eur``, ``gbp``, ``jpy``), at most ``max_stale_s`` old.
@@ -150,21 +155,27 @@ class CoinGecko:
         fresh = self._fresh(currency)
         if fresh is not None:
             return fresh
-        with _asking:
+        try:
+            return self._ask_alone(currency)
+        except _NoPriceError as problem:
+            held = self._held.get(currency)
+            if held is not None and held.age_s <= self.max_stale_s:
+                log.warning("no new price of bitcoin in %s: %s; that of %.0f s ago is used", currency, problem, held.age_s)
+                return held.price
+            raise FmvUnavailableError(
+                f"CoinGecko gives no price of bitcoin in {currency}: {problem}. Nothing was spent. "
+                "Try again later, use an envelope in sat, or give the session another fmv_provider."
+            ) from None  # the cause holds the request, and that the key
+
+    def _ask_alone(self, currency: str) -> Decimal:
+        asking = _asking  # a forked child has another
+        if not asking.acquire(timeout=ATTEMPTS * (self.timeout_s + MAX_PAUSE_S)):  # longer than a question takes
+            raise _NoPriceError("other threads' questions take too long")
+        try:
             fresh = self._fresh(currency)  # whoever held the lock before may have asked for it
-            if fresh is not None:
-                return fresh
-            try:
-                return self._ask(currency)
-            except _NoPriceError as problem:
-                held = self._held.get(currency)
-                if held is not None and held.age_s <= self.max_stale_s:
-                    log.warning("no new price of bitcoin in %s: %s; that of %.0f s ago is used", currency, problem, held.age_s)
-                    return held.price
-                raise FmvUnavailableError(
-                    f"CoinGecko gives no price of bitcoin in {currency}: {problem}. Nothing was spent. "
-                    "Try again later, use an envelope in sat, or give the session another fmv_provider."
-                ) from None  # the cause holds the request, and that the key
+            return self._ask(currency) if fresh is None else fresh
+        finally:
+            asking.release()
 
     def _fresh(self, currency: str) -> Decimal | None:
         held = self._held.get(currency)
@@ -199,26 +210,53 @@ class CoinGecko:
         return held.price
 
     def _attempt(self, currency: str) -> _Held:
-        """Ask once. No redirect is followed: the key would go along."""
+        """Ask once, in a thread of its own: an answer whose head never ends is bounded by no timeout of requests'."""
         if self._keyed and not self._headers:
             raise _NoPriceError("its API key was left behind when this object was pickled; make a new one")
-        session = _plain_session()
+        self._given_up = tuple(each for each in self._given_up if each.is_alive())
+        if len(self._given_up) >= MAX_GIVEN_UP:
+            raise _NoPriceError(f"{MAX_GIVEN_UP} of its answers haven't ended yet")
+        answers: queue.SimpleQueue[_Held | _NoPriceError] = queue.SimpleQueue()
+        thread = threading.Thread(
+            target=lambda: answers.put(self._answer(currency)), name="routeweiler-sync price of bitcoin", daemon=True
+        )
+        thread.start()
         try:
-            with session, session.get(
-                f"{self.base_url}/simple/price",
-                params={"ids": "bitcoin", "vs_currencies": currency, "precision": "full", "include_last_updated_at": "true"},
-                headers={"Accept": "application/json", **self._headers},
-                timeout=self.timeout_s,
-                allow_redirects=False,
-                stream=True,
-            ) as response:  # fmt: skip
-                if response.status_code != 200:
-                    again = response.status_code == 429 or response.status_code >= 500
-                    raise _NoPriceError(f"status {response.status_code}", again=again, pause_s=_retry_after_s(response))
-                body = _read(response, self.timeout_s)
+            answer = answers.get(timeout=self.timeout_s)
+        except queue.Empty:
+            self._given_up += (thread,)
+            raise _NoPriceError("Timeout: its answer takes too long", again=True) from None
+        if isinstance(answer, _NoPriceError):
+            raise answer
+        return answer
+
+    def _answer(self, currency: str) -> _Held | _NoPriceError:
+        try:
+            return _price_in(self._asked(currency), currency)
+        except _NoPriceError as problem:
+            return problem
         except requests.RequestException as error:
-            raise _NoPriceError(f"{type(error).__name__}: {error}", again=True) from None
-        return _price_in(body, currency)
+            # A URL that can't be read is a proxy's: it may hold a password.
+            shown = "" if isinstance(error, ValueError) or "@" in str(error) else f": {error}"
+            return _NoPriceError(f"{type(error).__name__}{shown}", again=True)
+        except Exception as error:  # noqa: BLE001  (urllib3 raises its own where a proxy's URL can't be read)
+            return _NoPriceError(type(error).__name__, again=True)
+
+    def _asked(self, currency: str) -> bytes:
+        """The body of an answer. No redirect is followed: the key would go along."""
+        session = _plain_session()
+        with session, session.get(
+            f"{self.base_url}/simple/price",
+            params={"ids": "bitcoin", "vs_currencies": currency, "precision": "full", "include_last_updated_at": "true"},
+            headers={"Accept": "application/json", **self._headers},
+            timeout=(self.timeout_s / 2, self.timeout_s),  # time for a second address where the first is mute
+            allow_redirects=False,
+            stream=True,
+        ) as response:  # fmt: skip
+            if response.status_code != 200:
+                again = response.status_code == 429 or response.status_code >= 500
+                raise _NoPriceError(f"status {response.status_code}", again=again, pause_s=_retry_after_s(response))
+            return _read(response, self.timeout_s)
 
     def _believed(self, currency: str, new: _Held) -> _Held:
         """``new``, unless it is too old, or too far from what was believed a short while ago."""
@@ -233,7 +271,7 @@ class CoinGecko:
         return f"CoinGecko(base_url={self.base_url!r}, keyed={self._keyed})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_headers": {}, "_held": {}, "_failed": ("", 0.0)}
+        return {**self.__dict__, "_headers": {}, "_held": {}, "_failed": ("", 0.0), "_given_up": ()}
 
     def __copy__(self) -> CoinGecko:
         return self  # thread-safe, and what it knows is true for all
@@ -275,7 +313,7 @@ def _price_in(body: bytes, currency: str) -> _Held:
     now_s = time.time()
     try:
         # Never through a float: the price is what the digits say.
-        answer = json.loads(body, parse_float=Decimal, parse_int=Decimal)
+        answer = json.loads(body, parse_float=Decimal, parse_int=Decimal, object_pairs_hook=_unique)
     except (ValueError, ArithmeticError, RecursionError):
         raise _NoPriceError("its answer is no JSON", again=True) from None
     prices = answer.get("bitcoin") if isinstance(answer, Mapping) else None
@@ -285,9 +323,16 @@ def _price_in(body: bytes, currency: str) -> _Held:
         told = price if isinstance(price, Decimal) else "nothing"
         raise _NoPriceError(f"it says {told!s:.40} for the price, and that can't be")
     updated_at = prices.get("last_updated_at") if isinstance(prices, Mapping) else None
-    age_s = 0.0
-    if updated_at is not None:
-        if not isinstance(updated_at, Decimal) or not 0 <= updated_at <= Decimal(now_s + CLOCK_TOLERANCE_S):
-            raise _NoPriceError("its price is from the future, by this machine's clock")
-        age_s = max(0.0, now_s - float(updated_at))
+    if not isinstance(updated_at, Decimal) or not updated_at.is_finite():
+        raise _NoPriceError("it doesn't say from when its price is")
+    if not 0 <= updated_at <= Decimal(now_s + CLOCK_TOLERANCE_S):
+        raise _NoPriceError("its price is from the future, by this machine's clock")
+    age_s = max(0.0, now_s - float(updated_at))
     return _Held(price=price, asked_at_s=now_s, asked_at_monotonic_s=time.monotonic(), age_then_s=age_s)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    known = dict(pairs)
+    if len(known) < len(pairs):
+        raise ValueError("a name twice in one object")  # which of two prices is meant?
+    return known

@@ -28,6 +28,7 @@ class Gecko:
     def __init__(self) -> None:
         self.prices: dict[str, str] = {"usd": "50000.123456789012345", "eur": "46000", "gbp": "40000.5", "jpy": "7500000"}
         self.updated_at: str | None = None
+        self.now: Callable[[], float] = time.time
         self.bad: Answer | None = None
         self.asked: list[tuple[str, dict[str, str], dict[str, str]]] = []
         self.gate = threading.Event()
@@ -77,7 +78,7 @@ class Gecko:
         self._server.server_close()
 
     def body(self, currency: str) -> bytes:
-        updated_at = str(int(time.time())) if self.updated_at is None else self.updated_at
+        updated_at = str(int(self.now())) if self.updated_at is None else self.updated_at
         stamp = f', "last_updated_at": {updated_at}' if updated_at else ""
         return f'{{"bitcoin": {{{json.dumps(currency)}: {self.prices[currency]}{stamp}}}}}'.encode()
 
@@ -92,4 +93,19 @@ def trickle(handler: BaseHTTPRequestHandler) -> None:
     handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
     for _ in range(600):
         handler.wfile.write(b" ")
+        time.sleep(0.05)
+
+
+def trickle_head(handler: BaseHTTPRequestHandler) -> None:
+    """As `trickle`, but not even the head of the answer ends: nothing of it gets as far as requests."""
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\n")
+    for _ in range(600):
+        handler.wfile.write(b"X")
+        time.sleep(0.05)
+
+
+def put_off(handler: BaseHTTPRequestHandler) -> None:
+    """For ever about to answer."""
+    for _ in range(600):
+        handler.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         time.sleep(0.05)

@@ -36,7 +36,7 @@ from routeweiler_sync.testing import FakeLnd, Paywall
 from tests.ledger_makers import at_once
 
 from .conftest import Books
-from .gecko import Answer, Gecko, cut, trickle
+from .gecko import Answer, Gecko, cut, put_off, trickle, trickle_head
 
 KEY = "CG-abcDEF123"
 PRICE = Decimal("50000.123456789012345")
@@ -126,7 +126,7 @@ def test_an_unknown_currency_isnt_asked_for(gecko: Gecko) -> None:
 
 def test_a_price_serves_until_its_age_and_not_longer(gecko: Gecko, clock: SimpleNamespace) -> None:
     """Each payment would ask (and soon be refused for asking too much), or a price of yesterday bound today's spending."""
-    gecko.updated_at = ""
+    gecko.now = lambda: clock.wall_s
     provider = CoinGecko(base_url=gecko.url, max_age_s=60)
     provider.btc_price("usd")
     gecko.prices["usd"] = "51000"
@@ -143,7 +143,7 @@ def test_a_stale_price_serves_for_a_while_then_nothing_does(
     gecko: Gecko, clock: SimpleNamespace, caplog: pytest.LogCaptureFixture, wall_s: float, steady_s: float
 ) -> None:
     """An outage would stop all payments at once, or never; a machine that slept would think its price fresh."""
-    gecko.updated_at = ""
+    gecko.now = lambda: clock.wall_s
     provider = CoinGecko(base_url=gecko.url, max_age_s=60, max_stale_s=600)
     provider.btc_price("usd")
     gecko.bad = Answer(500)
@@ -200,7 +200,9 @@ def test_nonsense_is_no_price(gecko: Gecko, price: str) -> None:
     "body",
     [b"", b"<html>", b"[]", b"{}", b'{"bitcoin": 50000}', b'{"bitcoin": {}}', b'{"bitcoin": {"eur": 50000}}', b"[" * 4_000,
      b'{"status": {"error_code": 429}}', b'{"bitcoin": {"usd": 50000, "last_updated_at": "now"}}',
-     b'{"bitcoin": {"usd": 50000, "last_updated_at": 99999999999}}', b'{"bitcoin": {"usd": 50000}}' + b" " * 5_000],
+     b'{"bitcoin": {"usd": 50000, "last_updated_at": 99999999999}}', b'{"bitcoin": {"usd": 50000}}' + b" " * 5_000,
+     b'{"bitcoin": {"usd": 50000}}', b'{"bitcoin": {"usd": 50000, "last_updated_at": null}}',
+     b'{"bitcoin": {"usd": 50000, "last_updated_at": NaN}}'],
 )  # fmt: skip
 def test_an_answer_of_another_shape_is_no_price(gecko: Gecko, body: bytes) -> None:
     """An error page, or another API's answer, would crash the call, or be read as a price."""
@@ -209,10 +211,32 @@ def test_an_answer_of_another_shape_is_no_price(gecko: Gecko, body: bytes) -> No
         CoinGecko(base_url=gecko.url).btc_price("usd")
 
 
+@pytest.mark.parametrize("twice", ['"usd": 2000, "usd": 50000', '"usd": 50000, "last_updated_at": 1'])
+def test_an_answer_that_says_two_things_is_no_price(gecko: Gecko, twice: str) -> None:
+    """Whichever of the two is taken, it may be the wrong one."""
+    gecko.bad = Answer(200, f'{{"bitcoin": {{{twice}, "last_updated_at": {int(time.time())}}}}}'.encode())
+    with pytest.raises(FmvUnavailableError):
+        CoinGecko(base_url=gecko.url).btc_price("usd")
+
+
+def test_a_price_that_is_held_is_no_longer_fresh_when_it_is_stale(gecko: Gecko, clock: SimpleNamespace) -> None:
+    """A price that was old when it came would serve for longer than the user allows."""
+    provider = CoinGecko(base_url=gecko.url, max_age_s=60, max_stale_s=100)
+    gecko.updated_at = str(int(clock.wall_s) - 80)
+    assert provider.btc_price("usd") == PRICE
+    gecko.bad = Answer(500)
+    pass_time(clock, 15)
+    assert provider.btc_price("usd") == PRICE
+    assert len(gecko.asked) == 1
+    pass_time(clock, 15)  # asked for half a minute ago, and 110 s old
+    with pytest.raises(FmvUnavailableError):
+        provider.btc_price("usd")
+
+
 @pytest.mark.parametrize("price", ["24000", "101000"])
 def test_an_absurd_jump_isnt_believed_for_an_hour(gecko: Gecko, clock: SimpleNamespace, price: str) -> None:
     """One wrong answer of the API would double what a budget in dollars allows."""
-    gecko.updated_at = ""
+    gecko.now = lambda: clock.wall_s
     provider = CoinGecko(base_url=gecko.url)
     provider.btc_price("usd")
     gecko.prices["usd"] = price
@@ -268,7 +292,7 @@ def test_a_hiccup_costs_nothing(gecko: Gecko) -> None:
 
 def test_a_server_that_wants_rest_is_left_alone_as_long(gecko: Gecko, clock: SimpleNamespace) -> None:
     """Who asks on gets the machine's address blocked."""
-    gecko.updated_at = ""
+    gecko.now = lambda: clock.wall_s
     gecko.bad = Answer(429, headers={"Retry-After": "60"})
     provider = CoinGecko(base_url=gecko.url)
     for _ in range(2):
@@ -281,18 +305,53 @@ def test_a_server_that_wants_rest_is_left_alone_as_long(gecko: Gecko, clock: Sim
     assert provider.btc_price("usd") == PRICE
 
 
-@pytest.mark.parametrize("how", ["silent", "trickle"])
-def test_a_server_that_takes_its_time_is_given_up(gecko: Gecko, how: str) -> None:
-    """A call would hang for as long as somebody else's server likes."""
-    if how == "silent":
+@pytest.mark.parametrize("how", [None, trickle, trickle_head, put_off])
+def test_a_server_that_takes_its_time_is_given_up(gecko: Gecko, how: Callable[[Any], None] | None) -> None:
+    """A call would hang for as long as somebody else's server likes, and with it every thread that needs a price."""
+    if how is None:
         gecko.gate.clear()
     else:
-        gecko.bad = Answer(act=trickle)
+        gecko.bad = Answer(act=how)
     began_s = time.monotonic()
     with pytest.raises(FmvUnavailableError):
         CoinGecko(base_url=gecko.url, timeout_s=0.3).btc_price("usd")
     assert time.monotonic() - began_s < 20
     assert len(gecko.asked) == 3
+
+
+def test_answers_that_never_end_arent_heaped_up(gecko: Gecko, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that runs for weeks would have a thread and a connection for every answer that it gave up."""
+    monkeypatch.setattr(coingecko, "LEAVE_ALONE_S", 0.0)
+    gecko.bad = Answer(act=trickle_head)
+    provider = CoinGecko(base_url=gecko.url, timeout_s=0.1)
+    for _ in range(4):
+        with pytest.raises(FmvUnavailableError):
+            provider.btc_price("usd")
+    assert len(gecko.asked) == coingecko.MAX_GIVEN_UP
+
+
+def test_nobody_waits_for_ever_to_ask(gecko: Gecko) -> None:
+    """All threads of a process ask in turn: one that is stuck would hold up every purchase."""
+    provider = CoinGecko(base_url=gecko.url, timeout_s=0.1)
+    with coingecko._asking, pytest.raises(FmvUnavailableError, match="too long") as refused:
+        provider.btc_price("usd")
+    assert refused.value.spent is False
+    assert provider.btc_price("usd") == PRICE
+
+
+@pytest.mark.parametrize(
+    "proxy",
+    ["http://me:s3cret@pro xy:80", "http://me:s3cret@h:99999", "http://me:s3cret@127.0.0.1:1", "me:s3cret@:x", "http://me:s3cret"],
+)
+def test_a_proxys_password_is_told_nowhere(gecko: Gecko, monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+    """It would be in the program's log wherever a price can't be had; and no proxy may end a call in an error that isn't ours."""
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("http_proxy", "https_proxy", "HTTPS_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, proxy)
+    with pytest.raises(FmvUnavailableError) as refused:
+        CoinGecko(base_url="http://gecko.invalid", timeout_s=2).btc_price("usd")
+    assert "s3cret" not in "".join(traceback.format_exception(refused.value))
 
 
 def test_nobody_there(gecko: Gecko) -> None:
