@@ -29,6 +29,7 @@ from pymacaroons import Macaroon
 from pymacaroons.serializers import BinarySerializer
 
 from routeweiler_sync.testing import FakeLnd, Faults, Paywall, PaywallRequest, add_paywall
+from routeweiler_sync.testing.paywall import Page
 
 TIMEOUT_S = 30
 
@@ -463,6 +464,22 @@ def test_the_server_asks_no_dns(lnd: FakeLnd, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(socket, "gethostbyaddr", asked)
     with Paywall(lnd) as paywall:
         assert get(paywall.url).status_code == 402
+
+
+@pytest.mark.parametrize(("error", "told"), [(PermissionError(13, "not yours"), True), (ConnectionResetError(), False)])
+def test_a_fault_of_the_kit_is_told_and_a_client_that_left_isnt(
+    lnd: FakeLnd, paywall: Paywall, capfd: pytest.CaptureFixture[str], error: OSError, told: bool
+) -> None:
+    """Else a test that fails for want of a right, or of files, shows but a connection that breaks, and nobody finds out why."""
+
+    def respond(request: PaywallRequest) -> Page:
+        raise error
+
+    paywall.respond = respond
+    credential = buy(lnd, paywall.url)
+    with pytest.raises(requests.ConnectionError):
+        get(paywall.url, credential)
+    assert (type(error).__name__ in capfd.readouterr().err) is told
 
 
 def test_it_serves_https(lnd: FakeLnd, tmp_path: Path):
