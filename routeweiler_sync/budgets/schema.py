@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Context, Decimal, localcontext
 from enum import Enum
 
+from .. import globs
 from ..money import CURRENCIES, MAX_MINOR_UNITS, MICRO
 
 HOUR_S = 3_600
@@ -80,11 +80,12 @@ class BudgetEnvelope:
             if not all(isinstance(v, str) and len(v) <= MAX_TEXT_CHARS for v in value):
                 raise ValueError(f"envelope {self.id!r}: {name} is a list of strings")
             object.__setattr__(self, name, value)
+        if problem := next(filter(None, map(globs.problem_of_origin, self.allowed_origins_glob)), None):
+            raise ValueError(f"envelope {self.id!r}: allowed_origins_glob: {problem}")
 
     def allows_origin(self, origin: str) -> bool:
         """Whether ``origin`` (``scheme://host[:port]``) matches one of the globs."""
-        host = origin.partition("://")[2]
-        return any(fnmatch.fnmatchcase(origin if "://" in glob else host, glob.lower()) for glob in self.allowed_origins_glob)
+        return any(globs.matches_origin(origin, glob) for glob in self.allowed_origins_glob)
 
     def limit_micro(self, name: str) -> int | None:
         """A limit in millionths of a minor unit; ``name`` is the field's."""

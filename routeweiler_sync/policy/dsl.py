@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from .. import globs
 from ..money import CURRENCIES, MAX_MINOR_UNITS
 
 #: Bound on ``any`` within ``any``.
@@ -25,9 +26,9 @@ MAX_DEPTH = 16
 class RuleMatch:
     """A condition on a payment: all fields that are set must hold; at least one is set.
 
-    ``url_matches``: `fnmatch` pattern for the whole URL that answered 402, e.g. ``https://*.example.com/*``. Write scheme and
-    host in lower case; paths and queries are case-sensitive. ``scheme``: the challenge's (``L402``, ``LSAT``), any case.
-    ``network``: the invoice's, e.g. ``bitcoin``. ``any``: at least one of these holds.
+    ``url_matches``: `fnmatch` pattern for the whole URL that answered 402, e.g. ``https://*.example.com/*``; an IPv6 address is
+    written as in a URL. Paths and queries are case-sensitive. One that no URL can match is refused. ``scheme``: the challenge's
+    (``L402``, ``LSAT``), any case. ``network``: the invoice's, e.g. ``bitcoin``. ``any``: at least one of these holds.
     """
 
     url_matches: str | None = None
@@ -168,6 +169,8 @@ def _problem_of_match(match: object, depth_left: int) -> str | None:
     for name, text in texts.items():
         if text is not None and (not isinstance(text, str) or not text):
             return f"{name} is a non-empty string, not {text!r}"
+    if match.url_matches is not None and (problem := globs.problem_of_url(match.url_matches)):
+        return f"url_matches={problem}"
     if match.any is None:
         return None if any(texts.values()) else "a condition needs at least one of url_matches, scheme, network, any"
     if not isinstance(match.any, tuple) or not match.any:

@@ -6,9 +6,9 @@ Whether a price is above the verdict's limit, and refusing, is the checkout's pa
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from urllib.parse import urlsplit
 
+from .. import globs
 from .dsl import Policy, PolicyRule, RuleMatch
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -53,7 +53,7 @@ def _verdict(policy: Policy, rule: PolicyRule, rail: str) -> Verdict:
 
 
 def _matches(when: RuleMatch, urls: tuple[str, ...], scheme: str, network: str | None) -> bool:
-    if when.url_matches is not None and not any(fnmatchcase(url, when.url_matches) for url in urls):
+    if when.url_matches is not None and not any(globs.matches(url, when.url_matches) for url in urls):
         return False
     if when.scheme is not None and when.scheme.lower() != scheme.lower():
         return False
@@ -66,15 +66,15 @@ def _spellings(url: str) -> tuple[str, ...]:
     """``url`` as patterns mean it, with and without a default port.
 
     Spellings that lead to the same server mustn't dodge a rule: user:password@, upper case, a host's final dot and the fragment
-    are taken out, and an empty path is ``/``.
+    are taken out, an empty path is ``/``, and an IPv6 address is written shortest too.
     """
     try:
         parts = urlsplit(url)
         host, port = (parts.hostname or "").rstrip("."), parts.port
     except ValueError:
         return (url,)
-    host = f"[{host}]" if ":" in host else host
+    hosts = (host,) if ":" not in host else (f"[{host}]", f"[{globs.shortest(host) or host}]")
     default = _DEFAULT_PORTS.get(parts.scheme)
     tail = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     ports = ("", f":{default}") if port in (None, default) and default else (f":{port}" if port is not None else "",)
-    return tuple(f"{parts.scheme}://{host}{port}{tail}" for port in ports)
+    return tuple(f"{parts.scheme}://{host}{port}{tail}" for port in ports for host in hosts)
