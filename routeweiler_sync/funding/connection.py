@@ -141,7 +141,8 @@ class Connection:
         return self._asked(ask, path, timeout_s)
 
     def answers(self, rpc: Rpc, request: Any, *, payment_hash: bytes, timeout_s: float) -> Generator[Answer, None, None]:
-        """The messages of a payment's stream; what isn't IN_FLIGHT is the last. The end of the stream is told as an Answer too.
+        """The messages of a payment's stream; what isn't IN_FLIGHT is the last, and of an order the only one told. The end of the
+        stream is told as an Answer too.
 
         Raises FundingError if there is no channel to be had, and not a byte has left then. Closing the iterator ends the call, and
         not the payment.
@@ -184,7 +185,8 @@ class Connection:
                 answer = read_payment(message, payment_hash)
                 if answer.word is not Word.IN_FLIGHT:
                     return answer
-                deed.tell(answer)
+                if rpc == "track":  # who sends waits for the last word
+                    deed.tell(answer)
         except grpc.RpcError as error:
             self._drop_if_broken(link, error)
             return read_error(rpc, _code(error), _scrub(_text(error), link), started=started)

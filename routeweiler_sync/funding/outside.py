@@ -8,8 +8,8 @@ than its own bound. Knows threads and queues; what the deed is, and what its sil
 
 from __future__ import annotations
 
-import threading
 import time
+from _thread import start_new_thread  # a Thread's start waits for the thread, under a lock that an interrupt could leave taken
 from collections.abc import Callable, Generator
 from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
@@ -20,7 +20,6 @@ _Item = TypeVar("_Item")
 
 #: A deed that has been told that its caller is gone needs so long at most to clean up; nobody waits longer for it.
 _LEAVING_S_MAX = 1.0
-_NAME = "routeweiler-lnd"
 
 
 class NoThreadError(Exception):
@@ -91,7 +90,7 @@ class Deed(Generic[_Item]):
                 return
         elif self.cancel is not None:
             try:
-                threading.Thread(target=self.cancel, name=_NAME, daemon=True).start()
+                start_new_thread(self.cancel, ())
             except RuntimeError:  # no thread: it ends at its own deadline then
                 return
 
@@ -103,11 +102,10 @@ def items_of(do: Callable[[Deed[_Item]], _Item], *, timeout_s: float) -> Generat
     interrupt of the caller, end the deed at its next `Deed.tell`, or by its ``cancel``.
     """
     deed: Deed[_Item] = Deed(time.monotonic() + timeout_s)
-    thread = threading.Thread(target=deed._run, args=(do,), name=_NAME, daemon=True)
     is_last = waits = False
     try:
         try:
-            thread.start()
+            start_new_thread(deed._run, (do,))
         except RuntimeError as error:
             raise NoThreadError(str(error)) from None
         while not is_last:

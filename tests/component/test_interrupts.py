@@ -182,12 +182,11 @@ def test_without_a_thread_nothing_is_ordered(lnd: FakeLnd, monkeypatch: pytest.M
     client, invoice = lnd.client(), lnd.invoice(AMOUNT_MSAT)
     client.check_ready(10)
 
-    class NoThread(threading.Thread):
-        def start(self) -> None:
-            raise RuntimeError("can't start new thread")
+    def no_thread(*_: Any) -> int:
+        raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as patched:
-        patched.setattr(outside.threading, "Thread", NoThread)
+        patched.setattr(outside, "start_new_thread", no_thread)
         with pytest.raises(FundingError, match=r"no thread.*nothing was spent"):
             client.pay_invoice(invoice.bolt11, max_fee_msat=0)
         client.close()
