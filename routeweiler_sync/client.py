@@ -12,7 +12,7 @@ import requests
 from .adapter import PaywallAdapter, a_call
 from .budgets.schema import SAFE_DEFAULT, BudgetEnvelope
 from .call import Quoted, current, quoting
-from .limits import Limit, limited
+from .limits import Block, Limit
 from .payer import Payer, Unpayable
 
 if TYPE_CHECKING:
@@ -150,9 +150,13 @@ class Routeweiler(requests.Session):
         again where it doesn't fit. Envelope and policy hold besides.
 
         It holds for this session, in the context (`contextvars`) of the block. A thread begins with a context of its own: to
-        have it share the limit, start it with ``contextvars.copy_context().run``. ValueError for what can't be a limit.
+        have it share the limit, start it with ``contextvars.copy_context().run``. A generator with the block inside is limited only
+        where each of its steps runs in the context of the first (a web framework may give each step another: it then spends
+        unlimited): an envelope's limits hold everywhere. A forked child has a copy: child and parent may each spend what is left.
+        One block a limit: entering it again raises RuntimeError.
+        ValueError for what can't be a limit.
         """
-        return limited(self._payer, sats)
+        return Block(self._payer, sats)
 
     def recover(self) -> list[PaymentRow]:
         """Ask the node about all unfinished payments of the ledger, book what it says, and return them as they are now.

@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextvars
 import os
 import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from .errors import BudgetExceededError
@@ -70,18 +70,27 @@ def active(payer: Payer) -> tuple[Limit, ...]:
     return tuple(each for each in _active.get() if each._payer is payer)
 
 
-@contextmanager
-def limited(payer: Payer, sats: int) -> Iterator[Limit]:
-    """A block in which ``payer`` spends at most ``sats``. ValueError for what can't be a limit."""
-    if isinstance(sats, bool) or not isinstance(sats, int) or not 0 <= sats <= MAX_MINOR_UNITS:
-        raise ValueError(f"sats is a whole number of sats from 0 to {MAX_MINOR_UNITS}, not {sats!r}")
-    limit = Limit(payer, sats * MSAT_PER_SAT)
-    _active.set((*_active.get(), limit))
-    try:
-        yield limit
-    finally:
+class Block(AbstractContextManager[Limit]):
+    """A block in which ``payer`` spends at most ``sats``. ValueError for what can't be a limit, RuntimeError if entered again."""
+
+    def __init__(self, payer: Payer, sats: int) -> None:
+        if isinstance(sats, bool) or not isinstance(sats, int) or not 0 <= sats <= MAX_MINOR_UNITS:
+            raise ValueError(f"sats is a whole number of sats from 0 to {MAX_MINOR_UNITS}, not {sats!r}")
+        self._limit = Limit(payer, sats * MSAT_PER_SAT)
+        self._entered = False
+
+    def __enter__(self) -> Limit:
+        if self._entered:
+            raise RuntimeError(
+                "a limit has one block, and this one had it already. Call session.limit(sats=…) again for another."
+            )
+        self._entered = True
+        _active.set((*_active.get(), self._limit))
+        return self._limit
+
+    def __exit__(self, *_: object) -> None:
         # Not by a token: a generator's block may end in another context than it began in.
-        _active.set(tuple(each for each in _active.get() if each is not limit))
+        _active.set(tuple(each for each in _active.get() if each is not self._limit))
 
 
 def hold(limits: Iterable[Limit], payment_hash: str, amount_msat: int, fee_cap_msat: int, *, whole: bool = False) -> int:

@@ -418,6 +418,21 @@ def test_blocks_may_end_in_any_order_and_by_any_error(session: Routeweiler, page
     assert session.get(pages[1]).status_code == 200
 
 
+def test_a_limit_has_one_block(session: Routeweiler, pages: list[str], lnd: FakeLnd) -> None:
+    """Two blocks of one limit would share what it allows, or end one another: neither is what was meant."""
+    once = session.limit(sats=12)
+    with once as limit:
+        with pytest.raises(RuntimeError, match="again for another"), once:
+            raise AssertionError("the block was entered")
+        assert session.get(pages[0]).status_code == 200  # and the limit still holds
+        with pytest.raises(BudgetExceededError):
+            session.get(pages[1])
+    with pytest.raises(RuntimeError, match="again for another"), once:
+        raise AssertionError("the block was entered")
+    assert limit.spent_msat == lnd.spent_msat
+    assert session.get(pages[1]).status_code == 200
+
+
 @pytest.mark.parametrize("sats", [-1, 1.5, "10", True, None, Decimal(5), 10**20])
 def test_what_cant_be_a_limit_is_refused(session: Routeweiler, sats: Any) -> None:
     """A slip would be no limit."""
