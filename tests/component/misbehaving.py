@@ -14,6 +14,9 @@ from typing import Any, Literal
 from routeweiler_sync.testing.paywall import PaywallLogic
 
 Then = Literal["keep", "close", "reset", "hang"]
+_POLL_S = 0.05
+#: Linux and Windows wake an accept(), some others may not.
+_WOKEN_S = 1.0
 
 
 class Proxy:
@@ -29,7 +32,9 @@ class Proxy:
         self.stalled = threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._closing = threading.Event()
+        self._acceptor = threading.Thread(target=self._accept, daemon=True)
+        self._acceptor.start()
 
     def freeze(self) -> None:
         self._frozen |= self._sockets
@@ -40,13 +45,19 @@ class Proxy:
         self._sockets.clear()
 
     def close(self) -> None:
+        self._closing.set()
+        self._acceptor.join()  # closed under it, accept() would go on with whatever socket gets the listener's number next
         self._listener.close()
         self.cut()
 
     def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                client, _ = self._listener.accept()
+        self._listener.settimeout(_POLL_S)
+        with suppress(ConnectionError):
+            while not self._closing.is_set():
+                try:
+                    client, _ = self._listener.accept()
+                except TimeoutError:
+                    continue
                 server = socket.create_connection(("127.0.0.1", self._target))
                 self._sockets |= {client, server}
                 for source, sink in ((client, server), (server, client)):
@@ -82,12 +93,14 @@ def listener(on_connection: str) -> Iterator[int]:
                 elif on_connection == "http":
                     connection.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
 
-    threading.Thread(target=serve, daemon=True).start()
+    acceptor = threading.Thread(target=serve, daemon=True)
+    acceptor.start()
     try:
         yield server.getsockname()[1]
     finally:
         with suppress(OSError):
             server.shutdown(socket.SHUT_RDWR)
+        acceptor.join(_WOKEN_S)
         server.close()
         for connection in held:
             connection.close()
