@@ -81,9 +81,7 @@ class Block(AbstractContextManager[Limit]):
 
     def __enter__(self) -> Limit:
         if self._entered:
-            raise RuntimeError(
-                "a limit has one block, and this one had it already. Call session.limit(sats=…) again for another."
-            )
+            raise RuntimeError("a limit has one block, and this one had it already. Call session.limit(sats=…) again for another.")
         self._entered = True
         _active.set((*_active.get(), self._limit))
         return self._limit

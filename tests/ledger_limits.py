@@ -280,6 +280,23 @@ class LimitsContract:
         with pytest.raises(BudgetExceededError):
             ledger.open_payment(intent(12, amount_msat=1, fee_cap_msat=0), before)
 
+    def test_a_clock_that_was_ahead_once_has_forgotten_nothing_of_a_whole_day(self, make_ledger: Make) -> None:
+        """Else one spend by a clock that is far ahead leaves the last few minutes of the day's spending, and frees the rest."""
+        clock = Clock()
+        ledger, envelope = make_ledger(clock), draw(limits(per_day_minor_units=10))
+        for n in range(10):
+            clock.now_s = NOON_S + n * 2 * HOUR_S
+            ledger.open_payment(intent(n, amount_msat=500, fee_cap_msat=0), envelope)
+            settle(ledger, n)
+        with ledger._store.transaction() as tx:  # small spends, in all the buckets of these hours
+            for bucket in range(int(NOON_S) // BUCKET_S + 1, int(clock.now_s) // BUCKET_S):
+                tx.execute("INSERT INTO spends (envelope_id, bucket, micro) VALUES ('e', ?, 0) ON CONFLICT DO NOTHING", (bucket,))
+        back_s, clock.now_s = clock.now_s, NOON_S + 400 * DAY_S
+        ledger.open_payment(intent(10, amount_msat=500, fee_cap_msat=0), envelope)
+        settle(ledger, 10)
+        clock.now_s = back_s
+        assert ledger.envelope("e").used_minor_units["per_day_minor_units"] == Decimal("5.5")
+
     @pytest.mark.parametrize(("name", "ago_s"), [("per_hour_minor_units", 1_800), ("per_day_minor_units", 20 * HOUR_S)])
     def test_a_clock_that_was_ahead_for_long_crowds_nothing_out(self, make_ledger: Make, name: str, ago_s: int) -> None:
         """Else days of spending by a clock that was ahead would push out of the account what is spent now, by the right one."""

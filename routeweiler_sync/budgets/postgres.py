@@ -22,7 +22,7 @@ from .postgres_links import (
     AGAIN,
     BEGIN_WRITING,
     MAX_CONNECTIONS,
-    READ_ONLY,
+    STANDBY,
     Guard,
     Link,
     Pool,
@@ -201,7 +201,7 @@ class PostgresStore:
                 begin(link)
                 return link
             except BaseException as error:
-                stale = isinstance(error, driver().Error) and (link.is_lost(error) or error.sqlstate == READ_ONLY)
+                stale = isinstance(error, driver().Error) and (link.is_lost(error) or error.sqlstate in STANDBY)
                 link.undo(error)
                 if not stale:
                     pool.give(link)

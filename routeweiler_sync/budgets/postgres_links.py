@@ -49,8 +49,9 @@ WRITERS_KEPT = "7 days"
 #: SQLSTATEs of a transaction that had no effect and may be run again: serialisation, deadlock, lock timeout, cancelled, a row that
 #: another brought in between, ended by the server (idle, shutdown, crash), not yet up, too many clients.
 AGAIN = frozenset({"40001", "40P01", "55P03", "57014", "23505", "25P03", "57P01", "57P02", "57P03", "57P05", "53300"})
-#: The server has become a standby: a connection to it is as good as lost.
-READ_ONLY = "25006"
+#: What a standby says to BEGIN … READ WRITE (and to a write): behind a pooler or a proxy the server may have become one, and the
+#: connection is as good as lost.
+STANDBY = frozenset({"0A000", "25006"})
 
 _BOUNDS = f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S}s'; SET LOCAL idle_in_transaction_session_timeout = '{IDLE_TIMEOUT_S}s'; "
 BEGIN_READING = f"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {_BOUNDS}"

@@ -205,6 +205,42 @@ def test_a_restart_between_two_uses_isnt_noticed(server: Server, database: str, 
         use()
 
 
+@pytest.mark.parametrize("sqlstate", ["0A000", "25006", "57P01"])
+def test_a_connection_to_what_has_become_another_server_is_given_up(
+    server: Server, database: str, ledger: Ledger, sqlstate: str
+) -> None:
+    """Else, after a failover behind a pooler, each worker would be refused until somebody restarts it."""
+    ledger.open_payment(intent(1), draw(limits()))
+    (backend,) = sessions(server, database, "pid <> pg_backend_pid()")
+    server.admin(
+        "CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+        f"IF pg_backend_pid() = {backend[0]} THEN RAISE EXCEPTION 'a standby now' USING ERRCODE = '{sqlstate}'; END IF; "
+        "RETURN NEW; END $$; "
+        "CREATE TRIGGER no BEFORE INSERT ON routeweiler_writers FOR EACH ROW EXECUTE FUNCTION no()",
+        database,
+    )
+    assert ledger.count_send(hash_of(1)) is not None
+    until(lambda: backend not in sessions(server, database))
+
+
+def test_a_standby_says_what_we_take_for_its_word(server: Server) -> None:
+    """Else the connection to a server that has become one would be kept, for its word is another than we think."""
+    server.stop()
+    file = server.folder / "data" / "standby.signal"
+    file.touch()
+    owner = file.parent.stat()
+    os.chown(file, owner.st_uid, owner.st_gid)
+    try:
+        server.start()
+        with psycopg.connect(server.url(), autocommit=True) as connection, pytest.raises(psycopg.Error) as refused:
+            connection.execute(postgres_links.BEGIN_WRITING.encode())
+        assert refused.value.sqlstate in postgres_links.STANDBY
+    finally:
+        server.stop()
+        file.unlink()
+        server.start()
+
+
 def test_what_was_committed_outlives_a_crash_of_the_server(server: Server, ledger: Ledger) -> None:
     """Else a payment would have left whose record is gone. (The server of these tests keeps its files through its own crash.)"""
     ledger.open_payment(intent(1), draw(limits()))
