@@ -319,6 +319,21 @@ def test_a_server_that_takes_its_time_is_given_up(gecko: Gecko, how: Callable[[A
     assert len(gecko.asked) == 3
 
 
+@pytest.mark.parametrize("error", [requests.ConnectionError, requests.exceptions.InvalidProxyURL, ValueError, KeyError])
+def test_an_error_that_repeats_a_url_with_a_password_isnt_repeated(
+    gecko: Gecko, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    """What libraries put into their errors is up to them, and what we put into ours ends in logs."""
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise error("can't reach http://me:s3cret@proxy.example:3128")
+
+    monkeypatch.setattr(requests.Session, "get", fails)
+    with pytest.raises(FmvUnavailableError, match=error.__name__) as refused:
+        CoinGecko(base_url=gecko.url).btc_price("usd")
+    assert "s3cret" not in "".join(traceback.format_exception(refused.value))
+
+
 def test_answers_that_never_end_arent_heaped_up(gecko: Gecko, monkeypatch: pytest.MonkeyPatch) -> None:
     """A program that runs for weeks would have a thread and a connection for every answer that it gave up."""
     monkeypatch.setattr(coingecko, "LEAVE_ALONE_S", 0.0)
