@@ -65,8 +65,8 @@ log = logging.getLogger("routeweiler_sync")
 
 #: An invoice that expires sooner than this isn't begun: the payment would race its expiry.
 MIN_INVOICE_LIFE_S = 2
-#: A token whose own time ends sooner isn't bought: the payment, and the server that must hear of it, may take as long.
-MIN_TOKEN_LIFE_S = 5
+#: A token whose own time ends sooner isn't bought: the payment alone takes as long. (Servers do sell tokens that live for seconds.)
+MIN_TOKEN_LIFE_S = 1
 #: How often one call sends an invoice again whose earlier send is unanswered. More would only add unanswered sends.
 MAX_RESENDS = 1
 #: How long another process's purchase is left alone before the node is asked about it. It ends nothing; asking is harmless.

@@ -340,7 +340,7 @@ def test_scopes_that_differ_by_call_are_bought_side_by_side(make_session, serve,
     books.check()
 
 
-@pytest.mark.parametrize("life_s", [-5, 1, 4])
+@pytest.mark.parametrize("life_s", [-5, 0, 1])
 def test_a_token_that_lives_too_short_to_serve_is_not_paid_for(
     make_session, serve, lnd: FakeLnd, books: Books, life_s: int
 ) -> None:
