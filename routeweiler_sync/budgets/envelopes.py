@@ -217,8 +217,8 @@ def load(text: str) -> BudgetEnvelope:
         return BudgetEnvelope(**json.loads(text))
     except (ValueError, TypeError, RecursionError):  # from None: their words may hold what the row holds
         raise LedgerError(
-            "The limits that the ledger holds of an envelope are damaged. Nothing was spent. Give the session the BudgetEnvelope in "
-            "place of its id, which writes them anew; or restore the ledger, or upgrade if a newer version wrote them."
+            "The limits that the ledger holds of an envelope are damaged. Nothing was spent. Give the session the BudgetEnvelope "
+            "in place of its id, which writes them anew; or restore the ledger, or upgrade if a newer version wrote them."
         ) from None
 
 
