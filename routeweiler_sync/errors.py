@@ -196,8 +196,8 @@ class PaymentPendingError(RouteweilerError):
 class TokenRefusedError(RouteweilerError):
     """The invoice is paid but the server doesn't take the token: spent. The ledger row keeps token and preimage.
 
-    ``spent`` is False, and there is no ``payment_hash``, where the server took none of the tokens that other calls had bought, and this
-    one came to buy nothing.
+    ``spent`` is False, and there is no ``payment_hash``, where the server took none of the tokens that other calls had bought, and
+    this one came to buy nothing.
     """
 
     code = "token_refused"
