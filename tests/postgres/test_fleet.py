@@ -134,7 +134,7 @@ def test_a_database_that_dies_between_payment_and_settlement_leaves_it_pending_a
         server.start()
     (error,) = raised
     assert isinstance(error, PaymentPendingError)
-    assert error.spent is None
+    assert error.spent is True, "the node has said so; only the booking is missing"
     ledger = Ledger.open(url)
     assert [row.payment_hash for row in ledger.unfinished()] == [error.payment_hash]
     page = over(own).get(wall.url)
