@@ -203,10 +203,15 @@ class Call:
 
     def _tell_unproved(self, error: PreimageMismatchError) -> None:
         """A payment that was booked but gave no token moved money all the same."""
-        row = self.payer.ledger.payment(error.payment_hash or "")
-        if row is not None and row.settled_at is not None and not row.told and not self.uses and claim_telling(row.payment_hash):
-            held = HeldToken.unproved(row)
-            self.uses.append(_Use(held=held, url=self.url, bought=True, reused=False, challenge=self.challenge, proof=False))
+        payment_hash = error.payment_hash or ""
+        if self.uses or not claim_telling(payment_hash):
+            return
+        row = self.payer.ledger.payment(payment_hash)  # behind the claim: another may have told of it, and let go, just now
+        if row is None or row.settled_at is None or row.told:
+            release_telling(payment_hash)
+            return
+        held = HeldToken.unproved(row)
+        self.uses.append(_Use(held=held, url=self.url, bought=True, reused=False, challenge=self.challenge, proof=False))
 
     def _event(
         self,

@@ -36,6 +36,7 @@ from routeweiler_sync import (
     RuleMatch,
     TokenRefusedError,
     UnreplayableBodyError,
+    call as calls,
 )
 from routeweiler_sync.testing import FakeLnd, Paywall
 from routeweiler_sync.testing._paywall_logic import PaywallRequest
@@ -618,6 +619,23 @@ def test_a_wrong_preimage_is_told_once(session, paywall: Paywall, lnd: FakeLnd, 
     told = [p["paymentHash"] for line in books.lines if (p := line["payment"]) and not p["reused"]]
     assert len(told) == 1
     books.check()
+
+
+def test_nor_is_it_told_by_one_who_comes_as_another_has_just_told(
+    session, paywall: Paywall, lnd, books: Books, monkeypatch
+) -> None:
+    """Looking before claiming leaves a moment in which another tells of it and lets go."""
+    lnd.wrong_preimage_next()
+    claim = calls.claim_telling
+
+    def after_another(payment_hash: str) -> bool:
+        books.ledger.mark(payment_hash, told=True)
+        return claim(payment_hash)
+
+    monkeypatch.setattr(calls, "claim_telling", after_another)
+    with pytest.raises(requests.RequestException):
+        session.get(paywall.url)
+    assert [line["payment"] for line in books.lines] == [None]
 
 
 def test_a_recovery_that_breaks_off_tells_of_what_it_ended(
