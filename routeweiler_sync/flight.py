@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import os
 import threading
 import time
 from collections.abc import Iterator
 from typing import Final
 
 from .errors import FundingError, PaymentDeclinedError, PaymentPendingError, RouteweilerError
+from .forks import in_child
 
 
 class Flight:
@@ -39,16 +39,12 @@ _first_uses: dict[str, tuple[float, threading.Event]] = {}
 _registry_lock = threading.Lock()
 
 
+@in_child
 def _start_over_after_fork() -> None:
-    # In a forked child the threads that hold these locks don't exist.
     global _registry_lock
     _registry_lock = threading.Lock()
     _flights.clear()
     _first_uses.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_over_after_fork)
 
 
 class Deadline:

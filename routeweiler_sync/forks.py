@@ -32,6 +32,13 @@ def around_fork(*, before: Callable[[], object], in_parent: Callable[[], object]
         os.register_at_fork(before=begin, after_in_parent=lambda: end(in_parent), after_in_child=lambda: end(in_child))
 
 
+def in_child(renew: Callable[[], None]) -> Callable[[], None]:
+    """Call ``renew`` in each forked child, where the threads that hold this module's locks don't exist. A decorator."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=renew)
+    return renew
+
+
 #: Held while something is imported or made on first use. A fork waits for it. No other lock is taken under it, so that whoever
 #: waits for it may hold any other.
 importing = threading.RLock()

@@ -7,13 +7,13 @@ most fee are held; the node's word turns that into a spend, or returns it. A pay
 from __future__ import annotations
 
 import contextvars
-import os
 import threading
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from .errors import BudgetExceededError
+from .forks import in_child
 from .money import MAX_MINOR_UNITS, MSAT_PER_SAT, sats as in_sats
 
 if TYPE_CHECKING:
@@ -24,14 +24,10 @@ if TYPE_CHECKING:
 _lock = threading.Lock()
 
 
+@in_child
 def _start_over_after_fork() -> None:
-    # In a forked child the thread that holds the lock doesn't exist.
     global _lock
     _lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_over_after_fork)
 
 
 class Limit:

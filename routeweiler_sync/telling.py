@@ -6,8 +6,9 @@ process it is known better: whoever settles a payment claims it here, before any
 
 from __future__ import annotations
 
-import os
 import threading
+
+from .forks import in_child
 
 #: Payment hash → the thread that claimed it. A call, or a recovery, lives in one thread from its beginning to its end.
 _claimed: dict[str, int] = {}
@@ -38,12 +39,9 @@ def release_all_telling() -> None:
             del _claimed[payment_hash]
 
 
+@in_child
 def _start_over_after_fork() -> None:
     # The parent's calls tell of the parent's payments; their threads, and the lock's holder, don't exist here.
     global _lock
     _lock = threading.Lock()
     _claimed.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_over_after_fork)

@@ -7,7 +7,6 @@ on the 402 that follows, before anything is paid.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Container
@@ -16,6 +15,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from .flight import in_first_use
+from .forks import in_child
 from .money import minor_units
 
 if TYPE_CHECKING:
@@ -33,14 +33,10 @@ MAX_UNWELCOME = 1_000
 _lock = threading.Lock()
 
 
+@in_child
 def _start_over_after_fork() -> None:
-    # In a forked child the thread that holds the lock doesn't exist.
     global _lock
     _lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_over_after_fork)
 
 
 @dataclass(frozen=True, kw_only=True)

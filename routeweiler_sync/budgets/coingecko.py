@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import queue
 import threading
 import time
@@ -23,6 +22,7 @@ from urllib.parse import urlsplit
 import requests
 
 from ..errors import FmvUnavailableError
+from ..forks import in_child
 from ..money import FIAT_DECIMALS
 
 log = logging.getLogger("routeweiler_sync")
@@ -54,14 +54,10 @@ CLOCK_TOLERANCE_S = 300.0
 _asking = threading.Lock()
 
 
+@in_child
 def _start_over_after_fork() -> None:
-    # In a forked child the thread that holds the lock doesn't exist.
     global _asking
     _asking = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_over_after_fork)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from ..forks import importing
+from ..forks import importing, in_child
 from .redaction import redacted
 from .schema import TraceEvent
 
@@ -140,12 +140,9 @@ def open_private(path: Path, *, exclusive: bool = False) -> int:
 _sinks: weakref.WeakSet[TraceSink] = weakref.WeakSet()
 
 
+@in_child
 def _renew_after_fork() -> None:
     for sink in list(_sinks):
         sink._lock = threading.RLock()  # the parent's may have been held by a thread that doesn't exist here
         with suppress(Exception):
             sink._forget_after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_after_fork)
