@@ -9,18 +9,69 @@ budget, leaves a trace, and hands back a plain `requests.Response`.
     with Routeweiler(funding=[Funding.lightning_lnd(client=client, network="bitcoin")]) as session:
         response = session.get("https://example.com/paid")
 
+Or, in a program that uses `requests`, with the node and the budget in the environment:
+
+    import routeweiler_sync as requests
+
+    response = requests.get("https://example.com/paid")
+
+Then this module has all that `requests` has: the same objects, but for ``Session``, ``session``, ``request`` and the verbs, which
+pay. ``__version__`` and its like are those of `requests`; the version of this package is told by ``importlib.metadata``.
+
 What only paying needs (grpc, bolt11, pymacaroons, tenacity, sqlite3) is imported on the first 402, not here.
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import requests
+from requests import (
+    ConnectionError as ConnectionError,
+    ConnectTimeout as ConnectTimeout,
+    HTTPError as HTTPError,
+    JSONDecodeError as JSONDecodeError,
+    PreparedRequest as PreparedRequest,
+    ReadTimeout as ReadTimeout,
+    Request as Request,
+    RequestException as RequestException,
+    Response as Response,
+    Timeout as Timeout,
+    TooManyRedirects as TooManyRedirects,
+    URLRequired as URLRequired,
+    adapters as adapters,
+    auth as auth,
+    certs as certs,
+    codes as codes,
+    compat as compat,
+    cookies as cookies,
+    exceptions as exceptions,
+    hooks as hooks,
+    models as models,
+    packages as packages,
+    status_codes as status_codes,
+    structures as structures,
+    utils as utils,
+)
+from requests.__version__ import (
+    __author__ as __author__,
+    __author_email__ as __author_email__,
+    __build__ as __build__,
+    __cake__ as __cake__,
+    __copyright__ as __copyright__,
+    __description__ as __description__,
+    __license__ as __license__,
+    __title__ as __title__,
+    __url__ as __url__,
+    __version__ as __version__,
+)
+
+from . import api as api, sessions as sessions
 from .adapter import PaywallAdapter
-from .budgets.schema import BudgetEnvelope, EnvelopeRow, PaymentRow, PaymentState
-from .call import Payment, payment_of
-from .client import Routeweiler
+from .api import delete, get, head, options, patch, post, put, request
+from .call import payment_of
+from .client import Routeweiler, wrap
 from .errors import (
     BudgetError,
     BudgetExceededError,
@@ -47,26 +98,35 @@ from .errors import (
     UnreplayableBodyError,
 )
 from .forks import importing as _importing
+from .sessions import Session, session
 
 if TYPE_CHECKING:
+    from requests import help as help
+
+    from .account import Payment
     from .budgets.coingecko import CoinGecko
     from .budgets.fmv import FmvProvider, StaticRate
     from .budgets.ledger import Ledger
+    from .budgets.schema import BudgetEnvelope, EnvelopeRow, PaymentRow, PaymentState
     from .checkout import Quote
     from .funding import Funding
     from .funding.lightning import LightningFundingSource, LightningNodeClient, LndClient, PaymentStatus
+    from .patching import install, uninstall
     from .policy.dsl import Policy, PolicyRule, RuleMatch
     from .trace.schema import TraceEvent
     from .trace.sink import TraceSink
 
-__version__ = "0.1.0"
-
 #: Names whose modules are imported when they are first asked for.
 _LAZY = {
+    "BudgetEnvelope": "budgets.schema",
     "CoinGecko": "budgets.coingecko",
+    "EnvelopeRow": "budgets.schema",
     "FmvProvider": "budgets.fmv",
     "StaticRate": "budgets.fmv",
     "Ledger": "budgets.ledger",
+    "Payment": "account",
+    "PaymentRow": "budgets.schema",
+    "PaymentState": "budgets.schema",
     "Quote": "checkout",
     "Funding": "funding",
     "LightningFundingSource": "funding.lightning",
@@ -78,14 +138,21 @@ _LAZY = {
     "RuleMatch": "policy.dsl",
     "TraceEvent": "trace.schema",
     "TraceSink": "trace.sink",
+    "install": "patching",
+    "uninstall": "patching",
 }
 
 
-def __getattr__(name: str) -> object:
-    if name not in _LAZY:
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        with _importing:
+            value = getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+    elif name == "help":  # which `requests` itself imports only when it is asked for
+        return importlib.import_module(f"{__name__}.help")
+    elif not name.startswith("_") and hasattr(requests, name):
+        return getattr(requests, name)  # what isn't meant to be public either: programs use it all the same
+    else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    with _importing:
-        value = getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
     globals()[name] = value
     return value
 
@@ -102,6 +169,8 @@ __all__ = [
     "ChallengeMismatchError",
     "ChallengeParseError",
     "CoinGecko",
+    "ConnectTimeout",
+    "ConnectionError",
     "EnvelopeExpiredError",
     "EnvelopeFrozenError",
     "EnvelopeNotFoundError",
@@ -110,7 +179,9 @@ __all__ = [
     "FmvUnavailableError",
     "Funding",
     "FundingError",
+    "HTTPError",
     "InvoicePaymentError",
+    "JSONDecodeError",
     "Ledger",
     "LedgerError",
     "LightningFundingSource",
@@ -130,15 +201,39 @@ __all__ = [
     "PolicyMaxPerCallExceededError",
     "PolicyRule",
     "PreimageMismatchError",
+    "PreparedRequest",
     "Quote",
     "RailNotSupportedError",
+    "ReadTimeout",
+    "Request",
+    "RequestException",
+    "Response",
     "Routeweiler",
     "RouteweilerError",
     "RuleMatch",
+    "Session",
     "StaticRate",
+    "Timeout",
     "TokenRefusedError",
+    "TooManyRedirects",
     "TraceEvent",
     "TraceSink",
+    "URLRequired",
     "UnreplayableBodyError",
+    "codes",
+    "delete",
+    "get",
+    "head",
+    "install",
+    "options",
+    "packages",
+    "patch",
     "payment_of",
+    "post",
+    "put",
+    "request",
+    "session",
+    "uninstall",
+    "utils",
+    "wrap",
 ]

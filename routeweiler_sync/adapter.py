@@ -1,108 +1,57 @@
-"""PaywallAdapter: one request, its 402, its paid retry.
+"""PaywallAdapter: sends a request, and has what a paywall answers seen to.
 
-What an HTTP exchange with a paywall is made of is here: which token goes along, the challenge, the retry, the server's word on
-the token. Whether and how to pay is the checkout's. The retry follows `requests.auth.HTTPDigestAuth.handle_401`: the refused
-response is drained and closed, goes into ``history``, and the same request goes out again through the same adapter.
+What that takes is in `exchange`, imported when a paywall is met: free traffic costs next to nothing. (For adapters that aren't ours
+there is `net`.)
 """
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import logging
-import time
+import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import requests
 from requests.adapters import HTTPAdapter
 
-from .call import Call, Payment, Quoted, current, quoting
-from .errors import ChallengeMismatchError, LedgerError, RouteweilerError, TokenRefusedError, UnreplayableBodyError
-from .flight import end_first_use
+from .call import Call, current, quoting
+from .carriers import CredentialedRequest
 from .forks import prepare_to_pay
-from .l402.challenge import schemes_offered
-from .l402.credential import authorization, origin_of, path_of, redact, scope_of
-from .limits import active
-from .money import sats
-from .outcomes import no_more_tokens_error, overtaken_error, refused_error
-from .purchase import MAYBE_REFUSALS, Known, Said, Verdict, Wants, hear, judge, known_of
-from .replay import again, drain, is_replayable
-from .telling import release_all_telling
-from .tokens import HeldToken
+from .settings import SETTINGS
 
 if TYPE_CHECKING:
-    from .budgets.schema import PaymentRow
-    from .checkout import Need
+    from typing_extensions import Unpack
+
+    from .exchange import Exchange
     from .payer import Payer
+    from .settings import Settings
+    from .tokens import HeldToken
 
-log = logging.getLogger("routeweiler_sync")
-
-#: A token that the server has never taken is offered again for this long: settlement may lag on the server's side.
-OFFER_AGAIN_S = 5.0
-#: Tokens that one call offers before it insists on its own: an old one, one that another process bought meanwhile, a new one.
-MAX_TOKENS_PER_CALL = 4
-#: Tokens that it offers at all. Only other processes, each with a token that no server has taken yet, keep it from its own so long.
-MAX_OFFERS_PER_CALL = 32
-MIN_PAUSE_S, MAX_PAUSE_S = 0.05, 1.0
-#: The ledger keeps times in milliseconds, rounded down.
-CLOCK_GRAIN_S = 0.001
 #: Methods that may be sent twice without a second thought: only with these does a guessed token go along.
 GUESSED_METHODS = ("GET", "HEAD", "OPTIONS")
 
-Send = Callable[[requests.PreparedRequest], requests.Response]
-
-
-class CredentialedRequest(requests.PreparedRequest):
-    """A request that carries a token of ours. Pickled or copied, it drops it."""
-
-    @classmethod
-    def made_of(cls, request: requests.PreparedRequest, credential: str) -> CredentialedRequest:
-        """``request``, which is used up, with ``credential`` as its Authorization."""
-        made = cls()
-        made.__dict__.update(request.__dict__)
-        made.headers["Authorization"] = credential
-        return made
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = dict(self.__dict__)
-        state["headers"] = self.headers.copy() if self.headers is not None else None
-        if state["headers"] is not None:
-            state["headers"].pop("Authorization", None)
-        return state
-
-    def copy(self) -> requests.PreparedRequest:
-        """A copy without the credential: whoever sends it again gets the token attached anew."""
-        plain = super().copy()
-        if plain.headers is not None:
-            plain.headers.pop("Authorization", None)
-        return plain
-
-
-class PaywallResponse(requests.Response):
-    """A 402 that was answered. Pickled, it drops the tokens of its challenge: one of them may have been paid since."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        state: dict[str, Any] = dict(super().__getstate__())
-        headers = state["headers"].copy()
-        if "WWW-Authenticate" in headers:
-            headers["WWW-Authenticate"] = redact(headers["WWW-Authenticate"])
-        return {**state, "headers": headers}
-
 
 class PaywallAdapter(HTTPAdapter):
-    """An HTTPAdapter that pays: mount it where paid pages are. `Routeweiler` mounts it on ``http://`` and ``https://``.
+    """An HTTPAdapter that pays: mount it where paid pages are, on any session. `Routeweiler` mounts it on both its prefixes.
 
-    Takes HTTPAdapter's arguments. Money moves where a response is a 402 with an L402 challenge and the payer's budget allows it.
+        session = requests.Session()
+        session.mount("https://example.com/", PaywallAdapter(funding=[...], max_retries=3))
+
+    Takes HTTPAdapter's arguments, and Routeweiler's, all by name. Without any of the latter it pays for the Routeweiler that it is
+    mounted on, and on another session as the environment says. Money moves where a response is a 402 with an L402 challenge and
+    the budget allows it. On a session that isn't a Routeweiler each request is a call of its own, also one that follows a redirect.
+    Raises ValueError for arguments that can't be.
     """
 
-    #: Who pays; None: nobody does, it is a plain HTTPAdapter. `Routeweiler.mount` gives its own to an adapter without one.
     payer: Payer | None = None
+    _owns_payer = False
 
     def __init__(self, payer: Payer | None = None, **kwargs: Any) -> None:
+        settings = {name: kwargs.pop(name) for name in SETTINGS & kwargs.keys()}
         super().__init__(**kwargs)
-        self.payer = payer
+        if settings:
+            self.payer, self._owns_payer = made_payer(**settings), True
+        else:
+            self.payer = payer
         retries = self.max_retries
         if retries.status_forcelist and 402 in retries.status_forcelist:
             # urllib3 would answer the 402 itself, by asking for it again until it gives up without a response.
@@ -118,376 +67,91 @@ class PaywallAdapter(HTTPAdapter):
         proxies: Mapping[str, str] | None = None,
     ) -> requests.Response:
         """Send, pay if need be, send again. Raises what `requests` raises, and the errors of `routeweiler_sync.errors`."""
-        send = functools.partial(
-            super().send,
-            stream=stream,
-            timeout=timeout,
-            verify=verify,
-            cert=cert,
-            proxies=proxies,  # type: ignore[arg-type]
-        )
-        if self.payer is None:
-            return send(request)
         call = current.get()
-        if call is not None and call.payer is self.payer:
-            return Exchange(self.payer, call, request, send).run()
-        # Mounted by hand on a plain session: each request is a call of its own.
-        with a_call(self.payer, request) as own:
-            own.response = Exchange(self.payer, own.call, request, send).run()
-            return own.response
+        payer = self.payer
+        if call is not None:
+            call.handled = True
+            payer = payer or call.payer
+        payer = payer or _environment_payer()
+        if payer.idle and not quoting.get():
+            response = super().send(request, stream, timeout, verify, cert, proxies)  # type: ignore[arg-type]
+            if response.status_code == 402:
+                warn_unpaid(response)
+            return response
+        if isinstance(request, CredentialedRequest):
+            request = request.copy()  # without the credential: a request of ours that is sent again is like any other
+        if call is None or call.payer is not payer:  # a session that isn't ours, or pays in another way
+            with Call(payer, request) as own:
+                own.response = self._send(payer, own, request, stream, timeout, verify, cert, proxies)
+                return own.response
+        return self._send(payer, call, request, stream, timeout, verify, cert, proxies)
 
-
-@dataclass
-class _OwnCall:
-    call: Call
-    response: requests.Response | None = None
-    _token: Any = None
-
-    def __enter__(self) -> _OwnCall:
-        self._token = current.set(self.call)
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        current.reset(self._token)
-        if isinstance(error, Quoted):
-            self.response, error = error.response, None
-        self.call.finish(self.response, error)
-        if current.get() is None:
-            release_all_telling()
-
-
-def a_call(payer: Payer, request: requests.PreparedRequest) -> _OwnCall:
-    """A call around ``request``: current inside the block, told at its end. Set ``.response`` before leaving."""
-    return _OwnCall(Call(payer=payer, method=request.method or "", url=request.url or ""))
-
-
-@dataclass
-class Exchange:
-    """One hop: a request, its answers, and what was offered in between."""
-
-    payer: Payer
-    call: Call
-    request: requests.PreparedRequest
-    send: Send
-    origin: str = ""
-    path: str = ""
-    history: list[requests.Response] = field(default_factory=list)
-    #: Payment hashes of tokens that aren't offered again in this hop; those of them that it has retired.
-    refused: set[str] = field(default_factory=set)
-    over: set[str] = field(default_factory=set)
-    #: Payment hashes of tokens that other calls have bought for other targets, since this one began.
-    strangers: set[str] = field(default_factory=set)
-    bought: bool = False
-    refused_since_s: float | None = None
-    offers: int = 0
-    latest: requests.Response = field(default_factory=requests.Response)
-    #: A token that was refused without a word why: offered once more after the server was asked bare.
-    doubted: HeldToken | None = None
-    asked_bare: bool = False
-    #: The token that was given last.
-    given: HeldToken | None = None
-
-    def run(self) -> requests.Response:
-        """The whole hop, as `Routeweiler.send` tells it."""
-        url = self.request.url or ""
-        try:
-            self.origin, self.path = origin_of(url), path_of(url)
-        except ValueError:
-            return self.send(self.request)  # mounted on a scheme of its own: nothing that could be paid
-        # A caller's own Authorization goes out as it is; a request of ours that is sent again is like any other.
-        if isinstance(self.request, CredentialedRequest):
-            self.request = self.request.copy()  # which drops the credential
-        has_own = "Authorization" in (self.request.headers or {})
-        unasked = None if has_own or quoting.get() else self.payer.book.unasked(self.origin, self.path)
-        if unasked is not None and unasked[1] and not self._bears_a_guess():
-            unasked = None
-        if unasked is not None:
-            held, is_guess = unasked
-            return self._handled(self.send(self._carrying(held)), held, is_guess=is_guess)
-        response = self.send(self.request)
+    def _send(self, payer: Payer, call: Call, request: requests.PreparedRequest, *how: Any) -> requests.Response:
+        along = token_along(payer, request)
+        if along is not None:
+            return exchange_of(payer, call, request, super().send, how).begin(along[0], is_guess=along[1])
+        response = super().send(request, *how)
         if response.status_code == 402:
-            return self._handled(response, None, is_guess=False)
+            return exchange_of(payer, call, request, super().send, how).go_on(response)
         response.payment = None  # type: ignore[attr-defined]
         return response
 
-    def _bears_a_guess(self) -> bool:
-        """Whether the request may be sent a second time just because a guessed token wasn't welcome."""
-        return (self.request.method or "").upper() in GUESSED_METHODS and is_replayable(self.request)
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()
+        if self._owns_payer:
+            state["payer"], state["_owns_payer"] = self.payer, True
+        return state
 
-    def _handled(self, response: requests.Response, held: HeldToken | None, *, is_guess: bool) -> requests.Response:
-        self.latest = response
-        prepare_to_pay()
-        try:
-            return self._settled_with(held, is_guess=is_guess)
-        except RouteweilerError as error:
-            if self.call.spent_msat and error.spent is False:
-                error.spent = True
-                told = str(error).replace("Nothing was spent", "Nothing more was spent")
-                error.args = (f"{told} (But this call has paid before, {sats(self.call.spent_msat)} in all: its tokens are kept.)",)
-            unpaid = error.spent is False and error.payment_hash is None  # no order was sent for it
-            if self.payer.unpayable == "return" and unpaid and self.latest.status_code == 402 and not quoting.get():
-                log.warning("%s %s wants to be paid and wasn't: %s", self.request.method, self.origin + self.path, error)
-                self.call.noted = error
-                return self._finished()
-            if error.response is None:
-                drain(self.latest)
-                error.response = _answered(self._finished())
-            error.request = self.request
-            raise
-        finally:
-            self._end_first_use()
 
-    def _settled_with(self, held: HeldToken | None, *, is_guess: bool) -> requests.Response:
-        """Go on until the server is satisfied or the rules say stop. ``held`` is what the latest request carried, if anything."""
-        while True:
-            judged = held if not is_guess else None
-            need = self._need() if self.latest.status_code in ((402,) if judged is None else (401, 402)) else None
-            verdict = self._verdict(held, judged, need)
-            if verdict is Verdict.AS_IT_IS:
-                return self._finished()
-            if judged is not None and verdict in (Verdict.TAKEN, Verdict.NOT_TOLD):
-                return self._accepted(judged, taken=verdict is Verdict.TAKEN)
-            if verdict is Verdict.WITHDRAW:
-                self._withdraw_guess()
-                held, is_guess = None, False
-                continue
-            if not is_replayable(self.request):
-                raise UnreplayableBodyError(
-                    "The server wants to be paid, but the request's body can't be sent a second time (a generator, a pipe or a "
-                    "closed file). Nothing was spent. Pass bytes, a string or a seekable file."
-                )
-            if judged is not None and verdict is Verdict.GIVE_UP:
-                held = self._offer(self._earlier_instead_of(judged))
-            elif judged is not None and verdict is Verdict.OFFER_AGAIN:
-                self._pause()
-                held = self._offer(self._as_others_know(judged) or judged)
-            elif judged is not None and verdict is Verdict.ASK_BARE:
-                self.doubted, held = judged, self._offer(None)
-            else:
-                if judged is not None and verdict is Verdict.RETIRE:
-                    self._retire(judged)
-                if need is not None and quoting.get():
-                    drain(self.latest)
-                    raise Quoted(self.payer.checkout.quote(need), self._finished())
-                held = self._offer(None if need is None else self._wanted(need))  # bare: to be told what it wants now
-                is_guess = False
+def token_along(payer: Payer, request: requests.PreparedRequest) -> tuple[HeldToken, bool] | None:
+    """The token that goes along with ``request`` unasked, and whether it is a guess; None: it goes out as it is."""
+    along = payer.book.along(request.url or "")
+    if along is None or "Authorization" in (request.headers or {}) or quoting.get():
+        return None  # a caller's own Authorization goes out as it is
+    if along[1]:  # may it be sent a second time just because a guessed token wasn't welcome?
+        from .replay import is_replayable
 
-    def _wanted(self, need: Need) -> HeldToken:
-        """The token to offer for ``need``: the one that was held back to ask without it, if it fits; else one from the checkout."""
-        doubted, self.doubted = self.doubted, None
-        return doubted if doubted is not None and doubted.scope == need.scope else self._token(need)
-
-    def _need(self) -> Need | None:
-        """What the latest answer asks for. None where it holds no L402 challenge; ChallengeParseError where that can't be used."""
-        from .checkout import Need
-        from .l402.challenge import parse_challenge
-
-        lines = _challenge_lines(self.latest)
-        challenge = parse_challenge(lines)
-        if challenge is None:
-            log.info("%s answers %d without an L402 challenge (schemes: %s)", self.origin, self.latest.status_code,
-                     ", ".join(schemes_offered(lines)) or "none")  # fmt: skip
+        if (request.method or "").upper() not in GUESSED_METHODS or not is_replayable(request):
             return None
-        need = Need(
-            url=self.request.url or "",
-            origin=self.origin,
-            path=self.path,
-            scope=scope_of(challenge, self.path),
-            challenge=challenge,
-            target=self.target,
-            spent_in_call_msat=self.call.spent_msat,
-            limits=active(self.payer),
-        )
-        self.call.met(need)
-        return need
-
-    @property
-    def target(self) -> str:
-        """A digest of path and query: what exactly is asked for, without what a query may hold."""
-        return hashlib.sha256((self.request.path_url or "").encode("utf-8", "surrogatepass")).hexdigest()
-
-    def _token(self, need: Need) -> HeldToken:
-        """A token that fits ``need``: live, or bought now. At most one is bought in a call."""
-        purchase = None
-        self._end_first_use()
-        may_buy = not self.bought and (need.origin, need.scope) not in self.call.bought_needs
-        if self.offers < (MAX_OFFERS_PER_CALL if may_buy else MAX_TOKENS_PER_CALL):
-            refused = frozenset(self.refused)
-            purchase = self.payer.checkout.token_for(need, refused=refused, may_buy=may_buy, worth_an_offer=self._worth_an_offer)
-        if purchase is None:
-            raise overtaken_error(need, self.latest.status_code, self.offers) if may_buy else self._no_more_tokens(need)
-        self.offers, self.given = self.offers + 1, purchase.held
-        self.bought = self.bought or purchase.bought
-        if purchase.held.scope != need.scope:
-            self.refused.add(purchase.held.payment_hash)  # bought for this target, under another scope: once is enough
-        elif purchase.row.target != self.target and purchase.row.created_at.timestamp() >= self.call.started_s - CLOCK_GRAIN_S:
-            self.strangers.add(purchase.held.payment_hash)
-        self.refused_since_s, self.asked_bare = None, False
-        if purchase.bought:
-            self.call.bought_needs.add((need.origin, need.scope))
-            self.call.bought(purchase, need.url)  # before the retry: whatever becomes of that, the payment is told
-            self.payer.book.put(purchase.held, self.path)
-        return purchase.held
-
-    def _worth_an_offer(self, row: PaymentRow) -> bool:
-        """Whether the token of ``row``, which others have used, may serve here too. (If not, it makes room for one of this call.)
-
-        One that was bought a moment ago and didn't serve tells that tokens here don't fit every target. One that is older may have
-        been used up or expired: that tells nothing of its successor, which may serve all.
-        """
-        if self.offers >= MAX_TOKENS_PER_CALL:
-            return False
-        return row.target == self.target or not self.strangers & self.over
-
-    def _end_first_use(self) -> None:
-        if self.bought and self.given is not None:
-            end_first_use(self.given.payment_hash)
-
-    def _no_more_tokens(self, need: Need) -> TokenRefusedError:
-        status, payment_hash = self.latest.status_code, None if self.given is None else self.given.payment_hash
-        if self.given is not None and payment_hash in self.refused - self.over:
-            return refused_error(self.given, status)
-        return no_more_tokens_error(self.given, need, status, over=payment_hash in self.over)
-
-    def _offer(self, held: HeldToken | None) -> HeldToken | None:
-        """Send again: with ``held``, or bare. Gives ``held`` back."""
-        drain(self.latest)
-        self.latest.payment = None  # type: ignore[attr-defined]
-        self.history.append(_answered(self.latest))
-        self.call.service_started_s = time.time()
-        request = self._carrying(held) if held is not None else again(self.request, self.history)
-        try:
-            self.latest = self.send(request)
-        except requests.RequestException as error:
-            if held is not None:
-                why = judge(self._known_of(held, Said.NO_ANSWER), hear(None, judged=True)).why
-                log.warning("%s gave no answer to the token of payment %s (%s): %s", self.origin, held.payment_hash,
-                            type(error).__name__, why)  # fmt: skip
-            raise
-        return held
-
-    def _carrying(self, held: HeldToken) -> requests.PreparedRequest:
-        if held.origin != self.origin:  # nothing leads here; but were a token to go astray, then not past this line
-            raise ChallengeMismatchError(f"A token of {held.origin} was about to go to {self.origin}. It wasn't sent. Report this.")
-        credential = authorization(held.scheme, held.token, held.preimage)
-        return CredentialedRequest.made_of(again(self.request, self.history), credential)
-
-    def _verdict(self, held: HeldToken | None, judged: HeldToken | None, need: Need | None) -> Verdict:
-        """What the latest answer means for ``held``, which the request carried; ``judged`` is the same, unless it was a guess."""
-        wants, status = Wants.NOTHING, self.latest.status_code
-        if need is not None:
-            wants = Wants.SAME if held is not None and need.scope == held.scope else Wants.L402
-        elif status in (401, 402) and schemes_offered(_challenge_lines(self.latest)):
-            wants = Wants.OTHER
-        after_402 = any(answer.status_code == 402 for answer in self.history)
-        said = hear(status, wants=wants, judged=judged is not None, after_402=after_402)
-        unjudged = Known.NONE if held is None else Known.GUESS
-        verdict = judge(unjudged if judged is None else self._known_of(judged, said), said).verdict
-        self.asked_bare = self.asked_bare or verdict is Verdict.ASK_BARE
-        return verdict
-
-    def _known_of(self, held: HeldToken, said: Said) -> Known:
-        """What is known of ``held``; the ledger is asked only where the answer may be a refusal: others mean the same for all.
-
-        "Taken before" is what was known when the request left. Of requests that go out together while a settlement lags, some are
-        refused and a later one is taken: such a refusal is no reason to give up, and pay for, a token that has just begun to serve.
-        """
-        taken = held.taken
-        if said in MAYBE_REFUSALS:
-            now_known = self._as_others_know(held)
-            if now_known is None:
-                taken = True  # given up by another: its time is over
-            elif self.refused_since_s is None or (now_known.taken and not taken):
-                self.refused_since_s = time.monotonic()
-        offered_s = 0.0 if self.refused_since_s is None else time.monotonic() - self.refused_since_s
-        return known_of(
-            taken=taken,
-            taken_here=self.payer.book.knows_path(held, self.path),
-            expired=held.valid_until is not None and time.time() >= held.valid_until,
-            asked_bare=self.asked_bare,
-            patience_left=offered_s < OFFER_AGAIN_S,
-        )
-
-    def _earlier_instead_of(self, held: HeldToken) -> HeldToken:
-        """``held`` is to be given up; but a token that was once bought for this very thing may still open it. TokenRefusedError."""
-        row = self.payer.ledger.retired(self.origin, held.scope, self.target)
-        earlier = None if row is None or row.payment_hash in self.refused else HeldToken.of(row)
-        if earlier is None:
-            self.call.used(held, self.request.url or "")
-            raise refused_error(held, self.latest.status_code)
-        self.refused.add(held.payment_hash)
-        self.refused_since_s = None
-        return earlier
-
-    def _withdraw_guess(self) -> None:
-        """Send again without the token that nobody asked for. The caller never hears of it; the path gets no guess any more."""
-        drain(self.latest)
-        self.payer.book.unwelcome(self.origin, self.path)
-        self.latest = self.send(again(self.request, self.history))
-
-    def _pause(self) -> None:
-        assert self.refused_since_s is not None
-        offered_s = time.monotonic() - self.refused_since_s
-        time.sleep(min(MAX_PAUSE_S, max(MIN_PAUSE_S, offered_s / 2)))
-
-    def _retire(self, held: HeldToken) -> None:
-        """The time of ``held`` is over, here at least."""
-        self.payer.ledger.retire(held.payment_hash)
-        self.payer.book.drop(held)
-        self.refused.add(held.payment_hash)
-        self.over.add(held.payment_hash)
-        self.refused_since_s, self.asked_bare = None, False
-        log.info("the token of payment %s is no longer taken by %s", held.payment_hash, self.origin)
-
-    def _as_others_know(self, held: HeldToken) -> HeldToken | None:
-        """``held`` as the ledger has it: another thread or process may have seen it taken. None where one has given it up."""
-        row = self.payer.ledger.payment(held.payment_hash)
-        if row is None or row.state.value != "settled":
-            return None
-        return HeldToken.of(row) or held
-
-    def _accepted(self, held: HeldToken, *, taken: bool) -> requests.Response:
-        """The server's answer to a request that carried ``held``, as the caller gets it."""
-        if taken:
-            self._note_taken(held)
-        return self._finished(self.call.used(held, self.request.url or ""))
-
-    def _note_taken(self, held: HeldToken) -> None:
-        ledger, failed = self.payer.ledger, "the ledger can't note that a token was taken: %s"
-        try:  # apart: whether the token may be replaced when it is refused hangs on the first note, and not on the second
-            if not held.taken:
-                ledger.mark(held.payment_hash, taken=True)
-        except LedgerError as error:
-            log.warning(failed, error)
-        try:
-            if not self.payer.book.knows_path(held, self.path):
-                ledger.learn(self.origin, self.path, held.scope)
-        except LedgerError as error:
-            log.warning(failed, error)
-        self.payer.book.put(replace(held, taken=True), self.path)
-
-    def _finished(self, payment: Payment | None = None) -> requests.Response:
-        response = self.latest
-        response.history = [*self.history, *response.history]
-        response.payment = payment  # type: ignore[attr-defined]
-        if self.history:
-            self.call.superseded[id(response)] = list(self.history)
-        return response
+    return along
 
 
-def _answered(response: requests.Response) -> requests.Response:
-    """``response`` as one that may be kept: its pickle holds no token."""
-    if type(response) is requests.Response:
-        response.__class__ = PaywallResponse
-    return response
+def exchange_of(
+    payer: Payer, call: Call, request: requests.PreparedRequest, send: Callable[..., requests.Response], how: tuple[Any, ...]
+) -> Exchange:
+    """The exchange about ``request``, whose further requests go out by ``send(request, *how)``."""
+    prepare_to_pay()
+    from .exchange import Exchange
+
+    return Exchange(payer, call, request, lambda each: send(each, *how))
 
 
-def _challenge_lines(response: requests.Response) -> list[str]:
-    """The WWW-Authenticate lines, apart where urllib3 made the response, else as `requests` has folded them."""
-    headers = getattr(response.raw, "headers", None)
-    getlist = getattr(headers, "getlist", None)
-    lines = list(getlist("WWW-Authenticate")) if getlist is not None else []
-    if lines:
-        return lines
-    folded = response.headers.get("WWW-Authenticate")
-    return [] if folded is None else [folded]
+# Who pays
+
+
+def made_payer(**settings: Unpack[Settings]) -> Payer:
+    """Who pays by ``settings``, Routeweiler's arguments. ValueError."""
+    from .forks import prepare_session
+
+    prepare_session()
+    from .payer import Payer
+
+    return Payer(**settings)
+
+
+def _environment_payer() -> Payer:
+    from .environment import payer
+
+    return payer()
+
+
+def warn_unpaid(response: requests.Response) -> None:
+    """Tell once that there is something to be paid for, and nothing to pay with."""
+    from .environment import NO_NODE
+
+    if not _warned and any(scheme in response.headers.get("WWW-Authenticate", "").lower() for scheme in ("l402", "lsat")):
+        _warned.append(True)
+        warnings.warn(NO_NODE.format(url=response.url), RuntimeWarning, stacklevel=2)
+
+
+_warned: list[bool] = []

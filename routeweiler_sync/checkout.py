@@ -15,6 +15,7 @@ The order of things, none of which may be swapped:
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -142,6 +143,7 @@ class Checkout:
         payment_timeout_s: float = 60.0,
         confirm: Callable[[Quote], bool] | None = None,
         session_started_s: float | None = None,
+        problem: RouteweilerError | None = None,
     ) -> None:
         self.funding = tuple(funding)
         self.ledger = ledger
@@ -150,6 +152,7 @@ class Checkout:
         self._fmv_provider = fmv_provider
         self._payment_timeout_s = payment_timeout_s
         self._confirm = confirm
+        self._problem = problem
         self._session_started_s = time.time() if session_started_s is None else session_started_s
 
     def token_for(
@@ -302,6 +305,8 @@ class Checkout:
     def _buy(self, need: Need, deadline: Deadline, flight: Flight) -> Purchase:
         """Every reason to refuse, then the intent on disk, then the order."""
         check_challenge(need.challenge)
+        if self._problem is not None:
+            raise copy.copy(self._problem)
         invoice = need.challenge.invoice
         self._check_policy(need)
         self._check_envelope(need)

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import requests
 
-from .adapter import PaywallAdapter, a_call
-from .budgets.schema import SAFE_DEFAULT, BudgetEnvelope
-from .call import Quoted, current, quoting
-from .limits import Block, Limit
-from .payer import Payer, Unpayable
+from .adapter import PaywallAdapter, made_payer, warn_unpaid
+from .call import Call, Quoted, current, quoting
+from .net import send_with_net, unhook
+from .settings import Default, Unpayable
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from typing_extensions import Self, Unpack
+
     from .budgets.fmv import FmvProvider
     from .budgets.ledger import Ledger
-    from .budgets.schema import PaymentRow
+    from .budgets.schema import BudgetEnvelope, PaymentRow
     from .checkout import Quote
     from .funding.lightning import LightningFundingSource
+    from .limits import Limit
+    from .payer import Payer
     from .policy.dsl import Policy
+    from .settings import Settings
     from .trace.sink import TraceSink
 
 
@@ -44,7 +49,7 @@ class Routeweiler(requests.Session):
         *,
         funding: Sequence[LightningFundingSource] = (),
         policy: Policy | None = None,
-        budget_envelope: BudgetEnvelope | str | None = SAFE_DEFAULT,
+        budget_envelope: BudgetEnvelope | str | Default | None = Default.ENVELOPE,
         trace_sink: TraceSink | str | os.PathLike[str] | None = None,
         fmv_provider: FmvProvider | None = None,
         agent_id: str | None = None,
@@ -56,21 +61,48 @@ class Routeweiler(requests.Session):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self._payer = Payer(
-            funding=funding,
-            policy=policy,
-            budget_envelope=budget_envelope,
-            trace_sink=trace_sink,
-            fmv_provider=fmv_provider,
-            agent_id=agent_id,
-            session_id=session_id,
-            ledger=ledger,
-            payment_timeout=payment_timeout,
-            confirm=confirm,
-            unpayable=unpayable,
+        self._pays_by(
+            self._payer_for(
+                funding=funding,
+                policy=policy,
+                budget_envelope=budget_envelope,
+                trace_sink=trace_sink,
+                fmv_provider=fmv_provider,
+                agent_id=agent_id,
+                session_id=session_id,
+                ledger=ledger,
+                payment_timeout=payment_timeout,
+                confirm=confirm,
+                unpayable=unpayable,
+            )
         )
-        self.mount("https://", PaywallAdapter(self._payer))
-        self.mount("http://", PaywallAdapter(self._payer))
+
+    @classmethod
+    def _payer_for(cls, **settings: Unpack[Settings]) -> Payer:
+        return made_payer(**settings)
+
+    def _pays_by(self, payer: Payer) -> None:
+        self._payer = payer
+        self.mount("https://", PaywallAdapter(payer))
+        self.mount("http://", PaywallAdapter(payer))
+
+    @classmethod
+    def wrap(cls, session: requests.Session, **settings: Unpack[Settings]) -> Self:
+        """A session that pays, with ``session``'s adapters, headers, cookies, hooks, auth and all else that it has.
+
+        They share these: a header that one of the two sets the other sends too. ``session`` itself goes on without paying. What it
+        is besides, by its class, the new one is as well. ``settings`` are Routeweiler's arguments. Raises ValueError for arguments
+        that can't be, and for a session that pays already.
+        """
+        if isinstance(session, Routeweiler):
+            raise ValueError(f"{session!r} pays already: give a plain one, or make one with the arguments that you want")
+        from .composed import composed
+
+        kind = composed(cls, type(session))
+        wrapped: Any = kind.__new__(kind)
+        wrapped.__dict__.update(session.__dict__)
+        wrapped._payer = cls._payer_for(**settings)
+        return wrapped  # type: ignore[no-any-return]
 
     def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
         """Send a prepared request; may move money. The way of a request:
@@ -82,16 +114,27 @@ class Routeweiler(requests.Session):
         5. The same request goes out again with ``Authorization: L402 token:preimage``; the 402 goes to ``history``.
         6. A trace line tells of the call, whatever became of it.
         """
+        payer = self._payer
+        if (payer.idle and not quoting.get()) or isinstance(request, requests.Request):
+            response = super().send(request, **kwargs)
+            if response.status_code == 402:
+                warn_unpaid(response)
+            return response
         call = current.get()
-        if call is not None and call.payer is self._payer and call.redirecting:
+        if call is not None and call.redirecting and call.session is self:
             call.redirecting = False  # a hook that sends something from in there makes a call of its own
-            return super().send(request, **kwargs)
-        with a_call(self._payer, request) as own:
-            own.response = super().send(request, **kwargs)
-            if not hasattr(own.response, "payment"):
-                own.response.payment = None  # type: ignore[attr-defined]
-            own.call.complete_history(own.response)
-            return own.response
+            return send_with_net(call, self, super().send, request, kwargs)
+        with Call(payer, request, self) as call:
+            try:
+                response = send_with_net(call, self, super().send, request, kwargs)
+            except requests.RequestException as error:
+                _take_nets_off(error.request, error.response)
+                raise
+            if not hasattr(response, "payment"):
+                response.payment = None  # type: ignore[attr-defined]
+            call.end_with(response)
+            _take_nets_off(None, response)
+            return response
 
     def resolve_redirects(
         self, resp: requests.Response, req: requests.PreparedRequest, *args: Any, **kwargs: Any
@@ -99,25 +142,9 @@ class Routeweiler(requests.Session):
         """As `requests.Session.resolve_redirects`; marks the sends that belong to the call under way."""
         hops = super().resolve_redirects(resp, req, *args, **kwargs)
         call = current.get()
-        mine = call if call is not None and call.payer is self._payer else None
-        while True:
-            if mine is not None:
-                mine.redirecting = True
-            try:
-                hop = next(hops)
-            except StopIteration:
-                return
-            finally:
-                if mine is not None:
-                    mine.redirecting = False
-            yield hop
-
-    def mount(self, prefix: str, adapter: requests.adapters.BaseAdapter) -> None:
-        """As `requests.Session.mount`. A `PaywallAdapter` without a payer of its own pays for this session."""
-        payer = getattr(self, "_payer", None)
-        if payer is not None and isinstance(adapter, PaywallAdapter) and adapter.payer is None:
-            adapter.payer = payer
-        super().mount(prefix, adapter)
+        if call is None or call.session is not self or not 300 <= resp.status_code < 400:
+            return hops
+        return _marked(hops, call)
 
     def quote(self, method: str, url: str, **kwargs: Any) -> Quote | None:
         """What ``request(method, url, **kwargs)`` would pay; None where the answer is free, the ledger has a token for it, or
@@ -156,6 +183,8 @@ class Routeweiler(requests.Session):
         One block a limit: entering it again raises RuntimeError.
         ValueError for what can't be a limit.
         """
+        from .limits import Block
+
         return Block(self._payer, sats)
 
     def recover(self) -> list[PaymentRow]:
@@ -164,7 +193,7 @@ class Routeweiler(requests.Session):
         Starts no payment. Each row that it ends, and each payment that a crash kept from being told, gets a trace line. Raises
         LedgerError or PaymentPendingError where the ledger can't be used.
         """
-        from .call import tell_recovered
+        from .account import tell_recovered
 
         rows: list[PaymentRow] = []
         try:
@@ -188,3 +217,29 @@ class Routeweiler(requests.Session):
         for adapter in self.adapters.values():
             if isinstance(adapter, PaywallAdapter) and adapter.payer is None:  # unpickled; a copy shares its original's
                 adapter.payer = self._payer
+
+
+def _marked(hops: Iterator[requests.Response], call: Call) -> Generator[requests.Response, None, None]:
+    while True:
+        call.redirecting = True
+        try:
+            hop = next(hops)
+        except StopIteration:
+            return
+        finally:
+            call.redirecting = False
+        yield hop
+
+
+def _take_nets_off(request: object, response: requests.Response | None) -> None:
+    """Off the requests that a call leaves behind."""
+    unhook(request)
+    if response is not None:
+        for each in (response, *response.history):
+            unhook(each.request)
+        unhook(response.next)
+
+
+def wrap(session: requests.Session, **settings: Unpack[Settings]) -> Routeweiler:
+    """`Routeweiler.wrap`."""
+    return Routeweiler.wrap(session, **settings)

@@ -44,8 +44,8 @@ def in_child(renew: Callable[[], None]) -> Callable[[], None]:
 importing = threading.RLock()
 around_fork(before=importing.acquire, in_parent=importing.release, in_child=importing.release)
 
-_SESSION = ("config", "budgets.ledger", "budgets.sqlite", "budgets.postgres", "trace.schema", "trace.sink")
-_PAYING = ("checkout", "funding.connection")
+_SESSION = ("config", "payer", "account", "limits", "budgets.ledger", "budgets.sqlite", "budgets.postgres", "trace.sink")
+_PAYING = ("exchange", "funding.connection")
 #: What those import not with them, but when it is used.
 _LIBRARIES = ("bolt11", "pymacaroons", "tenacity", "sqlite3")
 

@@ -10,10 +10,12 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from .budgets.schema import BudgetEnvelope
+from .budgets.schema import SAFE_DEFAULT, BudgetEnvelope
+from .errors import RouteweilerError
 from .forks import importing, prepare_session
+from .settings import Default, Unpayable
 from .tokens import TokenBook
 
 if TYPE_CHECKING:
@@ -23,8 +25,6 @@ if TYPE_CHECKING:
     from .funding.lightning import LightningFundingSource
     from .policy.dsl import Policy
     from .trace.sink import TraceSink
-
-Unpayable = Literal["raise", "return"]
 
 #: No call waits longer for a wallet, and much beyond it no timer of the system's can be set.
 PAYMENT_TIMEOUT_S_MAX = 7 * 86_400
@@ -73,7 +73,7 @@ class Payer:
         *,
         funding: Sequence[LightningFundingSource] = (),
         policy: Policy | None = None,
-        budget_envelope: BudgetEnvelope | str | None = None,
+        budget_envelope: BudgetEnvelope | str | Default | None = Default.ENVELOPE,
         trace_sink: TraceSink | str | os.PathLike[str] | None = None,
         fmv_provider: FmvProvider | None = None,
         agent_id: str | None = None,
@@ -82,8 +82,19 @@ class Payer:
         payment_timeout: float = 60.0,
         confirm: Callable[[Quote], bool] | None = None,
         unpayable: Unpayable = "raise",
+        idle: bool = False,
+        problem: RouteweilerError | None = None,
+        environmental: bool = False,
     ) -> None:
         prepare_session()
+        #: Whether its node is the environment's.
+        self.environmental = environmental
+        #: Whether nobody has been named who could pay: the session is one of `requests`.
+        self.idle = idle
+        #: What keeps anything from being bought: raised where something would have to be.
+        self.problem = problem
+        if isinstance(budget_envelope, Default):
+            budget_envelope = SAFE_DEFAULT
         self.payment_timeout_s = _seconds(payment_timeout)
         if unpayable not in ("raise", "return"):
             raise ValueError(f"unpayable is 'raise' or 'return', not {unpayable!r}")
@@ -109,6 +120,7 @@ class Payer:
         self.confirm = confirm
         self.unpayable = unpayable
         self._ledger_given = ledger
+        self._twin_of: Payer | None = None
         self._started_s = time.time()
         if isinstance(ledger, (str, os.PathLike)) or (ledger is not None and not hasattr(ledger, "open_payment")):
             self._ledger_given = _open(ledger).url  # opens nothing yet; but a relative path is one of the folder of now
@@ -119,9 +131,22 @@ class Payer:
         self._checkout: Checkout | None = None
         self.book = TokenBook(lambda: self.ledger)
 
+    def twin(self) -> Payer:
+        """One for another session, with the same settings, and the same ledger, tokens, node and trace, which stay this one's."""
+        made = object.__new__(Payer)
+        made.__dict__.update(self.__dict__)
+        made._checkout, made._twin_of, made._started_s = None, self, time.time()
+        return made
+
+    def take_node_of(self, other: Payer) -> None:
+        """Pay by ``other``'s node."""
+        self.funding, self.idle, self.problem, self._checkout = other.funding, other.idle, other.problem, None
+
     @property
     def ledger(self) -> Ledger:
         """The ledger; nothing is opened yet. Where none was given: ``$ROUTEWEILER_LEDGER``, else the user's state folder."""
+        if self._twin_of is not None:
+            return self._twin_of.ledger
         if self._ledger is None:
             from .config import ledger_url
 
@@ -145,6 +170,7 @@ class Payer:
                     payment_timeout_s=self.payment_timeout_s,
                     confirm=self.confirm,
                     session_started_s=self._started_s,
+                    problem=self.problem,
                 )
             return self._checkout
 
@@ -161,20 +187,25 @@ class Payer:
     def close(self) -> None:
         """Close the ledger, unless it was given open, and the trace; both open anew if used again.
 
-        The nodes' connections are those of the clients that were given: other sessions may be paying over them.
+        The nodes' connections are those of the clients that were given: other sessions may be paying over them. A twin leaves all
+        open, for its like.
         """
+        if self._twin_of is not None:
+            return
         if self._ledger is not None and self._ledger is not self._ledger_given:
             self._ledger.close()
         if self.trace_sink is not None:
             self.trace_sink.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        dropped = {"_ledger", "_checkout", "book"}
+        dropped = {"_ledger", "_checkout", "_twin_of", "book"}
         state = {name: value for name, value in self.__dict__.items() if name not in dropped}
-        state["_ledger_given"] = self.ledger.url  # also where the default applied: the copy shares this very ledger
+        if not self.idle:
+            state["_ledger_given"] = self.ledger.url  # also where the default applied: the copy shares this very ledger
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         prepare_session()
         self.__dict__.update(state)
+        self._twin_of = None
         self._make()

@@ -33,6 +33,8 @@ def release_telling(payment_hash: str) -> None:
 
 def release_all_telling() -> None:
     """Give up all that this thread has claimed: no call of it is under way any more, however the last one ended."""
+    if not _claimed:
+        return
     mine = threading.get_ident()
     with _lock:
         for payment_hash in [claimed for claimed, owner in _claimed.items() if owner == mine]:

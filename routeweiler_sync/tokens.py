@@ -7,6 +7,7 @@ on the 402 that follows, before anything is paid.
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Container
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from .flight import in_first_use
 from .forks import in_child
+from .l402.credential import origin_of, path_of
 from .money import minor_units
 
 if TYPE_CHECKING:
@@ -28,6 +30,9 @@ log = logging.getLogger("routeweiler_sync")
 MAX_ORIGINS = 1_000
 #: Most paths of an origin that are remembered for not liking a guess.
 MAX_UNWELCOME = 1_000
+
+#: What could end a URL's authority but a slash: then more than what stands before the first slash tells the origin.
+_UNCLEAR = re.compile(r"[\\?#\s]")
 
 #: Guards the books of all sessions, for moments only.
 _lock = threading.Lock()
@@ -105,12 +110,39 @@ class _Origin:
         return held.payment_hash in self.forgotten or in_first_use(held.payment_hash)
 
 
+#: Origins, by what stands before the path in a URL: to read one costs more than all else that free traffic needs.
+_origins: dict[str, str] = {}
+
+
+def _origin_of(url: str) -> str:
+    """`origin_of`, remembered. ValueError."""
+    end = url.find("/", len("https://"))
+    place = url if end < 0 else url[:end]
+    origin = _origins.get(place)
+    if origin is None:
+        origin = origin_of(url)
+        if not _UNCLEAR.search(place):
+            if len(_origins) >= MAX_ORIGINS:
+                _origins.clear()
+            _origins[place] = origin
+    return origin
+
+
 class TokenBook:
     """A session's tokens. Thread-safe; of its ledger it only reads, and only when the ledger exists."""
 
     def __init__(self, ledger: Callable[[], Ledger]) -> None:
         self._ledger = ledger
         self._origins: OrderedDict[str, _Origin] = OrderedDict()
+
+    def along(self, url: str) -> tuple[HeldToken, bool] | None:
+        """`unasked` for ``url``; None as well where that isn't one of http. Quick where the origin has no token."""
+        try:
+            origin = _origin_of(url)
+            known = self._origins.get(origin) or self._load(origin)
+            return self.unasked(origin, path_of(url)) if known.by_scope else None
+        except ValueError:
+            return None
 
     def unasked(self, origin: str, path: str) -> tuple[HeldToken, bool] | None:
         """The token to send along to ``path``, and whether it is a guess; None where there is none. Never raises.

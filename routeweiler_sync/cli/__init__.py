@@ -9,7 +9,7 @@ import sys
 
 import click
 
-from .. import __version__
+from .._version import VERSION
 from .budget import budget
 from .demo import demo
 from .get import get
@@ -21,7 +21,7 @@ _UNSAID = logging.NullHandler()
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="routeweiler-sync")
+@click.version_option(VERSION, prog_name="routeweiler-sync")
 def main() -> None:
     """Pay for HTTP over Lightning: L402 challenges are paid through your own LND node, within a budget."""
     # What became of the money is told once, in the commands' own words. Unheard, the library's log would be on stderr as well.

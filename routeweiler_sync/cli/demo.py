@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 import requests
 
+from .._version import VERSION
 from .outcome import Exit, printable
 
 if TYPE_CHECKING:
+    from ..account import Payment
     from ..budgets.ledger import Ledger
     from ..budgets.schema import PaymentRow
-    from ..call import Payment
     from ..checkout import Quote
     from ..client import Routeweiler
     from ..funding.answers import Answer
@@ -124,7 +125,7 @@ def demo(context: click.Context) -> None:
 
 
 def _play(story: Story) -> None:
-    from .. import BudgetEnvelope, Ledger, LndClient, Routeweiler, TraceSink, __version__
+    from .. import BudgetEnvelope, Ledger, LndClient, Routeweiler, TraceSink
     from ..funding import Funding
     from ..testing import FakeLnd, Paywall
 
@@ -161,7 +162,7 @@ def _play(story: Story) -> None:
 
         paying = session(funding=[Funding.lightning_lnd(client=node, network=NETWORK)], confirm=world.confirm)
         story.title(
-            f"routeweiler-sync {__version__} demo",
+            f"routeweiler-sync {VERSION} demo",
             "A fake lnd and a paywall run on this machine, real servers both; there is no network and no bitcoin.",
         )
         _buys(story, world, paying)

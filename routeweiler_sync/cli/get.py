@@ -20,7 +20,8 @@ import click
 import requests
 import urllib3
 
-from .. import __version__, config
+from .. import config
+from .._version import VERSION
 from ..errors import FundingError, InvoicePaymentError, LedgerError, NoFundingForRailError, PaymentDeclinedError, RouteweilerError
 from ..l402.credential import is_credential, redact
 from .outcome import Exit, exit_for, printable
@@ -128,7 +129,7 @@ def get(
 def _session(url: str, *, max_sats: int | None, dry_run: bool) -> tuple[Routeweiler, Call]:
     """A session of what the environment says, and the call that is to be made with it."""
     from ..client import Routeweiler
-    from .wiring import Till, Witness, node_of_environment, prices_only
+    from .wiring import Till, Witness, capped_node, prices_only
 
     cap_msat = None if max_sats is None else max_sats * 1000
     till, witness = Till(cap_msat=cap_msat, pays=not dry_run), Witness(config.trace_sink())
@@ -136,7 +137,7 @@ def _session(url: str, *, max_sats: int | None, dry_run: bool) -> tuple[Routewei
     funding = []
     try:
         budget = config.budget()
-        funding = prices_only() if dry_run else node_of_environment(cap_msat)
+        funding = prices_only() if dry_run else capped_node(cap_msat)
     except FundingError as error:
         call.no_node = str(error)
     except ValueError as error:
@@ -148,7 +149,7 @@ def _session(url: str, *, max_sats: int | None, dry_run: bool) -> tuple[Routewei
         confirm=call.till,
         payment_timeout=DRY_RUN_WAIT_S if dry_run else PAYMENT_TIMEOUT_S,
     )
-    session.headers["User-Agent"] = f"routeweiler-sync/{__version__}"
+    session.headers["User-Agent"] = f"routeweiler-sync/{VERSION}"
     session.headers["Accept-Encoding"] = "identity"  # the body is wanted as it is
     return session, call
 

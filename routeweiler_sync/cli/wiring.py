@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .. import environment
 from ..errors import FundingError
-from ..funding.lightning import LightningFundingSource, LndClient
-from ..funding.node import NETWORKS, PaymentStatus
+from ..funding.lightning import LightningFundingSource
+from ..funding.node import PaymentStatus
 from ..trace.schema import TraceEvent, TracePayment
 from ..trace.sink import TraceSink
 
@@ -96,24 +96,14 @@ class NoWallet:
         return ""
 
 
-def node_of_environment(cap_msat: int | None = None) -> list[LightningFundingSource]:
-    """The node that the environment names. Connects nothing. FundingError where it names none, ValueError for what can't be one.
-
-    Where ``ROUTEWEILER_NETWORK`` doesn't tell the network, the source stands for each: the one of the invoice's network is taken,
-    and asks the node for its own before it pays.
-    """
-    client = LndClient.from_env()
-    networks = _networks()
+def capped_node(cap_msat: int | None) -> list[LightningFundingSource]:
+    """The node that the environment names, for payments of at most ``cap_msat`` with their routing. As `environment.node`."""
+    sources = environment.node()
     if cap_msat is None:
-        return [LightningFundingSource(client=client, network=network) for network in networks]
-    return [CappedFunding(client=client, network=network, cap_msat=cap_msat) for network in networks]
+        return sources
+    return [CappedFunding(client=each.client, network=each.network, cap_msat=cap_msat) for each in sources]
 
 
 def prices_only() -> list[LightningFundingSource]:
     """Funding that can be quoted for and can't pay."""
-    return [LightningFundingSource(client=NoWallet(), network=network) for network in _networks()]
-
-
-def _networks() -> tuple[str, ...]:
-    network = os.environ.get("ROUTEWEILER_NETWORK")
-    return (network,) if network else NETWORKS
+    return [LightningFundingSource(client=NoWallet(), network=network) for network in environment.networks()]

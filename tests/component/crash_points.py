@@ -37,8 +37,8 @@ from routeweiler_sync import (
     Routeweiler,
     RouteweilerError,
     TraceSink,
-    adapter,
     checkout,
+    exchange,
     flight,
     telling,
 )
@@ -452,7 +452,7 @@ def hurry() -> Iterator[None]:
     """The library without its pauses; no wait of its own decides anything here."""
     with (
         patch.object(checkout, "LEAVE_ALONE_S", 0.0),
-        patch.object(adapter, "MIN_PAUSE_S", 0.001),
+        patch.object(exchange, "MIN_PAUSE_S", 0.001),
     ):
         yield
 

@@ -12,8 +12,8 @@ import os
 import sys
 
 from routeweiler_sync import Funding, Ledger, LndClient, Routeweiler, TraceSink
-from routeweiler_sync.adapter import Exchange
-from routeweiler_sync.call import Call
+from routeweiler_sync.account import Account
+from routeweiler_sync.exchange import Exchange
 from routeweiler_sync.funding.lightning import LightningFundingSource
 
 POINTS = {
@@ -22,7 +22,7 @@ POINTS = {
     "Source.send": (LightningFundingSource, "send"),
     "Source.track": (LightningFundingSource, "track"),
     "Exchange._offer": (Exchange, "_offer"),
-    "Call.finish": (Call, "finish"),
+    "Account.finish": (Account, "finish"),
     "Ledger.mark": (Ledger, "mark"),
 }
 DIED = 86

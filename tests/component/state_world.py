@@ -32,8 +32,8 @@ from routeweiler_sync import (
     RouteweilerError,
     TokenRefusedError,
     TraceSink,
-    adapter,
     checkout,
+    exchange,
     flight,
     telling,
 )
@@ -166,7 +166,7 @@ class StateWorld:
         prepare_to_pay()
         self._exit = contextlib.ExitStack()
         self._exit.enter_context(contextlib.contextmanager(hurry)())
-        self._exit.enter_context(patch.object(adapter, "OFFER_AGAIN_S", 0.2))
+        self._exit.enter_context(patch.object(exchange, "OFFER_AGAIN_S", 0.2))
         self._exit.enter_context(patch.object(checkout, "MIN_TOKEN_LIFE_S", 0))
         self.lnd = self._exit.enter_context(FakeLnd())
         self.log = self._exit.enter_context(_listening())

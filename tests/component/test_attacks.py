@@ -36,7 +36,7 @@ from routeweiler_sync import (
     RuleMatch,
     TokenRefusedError,
     UnreplayableBodyError,
-    call as calls,
+    account,
 )
 from routeweiler_sync.testing import FakeLnd, Paywall
 from routeweiler_sync.testing._paywall_logic import PaywallRequest
@@ -626,13 +626,13 @@ def test_nor_is_it_told_by_one_who_comes_as_another_has_just_told(
 ) -> None:
     """Looking before claiming leaves a moment in which another tells of it and lets go."""
     lnd.wrong_preimage_next()
-    claim = calls.claim_telling
+    claim = account.claim_telling
 
     def after_another(payment_hash: str) -> bool:
         books.ledger.mark(payment_hash, told=True)
         return claim(payment_hash)
 
-    monkeypatch.setattr(calls, "claim_telling", after_another)
+    monkeypatch.setattr(account, "claim_telling", after_another)
     with pytest.raises(requests.RequestException):
         session.get(paywall.url)
     assert [line["payment"] for line in books.lines] == [None]

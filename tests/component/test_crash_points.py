@@ -17,8 +17,8 @@ from unittest.mock import patch
 
 import pytest
 
-from routeweiler_sync import Ledger, Routeweiler, call, checkout, purchase
-from routeweiler_sync.call import Call
+from routeweiler_sync import Ledger, Routeweiler, account, checkout, purchase
+from routeweiler_sync.account import Account
 from routeweiler_sync.testing import FakeLnd, Paywall
 
 from .crash_points import FEE_MSAT, SEND, Air, Nursery, Steps, World, die, hurry, interrupt
@@ -357,18 +357,18 @@ def test_a_preimage_that_is_forgotten_is_found(worlds) -> None:
 
 def test_a_payment_noted_as_told_before_it_is_is_found(worlds) -> None:
     """The trace then lacks what the ledger holds, and the two never add up again."""
-    told = Call._told
+    told = Account._told
 
-    def mutant(self: Call, *outcome: Any) -> bool:
+    def mutant(self: Account, *outcome: Any) -> bool:
         for use in self.uses:
             self._note_told(use.held)
         return told(self, *outcome)
 
-    with patch.object(Call, "_told", mutant), pytest.raises(AssertionError, match="trace"):
+    with patch.object(Account, "_told", mutant), pytest.raises(AssertionError, match="trace"):
         deaths(worlds, _plain, since=INTENT)
 
 
 def test_a_claim_that_an_interrupt_leaves_behind_is_found(worlds) -> None:
     """The session would for ever believe that another of its calls is about to tell of the payment."""
-    with patch.object(call, "release_telling"), patch.object(checkout, "release_telling"), pytest.raises(AssertionError):
+    with patch.object(account, "release_telling"), patch.object(checkout, "release_telling"), pytest.raises(AssertionError):
         interrupts(worlds, _plain)

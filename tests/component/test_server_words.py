@@ -13,7 +13,7 @@ import pytest
 import requests
 from urllib3.util import Retry
 
-from routeweiler_sync import ChallengeParseError, PaymentState, PaywallAdapter, Routeweiler, TokenRefusedError, adapter
+from routeweiler_sync import ChallengeParseError, PaymentState, PaywallAdapter, Routeweiler, TokenRefusedError, exchange
 from routeweiler_sync.testing import FakeLnd, Paywall
 from routeweiler_sync.testing._paywall_logic import mint
 
@@ -100,7 +100,7 @@ def wall(lnd: FakeLnd) -> Iterator[OutspokenPaywall]:
 
 @pytest.fixture(autouse=True)
 def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapter, "OFFER_AGAIN_S", 0.4)
+    monkeypatch.setattr(exchange, "OFFER_AGAIN_S", 0.4)
 
 
 def outcome(call: Callable[[], requests.Response]) -> tuple[Any, ...]:
@@ -215,7 +215,7 @@ def test_a_refusal_just_after_paying_may_be_a_settlement_that_lags(
     session, make_session, wall: OutspokenPaywall, lnd: FakeLnd, books: Books, monkeypatch, name: str, times: int
 ) -> None:
     """Read as "pay again", it is a second payment, for a token that would have been taken a moment later."""
-    monkeypatch.setattr(adapter, "OFFER_AGAIN_S", 30)
+    monkeypatch.setattr(exchange, "OFFER_AGAIN_S", 30)
     wall.say(lambda: REFUSALS[name](wall), times=times)
     response = session.get(wall.url)
     assert (response.status_code, response.content) == (200, wall.content)

@@ -18,7 +18,7 @@ import requests
 from hypothesis import HealthCheck, event, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from routeweiler_sync import InvoicePaymentError, PaymentPendingError, adapter, checkout, purchase
+from routeweiler_sync import InvoicePaymentError, PaymentPendingError, checkout, exchange, purchase
 from routeweiler_sync.budgets import envelopes
 from routeweiler_sync.funding.answers import Word
 from routeweiler_sync.purchase import Event
@@ -298,7 +298,7 @@ def test_a_limit_that_is_passed_is_seen(world: StateWorld, monkeypatch: pytest.M
 
 def test_a_good_token_that_is_replaced_is_seen(world: StateWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each token given up without need costs its price again."""
-    monkeypatch.setattr(adapter.Exchange, "_as_others_know", lambda self, held: None)
+    monkeypatch.setattr(exchange.Exchange, "_as_others_know", lambda self, held: None)
     world.walls[0].faults.settle_lag = 1
     world.call(world.sessions[0], 0)
     world.call(world.sessions[0], 0)

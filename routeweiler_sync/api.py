@@ -1,0 +1,56 @@
+"""`requests.api` under this package's name; its functions pay as the environment says (see `sessions.Session`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import requests.api
+from requests import Response
+
+from . import sessions
+
+
+def request(method: str, url: str | bytes, **kwargs: Any) -> Response:
+    """`requests.request`, by a `Session`: may move money. Raises what `Routeweiler` raises."""
+    with sessions.Session() as session:
+        return session.request(method=method, url=url, **kwargs)
+
+
+def get(url: str | bytes, params: Any = None, **kwargs: Any) -> Response:
+    """`requests.get`, by a `Session`: may move money."""
+    return request("get", url, params=params, **kwargs)
+
+
+def options(url: str | bytes, **kwargs: Any) -> Response:
+    """`requests.options`, by a `Session`: may move money."""
+    return request("options", url, **kwargs)
+
+
+def head(url: str | bytes, **kwargs: Any) -> Response:
+    """`requests.head`, by a `Session`: may move money."""
+    kwargs.setdefault("allow_redirects", False)
+    return request("head", url, **kwargs)
+
+
+def post(url: str | bytes, data: Any = None, json: Any = None, **kwargs: Any) -> Response:
+    """`requests.post`, by a `Session`: may move money."""
+    return request("post", url, data=data, json=json, **kwargs)
+
+
+def put(url: str | bytes, data: Any = None, **kwargs: Any) -> Response:
+    """`requests.put`, by a `Session`: may move money."""
+    return request("put", url, data=data, **kwargs)
+
+
+def patch(url: str | bytes, data: Any = None, **kwargs: Any) -> Response:
+    """`requests.patch`, by a `Session`: may move money."""
+    return request("patch", url, data=data, **kwargs)
+
+
+def delete(url: str | bytes, **kwargs: Any) -> Response:
+    """`requests.delete`, by a `Session`: may move money."""
+    return request("delete", url, **kwargs)
+
+
+def __getattr__(name: str) -> Any:
+    return getattr(requests.api, name)
