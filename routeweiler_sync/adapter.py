@@ -6,8 +6,9 @@ there is `net`.)
 
 from __future__ import annotations
 
+import functools
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import requests
@@ -21,7 +22,7 @@ from .settings import SETTINGS
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from .exchange import Exchange
+    from .exchange import Exchange, Send
     from .payer import Payer
     from .settings import Settings
     from .tokens import HeldToken
@@ -67,6 +68,8 @@ class PaywallAdapter(HTTPAdapter):
         proxies: Mapping[str, str] | None = None,
     ) -> requests.Response:
         """Send, pay if need be, send again. Raises what `requests` raises, and the errors of `routeweiler_sync.errors`."""
+        # By name, as `requests` gives them: a library that puts its own in place of HTTPAdapter's send may rely on it.
+        how = {"stream": stream, "timeout": timeout, "verify": verify, "cert": cert, "proxies": proxies}
         call = current.get()
         payer = self.payer
         if call is not None:
@@ -74,7 +77,7 @@ class PaywallAdapter(HTTPAdapter):
             payer = payer or call.payer
         payer = payer or _environment_payer()
         if payer.idle and not quoting.get():
-            response = super().send(request, stream, timeout, verify, cert, proxies)  # type: ignore[arg-type]
+            response = super().send(request, **how)
             if response.status_code == 402:
                 warn_unpaid(response)
             return response
@@ -82,17 +85,17 @@ class PaywallAdapter(HTTPAdapter):
             request = request.copy()  # without the credential: a request of ours that is sent again is like any other
         if call is None or call.payer is not payer:  # a session that isn't ours, or pays in another way
             with Call(payer, request) as own:
-                own.response = self._send(payer, own, request, stream, timeout, verify, cert, proxies)
+                own.response = self._send(payer, own, request, how)
                 return own.response
-        return self._send(payer, call, request, stream, timeout, verify, cert, proxies)
+        return self._send(payer, call, request, how)
 
-    def _send(self, payer: Payer, call: Call, request: requests.PreparedRequest, *how: Any) -> requests.Response:
+    def _send(self, payer: Payer, call: Call, request: requests.PreparedRequest, how: dict[str, Any]) -> requests.Response:
         along = token_along(payer, request)
         if along is not None:
-            return exchange_of(payer, call, request, super().send, how).begin(along[0], is_guess=along[1])
-        response = super().send(request, *how)
+            return exchange_of(payer, call, request, functools.partial(super().send, **how)).begin(along[0], is_guess=along[1])
+        response = super().send(request, **how)
         if response.status_code == 402:
-            return exchange_of(payer, call, request, super().send, how).go_on(response)
+            return exchange_of(payer, call, request, functools.partial(super().send, **how)).go_on(response)
         response.payment = None  # type: ignore[attr-defined]
         return response
 
@@ -116,14 +119,12 @@ def token_along(payer: Payer, request: requests.PreparedRequest) -> tuple[HeldTo
     return along
 
 
-def exchange_of(
-    payer: Payer, call: Call, request: requests.PreparedRequest, send: Callable[..., requests.Response], how: tuple[Any, ...]
-) -> Exchange:
-    """The exchange about ``request``, whose further requests go out by ``send(request, *how)``."""
+def exchange_of(payer: Payer, call: Call, request: requests.PreparedRequest, send: Send) -> Exchange:
+    """The exchange about ``request``, whose further requests go out by ``send``."""
     prepare_to_pay()
     from .exchange import Exchange
 
-    return Exchange(payer, call, request, lambda each: send(each, *how))
+    return Exchange(payer, call, request, send)
 
 
 # Who pays

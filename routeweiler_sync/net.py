@@ -67,7 +67,7 @@ def _seen_to(call: Call, session: requests.Session, response: requests.Response,
     """What a `PaywallAdapter` would have made of ``response``. ``how`` is what the adapter's send was given."""
     call.handled = True
     adapter = session.get_adapter(url=call.request.url or "")
-    exchange = exchange_of(call.payer, call, call.request, functools.partial(adapter.send, **how), ())
+    exchange = exchange_of(call.payer, call, call.request, functools.partial(adapter.send, **how))
     held, is_guess = call.carried or (None, False)
     begun_s = time.monotonic()
     seen = exchange.go_on(response, held, is_guess=is_guess)

@@ -159,7 +159,7 @@ def test_a_clock_of_ours_that_is_ahead_buys_nothing(session, paywall: Paywall, l
         def __getattr__(self, name: str) -> Any:
             return (lambda: time.time() + 3_600) if name == "time" else getattr(time, name)
 
-    for module in (adapter, checkout, tokens):
+    for module in (exchange, checkout, tokens):
         monkeypatch.setattr(module, "time", Ahead(), raising=False)
     response = session.get(paywall.url)
     assert (response.status_code, response.payment.reused) == (200, True)
