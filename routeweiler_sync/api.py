@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+from typing import TYPE_CHECKING, Any
 
 import requests.api
 from requests import Response
 
 from . import sessions
+from .stand_in import stand_in
+
+if TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any: ...
 
 
 def request(method: str, url: str | bytes, **kwargs: Any) -> Response:
@@ -52,5 +58,4 @@ def delete(url: str | bytes, **kwargs: Any) -> Response:
     return request("delete", url, **kwargs)
 
 
-def __getattr__(name: str) -> Any:
-    return getattr(requests.api, name)
+stand_in(sys.modules[__name__], requests.api)

@@ -7,24 +7,28 @@ requests.get("https://example.com/paid")
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import requests.sessions
-from requests.sessions import (
-    SessionRedirectMixin as SessionRedirectMixin,
-    merge_hooks as merge_hooks,
-    merge_setting as merge_setting,
-)
 
 from .client import Routeweiler
 from .forks import prepare_session
 from .settings import SETTINGS
+from .stand_in import stand_in
 
 if TYPE_CHECKING:
+    from requests.sessions import (
+        SessionRedirectMixin as SessionRedirectMixin,
+        merge_hooks as merge_hooks,
+        merge_setting as merge_setting,
+    )
     from typing_extensions import Unpack
 
     from .payer import Payer
     from .settings import Settings
+
+    def __getattr__(name: str) -> Any: ...
 
 
 class Session(Routeweiler):
@@ -61,5 +65,4 @@ def session() -> Session:
     return Session()
 
 
-def __getattr__(name: str) -> Any:
-    return getattr(requests.sessions, name)
+stand_in(sys.modules[__name__], requests.sessions)

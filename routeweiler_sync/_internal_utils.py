@@ -1,0 +1,8 @@
+"""`requests._internal_utils` under this package's name: the same module. Not public there, but imported all the same."""
+
+import sys
+
+import requests._internal_utils
+from requests._internal_utils import *  # noqa: F403
+
+sys.modules[__name__] = requests._internal_utils
