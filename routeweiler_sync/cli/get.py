@@ -189,6 +189,7 @@ def _page(call: Call, place: Output, as_json: bool) -> bytes | None:
     response = call.response
     if response is None or call.error is not None:
         return None
+    response.raw.enforce_content_length = True  # unless told to count, urllib3 1.26 takes half a page for a whole one
     if as_json and not place.is_file:
         return response.content
     if not place.is_file or response.status_code < 400:
