@@ -112,9 +112,9 @@ def token_along(payer: Payer, request: requests.PreparedRequest) -> tuple[HeldTo
     if along is None or "Authorization" in (request.headers or {}) or quoting.get():
         return None  # a caller's own Authorization goes out as it is
     if along[1]:  # may it be sent a second time just because a guessed token wasn't welcome?
-        from .replay import is_replayable
+        from .replay import is_in_memory
 
-        if (request.method or "").upper() not in GUESSED_METHODS or not is_replayable(request):
+        if (request.method or "").upper() not in GUESSED_METHODS or not is_in_memory(request):
             return None
     return along
 

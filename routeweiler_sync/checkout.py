@@ -103,7 +103,8 @@ class Need:
     """Who needs a token for what: the URL that answered 402, its origin, path and the scope of its challenge.
 
     ``target``: a digest of path and query. ``spent_in_call_msat``: what the same call has paid already, on the hops before.
-    ``limits``: the ``limit()`` blocks around the call.
+    ``limits``: the ``limit()`` blocks around the call. ``still_useful`` is called right before the intent is written down: it
+    raises where a token would buy nothing any more.
     """
 
     url: str
@@ -114,6 +115,7 @@ class Need:
     target: str = ""
     spent_in_call_msat: int = 0
     limits: tuple[limits.Limit, ...] = ()
+    still_useful: Callable[[], None] = field(default=lambda: None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -321,6 +323,7 @@ class Checkout:
                 check_challenge(need.challenge)  # a person may take longer to answer than an invoice lives
                 deadline = Deadline(self._payment_timeout_s)  # the wallet's time doesn't run while a person thinks
                 draw = self._draw(need)  # nor does a rate keep for as long
+            need.still_useful()  # while the node was asked, or a person, the request's body may have been closed
             flight.payment_hash = payment_hash
             row, is_new = self.ledger.open_payment(_intent(need, node_pubkey, fee_cap_msat), draw)
         except BaseException:

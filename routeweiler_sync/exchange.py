@@ -7,6 +7,7 @@ same request goes out again through the same adapter.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import time
@@ -20,7 +21,7 @@ from .account import Account, Payment
 from .call import Call, Quoted, quoting
 from .carriers import CredentialedRequest, answered
 from .checkout import Need
-from .errors import ChallengeMismatchError, LedgerError, RouteweilerError, TokenRefusedError, UnreplayableBodyError
+from .errors import ChallengeMismatchError, LedgerError, RouteweilerError, TokenRefusedError
 from .flight import end_first_use
 from .l402.challenge import parse_challenge, schemes_offered
 from .l402.credential import authorization, origin_of, path_of, scope_of
@@ -28,7 +29,7 @@ from .limits import active
 from .money import sats
 from .outcomes import no_more_tokens_error, overtaken_error, refused_error
 from .purchase import MAYBE_REFUSALS, Known, Said, Verdict, Wants, hear, judge, known_of
-from .replay import again, drain, is_replayable
+from .replay import again, check_replayable, drain, rewind
 from .tokens import HeldToken
 
 if TYPE_CHECKING:
@@ -135,11 +136,7 @@ class Exchange:
                 self._withdraw_guess()
                 held, is_guess = None, False
                 continue
-            if not is_replayable(self.request):
-                raise UnreplayableBodyError(
-                    "The server wants to be paid, but the request's body can't be sent a second time (a generator, a pipe or a "
-                    "closed file). Nothing was spent. Pass bytes, a string or a seekable file."
-                )
+            check_replayable(self.request)
             if judged is not None and verdict is Verdict.GIVE_UP:
                 held = self._offer(self._earlier_instead_of(judged))
             elif judged is not None and verdict is Verdict.OFFER_AGAIN:
@@ -178,6 +175,7 @@ class Exchange:
             target=self.target,
             spent_in_call_msat=self.account.spent_msat,
             limits=active(self.payer),
+            still_useful=functools.partial(check_replayable, self.request),
         )
         self.account.met(need)
         return need
@@ -232,6 +230,7 @@ class Exchange:
 
     def _offer(self, held: HeldToken | None) -> HeldToken | None:
         """Send again: with ``held``, or bare. Gives ``held`` back."""
+        rewind(self.request)
         drain(self.latest)
         self.latest.payment = None  # type: ignore[attr-defined]
         self.history.append(answered(self.latest))
@@ -304,6 +303,7 @@ class Exchange:
         """Send again without the token that nobody asked for. The caller never hears of it; the path gets no guess any more."""
         drain(self.latest)
         self.payer.book.unwelcome(self.origin, self.path)
+        rewind(self.request)
         self.latest = self.send(again(self.request, self.history))
 
     def _pause(self) -> None:
