@@ -74,6 +74,8 @@ class Account:
     superseded: dict[int, list[requests.Response]] = field(default_factory=dict)
     #: What the call has bought, as (origin, scope): nothing is bought twice in it, over however many redirects.
     bought_needs: set[tuple[str, str]] = field(default_factory=set)
+    #: Set where a token of ours went out in the place of the caller's own Authorization.
+    authorization_replaced: bool = False
 
     def met(self, need: Need) -> None:
         """A hop answered with a challenge."""
@@ -214,6 +216,7 @@ class Account:
             policy_hash=self.payer.policy_hash,
             url=url,
             method=self.method,
+            authorization_replaced=self.authorization_replaced,
             challenge=challenge,
             selected_rail=None if challenge is None and use is None else "l402",
             funding_source=None if use is None else use.held.node_pubkey,

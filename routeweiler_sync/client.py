@@ -40,6 +40,11 @@ class Routeweiler(requests.Session):
     the wallet. ``confirm(quote) -> bool`` is asked before each payment. ``unpayable="return"``: a 402 that was refused before
     paying comes back as the response it is. Nothing is opened or connected here. Raises ValueError for arguments that can't be.
 
+    An ``Authorization`` of the caller's own (a header, ``auth=``, netrc) goes out as it is. There is one such header: on a 402 the
+    token goes in its place, to that origin only, and the trace line says so (``authorizationReplaced``). A server that wants both
+    can't be served. Redirects strip the caller's own as `requests` does it; tokens go to nobody but their issuer. A proxy of plain
+    ``http`` reads what goes through it, tokens too, and a 402 of its own can't be told from the server's.
+
     A paid response has the 402 in ``history`` and its `Payment` in ``response.payment`` (see `payment_of`). Every error of ours
     is a `routeweiler_sync.RouteweilerError`, and so a `requests.RequestException`; its ``spent`` tells what became of the money.
     """

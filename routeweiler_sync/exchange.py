@@ -249,6 +249,8 @@ class Exchange:
     def _carrying(self, held: HeldToken) -> requests.PreparedRequest:
         if held.origin != self.origin:  # nothing leads here; but were a token to go astray, then not past this line
             raise ChallengeMismatchError(f"A token of {held.origin} was about to go to {self.origin}. It wasn't sent. Report this.")
+        if "Authorization" in (self.request.headers or {}):
+            self.account.authorization_replaced = True
         credential = authorization(held.scheme, held.token, held.preimage)
         return CredentialedRequest.made_of(again(self.request, self.history), credential)
 

@@ -153,7 +153,8 @@ class TraceEvent:
     """One call, or a further payment of the call ``parent_request_id``.
 
     ``event_id`` is the event's own: written a second time, the event is still told once (SQLite). ``funding_source`` is the
-    node's pubkey. Building an event never fails for what the strings hold, for a call must not fail for its trace.
+    node's pubkey. ``authorization_replaced``: a token went out in the place of the caller's own ``Authorization``. Building an
+    event never fails for what the strings hold, for a call must not fail for its trace.
     """
 
     request_id: str
@@ -171,11 +172,16 @@ class TraceEvent:
     funding_source: str | None = None
     payment: TracePayment | None = None
     parent_request_id: str | None = None
+    authorization_replaced: bool = False
     event_id: str = field(default_factory=lambda: str(uuid.uuid4()))
 
     def to_json_dict(self) -> dict[str, Any]:
-        """The event as it is written: camelCase, ready for `json.dumps`. ``parentRequestId`` is there only where there is one."""
+        """The event as it is written: camelCase, ready for `json.dumps`.
+
+        ``parentRequestId`` and ``authorizationReplaced`` (true) are there only where there is something to say.
+        """
         parent = {} if self.parent_request_id is None else {"parentRequestId": self.parent_request_id}
+        replaced = {"authorizationReplaced": True} if self.authorization_replaced else {}
         return {
             "requestId": self.request_id,
             **parent,
@@ -185,6 +191,7 @@ class TraceEvent:
             "policyHash": self.policy_hash,
             "url": without_userinfo(self.url),
             "method": self.method,
+            **replaced,
             "challenge": None if self.challenge is None else self.challenge.to_json_dict(),
             "selectedRail": self.selected_rail,
             "fundingSource": self.funding_source,
