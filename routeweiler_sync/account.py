@@ -130,8 +130,8 @@ class Account:
         return sum(use.held.amount_msat + use.held.fee_msat for use in self.uses if use.bought)
 
     def complete_history(self, response: requests.Response) -> None:
-        """Put each hop's 402s before it into ``response.history``: following redirects, `requests` has written that anew."""
-        if not self.superseded or not response.history:
+        """Put each hop's 402s before it into ``response.history``: `requests` writes that anew, even if it follows no redirect."""
+        if not self.superseded:
             return
         known = {id(each) for each in response.history}
         history: list[requests.Response] = []
