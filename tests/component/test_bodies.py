@@ -24,6 +24,7 @@ from typing import Any
 
 import pytest
 import requests
+import urllib3
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from routeweiler_sync import UnreplayableBodyError, payment_of
@@ -33,6 +34,8 @@ from routeweiler_sync.testing._paywall_logic import PaywallRequest
 from .conftest import Books
 from .frugal import FrugalPaywall
 
+REQUESTS = tuple(int(part) for part in requests.__version__.split(".")[:2])
+SENDS_UTF8 = not urllib3.__version__.startswith("1.")
 CONTENT = bytes(range(256)) * 300  # more than a block of urllib3's or of a buffered file
 
 # -- every kind of file -------------------------------------------------------------------------------------------------------
@@ -190,7 +193,7 @@ def test_every_kind_of_file_is_sent_again_from_where_it_stood(
     ("how", "text"),
     [  # no StringIO of anything but ASCII: `requests` announces characters, and sends bytes
         ("file", "plain ASCII\n" * 3000),
-        ("file", "Grüße, 世界 🌍\n" * 3000),
+        pytest.param("file", "Grüße, 世界 🌍\n" * 3000, marks=pytest.mark.skipif(not SENDS_UTF8, reason="urllib3 1 sends Latin-1")),
         ("StringIO", "plain ASCII\n" * 3000),
     ],
 )
@@ -229,7 +232,7 @@ BODIES: dict[str, Callable[[], dict[str, Any]]] = {
     "empty text": lambda: {"data": ""},
     "an empty form": lambda: {"data": {}},
     "bytes": lambda: {"data": CONTENT},
-    "text": lambda: {"data": "Grüße 世界"},
+    "text": lambda: {"data": "Grüße 世界" if SENDS_UTF8 else "Grüße"},
     "bytearray": lambda: {"data": bytearray(CONTENT)},
     "empty bytearray": lambda: {"data": bytearray()},
     "memoryview": lambda: {"data": memoryview(CONTENT)[3:-3]},
@@ -425,7 +428,7 @@ ONE_SHOT: dict[str, tuple[Callable[[], Any], str, str]] = {
     "closed": (lambda: ClosesAtItsEnd(b"once"), "has been closed", "Keep it open"),
     "shrunk": (lambda: Shrinks(b"once"), "has become shorter", "nobody changes"),
 }
-if os.name == "posix":  # elsewhere a text file's end is told by other means
+if SENDS_UTF8 and REQUESTS >= (2, 32):  # before, text couldn't be sent in chunks
     ONE_SHOT["iterated text"] = (_iterated_text, "a text file that is being iterated", '"rb"')
 
 

@@ -24,6 +24,7 @@ from .test_attacks import server
 
 trustme = pytest.importorskip("trustme")
 
+REQUESTS = tuple(int(part) for part in requests.__version__.split(".")[:2])
 OWN = "Bearer of-the-callers-own"
 PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NETRC")
 
@@ -543,18 +544,19 @@ def test_a_timeout_holds_for_the_paid_request_too(session, paywall: Paywall, lnd
 
 
 def test_a_certificate_that_isnt_trusted_gets_neither_a_request_nor_money(
-    session, secure: Paywall, lnd: FakeLnd, books: Books, tls: Tls, tmp_path: Path
+    make_session, secure: Paywall, lnd: FakeLnd, books: Books, tls: Tls, tmp_path: Path
 ) -> None:
     """Whoever sits in between would be paid in the shop's place."""
     stranger = str(tmp_path / "stranger.pem")
     trustme.CA().cert_pem.write_to_path(stranger)
+    session = make_session()
     for verify in (True, stranger):
         with pytest.raises(requests.exceptions.SSLError):
             session.get(secure.url, verify=verify)
     assert (secure.requests, lnd.orders, books.rows) == ([], [], [])
     assert session.get(secure.url, verify=tls.ca).status_code == 200
     with pytest.raises(requests.exceptions.SSLError):  # nor does a token go there
-        session.get(secure.url, verify=stranger)
+        make_session().get(secure.url, verify=stranger)
     assert [r.status for r in secure.requests] == [402, 200]
     books.check()
 
@@ -635,6 +637,7 @@ def test_a_page_behind_an_http_proxy_is_paid_through_it(session, paywall: Paywal
     books.check()
 
 
+@pytest.mark.skipif(REQUESTS < (2, 31), reason="older ones tell the server (CVE-2023-32681)")
 def test_what_a_proxy_is_told_never_reaches_the_server_behind_a_redirect(
     session, paywall: Paywall, secure: Paywall, tls: Tls, books: Books, monkeypatch: pytest.MonkeyPatch
 ) -> None:
