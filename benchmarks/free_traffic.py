@@ -1,0 +1,332 @@
+"""What traffic without a 402, and the import, cost against `requests` itself.
+
+    python -m benchmarks.free_traffic [--requests N] [--imports N] [--only TEXT] [--check 1.03 1.10] [--instructions]
+
+A `Routeweiler` and a `requests.Session` fetch the same page in turns, who is first changing each time, over connections that are
+kept alive, from a server in a process of its own that answers in one segment; told are the medians and their ratio, with the
+interval that holds it in 95 of 100 resamples of the pairs (bootstrap). ``import routeweiler_sync`` and ``import requests`` take
+turns likewise, each in a fresh interpreter that times its import alone. ``--check`` exits 1 where a ratio of traffic is above the
+first number, or that of the import above the second. ``--instructions`` counts what the processor executes for one request, by
+valgrind: no load of the machine changes that, but it leaves out what the kernel does, and so overstates our share.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import hashlib
+import multiprocessing
+import os
+import random
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import median
+
+import requests
+from requests.adapters import HTTPAdapter
+
+from routeweiler_sync import Ledger, Routeweiler, payment_of
+from routeweiler_sync.budgets.schema import Change, Intent, PaymentState
+from routeweiler_sync.l402.credential import authorization, origin_of
+
+WARM_UP = 200
+RESAMPLES = 1_000
+STORED_TOKENS = 1_000
+PATH = "/page"
+PREIMAGE = b"\x07" * 32
+TOKEN = "AgEEbHNhdA" + "t" * 310  # as long as a real one with three caveats
+ANSWER = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 11\r\n\r\n{"ok":true}'
+#: Instructions of one request are those of the longer run without those of the shorter: what starting costs drops out.
+COUNTED = (100, 400)
+TIMEOUT_S = 900
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """Medians in seconds, ours and that of `requests`, their ratio and the interval around it."""
+
+    name: str
+    ours_s: float
+    theirs_s: float
+    low: float
+    high: float
+
+    @property
+    def ratio(self) -> float:
+        """How much dearer we are."""
+        return self.ours_s / self.theirs_s
+
+    @classmethod
+    def of(cls, name: str, ours_s: Sequence[float], theirs_s: Sequence[float]) -> Figure:
+        """Of measurements that were made in pairs: what loaded the machine, loaded both of a pair."""
+        chance = random.Random(1)
+        ratios = []
+        for _ in range(RESAMPLES):
+            drawn = chance.choices(range(len(ours_s)), k=len(ours_s))
+            ratios.append(median([ours_s[n] for n in drawn]) / median([theirs_s[n] for n in drawn]))
+        ratios.sort()
+        low, high = ratios[RESAMPLES * 25 // 1000], ratios[RESAMPLES * 975 // 1000]
+        return cls(name=name, ours_s=median(ours_s), theirs_s=median(theirs_s), low=low, high=high)
+
+
+# -- the server -----------------------------------------------------------------------------------------------------------
+
+
+def serve(tell: Connection) -> None:
+    """Answer each request at once with the same bytes, until the parent is gone."""
+
+    def answer(connection: socket.socket) -> None:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        heard = b""
+        while chunk := connection.recv(65536):
+            heard += chunk
+            if heard.endswith(b"\r\n\r\n"):
+                connection.sendall(ANSWER)
+                heard = b""
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        tell.send(listener.getsockname()[1])
+        while True:
+            threading.Thread(target=answer, args=(listener.accept()[0],), daemon=True).start()
+
+
+@contextlib.contextmanager
+def server() -> Iterator[str]:
+    """The URL of the page that `serve` serves in a process of its own."""
+    spawn = multiprocessing.get_context("spawn")
+    hear, tell = spawn.Pipe(duplex=False)
+    process = spawn.Process(target=serve, args=(tell,), daemon=True)
+    process.start()
+    try:
+        yield f"http://127.0.0.1:{hear.recv()}{PATH}"
+    finally:
+        process.kill()
+        process.join()
+
+
+# -- the cases ------------------------------------------------------------------------------------------------------------
+
+
+def ours(ledger: Path) -> Routeweiler:
+    """A session with our defaults."""
+    return Routeweiler(ledger=ledger)
+
+
+def with_foreign_adapter(ledger: Path) -> Routeweiler:
+    """What many programs do with a session: an adapter of `requests`' own goes where ours was."""
+    session = ours(ledger)
+    session.mount("http://", HTTPAdapter())
+    return session
+
+
+def plain(ledger: Path) -> requests.Session:
+    """Stock `requests`."""
+    return requests.Session()
+
+
+def plain_with_credential(ledger: Path) -> requests.Session:
+    """Stock `requests` whose user has fetched the token and sets the header."""
+    session = requests.Session()
+    session.headers["Authorization"] = authorization("L402", TOKEN, PREIMAGE)
+    return session
+
+
+def no_tokens(ledger: Path, url: str) -> None:
+    """There is no ledger yet: nothing has ever been paid."""
+
+
+def tokens_of_others(ledger: Path, url: str) -> None:
+    """Live tokens, each of an origin of its own."""
+    store(ledger, [f"https://api-{n}.example" for n in range(STORED_TOKENS)])
+
+
+def token_of_page(ledger: Path, url: str) -> None:
+    """A live token that the page has taken before, and has been told."""
+    store(ledger, [origin_of(url)])
+
+
+def store(ledger: Path, origins: Sequence[str]) -> None:
+    """Book a payment for each origin, as a purchase does."""
+    with contextlib.closing(Ledger.open(ledger)) as books:
+        for n, origin in enumerate(origins):
+            preimage = PREIMAGE if n == 0 else n.to_bytes(32, "big")
+            payment_hash = hashlib.sha256(preimage).hexdigest()
+            intent = Intent(
+                payment_hash=payment_hash,
+                origin=origin,
+                scope="services=page:0",
+                path=PATH,
+                node_pubkey="02" * 33,
+                network="bitcoin-regtest",
+                bolt11="l" * 300,
+                scheme="L402",
+                token=TOKEN,
+                amount_msat=10_000,
+                fee_cap_msat=1_000,
+                target="0" * 32,
+            )
+            books.open_payment(intent, None)
+            settled = Change(state=PaymentState.SETTLED, answered=1, preimage=preimage, fee_msat=0)
+            books.change(payment_hash, lambda row, settled=settled: settled)  # type: ignore[misc]
+            books.mark(payment_hash, taken=True, told=True)
+            books.learn(origin, PATH, intent.scope)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What a ledger holds, and whose sessions are compared."""
+
+    name: str
+    fill: Callable[[Path, str], None] = no_tokens
+    ours: Callable[[Path], requests.Session] = ours
+    theirs: Callable[[Path], requests.Session] = plain
+    token_goes_along: bool = False
+
+    def check(self, answer: requests.Response) -> None:
+        """The answer of our session is the page, with the token or without as it should be."""
+        payment = payment_of(answer)
+        assert answer.status_code == 200
+        assert payment is not None and payment.reused if self.token_goes_along else payment is None
+
+
+CASES = [
+    Case(name="no ledger yet"),
+    Case(name="1,000 tokens of other origins", fill=tokens_of_others),
+    Case(name="a foreign adapter mounted", ours=with_foreign_adapter),
+    Case(name="a stored token goes along", fill=token_of_page, theirs=plain_with_credential, token_goes_along=True),
+]
+
+# -- time -----------------------------------------------------------------------------------------------------------------
+
+
+def traffic(case: Case, url: str, folder: Path, rounds: int) -> Figure:
+    """One case, request by request in turns."""
+    ledger = folder / f"{CASES.index(case)}.db"
+    case.fill(ledger, url)
+    took: tuple[list[float], list[float]] = ([], [])
+    with case.ours(ledger) as mine, case.theirs(ledger) as stock:
+        case.check(mine.get(url))
+        for _ in range(WARM_UP):
+            mine.get(url)
+            stock.get(url)
+        gc.collect()
+        gets = (mine.get, stock.get)
+        clock = time.perf_counter
+        for n in range(rounds):
+            for side in (0, 1) if n % 2 else (1, 0):
+                get = gets[side]
+                began_s = clock()
+                get(url)
+                took[side].append(clock() - began_s)
+        case.check(mine.get(url))
+    return Figure.of(case.name, *took)
+
+
+def imports(rounds: int) -> Figure:
+    """Each import in a fresh interpreter, timed there."""
+    took: dict[str, list[float]] = {"routeweiler_sync": [], "requests": []}
+    for n in range(rounds + 1):
+        for name in sorted(took, reverse=bool(n % 2)):
+            timed = f"import time; t = time.perf_counter(); import {name}; print(time.perf_counter() - t)"
+            done = subprocess.run([sys.executable, "-c", timed], capture_output=True, text=True, check=True, timeout=TIMEOUT_S)
+            if n:  # the first may have compiled
+                took[name].append(float(done.stdout))
+    return Figure.of("import", took["routeweiler_sync"], took["requests"])
+
+
+# -- instructions ---------------------------------------------------------------------------------------------------------
+
+
+def repeat(number: int, side: str, url: str, ledger: Path, times: int) -> None:
+    """``times`` requests of one side of a case: what valgrind runs."""
+    case = CASES[number]
+    with (case.ours if side == "ours" else case.theirs)(ledger) as session:
+        for _ in range(times):
+            session.get(url)
+
+
+def instructions_of(program: Sequence[str]) -> int:
+    """How many instructions python executes for ``program``."""
+    valgrind = ["valgrind", "--tool=cachegrind", "--cache-sim=no", f"--cachegrind-out-file={os.devnull}", sys.executable]
+    environ = {**os.environ, "PYTHONHASHSEED": "0"}
+    done = subprocess.run([*valgrind, *program], env=environ, capture_output=True, text=True, check=True, timeout=TIMEOUT_S)
+    found = re.search(r"I\s+refs:\s+([\d,]+)", done.stderr)
+    assert found is not None, done.stderr
+    return int(found[1].replace(",", ""))
+
+
+def count_instructions(chosen: Sequence[Case], url: str, folder: Path) -> None:
+    """Tell the instructions of a request and of the import, ours and theirs."""
+    if shutil.which("valgrind") is None:
+        raise SystemExit("--instructions needs valgrind")
+
+    def of_request(number: int, side: str, ledger: Path) -> float:
+        short, long = (
+            instructions_of(["-m", "benchmarks.free_traffic", "--repeat", str(number), side, url, str(ledger), str(times)])
+            for times in COUNTED
+        )
+        return (long - short) / (COUNTED[1] - COUNTED[0])
+
+    print(f"\n{'instructions':32}{'ours':>12}{'requests':>14}{'ratio':>8}")
+    for case in chosen:
+        number = CASES.index(case)
+        ledger = folder / f"counted-{number}.db"
+        case.fill(ledger, url)
+        mine, stock = of_request(number, "ours", ledger), of_request(number, "theirs", ledger)
+        print(f"{case.name:32}{mine:12,.0f}{stock:14,.0f}{mine / stock:8.3f}")
+    bare, mine, stock = (instructions_of(["-c", text]) for text in ("pass", "import routeweiler_sync", "import requests"))
+    print(f"{'import':32}{mine - bare:12,.0f}{stock - bare:14,.0f}{(mine - bare) / (stock - bare):8.3f}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit code: 1 where a ratio is above ``--check``."""
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+    parser.add_argument("--requests", type=int, default=5_000, help="pairs of each case")
+    parser.add_argument("--imports", type=int, default=50, help="pairs of fresh interpreters; 0: none")
+    parser.add_argument("--only", default="", help="the cases whose name holds this")
+    parser.add_argument("--check", type=float, nargs=2, metavar=("TRAFFIC", "IMPORT"), help="exit 1 where a ratio is above")
+    parser.add_argument("--instructions", action="store_true", help="count instructions with valgrind, too")
+    parser.add_argument("--repeat", nargs=5, help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    if given.repeat:
+        number, side, url, ledger, times = given.repeat
+        repeat(int(number), side, url, Path(ledger), int(times))
+        return 0
+    chosen = [case for case in CASES if given.only in case.name]
+    figures: list[tuple[Figure, float | None]] = []
+    traffic_max, import_max = given.check or (None, None)
+    print(f"{'':32}{'ours':>12}{'requests':>14}{'ratio':>8}   95 % of resamples")
+    with tempfile.TemporaryDirectory(prefix="free-traffic-") as folder, server() as url:
+        for case in chosen:
+            figures.append((traffic(case, url, Path(folder), given.requests), traffic_max))
+            tell(figures[-1][0])
+        if given.imports:
+            figures.append((imports(given.imports), import_max))
+            tell(figures[-1][0])
+        if given.instructions:
+            count_instructions(chosen, url, Path(folder))
+    too_dear = [figure for figure, most in figures if most is not None and figure.ratio > most]
+    for figure in too_dear:
+        print(f"{figure.name}: {figure.ratio:.3f} times what it costs with requests is too much", file=sys.stderr)
+    return int(bool(too_dear))
+
+
+def tell(figure: Figure) -> None:
+    """One line of the table."""
+    mine, stock = f"{figure.ours_s * 1e6:,.0f} us", f"{figure.theirs_s * 1e6:,.0f} us"
+    print(f"{figure.name:32}{mine:>12}{stock:>14}{figure.ratio:8.3f}   {figure.low:.3f} to {figure.high:.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
