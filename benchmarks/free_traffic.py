@@ -3,11 +3,12 @@
     python -m benchmarks.free_traffic [--requests N] [--imports N] [--only TEXT] [--check 1.03 1.10] [--instructions]
 
 A `Routeweiler` and a `requests.Session` fetch the same page in turns, who is first changing each time, over connections that are
-kept alive, from a server in a process of its own that answers in one segment; told are the medians and their ratio, with the
-interval that holds it in 95 of 100 resamples of the pairs (bootstrap). ``import routeweiler_sync`` and ``import requests`` take
-turns likewise, each in a fresh interpreter that times its import alone. ``--check`` exits 1 where a ratio of traffic is above the
-first number, or that of the import above the second. ``--instructions`` counts what the processor executes for one request, by
-valgrind: no load of the machine changes that, but it leaves out what the kernel does, and so overstates our share.
+kept alive, from a server in a process of its own that answers in one segment; both sessions are made anew several times. Told are
+the medians and their ratio, with the interval that holds it in 95 of 100 resamples (bootstrap, of pairs of sessions and then of
+their pairs of requests). ``import routeweiler_sync`` and ``import requests`` take turns likewise, each in a fresh interpreter that
+counts the processor's time of its import alone. ``--check`` exits 1 where a ratio of traffic is above the first number, or that of
+the import above the second. ``--instructions`` counts what the processor executes, by valgrind: no load of the machine changes
+that, but it leaves out what the kernel does, and so overstates our share.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ from routeweiler_sync import Ledger, Routeweiler, payment_of
 from routeweiler_sync.budgets.schema import Change, Intent, PaymentState
 from routeweiler_sync.l402.credential import authorization, origin_of
 
-WARM_UP = 200
+WARM_UP = 100
+#: Pairs of sessions of a case: where its buffers lie in memory makes one session faster than its twin by a percent or two.
+SESSIONS = 10
 RESAMPLES = 1_000
 STORED_TOKENS = 1_000
 PATH = "/page"
@@ -68,16 +71,22 @@ class Figure:
         return self.ours_s / self.theirs_s
 
     @classmethod
-    def of(cls, name: str, ours_s: Sequence[float], theirs_s: Sequence[float]) -> Figure:
-        """Of measurements that were made in pairs: what loaded the machine, loaded both of a pair."""
+    def of(cls, name: str, blocks: Sequence[Sequence[tuple[float, float]]]) -> Figure:
+        """Of (ours, theirs), measured one after the other: what loaded the machine, loaded both. A block: the same two sessions."""
         chance = random.Random(1)
         ratios = []
         for _ in range(RESAMPLES):
-            drawn = chance.choices(range(len(ours_s)), k=len(ours_s))
-            ratios.append(median([ours_s[n] for n in drawn]) / median([theirs_s[n] for n in drawn]))
+            drawn = [pair for block in chance.choices(blocks, k=len(blocks)) for pair in chance.choices(block, k=len(block))]
+            ratios.append(_medians(drawn)[0] / _medians(drawn)[1])
         ratios.sort()
+        mine, stock = _medians([pair for block in blocks for pair in block])
         low, high = ratios[RESAMPLES * 25 // 1000], ratios[RESAMPLES * 975 // 1000]
-        return cls(name=name, ours_s=median(ours_s), theirs_s=median(theirs_s), low=low, high=high)
+        return cls(name=name, ours_s=mine, theirs_s=stock, low=low, high=high)
+
+
+def _medians(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    mine, stock = zip(*pairs, strict=True)
+    return median(mine), median(stock)
 
 
 # -- the server -----------------------------------------------------------------------------------------------------------
@@ -214,14 +223,20 @@ def traffic(case: Case, url: str, folder: Path, rounds: int) -> Figure:
     """One case, request by request in turns."""
     ledger = folder / f"{CASES.index(case)}.db"
     case.fill(ledger, url)
+    return Figure.of(case.name, [block(case, url, ledger, number, rounds // SESSIONS) for number in range(SESSIONS)])
+
+
+def block(case: Case, url: str, ledger: Path, number: int, rounds: int) -> list[tuple[float, float]]:
+    """The seconds of ``rounds`` pairs of requests of the same two sessions."""
     took: tuple[list[float], list[float]] = ([], [])
-    with case.ours(ledger) as mine, case.theirs(ledger) as stock:
-        case.check(mine.get(url))
-        for _ in range(WARM_UP):
-            mine.get(url)
-            stock.get(url)
+    with contextlib.ExitStack() as stack:
+        makers = (case.ours, case.theirs)
+        made = {side: stack.enter_context(makers[side](ledger)) for side in ((0, 1) if number % 2 else (1, 0))}
+        gets = (made[0].get, made[1].get)
+        case.check(gets[0](url))
+        for n in range(WARM_UP):
+            gets[n % 2](url)
         gc.collect()
-        gets = (mine.get, stock.get)
         clock = time.perf_counter
         for n in range(rounds):
             for side in (0, 1) if n % 2 else (1, 0):
@@ -229,8 +244,8 @@ def traffic(case: Case, url: str, folder: Path, rounds: int) -> Figure:
                 began_s = clock()
                 get(url)
                 took[side].append(clock() - began_s)
-        case.check(mine.get(url))
-    return Figure.of(case.name, *took)
+        case.check(gets[0](url))
+    return list(zip(*took, strict=True))
 
 
 def imports(rounds: int) -> Figure:
@@ -238,11 +253,11 @@ def imports(rounds: int) -> Figure:
     took: dict[str, list[float]] = {"routeweiler_sync": [], "requests": []}
     for n in range(rounds + 1):
         for name in sorted(took, reverse=bool(n % 2)):
-            timed = f"import time; t = time.perf_counter(); import {name}; print(time.perf_counter() - t)"
+            timed = f"from time import process_time; t = process_time(); import {name}; print(process_time() - t)"
             done = subprocess.run([sys.executable, "-c", timed], capture_output=True, text=True, check=True, timeout=TIMEOUT_S)
             if n:  # the first may have compiled
                 took[name].append(float(done.stdout))
-    return Figure.of("import", took["routeweiler_sync"], took["requests"])
+    return Figure.of("import", [[pair] for pair in zip(took["routeweiler_sync"], took["requests"], strict=True)])
 
 
 # -- instructions ---------------------------------------------------------------------------------------------------------

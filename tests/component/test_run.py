@@ -111,7 +111,7 @@ def test_a_program_finds_itself_as_python_would_have_it(python: Interpreter, scr
     stdin = (python.folder / "who.py").read_bytes() if script == "-" else b""
     ended = python.same(script.format(folder=python.folder), "a", "", "b c", "ü", stdin=stdin)
     assert ended.returncode == 0, ended.stderr
-    assert b"__name__ '__main__'" in ended.stdout
+    assert b"__name__ __main__" in ended.stdout
 
 
 @pytest.mark.parametrize("args", [["pkg"], ["pkg.mod"], ["who"], ["nowhere"], ["pkg.empty"], ["json.tool", "--help"]])
