@@ -1,4 +1,7 @@
-"""What holds a token in memory, the request that carries one and the 402 that offered one. Pickled, both drop it."""
+"""What holds a token in memory, the request that carries one and the 402 that offered one. Pickled, both drop it.
+
+And what hangs on a response that the caller gets: it holds none at all, for caches, dumps and logs write that down.
+"""
 
 from __future__ import annotations
 
@@ -51,3 +54,33 @@ def answered(response: requests.Response) -> requests.Response:
     if type(response) is requests.Response:
         response.__class__ = PaywallResponse
     return response
+
+
+def as_asked(response: requests.Response, request: requests.PreparedRequest) -> requests.Response:
+    """``response``, whose ``request`` has the Authorization of ``request``, the caller's: what it has, and not our token."""
+    from .l402.credential import is_credential
+
+    own = request.headers.get("Authorization") if request.headers else None
+    shown = response.request
+    if shown is None or not shown.headers:  # a library for tests may leave it out
+        return response
+    sent = shown.headers.get("Authorization")
+    sent = sent.decode("latin-1") if isinstance(sent, bytes) else sent
+    if sent is not None and sent != own and is_credential(sent):
+        if "authorization" in response.headers.get("Vary", "").lower():
+            shown.headers.pop("Authorization")  # a cache that waits for the body writes down what the page varies by
+        response.request = shown = shown.copy()
+        shown.headers.pop("Authorization", None)
+        if own is not None:
+            shown.headers["Authorization"] = own
+    return response
+
+
+def superseded(response: requests.Response, request: requests.PreparedRequest) -> requests.Response:
+    """``response`` as it stands in ``history``: without the token that it offers, which is being paid for."""
+    if "WWW-Authenticate" in response.headers:
+        from .l402.credential import redact
+
+        response.headers = response.headers.copy()
+        response.headers["WWW-Authenticate"] = redact(response.headers["WWW-Authenticate"])
+    return as_asked(answered(response), request)

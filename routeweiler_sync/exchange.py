@@ -19,7 +19,7 @@ import requests
 
 from .account import Account, Payment
 from .call import Call, Quoted, quoting
-from .carriers import CredentialedRequest, answered
+from .carriers import CredentialedRequest, answered, as_asked, superseded
 from .checkout import Need
 from .errors import ChallengeMismatchError, LedgerError, RouteweilerError, TokenRefusedError
 from .flight import end_first_use
@@ -233,7 +233,7 @@ class Exchange:
         rewind(self.request)
         drain(self.latest)
         self.latest.payment = None  # type: ignore[attr-defined]
-        self.history.append(answered(self.latest))
+        self.history.append(superseded(self.latest, self.request))
         self.account.service_started_s = time.time()
         request = self._carrying(held) if held is not None else again(self.request, self.history)
         try:
@@ -350,7 +350,7 @@ class Exchange:
         self.payer.book.put(replace(held, taken=True), self.path)
 
     def _finished(self, payment: Payment | None = None) -> requests.Response:
-        response = self.latest
+        response = as_asked(self.latest, self.request)
         response.history = [*self.history, *response.history]
         response.payment = payment  # type: ignore[attr-defined]
         if self.history:
