@@ -70,6 +70,8 @@ class Exchange:
     bought: bool = False
     refused_since_s: float | None = None
     offers: int = 0
+    #: Payment hashes of tokens that were offered again because the answer to them was an old one.
+    replayed: set[str] = field(default_factory=set)
     latest: requests.Response = field(default_factory=requests.Response)
     #: A token that was refused without a word why: offered once more after the server was asked bare.
     doubted: HeldToken | None = None
@@ -144,6 +146,8 @@ class Exchange:
                 held = self._offer(self._as_others_know(judged) or judged)
             elif judged is not None and verdict is Verdict.ASK_BARE:
                 self.doubted, held = judged, self._offer(None)
+            elif judged is not None and verdict is Verdict.RETIRE and need is not None and self._is_replayed(judged, need):
+                held = self._offer(judged)
             else:
                 if judged is not None and verdict is Verdict.RETIRE:
                     self._retire(judged)
@@ -152,6 +156,17 @@ class Exchange:
                     raise Quoted(self.payer.checkout.quote(need), self._finished())
                 held = self._offer(None if need is None else self._wanted(need))  # bare: to be told what it wants now
                 is_guess = False
+
+    def _is_replayed(self, held: HeldToken, need: Need) -> bool:
+        """Whether the refusal may be an old answer, of a cassette or a cache: it wants an invoice paid that was paid long ago.
+
+        Then it says nothing of ``held``, and the page may be the next answer. Believed once for each token.
+        """
+        if held.payment_hash in self.replayed:
+            return False
+        row = self.payer.ledger.payment(need.challenge.payment_hash.hex())
+        self.replayed.add(held.payment_hash)
+        return row is not None and row.settled_at is not None
 
     def _wanted(self, need: Need) -> HeldToken:
         """The token to offer for ``need``: the one that was held back to ask without it, if it fits; else one from the checkout."""
