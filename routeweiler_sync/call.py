@@ -50,8 +50,8 @@ class Call:
     """
 
     __slots__ = (
-        "_account", "_token", "carried", "handled", "method", "payer", "redirecting", "request", "response", "session", "started_s",
-        "url",
+        "_account", "_token", "carried", "handled", "method", "payer", "payment", "redirecting", "request", "response", "session",
+        "started_s", "url",
     )  # fmt: skip
 
     def __init__(self, payer: Payer, request: requests.PreparedRequest, session: requests.Session | None = None) -> None:
@@ -73,6 +73,8 @@ class Call:
         self.handled = False
         #: The token that was sent along through an adapter that isn't ours, and whether it is a guess.
         self.carried: tuple[HeldToken, bool] | None = None
+        #: What the hop was paid for with.
+        self.payment: Payment | None = None
 
     @property
     def account(self) -> Account:

@@ -367,7 +367,7 @@ class Exchange:
     def _finished(self, payment: Payment | None = None) -> requests.Response:
         response = as_asked(self.latest, self.request)
         response.history = [*self.history, *response.history]
-        response.payment = payment  # type: ignore[attr-defined]
+        response.payment = self.call.payment = payment  # type: ignore[attr-defined]
         if self.history:
             self.account.superseded[id(response)] = list(self.history)
         return response

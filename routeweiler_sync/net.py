@@ -52,6 +52,8 @@ def send_with_net(
         # Another thread has sent the same request, and taken the net off too early, or a hook has brought a 402.
         names = ("stream", "timeout", "verify", "cert", "proxies")
         return _seen_to(call, session, response, {name: how[name] for name in names if name in how})
+    if call.payment is not None and not hasattr(response, "payment"):  # a recorder above our adapter makes responses of its own
+        response.payment = call.payment  # type: ignore[attr-defined]
     return response
 
 
