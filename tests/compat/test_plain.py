@@ -56,12 +56,17 @@ def test_a_hook_of_the_users_on_a_foreign_adapter(session: requests.Session, pay
 
     session.mount("http://", HTTPAdapter())
     session.hooks["response"] = [hook]
+    assert session.post(paywall.url, data=b"body").status_code == 200
+    assert seen == [200]
+    paywall.revoke_tokens()
     own: list[int] = []
     response = session.get(paywall.url, hooks={"response": lambda response, **kwargs: own.append(response.status_code)})
-    assert response.status_code == 200
+    assert (response.status_code, response.payment.reused) == (200, False)
     assert (seen, own) == ([200], [200])
     assert session.get(paywall.url).payment.reused
-    books.once()
+    assert seen == [200, 200]
+    assert len(books.lnd.payments) == 2
+    books.check()
 
 
 def test_a_retry_that_lists_402(paying: Paying, paywall: Paywall, books: Books) -> None:
@@ -83,5 +88,5 @@ def test_a_foreign_adapters_retry_that_lists_402_costs_nothing(session: requests
     assert books.lnd.payments == []
     session.hooks["response"] = [lambda response, **kwargs: response.raise_for_status()]
     session.get(paywall.url)
-    assert session.get(prefix).payment.reused
+    assert session.get(prefix).status_code == 200
     books.once()
