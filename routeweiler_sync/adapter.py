@@ -7,6 +7,7 @@ there is `net`.)
 from __future__ import annotations
 
 import functools
+import os
 import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from requests.adapters import HTTPAdapter
 from .call import Call, current, quoting
 from .carriers import CredentialedRequest
 from .forks import prepare_to_pay
+from .pools import connect_anew
 from .settings import SETTINGS
 
 if TYPE_CHECKING:
@@ -45,10 +47,13 @@ class PaywallAdapter(HTTPAdapter):
 
     payer: Payer | None = None
     _owns_payer = False
+    #: The process that its connections are of.
+    _pid: int | None = None
 
     def __init__(self, payer: Payer | None = None, **kwargs: Any) -> None:
         settings = {name: kwargs.pop(name) for name in SETTINGS & kwargs.keys()}
         super().__init__(**kwargs)
+        self._pid = os.getpid()
         if settings:
             self.payer, self._owns_payer = made_payer(**settings), True
         else:
@@ -70,6 +75,9 @@ class PaywallAdapter(HTTPAdapter):
         """Send, pay if need be, send again. Raises what `requests` raises, and the errors of `routeweiler_sync.errors`."""
         # By name, as `requests` gives them: a library that puts its own in place of HTTPAdapter's send may rely on it.
         how = {"stream": stream, "timeout": timeout, "verify": verify, "cert": cert, "proxies": proxies}
+        if self._pid != os.getpid():
+            connect_anew(self)
+            self._pid = os.getpid()
         call = current.get()
         payer = self.payer
         if call is not None:

@@ -19,6 +19,7 @@ import requests
 from .adapter import PaywallAdapter, exchange_of, token_along
 from .call import Call, current
 from .carriers import CredentialedRequest
+from .pools import connect_anew_if_forked
 
 if TYPE_CHECKING:
     from .tokens import HeldToken
@@ -38,6 +39,7 @@ def send_with_net(
     outgoing = request
     adapter = _adapter(session, request)
     if adapter is not None and not _leads_to_ours(adapter):
+        connect_anew_if_forked(adapter)
         along = token_along(call.payer, request)
         if along is not None:
             outgoing, call.carried = _carrying(request, along[0]), along
