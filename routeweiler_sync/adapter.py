@@ -58,10 +58,10 @@ class PaywallAdapter(HTTPAdapter):
             self.payer, self._owns_payer = made_payer(**settings), True
         else:
             self.payer = payer
-        retries = self.max_retries
-        if retries.status_forcelist and 402 in retries.status_forcelist:
-            # urllib3 would answer the 402 itself, by asking for it again until it gives up without a response.
-            self.max_retries = retries.new(status_forcelist=set(retries.status_forcelist) - {402})
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Whenever it is set: libraries write it into adapters that are there.
+        super().__setattr__(name, _without_402(value) if name == "max_retries" else value)
 
     def send(
         self,
@@ -112,6 +112,12 @@ class PaywallAdapter(HTTPAdapter):
         if self._owns_payer:
             state["payer"], state["_owns_payer"] = self.payer, True
         return state
+
+
+def _without_402(retries: Any) -> Any:
+    """``retries`` with 402 taken off its list: urllib3 would ask for it again until it gives up without a response."""
+    listed = getattr(retries, "status_forcelist", None)  # a number does for urllib3, too
+    return retries.new(status_forcelist=set(listed) - {402}) if listed and 402 in listed else retries
 
 
 def token_along(payer: Payer, request: requests.PreparedRequest) -> tuple[HeldToken, bool] | None:
