@@ -128,6 +128,7 @@ class Routeweiler(requests.Session):
         call = current.get()
         if call is not None and call.redirecting and call.session is self:
             call.redirecting = False  # a hook that sends something from in there makes a call of its own
+            call.begin_hop(request)
             return send_with_net(call, self, super().send, request, kwargs)
         with Call(payer, request, self) as call:
             try:
@@ -138,7 +139,8 @@ class Routeweiler(requests.Session):
             if not hasattr(response, "payment"):
                 response.payment = None  # type: ignore[attr-defined]
             call.end_with(response)
-            _take_nets_off(None, response)
+            if response.history or response.request is not request or response.next is not None:
+                _take_nets_off(None, response)
             return response
 
     def resolve_redirects(
@@ -146,10 +148,10 @@ class Routeweiler(requests.Session):
     ) -> Generator[requests.Response, None, None]:
         """As `requests.Session.resolve_redirects`; marks the sends that belong to the call under way."""
         hops = super().resolve_redirects(resp, req, *args, **kwargs)
-        call = current.get()
-        if call is None or call.session is not self or not 300 <= resp.status_code < 400:
+        if not 300 <= resp.status_code < 400:
             return hops
-        return _marked(hops, call)
+        call = current.get()
+        return _marked(hops, call) if call is not None and call.session is self else hops
 
     def quote(self, method: str, url: str, **kwargs: Any) -> Quote | None:
         """What ``request(method, url, **kwargs)`` would pay; None where the answer is free, the ledger has a token for it, or

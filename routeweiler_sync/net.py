@@ -35,21 +35,25 @@ def send_with_net(
     """
     if isinstance(request, CredentialedRequest):
         request = request.copy()  # without the credential: a request of ours that is sent again is like any other
-    call.begin_hop(request)
+        call.begin_hop(request)
     outgoing = request
-    adapter = _adapter(session, request)
-    if adapter is not None and not _leads_to_ours(adapter):
-        connect_anew_if_forked(adapter)
-        along = token_along(call.payer, request)
-        if along is not None:
-            outgoing, call.carried = _carrying(request, along[0]), along
+    if not all(type(each) is PaywallAdapter for each in session.adapters.values()):
+        adapter = _adapter(session, request)
+        if adapter is not None and not _leads_to_ours(adapter):
+            connect_anew_if_forked(adapter)
+            along = token_along(call.payer, request)
+            if along is not None:
+                outgoing, call.carried = _carrying(request, along[0]), along
     hooks: Any = outgoing.hooks
-    outgoing.hooks = _with_net(hooks)
+    listed = (hooks or {}).get("response") or ()
+    if callable(listed) or net in listed:  # set by hand; a redirect's, copied from the request before
+        listed = _rest(hooks)
+        hooks = {**hooks, "response": listed}
+    outgoing.hooks = {**(hooks or {}), "response": [net, *listed]}
     try:
         response = send(outgoing, **how)
     finally:
         outgoing.hooks = hooks
-        unhook(outgoing)
     if response.status_code == 402 and not call.handled:
         # Another thread has sent the same request, and taken the net off too early, or a hook has brought a 402.
         names = ("stream", "timeout", "verify", "cert", "proxies")
@@ -107,10 +111,6 @@ def _carrying(request: requests.PreparedRequest, held: HeldToken) -> Credentiale
     from .replay import again
 
     return CredentialedRequest.made_of(again(request, []), authorization(held.scheme, held.token, held.preimage))
-
-
-def _with_net(hooks: Any) -> dict[str, Any]:
-    return {**(hooks or {}), "response": [net, *_rest(hooks)]}
 
 
 def _rest(hooks: Any) -> list[Any]:

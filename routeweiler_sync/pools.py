@@ -28,7 +28,11 @@ def connect_anew(adapter: HTTPAdapter) -> None:
 def connect_anew_if_forked(adapter: BaseAdapter) -> None:
     """`connect_anew`, where ``adapter``, which isn't one of ours, was used before the fork that made this process."""
     pid = os.getpid()
-    if _seen_in.setdefault(adapter, pid) != pid:
+    try:
+        seen_in = _seen_in.setdefault(adapter, pid)
+    except TypeError:  # it can't be remembered: its class says what `==` means, or has slots
+        return
+    if seen_in != pid:
         _seen_in[adapter] = pid
         if isinstance(adapter, HTTPAdapter) and hasattr(adapter, "_pool_block"):
             connect_anew(adapter)
