@@ -284,7 +284,7 @@ def run(form: Form, ready: Ready, *arguments: str) -> Run:
 
 
 def _environ(form: Form, report: Path, home: Path) -> dict[str, str]:
-    """The environment of a run: no node, no proxy, no netrc of the user's; a ledger that goes with the run."""
+    """The environment of a run: no proxy or netrc of the user's; ledger and trace go with the run, and the node is never asked."""
     foreign = re.compile(r"(ROUTEWEILER|LND|POLAR|PYTEST|REQUESTS|CURL)_.*|PYTHONPATH|NETRC|(\w+_)?PROXY", re.IGNORECASE)
     return {
         **{name: value for name, value in os.environ.items() if not foreign.fullmatch(name)},
@@ -293,6 +293,9 @@ def _environ(form: Form, report: Path, home: Path) -> dict[str, str]:
         "PYTHONPATH": str(PLUGINS),
         "PYTHONDONTWRITEBYTECODE": "1",
         "ROUTEWEILER_LEDGER": str(home / "ledger.db"),
+        "ROUTEWEILER_TRACE": str(home / "trace.jsonl"),
+        "LND_GRPC_HOST": "127.0.0.1:1",
+        "LND_MACAROON_PATH": str(home / "readonly.macaroon"),
         "REQUESTS_SUITE_FORM": form,
         "REQUESTS_SUITE_REPORT": str(report),
     }

@@ -62,7 +62,8 @@ def test_requests_suite_passes_with_a_paying_session(suite: Callable[[Form], Run
     assert set(ours.outcomes) == set(plain.outcomes), "tests were lost"
     assert len(ours.ids("passed")) == len(plain.ids("passed"))
     # Were the suite to run on plain sessions, all of this would be true and mean nothing.
-    assert min(ours.counts.values()) > 200, ours.counts
+    assert min(ours.counts[what] for what in ("sessions", "sends", "adapter_sends")) > 200, ours.counts
+    assert (ours.counts["trace_lines"] > 200) == (form == "names"), "the environment names a trace, for sessions that heed it"
 
 
 def test_the_suite_imports_our_names_only(suite: Callable[[Form], Run]) -> None:

@@ -183,20 +183,25 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
                 _violation(f"in {name}, the name `requests` isn't routeweiler_sync")
 
 
+def _id(report: pytest.TestReport | pytest.CollectReport) -> str:
+    """The test's id, the same for all runs: some hold the path of the suite."""
+    return report.nodeid.replace(str(Path.cwd()), "SUITE")
+
+
 def pytest_collectreport(report: pytest.CollectReport) -> None:
     if report.failed:
-        outcomes[report.nodeid] = "error"
+        outcomes[_id(report)] = "error"
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    before = outcomes.get(report.nodeid)
+    before = outcomes.get(_id(report))
     if report.failed:
-        outcomes[report.nodeid] = "failed" if report.when == "call" else "error"
+        outcomes[_id(report)] = "failed" if report.when == "call" else "error"
     elif report.skipped:
-        outcomes[report.nodeid] = "xfailed" if hasattr(report, "wasxfail") else "skipped"
-        reasons[report.nodeid] = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(getattr(report, "wasxfail", ""))
+        outcomes[_id(report)] = "xfailed" if hasattr(report, "wasxfail") else "skipped"
+        reasons[_id(report)] = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(getattr(report, "wasxfail", ""))
     elif report.when == "call" and before is None:
-        outcomes[report.nodeid] = "xpassed" if hasattr(report, "wasxfail") else "passed"
+        outcomes[_id(report)] = "xpassed" if hasattr(report, "wasxfail") else "passed"
 
 
 @pytest.hookimpl(trylast=True)
@@ -206,6 +211,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if violations and session.exitstatus == 0:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
     told = {"outcomes": outcomes, "reasons": reasons, "violations": violations, "counts": counts}
+    trace = Path(os.environ["ROUTEWEILER_TRACE"])
+    counts["trace_lines"] = len(trace.read_text(encoding="utf-8").splitlines()) if trace.exists() else 0
     REPORT.write_text(json.dumps(told), encoding="utf-8")
 
 
@@ -213,6 +220,4 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     for violation in violations:
         terminalreporter.write_line(f"VIOLATION {violation}", red=True)
     if FORM != "plain":
-        terminalreporter.write_line(
-            f"Routeweiler: {counts['sessions']} sessions made, {counts['sends']} sends, {counts['adapter_sends']} by its adapter"
-        )
+        terminalreporter.write_line(f"Routeweiler: {', '.join(f'{name} {count}' for name, count in counts.items())}")
