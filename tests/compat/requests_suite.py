@@ -38,6 +38,8 @@ BUILD = HERE / ".build"
 PLUGINS = HERE / "suite_plugins"
 #: What the suite itself wants, by its requirements-dev.txt; the older suites run with these as well.
 NEEDS = ("pytest>=8,<10", "pytest-httpbin==2.1.0", "httpbin~=0.10.0", "pytest-mock", "trustme", "PySocks")
+#: The suites before 2.32 have httpbin redirect to ``http://localhost:-1``, which a newer Werkzeug refuses to say.
+NEEDS_BEFORE_2_32 = ("Flask<2.3", "Werkzeug<2.3")
 #: Where a source distribution has requests itself.
 SOURCES = ("src/", "requests/")
 PIP_TIMEOUT_S = 600.0
@@ -110,14 +112,15 @@ def make_ready() -> Ready:
     constraints = pins()
     version = metadata.version("requests")
     metadata_file = (CHECKOUT / "setup.cfg").read_text(encoding="utf-8")
-    parts = [*constraints, *NEEDS, metadata_file, str(CHECKOUT), sys.version, os.path.realpath(sys.executable)]
+    needs = NEEDS if tuple(map(int, version.split(".")[:2])) >= (2, 32) else (*NEEDS, *NEEDS_BEFORE_2_32)
+    parts = [*constraints, *needs, metadata_file, str(CHECKOUT), sys.version, os.path.realpath(sys.executable)]
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
     folder = BUILD / f"requests-{version}-py{sys.version_info[0]}{sys.version_info[1]}-{key}"
     if not folder.exists():
         BUILD.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(dir=BUILD, prefix="making-") as aside:
             made = Path(aside) / "made"
-            _make(made, version, constraints)
+            _make(made, version, constraints, needs)
             try:
                 made.rename(folder)
             except OSError:
@@ -131,7 +134,7 @@ def _ready_in(folder: Path) -> Ready:
     return Ready(python=folder / "env" / scripts / "python", suite=folder / "suite")
 
 
-def _make(folder: Path, version: str, constraints: Sequence[str]) -> None:
+def _make(folder: Path, version: str, constraints: Sequence[str], needs: Sequence[str]) -> None:
     folder.mkdir()
     sdist = folder / "sdist"
     try:
@@ -143,7 +146,7 @@ def _make(folder: Path, version: str, constraints: Sequence[str]) -> None:
     _run(sys.executable, "-m", "venv", str(folder / "env"))
     pinned = folder / "constraints.txt"
     pinned.write_text("\n".join(constraints), encoding="utf-8")
-    _run(str(_ready_in(folder).python), "-m", "pip", "install", "-q", "-c", str(pinned), "-e", str(CHECKOUT), *NEEDS)
+    _run(str(_ready_in(folder).python), "-m", "pip", "install", "-q", "-c", str(pinned), "-e", str(CHECKOUT), *needs)
 
 
 def _unpack(sdist: Path, suite: Path) -> None:

@@ -12,6 +12,7 @@ import json
 import os
 import socket
 import sys
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -75,6 +76,20 @@ def _put_in_place() -> None:
 
 if FORM != "plain":
     _put_in_place()
+
+
+# -- what older suites expect of pytest ------------------------------------------------------------------------------------------
+
+_warns = pytest.warns
+
+
+@functools.wraps(_warns)
+def _warns_of_any(expected: Any = Warning, *args: Any, **kwargs: Any) -> Any:
+    """`pytest.warns`, which once took None for "just record them"; what is recorded the test then looks at itself."""
+    return warnings.catch_warnings(record=True) if expected is None else _warns(expected, *args, **kwargs)
+
+
+pytest.warns = _warns_of_any  # type: ignore[assignment]
 
 
 # -- nothing leaves loopback -----------------------------------------------------------------------------------------------------
