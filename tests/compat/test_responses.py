@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from .conftest import PREIMAGE_CHARS, Books, Paying, library
 from .walk import walk
 
 responses = library("responses")
+
+#: requests 2.28 and 2.29 take none newer than 0.23.1.
+VERSION = tuple(int(part) for part in metadata.version("responses").split(".")[:3])
 
 URL = "https://api.example"
 
@@ -45,6 +49,7 @@ def test_a_402_written_by_hand(session: requests.Session, lnd: FakeLnd, books: B
     books.once()
 
 
+@pytest.mark.skipif(VERSION < (0, 24), reason="header_matcher takes no pattern before responses 0.24")
 def test_strict_and_ordered_registries(session: requests.Session, lnd: FakeLnd, books: Books) -> None:
     """With an ordered registry each answer is given once: one request too many, or too few, is an error."""
     session.hooks["response"] = [lambda response, **kwargs: response.raise_for_status()]
@@ -150,6 +155,7 @@ def test_a_response_callback_sees_each_exchange_once(session: requests.Session, 
     books.once()
 
 
+@pytest.mark.skipif(VERSION < (0, 25, 3), reason="the recorder loses headers before responses 0.25.3, the challenge among them")
 def test_recorded_to_a_file_and_replayed(session: requests.Session, paywall: Paywall, books: Books, tmp_path: Path) -> None:
     """The recorder writes answers down, not requests: no preimage is in its file.
 
