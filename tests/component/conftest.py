@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from requests.adapters import HTTPAdapter
 
 from routeweiler_sync import Ledger, PaymentState, Routeweiler, TraceSink
 from routeweiler_sync.audit import Kind, NodeAccount, compare
@@ -134,3 +135,12 @@ def make_session(books: Books, lnd: FakeLnd) -> Iterator[Callable[..., Routeweil
 @pytest.fixture
 def session(make_session: Callable[..., Routeweiler]) -> Routeweiler:
     return make_session()
+
+
+@pytest.fixture(params=["our adapter", "another's adapter"])
+def either_session(request: pytest.FixtureRequest, session: Routeweiler) -> Routeweiler:
+    """A session, and one whose user has mounted adapters of his own: what it sends goes another way."""
+    if request.param != "our adapter":
+        session.mount("http://", HTTPAdapter())
+        session.mount("https://", HTTPAdapter())
+    return session

@@ -247,9 +247,9 @@ BODIES: dict[str, Callable[[], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("kind", BODIES)
-def test_every_kind_of_body_is_sent_again_as_requests_sends_it(session, paywall: Paywall, books: Books, kind: str) -> None:
+def test_every_kind_of_body_is_sent_again_as_requests_sends_it(either_session, paywall: Paywall, books: Books, kind: str) -> None:
     """Body, length and type: a server that gets another Content-Length waits for ever, or takes the rest for a request."""
-    check_sent_alike(session, paywall, "page", BODIES[kind])
+    check_sent_alike(either_session, paywall, "page", BODIES[kind])
     books.check()
 
 
@@ -435,12 +435,12 @@ if SENDS_UTF8 and REQUESTS >= (2, 32):  # before, text couldn't be sent in chunk
 @pytest.mark.filterwarnings("ignore::requests.exceptions.FileModeWarning")
 @pytest.mark.parametrize("kind", ONE_SHOT)
 def test_a_body_that_can_be_sent_only_once_isnt_paid_for_and_says_what_to_pass(
-    session, paywall: Paywall, lnd: FakeLnd, books: Books, kind: str
+    either_session, paywall: Paywall, lnd: FakeLnd, books: Books, kind: str
 ) -> None:
     """The money would be gone, and the server would get an empty body, half of one, or wait for the rest."""
     make, what, instead = ONE_SHOT[kind]
     with pytest.raises(UnreplayableBodyError) as caught:
-        session.post(paywall.url, data=make())
+        either_session.post(paywall.url, data=make())
     assert caught.value.spent is False
     assert caught.value.response.status_code == 402
     told, spent, advice = str(caught.value).partition("Nothing was spent. ")
@@ -456,10 +456,10 @@ def test_a_body_that_can_be_sent_only_once_isnt_paid_for_and_says_what_to_pass(
 
 @pytest.mark.filterwarnings("ignore::requests.exceptions.FileModeWarning")
 @pytest.mark.parametrize("kind", ONE_SHOT)
-def test_a_stored_token_serves_a_body_that_can_be_sent_only_once(session, paywall: Paywall, books: Books, kind: str) -> None:
+def test_a_stored_token_serves_a_body_that_can_be_sent_only_once(either_session, paywall: Paywall, books: Books, kind: str) -> None:
     """Nothing is sent twice then: who pays for the path with a GET can stream whatever he likes to it."""
-    session.get(paywall.url)
-    response = session.post(paywall.url, data=ONE_SHOT[kind][0]())
+    either_session.get(paywall.url)
+    response = either_session.post(paywall.url, data=ONE_SHOT[kind][0]())
     assert response.status_code == 200
     assert payment_of(response).reused
     assert [request.status for request in paywall.requests] == [402, 200, 200]
@@ -549,16 +549,16 @@ def test_unpayable_return_gives_the_402_of_a_body_that_cant_be_sent_again(make_s
 
 
 @pytest.mark.parametrize("kind", ["bytes", "file", "form"])
-def test_the_callers_prepared_request_stays_as_it_was(session, paywall: Paywall, tmp_path: Path, kind: str) -> None:
+def test_the_callers_prepared_request_stays_as_it_was(either_session, paywall: Paywall, tmp_path: Path, kind: str) -> None:
     """Whoever sends it again, to somebody else perhaps, would send a token, or cookies that aren't his."""
     paywall.respond = lambda request: (200, {"Set-Cookie": "paid=1"}, b"")
     data: Any = {"bytes": b"0123456789", "form": {"a": "1"}, "file": io.BytesIO(b"0123456789")}[kind]
     if kind == "file":
         data.seek(3)
-    prepared = session.prepare_request(requests.Request("POST", paywall.url, data=data, cookies={"own": "1"}))
+    prepared = either_session.prepare_request(requests.Request("POST", paywall.url, data=data, cookies={"own": "1"}))
     before = {name: value.copy() if name == "headers" else value for name, value in vars(prepared).items()}
     jar = list(prepared._cookies)
-    first = session.send(prepared)
+    first = either_session.send(prepared)
     assert first.status_code == 200
     after = dict(vars(prepared))
     assert after == before
@@ -569,7 +569,7 @@ def test_the_callers_prepared_request_stays_as_it_was(session, paywall: Paywall,
     if kind == "file":
         assert data.tell() == 10, "as after any request: at its end"
         data.seek(3)
-    assert session.send(prepared).status_code == 200
+    assert either_session.send(prepared).status_code == 200
     assert [request.status for request in paywall.requests] == [402, 200, 200]
     assert len({request.body for request in paywall.requests}) == 1
 
@@ -713,7 +713,7 @@ def second(lnd: FakeLnd) -> Iterator[Paywall]:
 @pytest.mark.parametrize("paid", ["first", "second", "both"])
 @pytest.mark.parametrize("kind", ["bytes", "file", "lines"])
 def test_bodies_are_redirected_as_requests_does_it(
-    session, paywall: Paywall, second: Paywall, lnd: FakeLnd, books: Books, kind: str, paid: str, status: int
+    either_session, paywall: Paywall, second: Paywall, lnd: FakeLnd, books: Books, kind: str, paid: str, status: int
 ) -> None:
     """Each hop and each retry needs the body from its start, or none: else a 307 loses it, or a 303 repeats an order."""
     target = second.url if paid != "first" else second.url_for("/free")
@@ -725,7 +725,7 @@ def test_bodies_are_redirected_as_requests_does_it(
     body: Any = {"bytes": CONTENT, "file": io.BytesIO(content), "lines": Lines(content)}[kind]
     if kind != "bytes":
         body.seek(7)
-    response = session.post(start, data=body)
+    response = either_session.post(start, data=body)
     assert response.status_code == 200
     method, has_body = AFTER[status]
     statuses = {"first": ([402, status], [200]), "second": ([status], [402, 200]), "both": ([402, status], [402, 200])}[paid]
@@ -742,13 +742,13 @@ def test_bodies_are_redirected_as_requests_does_it(
 
 @pytest.mark.parametrize("kind", ["pipe", "seek fails"])
 def test_a_body_that_cant_go_back_isnt_redirected(
-    session, paywall: Paywall, second: Paywall, lnd: FakeLnd, books: Books, kind: str
+    either_session, paywall: Paywall, second: Paywall, lnd: FakeLnd, books: Books, kind: str
 ) -> None:
     """The error is the one of `requests`, and what is behind the redirect isn't paid for."""
-    session.get(paywall.url)
+    either_session.get(paywall.url)
     paywall.respond = lambda request: (307, {"Location": second.url}, b"")
     with pytest.raises(requests.exceptions.UnrewindableBodyError):
-        session.post(paywall.url, data=ONE_SHOT[kind][0]())
+        either_session.post(paywall.url, data=ONE_SHOT[kind][0]())
     assert second.requests == []
     assert len(lnd.payments) == 1
     books.check()

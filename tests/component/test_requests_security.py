@@ -135,7 +135,7 @@ def shops(hosts: MutableMapping[Address, Address], paywall: Paywall, other: Payw
 @pytest.mark.parametrize("where", TARGETS)
 @pytest.mark.parametrize("own", [None, OWN])
 def test_behind_a_redirect_from_a_paid_page_everything_is_as_with_requests(
-    session,
+    either_session,
     paywall: Paywall,
     other: Paywall,
     secure: Paywall,
@@ -152,7 +152,7 @@ def test_behind_a_redirect_from_a_paid_page_everything_is_as_with_requests(
     walls = (paywall, other, secure)
 
     plain = requests.Session()
-    plain.verify = session.verify = tls.ca
+    plain.verify = either_session.verify = tls.ca
     plainly = plain.get(f"http://shop.example/redirect?to={quote(target)}", headers=headers)
     theirs = [own_authorization(wall) for wall in walls]
     assert sum(map(len, theirs)) == 2
@@ -160,7 +160,7 @@ def test_behind_a_redirect_from_a_paid_page_everything_is_as_with_requests(
         wall._requests.clear()
 
     paywall.respond = lambda request: (302, {"Location": target}, b"")
-    response = session.get("http://shop.example/paid", headers=headers)
+    response = either_session.get("http://shop.example/paid", headers=headers)
     assert [r.status_code for r in response.history] == [402, 302]
     assert response.url == plainly.url
     assert [request.status for request in paywall.requests[:2]] == [402, 302]
@@ -178,12 +178,12 @@ def test_behind_a_redirect_from_a_paid_page_everything_is_as_with_requests(
 
 
 def test_a_redirect_to_another_paywall_pays_there_and_carries_only_its_own_token(
-    session, paywall: Paywall, other: Paywall, shops: None, lnd: FakeLnd, books: Books
+    either_session, paywall: Paywall, other: Paywall, shops: None, lnd: FakeLnd, books: Books
 ) -> None:
     """Each shop gets what it sold, and never the other's; on the second time both tokens go along unasked."""
     paywall.respond = lambda request: (307, {"Location": "http://other.example/paid"}, b"")
     for _ in range(2):
-        response = session.post("http://shop.example/paid", data=b"order")
+        response = either_session.post("http://shop.example/paid", data=b"order")
         assert response.status_code == 200
     for wall in (paywall, other):
         assert [(r.status == 402, r.authorized, r.paid) for r in wall.requests] == [
@@ -293,15 +293,15 @@ WAYS: dict[str, Callable[[Any, Path], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("way", WAYS)
 def test_the_callers_own_authorization_goes_out_and_the_trace_says_where_a_token_took_its_place(
-    session, paywall: Paywall, lnd: FakeLnd, books: Books, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+    either_session, paywall: Paywall, lnd: FakeLnd, books: Books, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     """Replaced silently, a login that fails is searched for days; and each call would pay, for no token goes along unasked."""
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    arguments = WAYS[way](session, tmp_path / "netrc")
+    arguments = WAYS[way](either_session, tmp_path / "netrc")
     own = OWN if way in ("header", "session's header", "callable") else "Basic dXNlcjpwYXNz"
     for _ in range(3):
-        assert session.get(paywall.url, **arguments).status_code == 200
-    assert session.get(paywall.url_for("/free"), **arguments).status_code == 200
+        assert either_session.get(paywall.url, **arguments).status_code == 200
+    assert either_session.get(paywall.url_for("/free"), **arguments).status_code == 200
     assert [(r.status, r.authorized) for r in paywall.requests] == [(402, False), (200, True)] * 3 + [(200, False)]
     assert own_authorization(paywall) == [own, None] * 3 + [own]
     assert len(lnd.payments) == 1
@@ -397,11 +397,11 @@ def test_digest_authentication_dances_as_ever(session, lnd: FakeLnd, books: Book
 # -- hooks, cookies, and what a Response says ---------------------------------------------------------------------------------
 
 
-def test_hooks_see_the_paid_page_and_not_the_402(session, paywall: Paywall) -> None:
+def test_hooks_see_the_paid_page_and_not_the_402(either_session, paywall: Paywall) -> None:
     """A hook that raises for every error would make paying impossible."""
     saw = []
-    session.hooks["response"] = [lambda r, *args, **kwargs: r.raise_for_status(), lambda r, *args, **kwargs: saw.append(r)]
-    response = session.get(paywall.url, hooks={"response": lambda r, *args, **kwargs: saw.append(r)})
+    either_session.hooks["response"] = [lambda r, *args, **kwargs: r.raise_for_status(), lambda r, *args, **kwargs: saw.append(r)]
+    response = either_session.get(paywall.url, hooks={"response": lambda r, *args, **kwargs: saw.append(r)})
     assert saw == [response]  # `requests` runs the call's hooks, or else the session's
     assert response.status_code == 200
     assert [r.status_code for r in response.history] == [402]
@@ -432,17 +432,17 @@ def test_cookies_of_a_402_stay_with_their_host(session, lnd: FakeLnd, hosts, oth
 
 
 def test_a_paid_redirect_that_isnt_followed_tells_what_would_come_next(
-    session, paywall: Paywall, other: Paywall, shops: None, books: Books
+    either_session, paywall: Paywall, other: Paywall, shops: None, books: Books
 ) -> None:
     """``response.next`` is for the caller to send where he likes: it must hold no token."""
     paywall.respond = lambda request: (307, {"Location": "http://other.example/free"}, b"")
-    response = session.post("http://shop.example/paid", data=b"order", allow_redirects=False)
+    response = either_session.post("http://shop.example/paid", data=b"order", allow_redirects=False)
     assert (response.status_code, response.is_redirect, [r.status_code for r in response.history]) == (307, True, [402])
     assert response.next.url == "http://other.example/free"
     assert (response.next.method, response.next.body) == ("POST", b"order")
     assert "Authorization" not in response.next.headers
     assert other.requests == []
-    assert session.send(response.next).status_code == 200
+    assert either_session.send(response.next).status_code == 200
     assert len(books.lines) == 2
     books.check()
 
@@ -657,13 +657,13 @@ def test_what_a_proxy_is_told_never_reaches_the_server_behind_a_redirect(
 
 
 def test_through_a_tunnel_the_proxy_sees_neither_token_nor_authorization(
-    session, secure: Paywall, tls: Tls, lnd: FakeLnd, books: Books
+    either_session, secure: Paywall, tls: Tls, lnd: FakeLnd, books: Books
 ) -> None:
     """A proxy of https passes bytes that it can't read. What is in a CONNECT it can."""
     with HttpProxy({("shop.example", 443): address_of(secure)}, login="user:pass") as proxy:
-        session.verify, session.proxies = tls.ca, {"https": proxy.url}
+        either_session.verify, either_session.proxies = tls.ca, {"https": proxy.url}
         for own in ({}, {"Authorization": OWN}):
-            assert session.get("https://shop.example/paid", headers=own).status_code == 200
+            assert either_session.get("https://shop.example/paid", headers=own).status_code == 200
         assert {(s.method, s.target) for s in proxy.seen} == {("CONNECT", "shop.example:443")}
         for seen in proxy.seen:
             assert "Authorization" not in seen.headers
