@@ -160,19 +160,23 @@ def test_behind_a_redirect_from_a_paid_page_everything_is_as_with_requests(
         wall._requests.clear()
 
     paywall.respond = lambda request: (302, {"Location": target}, b"")
-    response = either_session.get("http://shop.example/paid", headers=headers)
-    assert [r.status_code for r in response.history] == [402, 302]
-    assert response.url == plainly.url
-    assert [request.status for request in paywall.requests[:2]] == [402, 302]
-    # The first went to the shop; the second was paid, and so has no own; then it is as it was.
-    assert own_authorization(paywall)[0] == own
-    ours = [own_authorization(paywall)[2:], *map(own_authorization, (other, secure))]
-    assert ours == [theirs[0][1:], *theirs[1:]]
-    for wall in (other, secure):
-        assert not any(request.authorized for request in wall.requests), "a token went to another origin"
-    for request in (*other.requests, *secure.requests):
-        assert "L402" not in str(request.headers)
-        assert books.rows[0].preimage not in str(request.headers)
+    for is_bought in (True, False):
+        response = either_session.get("http://shop.example/paid", headers=headers)
+        paid = [402, 302] if is_bought or own else [302]  # a token goes along unasked where there is no own Authorization
+        assert [r.status_code for r in response.history] == paid
+        assert response.url == plainly.url
+        assert [request.status for request in paywall.requests[: len(paid)]] == paid
+        # The first went to the shop; the one with the token has no own; then it is as it was.
+        assert own_authorization(paywall)[0] == own
+        ours = [own_authorization(paywall)[len(paid) :], *map(own_authorization, (other, secure))]
+        assert ours == [theirs[0][1:], *theirs[1:]]
+        for wall in (other, secure):
+            assert not any(request.authorized for request in wall.requests), "a token went to another origin"
+        for request in (*other.requests, *secure.requests):
+            assert "L402" not in str(request.headers)
+            assert books.rows[0].preimage not in str(request.headers)
+        for wall in walls:
+            wall._requests.clear()
     assert len(lnd.payments) == 1
     books.check()
 
@@ -211,6 +215,7 @@ SPELLINGS = {
 }
 
 
+@pytest.mark.parametrize("is_redirected", [False, True])
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_an_origin_is_the_same_however_it_is_spelt(
     session,
@@ -223,6 +228,7 @@ def test_an_origin_is_the_same_however_it_is_spelt(
     books: Books,
     tls: Tls,
     spelling: str,
+    is_redirected: bool,
 ) -> None:
     """Taken for another, a page is paid twice; taken for the same, another server gets the token."""
     for address in [("shop.example", 8080), ("other.example", 80), ("sub.shop.example", 80)]:
@@ -231,14 +237,16 @@ def test_an_origin_is_the_same_however_it_is_spelt(
     session.verify = tls.ca
     assert session.get("http://shop.example/paid").status_code == 200
     before = len(paywall.requests)
-    response = session.get(spelling.replace("PORT", str(address_of(paywall)[1])))
+    url = spelling.replace("PORT", str(address_of(paywall)[1]))
+    # A URL that is redirected to isn't prepared as the caller's is: it goes out as the server has spelt it.
+    response = session.get(other.url_for(f"/redirect?to={quote(url)}") if is_redirected else url)
     assert response.status_code == 200
     is_same = SPELLINGS[spelling]
     assert response.payment.reused is is_same
     assert len(lnd.payments) == (1 if is_same else 2)
     if not is_same and not spelling.startswith("https"):
         assert not paywall.requests[before].authorized
-    assert "secret" not in books.trace_path.read_text()
+    assert is_redirected or "secret" not in books.trace_path.read_text()  # what a query holds is the caller's
     assert {row.origin for row in books.rows} >= {"http://shop.example"}
     books.check()
 
