@@ -248,7 +248,8 @@ class Exchange:
         rewind(self.request)
         drain(self.latest)
         self.latest.payment = None  # type: ignore[attr-defined]
-        self.history.append(superseded(self.latest, self.request))
+        # A hook may have brought it, and answers before it: digest authentication's does.
+        self.history += [*self.latest.history, superseded(self.latest, self.request)]
         self.account.service_started_s = time.time()
         request = self._carrying(held) if held is not None else again(self.request, self.history)
         try:
