@@ -181,6 +181,22 @@ def test_behind_a_redirect_from_a_paid_page_everything_is_as_with_requests(
     books.check()
 
 
+@pytest.mark.parametrize("own", [None, OWN])
+def test_a_token_bought_in_https_never_goes_out_in_clear(
+    either_session, paywall: Paywall, secure: Paywall, shops: None, lnd: FakeLnd, tls: Tls, own: str | None
+) -> None:
+    """Same host, one letter less: everybody on the way could read it."""
+    either_session.verify = tls.ca
+    secure.respond = lambda request: (302, {"Location": "http://shop.example/free"}, b"")
+    headers = {} if own is None else {"Authorization": own}
+    for _ in range(2):
+        assert either_session.get("https://shop.example/paid", headers=headers).status_code == 200
+    assert either_session.get("http://shop.example/paid", headers=headers).status_code == 200
+    assert [request.authorized for request in paywall.requests] == [False, False, False, True]
+    assert own_authorization(paywall) == [None, None, own, None]
+    assert len(lnd.payments) == 2
+
+
 def test_a_redirect_to_another_paywall_pays_there_and_carries_only_its_own_token(
     either_session, paywall: Paywall, other: Paywall, shops: None, lnd: FakeLnd, books: Books
 ) -> None:
@@ -366,7 +382,7 @@ def test_a_server_that_wants_login_and_payment_in_one_header_is_paid_once(sessio
 
 
 @pytest.mark.parametrize("body", [None, b"order"])
-def test_digest_authentication_dances_as_ever(session, lnd: FakeLnd, books: Books, body: bytes | None) -> None:
+def test_digest_authentication_dances_as_ever(either_session, lnd: FakeLnd, books: Books, body: bytes | None) -> None:
     """Its 401 is none of ours, on pages that are free, that want to be paid behind the login, or that want the login behind it."""
     nonce = ("WWW-Authenticate", 'Digest realm="r", nonce="0123", qop="auth", algorithm=MD5')
     seen: list[tuple[str, str, bytes]] = []
@@ -385,18 +401,18 @@ def test_digest_authentication_dances_as_ever(session, lnd: FakeLnd, books: Book
     method = "GET" if body is None else "POST"
     with server(answer) as url:
         for _ in range(2):
-            response = session.request(method, url + "/free", data=body, auth=HTTPDigestAuth("user", "pass"))
+            response = either_session.request(method, url + "/free", data=body, auth=HTTPDigestAuth("user", "pass"))
             assert (response.status_code, [r.status_code for r in response.history]) == (200, [401])
         assert lnd.payments == []
         auth = HTTPDigestAuth("user", "pass")
         for number in range(3):
-            response = session.request(method, url + "/login-first", data=body, auth=auth)
+            response = either_session.request(method, url + "/login-first", data=body, auth=auth)
             assert response.status_code == 200
             assert response.payment.reused is (number > 0)
             assert sorted(r.status_code for r in response.history) == ([401, 402] if number == 0 else [402])
         assert len(lnd.payments) == 1
         for _ in range(3):
-            response = session.request(method, url + "/payment-first", data=body, auth=HTTPDigestAuth("user", "pass"))
+            response = either_session.request(method, url + "/payment-first", data=body, auth=HTTPDigestAuth("user", "pass"))
             assert response.status_code == 401
         assert len(lnd.payments) == 2
     books.check()
