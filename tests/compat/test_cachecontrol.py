@@ -11,7 +11,7 @@ import requests
 
 from routeweiler_sync.testing import Paywall
 
-from .conftest import Books, library
+from .conftest import Books, Paying, library
 from .walk import walk
 
 cachecontrol = library("cachecontrol")
@@ -108,5 +108,38 @@ def test_pages_that_vary_by_authorization(cached: Callable[..., Any], paywall: P
     paywall.respond = lambda request: (200, {**MAX_AGE, "Vary": "Accept, Authorization"}, b"page")
     for _ in range(2):
         assert session.get(paywall.url).content == b"page"
+    books.assert_no_secret_in(folder)
+    books.once()
+
+
+def test_one_adapter_that_keeps_and_pays(paying: Paying, paywall: Paywall, books: Books, folder: Path) -> None:
+    """`class X(CacheControlAdapter, PaywallAdapter)` on a plain session: both are HTTPAdapters, and each calls the next."""
+    from cachecontrol.caches.file_cache import FileCache
+
+    paying_adapter = type(paying.adapter())
+
+    class Both(cachecontrol.CacheControlAdapter, paying_adapter):  # type: ignore[misc, valid-type]
+        pass
+
+    plain = paying.closing(requests.Session())
+    plain.mount("http://", Both(cache=FileCache(folder / "web"), **paying.kwargs))
+    paywall.respond = lambda request: (200, {**MAX_AGE, "Vary": "Authorization"} if request.path == "/vary" else MAX_AGE, b"page")
+    bought = plain.get(paywall.url)
+    assert (bought.content, [each.status_code for each in bought.history]) == (b"page", [402])
+    assert plain.get(paywall.url).from_cache
+    assert plain.get(paywall.url_for("/vary")).content == b"page"
+    assert [each.status for each in paywall.requests] == [402, 200, 200]
+    books.assert_no_secret_in(folder)
+    books.once()
+
+
+def test_a_session_with_a_cache_is_wrapped(paying: Paying, paywall: Paywall, books: Books, folder: Path) -> None:
+    """`wrap(CacheControl(requests.Session()))`: their adapters stay, and what comes through them is paid."""
+    paywall.respond = lambda request: (200, MAX_AGE, b"page")
+    session = paying.wrap(by_wrapper(requests.Session(), folder))
+    session.hooks["response"] = [lambda response, **kwargs: response.raise_for_status()]
+    assert session.get(paywall.url_for("/redirect?to=" + paywall.url)).content == b"page"
+    assert session.get(paywall.url).from_cache
+    assert [each.status for each in paywall.requests] == [302, 402, 200]
     books.assert_no_secret_in(folder)
     books.once()

@@ -9,6 +9,7 @@ import requests
 from requests.adapters import HTTPAdapter
 from urllib3.util.retry import Retry
 
+from routeweiler_sync import BudgetEnvelope
 from routeweiler_sync.testing import Paywall
 
 from .conftest import Books, Paying
@@ -89,4 +90,26 @@ def test_a_foreign_adapters_retry_that_lists_402_costs_nothing(session: requests
     session.hooks["response"] = [lambda response, **kwargs: response.raise_for_status()]
     session.get(paywall.url)
     assert session.get(prefix).status_code == 200
+    books.once()
+
+
+def test_two_layers_pay_once(session: requests.Session, paying: Paying, paywall: Paywall, books: Books) -> None:
+    """An adapter that pays on a session that pays, with a `Retry` besides: whoever gets the 402 first has seen to it for both."""
+    session.mount("http://", paying.adapter(max_retries=Retry(total=2, status_forcelist=[402], backoff_factor=0)))
+    session.hooks["response"] = [lambda response, **kwargs: response.raise_for_status()]
+    bought = session.post(paywall.url, data=b"body")
+    assert [each.status_code for each in bought.history] == [402]
+    assert [(each.status, each.body) for each in paywall.requests] == [(402, b"body"), (200, b"body")]
+    assert session.get(paywall.url).payment.reused
+    books.once()
+
+
+def test_what_the_inner_layer_refuses_the_outer_doesnt_buy(paying: Paying, paywall: Paywall, books: Books) -> None:
+    """A budget on the adapter is there to be kept: a session with a wider one above it must not step in."""
+    tight = BudgetEnvelope("tight", per_call_minor_units=1)
+    session = paying()
+    session.mount(paywall.url_for("/kept"), paying.adapter(budget_envelope=tight, unpayable="return"))
+    assert session.get(paywall.url_for("/kept")).status_code == 402
+    assert books.lnd.payments == []
+    assert session.get(paywall.url).status_code == 200
     books.once()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,25 @@ def test_a_402_that_cant_be_paid_isnt_kept(cached: Callable[..., Any], paying: P
     del paying.kwargs["budget_envelope"]
     session = cached()
     assert session.get(paywall.url).content == paywall.content
+    books.once()
+
+
+def test_a_stale_page_in_place_of_an_error(cached: Callable[..., Any], paying: Paying, paywall: Paywall, books: Books) -> None:
+    """`stale_if_error=True` swallows ours too: the old page is better than none, and nothing is spent."""
+    from routeweiler_sync import BudgetEnvelope
+
+    session = cached()
+    assert session.get(paywall.url).content == b"paid content\n"
+    session.cache.reset_expiration(datetime(2020, 1, 1, tzinfo=timezone.utc))
+    session.close()
+    paywall.revoke_tokens()
+    paywall.price_msat = 20_000
+    paywall.content = b"new"
+    paying.kwargs["budget_envelope"] = BudgetEnvelope("tight", per_call_minor_units=1)
+    session = cached(stale_if_error=True)
+    stale = session.get(paywall.url)
+    assert (stale.content, stale.from_cache) == (b"paid content\n", True)
+    assert books.lines[-1]["challenge"]["amountMsat"] == 20_000
     books.once()
 
 

@@ -118,6 +118,21 @@ def test_matchers_tell_the_paid_request_from_the_unpaid(session: requests.Sessio
     books.once()
 
 
+def test_an_exception_in_place_of_an_answer(session: requests.Session, lnd: FakeLnd, books: Books) -> None:
+    """`exc=…` on the paid request: the token is kept, and serves the next call."""
+    session.hooks["response"] = [lambda response, **kwargs: response.raise_for_status()]
+    adapter = requests_mock.Adapter()
+    session.mount(URL, adapter)
+    asked = {"status_code": 402, "headers": challenge(lnd)}
+    adapter.register_uri("GET", URL + "/page", [asked, {"exc": requests.exceptions.ConnectTimeout}, {"text": "page"}])
+    with pytest.raises(requests.exceptions.ConnectTimeout):
+        session.get(URL + "/page")
+    assert session.get(URL + "/page").text == "page"
+    assert adapter.call_count == 3
+    assert len(lnd.payments) == 1
+    books.check()
+
+
 def test_real_http_is_paid_on_the_wire(session: requests.Session, lnd: FakeLnd, paywall: Paywall, books: Books) -> None:
     """What isn't mocked goes out: with `real_http`, for the whole mocker or for one address, the session's adapters pay."""
     session.hooks["response"] = [lambda response, **kwargs: response.raise_for_status()]

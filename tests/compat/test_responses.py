@@ -138,6 +138,21 @@ def test_a_foreign_adapter_under_responses(session: requests.Session, lnd: FakeL
         walk(session, add_paywall(mock, URL, lnd), books, base_url=URL)
 
 
+def test_an_exception_as_body(session: requests.Session, lnd: FakeLnd, books: Books) -> None:
+    """`body=ConnectionError()` is how a lost connection is played: on the paid request, the token is kept."""
+    session.hooks["response"] = [lambda response, **kwargs: response.raise_for_status()]
+    with responses.RequestsMock(registry=responses.registries.OrderedRegistry) as mock:
+        mock.add("GET", URL + "/page", status=402, headers={"WWW-Authenticate": challenge(lnd)})
+        mock.add("GET", URL + "/page", body=requests.ConnectionError("gone"))
+        mock.add("GET", URL + "/page", body=b"page")
+        with pytest.raises(requests.ConnectionError, match="gone"):
+            session.get(URL + "/page")
+        assert session.get(URL + "/page").content == b"page"
+    assert len(lnd.payments) == 1
+    if len(books.lines) > 1:  # a naive way tells nothing of a call that fails
+        books.once()
+
+
 def test_a_response_callback_sees_each_exchange_once(session: requests.Session, lnd: FakeLnd, books: Books) -> None:
     """`response_callback` is shown what was on the wire; it may change the page, and the page is paid once all the same."""
     seen = []

@@ -95,6 +95,22 @@ def test_a_replay_on_a_machine_without_the_ledger(paying: Paying, paywall: Paywa
     books.once()
 
 
+def test_decorated(paying: Paying, paywall: Paywall, books: Books, tmp_path: Path) -> None:
+    """`@my_vcr.use_cassette` on a test, with a `VCR` configured once, is how most programs have it."""
+    my_vcr = vcr.VCR(cassette_library_dir=str(tmp_path / "cassettes"), serializer="json", **PAGES_ALONE)
+
+    @my_vcr.use_cassette("decorated.json")
+    def run() -> bytes:
+        return bytes(raising(paying()).post(paywall.url_for("/redirect?status=308&to=" + paywall.url), data=b"body").content)
+
+    assert run() == paywall.content
+    asked = len(paywall.requests)
+    assert run() == paywall.content
+    assert len(paywall.requests) == asked
+    books.assert_no_secret_in(tmp_path / "cassettes")
+    books.once()
+
+
 def test_new_episodes(paying: Paying, paywall: Paywall, books: Books, tmp_path: Path) -> None:
     """What the cassette holds is played, what is new is fetched, with the token, and recorded."""
     cassette = tmp_path / "episodes.yaml"
