@@ -39,13 +39,13 @@ def library(name: str) -> Any:
     return pytest.importorskip(name, reason=f"{name} isn't installed: pip install 'routeweiler-sync[compat]'")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "not_naive: says nothing of a session; isn't run under the naive ways")
-
-
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    if NAIVE and item.get_closest_marker("not_naive"):
-        pytest.skip("under a naive way")
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Under a naive way: the tests of this folder that ask for what pays."""
+    if NAIVE:
+        here = Path(__file__).parent
+        chosen = [item for item in items if here not in item.path.parents or "paying" in getattr(item, "fixturenames", ())]
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = chosen
 
 
 class Books(component.Books):
@@ -132,8 +132,6 @@ class Paying:
 
     def adapter(self, **kwargs: Any) -> requests.adapters.BaseAdapter:
         """An adapter to mount on a plain session; HTTPAdapter's arguments may be given as well."""
-        if NAIVE not in (None, "adapter"):
-            pytest.skip("this naive way has no adapter")
         made = naive.NaiveAdapter if NAIVE else routeweiler_sync.PaywallAdapter
         return made(**self.kwargs | kwargs)  # type: ignore[no-any-return]
 

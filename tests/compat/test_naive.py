@@ -9,8 +9,6 @@ from routeweiler_sync.testing import FakeLnd, Paywall
 from . import naive
 from .conftest import REQUIRED
 
-pytestmark = pytest.mark.not_naive
-
 
 @pytest.mark.parametrize("name", naive.SESSIONS)
 def test_a_naive_way_pays(name: str, lnd: FakeLnd, paywall: Paywall) -> None:

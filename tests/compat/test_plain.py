@@ -97,7 +97,7 @@ def test_two_layers_pay_once(session: requests.Session, paying: Paying, paywall:
     """An adapter that pays on a session that pays, with a `Retry` besides: whoever gets the 402 first has seen to it for both."""
     session.mount("http://", paying.adapter(max_retries=Retry(total=2, status_forcelist=[402], backoff_factor=0)))
     session.hooks["response"] = [lambda response, **kwargs: response.raise_for_status()]
-    bought = session.post(paywall.url, data=b"body")
+    bought = session.put(paywall.url, data=b"body")
     assert [each.status_code for each in bought.history] == [402]
     assert [(each.status, each.body) for each in paywall.requests] == [(402, b"body"), (200, b"body")]
     assert session.get(paywall.url).payment.reused
