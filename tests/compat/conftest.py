@@ -39,6 +39,15 @@ def library(name: str) -> Any:
     return pytest.importorskip(name, reason=f"{name} isn't installed: pip install 'routeweiler-sync[compat]'")
 
 
+def documented(name: str, **names: Any) -> dict[str, Any]:
+    """What the code ``name`` of docs/compatibility.md defines, given ``names``: users copy it from there, so tests do."""
+    page = (Path(__file__).parents[2] / "docs" / "compatibility.md").read_text(encoding="utf-8")
+    code = page.partition(f"<!-- code: {name} -->\n```python\n")[2].partition("```")[0]
+    assert code, f"no code {name!r} in docs/compatibility.md"
+    exec(code, names)
+    return names
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Under a naive way: the tests of this folder that ask for what pays."""
     if NAIVE:

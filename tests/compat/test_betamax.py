@@ -11,7 +11,7 @@ import requests
 
 from routeweiler_sync.testing import Paywall
 
-from .conftest import PREIMAGE_CHARS, Books, Paying, library
+from .conftest import PREIMAGE_CHARS, Books, Paying, documented, library
 from .walk import walk
 
 betamax = library("betamax")
@@ -112,12 +112,8 @@ def test_a_recorder_around_a_foreign_adapter(session: requests.Session, paywall:
     for prefix in ("https://", "http://"):
         session.mount(prefix, requests.adapters.HTTPAdapter())
 
-    def scrub(interaction: Any, cassette: Any) -> None:
-        interaction.data["request"]["headers"].pop("Authorization", None)
-
-    kept = dict(betamax.cassette.Cassette.hooks)
-    with betamax.Betamax.configure() as config:
-        config.before_record(callback=scrub)
+    kept = {name: list(hooks) for name, hooks in betamax.cassette.Cassette.hooks.items()}
+    documented("betamax", Betamax=betamax.Betamax)
     try:
         with betamax.Betamax(session, cassette_library_dir=str(cassettes)).use_cassette("foreign"):
             assert session.get(paywall.url).content == paywall.content

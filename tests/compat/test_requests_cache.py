@@ -187,6 +187,19 @@ def test_one_call_leaves_one_line(way: Callable[..., Any], paying: Paying, paywa
         walk(session, paywall, books, file_from=0)
 
 
+def test_what_leaves_a_line(paying: Paying, paywall: Paywall, books: Books, folder: Path) -> None:
+    """A sum over the trace is right in each way; what a call is differs, and docs/compatibility.md tells how."""
+    redirected = paywall.url_for("/redirect?to=" + paywall.url)
+    for way, told in ((mixin_first, 1), (mixin_second, 2), (wrapped, 2)):
+        before = len(books.lines)
+        session = way(paying, cache_name=folder / way.__name__)
+        session.hooks["response"] = [lambda response, **kwargs: response.raise_for_status()]
+        assert not session.get(redirected).from_cache
+        assert session.get(redirected).from_cache
+        assert len(books.lines) - before == told, way.__name__
+    books.once()
+
+
 @pytest.fixture
 def uninstalled() -> Iterator[None]:
     kept = requests.Session

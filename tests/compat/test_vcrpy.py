@@ -10,7 +10,7 @@ import requests
 
 from routeweiler_sync.testing import Paywall
 
-from .conftest import PREIMAGE_CHARS, Books, Paying, library
+from .conftest import PREIMAGE_CHARS, Books, Paying, documented, library
 from .walk import walk
 
 vcr = library("vcr")
@@ -18,12 +18,8 @@ vcr = library("vcr")
 FILTERED: dict[str, Any] = {"filter_headers": ["authorization"]}
 
 
-def without_402(response: dict[str, Any]) -> dict[str, Any] | None:
-    """For ``before_record_response``: the cassette holds the paid page alone."""
-    return None if response["status"]["code"] == 402 else response
-
-
-PAGES_ALONE: dict[str, Any] = {**FILTERED, "before_record_response": without_402}
+#: The cassette holds the paid page alone.
+PAGES_ALONE: dict[str, Any] = documented("vcrpy")["settings"]
 
 
 def raising(session: Any) -> Any:
