@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import ssl
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -149,6 +150,7 @@ class Connection:
         """
         timeout_s = max(timeout_s, _CALL_S_MIN)
         started = False
+        self._suit_green_threads()
 
         def listen(deed: Deed[Answer]) -> Answer:
             return self._listen(deed, rpc, request, payment_hash, timeout_s)
@@ -220,6 +222,7 @@ class Connection:
 
     def _asked(self, ask: Callable[[Deed[_Response]], _Response], path: str, timeout_s: float) -> _Response:
         """What ``ask`` returns or raises. Raises FundingError as well where it can't be begun or doesn't end."""
+        self._suit_green_threads()
         try:
             return result_of(ask, timeout_s=max(timeout_s, _CALL_S_MIN) + _SILENCE_S)
         except NoThreadError as error:
@@ -230,6 +233,20 @@ class Connection:
             raise FundingError(
                 self._told(cause, "call again, over a new connection; if it stays so, restart this program")
             ) from None
+
+    def _suit_green_threads(self) -> None:
+        """Where gevent has replaced the system's threads, grpc must be told; where eventlet has, it can't be: FundingError.
+
+        Untold it would stop the whole process in the midst of the first call (observed, grpcio 1.85, gevent 26.9, eventlet 0.41).
+        """
+        gevent, eventlet = sys.modules.get("gevent.monkey"), sys.modules.get("eventlet.patcher")
+        if gevent is not None and gevent.is_module_patched("threading"):
+            from grpc.experimental.gevent import init_gevent  # type: ignore[import-not-found]
+
+            init_gevent()  # does nothing the second time
+        if eventlet is not None and eventlet.is_monkey_patched("thread"):
+            cause = "eventlet has replaced the threads that gRPC needs, and gRPC doesn't know eventlet"
+            raise FundingError(self._told(cause, "buy in a process without eventlet.monkey_patch(): the ledger is shared"))
 
     def _call(
         self, link: _Link, path: str, request: Any, response: type[_Response], timeout_s: float, *, authorised: bool
