@@ -248,5 +248,5 @@ def _take_nets_off(request: object, response: requests.Response | None) -> None:
 
 
 def wrap(session: requests.Session, **settings: Unpack[Settings]) -> Routeweiler:
-    """`Routeweiler.wrap`."""
+    """A session that pays, with all that ``session`` has: see `Routeweiler.wrap`."""
     return Routeweiler.wrap(session, **settings)
