@@ -107,6 +107,12 @@ class PaywallAdapter(HTTPAdapter):
         response.payment = None  # type: ignore[attr-defined]
         return response
 
+    def close(self) -> None:
+        """As HTTPAdapter.close; and the ledger and the trace, where it was given its own. All open anew if used again."""
+        super().close()
+        if self._owns_payer and self.payer is not None:
+            self.payer.close()
+
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()
         if self._owns_payer:

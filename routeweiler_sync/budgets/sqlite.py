@@ -51,8 +51,8 @@ _stores_lock = threading.Lock()
 #: Locks of the stores that a fork under way keeps still.
 _held: list[threading.RLock] = []
 
-#: Connections of a parent process that forked without a word to Python, kept so that the child never closes them.
-_inherited: list[object] = []
+#: Those of a parent process that forked without a word to Python, kept so that the child never closes them.
+_inherited: list[_Line] = []
 
 
 class SqliteStore:
@@ -122,7 +122,7 @@ class SqliteStore:
         if self._pid != os.getpid():
             with _stores_lock:
                 if self._pid != os.getpid():
-                    _inherited.extend((self._writer.connection, self._reader.connection))
+                    _inherited.extend((self._writer, self._reader))
                     self._writer, self._reader = _Line(), _Line()
                     self._pid = os.getpid()  # last: it is looked at without the lock
 
@@ -260,6 +260,10 @@ class _Line:
         connection, self.connection = self.connection, None
         if connection is not None:
             connection.close()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):
+            self.close()  # of a session that was dropped: SQLite would close it too, but with a ResourceWarning
 
 
 class SqliteTransaction:
