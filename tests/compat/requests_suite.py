@@ -248,7 +248,7 @@ def run(form: Form, ready: Ready, *arguments: str) -> Run:
     """The whole suite in ``form``, or what pytest's ``arguments`` leave of it. SuiteError where it doesn't come to an end."""
     with tempfile.TemporaryDirectory(prefix=f"requests-suite-{form}-") as folder:
         suite, report, home = Path(folder) / "suite", Path(folder) / "report.json", Path(folder) / "home"
-        home.mkdir()
+        (home / "tmp").mkdir(parents=True)
         shutil.copytree(ready.suite, suite, symlinks=True)
         rewritten = _rewrite_all(suite) if form == "names" else {}
         command = [
@@ -293,6 +293,8 @@ def _environ(form: Form, report: Path, home: Path) -> dict[str, str]:
         **{name: value for name, value in os.environ.items() if not foreign.fullmatch(name)},
         "HOME": str(home),
         "USERPROFILE": str(home),
+        # Of its own, for requests unpacks files into it under names that don't tell one run's from another's.
+        **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(home / "tmp")),
         "PYTHONPATH": str(PLUGINS),
         "PYTHONDONTWRITEBYTECODE": "1",
         "ROUTEWEILER_LEDGER": str(home / "ledger.db"),
