@@ -1,6 +1,6 @@
 """What holds a token in memory, the request that carries one and the 402 that offered one. Pickled, both drop it.
 
-And what hangs on a response that the caller gets: it holds none at all, for caches, dumps and logs write that down.
+And what stands in a response's history: it holds none at all, for caches write that down as it is.
 """
 
 from __future__ import annotations
@@ -56,19 +56,20 @@ def answered(response: requests.Response) -> requests.Response:
     return response
 
 
-def as_asked(response: requests.Response, request: requests.PreparedRequest) -> requests.Response:
-    """``response``, whose ``request`` has the Authorization of ``request``, the caller's: what it has, and not our token."""
-    from .l402.credential import is_credential
-
-    own = request.headers.get("Authorization") if request.headers else None
+def kept_by_caches(response: requests.Response) -> requests.Response:
+    """``response``, the answer to a request with a token: its ``request`` is what was sent, its history names no token."""
     shown = response.request
-    if shown is None or not shown.headers:  # a library for tests may leave it out
-        return response
-    sent = shown.headers.get("Authorization")
-    sent = sent.decode("latin-1") if isinstance(sent, bytes) else sent
-    if sent is not None and sent != own and is_credential(sent):
-        if "authorization" in response.headers.get("Vary", "").lower():
-            shown.headers.pop("Authorization")  # a cache that waits for the body writes down what the page varies by
+    if response.is_redirect:  # it goes into the history of what it leads to
+        return without_token(response, None)
+    if "authorization" in response.headers.get("Vary", "").lower() and _bears_token(shown):
+        shown.headers.pop("Authorization")  # a cache that waits for the body writes down what the page varies by
+    return response
+
+
+def without_token(response: requests.Response, own: str | bytes | None) -> requests.Response:
+    """``response``, whose ``request`` has, in place of a token of ours, the Authorization ``own``, the caller's."""
+    shown = response.request
+    if _bears_token(shown):
         response.request = shown = shown.copy()
         shown.headers.pop("Authorization", None)
         if own is not None:
@@ -76,11 +77,22 @@ def as_asked(response: requests.Response, request: requests.PreparedRequest) -> 
     return response
 
 
+def _bears_token(request: requests.PreparedRequest) -> bool:
+    from .l402.credential import is_credential
+
+    headers = getattr(request, "headers", None)  # a library for tests may leave the request out
+    sent = headers.get("Authorization") if headers else None
+    return sent is not None and is_credential(sent.decode("latin-1") if isinstance(sent, bytes) else sent)
+
+
 def superseded(response: requests.Response, request: requests.PreparedRequest) -> requests.Response:
-    """``response`` as it stands in ``history``: without the token that it offers, which is being paid for."""
+    """``response`` as it stands in ``history``, the answer to what was made of ``request``: without any token.
+
+    Not even the one that it offers, which is being paid for: caches write down a history.
+    """
     if "WWW-Authenticate" in response.headers:
         from .l402.credential import redact
 
         response.headers = response.headers.copy()
         response.headers["WWW-Authenticate"] = redact(response.headers["WWW-Authenticate"])
-    return as_asked(answered(response), request)
+    return without_token(answered(response), request.headers.get("Authorization") if request.headers else None)

@@ -19,7 +19,7 @@ import requests
 
 from .account import Account, Payment
 from .call import Call, Quoted, quoting
-from .carriers import CredentialedRequest, answered, as_asked, superseded
+from .carriers import CredentialedRequest, answered, kept_by_caches, superseded
 from .checkout import Need
 from .errors import ChallengeMismatchError, LedgerError, RouteweilerError, TokenRefusedError
 from .flight import end_first_use
@@ -366,7 +366,7 @@ class Exchange:
         self.payer.book.put(replace(held, taken=True), self.path)
 
     def _finished(self, payment: Payment | None = None) -> requests.Response:
-        response = as_asked(self.latest, self.request)
+        response = kept_by_caches(self.latest)
         response.history = [*self.history, *response.history]
         response.payment = self.call.payment = payment  # type: ignore[attr-defined]
         if self.history:

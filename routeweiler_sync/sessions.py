@@ -1,9 +1,4 @@
-"""`requests.sessions` under this package's name, with a `Session` that pays as the environment says.
-
-import routeweiler_sync as requests
-
-requests.get("https://example.com/paid")
-"""
+"""`requests.sessions` under this package's name, with a `Session` that pays as the environment says."""
 
 from __future__ import annotations
 
