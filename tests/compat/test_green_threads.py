@@ -14,8 +14,6 @@ from routeweiler_sync.testing import FakeLnd, Paywall
 
 from .conftest import Books, Paying, library
 
-pytestmark = pytest.mark.not_naive
-
 #: Arguments: which, base URL, ledger, trace. The environment names the node. Prints what each call came to.
 PROGRAM = """
 import sys
