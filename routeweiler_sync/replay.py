@@ -97,22 +97,22 @@ def _obstacle(request: requests.PreparedRequest) -> _Obstacle | None:
             pass
         else:
             return _SHRUNK if _is_cut_short(request, body) else None
-    if _is_closed(body):
-        return _CLOSED
     position: Any = getattr(request, "_body_position", None)
+    if _is_closed(body):
+        return _one_shot(body, position) if _is_used_up(body) else _CLOSED
     if not isinstance(position, int) or not hasattr(body, "seek"):
         return _one_shot(body, position)
     body.seek(position)  # many have the method and can't
     is_text = isinstance(body, io.TextIOBase)
     if not is_text and hasattr(body, "tell") and body.tell() != position:
-        return f"it is a {_name(body)} whose seek() doesn't go where it should", _COPY
+        return f"it is {_kind(body)}, whose seek() doesn't go where it should", _COPY
     if _is_cut_short(request, body):
         return _SHRUNK
     if _announced(request) and callable(getattr(body, "read", None)):
         is_there = bool(body.read(1))
         body.seek(position)
         if not is_there:
-            return f"it is a {_name(body)} whose seek() says that it went back, and it didn't", _COPY
+            return f"it is {_kind(body)}, whose seek() says that it went back, and it didn't", _COPY
     return None
 
 
@@ -121,37 +121,45 @@ _SHRUNK = "it has become shorter since it was first sent", "Pass bytes, or a fil
 
 def _one_shot(body: Any, position: Any) -> _Obstacle:
     """What a body is whose beginning can't be gone back to."""
-    kind = _name(body)
+    kind = _kind(body)
     if isinstance(body, GeneratorType):
         return "it is a generator, which the first request has used up", _JOIN
     if not hasattr(body, "read"):
         what = "an iterator" if hasattr(body, "__next__") else "an iterable, which may give something else when it is asked again"
-        return f"it is a {kind}, {what}", _JOIN
+        return f"it is {kind}, {what}", _JOIN
     if hasattr(body, "to_string"):  # requests-toolbelt's MultipartEncoder, its monitor, and what follows them
         return (
-            f"it is a {kind}, an encoder that can be read only once",
+            f"it is {kind}, an encoder that can be read only once",
             "Pass its bytes, data=….to_string() (the Content-Type as before), or give the parts to requests itself: files=",
         )
     if isinstance(body, io.TextIOBase) and body.seekable():
         return "it is a text file that is being iterated, and can't tell where it stands", 'Open it in binary mode, open(…, "rb")'
     if position is None and hasattr(body, "seek") and hasattr(body, "tell"):
         return (
-            f"it is a {kind}, and where it began wasn't noted when the request was prepared",
+            f"it is {kind}, and where it began wasn't noted when the request was prepared",
             "Pass bytes (of an mmap: a memoryview), or an open file as data= of the request",
         )
-    return f"it is a {kind}, a stream (as pipes, sockets and terminals are) that can't go back", _COPY
+    return f"it is {kind}, a stream (as pipes, sockets and terminals are) that can't go back", _COPY
 
 
 def _unseekable(body: Any, error: Exception) -> _Obstacle:
-    return f"it is a {_name(body)} that can't go back to where it began ({type(error).__name__})", _COPY
+    return f"it is {_kind(body)}, and can't go back to where it began ({type(error).__name__})", _COPY
 
 
-def _name(body: Any) -> str:
-    return type(body).__name__
+def _kind(body: Any) -> str:
+    return f"of class {type(body).__name__}"
 
 
 def _is_closed(body: Any) -> bool:
     return getattr(body, "closed", False) is True
+
+
+def _is_used_up(body: Any) -> bool:
+    """Whether a closed ``body`` could never go back: what urllib3 answers closes itself at its end."""
+    try:
+        return hasattr(body, "seekable") and not body.seekable()
+    except ValueError:  # a closed file's
+        return False
 
 
 def _announced(request: requests.PreparedRequest) -> int | None:

@@ -416,16 +416,17 @@ def _iterated_text() -> Any:
 ONE_SHOT: dict[str, tuple[Callable[[], Any], str, str]] = {
     "generator": (lambda: (chunk for chunk in (b"on", b"ce")), "a generator", 'b"".join'),
     "iterator": (lambda: iter([b"on", b"ce"]), "an iterator", 'b"".join'),
-    "map": (lambda: map(bytes, ([111, 110], [99, 101])), "map, an iterator", 'b"".join'),
+    "map": (lambda: map(bytes, ([111, 110], [99, 101])), "of class map, an iterator", 'b"".join'),
     "iterable": (Chunks, "Chunks, an iterable", 'b"".join'),
     "pipe": (_pipe, "a stream", "read()"),
     "socket": (_socket, "a stream", "read()"),
     "encoder": (MultipartEncoder, "MultipartEncoder, an encoder", "to_string()"),
     "file without __iter__": (FileWithoutIter, "wasn't noted", "Pass bytes"),
-    "seek fails": (lambda: SeekFails(b"once"), "SeekFails that can't go back", "read()"),
+    "seek fails": (lambda: SeekFails(b"once"), "of class SeekFails, and can't go back", "read()"),
     "seek isn't there": (lambda: SeekIsntThere(b"once"), "can't go back to where it began (NotImplementedError)", "read()"),
     "seek stays": (lambda: SeekStays(b"once"), "whose seek() doesn't go", "read()"),
-    "seek and tell lie": (lambda: SeekAndTellLie(b"once"), "and it didn't", "read()"),
+    "seek and tell lie": (lambda: SeekAndTellLie(b"once"), "of class SeekAndTellLie, whose seek() says", "read()"),
+    "an answer": (lambda: urllib3.HTTPResponse(io.BytesIO(b"once"), preload_content=False), "a stream", "read()"),
     "closed": (lambda: ClosesAtItsEnd(b"once"), "has been closed", "Keep it open"),
     "shrunk": (lambda: Shrinks(b"once"), "has become shorter", "nobody changes"),
 }
@@ -580,7 +581,7 @@ def test_the_callers_prepared_request_stays_as_it_was(either_session, paywall: P
     assert list(prepared._cookies) == jar
     assert prepared.body is before["body"]
     assert first.request is not prepared
-    assert first.request.headers["Authorization"].startswith("L402 ") or first.request.headers["Authorization"].startswith("LSAT ")
+    assert "Authorization" not in first.request.headers
     if kind == "file":
         assert data.tell() == 10, "as after any request: at its end"
         data.seek(3)

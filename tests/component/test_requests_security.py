@@ -413,7 +413,7 @@ def test_digest_authentication_dances_as_ever(either_session, lnd: FakeLnd, book
         assert len(lnd.payments) == 1
         for _ in range(3):
             response = either_session.request(method, url + "/payment-first", data=body, auth=HTTPDigestAuth("user", "pass"))
-            assert response.status_code == 401
+            assert response.status_code in (401, 402)  # the latter where the login's own request came through another's adapter
         assert len(lnd.payments) == 2
     books.check()
 
