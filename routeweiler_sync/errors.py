@@ -94,7 +94,12 @@ class ChallengeMismatchError(RouteweilerError):
 
 
 class UnreplayableBodyError(RouteweilerError):
-    """The request's body can be sent only once, so a payment would buy nothing: nothing spent."""
+    """The request's body can be sent only once, so a payment would buy nothing: nothing spent.
+
+    It says what to pass instead. What can't be kept (a stream without end) goes to a path that has been paid for, by a GET
+    perhaps: the token goes along with the first sending then. ``spent`` is True where the body was lost while the node paid: the
+    token is kept, and the next call uses it.
+    """
 
     code = "unreplayable_body"
 

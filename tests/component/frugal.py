@@ -21,12 +21,13 @@ class FrugalPaywall(PaywallLogic):
     """A paywall on 127.0.0.1 that knows the ``sha256`` and the length of each body; inside ``with``.
 
     ``early``: who comes without a credential gets the 402 at once, as soon as the headers are there, and then the connection is
-    closed or reset, whatever is still on its way.
+    closed or reset, whatever is still on its way. May be set at any time.
     """
 
     def __init__(self, lnd: Any, *, early: Early = "", **options: Any) -> None:
         super().__init__(lnd, **options)
         self.bodies: list[tuple[int, str]] = []
+        self.early = early
         wall = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -34,10 +35,10 @@ class FrugalPaywall(PaywallLogic):
             disable_nagle_algorithm = True
 
             def reply(self) -> None:
-                if early and "Authorization" not in self.headers:
+                if wall.early and "Authorization" not in self.headers:
                     self._send(b"")
                     self.close_connection = True
-                    if early == "reset":
+                    if wall.early == "reset":
                         reset(self.connection)
                     return
                 self._send(self._digested())
