@@ -529,6 +529,30 @@ def test_free_traffic_needs_no_node_and_leaves_nothing(python: Interpreter, payw
     assert not books.ledger_path.exists()
 
 
+def test_without_a_node_a_402_stays_one_and_is_explained_once(python: Interpreter, paywall: Paywall) -> None:
+    """Who forgot the node sees 402 where a paying program was promised; but a program's stderr isn't ours to fill."""
+    python.environ.update(NO_NODE)
+    python.write("program.py", "import requests, sys\nfor _ in range(3): print(requests.get(sys.argv[1]).status_code)")
+    ended = python.run("program.py", paywall.url)
+    assert (ended.stdout.split(), ended.returncode) == ([b"402"] * 3, 0)
+    assert ended.stderr.count(b"Warning") == 1
+
+
+def test_what_a_startup_file_has_imported_pays_as_well(buying: Interpreter, paywall: Paywall, lnd: FakeLnd) -> None:
+    """Tools that patch certificates import requests as python starts, before anybody could watch."""
+    for name in ("requests", "routeweiler_sync"):
+        start = (
+            "import sys, os, {name}; sys.path.insert(0, os.environ['PYTHONPATH'].split(os.pathsep)[0]); import _routeweiler_paying;"
+            "_routeweiler_paying.begin(); import requests; print(requests.get(sys.argv[1]).status_code)"
+        )
+        buying.write("start.py", start.format(name=name))
+        environ = dict(buying.environ)
+        buying.environ.update(PYTHONPATH=paying_environ(environ)["PYTHONPATH"])
+        assert buying.run("start.py", paywall.url, how=()).stdout.strip() == b"200"
+        buying.environ = environ
+    assert len(lnd.payments) == 1
+
+
 def test_a_program_s_log_has_our_lines_where_it_wants_them(buying: Interpreter, paywall: Paywall) -> None:
     """The command line is silent, for it tells the money in its own words; a program's log is where such things are looked for."""
     buying.write("program.py", "import logging, requests, sys; logging.basicConfig(level='DEBUG'); requests.get(sys.argv[1])")

@@ -56,13 +56,14 @@ class _Watch:
 def _executed(module: ModuleType) -> None:
     if module.__name__ == _OURS:
         module.install()
-    elif _OURS not in sys.modules and hasattr(module, "adapters") and hasattr(module, "Session"):
-        # Else it is imported by ours, whose turn comes; or it is a module of the program's own that has the name.
+    elif hasattr(module, "adapters") and hasattr(module, "Session"):  # else it is one of the program's own that has the name
         import routeweiler_sync  # noqa: F401 - which comes here, too
 
 
 def begin() -> None:
     """Watch for `requests`."""
     sys.meta_path.insert(0, _Watch())
-    if _REQUESTS in sys.modules:  # a .pth file needed it
-        _executed(sys.modules[_REQUESTS])
+    for name in (_OURS, _REQUESTS):
+        if name in sys.modules:  # a .pth file needed it
+            _executed(sys.modules[name])
+            break
