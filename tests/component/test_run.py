@@ -316,12 +316,24 @@ def test_a_program_may_have_any_name(python: Interpreter, name: str) -> None:
     assert python.same(*args, "x").returncode == 1
 
 
+#: Says that the program is ready once it sleeps, and not a line before: its traceback is to be the same each time.
+READY = """
+import sys, threading, time
+def tell():
+    main = threading.main_thread().ident
+    while sys._current_frames()[main].f_lineno != int(sys.argv[1]):
+        time.sleep(0.01)
+    print("ready", flush=True)
+threading.Thread(target=tell, daemon=True).start()
+"""
+
+
 @posix_only
 @pytest.mark.parametrize(
     "program",
     {
-        "sleeps": "import time\nprint('ready', flush=True)\ntime.sleep(60)\n",
-        "cleans up": "import time\ntry:\n    print('ready', flush=True)\n    time.sleep(60)\nfinally:\n    print('clean')\n",
+        "sleeps": "time.sleep(60)\n",
+        "cleans up": "try:\n    time.sleep(60)\nfinally:\n    print('clean')\n",
         "answers": """
             import signal, sys
             signal.signal(signal.SIGINT, lambda *_: sys.exit(5))
@@ -333,7 +345,6 @@ def test_a_program_may_have_any_name(python: Interpreter, name: str) -> None:
             import concurrent.futures, time
             with concurrent.futures.ThreadPoolExecutor() as pool:
                 pool.submit(time.sleep, 0.2)
-                print('ready', flush=True)
                 time.sleep(60)
         """,
     }.values(),
@@ -341,10 +352,13 @@ def test_a_program_may_have_any_name(python: Interpreter, name: str) -> None:
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_is_the_program_s(python: Interpreter, program: str, signum: int) -> None:
     """A shell's loop goes on after Ctrl-C, unless what it ran died of it; and a supervisor's kill must reach the program."""
-    python.write("program.py", program)
+    text = textwrap.dedent(program)
+    text = READY + text if "sleep(60)" in text else text
+    line = next((number for number, each in enumerate(text.splitlines(), 1) if "sleep(60)" in each), 0)
+    python.write("program.py", text)
 
     def signalled(how: Sequence[str] | None) -> tuple[bytes, bytes, int]:
-        with python.started("program.py", how=how) as process:
+        with python.started("program.py", str(line), how=how) as process:
             assert process.stdout is not None
             assert process.stdout.readline() == b"ready\n"
             process.send_signal(signum)
