@@ -115,7 +115,7 @@ def test_names_in_the_readme_are_there() -> None:
     """A name that isn't there is a promise that isn't kept."""
     import routeweiler_sync
 
-    envelope = eval(block("budget"), dict(vars(routeweiler_sync)))
+    envelope = eval(block("budget"), {"BudgetEnvelope": routeweiler_sync.BudgetEnvelope})
     assert envelope.per_hour_minor_units == 500
     names = set(re.findall(r"`(LndClient|TraceSink|Ledger|Funding|LightningFundingSource|StaticRate)(?:\.(\w+))?[`(]", README))
     assert len(names) >= 5
