@@ -39,7 +39,7 @@ from routeweiler_sync.l402.credential import authorization, origin_of
 VARIABLE = "ROUTEWEILER_COMPAT_NAIVE"
 _MAX_FEE_MSAT = 10_000
 #: Of one test: a naive way may well hang.
-_TIMEOUT_S = 20
+_TIMEOUT_S = 8
 
 
 class Wallet:
