@@ -5,6 +5,8 @@ And what stands in a response's history: it holds none at all, for caches write 
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import requests
@@ -83,6 +85,17 @@ def _bears_token(request: requests.PreparedRequest) -> bool:
     headers = getattr(request, "headers", None)  # a library for tests may leave the request out
     sent = headers.get("Authorization") if headers else None
     return sent is not None and is_credential(sent.decode("latin-1") if isinstance(sent, bytes) else sent)
+
+
+@contextlib.contextmanager
+def errors_as_asked(request: requests.PreparedRequest) -> Iterator[None]:
+    """What `requests` raises in the block has ``request``, the caller's, and not one with our token: loggers write down errors."""
+    try:
+        yield
+    except requests.RequestException as error:
+        if isinstance(error.request, CredentialedRequest):
+            error.request = request
+        raise
 
 
 def superseded(response: requests.Response, request: requests.PreparedRequest) -> requests.Response:

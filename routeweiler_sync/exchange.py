@@ -19,7 +19,7 @@ import requests
 
 from .account import Account, Payment
 from .call import Call, Quoted, quoting
-from .carriers import CredentialedRequest, answered, kept_by_caches, superseded
+from .carriers import CredentialedRequest, answered, errors_as_asked, kept_by_caches, superseded
 from .checkout import Need
 from .errors import ChallengeMismatchError, LedgerError, RouteweilerError, TokenRefusedError
 from .flight import end_first_use
@@ -87,7 +87,9 @@ class Exchange:
     def begin(self, held: HeldToken, *, is_guess: bool) -> requests.Response:
         """Send the request with a token that nobody has asked for yet, and go on from there."""
         self._arrive()
-        return self._handled(self.send(self._carrying(held)), held, is_guess=is_guess)
+        with errors_as_asked(self.request):
+            response = self.send(self._carrying(held))
+        return self._handled(response, held, is_guess=is_guess)
 
     def go_on(self, response: requests.Response, held: HeldToken | None = None, *, is_guess: bool = False) -> requests.Response:
         """The answer that the caller gets, where ``response`` is the one to the request with ``held``, or to the bare one."""
@@ -253,7 +255,8 @@ class Exchange:
         self.account.service_started_s = time.time()
         request = self._carrying(held) if held is not None else again(self.request, self.history)
         try:
-            self.latest = self.send(request)
+            with errors_as_asked(self.request):
+                self.latest = self.send(request)
         except requests.RequestException as error:
             if held is not None:
                 why = judge(self._known_of(held, Said.NO_ANSWER), hear(None, judged=True)).why

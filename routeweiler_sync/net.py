@@ -18,7 +18,7 @@ import requests
 
 from .adapter import PaywallAdapter, exchange_of, token_along
 from .call import Call, current
-from .carriers import CredentialedRequest
+from .carriers import CredentialedRequest, errors_as_asked
 from .pools import connect_anew_if_forked
 
 if TYPE_CHECKING:
@@ -51,7 +51,11 @@ def send_with_net(
         hooks = {**hooks, "response": listed}
     outgoing.hooks = {**(hooks or {}), "response": [net, *listed]}
     try:
-        response = send(outgoing, **how)
+        if call.carried is None:
+            response = send(outgoing, **how)
+        else:
+            with errors_as_asked(request):
+                response = send(outgoing, **how)
     finally:
         outgoing.hooks = hooks
     if response.status_code == 402 and not call.handled:

@@ -140,6 +140,22 @@ def test_the_history_of_a_response_holds_no_token(session, paywall: Paywall, boo
     books.check()
 
 
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_an_error_of_the_network_holds_no_token(session, paywall: Paywall, books: Books, is_ours: bool) -> None:
+    """Loggers and error reporters write down `error.request`: on the paid request, and on one that a token was sent along with."""
+    if not is_ours:
+        session.mount("http://", requests.adapters.HTTPAdapter())
+    for _ in range(2):
+        paywall.cut_next("after")
+        with pytest.raises(requests.ConnectionError) as caught:
+            session.post(paywall.url, data=b"body")
+        assert caught.value.request.body == b"body"
+        assert "Authorization" not in caught.value.request.headers
+    assert session.post(paywall.url, data=b"body").payment.reused
+    assert len(books.lnd.payments) == 1
+    books.check()
+
+
 def test_a_copy_and_a_pickle_share_the_ledger(session, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
     """A worker that unpickles the session uses the tokens that are there, and pays from the same budget."""
     session.get(paywall.url)
