@@ -255,6 +255,18 @@ def test_with_and_close(make_session: Callable[..., Routeweiler], paywall: Paywa
     books.check()
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files are seen in /proc")
+def test_a_closed_session_has_no_file_open(arguments: dict[str, Any], paywall: Paywall, books: Books) -> None:
+    """Whoever closes a session may move its files, or unmount what they lie on: also a plain session with our adapter."""
+    plain = requests.Session()
+    plain.mount("http://", PaywallAdapter(**arguments))
+    for session in (Routeweiler(**arguments), plain, wrap(requests.Session(), **arguments)):
+        assert session.get(paywall.url).status_code == 200
+        session.close()
+        links = [os.path.realpath(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")]
+        assert not [link for link in links if link.startswith(os.fspath(books.ledger_path.parent))]
+
+
 def test_a_session_that_is_closed_while_another_thread_uses_it(session: Routeweiler, paywall: Paywall, books: Books) -> None:
     """Its calls end as if it hadn't been: with the page, and one payment."""
     paywall.faults.delay_s = 0.05

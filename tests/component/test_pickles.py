@@ -75,13 +75,17 @@ def wrapped(**kwargs: Any) -> requests.Session:
     return wrap(session, **kwargs)
 
 
+def wrapped_other(**kwargs: Any) -> requests.Session:
+    return wrap(Base("http://127.0.0.1:9"), **kwargs)
+
+
 def mounted_by_hand(**kwargs: Any) -> requests.Session:
     session = requests.Session()
     session.mount("http://", PaywallAdapter(**kwargs))
     return session
 
 
-KINDS = [paying, mixed, of_the_environment, wrapped, mounted_by_hand]
+KINDS = [paying, mixed, of_the_environment, wrapped, wrapped_other, mounted_by_hand]
 
 
 def pickled_with(protocol: int) -> Callable[[Any], Any]:
@@ -97,15 +101,24 @@ WAYS = [copy.copy, copy.deepcopy, *map(pickled_with, PROTOCOLS)]
 
 
 @pytest.fixture
-def arguments(lnd: FakeLnd, books: Books, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Ledger, trace and node, as arguments and in the environment."""
-    for name, value in {
+def environ(lnd: FakeLnd, books: Books) -> dict[str, str]:
+    """Ledger, trace and node, as the environment has them."""
+    return {
         **lnd.environ,
         "ROUTEWEILER_LEDGER": os.fspath(books.ledger_path),
         "ROUTEWEILER_TRACE": os.fspath(books.trace_path),
         "ROUTEWEILER_NETWORK": "bitcoin-regtest",
-    }.items():
-        monkeypatch.setenv(name, value)
+    }
+
+
+@pytest.fixture
+def arguments(
+    lnd: FakeLnd, books: Books, environ: dict[str, str], monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> dict[str, Any]:
+    """Ledger, trace and node, as arguments; in the environment for those alone who look there."""
+    if getattr(request.node, "callspec", None) and request.node.callspec.params.get("kind") is of_the_environment:
+        for name, value in environ.items():
+            monkeypatch.setenv(name, value)
     return {"funding": [lnd.funding()], "ledger": books.ledger_path, "trace_sink": TraceSink.jsonl(books.trace_path)}
 
 
@@ -165,6 +178,21 @@ def test_each_hand_of_a_pickle_of_many_has_one_payer(arguments: dict[str, Any]) 
     assert one is other
 
 
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+def test_a_twin_shares_the_ledger_that_the_environment_named(
+    way: Callable[[Any], Any], lnd: FakeLnd, paywall: Paywall, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it wakes the default may be another file: there it would pay for everything again."""
+    monkeypatch.setenv("ROUTEWEILER_LEDGER", os.fspath(tmp_path / "mine.db"))
+    session = Routeweiler(funding=[lnd.funding()])
+    early = way(session)
+    assert session.get(paywall.url).status_code == 200
+    monkeypatch.setenv("ROUTEWEILER_LEDGER", os.fspath(tmp_path / "another.db"))
+    for twin in (early, way(session)):
+        assert payment_of(twin.get(paywall.url)).reused
+    assert len(lnd.payments) == 1
+
+
 def test_no_secret_that_was_given_inline_is_in_a_pickle(
     lnd: FakeLnd, arguments: dict[str, Any], paywall: Paywall, books: Books
 ) -> None:
@@ -172,7 +200,7 @@ def test_no_secret_that_was_given_inline_is_in_a_pickle(
     macaroon = Path(lnd.macaroon_path).read_bytes()
     funding = [lnd.funding(client=lnd.client(macaroon_hex=macaroon.hex()))]
     paywall.add_service("/other", name="other", price_msat=7_000)
-    for kind in (paying, mixed, wrapped, mounted_by_hand):
+    for kind in (paying, mixed, wrapped, wrapped_other, mounted_by_hand):
         session = kind(**arguments | {"funding": funding})
         assert session.get(paywall.url).status_code == 200
         for protocol in PROTOCOLS:
@@ -190,11 +218,11 @@ def test_no_secret_that_was_given_inline_is_in_a_pickle(
 
 
 def test_the_environments_session_is_made_of_the_environment_where_it_wakes(
-    arguments: dict[str, Any], paywall: Paywall, lnd: FakeLnd, monkeypatch: pytest.MonkeyPatch, books: Books
+    environ: dict[str, str], paywall: Paywall, lnd: FakeLnd, monkeypatch: pytest.MonkeyPatch, books: Books
 ) -> None:
     """A lndconnect URI holds the macaroon, so it is in no pickle; the worker has the variable itself."""
-    for name in lnd.environ:
-        monkeypatch.delenv(name)
+    for name in environ.keys() - lnd.environ.keys():
+        monkeypatch.setenv(name, environ[name])
     monkeypatch.setenv("ROUTEWEILER_LNDCONNECT", lnd.lndconnect_uri)
     session = Session()
     paywall.add_service("/other", name="other", price_msat=7_000)
@@ -440,8 +468,11 @@ kind, base = sys.argv[1:]
 session = next(each for each in FORKED if each.__name__ == kind)(**fork_arguments())
 
 def port():
-    raw = session.get(base + "/free", stream=True).raw
-    return (getattr(raw, "connection", None) or raw._connection).sock.getsockname()[1]
+    response = session.get(base + "/free", stream=True)
+    connection = getattr(response.raw, "connection", None) or response.raw._connection
+    number = connection.sock.getsockname()[1]
+    assert response.content  # and the connection is back in the pool
+    return number
 
 def reused(path):
     response = session.get(base + path)
@@ -497,7 +528,7 @@ FORKED = [*KINDS, with_an_adapter_of_the_users]
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 @pytest.mark.parametrize("kind", FORKED, ids=lambda kind: kind.__name__)
 def test_a_fork_after_use(
-    kind: Callable[..., requests.Session], arguments: dict[str, Any], paywall: Paywall, lnd: FakeLnd, books: Books
+    kind: Callable[..., requests.Session], environ: dict[str, str], paywall: Paywall, lnd: FakeLnd, books: Books
 ) -> None:
     """Web servers fork their workers when all is loaded and warm. On one connection each would read what another was answered, and
     pay for that.
@@ -506,6 +537,7 @@ def test_a_fork_after_use(
         paywall.add_service(f"/{name}", name=name, price_msat=1_000)
     done = subprocess.run(
         [sys.executable, "-c", FORK, kind.__name__, paywall.base_url],
+        env=os.environ | environ,
         cwd=Path(__file__).parents[2],
         timeout=50,
         capture_output=True,
