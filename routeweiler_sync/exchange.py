@@ -24,13 +24,13 @@ from .checkout import Need
 from .errors import ChallengeMismatchError, LedgerError, RouteweilerError, TokenRefusedError
 from .flight import end_first_use
 from .l402.challenge import parse_challenge, schemes_offered
-from .l402.credential import authorization, origin_of, path_of, scope_of
+from .l402.credential import authorization, path_of, scope_of
 from .limits import active
 from .money import sats
 from .outcomes import no_more_tokens_error, overtaken_error, refused_error
 from .purchase import MAYBE_REFUSALS, Known, Said, Verdict, Wants, hear, judge, known_of
 from .replay import again, check_replayable, drain, rewind
-from .tokens import HeldToken
+from .tokens import HeldToken, origin_at
 
 if TYPE_CHECKING:
     from .budgets.schema import PaymentRow
@@ -72,7 +72,7 @@ class Exchange:
     offers: int = 0
     #: Payment hashes of tokens that were offered again because the answer to them was an old one.
     replayed: set[str] = field(default_factory=set)
-    latest: requests.Response = field(default_factory=requests.Response)
+    latest: requests.Response = field(init=False)
     #: A token that was refused without a word why: offered once more after the server was asked bare.
     doubted: HeldToken | None = None
     asked_bare: bool = False
@@ -101,7 +101,7 @@ class Exchange:
 
     def _arrive(self) -> None:
         url = self.request.url or ""
-        self.origin, self.path = origin_of(url), path_of(url)
+        self.origin, self.path = origin_at(url), path_of(url)
 
     def _handled(self, response: requests.Response, held: HeldToken | None, *, is_guess: bool) -> requests.Response:
         self.latest = response
@@ -356,17 +356,19 @@ class Exchange:
 
     def _note_taken(self, held: HeldToken) -> None:
         ledger, failed = self.payer.ledger, "the ledger can't note that a token was taken: %s"
+        known = self.payer.book.knows_path(held, self.path)
         try:  # apart: whether the token may be replaced when it is refused hangs on the first note, and not on the second
             if not held.taken:
                 ledger.mark(held.payment_hash, taken=True)
         except LedgerError as error:
             log.warning(failed, error)
         try:
-            if not self.payer.book.knows_path(held, self.path):
+            if not known:
                 ledger.learn(self.origin, self.path, held.scope)
         except LedgerError as error:
             log.warning(failed, error)
-        self.payer.book.put(replace(held, taken=True), self.path)
+        if not (held.taken and known):
+            self.payer.book.put(replace(held, taken=True), self.path)
 
     def _finished(self, payment: Payment | None = None) -> requests.Response:
         response = kept_by_caches(self.latest)

@@ -54,11 +54,17 @@ def rewind(request: requests.PreparedRequest) -> None:
 
 def again(request: requests.PreparedRequest, answers: list[requests.Response]) -> requests.PreparedRequest:
     """A copy of ``request`` to send after ``answers``: cookies merged as `HTTPDigestAuth` does it. The body is the very same."""
+    copy: requests.PreparedRequest
+    if not answers:  # nothing of it will be changed but a header: there is no need to copy the cookies
+        copy = object.__new__(requests.PreparedRequest)
+        copy.__dict__.update(request.__dict__)
+        copy.headers = CaseInsensitiveDict() if request.headers is None else request.headers.copy()
+        return copy
     copy = requests.PreparedRequest.copy(request)
     if copy.headers is None:
         copy.headers = CaseInsensitiveDict()
     jar = copy._cookies
-    if jar is not None and answers:
+    if jar is not None:
         cookie = copy.headers.pop("Cookie", None)
         if cookie is not None and cookie != get_cookie_header(jar, copy):
             copy.headers["Cookie"] = cookie  # the caller's own, not the jar's

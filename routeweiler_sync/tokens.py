@@ -114,15 +114,17 @@ class _Origin:
 _origins: dict[str, str] = {}
 
 
-def _origin_of(url: str) -> str:
-    """`origin_of`, which `along` finds remembered the next time. ValueError."""
-    origin = origin_of(url)
+def origin_at(url: str) -> str:
+    """`origin_of`, remembered. ValueError."""
     end = url.find("/", len("https://"))
     place = url if end < 0 else url[:end]
-    if not _UNCLEAR.search(place):
-        if len(_origins) >= MAX_ORIGINS:
-            _origins.clear()
-        _origins[place] = origin
+    origin = _origins.get(place)
+    if origin is None:
+        origin = origin_of(url)
+        if not _UNCLEAR.search(place):
+            if len(_origins) >= MAX_ORIGINS:
+                _origins.clear()
+            _origins[place] = origin
     return origin
 
 
@@ -135,11 +137,8 @@ class TokenBook:
 
     def along(self, url: str) -> tuple[HeldToken, bool] | None:
         """`unasked` for ``url``; None as well where that isn't one of http. Quick where the origin has no token."""
-        end = url.find("/", len("https://"))
-        origin = _origins.get(url if end < 0 else url[:end])
         try:
-            if origin is None:
-                origin = _origin_of(url)
+            origin = origin_at(url)
             known = self._origins.get(origin) or self._load(origin)
             return self.unasked(origin, path_of(url)) if known.by_scope else None
         except ValueError:

@@ -38,6 +38,11 @@ _TOKEN_IN_TEXT = re.compile(
     rf"\b((?:token|macaroon)[ \t]{{0,8}}=[ \t]{{0,8}}\\{{0,4}}[\"']?)[^\s,;\"'\\]{{1,{MAX_TOKEN_CHARS}}}", re.IGNORECASE
 )
 
+# A URL whose path urllib3's parser, which takes its time, leaves as it is: nothing in it is quoted, and no segment is "." or "..".
+_PLAIN_PATH = re.compile(
+    r"https?://[a-z0-9.-]+(?::[0-9]{1,5})?((?:/(?!\.{1,2}(?:[/?#]|\Z))[A-Za-z0-9_.~-]*)+)(?:[?#]|\Z)", re.ASCII
+)
+
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -108,4 +113,5 @@ def path_of(url: str) -> str:
 
     A key in the ledger, as a scope is, and bounded in the same way: a path above `MAX_SCOPE_CHARS` is replaced by its hash.
     """
-    return _bounded(parse_url(url).path or "/", MAX_SCOPE_CHARS)
+    plain = _PLAIN_PATH.match(url)
+    return _bounded(plain[1] if plain is not None else parse_url(url).path or "/", MAX_SCOPE_CHARS)

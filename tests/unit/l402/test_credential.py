@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import time
 
 import pytest
 import requests
 from hypothesis import given, settings, strategies as st
+from urllib3.util import parse_url
 
 from routeweiler_sync.l402.challenge import Challenge, parse_challenge
 from routeweiler_sync.l402.credential import (
@@ -21,6 +23,7 @@ from routeweiler_sync.l402.credential import (
     redact,
     scope_of,
 )
+from routeweiler_sync.tokens import origin_at
 
 from .makers import INVOICE, L402, TOKEN, macaroon, token
 
@@ -186,6 +189,54 @@ def test_an_origin_is_where_requests_connects_to(url: str, origin: str, path: st
     assert prepared is not None
     for each in (url, prepared):
         assert (origin_of(each), path_of(each)) == (origin, path)
+
+
+#: What URLs are made of, and what two readers of one may disagree on.
+_PIECES = [
+    "/",
+    ".",
+    "..",
+    "//",
+    "a",
+    "B7",
+    "-_~",
+    "%2e",
+    "%2F",
+    "?",
+    "#",
+    "@",
+    ":",
+    ":80",
+    "\\",
+    ";x=1",
+    "é",
+    " ",
+    "\n",
+    "[::1]",
+    "x.json",
+]
+
+
+@given(st.lists(st.sampled_from(_PIECES), max_size=8), st.sampled_from(["http://", "https://", "HTTP://"]))
+@settings(max_examples=2_000)
+def test_a_quick_look_at_a_url_sees_what_its_parser_sees(pieces: list[str], scheme: str) -> None:
+    """If failing: a path, or an origin, is taken for another, and a token goes along where it wasn't learned."""
+    url = scheme + "pages.example" + "".join(pieces)
+    for each in (url, url + "/next", scheme + "".join(pieces)):
+        try:
+            slow = parse_url(each)
+            expected = (origin_of(each), _key(slow.path or "/"))
+        except ValueError:
+            for _ in range(2):
+                with pytest.raises(ValueError):
+                    origin_at(each), path_of(each)
+            continue
+        for _ in range(2):  # the second time it is remembered
+            assert (origin_at(each), path_of(each)) == expected
+
+
+def _key(path: str) -> str:
+    return path if path.isascii() and path.isprintable() else "sha256:" + hashlib.sha256(path.encode()).hexdigest()
 
 
 @pytest.mark.parametrize("path", ["/" + "x" * MAX_SCOPE_CHARS, "/" + "x" * 5_000])
