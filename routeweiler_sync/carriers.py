@@ -1,6 +1,6 @@
 """What holds a token in memory, the request that carries one and the 402 that offered one. Pickled, both drop it.
 
-And what stands in a response's history: it holds none at all, for caches write that down as it is.
+And what becomes of answers that a cache writes down as they are: a session's cache does so with a response's history.
 """
 
 from __future__ import annotations
@@ -59,12 +59,14 @@ def answered(response: requests.Response) -> requests.Response:
 
 
 def kept_by_caches(response: requests.Response) -> requests.Response:
-    """``response``, the answer to a request with a token: its ``request`` is what was sent, its history names no token."""
-    shown = response.request
-    if response.is_redirect:  # it goes into the history of what it leads to
-        return without_token(response, None)
-    if "authorization" in response.headers.get("Vary", "").lower() and _bears_token(shown):
-        shown.headers.pop("Authorization")  # a cache that waits for the body writes down what the page varies by
+    """``response`` without what a cache of its session writes down of it: a redirect's token, for it goes into a history."""
+    return without_token(response, None) if response.is_redirect else response
+
+
+def unvaried(response: requests.Response) -> requests.Response:
+    """``response``, whose request has lost its token where the page varies by it: an adapter that caches writes that down."""
+    if "authorization" in response.headers.get("Vary", "").lower() and _bears_token(response.request):
+        response.request.headers.pop("Authorization")
     return response
 
 
@@ -99,13 +101,13 @@ def errors_as_asked(request: requests.PreparedRequest) -> Iterator[None]:
 
 
 def superseded(response: requests.Response, request: requests.PreparedRequest) -> requests.Response:
-    """``response`` as it stands in ``history``, the answer to what was made of ``request``: without any token.
+    """``response``, the answer to what was made of ``request``, as it stands in a ``history`` that is written down.
 
-    Not even the one that it offers, which is being paid for: caches write down a history.
+    Without any token, also the one that it offers, which is being paid for.
     """
     if "WWW-Authenticate" in response.headers:
         from .l402.credential import redact
 
         response.headers = response.headers.copy()
         response.headers["WWW-Authenticate"] = redact(response.headers["WWW-Authenticate"])
-    return without_token(answered(response), request.headers.get("Authorization") if request.headers else None)
+    return without_token(response, request.headers.get("Authorization") if request.headers else None)

@@ -19,7 +19,7 @@ import requests
 
 from .account import Account, Payment
 from .call import Call, Quoted, quoting
-from .carriers import CredentialedRequest, answered, errors_as_asked, kept_by_caches, superseded
+from .carriers import CredentialedRequest, answered, errors_as_asked, kept_by_caches, superseded, unvaried
 from .checkout import Need
 from .errors import ChallengeMismatchError, LedgerError, RouteweilerError, TokenRefusedError
 from .flight import end_first_use
@@ -83,6 +83,11 @@ class Exchange:
     def account(self) -> Account:
         """The call's."""
         return self.call.account
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether the session writes down what it gets, the history too, as those of requests-cache do. (Not known of others'.)"""
+        return self.call.session is None or hasattr(self.call.session, "cache")
 
     def begin(self, held: HeldToken, *, is_guess: bool) -> requests.Response:
         """Send the request with a token that nobody has asked for yet, and go on from there."""
@@ -251,7 +256,7 @@ class Exchange:
         drain(self.latest)
         self.latest.payment = None  # type: ignore[attr-defined]
         # A hook may have brought it, and answers before it: digest authentication's does.
-        self.history += [*self.latest.history, superseded(self.latest, self.request)]
+        self.history += [*self.latest.history, answered(superseded(self.latest, self.request) if self.is_cached else self.latest)]
         self.account.service_started_s = time.time()
         request = self._carrying(held) if held is not None else again(self.request, self.history)
         try:
@@ -371,7 +376,7 @@ class Exchange:
             self.payer.book.put(replace(held, taken=True), self.path)
 
     def _finished(self, payment: Payment | None = None) -> requests.Response:
-        response = kept_by_caches(self.latest)
+        response = unvaried(kept_by_caches(self.latest) if self.is_cached else self.latest)
         response.history = [*self.history, *response.history]
         response.payment = self.call.payment = payment  # type: ignore[attr-defined]
         if self.history:
