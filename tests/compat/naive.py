@@ -267,8 +267,8 @@ def outcomes(name: str, *arguments: str) -> dict[str, bool]:
             capture_output=True,
             text=True,
         )
-        if not report.exists():
-            raise RuntimeError(f"pytest made no report under {name}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+        if done.returncode not in (0, 1) or not report.exists():  # passed, failed; else the tests weren't all run
+            raise RuntimeError(f"pytest couldn't run the tests under {name}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
         cases = ElementTree.parse(report).getroot().iter("testcase")
         found: dict[str, bool] = {}
         for case in cases:
