@@ -55,6 +55,7 @@ _done: set[str] = set()
 def prepare_session() -> None:
     """Import what any session may need."""
     if "session" not in _done:
+        _load(["netrc"])  # which requests imports in its first call
         _load(f"{__package__}.{name}" for name in _SESSION)
         _done.add("session")
 
