@@ -79,7 +79,7 @@ def again(request: requests.PreparedRequest, answers: list[requests.Response]) -
 _Obstacle = tuple[str, str]
 
 _CLOSED = "the file has been closed since", "Keep it open until the call has returned"
-_JOIN = 'Pass b"".join(…) of it, or write it to a tempfile.TemporaryFile() and pass that'
+_JOIN = 'Pass bytes, b"".join(…) of it, or write it to a tempfile.TemporaryFile() and pass that'
 _COPY = "Pass what it holds as bytes, data=….read(), or copy it into a tempfile.TemporaryFile() and pass that"
 
 
