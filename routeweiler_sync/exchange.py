@@ -70,7 +70,7 @@ class Exchange:
     bought: bool = False
     refused_since_s: float | None = None
     offers: int = 0
-    #: Payment hashes of tokens that were offered again because the answer to them was an old one.
+    #: Payment hashes of tokens whose refusal was looked at: whether it is an old answer.
     replayed: set[str] = field(default_factory=set)
     latest: requests.Response = field(init=False)
     #: A token that was refused without a word why: offered once more after the server was asked bare.
@@ -153,8 +153,6 @@ class Exchange:
                 held = self._offer(self._as_others_know(judged) or judged)
             elif judged is not None and verdict is Verdict.ASK_BARE:
                 self.doubted, held = judged, self._offer(None)
-            elif judged is not None and verdict is Verdict.RETIRE and need is not None and self._is_replayed(judged, need):
-                held = self._offer(judged)
             else:
                 if judged is not None and verdict is Verdict.RETIRE:
                     self._retire(judged)
@@ -164,15 +162,12 @@ class Exchange:
                 held = self._offer(None if need is None else self._wanted(need))  # bare: to be told what it wants now
                 is_guess = False
 
-    def _is_replayed(self, held: HeldToken, need: Need) -> bool:
-        """Whether the refusal may be an old answer, of a cassette or a cache: it wants an invoice paid that was paid long ago.
-
-        Then it says nothing of ``held``, and the page may be the next answer. Believed once for each token.
-        """
+    def _is_paid(self, held: HeldToken, need: Need) -> bool:
+        """Whether what refuses ``held`` wants an invoice paid that was paid long ago. Looked at once for each token."""
         if held.payment_hash in self.replayed:
             return False
-        row = self.payer.ledger.payment(need.challenge.payment_hash.hex())
         self.replayed.add(held.payment_hash)
+        row = self.payer.ledger.payment(need.challenge.payment_hash.hex())
         return row is not None and row.settled_at is not None
 
     def _wanted(self, need: Need) -> HeldToken:
@@ -283,6 +278,8 @@ class Exchange:
         wants, status = Wants.NOTHING, self.latest.status_code
         if need is not None:
             wants = Wants.SAME if held is not None and need.scope == held.scope else Wants.L402
+            if wants is Wants.SAME and judged is not None and self._is_paid(judged, need):
+                wants = Wants.PAID
         elif status in (401, 402) and schemes_offered(_challenge_lines(self.latest)):
             wants = Wants.OTHER
         after_402 = any(answer.status_code == 402 for answer in self.history)

@@ -215,6 +215,7 @@ class Said(str, Enum):
 
     DELIVERED = "2xx; or 3xx, where without the token it was a 402 just before"
     REFUSED = "402 (or 401) with an L402 challenge of the token's own scope"
+    REPLAYED = "the same, but for an invoice that was paid long ago: an old answer, of a cassette or a cache"
     PRICED = "402 (or, to a token, 401) with an L402 challenge of another scope than the token's, if one went along"
     OTHER_402 = "402 without an L402 challenge"
     LOGIN = "401 with challenges, none of them L402's"
@@ -288,6 +289,15 @@ SERVER_TABLE: dict[tuple[Known, Said], Ruling] = {
         Verdict.RETIRE,
         "it has served, and the server asks for another in so many words: used up, expired or revoked",
     ),
+    **_same(Said.REPLAYED, (Known.FRESH,), Verdict.OFFER_AGAIN, "the server may hear late of the settlement: never pay again"),
+    **_same(Said.REPLAYED, (Known.WAITED,), Verdict.GIVE_UP, "a server that never delivers gets one payment, and no second"),
+    **_same(Said.REPLAYED, (Known.UNTIMELY,), Verdict.RETIRE, "its time was over before it could serve"),
+    **_same(
+        Said.REPLAYED,
+        (Known.TAKEN, Known.ELSEWHERE, Known.DOUBTED, Known.EXPIRED),
+        Verdict.OFFER_AGAIN,
+        "an old answer says nothing of it, and the page may be the next: heard once for each token",
+    ),
     **_same(Said.PRICED, (Known.NONE,), Verdict.GET_ONE, "that is the price"),
     **_same(Said.PRICED, (Known.GUESS, *_JUDGED), Verdict.GET_ONE, "another token is asked for: this one isn't refused by that"),
     **_same(Said.OTHER_402, (Known.NONE,), Verdict.AS_IT_IS, "other ways to pay are the caller's business"),
@@ -322,16 +332,20 @@ SERVER_TABLE: dict[tuple[Known, Said], Ruling] = {
 }
 
 #: Answers whose meaning depends on what is known of the token: they may refuse it.
-MAYBE_REFUSALS = (Said.REFUSED, Said.OTHER_402, Said.BARE_401)
+MAYBE_REFUSALS = (Said.REFUSED, Said.REPLAYED, Said.OTHER_402, Said.BARE_401)
 
 
 class Wants(str, Enum):
     """What the WWW-Authenticate lines of a 401 or 402 ask for."""
 
     SAME = "L402, of the scope of the token that went along"
+    PAID = "the same, by an invoice that the ledger has as paid"
     L402 = "L402, of another scope, or no token went along"
     OTHER = "something else"
     NOTHING = "they don't say"
+
+
+_L402S = {Wants.SAME: Said.REFUSED, Wants.PAID: Said.REPLAYED, Wants.L402: Said.PRICED}
 
 
 def hear(status: int | None, *, wants: Wants = Wants.NOTHING, judged: bool, after_402: bool = False) -> Said:
@@ -348,8 +362,8 @@ def hear(status: int | None, *, wants: Wants = Wants.NOTHING, judged: bool, afte
     if status == 401 and not judged:
         return Said.UNREAD_401
     if status in (401, 402):
-        if wants in (Wants.SAME, Wants.L402):
-            return Said.REFUSED if wants is Wants.SAME else Said.PRICED
+        if wants in _L402S:
+            return _L402S[wants]
         if status == 402:
             return Said.OTHER_402
         return Said.LOGIN if wants is Wants.OTHER else Said.BARE_401

@@ -24,6 +24,8 @@ def answers() -> Iterator[tuple[int | None, Wants, bool, bool]]:
     """(status, what it wants, whether the token is judged, whether a 402 came before): all that can be."""
     for status, wants, judged, after_402 in itertools.product(STATUSES, Wants, [False, True], [False, True]):
         looked_into = status == 402 or (status == 401 and judged)
+        if wants is Wants.PAID and not judged:
+            continue  # only the refusal of a token is looked at so closely
         if wants is Wants.NOTHING or looked_into:
             yield status, wants, judged, after_402
 
@@ -50,6 +52,8 @@ def design_says(status: int, wants: Wants, *, taken: bool, taken_here: bool, exp
         if expired:
             return Verdict.RETIRE
         return Verdict.OFFER_AGAIN if patience_left else Verdict.GIVE_UP
+    if wants is Wants.PAID:
+        return Verdict.OFFER_AGAIN  # an old answer says nothing of it
     if wants is Wants.SAME:
         return Verdict.RETIRE  # taken before, and asked for anew in so many words
     if expired:
@@ -86,7 +90,7 @@ def test_what_cant_be_raises_before_anything_is_done() -> None:
     illegal = {pair for pair in itertools.product(Known, Said) if pair not in SERVER_TABLE}
     assert illegal == {
         (Known.NONE, Said.REFUSED),
-        *itertools.product((Known.NONE, Known.GUESS), (Said.LOGIN, Said.BARE_401)),
+        *itertools.product((Known.NONE, Known.GUESS), (Said.LOGIN, Said.BARE_401, Said.REPLAYED)),
         *itertools.product(JUDGED, (Said.UNREAD_401,)),
     }
 
@@ -125,7 +129,7 @@ def test_without_a_token_only_an_l402_challenge_is_answered(status: int | None) 
 @pytest.mark.parametrize("status", STATUSES)
 def test_a_guess_is_withdrawn_unseen_and_never_judged(status: int | None) -> None:
     """Else a token that nobody asked for would keep the caller from a page, or be given up for a page that it isn't for."""
-    for wants in Wants if status == 402 else (Wants.NOTHING,):
+    for wants in set(Wants) - {Wants.PAID} if status == 402 else (Wants.NOTHING,):
         verdict = judge(Known.GUESS, hear(status, wants=wants, judged=False)).verdict
         if status == 402 and wants in (Wants.SAME, Wants.L402):
             assert verdict is Verdict.GET_ONE
