@@ -67,6 +67,21 @@ def test_the_example_runs_and_its_trace_answers_the_query(tmp_path: Path, lnd: F
         assert trace.execute(block("query")).fetchall() == [(paywall.base_url, 1, 11.0)]
 
 
+def test_one_line_makes_a_program_pay(lnd: FakeLnd, paywall: Paywall, books: Books) -> None:
+    """Whoever changes that line in a script of years finds a 402 in his data, and no word of what is missing."""
+    program = block("drop-in").replace("https://example.com/weather", paywall.url) + "print(response.text, end='')"
+    environ = {"ROUTEWEILER_LEDGER": str(books.ledger_path), "ROUTEWEILER_TRACE": str(books.trace_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=bare_environ(**lnd.environ, **environ, ROUTEWEILER_BUDGET="20 sat/call"),
+        capture_output=True,
+        timeout=TIMEOUT_S,
+    )
+    assert (done.returncode, done.stderr, done.stdout) == (0, b"", paywall.content)
+    assert [payment.amount_msat for payment in lnd.payments] == [10_000]
+    books.check()
+
+
 def test_the_demo_shows_what_the_readme_shows() -> None:
     """A README whose output is of another time shows what isn't there."""
 
