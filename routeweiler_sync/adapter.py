@@ -73,8 +73,6 @@ class PaywallAdapter(HTTPAdapter):
         proxies: Mapping[str, str] | None = None,
     ) -> requests.Response:
         """Send, pay if need be, send again. Raises what `requests` raises, and the errors of `routeweiler_sync.errors`."""
-        # By name, as `requests` gives them: a library that puts its own in place of HTTPAdapter's send may rely on it.
-        how = {"stream": stream, "timeout": timeout, "verify": verify, "cert": cert, "proxies": proxies}
         if self._pid != os.getpid():
             connect_anew(self)
             self._pid = os.getpid()
@@ -84,28 +82,26 @@ class PaywallAdapter(HTTPAdapter):
             call.handled = True
             payer = payer or call.payer
         payer = payer or _environment_payer()
-        if payer.idle and not quoting.get():
-            response = super().send(request, **how)
-            if response.status_code == 402:
-                warn_unpaid(response)
-            return response
+        pays = not payer.idle or quoting.get()
+        if pays and (call is None or call.payer is not payer):  # a session that isn't ours, or pays in another way
+            with Call(payer, request) as own:
+                own.response = self.send(request, stream, timeout, verify, cert, proxies)
+                return own.response
         if isinstance(request, CredentialedRequest):
             request = request.copy()  # without the credential: a request of ours that is sent again is like any other
-        if call is None or call.payer is not payer:  # a session that isn't ours, or pays in another way
-            with Call(payer, request) as own:
-                own.response = self._send(payer, own, request, how)
-                return own.response
-        return self._send(payer, call, request, how)
-
-    def _send(self, payer: Payer, call: Call, request: requests.PreparedRequest, how: dict[str, Any]) -> requests.Response:
-        along = token_along(payer, request)
-        if along is not None:
-            return exchange_of(payer, call, request, functools.partial(super().send, **how)).begin(along[0], is_guess=along[1])
-        response = super().send(request, **how)
-        if response.status_code == 402:
-            return exchange_of(payer, call, request, functools.partial(super().send, **how)).go_on(response)
-        response.payment = None  # type: ignore[attr-defined]
-        return response
+        along = token_along(payer, request) if pays else None
+        if along is None:
+            # By name, as `requests` gives them: a library that puts its own in place of HTTPAdapter's send may rely on it.
+            response = super().send(request, stream=stream, timeout=timeout, verify=verify, cert=cert, proxies=proxies)  # type: ignore[arg-type]
+            if response.status_code != 402 or not pays:
+                response.payment = None  # type: ignore[attr-defined]
+                if response.status_code == 402:
+                    warn_unpaid(response)
+                return response
+        assert call is not None  # here somebody pays
+        how: dict[str, Any] = {"stream": stream, "timeout": timeout, "verify": verify, "cert": cert, "proxies": proxies}
+        exchange = exchange_of(payer, call, request, functools.partial(super().send, **how))
+        return exchange.go_on(response) if along is None else exchange.begin(along[0], is_guess=along[1])
 
     def close(self) -> None:
         """As HTTPAdapter.close; and the ledger and the trace, where it was given its own. All open anew if used again."""
@@ -129,7 +125,9 @@ def _without_402(retries: Any) -> Any:
 def token_along(payer: Payer, request: requests.PreparedRequest) -> tuple[HeldToken, bool] | None:
     """The token that goes along with ``request`` unasked, and whether it is a guess; None: it goes out as it is."""
     along = payer.book.along(request.url or "")
-    if along is None or "Authorization" in (request.headers or {}) or quoting.get():
+    if along is None:
+        return None
+    if "Authorization" in (request.headers or {}) or quoting.get():
         return None  # a caller's own Authorization goes out as it is
     if along[1]:  # may it be sent a second time just because a guessed token wasn't welcome?
         from .replay import is_in_memory

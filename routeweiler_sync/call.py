@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import requests
 
 from .errors import RouteweilerError
-from .telling import release_all_telling
+from .telling import claimed, release_all_telling
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -49,32 +49,29 @@ class Call:
     ``session``: the one that sends it; None for an adapter on a session that isn't ours, where each request is a call.
     """
 
-    __slots__ = (
-        "_account", "_token", "carried", "handled", "method", "payer", "payment", "redirecting", "request", "response", "session",
-        "started_s", "url",
-    )  # fmt: skip
+    #: What came of it; set before its end.
+    response: requests.Response | None = None
+    #: Set while `requests` follows a redirect: the next send is the call's next hop.
+    redirecting = False
+    #: Whether a `PaywallAdapter` has seen to the present hop, or the net behind other adapters has.
+    handled = False
+    #: The token that was sent along through an adapter that isn't ours, and whether it is a guess.
+    carried: tuple[HeldToken, bool] | None = None
+    #: What the present hop was paid for with.
+    payment: Payment | None = None
+    _account: Account | None = None
 
     def __init__(self, payer: Payer, request: requests.PreparedRequest, session: requests.Session | None = None) -> None:
         self.payer = payer
         self.session = session
+        #: The present hop's, as the caller or a redirect made it.
+        self.request = request
         self.method, self.url = request.method or "", request.url or ""
         self.started_s = time.time()
-        #: What came of it; set before its end.
-        self.response: requests.Response | None = None
-        #: Set while `requests` follows a redirect: the next send is the call's next hop.
-        self.redirecting = False
-        self._account: Account | None = None
-        self.begin_hop(request)
 
     def begin_hop(self, request: requests.PreparedRequest) -> None:
-        """``request`` goes out next, as the caller or a redirect made it."""
-        self.request = request
-        #: Whether a `PaywallAdapter` has seen to this hop, or the net behind other adapters has.
-        self.handled = False
-        #: The token that was sent along through an adapter that isn't ours, and whether it is a guess.
-        self.carried: tuple[HeldToken, bool] | None = None
-        #: What the hop was paid for with.
-        self.payment: Payment | None = None
+        """``request`` goes out next."""
+        self.request, self.handled, self.carried, self.payment = request, False, None, None
 
     @property
     def account(self) -> Account:
@@ -101,5 +98,5 @@ class Call:
             self.response, error = error.response, None
         if self._account is not None or self.payer.trace_sink is not None or isinstance(error, RouteweilerError):
             self.account.finish(self.response, error)
-        if current.get() is None:
+        if claimed and current.get() is None:
             release_all_telling()

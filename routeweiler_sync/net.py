@@ -37,13 +37,10 @@ def send_with_net(
         request = request.copy()  # without the credential: a request of ours that is sent again is like any other
         call.begin_hop(request)
     outgoing = request
-    if not all(type(each) is PaywallAdapter for each in session.adapters.values()):
-        adapter = _adapter(session, request)
-        if adapter is not None and not _leads_to_ours(adapter):
-            connect_anew_if_forked(adapter)
-            along = token_along(call.payer, request)
-            if along is not None:
-                outgoing, call.carried = _carrying(request, along[0]), along
+    for each in session.adapters.values():
+        if type(each) is not PaywallAdapter:
+            outgoing = _with_token(call, session, request)
+            break
     hooks: Any = outgoing.hooks
     listed = (hooks or {}).get("response") or ()
     if callable(listed) or net in listed:  # set by hand; a redirect's, copied from the request before
@@ -86,6 +83,19 @@ def _seen_to(call: Call, session: requests.Session, response: requests.Response,
     if seen is not response:  # which the session has told how long it took
         seen.elapsed = response.elapsed + timedelta(seconds=time.monotonic() - begun_s)
     return seen
+
+
+def _with_token(call: Call, session: requests.Session, request: requests.PreparedRequest) -> requests.PreparedRequest:
+    """``request`` with the token that goes along unasked, if there is one, and the adapter doesn't lead to one of ours."""
+    adapter = _adapter(session, request)
+    if adapter is None or _leads_to_ours(adapter):
+        return request
+    connect_anew_if_forked(adapter)
+    along = token_along(call.payer, request)
+    if along is None:
+        return request
+    call.carried = along
+    return _carrying(request, along[0])
 
 
 def _adapter(session: requests.Session, request: requests.PreparedRequest) -> requests.adapters.BaseAdapter | None:

@@ -137,8 +137,9 @@ class TokenBook:
 
     def along(self, url: str) -> tuple[HeldToken, bool] | None:
         """`unasked` for ``url``; None as well where that isn't one of http. Quick where the origin has no token."""
+        end = url.find("/", len("https://"))
         try:
-            origin = origin_at(url)
+            origin = _origins.get(url if end < 0 else url[:end]) or origin_at(url)
             known = self._origins.get(origin) or self._load(origin)
             return self.unasked(origin, path_of(url)) if known.by_scope else None
         except ValueError:
