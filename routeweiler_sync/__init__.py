@@ -49,7 +49,6 @@ from requests import (
     exceptions as exceptions,
     hooks as hooks,
     models as models,
-    packages as packages,
     status_codes as status_codes,
     structures as structures,
     utils as utils,
@@ -101,8 +100,10 @@ from .forks import importing as _importing
 from .sessions import Session, session
 
 if TYPE_CHECKING:
-    from requests import help as help
+    from requests import check_compatibility as check_compatibility, help as help
+    from requests.exceptions import FileModeWarning as FileModeWarning
 
+    from . import packages as packages
     from .account import Payment
     from .budgets.coingecko import CoinGecko
     from .budgets.fmv import FmvProvider, StaticRate
@@ -115,6 +116,8 @@ if TYPE_CHECKING:
     from .policy.dsl import Policy, PolicyRule, RuleMatch
     from .trace.schema import TraceEvent
     from .trace.sink import TraceSink
+else:
+    from requests import packages
 
 #: Names whose modules are imported when they are first asked for.
 _LAZY = {
@@ -143,18 +146,20 @@ _LAZY = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        with _importing:
-            value = getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
-    elif name == "help":  # which `requests` itself imports only when it is asked for
-        return importlib.import_module(f"{__name__}.help")
-    elif not name.startswith("_") and hasattr(requests, name):
-        return getattr(requests, name)  # what isn't meant to be public either: programs use it all the same
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # a checker would take any misspelt name for one of those
+
+    def __getattr__(name: str) -> Any:
+        if name in _LAZY:
+            with _importing:
+                value = getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+        elif name == "help":  # which `requests` itself imports only when it is asked for
+            return importlib.import_module(f"{__name__}.help")
+        elif not name.startswith("_") and hasattr(requests, name):
+            return getattr(requests, name)  # what isn't meant to be public either: programs use it all the same
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

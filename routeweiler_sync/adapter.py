@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import os
 import warnings
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import requests
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
     from .exchange import Exchange, Send
     from .payer import Payer
-    from .settings import Settings
+    from .settings import AdapterSettings, Settings
     from .tokens import HeldToken
 
 #: Methods that may be sent twice without a second thought: only with these does a guessed token go along.
@@ -50,9 +49,10 @@ class PaywallAdapter(HTTPAdapter):
     #: The process that its connections are of.
     _pid: int | None = None
 
-    def __init__(self, payer: Payer | None = None, **kwargs: Any) -> None:
-        settings = {name: kwargs.pop(name) for name in SETTINGS & kwargs.keys()}
-        super().__init__(**kwargs)
+    def __init__(self, payer: Payer | None = None, **kwargs: Unpack[AdapterSettings]) -> None:
+        others: dict[str, Any] = {**kwargs}  # HTTPAdapter's, and those of classes that come after ours
+        settings: Any = {name: others.pop(name) for name in SETTINGS & others.keys()}
+        super().__init__(**others)
         self._pid = os.getpid()
         if settings:
             self.payer, self._owns_payer = made_payer(**settings), True
@@ -70,7 +70,7 @@ class PaywallAdapter(HTTPAdapter):
         timeout: Any = None,
         verify: Any = True,
         cert: Any = None,
-        proxies: Mapping[str, str] | None = None,
+        proxies: Any = None,  # a dict to some versions of requests' types, a Mapping to others
     ) -> requests.Response:
         """Send, pay if need be, send again. Raises what `requests` raises, and the errors of `routeweiler_sync.errors`."""
         if self._pid != os.getpid():

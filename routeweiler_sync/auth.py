@@ -1,8 +1,12 @@
 """`requests.auth` under this package's name: the same module."""
 
 import sys
+from typing import TYPE_CHECKING
 
 import requests.auth
 from requests.auth import *  # noqa: F403
+
+if TYPE_CHECKING:  # programs use it all the same
+    from requests.auth import _basic_auth_str as _basic_auth_str
 
 sys.modules[__name__] = requests.auth

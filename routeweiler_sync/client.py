@@ -49,38 +49,58 @@ class Routeweiler(requests.Session):
     is a `routeweiler_sync.RouteweilerError`, and so a `requests.RequestException`; its ``spent`` tells what became of the money.
     """
 
-    def __init__(
-        self,
-        *,
-        funding: Sequence[LightningFundingSource] = (),
-        policy: Policy | None = None,
-        budget_envelope: BudgetEnvelope | str | Default | None = Default.ENVELOPE,
-        trace_sink: TraceSink | str | os.PathLike[str] | None = None,
-        fmv_provider: FmvProvider | None = None,
-        agent_id: str | None = None,
-        session_id: str | None = None,
-        ledger: Ledger | str | os.PathLike[str] | None = None,
-        payment_timeout: float = 60.0,
-        confirm: Callable[[Quote], bool] | None = None,
-        unpayable: Unpayable = "raise",
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self._pays_by(
-            self._payer_for(
-                funding=funding,
-                policy=policy,
-                budget_envelope=budget_envelope,
-                trace_sink=trace_sink,
-                fmv_provider=fmv_provider,
-                agent_id=agent_id,
-                session_id=session_id,
-                ledger=ledger,
-                payment_timeout=payment_timeout,
-                confirm=confirm,
-                unpayable=unpayable,
+    if TYPE_CHECKING:  # who misspells a name is told; what mixins that come after ours take is told by no signature
+
+        def __init__(
+            self,
+            *,
+            funding: Sequence[LightningFundingSource] = (),
+            policy: Policy | None = None,
+            budget_envelope: BudgetEnvelope | str | Default | None = Default.ENVELOPE,
+            trace_sink: TraceSink | str | os.PathLike[str] | None = None,
+            fmv_provider: FmvProvider | None = None,
+            agent_id: str | None = None,
+            session_id: str | None = None,
+            ledger: Ledger | str | os.PathLike[str] | None = None,
+            payment_timeout: float = 60.0,
+            confirm: Callable[[Quote], bool] | None = None,
+            unpayable: Unpayable = "raise",
+        ) -> None: ...
+
+    else:
+
+        def __init__(
+            self,
+            *,
+            funding: Sequence[LightningFundingSource] = (),
+            policy: Policy | None = None,
+            budget_envelope: BudgetEnvelope | str | Default | None = Default.ENVELOPE,
+            trace_sink: TraceSink | str | os.PathLike[str] | None = None,
+            fmv_provider: FmvProvider | None = None,
+            agent_id: str | None = None,
+            session_id: str | None = None,
+            ledger: Ledger | str | os.PathLike[str] | None = None,
+            payment_timeout: float = 60.0,
+            confirm: Callable[[Quote], bool] | None = None,
+            unpayable: Unpayable = "raise",
+            **kwargs: Any,
+        ) -> None:
+            super().__init__(**kwargs)
+            self._pays_by(
+                self._payer_for(
+                    funding=funding,
+                    policy=policy,
+                    budget_envelope=budget_envelope,
+                    trace_sink=trace_sink,
+                    fmv_provider=fmv_provider,
+                    agent_id=agent_id,
+                    session_id=session_id,
+                    ledger=ledger,
+                    payment_timeout=payment_timeout,
+                    confirm=confirm,
+                    unpayable=unpayable,
+                )
             )
-        )
 
     @classmethod
     def _payer_for(cls, **settings: Unpack[Settings]) -> Payer:
@@ -153,7 +173,7 @@ class Routeweiler(requests.Session):
         call = current.get()
         return _marked(hops, call) if call is not None and call.session is self else hops
 
-    def quote(self, method: str, url: str, **kwargs: Any) -> Quote | None:
+    def quote(self, method: str, url: str | bytes, **kwargs: Any) -> Quote | None:
         """What ``request(method, url, **kwargs)`` would pay; None where the answer is free, the ledger has a token for it, or
         the server wants nothing that could be paid here (a 402 without an L402 challenge).
 

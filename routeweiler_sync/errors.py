@@ -29,6 +29,7 @@
 
 from __future__ import annotations
 
+from types import EllipsisType
 from typing import Any, ClassVar
 
 import requests
@@ -49,12 +50,12 @@ class RouteweilerError(requests.RequestException):
     #: Hex of the payment hash that the error is about, where there is one.
     payment_hash: str | None = None
 
-    def __init__(self, *args: Any, payment_hash: str | None = None, spent: bool | object | None = ..., **kwargs: Any) -> None:
+    def __init__(self, *args: Any, payment_hash: str | None = None, spent: bool | EllipsisType | None = ..., **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if payment_hash is not None:
             self.payment_hash = payment_hash
         if spent is not ...:
-            self.spent = spent  # type: ignore[assignment]
+            self.spent = spent
 
 
 class NoFeasibleRailError(RouteweilerError):

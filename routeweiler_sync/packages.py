@@ -1,9 +1,14 @@
 """`requests.packages` under this package's name: the same modules, urllib3 and those within it too."""
 
 import sys
+from typing import TYPE_CHECKING
 
 import requests.packages
 from requests.packages import *  # noqa: F403
+
+if TYPE_CHECKING:  # which requests puts there under the eyes of no checker
+    import idna as idna
+    import urllib3 as urllib3
 
 for _name, _module in list(sys.modules.items()):
     if _name.startswith("requests.packages."):

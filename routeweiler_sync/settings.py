@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Literal, TypedDict
 if TYPE_CHECKING:
     import os
 
+    from urllib3.util import Retry
+
     from .budgets.fmv import FmvProvider
     from .budgets.ledger import Ledger
     from .budgets.schema import BudgetEnvelope
@@ -44,6 +46,15 @@ class Settings(TypedDict, total=False):
     payment_timeout: float
     confirm: Callable[[Quote], bool] | None
     unpayable: Unpayable
+
+
+class AdapterSettings(Settings, total=False):
+    """What `PaywallAdapter` takes by name: `requests.adapters.HTTPAdapter`'s arguments besides."""
+
+    pool_connections: int
+    pool_maxsize: int
+    max_retries: Retry | int | None
+    pool_block: bool
 
 
 #: Their names.
