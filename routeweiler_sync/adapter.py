@@ -92,7 +92,7 @@ class PaywallAdapter(HTTPAdapter):
         along = token_along(payer, request) if pays else None
         if along is None:
             # By name, as `requests` gives them: a library that puts its own in place of HTTPAdapter's send may rely on it.
-            response = super().send(request, stream=stream, timeout=timeout, verify=verify, cert=cert, proxies=proxies)  # type: ignore[arg-type]
+            response = super().send(request, stream=stream, timeout=timeout, verify=verify, cert=cert, proxies=proxies)
             if response.status_code != 402 or not pays:
                 response.payment = None  # type: ignore[attr-defined]
                 if response.status_code == 402:

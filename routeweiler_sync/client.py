@@ -51,21 +51,7 @@ class Routeweiler(requests.Session):
 
     if TYPE_CHECKING:  # who misspells a name is told; what mixins that come after ours take is told by no signature
 
-        def __init__(
-            self,
-            *,
-            funding: Sequence[LightningFundingSource] = (),
-            policy: Policy | None = None,
-            budget_envelope: BudgetEnvelope | str | Default | None = Default.ENVELOPE,
-            trace_sink: TraceSink | str | os.PathLike[str] | None = None,
-            fmv_provider: FmvProvider | None = None,
-            agent_id: str | None = None,
-            session_id: str | None = None,
-            ledger: Ledger | str | os.PathLike[str] | None = None,
-            payment_timeout: float = 60.0,
-            confirm: Callable[[Quote], bool] | None = None,
-            unpayable: Unpayable = "raise",
-        ) -> None: ...
+        def __init__(self, **settings: Unpack[Settings]) -> None: ...
 
     else:
 
