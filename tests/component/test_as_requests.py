@@ -21,6 +21,7 @@ from routeweiler_sync import (
     BudgetError,
     BudgetExceededError,
     FundingError,
+    Ledger,
     PaywallAdapter,
     Routeweiler,
     Session,
@@ -79,15 +80,23 @@ def test_a_verb_pays(verb: str, paywall: Paywall, books: Books) -> None:
 
 
 @pytest.mark.usefixtures("environ")
-def test_a_loop_makes_node_and_ledger_but_once(paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
+def test_a_loop_makes_node_and_ledger_but_once(
+    paywall: Paywall, lnd: FakeLnd, books: Books, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`requests.get` in a loop makes a session each time: a TLS handshake with the node and a ledger opened for each page."""
     for number in range(20):
         paywall.add_service(f"/{number}", name=f"s{number}", price_msat=1_000)
         assert routeweiler_sync.get(paywall.url_for(f"/{number}")).status_code == 200
+    looks: list[str] = []
+    look = Ledger.live
+    monkeypatch.setattr(Ledger, "live", lambda self, origin, *scope: looks.append(origin) or look(self, origin, *scope))
+    for number in range(20):
+        assert routeweiler_sync.get(paywall.url_for(f"/{number}")).history == []
+    assert not looks  # nor are the tokens looked up each time
     assert lnd.calls["SendPaymentV2"] == 20
     assert lnd.calls["GetInfo"] <= len(environment.networks())
     assert len(environment._payers) == 1
-    assert len(books.lines) == 20
+    assert len(books.lines) == 40
     books.check()
 
 
@@ -211,6 +220,21 @@ def test_install_reaches_what_is_named_later_and_uninstall_gives_it_back(paywall
         assert Derived().get(paywall.url).status_code == 402  # derived from what is no longer installed
     assert len(lnd.payments) == 1
     books.check()
+
+
+@pytest.mark.usefixtures("environ")
+def test_uninstall_leaves_what_another_has_put_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache or a mock that came after us is its owner's to take away."""
+
+    class Theirs(requests.Session):
+        pass
+
+    for module in (requests, requests.sessions):
+        monkeypatch.setattr(module, "Session", module.Session)  # put back at the end
+    routeweiler_sync.install()
+    requests.Session = requests.sessions.Session = Theirs  # type: ignore[misc]
+    routeweiler_sync.uninstall()
+    assert requests.Session is requests.sessions.Session is Theirs
 
 
 @pytest.mark.usefixtures("environ")
