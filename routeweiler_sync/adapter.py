@@ -116,6 +116,22 @@ class PaywallAdapter(HTTPAdapter):
         return state
 
 
+def is_default(adapter: object) -> bool:
+    """Whether ``adapter`` is what each session of `requests` begins with: one that nobody has chosen."""
+    return type(adapter) is HTTPAdapter and _look(adapter) == _default_look()
+
+
+def _look(adapter: HTTPAdapter) -> dict[str, Any]:
+    look = {name: value for name, value in vars(adapter).items() if name not in ("poolmanager", "proxy_manager")}
+    retries = look.get("max_retries")
+    return {**look, "max_retries": (type(retries), getattr(retries, "__dict__", retries))}
+
+
+@functools.cache
+def _default_look() -> dict[str, Any]:
+    return _look(HTTPAdapter())
+
+
 def _without_402(retries: Any) -> Any:
     """``retries`` with 402 taken off its list: urllib3 would ask for it again until it gives up without a response."""
     listed = getattr(retries, "status_forcelist", None)  # a number does for urllib3, too

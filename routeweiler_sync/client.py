@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import requests
 
-from .adapter import PaywallAdapter, made_payer, warn_unpaid
+from .adapter import PaywallAdapter, is_default, made_payer, warn_unpaid
 from .call import Call, Quoted, current, quoting
 from .net import send_with_net, unhook
 from .settings import Default, Unpayable
@@ -94,8 +94,9 @@ class Routeweiler(requests.Session):
 
     def _pays_by(self, payer: Payer) -> None:
         self._payer = payer
-        self.mount("https://", PaywallAdapter(payer))
-        self.mount("http://", PaywallAdapter(payer))
+        for prefix in ("https://", "http://"):
+            if is_default(self.adapters.get(prefix)):  # what a class behind ours has chosen stays: see `net`
+                self.mount(prefix, PaywallAdapter(payer))
 
     @classmethod
     def wrap(cls, session: requests.Session, **settings: Unpack[Settings]) -> Self:

@@ -175,6 +175,68 @@ class Asking(Routeweiler):
         return self.mine
 
 
+class Careful(requests.Session):
+    """A company's own: what it mounts bears its time limits, its retries and its certificates."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mount("http://", Limited())
+        self.mount("https://", HTTPAdapter(max_retries=3, pool_maxsize=20))
+
+
+class Limited(HTTPAdapter):
+    """Never waits for ever."""
+
+    def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
+        response = super().send(request, *args, **{**kwargs, "timeout": kwargs.get("timeout") or 30})
+        response.headers["X-Limited"] = "yes"
+        return response
+
+
+class OfTheirs(Routeweiler, Careful):
+    """Both, ours in front."""
+
+
+class Https(requests.Session):
+    """Speaks no plain http."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.adapters["http://"]
+
+
+class OnlyHttps(Routeweiler, Https):
+    """Both, ours in front."""
+
+
+def test_adapters_of_a_class_behind_ours_stay(arguments: dict[str, Any], paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
+    """Put ours in their place and time limits, retries, pinned certificates are gone without a word."""
+    session = OfTheirs(**arguments)
+    assert session.get_adapter("https://").max_retries.total == 3  # type: ignore[attr-defined]
+    response = session.get(paywall.url)
+    assert (response.status_code, response.headers.get("X-Limited")) == (200, "yes")
+    assert payment_of(session.get(paywall.url)).reused
+    assert len(lnd.payments) == 1
+    books.check()
+    with pytest.raises(requests.exceptions.InvalidSchema):
+        OnlyHttps(**arguments).get(paywall.url)
+
+
+def test_adapters_of_a_session_class_that_was_there_stay_when_installed(
+    arguments: dict[str, Any], paywall: Paywall, lnd: FakeLnd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program that has its own class in place of ``requests.Session`` goes on with what that mounts."""
+    for module in (requests, requests.sessions):
+        monkeypatch.setattr(module, "Session", Careful)
+    routeweiler_sync.install(**arguments)
+    try:
+        response = requests.get(paywall.url)
+    finally:
+        routeweiler_sync.uninstall()
+    assert (response.status_code, response.headers.get("X-Limited")) == (200, "yes")
+    assert len(lnd.payments) == 1
+
+
 class Repeating(Routeweiler):
     """Sends again by itself, as wrappers for unreliable servers do."""
 
