@@ -42,6 +42,14 @@ NO_NODE = (
 )
 
 _payers: dict[tuple[str | None, ...], Payer] = {}
+#: Most of them that are kept. A program's tests may well set a ledger each; each has files and a connection open.
+MAX_PAYERS = 4
+
+
+@atexit.register
+def _close_all() -> None:
+    for each in list(_payers.values()):
+        each.close()
 
 
 def payer(**given: Unpack[Settings]) -> Payer:
@@ -58,7 +66,9 @@ def payer(**given: Unpack[Settings]) -> Payer:
         with importing:
             shared = _payers.get(said) or made()
             _payers[said] = shared
-        atexit.register(shared.close)
+            left = [_payers.pop(oldest) for oldest in list(_payers)[:-MAX_PAYERS]]
+        for each in left:
+            each.close()  # a session that is still there opens what it needs anew
     return shared.twin()
 
 

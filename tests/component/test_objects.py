@@ -395,6 +395,40 @@ def test_nothing_is_left_of_a_session(ends: str, paywall: Paywall, lnd: FakeLnd,
     assert len(lnd.payments) == 1
 
 
+CHANGED = """
+import gc, os, sys
+import routeweiler_sync
+url, folder = sys.argv[1:]
+
+def files():
+    gc.collect()
+    return len(os.listdir("/proc/self/fd"))
+
+seen = []
+for number in range(24):
+    os.environ["ROUTEWEILER_LEDGER"] = os.path.join(folder, f"{number}.db")
+    routeweiler_sync.get(url).raise_for_status()
+    seen.append(files())
+print(seen)
+assert max(seen[12:]) <= max(seen[:12]) + 5, seen
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files are seen in /proc")
+def test_what_the_environment_named_before_doesnt_stay_open(paywall: Paywall, lnd: FakeLnd, tmp_path: Path) -> None:
+    """Tests that set a ledger each, as their fixtures do, would run out of files after some 150 of them."""
+    done = subprocess.run(
+        [sys.executable, "-c", CHANGED, paywall.url, os.fspath(tmp_path)],
+        env=os.environ | lnd.environ | {"ROUTEWEILER_NETWORK": "bitcoin-regtest"},
+        cwd=Path(__file__).parents[2],
+        timeout=120,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert len(lnd.payments) == 24
+
+
 # Threads and event loops
 
 
