@@ -9,11 +9,12 @@ import numbers
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from .budgets.schema import SAFE_DEFAULT, BudgetEnvelope
-from .errors import RouteweilerError
+from .errors import LedgerError, RouteweilerError
 from .forks import importing, prepare_session
 from .settings import Default, Unpayable
 from .tokens import TokenBook
@@ -201,7 +202,8 @@ class Payer:
         dropped = {"_ledger", "_checkout", "_twin_of", "book"}
         state = {name: value for name, value in self.__dict__.items() if name not in dropped}
         if not self.idle:
-            state["_ledger_given"] = self.ledger.url  # also where the default applied: the copy shares this very ledger
+            with suppress(LedgerError):  # which the first 402 will tell
+                state["_ledger_given"] = self.ledger.url  # also where the default applied: the copy shares this very ledger
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:

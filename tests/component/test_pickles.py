@@ -22,6 +22,7 @@ from routeweiler_sync import (
     BudgetExceededError,
     FundingError,
     InvoicePaymentError,
+    LedgerError,
     PaymentPendingError,
     PaywallAdapter,
     Routeweiler,
@@ -555,6 +556,21 @@ def test_what_cant_be_pickled_says_so(arguments: dict[str, Any]) -> None:
     with pytest.raises((pickle.PicklingError, AttributeError, TypeError)):
         pickle.dumps(session)
     assert copy.deepcopy(session)._payer.confirm is session._payer.confirm
+
+
+@pytest.mark.parametrize("way", [pickled, copy.copy, copy.deepcopy], ids=["pickle", "copy", "deepcopy"])
+@pytest.mark.parametrize("ledger", ["mysql://nowhere", "sqlite:", "~no-such-user-here/ledger.db"])
+def test_a_ledger_that_cant_be_is_told_by_the_first_402_not_by_a_copy(
+    way: Callable[[Any], Any], ledger: str, paywall: Paywall, lnd: FakeLnd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program that fetches free pages in a pool of processes would end at the first of them."""
+    for name, value in {**lnd.environ, "ROUTEWEILER_NETWORK": "bitcoin-regtest", "ROUTEWEILER_LEDGER": ledger}.items():
+        monkeypatch.setenv(name, value)
+    twin = way(Session())
+    assert twin.get(paywall.url_for("/free")).status_code == 200
+    with pytest.raises(LedgerError):
+        twin.get(paywall.url)
+    assert lnd.payments == []
 
 
 def test_the_module_is_pickled_by_name() -> None:
