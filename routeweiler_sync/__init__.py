@@ -54,7 +54,9 @@ from requests import (
     structures as structures,
     utils as utils,
 )
-from requests.__version__ import (
+
+from . import api as api, sessions as sessions
+from .__version__ import (
     __author__ as __author__,
     __author_email__ as __author_email__,
     __build__ as __build__,
@@ -66,8 +68,6 @@ from requests.__version__ import (
     __url__ as __url__,
     __version__ as __version__,
 )
-
-from . import api as api, sessions as sessions
 from .adapter import PaywallAdapter
 from .api import delete, get, head, options, patch, post, put, request
 from .call import payment_of

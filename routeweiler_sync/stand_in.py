@@ -18,6 +18,9 @@ class _StandIn(ModuleType):
     def __getattr__(self, name: str) -> Any:
         return getattr(self._theirs, name)
 
+    def __dir__(self) -> list[str]:
+        return sorted({*vars(self), *dir(self._theirs)})
+
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self._names:
             setattr(self._theirs, name, value)
@@ -34,5 +37,6 @@ class _StandIn(ModuleType):
 def stand_in(ours: ModuleType, theirs: ModuleType) -> None:
     """Have ``ours`` stand for ``theirs``: names that ``ours`` doesn't have by now are read, set and deleted in ``theirs``."""
     names = frozenset(name for name in vars(theirs) if name not in vars(ours) and not name.startswith("__"))
-    vars(ours).update(_theirs=theirs, _names=names)
+    public = sorted(name for name in {*vars(theirs), *vars(ours)} if not name.startswith("_"))
+    vars(ours).update(_theirs=theirs, _names=names, __all__=public)
     ours.__class__ = _StandIn

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from types import ModuleType
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -31,6 +33,28 @@ def test_the_session_that_pays_is_patched_alone() -> None:
         routeweiler_sync.get("http://127.0.0.1:1")
         assert patched.called
     assert routeweiler_sync.sessions.Session is ours
+
+
+@pytest.mark.parametrize("name", ["sessions", "api"])
+def test_a_stand_in_tells_all_names(name: str) -> None:
+    """Completion, and ``from requests.sessions import *`` in an old program, know what requests has."""
+    theirs = importlib.import_module(f"requests.{name}")
+    ours = importlib.import_module(f"routeweiler_sync.{name}")
+    assert set(dir(theirs)) <= set(dir(ours))
+    there: dict[str, Any] = {}
+    here: dict[str, Any] = {}
+    exec(f"from requests.{name} import *", there)
+    exec(f"from routeweiler_sync.{name} import *", here)
+    assert there.keys() <= here.keys()
+
+
+def test_the_version_is_a_module_and_a_name() -> None:
+    """As in requests: ``from requests.__version__ import __version__`` is in programs that tell what they run with."""
+    from routeweiler_sync.__version__ import __version__
+
+    assert __version__ == requests.__version__ == routeweiler_sync.__version__
+    assert importlib.import_module("routeweiler_sync.__version__") is importlib.import_module("requests.__version__")
+    assert isinstance(routeweiler_sync.__version__, str)
 
 
 def test_names_are_taken_away_and_put_back_where_they_are() -> None:
