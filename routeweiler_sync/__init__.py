@@ -24,7 +24,6 @@ What only paying needs (grpc, bolt11, pymacaroons, tenacity, sqlite3) is importe
 from __future__ import annotations
 
 import importlib
-import sys
 from typing import TYPE_CHECKING, Any
 
 import requests
@@ -119,9 +118,6 @@ if TYPE_CHECKING:
     from .trace.sink import TraceSink
 else:
     from requests import packages
-
-# Not a file as its like are: imported by name, a module would take the place of the version.
-sys.modules[f"{__name__}.__version__"] = sys.modules["requests.__version__"]
 
 #: Names whose modules are imported when they are first asked for.
 _LAZY = {
