@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import requests
 from requests.adapters import HTTPAdapter
 
-from .call import Call, current, quoting
+from .call import Call, contexts, current, in_thread, quoting
 from .carriers import CredentialedRequest
 from .forks import prepare_to_pay
 from .pools import connect_anew
@@ -46,6 +46,8 @@ class PaywallAdapter(HTTPAdapter):
 
     payer: Payer | None = None
     _owns_payer = False
+    #: Whether it was a `Routeweiler`'s, and its pickle or copy isn't mounted on one.
+    _lost_payer = False
     #: The process that its connections are of.
     _pid: int | None = None
 
@@ -77,19 +79,26 @@ class PaywallAdapter(HTTPAdapter):
             connect_anew(self)
             self._pid = os.getpid()
         call = current.get()
+        if call is None and contexts and not in_thread.get():
+            context = contexts.get(id(request))
+            if context is not None:  # in a thread of an adapter in between
+                how = {"stream": stream, "timeout": timeout, "verify": verify, "cert": cert, "proxies": proxies}
+                return context.copy().run(self._sent_in_thread, request, how)
         payer = self.payer
         if call is not None:
             call.handled = True
             payer = payer or call.payer
-        payer = payer or _environment_payer()
-        pays = not payer.idle or quoting.get()
-        if pays and (call is None or call.payer is not payer):  # a session that isn't ours, or pays in another way
-            with Call(payer, request) as own:
+        if payer is None and not self._lost_payer:
+            payer = _environment_payer()
+        # A lost payer's place isn't the environment's, which may allow what the budget or policy of that one forbade.
+        pays = payer is not None and (not payer.idle or quoting.get())
+        if payer is not None and pays and (call is None or call.payer is not payer):  # a session not ours, or that pays otherwise
+            with Call(payer, request, around=call) as own:
                 own.response = self.send(request, stream, timeout, verify, cert, proxies)
                 return own.response
         if isinstance(request, CredentialedRequest):
             request = request.copy()  # without the credential: a request of ours that is sent again is like any other
-        along = token_along(payer, request) if pays else None
+        along = token_along(payer, request) if payer is not None and pays else None
         if along is None:
             # By name, as `requests` gives them: a library that puts its own in place of HTTPAdapter's send may rely on it.
             response = super().send(request, stream=stream, timeout=timeout, verify=verify, cert=cert, proxies=proxies)
@@ -99,9 +108,14 @@ class PaywallAdapter(HTTPAdapter):
                     warn_unpaid(response)
                 return response
         assert call is not None  # here somebody pays
-        how: dict[str, Any] = {"stream": stream, "timeout": timeout, "verify": verify, "cert": cert, "proxies": proxies}
-        exchange = exchange_of(payer, call, request, functools.partial(super().send, **how))
+        how = {"stream": stream, "timeout": timeout, "verify": verify, "cert": cert, "proxies": proxies}
+        exchange = exchange_of(call.payer, call, request, functools.partial(super().send, **how))
         return exchange.go_on(response) if along is None else exchange.begin(along[0], is_guess=along[1])
+
+    def _sent_in_thread(self, request: requests.PreparedRequest, how: dict[str, Any]) -> requests.Response:
+        current.set(None)  # a call of its own: the other may end first, with a timeout
+        in_thread.set(True)
+        return self.send(request, **how)
 
     def close(self) -> None:
         """As HTTPAdapter.close; and the ledger and the trace, where it was given its own. All open anew if used again."""
@@ -113,6 +127,8 @@ class PaywallAdapter(HTTPAdapter):
         state: dict[str, Any] = super().__getstate__()
         if self._owns_payer:
             state["payer"], state["_owns_payer"] = self.payer, True
+        elif self.payer is not None or self._lost_payer:
+            state["_lost_payer"] = True
         return state
 
 

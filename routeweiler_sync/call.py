@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import contextvars
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import requests
 
 from .errors import RouteweilerError
+from .forks import in_child
 from .telling import claimed, release_all_telling
 
 if TYPE_CHECKING:
@@ -28,12 +30,44 @@ current: contextvars.ContextVar[Call | None] = contextvars.ContextVar("routeweil
 #: Set inside `Routeweiler.quote`: no token goes along, and nothing is paid.
 quoting: contextvars.ContextVar[bool] = contextvars.ContextVar("routeweiler_sync_quoting", default=False)
 
+#: By a request's id, the context that it is being sent from, through an adapter that isn't ours: such a one may have a thread of
+#: its own, which knows neither `quoting` nor limits. None: several send it at once.
+contexts: dict[int, contextvars.Context | None] = {}
+in_child(contexts.clear)
+#: Set where such a thread has taken the context for its own.
+in_thread: contextvars.ContextVar[bool] = contextvars.ContextVar("routeweiler_sync_in_thread", default=False)
+
+#: The net (see `net`, which puts it here): it must stay on no request.
+nets: list[Callable[..., object]] = []
+
+
+def unhook(request: Any) -> None:
+    """Take the net off a request that was made of one that had it."""
+    hooks = getattr(request, "hooks", None)
+    listed = hooks.get("response") if isinstance(hooks, dict) else None
+    if isinstance(listed, list) and any(each in nets for each in listed):
+        request.hooks = {**hooks, "response": [each for each in listed if each not in nets]}  # type: ignore[dict-item]
+
+
+def for_quote(response: requests.Response, **kwargs: object) -> None:
+    """A response hook that does nothing: it marks the requests of `Routeweiler.quote`, for a class that sends them in a thread."""
+
+
+def is_for_quote(request: requests.PreparedRequest) -> bool:
+    """Whether ``request`` bears the mark `for_quote`, which is taken off it."""
+    hooks = getattr(request, "hooks", None)
+    listed = hooks.get("response") if isinstance(hooks, dict) else None
+    if not isinstance(listed, list) or for_quote not in listed:
+        return False
+    request.hooks = {**hooks, "response": [each for each in listed if each is not for_quote]}  # type: ignore[dict-item]
+    return True
+
 
 class Quoted(Exception):  # noqa: N818  (no error: the way out of `requests` with the answer)
     """Inside `Routeweiler.quote`: a 402 was met. Its ``quote``, None where the ledger has a token for it."""
 
     def __init__(self, quote: Quote | None, response: requests.Response) -> None:
-        super().__init__()
+        super().__init__(quote, response)  # it may come out of another process, pickled
         self.quote, self.response = quote, response
 
 
@@ -47,6 +81,7 @@ class Call:
     """A call of ``payer``'s: who sends it, and how far its present hop is. Current inside its ``with``, accounted for at its end.
 
     ``session``: the one that sends it; None for an adapter on a session that isn't ours, where each request is a call.
+    ``around``: the call that it is made in by an adapter with a payer of its own.
     """
 
     #: What came of it; set before its end.
@@ -61,8 +96,17 @@ class Call:
     payment: Payment | None = None
     _account: Account | None = None
 
-    def __init__(self, payer: Payer, request: requests.PreparedRequest, session: requests.Session | None = None) -> None:
+    def __init__(
+        self,
+        payer: Payer,
+        request: requests.PreparedRequest,
+        session: requests.Session | None = None,
+        *,
+        around: Call | None = None,
+    ) -> None:
         self.payer = payer
+        #: Those whose `limit` blocks hold for it.
+        self.payers: tuple[Payer, ...] = (payer,) if around is None else (payer, *around.payers)
         self.session = session
         #: The present hop's, as the caller or a redirect made it.
         self.request = request

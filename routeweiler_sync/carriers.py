@@ -58,6 +58,17 @@ def answered(response: requests.Response) -> requests.Response:
     return response
 
 
+def refused(response: requests.Response) -> requests.Response:
+    """``response``, a 402 that the caller gets since it was refused to pay for it: by nobody else either."""
+    response._refused = True  # type: ignore[attr-defined]
+    return response
+
+
+def is_refused(response: requests.Response) -> bool:
+    """Whether another layer has `refused` to pay for ``response``."""
+    return getattr(response, "_refused", False) is True
+
+
 def kept_by_caches(response: requests.Response) -> requests.Response:
     """``response`` without what a cache of its session writes down of it: a redirect's token, for it goes into a history."""
     return without_token(response, None) if response.is_redirect else response

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import requests
 
 from .adapter import PaywallAdapter, is_default, made_payer, warn_unpaid
-from .call import Call, Quoted, current, quoting
-from .net import send_with_net, unhook
+from .call import Call, Quoted, current, for_quote, is_for_quote, quoting, unhook
+from .net import send_with_net
 from .settings import Default, Unpayable
 
 if TYPE_CHECKING:
@@ -126,6 +126,12 @@ class Routeweiler(requests.Session):
         5. The same request goes out again with ``Authorization: L402 token:preimage``; the 402 goes to ``history``.
         6. A trace line tells of the call, whatever became of it.
         """
+        if request.hooks and request.hooks.get("response") and is_for_quote(request) and not quoting.get():
+            asked = quoting.set(True)
+            try:
+                return self.send(request, **kwargs)
+            finally:
+                quoting.reset(asked)
         payer = self._payer
         if (payer.idle and not quoting.get()) or isinstance(request, requests.Request):
             response = super().send(request, **kwargs)
@@ -168,9 +174,15 @@ class Routeweiler(requests.Session):
         server that lets the request through does what it asks for.) Policy, limits and ``confirm`` aren't asked. Raises what
         `requests` raises, and for a challenge that can't be paid what the call would; nothing is spent. Leaves a trace line.
         """
+        given = kwargs.get("hooks") or {}
+        hooks = given.get("response") or self.hooks.get("response") or ()
+        marked = {**given, "response": [for_quote, *([hooks] if callable(hooks) else hooks)]}
         asked = quoting.set(True)
         try:
-            self.request(method, url, **{**kwargs, "stream": True}).close()
+            response: Any = self.request(method, url, **{**kwargs, "stream": True, "hooks": marked})
+            if not hasattr(response, "close"):  # requests-futures'
+                response = response.result()
+            response.close()
         except Quoted as answer:
             return answer.quote
         finally:
@@ -229,7 +241,7 @@ class Routeweiler(requests.Session):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for adapter in self.adapters.values():
-            if isinstance(adapter, PaywallAdapter) and adapter.payer is None:  # unpickled; a copy shares its original's
+            if isinstance(adapter, PaywallAdapter) and adapter.payer is None and adapter._lost_payer:  # unpickled
                 adapter.payer = self._payer
 
 
@@ -251,7 +263,7 @@ def _take_nets_off(request: object, response: requests.Response | None) -> None:
     if response is not None:
         for each in (response, *response.history):
             unhook(each.request)
-        unhook(response.next)
+            unhook(each.next)
 
 
 def wrap(session: requests.Session, **settings: Unpack[Settings]) -> Routeweiler:

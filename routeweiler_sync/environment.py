@@ -75,9 +75,13 @@ def payer(**given: Unpack[Settings]) -> Payer:
 def made(**given: Unpack[Settings]) -> Payer:
     """One that is nobody else's."""
     if not given.get("funding") and not names_node(os.environ):
-        return Payer(**given, idle=True, environmental=True)
+        idle = Payer(**given, idle=True, environmental=True)
+        idle.unread = frozenset(("budget_envelope", "trace_sink")) - given.keys()
+        return idle
     said, problem = settings(**given)
-    return Payer(**said, problem=problem, environmental="funding" not in given)
+    payer = Payer(**said, problem=problem, environmental="funding" not in given)
+    payer.unread = frozenset(("budget_envelope",)) - said.keys()
+    return payer
 
 
 def settings(**given: Unpack[Settings]) -> tuple[Settings, RouteweilerError | None]:

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 import requests
 
 from .account import Account, Payment
-from .call import Call, Quoted, quoting
-from .carriers import CredentialedRequest, answered, errors_as_asked, kept_by_caches, superseded, unvaried
+from .call import Call, Quoted, quoting, unhook
+from .carriers import CredentialedRequest, answered, errors_as_asked, kept_by_caches, refused, superseded, unvaried
 from .checkout import Need
 from .errors import ChallengeMismatchError, LedgerError, RouteweilerError, TokenRefusedError
 from .flight import end_first_use
@@ -122,7 +122,7 @@ class Exchange:
             if self.payer.unpayable == "return" and unpaid and self.latest.status_code == 402 and not quoting.get():
                 log.warning("%s %s wants to be paid and wasn't: %s", self.request.method, self.origin + self.path, error)
                 self.account.noted = error
-                return self._finished()
+                return refused(self._finished())
             if error.response is None:
                 drain(self.latest)
                 error.response = answered(self._finished())
@@ -191,7 +191,7 @@ class Exchange:
             challenge=challenge,
             target=self.target,
             spent_in_call_msat=self.account.spent_msat,
-            limits=active(self.payer),
+            limits=active(self.call.payers),
             still_useful=functools.partial(check_replayable, self.request),
         )
         self.account.met(need)
@@ -253,7 +253,7 @@ class Exchange:
         # A hook may have brought it, and answers before it: digest authentication's does.
         self.history += [*self.latest.history, answered(superseded(self.latest, self.request) if self.is_cached else self.latest)]
         self.account.service_started_s = time.time()
-        request = self._carrying(held) if held is not None else again(self.request, self.history)
+        request = self._carrying(held) if held is not None else self._again()
         try:
             with errors_as_asked(self.request):
                 self.latest = self.send(request)
@@ -265,13 +265,18 @@ class Exchange:
             raise
         return held
 
+    def _again(self) -> requests.PreparedRequest:
+        request = again(self.request, self.history)
+        unhook(request)
+        return request
+
     def _carrying(self, held: HeldToken) -> requests.PreparedRequest:
         if held.origin != self.origin:  # nothing leads here; but were a token to go astray, then not past this line
             raise ChallengeMismatchError(f"A token of {held.origin} was about to go to {self.origin}. It wasn't sent. Report this.")
         if "Authorization" in (self.request.headers or {}):
             self.account.authorization_replaced = True
         credential = authorization(held.scheme, held.token, held.preimage)
-        return CredentialedRequest.made_of(again(self.request, self.history), credential)
+        return CredentialedRequest.made_of(self._again(), credential)
 
     def _verdict(self, held: HeldToken | None, judged: HeldToken | None, need: Need | None) -> Verdict:
         """What the latest answer means for ``held``, which the request carried; ``judged`` is the same, unless it was a guess."""
@@ -327,7 +332,7 @@ class Exchange:
         drain(self.latest)
         self.payer.book.unwelcome(self.origin, self.path)
         rewind(self.request)
-        self.latest = self.send(again(self.request, self.history))
+        self.latest = self.send(self._again())
 
     def _pause(self) -> None:
         assert self.refused_since_s is not None

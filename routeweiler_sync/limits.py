@@ -61,9 +61,9 @@ class Limit:
 _active: contextvars.ContextVar[tuple[Limit, ...]] = contextvars.ContextVar("routeweiler_sync_limits", default=())
 
 
-def active(payer: Payer) -> tuple[Limit, ...]:
-    """The limits around the present call of ``payer``, the outermost first."""
-    return tuple(each for each in _active.get() if each._payer is payer)
+def active(payers: tuple[Payer, ...]) -> tuple[Limit, ...]:
+    """The limits around the present call of ``payers``, the outermost first."""
+    return tuple(each for each in _active.get() if any(each._payer is payer for payer in payers))
 
 
 class Block(AbstractContextManager[Limit]):

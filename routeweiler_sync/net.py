@@ -8,6 +8,7 @@ who of them has seen to a hop has done so for both, and nothing is paid twice.
 
 from __future__ import annotations
 
+import contextvars
 import functools
 import time
 from collections.abc import Callable, Mapping
@@ -17,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import requests
 
 from .adapter import PaywallAdapter, exchange_of, token_along
-from .call import Call, current
-from .carriers import CredentialedRequest, errors_as_asked
+from .call import Call, contexts, current, nets
+from .carriers import CredentialedRequest, errors_as_asked, is_refused
 from .pools import connect_anew_if_forked
 
 if TYPE_CHECKING:
@@ -37,8 +38,10 @@ def send_with_net(
         request = request.copy()  # without the credential: a request of ours that is sent again is like any other
         call.begin_hop(request)
     outgoing = request
+    sent_from: contextvars.Context | None = None
     for each in session.adapters.values():
         if type(each) is not PaywallAdapter:
+            sent_from = contextvars.copy_context()
             outgoing = _with_token(call, session, request)
             break
     hooks: Any = outgoing.hooks
@@ -47,6 +50,8 @@ def send_with_net(
         listed = _rest(hooks)
         hooks = {**hooks, "response": listed}
     outgoing.hooks = {**(hooks or {}), "response": [net, *listed]}
+    if sent_from is not None and contexts.setdefault(id(outgoing), sent_from) is not sent_from:
+        contexts[id(outgoing)] = None
     try:
         if call.carried is None:
             response = send(outgoing, **how)
@@ -55,10 +60,12 @@ def send_with_net(
                 response = send(outgoing, **how)
     finally:
         outgoing.hooks = hooks
-    if response.status_code == 402 and not call.handled:
+        if sent_from is not None:
+            contexts.pop(id(outgoing), None)
+    if response.status_code == 402 and not call.handled and not is_refused(response):
         # Another thread has sent the same request, and taken the net off too early, or a hook has brought a 402.
-        names = ("stream", "timeout", "verify", "cert", "proxies")
-        return _seen_to(call, session, response, {name: how[name] for name in names if name in how})
+        call.request = _answered_by(response, call.request)
+        return _seen_to(call, session, response, _how(session, call.request, how))
     if call.payment is not None and not hasattr(response, "payment"):  # a recorder above our adapter makes responses of its own
         response.payment = call.payment  # type: ignore[attr-defined]
     return response
@@ -68,6 +75,8 @@ def net(response: requests.Response, **how: Any) -> requests.Response | None:
     """The response hook that `Routeweiler.send` puts before all others: sees to what came from an adapter that isn't ours."""
     call = current.get()
     if call is None or call.session is None or call.handled or (response.status_code != 402 and call.carried is None):
+        return None
+    if is_refused(response):
         return None
     return _seen_to(call, call.session, response, how)
 
@@ -96,6 +105,25 @@ def _with_token(call: Call, session: requests.Session, request: requests.Prepare
         return request
     call.carried = along
     return _carrying(request, along[0])
+
+
+def _answered_by(response: requests.Response, sent: requests.PreparedRequest) -> requests.PreparedRequest:
+    """The request that ``response`` is the answer to: a hook may have asked something else, or somebody else, than ``sent`` does.
+
+    A token of the one must not be looked for, or used, at the other.
+    """
+    asked: object = response.request
+    if isinstance(asked, CredentialedRequest):
+        return asked.copy()
+    return asked if isinstance(asked, requests.PreparedRequest) else sent
+
+
+def _how(session: requests.Session, request: requests.PreparedRequest, how: Mapping[str, Any]) -> dict[str, Any]:
+    """What `requests.Session.send` makes of its arguments for the adapter's send."""
+    own: dict[str, Any] = {"stream": session.stream, "timeout": None, "verify": session.verify, "cert": session.cert}
+    if "proxies" not in how:
+        own["proxies"] = requests.utils.resolve_proxies(request, session.proxies, session.trust_env)
+    return own | {name: how[name] for name in (*own, "proxies") if name in how}
 
 
 def _adapter(session: requests.Session, request: requests.PreparedRequest) -> requests.adapters.BaseAdapter | None:
@@ -133,9 +161,4 @@ def _rest(hooks: Any) -> list[Any]:
     return [listed] if callable(listed) else [each for each in listed if each is not net]
 
 
-def unhook(request: Any) -> None:
-    """Take the net off a request that was made of one that had it."""
-    hooks = getattr(request, "hooks", None)
-    listed = hooks.get("response") if isinstance(hooks, dict) else None
-    if isinstance(listed, list) and net in listed:
-        request.hooks = {**hooks, "response": _rest(hooks)}  # type: ignore[dict-item]
+nets.append(net)

@@ -83,13 +83,6 @@ class Session(Routeweiler):
 
         return environment.payer(**given)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        if self._payer.environmental:
-            from . import environment
-
-            self._payer.take_node_of(environment.payer())
-
 
 def session() -> Session:
     """A `Session`."""
