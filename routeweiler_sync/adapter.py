@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -202,7 +203,15 @@ def warn_unpaid(response: requests.Response) -> None:
 
     if not _warned and any(scheme in response.headers.get("WWW-Authenticate", "").lower() for scheme in ("l402", "lsat")):
         _warned.append(True)
-        warnings.warn(NO_NODE.format(url=response.url), RuntimeWarning, stacklevel=2)
+        warnings.warn(NO_NODE.format(url=response.url), RuntimeWarning, stacklevel=_callers_level())
 
 
 _warned: list[bool] = []
+
+
+def _callers_level() -> int:
+    """The ``stacklevel``, seen from who asks, of the program's own line: the first that is neither ours nor `requests`'."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("requests", __package__):
+        level, frame = level + 1, frame.f_back
+    return level

@@ -176,6 +176,7 @@ def test_without_a_node_it_is_requests_with_one_warning(paywall: Paywall, books:
             assert "L402" in response.headers["WWW-Authenticate"]
     (told,) = caught
     assert "no node is configured" in str(told.message)
+    assert told.filename == __file__  # the line of the program that asked for the page
     assert "nothing was spent" in str(told.message)
     quote = Session().quote("GET", paywall.url)
     assert quote is not None
