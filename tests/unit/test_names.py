@@ -55,8 +55,9 @@ def test_what_isnt_in_all_but_used() -> None:
         assert hasattr(routeweiler_sync, name), name
         if name not in OURS | STAND_INS:
             assert getattr(routeweiler_sync, name) is getattr(requests, name), name
-    from routeweiler_sync.__version__ import __title__
     from routeweiler_sync.packages.urllib3.util.retry import Retry  # type: ignore[import-not-found]
+
+    from routeweiler_sync.__version__ import __title__
 
     assert (__title__, Retry) == (requests.__title__, requests.adapters.Retry)
     assert routeweiler_sync.__version__ == requests.__version__  # a string, also after the import above
