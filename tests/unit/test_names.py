@@ -13,6 +13,12 @@ import requests
 
 import routeweiler_sync
 
+#: `requests.__all__`, which it has from 2.34 on.
+PUBLIC = {
+    "ConnectionError", "ConnectTimeout", "HTTPError", "JSONDecodeError", "PreparedRequest", "ReadTimeout", "Request",
+    "RequestException", "Response", "Session", "Timeout", "TooManyRedirects", "URLRequired", "codes", "delete", "get", "head",
+    "options", "packages", "patch", "post", "put", "request", "session", "utils",
+}  # fmt: skip
 #: What pays, and so is ours.
 OURS = {"Session", "session", "request", "get", "options", "head", "post", "put", "patch", "delete"}
 #: Ours under the name of theirs, with all that theirs have.
@@ -21,7 +27,7 @@ SUBMODULES = [found.name for found in pkgutil.iter_modules(requests.__path__) if
 DUNDERS = [name for name in vars(importlib.import_module("requests.__version__")) if name.startswith("__") and name.endswith("__")]
 
 
-@pytest.mark.parametrize("name", sorted(requests.__all__))
+@pytest.mark.parametrize("name", sorted(PUBLIC | set(getattr(requests, "__all__", ()))))
 def test_a_public_name_of_requests(name: str) -> None:
     """`except requests.Timeout` of a legacy script must catch what is raised."""
     ours, theirs = getattr(routeweiler_sync, name), getattr(requests, name)
