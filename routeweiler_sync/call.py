@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import requests
 
-from .errors import RouteweilerError
 from .forks import in_child
 from .telling import claimed, release_all_telling
 
@@ -138,9 +137,9 @@ class Call:
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: TracebackType | None) -> None:
         current.reset(self._token)
-        if isinstance(error, Quoted):
+        if error is not None and isinstance(error, Quoted):
             self.response, error = error.response, None
-        if self._account is not None or self.payer.trace_sink is not None or isinstance(error, RouteweilerError):
+        if error is not None or self._account is not None or self.payer.trace_sink is not None:
             self.account.finish(self.response, error)
         if claimed and current.get() is None:
             release_all_telling()

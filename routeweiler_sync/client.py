@@ -160,9 +160,9 @@ class Routeweiler(requests.Session):
         self, resp: requests.Response, req: requests.PreparedRequest, *args: Any, **kwargs: Any
     ) -> Generator[requests.Response, None, None]:
         """As `requests.Session.resolve_redirects`; marks the sends that belong to the call under way."""
+        if not 300 <= resp.status_code < 400 and type(self).get_redirect_target is _GET_REDIRECT_TARGET:
+            return _no_hops()  # as that would find: this way costs less than it does without us
         hops = super().resolve_redirects(resp, req, *args, **kwargs)
-        if not 300 <= resp.status_code < 400:
-            return hops
         call = current.get()
         return _marked(hops, call) if call is not None and call.session is self else hops
 
@@ -243,6 +243,13 @@ class Routeweiler(requests.Session):
         for adapter in self.adapters.values():
             if isinstance(adapter, PaywallAdapter) and adapter.payer is None and adapter._lost_payer:  # unpickled
                 adapter.payer = self._payer
+
+
+_GET_REDIRECT_TARGET = requests.Session.get_redirect_target
+
+
+def _no_hops() -> Generator[requests.Response, None, None]:
+    yield from ()
 
 
 def _marked(hops: Iterator[requests.Response], call: Call) -> Generator[requests.Response, None, None]:

@@ -26,24 +26,33 @@ if TYPE_CHECKING:
     from .tokens import HeldToken
 
 
+def _stock(name: str) -> object:
+    """That method of `requests.Session`; None where another library has replaced it already."""
+    found = vars(requests.Session).get(name)
+    return found if getattr(found, "__module__", None) == "requests.sessions" else None
+
+
+_SEND, _GET_ADAPTER = _stock("send"), _stock("get_adapter")
+
+
 def send_with_net(
     call: Call, session: requests.Session, send: Callable[..., requests.Response], request: requests.PreparedRequest, how: Any
 ) -> requests.Response:
-    """Send one hop of ``call`` by ``send``, which is a session's, with the net in place.
+    """Send one hop of ``call`` by ``send``, which is a session's, with the net in place where it may be needed.
 
-    Whose adapter will be asked isn't known before: libraries for tests put theirs in place inside `requests.Session.send`. So the
-    net is always there, and lets pass what one of ours has seen to.
+    Whose adapter will be asked isn't always known before: libraries for tests put theirs in place inside `requests.Session.send`.
+    The net lets pass what one of ours has seen to.
     """
+    if _is_ours_throughout(session, send):
+        return send(request, **how)
     if isinstance(request, CredentialedRequest):
         request = request.copy()  # without the credential: a request of ours that is sent again is like any other
         call.begin_hop(request)
     outgoing = request
     sent_from: contextvars.Context | None = None
-    for each in session.adapters.values():
-        if type(each) is not PaywallAdapter:
-            sent_from = contextvars.copy_context()
-            outgoing = _with_token(call, session, request)
-            break
+    if not all(type(each) is PaywallAdapter for each in session.adapters.values()):
+        sent_from = contextvars.copy_context()
+        outgoing = _with_token(call, session, request)
     hooks: Any = outgoing.hooks
     listed = (hooks or {}).get("response") or ()
     if callable(listed) or net in listed:  # set by hand; a redirect's, copied from the request before
@@ -69,6 +78,16 @@ def send_with_net(
     if call.payment is not None and not hasattr(response, "payment"):  # a recorder above our adapter makes responses of its own
         response.payment = call.payment  # type: ignore[attr-defined]
     return response
+
+
+def _is_ours_throughout(session: requests.Session, send: Callable[..., requests.Response]) -> bool:
+    """Whether what ``send`` sends goes through an adapter of ours, whatever the request: nobody has put anything in between."""
+    if getattr(send, "__func__", None) is not _SEND or type(session).get_adapter is not _GET_ADAPTER:
+        return False
+    for each in session.adapters.values():
+        if type(each) is not PaywallAdapter:
+            return False
+    return "get_adapter" not in session.__dict__
 
 
 def net(response: requests.Response, **how: Any) -> requests.Response | None:
@@ -143,7 +162,7 @@ def _leads_to_ours(adapter: requests.adapters.BaseAdapter) -> bool:
     for value in getattr(adapter, "__dict__", {}).values():
         if isinstance(value, PaywallAdapter):
             return True
-        if isinstance(value, Mapping) and any(isinstance(each, PaywallAdapter) for each in value.values()):
+        if isinstance(value, dict) and any(isinstance(each, PaywallAdapter) for each in value.values()):
             return True
     return False
 
