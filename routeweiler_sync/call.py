@@ -42,10 +42,7 @@ nets: list[Callable[..., object]] = []
 
 def unhook(request: Any) -> None:
     """Take the net off a request that was made of one that had it."""
-    hooks = getattr(request, "hooks", None)
-    listed = hooks.get("response") if isinstance(hooks, dict) else None
-    if isinstance(listed, list) and any(each in nets for each in listed):
-        request.hooks = {**hooks, "response": [each for each in listed if each not in nets]}  # type: ignore[dict-item]
+    _take_off(request, nets)
 
 
 def for_quote(response: requests.Response, **kwargs: object) -> None:
@@ -54,11 +51,16 @@ def for_quote(response: requests.Response, **kwargs: object) -> None:
 
 def is_for_quote(request: requests.PreparedRequest) -> bool:
     """Whether ``request`` bears the mark `for_quote`, which is taken off it."""
+    return _take_off(request, [for_quote])
+
+
+def _take_off(request: Any, ours: list[Callable[..., object]]) -> bool:
+    """Take these response hooks off ``request``. Whether it had any. The caller's dict of hooks is left as it is."""
     hooks = getattr(request, "hooks", None)
     listed = hooks.get("response") if isinstance(hooks, dict) else None
-    if not isinstance(listed, list) or for_quote not in listed:
+    if not isinstance(listed, list) or not any(each in ours for each in listed):
         return False
-    request.hooks = {**hooks, "response": [each for each in listed if each is not for_quote]}  # type: ignore[dict-item]
+    request.hooks = {**hooks, "response": [each for each in listed if each not in ours]}  # type: ignore[dict-item]
     return True
 
 

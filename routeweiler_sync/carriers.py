@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import requests
+
+if TYPE_CHECKING:
+    from .tokens import HeldToken
 
 
 class CredentialedRequest(requests.PreparedRequest):
@@ -36,6 +39,19 @@ class CredentialedRequest(requests.PreparedRequest):
         if plain.headers is not None:
             plain.headers.pop("Authorization", None)
         return plain
+
+
+def carrying(request: requests.PreparedRequest, held: HeldToken, answers: list[requests.Response]) -> CredentialedRequest:
+    """A copy of ``request`` with the token ``held``, to send after ``answers``. ChallengeMismatchError if of another origin."""
+    from .errors import ChallengeMismatchError
+    from .l402.credential import authorization
+    from .replay import again
+    from .tokens import origin_at
+
+    origin = origin_at(request.url or "")
+    if held.origin != origin:  # nothing leads here; but were a token to go astray, then not past this line
+        raise ChallengeMismatchError(f"A token of {held.origin} was about to go to {origin}. It wasn't sent. Report this.")
+    return CredentialedRequest.made_of(again(request, answers), authorization(held.scheme, held.token, held.preimage))
 
 
 class PaywallResponse(requests.Response):

@@ -19,12 +19,12 @@ import requests
 
 from .account import Account, Payment
 from .call import Call, Quoted, quoting, unhook
-from .carriers import CredentialedRequest, answered, errors_as_asked, kept_by_caches, refused, superseded, unvaried
+from .carriers import answered, carrying, errors_as_asked, kept_by_caches, refused, superseded, unvaried
 from .checkout import Need
-from .errors import ChallengeMismatchError, LedgerError, RouteweilerError, TokenRefusedError
+from .errors import LedgerError, RouteweilerError, TokenRefusedError
 from .flight import end_first_use
 from .l402.challenge import parse_challenge, schemes_offered
-from .l402.credential import authorization, path_of, scope_of
+from .l402.credential import path_of, scope_of
 from .limits import active
 from .money import sats
 from .outcomes import no_more_tokens_error, overtaken_error, refused_error
@@ -271,12 +271,11 @@ class Exchange:
         return request
 
     def _carrying(self, held: HeldToken) -> requests.PreparedRequest:
-        if held.origin != self.origin:  # nothing leads here; but were a token to go astray, then not past this line
-            raise ChallengeMismatchError(f"A token of {held.origin} was about to go to {self.origin}. It wasn't sent. Report this.")
         if "Authorization" in (self.request.headers or {}):
             self.account.authorization_replaced = True
-        credential = authorization(held.scheme, held.token, held.preimage)
-        return CredentialedRequest.made_of(self._again(), credential)
+        request = carrying(self.request, held, self.history)
+        unhook(request)
+        return request
 
     def _verdict(self, held: HeldToken | None, judged: HeldToken | None, need: Need | None) -> Verdict:
         """What the latest answer means for ``held``, which the request carried; ``judged`` is the same, unless it was a guess."""

@@ -19,11 +19,11 @@ import requests
 
 from .adapter import PaywallAdapter, exchange_of, token_along
 from .call import Call, contexts, current, nets
-from .carriers import CredentialedRequest, errors_as_asked, is_refused
+from .carriers import CredentialedRequest, carrying, errors_as_asked, is_refused
 from .pools import connect_anew_if_forked
 
 if TYPE_CHECKING:
-    from .tokens import HeldToken
+    pass
 
 
 def _stock(name: str) -> object:
@@ -123,7 +123,7 @@ def _with_token(call: Call, session: requests.Session, request: requests.Prepare
     if along is None:
         return request
     call.carried = along
-    return _carrying(request, along[0])
+    return carrying(request, along[0], [])
 
 
 def _answered_by(response: requests.Response, sent: requests.PreparedRequest) -> requests.PreparedRequest:
@@ -165,13 +165,6 @@ def _leads_to_ours(adapter: requests.adapters.BaseAdapter) -> bool:
         if isinstance(value, dict) and any(isinstance(each, PaywallAdapter) for each in value.values()):
             return True
     return False
-
-
-def _carrying(request: requests.PreparedRequest, held: HeldToken) -> CredentialedRequest:
-    from .l402.credential import authorization
-    from .replay import again
-
-    return CredentialedRequest.made_of(again(request, []), authorization(held.scheme, held.token, held.preimage))
 
 
 def _rest(hooks: Any) -> list[Any]:
