@@ -39,7 +39,7 @@ from requests.adapters import HTTPAdapter
 
 from routeweiler_sync import Ledger, Routeweiler, payment_of
 from routeweiler_sync.budgets.schema import Change, Intent, PaymentState
-from routeweiler_sync.l402.credential import authorization, origin_of
+from routeweiler_sync.protocol.l402.credential import authorization, origin_of
 
 WARM_UP = 100
 #: Pairs of sessions of a case: where its buffers lie in memory makes one session faster than its twin by a percent or two.

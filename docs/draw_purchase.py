@@ -1,4 +1,4 @@
-"""Draws docs/purchase.md's tables and diagram from those in `routeweiler_sync.purchase`, so that they say what the code does.
+"""Draws docs/purchase.md's tables and diagram from those in `routeweiler_sync.payments.wallet_rules`, so that they say what the code does.
 
 python docs/draw_purchase.py        writes them into docs/purchase.md
 """
@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from routeweiler_sync.budgets.schema import PaymentState
-from routeweiler_sync.purchase import SERVER_TABLE, TABLE, Act, Event, Known, Ruling, Said
+from routeweiler_sync.payments.wallet_rules import SERVER_TABLE, TABLE, Act, Event, Known, Ruling, Said
 
 PAGE = Path(__file__).parent / "purchase.md"
 UNFINISHED = (PaymentState.OPEN, PaymentState.FAILED)

@@ -67,10 +67,8 @@ from .__version__ import (
     __url__ as __url__,
     __version__ as __version__,
 )
-from .adapter import PaywallAdapter
+from ._core.forks import importing as _importing
 from .api import delete, get, head, options, patch, post, put, request
-from .call import payment_of
-from .client import Routeweiler, wrap
 from .errors import (
     BudgetError,
     BudgetExceededError,
@@ -96,23 +94,25 @@ from .errors import (
     TokenRefusedError,
     UnreplayableBodyError,
 )
-from .forks import importing as _importing
+from .paywall.call import payment_of
 from .sessions import Session, session
+from .transport.adapter import PaywallAdapter
+from .transport.session import Routeweiler, wrap
 
 if TYPE_CHECKING:
     from requests import check_compatibility as check_compatibility, help as help
     from requests.exceptions import FileModeWarning as FileModeWarning
 
     from . import packages as packages
-    from .account import Payment
     from .budgets.coingecko import CoinGecko
     from .budgets.fmv import FmvProvider, StaticRate
-    from .budgets.ledger import Ledger
     from .budgets.schema import BudgetEnvelope, EnvelopeRow, PaymentRow, PaymentState
-    from .checkout import Quote
     from .funding import Funding
     from .funding.lightning import LightningFundingSource, LightningNodeClient, LndClient, PaymentStatus
+    from .ledger.ledger import Ledger
     from .patching import install, uninstall
+    from .payments.checkout import Quote
+    from .paywall.call_record import Payment
     from .policy.dsl import Policy, PolicyRule, RuleMatch
     from .trace.schema import TraceEvent
     from .trace.sink import TraceSink
@@ -126,11 +126,11 @@ _LAZY = {
     "EnvelopeRow": "budgets.schema",
     "FmvProvider": "budgets.fmv",
     "StaticRate": "budgets.fmv",
-    "Ledger": "budgets.ledger",
-    "Payment": "account",
+    "Ledger": "ledger.ledger",
+    "Payment": "paywall.call_record",
     "PaymentRow": "budgets.schema",
     "PaymentState": "budgets.schema",
-    "Quote": "checkout",
+    "Quote": "payments.checkout",
     "Funding": "funding",
     "LightningFundingSource": "funding.lightning",
     "LightningNodeClient": "funding.lightning",

@@ -10,7 +10,7 @@ import requests.api
 from requests import Response
 
 from . import sessions
-from .stand_in import stand_in
+from ._core.module_alias import stand_in
 
 _Verb = TypeVar("_Verb", bound=Callable[..., Response])
 

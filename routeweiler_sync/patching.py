@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import requests
 import requests.sessions
 
-from . import environment
-from .composed import composed
-from .payer import Payer
+from .config import environment
+from .config.payer import Payer
 from .sessions import Session
+from .transport.composed import composed
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import requests.sessions
 
-from .client import Routeweiler
-from .forks import prepare_session
+from ._core.forks import prepare_session
+from ._core.module_alias import stand_in
 from .settings import SETTINGS
-from .stand_in import stand_in
+from .transport.session import Routeweiler
 
 if TYPE_CHECKING:  # the names of requests.sessions that one version or other of its types tells
     from collections import OrderedDict as OrderedDict
@@ -57,7 +57,7 @@ if TYPE_CHECKING:  # the names of requests.sessions that one version or other of
     )
     from typing_extensions import Unpack
 
-    from .payer import Payer
+    from .config.payer import Payer
     from .settings import Settings
 
 
@@ -79,7 +79,7 @@ class Session(Routeweiler):
 
     @classmethod
     def _payer_for(cls, **given: Unpack[Settings]) -> Payer:
-        from . import environment
+        from .config import environment
 
         return environment.payer(**given)
 

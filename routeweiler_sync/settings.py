@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from urllib3.util import Retry
 
     from .budgets.fmv import FmvProvider
-    from .budgets.ledger import Ledger
     from .budgets.schema import BudgetEnvelope
-    from .checkout import Quote
     from .funding.lightning import LightningFundingSource
+    from .ledger.ledger import Ledger
+    from .payments.checkout import Quote
     from .policy.dsl import Policy
     from .trace.sink import TraceSink
 

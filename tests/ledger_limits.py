@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 
-from routeweiler_sync.budgets.envelopes import BUCKET_S, Draw
+from routeweiler_sync._core.money import Rate
 from routeweiler_sync.budgets.fmv import StaticRate, rate_for
-from routeweiler_sync.budgets.ledger import Ledger
 from routeweiler_sync.budgets.schema import DAY_S, HOUR_S, SAFE_DEFAULT, BudgetEnvelope
 from routeweiler_sync.errors import (
     BudgetError,
@@ -22,7 +21,8 @@ from routeweiler_sync.errors import (
     EnvelopeFrozenError,
     EnvelopeNotFoundError,
 )
-from routeweiler_sync.money import Rate
+from routeweiler_sync.ledger.envelopes import BUCKET_S, Draw
+from routeweiler_sync.ledger.ledger import Ledger
 from tests.ledger_makers import NOON_S, SAT, Clock, at_once, die, draw, fail, hash_of, held_msat, intent, limits, settle
 
 LIMITS = ("cap_minor_units", "per_call_minor_units", "per_hour_minor_units", "per_day_minor_units")

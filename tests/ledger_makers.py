@@ -7,10 +7,10 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from routeweiler_sync.budgets.envelopes import Draw
-from routeweiler_sync.budgets.ledger import Ledger
+from routeweiler_sync._core.money import Rate
 from routeweiler_sync.budgets.schema import BudgetEnvelope, Change, Intent, PaymentRow, PaymentState
-from routeweiler_sync.money import Rate
+from routeweiler_sync.ledger.envelopes import Draw
+from routeweiler_sync.ledger.ledger import Ledger
 
 T = TypeVar("T")
 

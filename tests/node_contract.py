@@ -18,10 +18,10 @@ import pytest
 
 from routeweiler_sync.errors import FundingError, InvoicePaymentError, PaymentPendingError
 from routeweiler_sync.funding import Funding
-from routeweiler_sync.funding.answers import Answer, Word
 from routeweiler_sync.funding.lightning import LndClient
-from routeweiler_sync.funding.node import NodePayment
-from routeweiler_sync.funding.stubs import routeweiler_lnd_pb2 as pb
+from routeweiler_sync.funding.lnd.stubs import routeweiler_lnd_pb2 as pb
+from routeweiler_sync.funding.replies import Answer, Word
+from routeweiler_sync.funding.wallet import NodePayment
 
 #: Generous: a real payment takes 0.1 s, and a machine may be slow.
 PATIENCE_S = 60.0

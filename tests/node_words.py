@@ -22,9 +22,9 @@ import bolt11 as bolt11_library
 import grpc
 import pytest
 
-from routeweiler_sync.funding.answers import Word
-from routeweiler_sync.funding.reading import failure_reason, read_error
-from routeweiler_sync.funding.stubs import routeweiler_lnd_pb2 as pb
+from routeweiler_sync.funding.lnd.replies import failure_reason, read_error
+from routeweiler_sync.funding.lnd.stubs import routeweiler_lnd_pb2 as pb
+from routeweiler_sync.funding.replies import Word
 from routeweiler_sync.testing._lnd_book import sign_invoice
 
 from .node_contract import AMOUNT_MSAT, FEE_LIMIT_MSAT, PATIENCE_S, SEND, TRACK, ContractNode, payment_hash_of

@@ -1,6 +1,6 @@
 """A small world to check the purchase table in: buyers, lnd and the network, every step of which may come in any order.
 
-The decisions are the real ones (`routeweiler_sync.purchase.decide`); the ledger is a double with the transitions of
+The decisions are the real ones (`routeweiler_sync.payments.wallet_rules.decide`); the ledger is a double with the transitions of
 `Ledger.open_payment`, `count_send` and `change` (`tests.unit.test_purchase_model` holds the two against each other); a buyer does,
 one step at a time, what `Checkout` does: write or look, send, wait, put the answer to the table, write what it says.
 
@@ -18,10 +18,10 @@ from datetime import datetime, timezone
 from functools import cache
 from typing import NamedTuple
 
-from routeweiler_sync import purchase
 from routeweiler_sync.budgets.schema import Change, PaymentRow, PaymentState
-from routeweiler_sync.funding.answers import Answer, Word
-from routeweiler_sync.purchase import Act, Step
+from routeweiler_sync.funding.replies import Answer, Word
+from routeweiler_sync.payments import wallet_rules as purchase
+from routeweiler_sync.payments.wallet_rules import Act, Step
 
 OPEN, FAILED, SETTLED, RETIRED, DEAD = PaymentState
 EPOCH = datetime.fromtimestamp(0, tz=timezone.utc)

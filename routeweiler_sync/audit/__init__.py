@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from ..budgets.books import LedgerBooks
+from ..ledger.snapshot import LedgerBooks
 from ..trace.reader import TraceAccount
-from . import itself, others
+from . import external_checks as others, ledger_checks as itself
 from .findings import Difference, Kind, NodeAccount, Open, Report
 
 __all__ = ["Difference", "Kind", "NodeAccount", "Open", "Report", "compare", "confirmed"]

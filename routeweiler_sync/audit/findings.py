@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from ..budgets.books import BookedPayment
+from .._core.money import minor_units, sats
 from ..budgets.schema import PaymentState
-from ..funding.node import NodePayment
-from ..money import minor_units, sats
+from ..funding.wallet import NodePayment
+from ..ledger.snapshot import BookedPayment
 from ..trace.reader import ToldPayment
 
 #: What to do about a ledger that contradicts itself.

@@ -21,9 +21,9 @@ from urllib.parse import urlsplit
 
 import requests
 
+from .._core.forks import in_child
+from .._core.money import FIAT_DECIMALS
 from ..errors import FmvUnavailableError
-from ..forks import in_child
-from ..money import FIAT_DECIMALS
 
 log = logging.getLogger("routeweiler_sync")
 

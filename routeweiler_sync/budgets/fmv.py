@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Protocol, runtime_checkable
 
+from .._core.money import Rate
 from ..errors import FmvUnavailableError
-from ..money import Rate
 
 
 @runtime_checkable

@@ -8,8 +8,8 @@ from datetime import datetime
 from decimal import Context, Decimal, localcontext
 from enum import Enum
 
-from .. import globs
-from ..money import CURRENCIES, MAX_MINOR_UNITS, MICRO
+from .._core.money import CURRENCIES, MAX_MINOR_UNITS, MICRO
+from ..policy import patterns as globs
 
 HOUR_S = 3_600
 DAY_S = 86_400
@@ -22,7 +22,7 @@ EXACT = Context(prec=40)
 
 
 class PaymentState(str, Enum):
-    """The life of a payment; what leads from one to the next is told in `routeweiler_sync.purchase`."""
+    """The life of a payment; what leads from one to the next is told in `routeweiler_sync.payments.wallet_rules`."""
 
     OPEN = "open"  #: on disk, lnd may have heard of it: unfinished
     FAILED = "failed"  #: lnd said FAILED, but a send of it is unanswered: unfinished
@@ -209,7 +209,7 @@ class PaymentRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """What one word of the node or the server changes in a row, decided by `routeweiler_sync.purchase`.
+    """What one word of the node or the server changes in a row, decided by `routeweiler_sync.payments.wallet_rules`.
 
     ``answered``: how many sends the word counts off. ``preimage`` and ``fee_msat`` belong to the change to SETTLED; without a
     preimage the payment is booked but gives no token.

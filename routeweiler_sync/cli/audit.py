@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .. import config
+from ..config import env_settings as config
 from ..errors import FundingError, LedgerError
 from .outcome import Exit, exit_for, printable
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ..audit import Difference, NodeAccount, Open, Report
-    from ..budgets.ledger import Ledger
     from ..funding.lightning import LndClient
+    from ..ledger.ledger import Ledger
     from ..trace.reader import TraceAccount
 
 #: Between the two looks that a difference must be found in: longer than a payment takes to be booked once lnd has paid it.
@@ -99,7 +99,7 @@ def audit(context: click.Context, *, ledger: str | None, traces: Sequence[str], 
       3  an account can't be read; as far as was compared, they agree
     """
     from ..audit import confirmed
-    from ..budgets.ledger import Ledger
+    from ..ledger.ledger import Ledger
 
     try:
         with contextlib.closing(Ledger.open(config.ledger_url() if ledger is None else ledger)) as book:
@@ -127,8 +127,8 @@ def _trace_files(given: Sequence[str]) -> Sequence[str]:
 
 def _client(accounts: Accounts) -> LndClient | None:
     """The environment's node; None where it names none."""
-    from ..funding.endpoint import names_node
     from ..funding.lightning import LndClient
+    from ..funding.lnd.lndconnect import names_node
 
     if not names_node(os.environ):
         return None
@@ -144,7 +144,7 @@ def _client(accounts: Accounts) -> LndClient | None:
 
 def _compared(accounts: Accounts, report: Report) -> dict[str, str]:
     """What was taken of each account, or why it wasn't."""
-    from ..money import sats
+    from .._core.money import sats
 
     said = {
         "ledger": f"{report.payments} payments, {report.paid} paid, {sats(report.spent_msat)} with fees ({accounts.ledger.url})"
@@ -191,7 +191,7 @@ def _show(accounts: Accounts, report: Report) -> None:
 
 
 def _open_lines(each: Open) -> list[tuple[str, str]]:
-    from ..money import sats
+    from .._core.money import sats
 
     lines = [("payment", each.payment_hash), ("ledger", f"{each.state.value}, {sats(each.amount_msat)}")]
     if each.node is not None:

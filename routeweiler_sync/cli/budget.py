@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .. import config
+from ..config import env_settings as config
 from ..errors import BudgetError, LedgerError
 from .audit import audit
 from .outcome import exit_for, printable
 
 if TYPE_CHECKING:
-    from ..budgets.ledger import Ledger
     from ..budgets.schema import EnvelopeRow
+    from ..ledger.ledger import Ledger
 
 ledger_option = click.option(
     "--ledger", metavar="URL", help="A path or URL. Default: ROUTEWEILER_LEDGER, else the user's own ledger."
@@ -92,7 +92,7 @@ budget.add_command(audit)
 @contextlib.contextmanager
 def _opened(url: str | None) -> Iterator[Ledger]:
     """An existing ledger; its errors become messages and exit codes."""
-    from ..budgets.ledger import Ledger
+    from ..ledger.ledger import Ledger
 
     try:
         with contextlib.closing(Ledger.open(config.ledger_url() if url is None else url)) as ledger:

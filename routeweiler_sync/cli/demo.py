@@ -23,14 +23,14 @@ from .._version import VERSION
 from .outcome import Exit, printable
 
 if TYPE_CHECKING:
-    from ..account import Payment
-    from ..budgets.ledger import Ledger
     from ..budgets.schema import PaymentRow
-    from ..checkout import Quote
-    from ..client import Routeweiler
-    from ..funding.answers import Answer
-    from ..l402.challenge import Challenge
+    from ..funding.replies import Answer
+    from ..ledger.ledger import Ledger
+    from ..payments.checkout import Quote
+    from ..paywall.call_record import Payment
+    from ..protocol.l402.challenge import Challenge
     from ..testing import FakeLnd, Paywall
+    from ..transport.session import Routeweiler
     from .story import Story
 
 NETWORK = "bitcoin-regtest"
@@ -173,7 +173,7 @@ def _play(story: Story) -> None:
 
 def _buys(story: Story, world: World, session: Routeweiler) -> None:
     from .. import payment_of
-    from ..l402.challenge import parse_challenge
+    from ..protocol.l402.challenge import parse_challenge
 
     url = world.paywall.url_for("/weather/berlin")
     story.scene(f"A page that costs {_sats(PRICE_MSAT)}", f"GET {url}")
@@ -200,7 +200,7 @@ def _buys(story: Story, world: World, session: Routeweiler) -> None:
 
 
 def _tell_challenge(story: Story, refused: requests.Response, challenge: Challenge) -> None:
-    from ..l402.challenge import schemes_offered
+    from ..protocol.l402.challenge import schemes_offered
 
     invoice = challenge.invoice
     story.step(refused.elapsed.total_seconds(), f"{refused.status_code} {refused.reason}", "bold yellow")
@@ -346,6 +346,6 @@ def _minutes(unix_s: int) -> int:
 
 
 def _sats(amount_msat: int) -> str:
-    from ..money import sats
+    from .._core.money import sats
 
     return sats(amount_msat)

@@ -20,17 +20,17 @@ import click
 import requests
 import urllib3
 
-from .. import config
 from .._version import VERSION
+from ..config import env_settings as config
 from ..errors import FundingError, InvoicePaymentError, LedgerError, NoFundingForRailError, PaymentDeclinedError, RouteweilerError
-from ..l402.credential import is_credential, redact
+from ..protocol.l402.credential import is_credential, redact
 from .outcome import Exit, exit_for, printable
 from .output import Output
 
 if TYPE_CHECKING:
-    from ..checkout import Quote
-    from ..client import Routeweiler
+    from ..payments.checkout import Quote
     from ..trace.schema import TracePayment
+    from ..transport.session import Routeweiler
     from .wiring import Till, Witness
 
 #: To connect, and for each silence of the server.
@@ -128,7 +128,7 @@ def get(
 
 def _session(url: str, *, max_sats: int | None, dry_run: bool) -> tuple[Routeweiler, Call]:
     """A session of what the environment says, and the call that is to be made with it."""
-    from ..client import Routeweiler
+    from ..transport.session import Routeweiler
     from .wiring import Till, Witness, capped_node, prices_only
 
     cap_msat = None if max_sats is None else max_sats * 1000
@@ -209,7 +209,7 @@ def _interrupted(call: Call) -> Exit:
 
 def _is_unfinished() -> bool:
     """Whether the ledger holds a purchase, maybe an earlier run's, that was being carried to its end."""
-    from ..budgets.ledger import Ledger
+    from ..ledger.ledger import Ledger
 
     with contextlib.suppress(LedgerError), contextlib.closing(Ledger.open(config.ledger_url())) as ledger:
         return ledger.exists() and bool(ledger.unfinished())
@@ -239,7 +239,7 @@ def _problem(call: Call) -> str:
     if isinstance(error, NoFundingForRailError) and call.no_node is not None:
         return f"The server wants to be paid, and there is no node to pay with: {call.no_node}"
     if isinstance(error, PaymentDeclinedError) and quote is not None and cap_sats is not None:
-        from ..money import sats
+        from .._core.money import sats
 
         return f"The page costs {sats(quote.amount_msat)}, more than --max-sats {cap_sats} allows. Nothing was spent for it."
     if isinstance(error, InvoicePaymentError) and cap_sats is not None:
@@ -255,7 +255,7 @@ def _told_unpaid(response: requests.Response) -> str:
 
 def _told(payments: Sequence[TracePayment]) -> str:
     """``paid 10 sat + 1 sat fee, payment hash …`` for each."""
-    from ..money import sats
+    from .._core.money import sats
 
     def told(payment: TracePayment) -> str:
         price = f"{sats(payment.amount_msat)} + {sats(payment.fee_msat)} fee"
@@ -267,7 +267,7 @@ def _told(payments: Sequence[TracePayment]) -> str:
 
 
 def _as_text(quote: Quote) -> str:
-    from ..money import sats
+    from .._core.money import sats
 
     return "\n".join(
         f"{name:<13} {printable(value)}"

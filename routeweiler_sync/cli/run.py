@@ -16,7 +16,7 @@ from pathlib import Path
 
 import click
 
-from .. import config
+from ..config import env_settings as config
 from .outcome import printable
 
 _PAYING = str(Path(__file__).parent.absolute() / "paying")

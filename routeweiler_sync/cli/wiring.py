@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .. import environment
+from ..config import environment
 from ..errors import FundingError
 from ..funding.lightning import LightningFundingSource
-from ..funding.node import PaymentStatus
+from ..funding.wallet import PaymentStatus
 from ..trace.schema import TraceEvent, TracePayment
 from ..trace.sink import TraceSink
 
 if TYPE_CHECKING:
-    from ..checkout import Quote
+    from ..payments.checkout import Quote
 
 
 class Witness(TraceSink):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..forks import importing
+from .._core.forks import importing
 
 if TYPE_CHECKING:
     from .lightning import LightningFundingSource
-    from .node import LightningNodeClient
+    from .wallet import LightningNodeClient
 
 
 class Funding:

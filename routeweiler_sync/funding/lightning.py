@@ -15,11 +15,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
+from .._core.forks import prepare_to_pay
 from ..errors import FundingError, InvoicePaymentError, PaymentPendingError, PreimageMismatchError
-from ..forks import prepare_to_pay
-from .answers import Answer, Word
-from .endpoint import DEFAULT_PORT, from_environment, parse_lndconnect
-from .node import (
+from .lnd.lndconnect import DEFAULT_PORT, from_environment, parse_lndconnect
+from .lnd.replies import failure_reason
+from .replies import Answer, Word
+from .source import LightningFundingSource, invoice_facts
+from .wallet import (
     ChannelBalance,
     LightningNodeClient,
     NodeInfo,
@@ -29,11 +31,9 @@ from .node import (
     default_fee_cap_msat,
     network_of,
 )
-from .reading import failure_reason
-from .source import LightningFundingSource, invoice_facts
 
 if TYPE_CHECKING:
-    from .connection import Connection
+    from .lnd.channel import Connection
 
 __all__ = [
     "ChannelBalance",
@@ -174,7 +174,7 @@ class LndClient:
             # Asked before each order, and not remembered: an order into a dead connection would be UNKNOWN and not REFUSED.
             connection.check_ready(timeout_s)
             remaining_s = deadline - time.monotonic()
-            from .stubs import routeweiler_lnd_pb2 as pb
+            from .lnd.stubs import routeweiler_lnd_pb2 as pb
 
             request = pb.SendPaymentRequest(
                 payment_request=bolt11,
@@ -193,7 +193,7 @@ class LndClient:
 
         Any error is an Answer. UNKNOWN says nothing at all; IN_FLIGHT is the last that lnd said.
         """
-        from .stubs import routeweiler_lnd_pb2 as pb
+        from .lnd.stubs import routeweiler_lnd_pb2 as pb
 
         timeout_s = self._bounded(timeout_s)
         deadline = time.monotonic() + timeout_s
@@ -244,7 +244,7 @@ class LndClient:
 
     def get_info(self, *, timeout_s: float | None = None) -> NodeInfo:
         """The node's identity and state (GetInfo). ``timeout_s`` may shorten the client's. Raises FundingError."""
-        from .stubs import routeweiler_lnd_pb2 as pb
+        from .lnd.stubs import routeweiler_lnd_pb2 as pb
 
         info = self._ask("/lnrpc.Lightning/GetInfo", pb.GetInfoRequest(), pb.GetInfoResponse, timeout_s)
         return NodeInfo(
@@ -263,7 +263,7 @@ class LndClient:
 
     def channel_balance(self) -> ChannelBalance:
         """What its channels hold. Raises FundingError."""
-        from .stubs import routeweiler_lnd_pb2 as pb
+        from .lnd.stubs import routeweiler_lnd_pb2 as pb
 
         reply = self._ask("/lnrpc.Lightning/ChannelBalance", pb.ChannelBalanceRequest(), pb.ChannelBalanceResponse)
         return ChannelBalance(local_msat=reply.local_balance.msat, remote_msat=reply.remote_balance.msat)
@@ -273,7 +273,7 @@ class LndClient:
 
         Raises FundingError. Needs a macaroon with ListPayments, which paying doesn't.
         """
-        from .stubs import routeweiler_lnd_pb2 as pb
+        from .lnd.stubs import routeweiler_lnd_pb2 as pb
 
         offset = 0
         while True:
@@ -301,7 +301,7 @@ class LndClient:
     def _connection(self) -> Connection:
         if (connection := self.__dict__.get("_opened")) is None:
             prepare_to_pay()
-            from .connection import Connection, Endpoint
+            from .lnd.channel import Connection, Endpoint
 
             endpoint = Endpoint(
                 host=self.grpc_host,

@@ -1,7 +1,7 @@
 """`LightningFundingSource`: a node, the network it pays on, and what routing may cost. Purchases speak to nodes through it alone.
 
 Turns what a node does - lnd's client in full, any other by the `LightningNodeClient` Protocol - into `Answer`s. What follows
-from an answer is decided in `routeweiler_sync.purchase`.
+from an answer is decided in `routeweiler_sync.payments.wallet_rules`.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+from .._core.forks import prepare_to_pay
 from ..errors import FundingError, InvoicePaymentError
-from ..forks import prepare_to_pay
-from .answers import Answer, Word
-from .node import NETWORKS, LightningNodeClient, NodeInfo, NotPermittedError, PaymentStatus, default_fee_cap_msat
-from .reading import tidy
+from .lnd.replies import tidy
+from .replies import Answer, Word
+from .wallet import NETWORKS, LightningNodeClient, NodeInfo, NotPermittedError, PaymentStatus, default_fee_cap_msat
 
 _POLL_S_MIN, _POLL_S_MAX = 0.1, 2.0
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from .. import globs
-from ..money import CURRENCIES, MAX_MINOR_UNITS
+from .._core.money import CURRENCIES, MAX_MINOR_UNITS
+from . import patterns as globs
 
 #: Bound on ``any`` within ``any``.
 MAX_DEPTH = 16

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from .. import globs
+from . import patterns as globs
 from .dsl import Policy, PolicyRule, RuleMatch
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import bech32
 import bolt11
 
-from ..funding.stubs import routeweiler_lnd_pb2 as pb
+from ..funding.lnd.stubs import routeweiler_lnd_pb2 as pb
 
 Status = Literal["IN_FLIGHT", "SUCCEEDED", "FAILED"]
 _INVOICE_CHARS_MAX = 7_089  # what fits into the largest QR code (zpay32)

@@ -16,7 +16,7 @@ from typing import Any
 import grpc
 from pymacaroons.serializers import BinarySerializer
 
-from ..funding.stubs import routeweiler_lnd_pb2 as pb
+from ..funding.lnd.stubs import routeweiler_lnd_pb2 as pb
 from ._lnd_book import Attempt, Book, Entry, FakeOrder, OrderError, decode
 
 #: What lnd's interceptor says in each state but RPC_ACTIVE and SERVER_ACTIVE (rpcperms/interceptor.go).

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from ..forks import importing, in_child
+from .._core.forks import importing, in_child
 from .redaction import redacted
 from .schema import TraceEvent
 

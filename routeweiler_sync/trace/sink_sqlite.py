@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..forks import around_fork, importing
+from .._core.forks import around_fork, importing
 from .sink import TraceSink, open_private
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from requests.adapters import HTTPAdapter
 
 from routeweiler_sync import Ledger, PaymentState, Routeweiler, TraceSink
 from routeweiler_sync.audit import Kind, NodeAccount, compare
-from routeweiler_sync.funding.node import NodePayment
+from routeweiler_sync.funding.wallet import NodePayment
 from routeweiler_sync.testing import FakeLnd, Paywall
 from routeweiler_sync.trace.reader import read_traces
 

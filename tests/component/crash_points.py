@@ -30,21 +30,12 @@ from unittest.mock import patch
 import grpc
 import requests
 
-from routeweiler_sync import (
-    Funding,
-    Ledger,
-    LndClient,
-    Routeweiler,
-    RouteweilerError,
-    TraceSink,
-    checkout,
-    exchange,
-    flight,
-    telling,
-)
-from routeweiler_sync.forks import prepare_to_pay
-from routeweiler_sync.funding import connection
-from routeweiler_sync.funding.stubs import routeweiler_lnd_pb2 as pb
+from routeweiler_sync import Funding, Ledger, LndClient, Routeweiler, RouteweilerError, TraceSink
+from routeweiler_sync._core.forks import prepare_to_pay
+from routeweiler_sync.funding.lnd import channel as connection
+from routeweiler_sync.funding.lnd.stubs import routeweiler_lnd_pb2 as pb
+from routeweiler_sync.payments import checkout, report_claims as telling, single_flight as flight
+from routeweiler_sync.paywall import handler as exchange
 from routeweiler_sync.testing import FakeLnd, Paywall
 from routeweiler_sync.trace.sink_jsonl import JsonlSink
 

@@ -12,9 +12,9 @@ import os
 import sys
 
 from routeweiler_sync import Funding, Ledger, LndClient, Routeweiler, TraceSink
-from routeweiler_sync.account import Account
-from routeweiler_sync.exchange import Exchange
 from routeweiler_sync.funding.lightning import LightningFundingSource
+from routeweiler_sync.paywall.call_record import Account
+from routeweiler_sync.paywall.handler import Exchange
 
 POINTS = {
     "Ledger.open_payment": (Ledger, "open_payment"),

@@ -16,19 +16,9 @@ import pytest
 import requests
 from hypothesis import event, strategies as st
 
-from routeweiler_sync import (
-    BudgetEnvelope,
-    BudgetExceededError,
-    Funding,
-    Policy,
-    PolicyRule,
-    Routeweiler,
-    RuleMatch,
-    StaticRate,
-    flight,
-    telling,
-)
-from routeweiler_sync.budgets.ledger import Ledger
+from routeweiler_sync import BudgetEnvelope, BudgetExceededError, Funding, Policy, PolicyRule, Routeweiler, RuleMatch, StaticRate
+from routeweiler_sync.ledger.ledger import Ledger
+from routeweiler_sync.payments import report_claims as telling, single_flight as flight
 from routeweiler_sync.testing import FakeLnd, Paywall
 
 from .crash_points import Died, Steps, stepping

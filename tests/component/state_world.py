@@ -32,12 +32,10 @@ from routeweiler_sync import (
     RouteweilerError,
     TokenRefusedError,
     TraceSink,
-    checkout,
-    exchange,
-    flight,
-    telling,
 )
-from routeweiler_sync.forks import prepare_to_pay
+from routeweiler_sync._core.forks import prepare_to_pay
+from routeweiler_sync.payments import checkout, report_claims as telling, single_flight as flight
+from routeweiler_sync.paywall import handler as exchange
 from routeweiler_sync.testing import FakeLnd, Paywall, PaywallRequest
 from routeweiler_sync.testing.paywall import Faults, Page
 

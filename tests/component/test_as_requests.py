@@ -25,11 +25,11 @@ from routeweiler_sync import (
     PaywallAdapter,
     Routeweiler,
     Session,
-    adapter,
-    environment,
     payment_of,
 )
+from routeweiler_sync.config.env_settings import environment
 from routeweiler_sync.testing import FakeLnd, Paywall
+from routeweiler_sync.transport import adapter
 
 from .conftest import Books
 

@@ -36,8 +36,8 @@ from routeweiler_sync import (
     RuleMatch,
     TokenRefusedError,
     UnreplayableBodyError,
-    account,
 )
+from routeweiler_sync.paywall import call_record as account
 from routeweiler_sync.testing import FakeLnd, Paywall
 from routeweiler_sync.testing._paywall_logic import PaywallRequest
 

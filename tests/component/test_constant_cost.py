@@ -15,10 +15,10 @@ import pytest
 
 from benchmarks import ledger_cost
 from benchmarks.ledger_cost import HOURLY, HOURLY_TARGET, fill, past, purchase
-from routeweiler_sync.budgets import ledger as ledger_module
-from routeweiler_sync.budgets.ledger import Ledger
-from routeweiler_sync.budgets.postgres import PostgresTransaction
-from routeweiler_sync.budgets.sqlite import SqliteTransaction
+from routeweiler_sync.ledger import ledger as ledger_module
+from routeweiler_sync.ledger.ledger import Ledger
+from routeweiler_sync.ledger.postgres.store import PostgresTransaction
+from routeweiler_sync.ledger.sqlite import SqliteTransaction
 from tests.ledger_makers import ORIGIN, intent, settle
 from tests.postgres.conftest import database as database, server as server, url as url
 

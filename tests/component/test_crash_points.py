@@ -17,8 +17,10 @@ from unittest.mock import patch
 
 import pytest
 
-from routeweiler_sync import Ledger, Routeweiler, account, checkout, purchase
-from routeweiler_sync.account import Account
+from routeweiler_sync import Ledger, Routeweiler
+from routeweiler_sync.payments import checkout, wallet_rules as purchase
+from routeweiler_sync.paywall import call_record as account
+from routeweiler_sync.paywall.call_record import Account
 from routeweiler_sync.testing import FakeLnd, Paywall
 
 from .crash_points import FEE_MSAT, SEND, Air, Nursery, Steps, World, die, hurry, interrupt

@@ -21,9 +21,9 @@ from routeweiler_sync import (
     PaymentState,
     PreimageMismatchError,
     TokenRefusedError,
-    checkout,
 )
-from routeweiler_sync.budgets.ledger import Ledger
+from routeweiler_sync.ledger.ledger import Ledger
+from routeweiler_sync.payments import checkout
 from routeweiler_sync.testing import FakeLnd, Paywall
 
 from .conftest import Books

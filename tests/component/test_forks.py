@@ -86,7 +86,7 @@ def test_a_fork_in_the_midst_of_any_import(paywall: Paywall, lnd: FakeLnd, books
     listing = run(lnd, paywall.url, books.ledger_path.parent, "")
     assert listing.returncode == 0, listing.stderr
     modules = listing.stdout.split()
-    assert {"routeweiler_sync.checkout", "routeweiler_sync.trace.schema", "grpc", "sqlite3"} <= set(modules), modules
+    assert {"routeweiler_sync.payments.checkout", "routeweiler_sync.trace.schema", "grpc", "sqlite3"} <= set(modules), modules
     ours = [name for name in modules if name.startswith("routeweiler_sync")]
     theirs = [name for name in modules if "." not in name]
     for name in [*ours[::2], *theirs]:

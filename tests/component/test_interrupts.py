@@ -18,8 +18,8 @@ import grpc
 import pytest
 
 from routeweiler_sync import FundingError
-from routeweiler_sync.funding import outside
-from routeweiler_sync.funding.answers import Word
+from routeweiler_sync.funding import worker_calls as outside
+from routeweiler_sync.funding.replies import Word
 from routeweiler_sync.testing import FakeLnd, Paywall
 
 from .command import bare_environ

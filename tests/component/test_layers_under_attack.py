@@ -25,8 +25,8 @@ from routeweiler_sync import (
     Session,
     payment_of,
 )
-from routeweiler_sync.net import net
 from routeweiler_sync.testing import FakeLnd, Paywall
+from routeweiler_sync.transport.foreign_adapters import net
 
 from .conftest import Books
 

@@ -18,8 +18,9 @@ from typing import Any
 
 import pytest
 
-from routeweiler_sync import Ledger, LedgerError, Routeweiler, checkout
-from routeweiler_sync.budgets.sqlite import _Line
+from routeweiler_sync import Ledger, LedgerError, Routeweiler
+from routeweiler_sync.ledger.sqlite import _Line
+from routeweiler_sync.payments import checkout
 from routeweiler_sync.testing import FakeLnd, Paywall
 from tests.ledger_makers import ORIGIN, PATIENCE_S, hash_of, intent, settle
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from routeweiler_sync import LedgerError, Routeweiler
-from routeweiler_sync.budgets import sqlite as sqlite_module, store
+from routeweiler_sync.ledger import sqlite as sqlite_module, store
 from routeweiler_sync.testing import FakeLnd, Paywall
 from tests.ledger_makers import PATIENCE_S, Ledger, at_once, draw, hash_of, held_msat, intent, limits, settle
 

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from routeweiler_sync.budgets import sqlite as sqlite_module
-from routeweiler_sync.budgets.ledger import Ledger
 from routeweiler_sync.errors import LedgerError
+from routeweiler_sync.ledger import sqlite as sqlite_module
+from routeweiler_sync.ledger.ledger import Ledger
 from tests.ledger_makers import PATIENCE_S, at_once, draw, hash_of, held_msat, intent, limits, settle
 
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

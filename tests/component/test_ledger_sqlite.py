@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from routeweiler_sync.budgets import sqlite as sqlite_module
-from routeweiler_sync.budgets.ledger import Ledger
-from routeweiler_sync.budgets.sqlite import SqliteStore, SqliteTransaction
-from routeweiler_sync.budgets.store import SCHEMA_VERSION
 from routeweiler_sync.errors import LedgerError
+from routeweiler_sync.ledger import sqlite as sqlite_module
+from routeweiler_sync.ledger.ledger import Ledger
+from routeweiler_sync.ledger.sqlite import SqliteStore, SqliteTransaction
+from routeweiler_sync.ledger.store import SCHEMA_VERSION
 from tests.ledger_contract import LedgerContract
 from tests.ledger_makers import ORIGIN, draw, hash_of, intent, limits, preimage, settle
 

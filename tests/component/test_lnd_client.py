@@ -19,8 +19,8 @@ import trustme
 
 from routeweiler_sync.errors import FundingError, InvoicePaymentError, PaymentPendingError, PreimageMismatchError
 from routeweiler_sync.funding import lightning
-from routeweiler_sync.funding.answers import Answer, Word
 from routeweiler_sync.funding.lightning import LndClient
+from routeweiler_sync.funding.replies import Answer, Word
 from routeweiler_sync.testing import FakeInvoice, FakeLnd
 from routeweiler_sync.testing._lnd_service import _NOT_UP
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from routeweiler_sync.funding.lightning import LndClient
-from routeweiler_sync.funding.stubs import routeweiler_lnd_pb2 as pb
+from routeweiler_sync.funding.lnd.stubs import routeweiler_lnd_pb2 as pb
 from routeweiler_sync.testing import FakeLnd
 
 from ..node_contract import ContractNode, NodeContract

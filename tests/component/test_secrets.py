@@ -167,6 +167,6 @@ def test_import_is_light() -> None:
         [sys.executable, "-X", "importtime", "-c", "import routeweiler_sync"], capture_output=True, text=True, check=True
     ).stderr
     loaded = {line.rpartition("|")[2].strip() for line in out.splitlines()}
-    assert "routeweiler_sync.client" in loaded
+    assert "routeweiler_sync.transport.session" in loaded
     heavy = {"grpc", "google.protobuf", "bolt11", "pymacaroons", "tenacity", "sqlite3", "rich", "click", "platformdirs", "psycopg"}
     assert not loaded & heavy

@@ -13,7 +13,8 @@ import pytest
 import requests
 from urllib3.util import Retry
 
-from routeweiler_sync import ChallengeParseError, PaymentState, PaywallAdapter, Routeweiler, TokenRefusedError, exchange
+from routeweiler_sync import ChallengeParseError, PaymentState, PaywallAdapter, Routeweiler, TokenRefusedError
+from routeweiler_sync.paywall import handler as exchange
 from routeweiler_sync.testing import FakeLnd, Paywall
 from routeweiler_sync.testing._paywall_logic import mint
 

@@ -25,9 +25,9 @@ from routeweiler_sync import (
     PolicyRule,
     RouteweilerError,
     RuleMatch,
-    flight,
 )
-from routeweiler_sync.budgets.sqlite import SqliteStore, SqliteTransaction
+from routeweiler_sync.ledger.sqlite import SqliteStore, SqliteTransaction
+from routeweiler_sync.payments import single_flight as flight
 from routeweiler_sync.testing import FakeLnd, Paywall
 from tests.ledger_makers import PATIENCE_S, at_once
 from tests.torture import cold_starts

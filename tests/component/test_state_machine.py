@@ -18,10 +18,12 @@ import requests
 from hypothesis import HealthCheck, event, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from routeweiler_sync import InvoicePaymentError, PaymentPendingError, checkout, exchange, purchase
-from routeweiler_sync.budgets import envelopes
-from routeweiler_sync.funding.answers import Word
-from routeweiler_sync.purchase import Event
+from routeweiler_sync import InvoicePaymentError, PaymentPendingError
+from routeweiler_sync.funding.replies import Word
+from routeweiler_sync.ledger import envelopes
+from routeweiler_sync.payments import checkout, wallet_rules as purchase
+from routeweiler_sync.payments.wallet_rules import Event
+from routeweiler_sync.paywall import handler as exchange
 
 from .state_world import StateWorld
 from .test_crash_points import INTENT, QUESTION

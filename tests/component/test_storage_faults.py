@@ -24,8 +24,9 @@ from typing import Any
 import pytest
 import requests
 
-from routeweiler_sync import Ledger, LedgerError, PaymentPendingError, PaymentState, Routeweiler, RouteweilerError, flight
-from routeweiler_sync.budgets import sqlite as sqlite_module
+from routeweiler_sync import Ledger, LedgerError, PaymentPendingError, PaymentState, Routeweiler, RouteweilerError
+from routeweiler_sync.ledger import sqlite as sqlite_module
+from routeweiler_sync.payments import single_flight as flight
 from routeweiler_sync.testing import FakeLnd, Paywall
 from routeweiler_sync.testing.paywall import Page
 

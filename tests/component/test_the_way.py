@@ -13,7 +13,7 @@ import requests
 from urllib3.connectionpool import HTTPConnectionPool
 
 from routeweiler_sync import PaymentState, Routeweiler, TraceSink, payment_of
-from routeweiler_sync.replay import drain
+from routeweiler_sync.paywall.replay import drain
 from routeweiler_sync.testing import FakeLnd, Paywall
 
 from .conftest import Books
@@ -252,7 +252,7 @@ def test_an_endless_402_body_costs_neither_memory_nor_the_page(session, paywall:
 
 def test_a_pool_of_one_connection_is_enough(session, paywall: Paywall) -> None:
     """An undrained 402 would hold the only connection, and the retry would wait for it for ever."""
-    from routeweiler_sync.adapter import PaywallAdapter
+    from routeweiler_sync.transport.adapter import PaywallAdapter
 
     session.mount("http://", PaywallAdapter(session._payer, pool_connections=1, pool_maxsize=1, pool_block=True))
     for path in ("/a", "/b"):
@@ -281,7 +281,7 @@ def test_a_connection_that_has_gone_back_to_the_pool_is_left_alone(paywall: Payw
 
 def test_the_adapter_mounted_by_hand_pays_and_traces(make_session, paywall: Paywall, books: Books) -> None:
     """`PaywallAdapter` is public: on a plain session each request is a call with its own line."""
-    from routeweiler_sync.adapter import PaywallAdapter
+    from routeweiler_sync.transport.adapter import PaywallAdapter
 
     plain = requests.Session()
     plain.mount("http://", PaywallAdapter(make_session()._payer))

@@ -17,7 +17,9 @@ from typing import Any
 
 import pytest
 
-from routeweiler_sync import ChallengeExpiredError, PaymentState, RouteweilerError, TokenRefusedError, checkout, exchange, flight
+from routeweiler_sync import ChallengeExpiredError, PaymentState, RouteweilerError, TokenRefusedError
+from routeweiler_sync.payments import checkout, single_flight as flight
+from routeweiler_sync.paywall import handler as exchange
 from routeweiler_sync.testing import FakeLnd
 from routeweiler_sync.testing._paywall_logic import mint
 

@@ -21,17 +21,9 @@ import pytest
 import requests
 import responses
 
-from routeweiler_sync import (
-    Ledger,
-    LedgerError,
-    PaymentPendingError,
-    PaymentState,
-    Routeweiler,
-    TokenRefusedError,
-    checkout,
-    exchange,
-    tokens,
-)
+from routeweiler_sync import Ledger, LedgerError, PaymentPendingError, PaymentState, Routeweiler, TokenRefusedError
+from routeweiler_sync.payments import checkout, token_cache as tokens
+from routeweiler_sync.paywall import handler as exchange
 from routeweiler_sync.testing import FakeLnd, Paywall
 from routeweiler_sync.testing.paywall import PaywallLogic
 

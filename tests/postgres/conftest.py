@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from routeweiler_sync.budgets.ledger import Ledger
+from routeweiler_sync.ledger.ledger import Ledger
 
 from .server import NotInstalledError, Server
 
@@ -45,7 +45,7 @@ def url(server: Server, database: str) -> str:
 @pytest.fixture
 def make_ledger(url: str) -> Iterator[Callable[..., Ledger]]:
     """Further connections to the test's ledger; arguments are Ledger's."""
-    from routeweiler_sync.budgets.postgres import PostgresStore
+    from routeweiler_sync.ledger.postgres.store import PostgresStore
 
     made: list[Ledger] = []
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from routeweiler_sync import Ledger, Routeweiler
-from routeweiler_sync.budgets import postgres_url
-from routeweiler_sync.budgets.postgres_url import read_url
 from routeweiler_sync.errors import LedgerError
+from routeweiler_sync.ledger.postgres import url as postgres_url
+from routeweiler_sync.ledger.postgres.url import read_url
 from tests.ledger_makers import hash_of, intent
 
 SECRET = "s3cret"

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from routeweiler_sync import Ledger, PaymentPendingError, PaymentState, Routeweiler, TraceSink, payment_of
-from routeweiler_sync.budgets import postgres
+from routeweiler_sync.ledger.postgres import store as postgres
 from routeweiler_sync.testing import FakeLnd, Paywall
 from tests.component.crasher import DIED
 from tests.torture.fleet import CLOSING, CLOSING_CAP_SAT, Network, run, told

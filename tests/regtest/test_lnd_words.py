@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from routeweiler_sync.errors import FundingError
-from routeweiler_sync.funding.answers import Answer, Word
 from routeweiler_sync.funding.lightning import LndClient
+from routeweiler_sync.funding.replies import Answer, Word
 
 from ..node_words import END_OF_LND
 from .node import Invoice, Node

@@ -15,7 +15,7 @@ import grpc
 import pytest
 
 from routeweiler_sync import Funding, FundingError, Ledger, LndClient, Routeweiler
-from routeweiler_sync.funding.stubs import routeweiler_lnd_pb2 as pb
+from routeweiler_sync.funding.lnd.stubs import routeweiler_lnd_pb2 as pb
 from routeweiler_sync.testing._lnd_service import _NOT_UP
 
 from ..node_contract import SEND

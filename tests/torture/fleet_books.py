@@ -19,7 +19,7 @@ import psycopg
 
 from routeweiler_sync import Ledger
 from routeweiler_sync.audit import NodeAccount, compare
-from routeweiler_sync.funding.node import NodePayment
+from routeweiler_sync.funding.wallet import NodePayment
 from routeweiler_sync.testing import FakeLnd
 from routeweiler_sync.trace.reader import read_traces
 

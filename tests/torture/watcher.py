@@ -9,7 +9,7 @@ from pathlib import Path
 
 import grpc
 
-from routeweiler_sync.funding.stubs import routeweiler_lnd_pb2 as pb
+from routeweiler_sync.funding.lnd.stubs import routeweiler_lnd_pb2 as pb
 from tests.regtest.node import Node
 
 #: What a fault is aimed at may never come; then it strikes anyway.

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
+from routeweiler_sync._core.money import Rate, minor_units
 from routeweiler_sync.audit import Difference, Kind, NodeAccount, Report, compare, confirmed
-from routeweiler_sync.audit.others import UNTOLD_GRACE_S
-from routeweiler_sync.budgets import books
-from routeweiler_sync.budgets.ledger import Ledger
-from routeweiler_sync.budgets.sqlite import SqliteStore
-from routeweiler_sync.funding.node import NodePayment
-from routeweiler_sync.money import Rate, minor_units
+from routeweiler_sync.audit.external_checks import UNTOLD_GRACE_S
+from routeweiler_sync.funding.wallet import NodePayment
+from routeweiler_sync.ledger import snapshot as books
+from routeweiler_sync.ledger.ledger import Ledger
+from routeweiler_sync.ledger.sqlite import SqliteStore
 from routeweiler_sync.trace.reader import ToldPayment, TraceAccount
 
 from ..ledger_makers import NOON_S, SAT, Clock, die, draw, fail, hash_of, intent, limits, preimage, settle

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from routeweiler_sync import config
 from routeweiler_sync.budgets.schema import SAFE_DEFAULT, BudgetEnvelope
+from routeweiler_sync.config import env_settings as config
 from routeweiler_sync.trace import TraceSink
 
 

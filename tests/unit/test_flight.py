@@ -12,7 +12,6 @@ from functools import partial
 import pytest
 import requests
 
-from routeweiler_sync import flight
 from routeweiler_sync.errors import (
     BudgetExceededError,
     FundingError,
@@ -22,7 +21,8 @@ from routeweiler_sync.errors import (
     RouteweilerError,
     TokenRefusedError,
 )
-from routeweiler_sync.flight import Deadline, single
+from routeweiler_sync.payments import single_flight as flight
+from routeweiler_sync.payments.single_flight import Deadline, single
 from tests.ledger_makers import PATIENCE_S, at_once
 
 KEY = ("sqlite:///l.db", "https://api.example", "s")

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from routeweiler_sync import purchase
-from routeweiler_sync.budgets.ledger import Ledger
 from routeweiler_sync.budgets.schema import Change, PaymentRow
-from routeweiler_sync.funding.answers import Answer, Word
-from routeweiler_sync.purchase import TABLE, Act, Event, Rule
+from routeweiler_sync.funding.replies import Answer, Word
+from routeweiler_sync.ledger.ledger import Ledger
+from routeweiler_sync.payments import wallet_rules as purchase
+from routeweiler_sync.payments.wallet_rules import TABLE, Act, Event, Rule
 from tests import purchase_world
 from tests.ledger_makers import draw, hash_of, intent, limits, preimage
 from tests.purchase_world import DEAD, FAILED, OPEN, SETTLED, Book, Row, World, canonical, explore, faults, start, steps

@@ -14,9 +14,9 @@ import pytest
 
 from routeweiler_sync.budgets.schema import UNFINISHED, PaymentRow, PaymentState
 from routeweiler_sync.errors import RouteweilerError
-from routeweiler_sync.funding.answers import Answer, Word
-from routeweiler_sync.outcomes import error_for
-from routeweiler_sync.purchase import TABLE, Act, Event, answered, decide, read
+from routeweiler_sync.funding.replies import Answer, Word
+from routeweiler_sync.payments.outcome_errors import error_for
+from routeweiler_sync.payments.wallet_rules import TABLE, Act, Event, answered, decide, read
 
 OPEN, FAILED, SETTLED, RETIRED, DEAD = PaymentState
 ASKED = (Act.SEND, Act.TRACK, Act.FOLLOW, Act.LAST_LOOK)

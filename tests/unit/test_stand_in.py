@@ -11,7 +11,7 @@ import pytest
 import requests
 
 import routeweiler_sync
-from routeweiler_sync.stand_in import stand_in
+from routeweiler_sync._core.module_alias import stand_in
 
 
 @pytest.mark.parametrize("name", ["get_netrc_auth", "merge_setting", "preferred_clock"])

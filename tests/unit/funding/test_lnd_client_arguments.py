@@ -14,9 +14,9 @@ import requests
 
 from routeweiler_sync.errors import FundingError
 from routeweiler_sync.funding import Funding
-from routeweiler_sync.funding.answers import Word
 from routeweiler_sync.funding.lightning import LndClient
-from routeweiler_sync.funding.node import default_fee_cap_msat, network_of
+from routeweiler_sync.funding.replies import Word
+from routeweiler_sync.funding.wallet import default_fee_cap_msat, network_of
 
 MACAROON = bytes(range(48, 112))
 SECRET = MACAROON.hex()

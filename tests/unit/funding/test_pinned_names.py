@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from routeweiler_sync.funding.connection import _name_to_check
+from routeweiler_sync.funding.lnd.channel import _name_to_check
 from routeweiler_sync.testing.fake_lnd import _certificate
 
 

@@ -7,9 +7,9 @@ import hashlib
 import grpc
 import pytest
 
-from routeweiler_sync.funding.answers import Word
-from routeweiler_sync.funding.reading import REASON_CHARS_MAX, TABLE, is_permission_denied, read_error, read_payment
-from routeweiler_sync.funding.stubs import routeweiler_lnd_pb2 as pb
+from routeweiler_sync.funding.lnd.replies import REASON_CHARS_MAX, TABLE, is_permission_denied, read_error, read_payment
+from routeweiler_sync.funding.lnd.stubs import routeweiler_lnd_pb2 as pb
+from routeweiler_sync.funding.replies import Word
 
 PREIMAGE = b"\x07" * 32
 HASH = hashlib.sha256(PREIMAGE).digest()

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from routeweiler_sync.funding import stubs
-from routeweiler_sync.funding.stubs import routeweiler_lnd_pb2 as pb
+from routeweiler_sync.funding.lnd import stubs
+from routeweiler_sync.funding.lnd.stubs import routeweiler_lnd_pb2 as pb
 
 ROOT = Path(__file__).parents[3]
 

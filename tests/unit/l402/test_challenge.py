@@ -12,8 +12,9 @@ import pytest
 from hypothesis import example, given, settings, strategies as st
 
 from routeweiler_sync.errors import ChallengeParseError
-from routeweiler_sync.l402 import challenge as module
-from routeweiler_sync.l402.challenge import (
+from routeweiler_sync.protocol.invoice import Invoice, decode_invoice
+from routeweiler_sync.protocol.l402 import challenge as module
+from routeweiler_sync.protocol.l402.challenge import (
     MAX_CANDIDATES,
     MAX_CHALLENGES,
     MAX_HEADER_CHARS,
@@ -22,8 +23,7 @@ from routeweiler_sync.l402.challenge import (
     parse_challenge,
     schemes_offered,
 )
-from routeweiler_sync.l402.credential import MAX_TOKEN_CHARS, is_sendable
-from routeweiler_sync.l402.invoice import Invoice, decode_invoice
+from routeweiler_sync.protocol.l402.credential import MAX_TOKEN_CHARS, is_sendable
 
 from .makers import INVOICE, L402, LSAT, PAYMENT, PAYMENT_HASH, TOKEN, invoice, macaroon, token
 
@@ -252,7 +252,7 @@ def test_nothing_secret_is_shown() -> None:
 def test_libraries_for_paying_are_imported_with_the_first_challenge_only() -> None:
     """If failing: `import routeweiler_sync` costs what only paying needs, in programs that never pay."""
     code = (
-        "import sys, routeweiler_sync.l402.challenge as c\n"
+        "import sys, routeweiler_sync.protocol.l402.challenge as c\n"
         "assert c.parse_challenge('Basic realm=\"x\"') is None\n"
         "print(sorted({'bolt11', 'bitstring', 'coincurve', 'pymacaroons', 'nacl'} & set(sys.modules)))"
     )

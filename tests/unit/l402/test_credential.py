@@ -11,8 +11,9 @@ import requests
 from hypothesis import given, settings, strategies as st
 from urllib3.util import parse_url
 
-from routeweiler_sync.l402.challenge import Challenge, parse_challenge
-from routeweiler_sync.l402.credential import (
+from routeweiler_sync.payments.token_cache import origin_at
+from routeweiler_sync.protocol.l402.challenge import Challenge, parse_challenge
+from routeweiler_sync.protocol.l402.credential import (
     MAX_SCOPE_CHARS,
     MAX_TOKEN_CHARS,
     authorization,
@@ -23,7 +24,6 @@ from routeweiler_sync.l402.credential import (
     redact,
     scope_of,
 )
-from routeweiler_sync.tokens import origin_at
 
 from .makers import INVOICE, L402, TOKEN, macaroon, token
 

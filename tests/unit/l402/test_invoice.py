@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from routeweiler_sync.errors import ChallengeParseError
-from routeweiler_sync.l402.invoice import MAX_AMOUNT_MSAT, MAX_EXPIRY_S, MAX_INVOICE_CHARS, Invoice, decode_invoice
+from routeweiler_sync.protocol.invoice import MAX_AMOUNT_MSAT, MAX_EXPIRY_S, MAX_INVOICE_CHARS, Invoice, decode_invoice
 
 from .makers import (
     CREATED_AT,

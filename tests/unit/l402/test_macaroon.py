@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from pymacaroons import MACAROON_V2, Macaroon as LibraryMacaroon
 
-from routeweiler_sync.l402.credential import MAX_TOKEN_CHARS
-from routeweiler_sync.l402.macaroon import Macaroon, parse_macaroon
+from routeweiler_sync.protocol.l402.credential import MAX_TOKEN_CHARS
+from routeweiler_sync.protocol.l402.macaroon import Macaroon, parse_macaroon
 
 from .makers import PAYMENT_HASH, TOKEN, identifier, macaroon, token
 

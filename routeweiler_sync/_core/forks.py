@@ -1,0 +1,84 @@
+"""What a fork must not fall into: locks that another thread holds, and imports, which in the child would stay as they are for ever.
+
+Importing routeweiler_sync is cheap, since what a session, a payment, a trace need is imported when there is one. Here is the lock
+under which it is; after that, a function may import a name where it uses it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import threading
+from collections.abc import Callable, Iterable
+
+
+def around_fork(*, before: Callable[[], object], in_parent: Callable[[], object], in_child: Callable[[], object]) -> None:
+    """Call ``before`` ahead of each fork of the process and the others behind it, or none of the three.
+
+    None: where this is said while a fork is waiting already, as happens to a module that is imported meanwhile.
+    """
+    under_way: list[bool] = []
+
+    def begin() -> None:
+        before()
+        under_way.append(True)
+
+    def end(how: Callable[[], object]) -> None:
+        if under_way:
+            under_way.clear()
+            how()
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(before=begin, after_in_parent=lambda: end(in_parent), after_in_child=lambda: end(in_child))
+
+
+def in_child(renew: Callable[[], None]) -> Callable[[], None]:
+    """Call ``renew`` in each forked child, where the threads that hold this module's locks don't exist. A decorator."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=renew)
+    return renew
+
+
+#: Held while something is imported or made on first use. A fork waits for it. No other lock is taken under it, so that whoever
+#: waits for it may hold any other.
+importing = threading.RLock()
+around_fork(before=importing.acquire, in_parent=importing.release, in_child=importing.release)
+
+_SESSION = (
+    "config.env_settings",
+    "config.payer",
+    "paywall.call_record",
+    "payments.block_limit",
+    "ledger.ledger",
+    "ledger.sqlite",
+    "ledger.postgres.store",
+    "trace.sink",
+)
+_PAYING = ("paywall.handler", "funding.lnd.channel")
+#: What those import not with them, but when it is used.
+_LIBRARIES = ("bolt11", "pymacaroons", "tenacity", "sqlite3")
+
+_ROOT = __name__.partition(".")[0]
+_done: set[str] = set()
+
+
+def prepare_session() -> None:
+    """Import what any session may need."""
+    if "session" not in _done:
+        _load(["netrc"])  # which requests imports in its first call
+        _load(f"{_ROOT}.{name}" for name in _SESSION)
+        _done.add("session")
+
+
+def prepare_to_pay() -> None:
+    """Import what only paying needs."""
+    if "paying" not in _done:
+        _load(_LIBRARIES)
+        _load(f"{_ROOT}.{name}" for name in _PAYING)
+        _done.add("paying")
+
+
+def _load(names: Iterable[str]) -> None:
+    with importing:
+        for name in names:
+            importlib.import_module(name)

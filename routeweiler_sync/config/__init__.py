@@ -1,0 +1,1 @@
+"""Who pays for a session: its settings, and what the environment says."""

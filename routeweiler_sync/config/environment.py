@@ -1,0 +1,125 @@
+"""What a session pays with when nobody tells it: the environment's node, budget, ledger and trace, shared by the whole process.
+
+`routeweiler_sync.get` in a loop makes a session each time; node connection, ledger and tokens stay, until a variable changes.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+from typing import TYPE_CHECKING
+
+from .._core.forks import importing
+from ..errors import BudgetError, FundingError, RouteweilerError
+from ..funding.lnd.lndconnect import names_node
+from . import env_settings as config
+from .payer import Payer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ..funding.lightning import LightningFundingSource
+    from ..settings import Settings
+
+#: What `payer` depends on.
+VARIABLES = (
+    "ROUTEWEILER_LNDCONNECT",
+    "LND_GRPC_HOST",
+    "LND_TLS_CERT_PATH",
+    "LND_MACAROON_PATH",
+    "POLAR_LND_HOST",
+    "POLAR_LND_TLS_CERT",
+    "POLAR_LND_MACAROON",
+    "ROUTEWEILER_NETWORK",
+    "ROUTEWEILER_LEDGER",
+    "ROUTEWEILER_TRACE",
+    "ROUTEWEILER_BUDGET",
+)
+
+NO_NODE = (
+    "{url} wants to be paid, and no node is configured: the 402 is handed on as it is, and nothing was spent. Set "
+    "ROUTEWEILER_LNDCONNECT, or LND_GRPC_HOST, LND_TLS_CERT_PATH and LND_MACAROON_PATH. (This is told once.)"
+)
+
+_payers: dict[tuple[str | None, ...], Payer] = {}
+#: Most of them that are kept. A program's tests may well set a ledger each; each has files and a connection open.
+MAX_PAYERS = 4
+
+
+@atexit.register
+def _close_all() -> None:
+    for each in list(_payers.values()):
+        each.close()
+
+
+def payer(**given: Unpack[Settings]) -> Payer:
+    """Who pays as the environment says, for one session. Connects and opens nothing.
+
+    What is ``given`` holds instead. Where no node is named or given it is ``idle``. What is wrong with a variable is raised at the
+    first 402, as an error of ours: traffic without 402 needs none of them.
+    """
+    if given:
+        return made(**given)
+    said = tuple(map(os.environ.get, VARIABLES))
+    shared = _payers.get(said)
+    if shared is None:
+        with importing:
+            shared = _payers.get(said) or made()
+            _payers[said] = shared
+            left = [_payers.pop(oldest) for oldest in list(_payers)[:-MAX_PAYERS]]
+        for each in left:
+            each.close()  # a session that is still there opens what it needs anew
+    return shared.twin()
+
+
+def made(**given: Unpack[Settings]) -> Payer:
+    """One that is nobody else's."""
+    if not given.get("funding") and not names_node(os.environ):
+        idle = Payer(**given, idle=True, environmental=True)
+        idle.unread = frozenset(("budget_envelope", "trace_sink")) - given.keys()
+        return idle
+    said, problem = settings(**given)
+    payer = Payer(**said, problem=problem, environmental="funding" not in given)
+    payer.unread = frozenset(("budget_envelope",)) - said.keys()
+    return payer
+
+
+def settings(**given: Unpack[Settings]) -> tuple[Settings, RouteweilerError | None]:
+    """What the environment says besides what is ``given``, as Routeweiler's arguments; and what is wrong with it, if anything."""
+    said: Settings = {**given}
+    problem: RouteweilerError | None = None
+    try:
+        if "funding" not in given:
+            said["funding"] = node()
+    except FundingError as error:
+        problem = error
+    except ValueError as error:  # an unknown network
+        problem = FundingError(f"The environment's node can't be used: {error}. Nothing was spent. Correct ROUTEWEILER_NETWORK.")
+    try:
+        if "budget_envelope" not in given:
+            said["budget_envelope"] = config.budget()
+    except ValueError as error:  # a budget that isn't understood must not become no budget
+        problem = BudgetError(str(error))
+    if "trace_sink" not in given:
+        said["trace_sink"] = config.trace_sink()
+    return said, problem
+
+
+def node() -> list[LightningFundingSource]:
+    """The node that the environment names. Connects nothing. FundingError where it names none, ValueError for what can't be one.
+
+    Where ``ROUTEWEILER_NETWORK`` doesn't tell the network, a source stands for each: the one of the invoice's network is taken,
+    and asks the node for its own before it pays.
+    """
+    from ..funding.lightning import LightningFundingSource, LndClient
+
+    client = LndClient.from_env()
+    return [LightningFundingSource(client=client, network=network) for network in networks()]
+
+
+def networks() -> tuple[str, ...]:
+    """The network that the environment names, else all of them."""
+    from ..funding.wallet import NETWORKS
+
+    named = os.environ.get("ROUTEWEILER_NETWORK")
+    return (named,) if named else NETWORKS

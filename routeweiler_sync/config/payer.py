@@ -1,0 +1,226 @@
+"""What a session pays with: its settings, and what is made of them on the first 402 (ledger, checkout, token book).
+
+Cheap to make: nothing is opened, read or connected until it is needed, and what only paying needs isn't imported before.
+"""
+
+from __future__ import annotations
+
+import copy
+import numbers
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+from .._core.forks import importing, prepare_session
+from ..budgets.schema import SAFE_DEFAULT, BudgetEnvelope
+from ..errors import LedgerError, RouteweilerError
+from ..payments.token_cache import TokenBook
+from ..settings import Default, Unpayable
+
+if TYPE_CHECKING:
+    from ..budgets.fmv import FmvProvider
+    from ..funding.lightning import LightningFundingSource
+    from ..ledger.ledger import Ledger
+    from ..payments.checkout import Checkout, Quote
+    from ..policy.dsl import Policy
+    from ..trace.sink import TraceSink
+
+#: No call waits longer for a wallet, and much beyond it no timer of the system's can be set.
+PAYMENT_TIMEOUT_S_MAX = 7 * 86_400
+
+
+def _open(ledger: Ledger | str | os.PathLike[str]) -> Ledger:
+    from ..ledger.ledger import Ledger
+
+    return Ledger.open(ledger)
+
+
+def _sink(given: TraceSink | str | os.PathLike[str] | None) -> TraceSink | None:
+    if given is None:
+        return None
+    if isinstance(given, (str, os.PathLike)):
+        from .env_settings import sink_at
+
+        return sink_at(os.fspath(given))
+    _must_have(given, "trace_sink", "a TraceSink or a path", "emit", "close")
+    return given
+
+
+def _seconds(given: object) -> float:
+    """A payment_timeout as a float; ValueError for what isn't a number of seconds that can be waited."""
+    if isinstance(given, bool) or not isinstance(given, (numbers.Real, Decimal)):
+        raise ValueError(f"payment_timeout is a number of seconds, not {given!r}")
+    if not 0 < float(given) <= PAYMENT_TIMEOUT_S_MAX:
+        raise ValueError(f"payment_timeout is above 0 and at most {PAYMENT_TIMEOUT_S_MAX} seconds, not {given!r}")
+    return float(given)
+
+
+def _must_have(given: object, name: str, what: str, *attributes: str) -> None:
+    """ValueError for an argument that can't be what it should: found now, not after a payment."""
+    if given is not None and not all(hasattr(given, attribute) for attribute in attributes):
+        raise ValueError(f"{name} is {what}, not {given!r}")
+
+
+class Payer:
+    """The paying part of a session. The arguments are `routeweiler_sync.Routeweiler`'s; ValueError for what can't be one.
+
+    Pickled, copied or forked it keeps the settings and shares the ledger; everything else is made anew.
+    """
+
+    def __init__(
+        self,
+        *,
+        funding: Sequence[LightningFundingSource] = (),
+        policy: Policy | None = None,
+        budget_envelope: BudgetEnvelope | str | Default | None = Default.ENVELOPE,
+        trace_sink: TraceSink | str | os.PathLike[str] | None = None,
+        fmv_provider: FmvProvider | None = None,
+        agent_id: str | None = None,
+        session_id: str | None = None,
+        ledger: Ledger | str | os.PathLike[str] | None = None,
+        payment_timeout: float = 60.0,
+        confirm: Callable[[Quote], bool] | None = None,
+        unpayable: Unpayable = "raise",
+        idle: bool = False,
+        problem: RouteweilerError | None = None,
+        environmental: bool = False,
+    ) -> None:
+        prepare_session()
+        #: Whether its node is the environment's.
+        self.environmental = environmental
+        #: Whether nobody has been named who could pay: the session is one of `requests`.
+        self.idle = idle
+        #: Settings that the environment was to give and hasn't given: it named no node, or what it said can't be understood.
+        self.unread: frozenset[str] = frozenset()
+        #: What keeps anything from being bought: raised where something would have to be.
+        self.problem = problem
+        if isinstance(budget_envelope, Default):
+            budget_envelope = SAFE_DEFAULT
+        self.payment_timeout_s = _seconds(payment_timeout)
+        if unpayable not in ("raise", "return"):
+            raise ValueError(f"unpayable is 'raise' or 'return', not {unpayable!r}")
+        if budget_envelope is not None and not isinstance(budget_envelope, (str, BudgetEnvelope)):
+            raise ValueError(f"budget_envelope is a BudgetEnvelope, the id of one, or None for no limit, not {budget_envelope!r}")
+        if confirm is not None and not callable(confirm):
+            raise ValueError(f"confirm is a function of a Quote that says yes or no, not {confirm!r}")
+        _must_have(policy, "policy", "a Policy", "policy_hash", "rules")
+        _must_have(fmv_provider, "fmv_provider", "an FmvProvider, e.g. StaticRate", "btc_price", "quality")
+        if isinstance(funding, (str, bytes)) or not isinstance(funding, Iterable):
+            raise ValueError(f"funding is a list of funding sources (see Funding.lightning_lnd), not {funding!r}")
+        self.funding = tuple(funding)
+        for source in self.funding:
+            _must_have(
+                source, "funding", "a list of funding sources (see Funding.lightning_lnd)", "network", "ready", "send", "track"
+            )
+        self.policy = policy
+        self.envelope = budget_envelope
+        self.trace_sink = _sink(trace_sink)
+        self.fmv_provider = fmv_provider
+        self.agent_id = None if agent_id is None else str(agent_id)
+        self.session_id = None if session_id is None else str(session_id)
+        self.confirm = confirm
+        self.unpayable = unpayable
+        self._ledger_given = ledger
+        self._twin_of: Payer | None = None
+        self._started_s = time.time()
+        if isinstance(ledger, (str, os.PathLike)) or (ledger is not None and not hasattr(ledger, "open_payment")):
+            self._ledger_given = _open(ledger).url  # opens nothing yet; but a relative path is one of the folder of now
+        self._make()
+
+    def _make(self) -> None:
+        self._ledger: Ledger | None = None
+        self._checkout: Checkout | None = None
+        self.book = TokenBook(lambda: self.ledger)
+
+    def twin(self) -> Payer:
+        """One for another session, with the same settings, and the same ledger, tokens, node and trace, which stay this one's."""
+        made = object.__new__(Payer)
+        made.__dict__.update(self.__dict__)
+        made._checkout, made._twin_of, made._started_s = None, self, time.time()
+        return made
+
+    def move_to(self, other: Payer) -> None:
+        """Pay by the node of ``other``, the environment's; by its budget and with its trace where they are ``unread``."""
+        self.funding, self.idle, self.problem, self._checkout = other.funding, other.idle, other.problem, None
+        if not other.idle:
+            if "budget_envelope" in self.unread:
+                self.envelope = other.envelope
+            if "trace_sink" in self.unread:
+                self.trace_sink = copy.copy(other.trace_sink)  # which this one closes
+            self.unread = other.unread & self.unread
+
+    @property
+    def ledger(self) -> Ledger:
+        """The ledger; nothing is opened yet. Where none was given: ``$ROUTEWEILER_LEDGER``, else the user's state folder."""
+        if self._twin_of is not None:
+            return self._twin_of.ledger
+        if self._ledger is None:
+            from .env_settings import ledger_url
+
+            self._ledger = _open(self._ledger_given if self._ledger_given is not None else ledger_url())
+        return self._ledger
+
+    @property
+    def checkout(self) -> Checkout:
+        """The checkout, made on first use."""
+        ledger = self.ledger  # before the lock: a fork takes this one last
+        with importing:
+            if self._checkout is None:
+                from ..payments.checkout import Checkout
+
+                self._checkout = Checkout(
+                    funding=self.funding,
+                    ledger=ledger,
+                    envelope=self.envelope,
+                    policy=self.policy,
+                    fmv_provider=self.fmv_provider,
+                    payment_timeout_s=self.payment_timeout_s,
+                    confirm=self.confirm,
+                    session_started_s=self._started_s,
+                    problem=self.problem,
+                )
+            return self._checkout
+
+    @property
+    def envelope_id(self) -> str | None:
+        """The id of the envelope in force."""
+        return self.envelope if self.envelope is None or isinstance(self.envelope, str) else self.envelope.id
+
+    @property
+    def policy_hash(self) -> str | None:
+        """The hash of the policy in force."""
+        return None if self.policy is None else self.policy.policy_hash
+
+    def close(self) -> None:
+        """Close the ledger, unless it was given open, and the trace; both open anew if used again.
+
+        The nodes' connections are those of the clients that were given: other sessions may be paying over them. A twin leaves all
+        open, for its like.
+        """
+        if self._twin_of is not None:
+            return
+        if self._ledger is not None and self._ledger is not self._ledger_given:
+            self._ledger.close()
+        if self.trace_sink is not None:
+            self.trace_sink.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        dropped = {"_ledger", "_checkout", "_twin_of", "book"}
+        state = {name: value for name, value in self.__dict__.items() if name not in dropped}
+        if not self.idle:
+            with suppress(LedgerError):  # which the first 402 will tell
+                state["_ledger_given"] = self.ledger.url  # also where the default applied: the copy shares this very ledger
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        prepare_session()
+        self.__dict__.update(state)
+        self._twin_of = None
+        self._make()
+        if self.environmental:
+            from . import environment
+
+            self.move_to(environment.payer())

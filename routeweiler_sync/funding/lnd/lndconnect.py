@@ -1,0 +1,107 @@
+"""Where the node is, as told by an lndconnect URI or by the environment. Reads text into keyword arguments of `LndClient`.
+
+Knows no connection. No message here holds any part of a macaroon.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+import ssl
+from collections.abc import Mapping
+from typing import TypedDict
+from urllib.parse import parse_qs, urlsplit
+
+from ...errors import FundingError
+
+DEFAULT_PORT = 10009
+
+_LNDCONNECT = "ROUTEWEILER_LNDCONNECT"
+# (host, certificate, macaroon); the first host that is set wins
+_VARIABLES = (
+    ("LND_GRPC_HOST", "LND_TLS_CERT_PATH", "LND_MACAROON_PATH"),
+    ("POLAR_LND_HOST", "POLAR_LND_TLS_CERT", "POLAR_LND_MACAROON"),
+)
+
+
+class ClientArguments(TypedDict, total=False):
+    """The arguments of `LndClient` that a text can give."""
+
+    grpc_host: str
+    grpc_port: int
+    macaroon_path: str | None
+    macaroon_hex: str | None
+    tls_cert_path: str | None
+    tls_cert_pem: str | None
+
+
+def parse_lndconnect(uri: str) -> ClientArguments:
+    """Read ``lndconnect://host:port?[cert=<base64url DER>&]macaroon=<base64url>``, both unpadded (the lndconnect specification).
+
+    Raises FundingError, which never repeats the URI: it holds the macaroon.
+    """
+    try:
+        parts = urlsplit(uri.strip())
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        raise _unusable("host or port is malformed") from None
+    if parts.scheme != "lndconnect":
+        raise _unusable("it doesn't begin with lndconnect://")
+    if not host or parts.username is not None or parts.path not in ("", "/"):
+        raise _unusable("it isn't lndconnect://host:port?…")
+    query = parse_qs(parts.query, keep_blank_values=True)
+    if any(len(query.get(key, ())) > 1 for key in ("cert", "macaroon")):
+        raise _unusable("cert or macaroon is given twice")
+    if "macaroon" not in query:
+        raise _unusable("it has no macaroon")
+    arguments = ClientArguments(
+        grpc_host=host, grpc_port=port or DEFAULT_PORT, macaroon_hex=_base64url(query["macaroon"][0], "macaroon").hex()
+    )
+    if "cert" in query:
+        arguments["tls_cert_pem"] = ssl.DER_cert_to_PEM_cert(_base64url(query["cert"][0], "cert"))
+    return arguments
+
+
+def from_environment(environ: Mapping[str, str]) -> ClientArguments:
+    """Read ``ROUTEWEILER_LNDCONNECT``, else the ``LND_…``, else the ``POLAR_…`` variables. An empty one counts as unset.
+
+    A host may have a scheme before it and a port behind it (default 10009). Raises FundingError that names what is missing.
+    """
+    if uri := environ.get(_LNDCONNECT):
+        return parse_lndconnect(uri)
+    for host_name, cert_name, macaroon_name in _VARIABLES:
+        if not (where := environ.get(host_name)):
+            continue
+        if not (macaroon_path := environ.get(macaroon_name)):
+            raise FundingError(f"{host_name} is set but {macaroon_name} isn't; nothing was spent; set it to a macaroon file")
+        try:
+            parts = urlsplit("//" + where.strip().rpartition("://")[2])
+            host, port = parts.hostname, parts.port
+        except ValueError:
+            host = port = None
+        if not host:
+            raise FundingError(f"{host_name}={where!r} isn't host:port; nothing was spent; correct it, e.g. localhost:10009")
+        return ClientArguments(
+            grpc_host=host,
+            grpc_port=port or DEFAULT_PORT,
+            macaroon_path=macaroon_path,
+            tls_cert_path=environ.get(cert_name) or None,
+        )
+    sets = " or ".join(", ".join(names) for names in _VARIABLES)
+    raise FundingError(f"no node is configured; nothing was spent; set {_LNDCONNECT}, or {sets}")
+
+
+def names_node(environ: Mapping[str, str]) -> bool:
+    """Whether the environment names a node at all, well or badly."""
+    return any(environ.get(name) for name in (_LNDCONNECT, *(host_name for host_name, _, _ in _VARIABLES)))
+
+
+def _base64url(text: str, what: str) -> bytes:
+    text = text.rstrip("=")
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", text) or len(text) % 4 == 1:
+        raise _unusable(f"its {what} isn't base64url")
+    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+
+
+def _unusable(cause: str) -> FundingError:
+    return FundingError(f"the lndconnect URI can't be used: {cause}; nothing was spent; copy it again from the node")

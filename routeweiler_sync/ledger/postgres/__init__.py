@@ -1,0 +1,1 @@
+"""The ledger in a PostgreSQL database, for programs that share one budget."""

@@ -1,0 +1,1 @@
+"""Buying one token: ledger and wallet, no HTTP."""

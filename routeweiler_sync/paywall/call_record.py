@@ -1,0 +1,277 @@
+"""What a call has to account for: the tokens that it used, what it paid, and the trace lines that tell of it.
+
+Made where there is something to tell; a free call without a trace has none.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING
+
+import requests
+
+from ..errors import LedgerError, PreimageMismatchError, RouteweilerError
+from ..payments.report_claims import claim_telling, release_all_telling, release_telling
+from ..payments.token_cache import HeldToken
+from ..protocol.l402.credential import redact
+from ..trace.schema import TraceChallenge, TraceError, TraceEvent, TraceOutcome, TracePayment
+from .call import current
+
+if TYPE_CHECKING:
+    from ..budgets.schema import PaymentRow
+    from ..config.payer import Payer
+    from ..payments.checkout import Need, Purchase
+
+log = logging.getLogger("routeweiler_sync")
+
+#: An error text goes into the trace up to this length.
+MAX_MESSAGE_CHARS = 2_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Payment:
+    """The payment behind a response: ``response.payment``.
+
+    ``payment_hash`` is hex, amounts in msat. ``reused``: the token had been paid for before, this call paid nothing.
+    """
+
+    payment_hash: str
+    amount_msat: int
+    fee_msat: int
+    reused: bool
+
+
+@dataclass(kw_only=True)
+class _Use:
+    """A token that a hop of the call used. ``bought``: this call ended its payment. ``reused``: it adds nothing to any sum."""
+
+    held: HeldToken
+    url: str
+    bought: bool
+    reused: bool
+    challenge: TraceChallenge | None = None
+    settlement_latency_ms: int | None = None
+    proof: bool = True
+
+
+@dataclass(kw_only=True)
+class Account:
+    """What a call has met so far, and the trace lines that it ends with."""
+
+    payer: Payer
+    method: str
+    url: str
+    started_s: float = field(default_factory=time.time)
+    challenge: TraceChallenge | None = None
+    uses: list[_Use] = field(default_factory=list)
+    service_started_s: float | None = None
+    noted: RouteweilerError | None = None
+    #: Responses that were superseded on the way to one of the call's, by that one's id.
+    superseded: dict[int, list[requests.Response]] = field(default_factory=dict)
+    #: What the call has bought, as (origin, scope): nothing is bought twice in it, over however many redirects.
+    bought_needs: set[tuple[str, str]] = field(default_factory=set)
+    #: Set where a token of ours went out in the place of the caller's own Authorization.
+    authorization_replaced: bool = False
+
+    def met(self, need: Need) -> None:
+        """A hop answered with a challenge."""
+        invoice = need.challenge.invoice
+        self.challenge = TraceChallenge(
+            scheme=need.challenge.scheme,
+            url=need.url,
+            amount_msat=invoice.amount_msat,
+            network=invoice.network,
+            payment_hash=invoice.payment_hash.hex(),
+            expires_at=datetime.fromtimestamp(invoice.expires_at, tz=timezone.utc),
+            scope=need.scope,
+            description=invoice.description,
+        )
+
+    def bought(self, purchase: Purchase, url: str) -> Payment:
+        """A hop got a token from the checkout. Its payment is told by this call if this call ended it."""
+        return self._use(purchase.held, url, bought=purchase.bought, latency_ms=purchase.settlement_latency_ms)
+
+    def used(self, held: HeldToken, url: str) -> Payment:
+        """A hop used a token that had been there. If no trace has told of its payment (a crash came between), this call does."""
+        return self._use(held, url, bought=False, latency_ms=None)
+
+    def _use(self, held: HeldToken, url: str, *, bought: bool, latency_ms: int | None) -> Payment:
+        for use in self.uses:
+            if use.held.payment_hash == held.payment_hash:
+                return _as_payment(use)
+        tells = bought or (not held.told and self._finds_untold(held))
+        use = _Use(held=held, url=url, bought=bought, reused=not tells, challenge=self.challenge, settlement_latency_ms=latency_ms)
+        self.uses.append(use)
+        return _as_payment(use)
+
+    def _finds_untold(self, held: HeldToken) -> bool:
+        """Whether nobody has told of ``held``'s payment, nor is about to: then this call does."""
+        if not claim_telling(held.payment_hash):
+            return False
+        try:
+            row = self.payer.ledger.payment(held.payment_hash)  # what is in memory may be old
+        except LedgerError as error:  # the page is there, and goes to the caller; the next call that uses the token tells of it
+            log.warning("whether payment %s has been told can't be looked up: %s", held.payment_hash, error)
+            release_telling(held.payment_hash)
+            return False
+        if row is not None and row.told:
+            release_telling(held.payment_hash)
+            self.payer.book.note(held, told=True)
+            return False
+        return True
+
+    @property
+    def spent_msat(self) -> int:
+        """What the call has paid so far, fees included."""
+        return sum(use.held.amount_msat + use.held.fee_msat for use in self.uses if use.bought)
+
+    def complete_history(self, response: requests.Response) -> None:
+        """Put each hop's 402s before it into ``response.history``: `requests` writes that anew, even if it follows no redirect."""
+        if not self.superseded:
+            return
+        known = {id(each) for each in response.history}
+        history: list[requests.Response] = []
+        for hop in [*response.history, response]:
+            history += [each for each in self.superseded.get(id(hop), ()) if id(each) not in known]
+            history += [hop] if hop is not response else []
+        response.history = history
+
+    def finish(self, response: requests.Response | None, error: BaseException | None) -> None:
+        """Write the trace line, then note in the ledger that the payment has been told. Raises nothing: the call comes first."""
+        try:
+            if not self._told(response, error or self.noted):
+                return  # the trace has warned; the next call that uses the token tells of its payment
+            for use in self.uses:
+                if not use.reused and not use.held.told:
+                    self._note_told(use.held)
+            if isinstance(error, PreimageMismatchError) and error.payment_hash is not None:
+                self.payer.ledger.mark(error.payment_hash, told=True)
+        except Exception as problem:  # noqa: BLE001  (the call, its payment and its response matter more than its trace)
+            log.warning(
+                "a call's trace, or the note that its payment has been told, is lost; it may be told once more: %s", problem
+            )
+        finally:
+            for use in self.uses:
+                if not use.reused:
+                    release_telling(use.held.payment_hash)
+            if isinstance(error, RouteweilerError) and error.payment_hash is not None:
+                release_telling(error.payment_hash)
+
+    def _told(self, response: requests.Response | None, error: BaseException | None) -> bool:
+        """Write the lines; whether all were written (also where no trace is wanted)."""
+        sink = self.payer.trace_sink
+        written = [sink is None or sink.emit(event) is not False for event in (self._events(response, error) if sink else ())]
+        return all(written)
+
+    def _note_told(self, held: HeldToken) -> None:
+        self.payer.ledger.mark(held.payment_hash, told=True)
+        self.payer.book.note(held, told=True)
+
+    def _events(self, response: requests.Response | None, error: BaseException | None) -> list[TraceEvent]:
+        """The call's own line, and one for each payment after the first."""
+        if isinstance(error, PreimageMismatchError):
+            self._tell_unproved(error)
+        paid = [use for use in self.uses if not use.reused]
+        main = paid[0] if paid else (self.uses[0] if self.uses else None)
+        request_id = str(uuid.uuid4())
+        events = [self._event(request_id, None, main, self.url, response, error)]
+        events += [self._event(str(uuid.uuid4()), request_id, use, use.url, response, error) for use in paid[1:]]
+        return events
+
+    def _tell_unproved(self, error: PreimageMismatchError) -> None:
+        """A payment that was booked but gave no token moved money all the same."""
+        payment_hash = error.payment_hash or ""
+        if self.uses or not claim_telling(payment_hash):
+            return
+        row = self.payer.ledger.payment(payment_hash)  # behind the claim: another may have told of it, and let go, just now
+        if row is None or row.settled_at is None or row.told:
+            release_telling(payment_hash)
+            return
+        held = HeldToken.unproved(row)
+        self.uses.append(_Use(held=held, url=self.url, bought=True, reused=False, challenge=self.challenge, proof=False))
+
+    def _event(
+        self,
+        request_id: str,
+        parent: str | None,
+        use: _Use | None,
+        url: str,
+        response: requests.Response | None,
+        error: BaseException | None,
+    ) -> TraceEvent:
+        now_s = time.time()
+        answer = response if response is not None else getattr(error, "response", None)
+        began_s = self.service_started_s if self.service_started_s is not None else self.started_s
+        challenge = use.challenge if use is not None and use.challenge is not None else self.challenge
+        return TraceEvent(
+            request_id=request_id,
+            parent_request_id=parent,
+            agent_id=self.payer.agent_id,
+            session_id=self.payer.session_id,
+            envelope_id=self.payer.envelope_id,
+            policy_hash=self.payer.policy_hash,
+            url=url,
+            method=self.method,
+            authorization_replaced=self.authorization_replaced,
+            challenge=challenge,
+            selected_rail=None if challenge is None and use is None else "l402",
+            funding_source=None if use is None else use.held.node_pubkey,
+            payment=None if use is None else _trace_payment(use),
+            outcome=TraceOutcome(
+                http_status=None if answer is None else answer.status_code,
+                service_delivered=response is not None and response.status_code < 400,
+                service_latency_ms=None if response is None else int((now_s - began_s) * 1000),
+                error=None if error is None else _trace_error(error),
+            ),
+            timestamp_start=datetime.fromtimestamp(self.started_s, tz=timezone.utc),
+            timestamp_end=datetime.fromtimestamp(now_s, tz=timezone.utc),
+        )
+
+
+def _as_payment(use: _Use) -> Payment:
+    held = use.held
+    return Payment(payment_hash=held.payment_hash, amount_msat=held.amount_msat, fee_msat=held.fee_msat, reused=not use.bought)
+
+
+def _trace_payment(use: _Use) -> TracePayment:
+    held = use.held
+    return TracePayment(
+        payment_hash=held.payment_hash,
+        proof_value=held.preimage.hex() if use.proof else None,
+        amount_msat=held.amount_msat,
+        fee_msat=held.fee_msat,
+        amount_envelope=held.amount_minor_units,
+        amount_envelope_currency=held.currency,
+        fmv_quality=held.rate_quality,
+        settlement_latency_ms=use.settlement_latency_ms,
+        reused=use.reused,
+    )
+
+
+def _trace_error(error: BaseException) -> TraceError:
+    code = error.code if isinstance(error, RouteweilerError) else type(error).__name__
+    return TraceError(code=code, message=redact(str(error))[:MAX_MESSAGE_CHARS])
+
+
+def tell_recovered(payer: Payer, rows: list[PaymentRow]) -> None:
+    """A trace line for each row that a recovery has ended, and for each payment that a crash kept from being told. Never raises."""
+    ended = {row.payment_hash: row for row in rows if not row.unfinished}
+    mine = set(ended)  # claimed when they were settled
+    try:
+        ended.update((row.payment_hash, row) for row in payer.ledger.untold())
+    except LedgerError as error:
+        log.warning("payments that a crash kept from being told can't be looked up: %s", error)
+    for row in ended.values():
+        account = Account(payer=payer, method="RECOVER", url=row.origin + row.path)
+        if row.settled_at is not None:
+            if row.told or (not claim_telling(row.payment_hash) and row.payment_hash not in mine):
+                continue  # told, or a call of this process is about to tell it
+            held = HeldToken.of(row) or HeldToken.unproved(row)
+            account.uses.append(_Use(held=held, url=account.url, bought=True, reused=False, proof=row.preimage is not None))
+        account.finish(None, None)
+    if current.get() is None:
+        release_all_telling()
