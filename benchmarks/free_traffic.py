@@ -38,8 +38,9 @@ import requests
 from requests.adapters import HTTPAdapter
 
 from routeweiler_sync import Ledger, Routeweiler, payment_of
-from routeweiler_sync.budgets.schema import Change, Intent, PaymentState
-from routeweiler_sync.protocol.l402.credential import authorization, origin_of
+from routeweiler_sync._core.urls import origin_of
+from routeweiler_sync.ledger.types import Change, Intent, PaymentState
+from routeweiler_sync.protocol.l402.credential import authorization
 
 WARM_UP = 100
 #: Pairs of sessions of a case: where its buffers lie in memory makes one session faster than its twin by a percent or two.

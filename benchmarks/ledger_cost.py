@@ -26,9 +26,9 @@ from typing import Any
 
 from routeweiler_sync import BudgetEnvelope, Routeweiler
 from routeweiler_sync._core.money import Rate
-from routeweiler_sync.budgets.schema import Change, Intent, PaymentState
 from routeweiler_sync.ledger.envelopes import BUCKET_S, KEPT_BUCKETS, Draw, make
 from routeweiler_sync.ledger.ledger import MAX_LEARNED_PATHS, Ledger
+from routeweiler_sync.ledger.types import Change, Intent, PaymentState
 from routeweiler_sync.testing import FakeLnd, Paywall
 
 #: How the past is spread. Every ``BUSIEST``-th payment is for the origin that is measured, most of them for the one page of it.

@@ -8,8 +8,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from routeweiler_sync.budgets.schema import PaymentState
-from routeweiler_sync.payments.wallet_rules import SERVER_TABLE, TABLE, Act, Event, Known, Ruling, Said
+from routeweiler_sync.ledger.types import PaymentState
+from routeweiler_sync.payments.wallet_rules import TABLE, Act, Event
+from routeweiler_sync.paywall.server_rules import SERVER_TABLE, Known, Ruling, Said
 
 PAGE = Path(__file__).parent / "purchase.md"
 UNFINISHED = (PaymentState.OPEN, PaymentState.FAILED)

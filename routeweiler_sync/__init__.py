@@ -106,12 +106,14 @@ if TYPE_CHECKING:
     from . import packages as packages
     from .budgets.coingecko import CoinGecko
     from .budgets.fmv import FmvProvider, StaticRate
-    from .budgets.schema import BudgetEnvelope, EnvelopeRow, PaymentRow, PaymentState
+    from .budgets.schema import BudgetEnvelope
     from .funding import Funding
-    from .funding.lightning import LightningFundingSource, LightningNodeClient, LndClient, PaymentStatus
+    from .funding.lightning import LightningFundingSource, LightningNodeClient, PaymentStatus
+    from .funding.lnd.client import LndClient
     from .ledger.ledger import Ledger
+    from .ledger.types import EnvelopeRow, PaymentRow, PaymentState
     from .patching import install, uninstall
-    from .payments.checkout import Quote
+    from .payments.types import Quote
     from .paywall.call_record import Payment
     from .policy.dsl import Policy, PolicyRule, RuleMatch
     from .trace.schema import TraceEvent

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import requests.sessions
 
-from ._core.forks import prepare_session
 from ._core.module_alias import stand_in
+from ._core.preload import prepare_session
 from .settings import SETTINGS
 from .transport.session import Routeweiler
 

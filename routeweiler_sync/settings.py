@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .budgets.schema import BudgetEnvelope
     from .funding.lightning import LightningFundingSource
     from .ledger.ledger import Ledger
-    from .payments.checkout import Quote
+    from .payments.types import Quote
     from .policy.dsl import Policy
     from .trace.sink import TraceSink
 

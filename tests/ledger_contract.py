@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from routeweiler_sync.budgets.schema import Change, PaymentRow, PaymentState
 from routeweiler_sync.errors import BudgetError, LedgerError
 from routeweiler_sync.ledger import ledger as ledger_module
 from routeweiler_sync.ledger.ledger import Ledger
+from routeweiler_sync.ledger.types import Change, PaymentRow, PaymentState
 from tests.ledger_limits import LimitsContract
 from tests.ledger_makers import (
     NOON_S,

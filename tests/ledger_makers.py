@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from routeweiler_sync._core.money import Rate
-from routeweiler_sync.budgets.schema import BudgetEnvelope, Change, Intent, PaymentRow, PaymentState
+from routeweiler_sync.budgets.schema import BudgetEnvelope
 from routeweiler_sync.ledger.envelopes import Draw
 from routeweiler_sync.ledger.ledger import Ledger
+from routeweiler_sync.ledger.types import Change, Intent, PaymentRow, PaymentState
 
 T = TypeVar("T")
 

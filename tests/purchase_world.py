@@ -18,8 +18,8 @@ from datetime import datetime, timezone
 from functools import cache
 from typing import NamedTuple
 
-from routeweiler_sync.budgets.schema import Change, PaymentRow, PaymentState
 from routeweiler_sync.funding.replies import Answer, Word
+from routeweiler_sync.ledger.types import Change, PaymentRow, PaymentState
 from routeweiler_sync.payments import wallet_rules as purchase
 from routeweiler_sync.payments.wallet_rules import Act, Step
 

@@ -6,10 +6,9 @@ under which it is; after that, a function may import a name where it uses it.
 
 from __future__ import annotations
 
-import importlib
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 
 def around_fork(*, before: Callable[[], object], in_parent: Callable[[], object], in_child: Callable[[], object]) -> None:
@@ -43,42 +42,3 @@ def in_child(renew: Callable[[], None]) -> Callable[[], None]:
 #: waits for it may hold any other.
 importing = threading.RLock()
 around_fork(before=importing.acquire, in_parent=importing.release, in_child=importing.release)
-
-_SESSION = (
-    "config.env_settings",
-    "config.payer",
-    "paywall.call_record",
-    "payments.block_limit",
-    "ledger.ledger",
-    "ledger.sqlite",
-    "ledger.postgres.store",
-    "trace.sink",
-)
-_PAYING = ("paywall.handler", "funding.lnd.channel")
-#: What those import not with them, but when it is used.
-_LIBRARIES = ("bolt11", "pymacaroons", "tenacity", "sqlite3")
-
-_ROOT = __name__.partition(".")[0]
-_done: set[str] = set()
-
-
-def prepare_session() -> None:
-    """Import what any session may need."""
-    if "session" not in _done:
-        _load(["netrc"])  # which requests imports in its first call
-        _load(f"{_ROOT}.{name}" for name in _SESSION)
-        _done.add("session")
-
-
-def prepare_to_pay() -> None:
-    """Import what only paying needs."""
-    if "paying" not in _done:
-        _load(_LIBRARIES)
-        _load(f"{_ROOT}.{name}" for name in _PAYING)
-        _done.add("paying")
-
-
-def _load(names: Iterable[str]) -> None:
-    with importing:
-        for name in names:
-            importlib.import_module(name)

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator
 from decimal import Decimal
 
 from .._core.money import MICRO, sats
-from ..budgets.schema import PaymentState
 from ..funding.wallet import NodePayment
 from ..ledger.snapshot import BookedPayment, LedgerBooks
+from ..ledger.types import PaymentState
 from ..trace.reader import ToldPayment, TraceAccount
 from .findings import MEND, Difference, Kind, NodeAccount, Open, in_currency, told_node, told_row, told_trace
 from .ledger_checks import fits

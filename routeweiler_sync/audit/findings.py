@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from enum import Enum
 
 from .._core.money import minor_units, sats
-from ..budgets.schema import PaymentState
 from ..funding.wallet import NodePayment
 from ..ledger.snapshot import BookedPayment
+from ..ledger.types import PaymentState
 from ..trace.reader import ToldPayment
 
 #: What to do about a ledger that contradicts itself.

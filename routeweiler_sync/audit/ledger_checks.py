@@ -6,9 +6,9 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
-from ..budgets.schema import PaymentState
 from ..ledger.envelopes import BUCKET_S, KEPT_BUCKETS, moment
 from ..ledger.snapshot import BookedEnvelope, BookedPayment, LedgerBooks
+from ..ledger.types import PaymentState
 from .findings import MEND, Difference, Kind, in_currency, told_row
 
 

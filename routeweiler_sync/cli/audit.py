@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ..audit import Difference, NodeAccount, Open, Report
-    from ..funding.lightning import LndClient
+    from ..funding.lnd.client import LndClient
     from ..ledger.ledger import Ledger
     from ..trace.reader import TraceAccount
 
@@ -127,7 +127,7 @@ def _trace_files(given: Sequence[str]) -> Sequence[str]:
 
 def _client(accounts: Accounts) -> LndClient | None:
     """The environment's node; None where it names none."""
-    from ..funding.lightning import LndClient
+    from ..funding.lnd.client import LndClient
     from ..funding.lnd.lndconnect import names_node
 
     if not names_node(os.environ):

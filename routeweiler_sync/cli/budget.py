@@ -17,8 +17,8 @@ from .audit import audit
 from .outcome import exit_for, printable
 
 if TYPE_CHECKING:
-    from ..budgets.schema import EnvelopeRow
     from ..ledger.ledger import Ledger
+    from ..ledger.types import EnvelopeRow
 
 ledger_option = click.option(
     "--ledger", metavar="URL", help="A path or URL. Default: ROUTEWEILER_LEDGER, else the user's own ledger."

@@ -23,12 +23,12 @@ from .._version import VERSION
 from .outcome import Exit, printable
 
 if TYPE_CHECKING:
-    from ..budgets.schema import PaymentRow
     from ..funding.replies import Answer
     from ..ledger.ledger import Ledger
-    from ..payments.checkout import Quote
+    from ..ledger.types import PaymentRow
+    from ..payments.types import Quote
     from ..paywall.call_record import Payment
-    from ..protocol.l402.challenge import Challenge
+    from ..protocol.challenge import Challenge
     from ..testing import FakeLnd, Paywall
     from ..transport.session import Routeweiler
     from .story import Story
@@ -173,7 +173,7 @@ def _play(story: Story) -> None:
 
 def _buys(story: Story, world: World, session: Routeweiler) -> None:
     from .. import payment_of
-    from ..protocol.l402.challenge import parse_challenge
+    from ..protocol.schemes import parse_challenge
 
     url = world.paywall.url_for("/weather/berlin")
     story.scene(f"A page that costs {_sats(PRICE_MSAT)}", f"GET {url}")
@@ -200,12 +200,12 @@ def _buys(story: Story, world: World, session: Routeweiler) -> None:
 
 
 def _tell_challenge(story: Story, refused: requests.Response, challenge: Challenge) -> None:
-    from ..protocol.l402.challenge import schemes_offered
+    from ..protocol.http_auth import schemes_offered
 
     invoice = challenge.invoice
     story.step(refused.elapsed.total_seconds(), f"{refused.status_code} {refused.reason}", "bold yellow")
     story.fact("challenges", f"{', '.join(schemes_offered(refused.headers['WWW-Authenticate']))}; {challenge.scheme} is answered")
-    story.fact("token", f"a macaroon for {challenge.services}, not shown")
+    story.fact("token", f"a macaroon for {(challenge.names_scope or '').removeprefix('services=')}, not shown")
     story.fact("invoice", f"{invoice.bolt11[:_SHOWN_CHARS]}… ({printable(invoice.description)})")
     story.fact("amount", f"{_sats(invoice.amount_msat)}, as signed by the payee")
     story.fact("payment hash", f"{_hash(challenge)[:_SHOWN_CHARS]}…")
@@ -214,9 +214,9 @@ def _tell_challenge(story: Story, refused: requests.Response, challenge: Challen
 
 
 def _tell_checks(story: Story, world: World, challenge: Challenge, order: Order) -> None:
-    invoice, macaroon = challenge.invoice, challenge.macaroon
+    invoice = challenge.invoice
     story.step(world.asked_s - world.started_s, "Checked, while nothing is paid")
-    same = macaroon is not None and macaroon.payment_hash == invoice.payment_hash
+    same = challenge.names_payment_hash == invoice.payment_hash
     story.check(same, "token and invoice belong together: one payment hash")
     story.check(time.time() < invoice.expires_at, "the invoice hasn't expired")
     story.check(invoice.network == NETWORK, "the invoice is on the wallet's network")

@@ -23,12 +23,12 @@ import urllib3
 from .._version import VERSION
 from ..config import env_settings as config
 from ..errors import FundingError, InvoicePaymentError, LedgerError, NoFundingForRailError, PaymentDeclinedError, RouteweilerError
-from ..protocol.l402.credential import is_credential, redact
+from ..protocol.schemes import is_credential, redact
 from .outcome import Exit, exit_for, printable
 from .output import Output
 
 if TYPE_CHECKING:
-    from ..payments.checkout import Quote
+    from ..payments.types import Quote
     from ..trace.schema import TracePayment
     from ..transport.session import Routeweiler
     from .wiring import Till, Witness

@@ -7,7 +7,7 @@ from enum import IntEnum
 import requests
 
 from ..errors import InvoicePaymentError, RouteweilerError
-from ..protocol.l402.credential import redact
+from ..protocol.schemes import redact
 
 
 class Exit(IntEnum):

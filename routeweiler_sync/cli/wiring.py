@@ -13,7 +13,7 @@ from ..trace.schema import TraceEvent, TracePayment
 from ..trace.sink import TraceSink
 
 if TYPE_CHECKING:
-    from ..payments.checkout import Quote
+    from ..payments.types import Quote
 
 
 class Witness(TraceSink):

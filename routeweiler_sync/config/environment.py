@@ -111,7 +111,8 @@ def node() -> list[LightningFundingSource]:
     Where ``ROUTEWEILER_NETWORK`` doesn't tell the network, a source stands for each: the one of the invoice's network is taken,
     and asks the node for its own before it pays.
     """
-    from ..funding.lightning import LightningFundingSource, LndClient
+    from ..funding.lightning import LightningFundingSource
+    from ..funding.lnd.client import LndClient
 
     client = LndClient.from_env()
     return [LightningFundingSource(client=client, network=network) for network in networks()]

@@ -14,7 +14,8 @@ from contextlib import suppress
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from .._core.forks import importing, prepare_session
+from .._core.forks import importing
+from .._core.preload import prepare_session
 from ..budgets.schema import SAFE_DEFAULT, BudgetEnvelope
 from ..errors import LedgerError, RouteweilerError
 from ..payments.token_cache import TokenBook
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from ..budgets.fmv import FmvProvider
     from ..funding.lightning import LightningFundingSource
     from ..ledger.ledger import Ledger
-    from ..payments.checkout import Checkout, Quote
+    from ..payments.checkout import Checkout
+    from ..payments.types import Quote
     from ..policy.dsl import Policy
     from ..trace.sink import TraceSink
 

@@ -1,32 +1,19 @@
-"""Who pays. `Funding` names the ways; `routeweiler_sync.funding.lightning` has lnd's client and the funding source."""
+"""Who pays: wallets, and how a purchase uses one. `routeweiler_sync.funding.lightning` has the public names."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .._core.forks import importing
-
 if TYPE_CHECKING:
-    from .lightning import LightningFundingSource
-    from .wallet import LightningNodeClient
+    from .lightning import Funding as Funding
+else:
 
+    def __getattr__(name: str) -> object:
+        if name == "Funding":  # imported from here by programs, and not at once: the wallets behind it are only needed to pay
+            from .lightning import Funding
 
-class Funding:
-    """The ways to fund payments. A session takes one of these, or several for different networks."""
-
-    @staticmethod
-    def lightning_lnd(
-        *, client: LightningNodeClient, network: str, node_pubkey: str | None = None, max_fee_msat: int | None = None
-    ) -> LightningFundingSource:
-        """Pay L402 invoices through ``client``: an `LndClient`, or anything that satisfies `LightningNodeClient`.
-
-        Asks and connects nothing. ``network``, ``node_pubkey`` and ``max_fee_msat`` are told at `LightningFundingSource`.
-        Raises ValueError.
-        """
-        with importing:
-            from .lightning import LightningFundingSource
-
-        return LightningFundingSource(client=client, network=network, node_pubkey=node_pubkey, max_fee_msat=max_fee_msat)
+            return Funding
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 __all__ = ["Funding"]

@@ -1,26 +1,12 @@
-"""The user's own lnd over gRPC: `LndClient`, and with it everything that funding over Lightning offers by name.
+"""Funding over Lightning: the names that programs use. `Funding` makes a source, `LndClient` reaches the user's own lnd.
 
-Knows which calls pay, ask and track, and in what order. How lnd's answers are read is in `reading`, how it is reached in
-`connection` (imported at first use: grpc and protobuf are heavy), and how a purchase uses a node in `source`.
-
-RPCs and their meaning: lnd, lnrpc/routerrpc/router.proto (SendPaymentV2, TrackPaymentV2), lnrpc/lightning.proto, 0.17 to 0.21.
+The code is in `source` (how a purchase uses a wallet), `wallet` (what a wallet must offer) and `lnd` (lnd over gRPC).
 """
 
 from __future__ import annotations
 
-import os
-import re
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import closing
-from typing import TYPE_CHECKING, Any
-
-from .._core.forks import prepare_to_pay
-from ..errors import FundingError, InvoicePaymentError, PaymentPendingError, PreimageMismatchError
-from .lnd.lndconnect import DEFAULT_PORT, from_environment, parse_lndconnect
-from .lnd.replies import failure_reason
-from .replies import Answer, Word
-from .source import LightningFundingSource, invoice_facts
+from .lnd.client import LndClient
+from .source import LightningFundingSource
 from .wallet import (
     ChannelBalance,
     LightningNodeClient,
@@ -28,15 +14,12 @@ from .wallet import (
     NodePayment,
     PaymentStatus,
     SentPayment,
-    default_fee_cap_msat,
-    network_of,
+    WalletClient,
 )
-
-if TYPE_CHECKING:
-    from .lnd.channel import Connection
 
 __all__ = [
     "ChannelBalance",
+    "Funding",
     "LightningFundingSource",
     "LightningNodeClient",
     "LndClient",
@@ -44,323 +27,21 @@ __all__ = [
     "NodePayment",
     "PaymentStatus",
     "SentPayment",
+    "WalletClient",
 ]
 
-#: lnd stops starting new attempts so long before our own deadline, so that its FAILED is heard and not guessed.
-LND_MARGIN_S = 1.0
-_LND_TIMEOUT_S_MAX = 2**31 - 1
-#: Nobody waits longer for one call, and much beyond it no timer of the system's can be set.
-TIMEOUT_S_MAX = 7 * 86_400
-#: A TrackPaymentV2 that has been silent about changes to within this of its deadline ended because of the deadline.
-_DEADLINE_SLACK_S = 0.25
-_PAYMENTS_A_PAGE = 100
 
+class Funding:
+    """The ways to fund payments. A session takes a list of what these return, one or more for each network."""
 
-class LndClient:
-    """An lnd node, reached over gRPC with a macaroon and its pinned TLS certificate.
+    @staticmethod
+    def lightning_lnd(
+        *, client: LightningNodeClient, network: str, node_pubkey: str | None = None, max_fee_msat: int | None = None
+    ) -> LightningFundingSource:
+        """Return a source that pays through ``client``: an `LndClient`, or any object that satisfies `LightningNodeClient`.
 
-    Constructing one reads and connects nothing. Files are read, and the channel is made, at the first use, and anew in a forked
-    process (with the environment's ``GRPC_ENABLE_FORK_SUPPORT=0``, grpc itself hangs in a fork). Safe to share between threads.
-    A pickled client keeps paths and drops ``macaroon_hex``; a copy is the same client.
+        Asks and connects nothing. The arguments are `LightningFundingSource`'s.
 
-    ``grpc_host`` is a name or an address without port. Give one of ``macaroon_path`` and ``macaroon_hex``, at most one of
-    ``tls_cert_path`` and ``tls_cert_pem``; with neither, gRPC's default roots are trusted (for nodes behind a public
-    certificate). ``~`` in a path is the home folder. ``timeout_seconds`` bounds every call, payments included.
-
-    Raises ValueError for arguments that can't be meant.
-    """
-
-    def __init__(
-        self,
-        grpc_host: str,
-        grpc_port: int = DEFAULT_PORT,
-        macaroon_path: str | os.PathLike[str] | None = None,
-        macaroon_hex: str | None = None,
-        tls_cert_path: str | os.PathLike[str] | None = None,
-        tls_cert_pem: str | None = None,
-        timeout_seconds: float = 60,
-    ) -> None:
-        host = grpc_host.strip().removeprefix("[").removesuffix("]")
-        if not host or "/" in host or host.count(":") == 1:
-            raise ValueError(f"grpc_host is a host name or an address, without scheme and port (give grpc_port): {grpc_host!r}")
-        if not 0 < grpc_port < 65536:
-            raise ValueError(f"grpc_port is out of range: {grpc_port}")
-        if (macaroon_path is None) == (macaroon_hex is None):
-            raise ValueError("give one of macaroon_path and macaroon_hex")
-        if macaroon_hex is not None and not re.fullmatch(r"([0-9a-fA-F]{2})+", macaroon_hex):
-            raise ValueError("macaroon_hex isn't hex")
-        if tls_cert_path is not None and tls_cert_pem is not None:
-            raise ValueError("give one of tls_cert_path and tls_cert_pem")
-        if not 0 < timeout_seconds <= TIMEOUT_S_MAX:
-            raise ValueError(f"timeout_seconds must be above 0 and at most {TIMEOUT_S_MAX}: {timeout_seconds}")
-        self.grpc_host = host
-        self.grpc_port = grpc_port
-        self.macaroon_path = None if macaroon_path is None else os.fspath(macaroon_path)
-        self.tls_cert_path = None if tls_cert_path is None else os.fspath(tls_cert_path)
-        self.tls_cert_pem = tls_cert_pem
-        self.timeout_seconds = timeout_seconds
-        self._macaroon_hex = macaroon_hex
-
-    @classmethod
-    def from_lndconnect(cls, uri: str) -> LndClient:
-        """The node of an ``lndconnect://host:port?cert=…&macaroon=…`` URI. Raises FundingError, which doesn't repeat the URI."""
-        return cls(**parse_lndconnect(uri))
-
-    @classmethod
-    def from_env(cls, environ: Mapping[str, str] | None = None) -> LndClient:
-        """The node that the environment names; raises FundingError that tells the variables if none is set.
-
-        ``ROUTEWEILER_LNDCONNECT``, else ``LND_GRPC_HOST`` (host:port), ``LND_TLS_CERT_PATH``, ``LND_MACAROON_PATH``, else
-        ``POLAR_LND_HOST``, ``POLAR_LND_TLS_CERT``, ``POLAR_LND_MACAROON``.
+        Raises: ValueError for arguments that can't be.
         """
-        return cls(**from_environment(os.environ if environ is None else environ))
-
-    # Paying
-
-    def pay_invoice(self, bolt11: str, *, max_fee_msat: int) -> bytes:
-        """Pay an invoice and return the 32-byte preimage. Money moves: the amount, and at most ``max_fee_msat`` for routing.
-
-        Paying the same invoice twice pays once. Raises InvoicePaymentError (lnd's word is FAILED) and FundingError (nothing was
-        sent, or lnd refused before it began), both with nothing spent; PaymentPendingError where the outcome isn't known in time:
-        call again with the same invoice, or ask `track_payment`; PreimageMismatchError (spent, but lnd's preimage doesn't fit).
-        """
-        return self.send_payment_sync(bolt11, max_fee_msat=max_fee_msat).payment_preimage
-
-    def send_payment_sync(
-        self,
-        payment_request: str,
-        *,
-        max_fee_msat: int | None = None,
-        fee_limit_msat: int | None = None,
-        timeout_seconds: float | None = None,
-    ) -> SentPayment:
-        """`pay_invoice` with all that is known of the payment; blocks, on SendPaymentV2 (lnd 0.21 has no SendPaymentSync).
-
-        ``fee_limit_msat`` is another name of ``max_fee_msat``; without either the limit is max(10 000 msat, 5 % of the amount).
-        ``timeout_seconds`` may shorten the client's.
-        """
-        if max_fee_msat is not None and fee_limit_msat is not None:
-            raise ValueError("give one of max_fee_msat and fee_limit_msat, which are the same")
-        payment_hash, amount_msat = invoice_facts(payment_request)
-        limit = max_fee_msat if max_fee_msat is not None else fee_limit_msat
-        limit = default_fee_cap_msat(amount_msat) if limit is None else limit
-        timeout_s = self._bounded(timeout_seconds or self.timeout_seconds)
-        deadline = time.monotonic() + timeout_s
-        answer = sent = self.send(payment_request, payment_hash=payment_hash, max_fee_msat=limit, timeout_s=timeout_s)
-        if sent.word in (Word.EXISTS, Word.EXPIRED):
-            # "Expired" is said before lnd looks whether the invoice is paid: only a track tells.
-            answer = self.track(payment_hash, timeout_s=max(deadline - time.monotonic(), 1.0), follow=True)
-        if answer.word is Word.SUCCEEDED and answer.preimage is not None:
-            return SentPayment(
-                payment_hash=payment_hash,
-                payment_preimage=answer.preimage,
-                amount_msat=answer.amount_msat,
-                fee_msat=answer.fee_msat,
-            )
-        raise _outcome_error(sent, answer, payment_hash.hex())
-
-    def send(self, bolt11: str, *, payment_hash: bytes, max_fee_msat: int, timeout_s: float) -> Answer:
-        """Send one order to pay, and read its stream to the end. Money moves. For the purchase, which counts the sends.
-
-        Any error is an Answer. REFUSED is said only where not a byte of the order has left or lnd said no before it began; once the
-        order is on its way, a broken stream and a deadline are UNKNOWN. An interrupt passes through; lnd pays on.
-        """
-        if max_fee_msat < 0:
-            raise ValueError(f"max_fee_msat is negative: {max_fee_msat}")
-        timeout_s = self._bounded(timeout_s)
-        deadline = time.monotonic() + timeout_s
-        try:
-            connection = self._connection
-            # Asked before each order, and not remembered: an order into a dead connection would be UNKNOWN and not REFUSED.
-            connection.check_ready(timeout_s)
-            remaining_s = deadline - time.monotonic()
-            from .lnd.stubs import routeweiler_lnd_pb2 as pb
-
-            request = pb.SendPaymentRequest(
-                payment_request=bolt11,
-                fee_limit_msat=max_fee_msat,
-                timeout_seconds=min(max(int(remaining_s - LND_MARGIN_S), 1), _LND_TIMEOUT_S_MAX),
-            )
-            with closing(connection.answers("send", request, payment_hash=payment_hash, timeout_s=remaining_s)) as answers:
-                return next(answer for answer in answers if answer.word is not Word.IN_FLIGHT)
-        except FundingError as error:
-            return Answer(word=Word.REFUSED, reason=str(error))
-
-    # Asking: nothing here can move money
-
-    def track(self, payment_hash: bytes, *, timeout_s: float, follow: bool) -> Answer:
-        """Ask lnd about a payment. ``follow`` waits for its end, but not beyond ``timeout_s``; a stream that breaks ends it early.
-
-        Any error is an Answer. UNKNOWN says nothing at all; IN_FLIGHT is the last that lnd said.
-        """
-        from .lnd.stubs import routeweiler_lnd_pb2 as pb
-
-        timeout_s = self._bounded(timeout_s)
-        deadline = time.monotonic() + timeout_s
-        request = pb.TrackPaymentRequest(payment_hash=payment_hash)
-        last: Answer | None = None
-        try:
-            with closing(self._connection.answers("track", request, payment_hash=payment_hash, timeout_s=timeout_s)) as answers:
-                for answer in answers:
-                    if answer.word is not Word.IN_FLIGHT:
-                        break
-                    last = answer
-                    if not follow:
-                        return answer
-        except FundingError as error:
-            return Answer(word=Word.UNKNOWN, reason=str(error))
-        if answer.word is Word.UNKNOWN and last is not None and time.monotonic() >= deadline - _DEADLINE_SLACK_S:
-            return last
-        return answer
-
-    def track_payment(self, payment_hash: bytes | str) -> PaymentStatus:
-        """What lnd knows of a payment (32 bytes or 64 hex digits), now: it doesn't wait for the end of one in flight.
-
-        Raises FundingError where lnd can't be asked, PreimageMismatchError where its preimage doesn't fit the hash.
-        """
-        key = bytes.fromhex(payment_hash) if isinstance(payment_hash, str) else payment_hash
-        if len(key) != 32:
-            raise ValueError(f"a payment hash has 32 bytes, this has {len(key)}")
-        answer = self.track(key, timeout_s=self.timeout_seconds, follow=False)
-        match answer.word:
-            case Word.SUCCEEDED:
-                return PaymentStatus("succeeded", answer.preimage, answer.amount_msat, answer.fee_msat)
-            case Word.FAILED:
-                return PaymentStatus("failed", failure_reason=answer.reason)
-            case Word.IN_FLIGHT:
-                return PaymentStatus("in_flight")
-            case Word.NOT_FOUND:
-                return PaymentStatus("unknown_hash")
-            case Word.WRONG_PREIMAGE:
-                raise _outcome_error(answer, answer, key.hex())
-        raise FundingError(f"lnd can't be asked about payment {key.hex()}: {answer.reason}; asking spends nothing; try again")
-
-    def check_ready(self, timeout_s: float) -> None:
-        """Return once the node takes orders; raises FundingError with the exact cause, at the latest after ``timeout_s``.
-
-        Needs no macaroon. A wallet that is starting is waited for, a locked one isn't.
-        """
-        self._connection.check_ready(self._bounded(timeout_s))
-
-    def get_info(self, *, timeout_s: float | None = None) -> NodeInfo:
-        """The node's identity and state (GetInfo). ``timeout_s`` may shorten the client's. Raises FundingError."""
-        from .lnd.stubs import routeweiler_lnd_pb2 as pb
-
-        info = self._ask("/lnrpc.Lightning/GetInfo", pb.GetInfoRequest(), pb.GetInfoResponse, timeout_s)
-        return NodeInfo(
-            identity_pubkey=info.identity_pubkey,
-            alias=info.alias,
-            version=info.version,
-            network=network_of(info.chains[0].network) if info.chains else "",
-            synced_to_chain=info.synced_to_chain,
-            block_height=info.block_height,
-            num_active_channels=info.num_active_channels,
-        )
-
-    def get_node_pubkey(self) -> str:
-        """The node's identity key, 66 hex digits. Raises FundingError."""
-        return self.get_info().identity_pubkey
-
-    def channel_balance(self) -> ChannelBalance:
-        """What its channels hold. Raises FundingError."""
-        from .lnd.stubs import routeweiler_lnd_pb2 as pb
-
-        reply = self._ask("/lnrpc.Lightning/ChannelBalance", pb.ChannelBalanceRequest(), pb.ChannelBalanceResponse)
-        return ChannelBalance(local_msat=reply.local_balance.msat, remote_msat=reply.remote_balance.msat)
-
-    def list_payments(self) -> Iterator[NodePayment]:
-        """All payments that the node knows, failed ones and those under way too, oldest first; asks page by page.
-
-        Raises FundingError. Needs a macaroon with ListPayments, which paying doesn't.
-        """
-        from .lnd.stubs import routeweiler_lnd_pb2 as pb
-
-        offset = 0
-        while True:
-            request = pb.ListPaymentsRequest(include_incomplete=True, index_offset=offset, max_payments=_PAYMENTS_A_PAGE)
-            page = self._ask("/lnrpc.Lightning/ListPayments", request, pb.ListPaymentsResponse)
-            for payment in page.payments:
-                yield NodePayment(
-                    payment_hash=payment.payment_hash,
-                    status=pb.Payment.PaymentStatus.Name(payment.status),
-                    amount_msat=payment.value_msat,
-                    fee_msat=payment.fee_msat,
-                    failure_reason=failure_reason(payment.failure_reason) if payment.status == pb.Payment.FAILED else None,
-                    created_at_ns=payment.creation_time_ns,
-                )
-            if len(page.payments) < _PAYMENTS_A_PAGE or page.last_index_offset <= offset:
-                return
-            offset = page.last_index_offset
-
-    def close(self) -> None:
-        """Close the connection; may be called twice. A payment under way goes on in lnd. A later call connects anew."""
-        if (connection := self.__dict__.get("_opened")) is not None:
-            connection.close()
-
-    @property
-    def _connection(self) -> Connection:
-        if (connection := self.__dict__.get("_opened")) is None:
-            prepare_to_pay()
-            from .lnd.channel import Connection, Endpoint
-
-            endpoint = Endpoint(
-                host=self.grpc_host,
-                port=self.grpc_port,
-                macaroon_path=self.macaroon_path,
-                macaroon_hex=self._macaroon_hex,
-                tls_cert_path=self.tls_cert_path,
-                tls_cert_pem=self.tls_cert_pem,
-            )
-            # setdefault is atomic: of threads that come here at once, all get the same one.
-            connection = self.__dict__.setdefault("_opened", Connection(endpoint))
-        opened: Connection = connection
-        return opened
-
-    def _ask(self, path: str, request: Any, response: Any, timeout_s: float | None = None) -> Any:
-        bound_s = self.timeout_seconds if timeout_s is None else self._bounded(timeout_s)
-        return self._connection.unary(path, request, response, timeout_s=bound_s)
-
-    def _bounded(self, timeout_s: float) -> float:
-        return min(timeout_s, self.timeout_seconds)
-
-    def __repr__(self) -> str:
-        return f"LndClient({self.grpc_host}:{self.grpc_port})"
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != "_opened"} | {"_macaroon_hex": None}
-
-    def __copy__(self) -> LndClient:
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> LndClient:
-        return self
-
-
-def _outcome_error(sent: Answer, answer: Answer, payment_hash: str) -> Exception:
-    """What to raise for a payment that didn't succeed: ``sent`` is the order's own answer, ``answer`` the last word."""
-    match sent.word, answer.word:
-        case _, Word.FAILED:
-            return InvoicePaymentError(
-                f"the payment of {payment_hash} failed: {answer.reason}; nothing was spent; the same invoice may be paid again",
-                payment_hash=payment_hash,
-                failure_reason=answer.reason,
-            )
-        case _, Word.WRONG_PREIMAGE:
-            return PreimageMismatchError(
-                f"lnd says that {payment_hash} is paid, but its preimage doesn't fit; the money is spent; keep lnd's records",
-                payment_hash=payment_hash,
-            )
-        case Word.REFUSED, _:
-            return FundingError(
-                f"lnd doesn't take the order to pay {payment_hash}: {sent.reason}; nothing was spent", payment_hash=payment_hash
-            )
-        case Word.EXPIRED, Word.NOT_FOUND:
-            return FundingError(
-                f"lnd doesn't pay {payment_hash}: {sent.reason}; nothing was spent; ask for a new invoice",
-                payment_hash=payment_hash,
-            )
-    return PaymentPendingError(
-        f"the outcome of {payment_hash} isn't known ({answer.reason or answer.word.value}); it may be paid; pay the same invoice"
-        " again or track it: that pays nothing twice",
-        payment_hash=payment_hash,
-    )
+        return LightningFundingSource(client=client, network=network, node_pubkey=node_pubkey, max_fee_msat=max_fee_msat)

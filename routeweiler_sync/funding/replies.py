@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+#: A wallet's own text is cut at this length.
+REASON_CHARS_MAX = 300
+
 
 class Word(str, Enum):
     """One thing that a node can say of a payment. What each proves is told in `routeweiler_sync.payments.wallet_rules`."""
@@ -37,3 +40,8 @@ class Answer:
     amount_msat: int = 0
     fee_msat: int = 0
     reason: str | None = None
+
+
+def tidy(text: str) -> str:
+    """A foreign text made fit for a log line: printable, one line, bounded."""
+    return "".join(c if c.isprintable() else " " for c in text)[:REASON_CHARS_MAX].strip()

@@ -12,10 +12,9 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from .._core.forks import prepare_to_pay
 from ..errors import FundingError, InvoicePaymentError
-from .lnd.replies import tidy
-from .replies import Answer, Word
+from ..protocol.invoice import decode_invoice
+from .replies import Answer, Word, tidy
 from .wallet import NETWORKS, LightningNodeClient, NodeInfo, NotPermittedError, PaymentStatus, default_fee_cap_msat
 
 _POLL_S_MIN, _POLL_S_MAX = 0.1, 2.0
@@ -132,7 +131,11 @@ class LightningFundingSource:
             return told
         # It is paid, though the client can't tell for how much: the most that it can have cost is booked.
         return Answer(
-            word=Word.SUCCEEDED, preimage=preimage, amount_msat=invoice_facts(bolt11)[1], fee_msat=max_fee_msat, reason=told.reason
+            word=Word.SUCCEEDED,
+            preimage=preimage,
+            amount_msat=decode_invoice(bolt11).amount_msat,
+            fee_msat=max_fee_msat,
+            reason=told.reason,
         )
 
     def _ask(self, payment_hash: bytes) -> Answer:
@@ -158,26 +161,6 @@ class LightningFundingSource:
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_asked_in": None}
-
-
-def invoice_facts(bolt11: str) -> tuple[bytes, int]:
-    """Payment hash and amount (msat) of an invoice whose signature holds.
-
-    Raises FundingError for what can't be read, and for an invoice without amount: what it would cost isn't known.
-    """
-    prepare_to_pay()
-    import bolt11 as library
-
-    try:
-        invoice = library.decode(bolt11)
-        payment_hash, amount_msat = bytes.fromhex(invoice.payment_hash), int(invoice.amount_msat or 0)
-    except Exception as error:
-        raise FundingError(
-            f"this isn't a BOLT-11 invoice ({tidy(str(error) or type(error).__name__)}); nothing was spent"
-        ) from error
-    if amount_msat <= 0:
-        raise FundingError("the invoice names no amount; nothing was spent; ask for one that does", payment_hash=payment_hash.hex())
-    return payment_hash, amount_msat
 
 
 def _read_status(status: PaymentStatus, payment_hash: bytes) -> Answer:

@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from .._core.money import Rate, minor_units, sats
-from ..budgets.schema import DAY_S, HOUR_S, BudgetEnvelope, Change, EnvelopeRow, Intent, PaymentRow
+from ..budgets.schema import DAY_S, HOUR_S, BudgetEnvelope
 from ..errors import (
     BudgetError,
     BudgetExceededError,
@@ -24,10 +24,10 @@ from ..errors import (
     PolicyDeniedError,
     RailNotSupportedError,
 )
+from ..protocol.schemes import rail_of
 from .store import Transaction
+from .types import Change, EnvelopeRow, Intent, PaymentRow
 
-#: What all payments of the ledger go over.
-RAIL = "l402"
 #: Spends are counted in buckets of five minutes: a window may count a spend that much longer than itself, never shorter.
 BUCKET_S = 300
 #: Buckets of an envelope that are kept whatever the clock says: two days of spending in every one.
@@ -58,11 +58,11 @@ def make(tx: Transaction, envelope: BudgetEnvelope) -> None:
     )
 
 
-def check_allowed(limits: BudgetEnvelope, origin: str) -> None:
+def check_allowed(limits: BudgetEnvelope, origin: str, rail: str) -> None:
     """Refuse a rail or an origin that the envelope doesn't allow. Nothing spent."""
-    if RAIL not in limits.allowed_rails:
+    if rail not in limits.allowed_rails:
         raise RailNotSupportedError(
-            f"Envelope {limits.id!r} doesn't allow the rail {RAIL}. Nothing was spent. Add it to allowed_rails."
+            f"Envelope {limits.id!r} doesn't allow the rail {rail}. Nothing was spent. Add it to allowed_rails."
         )
     if not limits.allows_origin(origin):
         raise PolicyDeniedError(
@@ -124,7 +124,9 @@ def fit(tx: Transaction, envelope: Mapping[str, Any], draw: Draw, intent: Intent
     PolicyDeniedError, RailNotSupportedError for what the envelope doesn't allow at all.
     """
     limits = load(envelope["limits"])
-    check_allowed(limits, intent.origin)  # as they are at this moment: maybe others than when the call began
+    check_allowed(
+        limits, intent.origin, rail_of(intent.scheme)
+    )  # as they are at this moment: maybe others than when the call began
     most_msat = intent.amount_msat + intent.fee_cap_msat
     for name, used in _used(tx, envelope, limits, now_s, in_call_micro=draw.rate.micro_of(draw.spent_in_call_msat)).items():
         fits_msat = draw.rate.msat_within((limits.limit_micro(name) or 0) - used)

@@ -15,12 +15,13 @@ from decimal import Decimal
 from typing import Any, ClassVar
 
 from .._core.money import Rate
-from ..budgets.schema import SAFE_DEFAULT, UNFINISHED, BudgetEnvelope, Change, EnvelopeRow, Intent, PaymentRow, PaymentState
+from ..budgets.schema import SAFE_DEFAULT, BudgetEnvelope
 from ..errors import BudgetError, EnvelopeFrozenError, LedgerError, PolicyDeniedError, RailNotSupportedError, RouteweilerError
 from . import envelopes, snapshot as books
 from .envelopes import Draw, moment
 from .snapshot import LedgerBooks
 from .store import Store, Transaction
+from .types import UNFINISHED, Change, EnvelopeRow, Intent, PaymentRow, PaymentState
 
 #: Most paths that are remembered for one origin.
 MAX_LEARNED_PATHS = 1_000

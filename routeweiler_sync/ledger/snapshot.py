@@ -12,10 +12,10 @@ from decimal import Decimal
 from typing import Any
 
 from .._core.money import Rate
-from ..budgets.schema import UNFINISHED, PaymentState
 from ..errors import LedgerError
 from . import envelopes as limits
 from .store import Transaction
+from .types import UNFINISHED, PaymentState
 
 #: Rows read at a time.
 PAGE_ROWS = 1_000

@@ -17,8 +17,8 @@ from .._core.money import MAX_MINOR_UNITS, MSAT_PER_SAT, sats as in_sats
 from ..errors import BudgetExceededError
 
 if TYPE_CHECKING:
-    from ..budgets.schema import PaymentRow
     from ..config.payer import Payer
+    from ..ledger.types import PaymentRow
 
 #: Guards the sums of all limits, for moments only: a payment counts for all limits around it, or for none.
 _lock = threading.Lock()

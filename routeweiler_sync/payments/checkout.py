@@ -19,20 +19,19 @@ import copy
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime, timezone
-from decimal import Decimal
 from typing import Any
 
 import tenacity
 
+from .._core.deadline import Deadline
 from .._core.money import Rate, sats
 from ..budgets.fmv import FmvProvider, rate_for
-from ..budgets.schema import BudgetEnvelope, Intent, PaymentRow, PaymentState
+from ..budgets.schema import BudgetEnvelope
 from ..errors import (
     BudgetError,
     BudgetExceededError,
-    ChallengeExpiredError,
     ChallengeMismatchError,
     EnvelopeFrozenError,
     EnvelopeNotFoundError,
@@ -49,25 +48,23 @@ from ..errors import (
 from ..funding.lightning import LightningFundingSource
 from ..funding.replies import Answer, Word
 from ..funding.wallet import default_fee_cap_msat
-from ..ledger.envelopes import RAIL, Draw, check_allowed
+from ..ledger.envelopes import Draw, check_allowed
 from ..ledger.ledger import Ledger
+from ..ledger.types import Intent, PaymentRow, PaymentState
 from ..policy.dsl import Policy
 from ..policy.engine import evaluate
 from ..protocol.invoice import Invoice, decode_invoice
-from ..protocol.l402.challenge import Challenge
 from . import block_limit as limits, wallet_rules as purchase
+from .checks import check_challenge
+from .first_use import begin_first_use, wait_for_first_use
 from .outcome_errors import ended_error, error_for, given_up, pending_error, unbooked_error, unserved_error
 from .report_claims import claim_telling, release_telling
-from .single_flight import Deadline, Flight, begin_first_use, single, wait_for_first_use
-from .token_cache import HeldToken
+from .single_flight import Flight, single
+from .token import HeldToken
+from .types import Need, Purchase, Quote
 from .wallet_rules import Act, Step
 
 log = logging.getLogger("routeweiler_sync")
-
-#: An invoice that expires sooner than this isn't begun: the payment would race its expiry.
-MIN_INVOICE_LIFE_S = 2
-#: A token whose own time ends sooner isn't bought: the payment alone takes as long. (Servers do sell tokens that live for seconds.)
-MIN_TOKEN_LIFE_S = 1
 #: How often one call sends an invoice again whose earlier send is unanswered. More would only add unanswered sends.
 MAX_RESENDS = 1
 #: How long another process's purchase is left alone before the node is asked about it. It ends nothing; asking is harmless.
@@ -77,55 +74,6 @@ PAID = (Word.SUCCEEDED, Word.WRONG_PREIMAGE)
 #: Nodes and ledgers are asked again at these intervals: soon at first, then patiently.
 ROW_POLL = tenacity.wait_exponential(multiplier=0.01, max=0.25) + tenacity.wait_random(0, 0.01)
 NODE_POLL = tenacity.wait_exponential(multiplier=0.05, max=1.0) + tenacity.wait_random(0, 0.05)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Quote:
-    """What a call would pay: the signed invoice's amount, and the most that routing may cost on top.
-
-    ``amount_minor_units`` is ``amount_msat`` in minor units of ``currency`` (the budget's), rounded up at the sixth decimal.
-    ``payment_hash`` is hex.
-    """
-
-    url: str
-    amount_msat: int
-    max_fee_msat: int
-    amount_minor_units: Decimal
-    currency: str
-    scope: str
-    payment_hash: str
-    description: str
-    expires_at: datetime
-
-
-@dataclass(frozen=True, kw_only=True)
-class Need:
-    """Who needs a token for what: the URL that answered 402, its origin, path and the scope of its challenge.
-
-    ``target``: a digest of path and query. ``spent_in_call_msat``: what the same call has paid already, on the hops before.
-    ``limits``: the ``limit()`` blocks around the call. ``still_useful`` is called right before the intent is written down: it
-    raises where a token would buy nothing any more.
-    """
-
-    url: str
-    origin: str
-    path: str
-    scope: str
-    challenge: Challenge = field(repr=False)
-    target: str = ""
-    spent_in_call_msat: int = 0
-    limits: tuple[limits.Limit, ...] = ()
-    still_useful: Callable[[], None] = field(default=lambda: None, repr=False, compare=False)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Purchase:
-    """A token, and whether this call ended its payment (``bought``) or found it made."""
-
-    held: HeldToken
-    row: PaymentRow
-    bought: bool
-    settlement_latency_ms: int | None = None
 
 
 class Checkout:
@@ -345,15 +293,15 @@ class Checkout:
             url=need.url,
             scheme=need.challenge.scheme,
             network=invoice.network,
-            rail=RAIL,
+            rail=need.challenge.rail,
         )
         if verdict.denied:
             raise PolicyDeniedError(
                 f"The policy forbids paying {need.origin}: {verdict.reason}. Nothing was spent. Change the policy to allow it."
             )
-        if verdict.rail != RAIL:
+        if verdict.rail != need.challenge.rail:
             raise RailNotSupportedError(
-                f"The policy wants {need.origin} paid over {verdict.rail}, and the server was understood to offer {RAIL} only. "
+                f"The policy wants {need.origin} paid over {verdict.rail}, and the server was understood to offer {need.challenge.rail} only. "
                 "Nothing was spent. Change the policy to allow it."
             )
         limit = verdict.max_per_call_minor_units
@@ -373,7 +321,7 @@ class Checkout:
         if envelope is None:
             return
         try:
-            check_allowed(envelope, need.origin)
+            check_allowed(envelope, need.origin, need.challenge.rail)
         except (PolicyDeniedError, RailNotSupportedError):
             with contextlib.suppress(LedgerError):
                 if envelope is self.envelope and self.ledger.exists():
@@ -595,27 +543,6 @@ def _unsent_error(row: PaymentRow, why: RouteweilerError) -> PaymentPendingError
     """The order of ``row`` isn't sent again, for the reason that refused it; the one before may still be carried out."""
     reason = str(why).partition(" Nothing was spent")[0]
     return pending_error(row, f"an earlier order for it is unanswered, and it isn't sent again: {reason}")
-
-
-def check_challenge(challenge: Challenge) -> None:
-    """Refuse what could only be paid in vain: token and invoice that don't belong together, or an expired one. Nothing spent."""
-    macaroon, invoice, now_s = challenge.macaroon, challenge.invoice, time.time()
-    if macaroon is not None and macaroon.payment_hash is not None and macaroon.payment_hash != invoice.payment_hash:
-        raise ChallengeMismatchError(
-            f"The token is for payment hash {macaroon.payment_hash.hex()}, the invoice for {invoice.payment_hash.hex()}: paying "
-            "would buy nothing. Nothing was spent. Tell the server's operator."
-        )
-    if now_s + MIN_INVOICE_LIFE_S >= invoice.expires_at:
-        raise ChallengeExpiredError(
-            f"The invoice {invoice.payment_hash.hex()} has expired, or is about to (at {invoice.expires_at}; it is {int(now_s)} by "
-            f"this machine's clock). Nothing was spent. Call again for a new one; if it repeats, check the clock."
-        )
-    if challenge.valid_until is not None and now_s + MIN_TOKEN_LIFE_S >= challenge.valid_until:
-        raise ChallengeExpiredError(
-            f"The token offered is past its own valid_until, or is about to be (at {challenge.valid_until}; it is {int(now_s)} by "
-            "this machine's clock): paying would buy nothing. Nothing was spent. Call again for a new one; if it repeats, check "
-            "the clock."
-        )
 
 
 def _has_served(row: PaymentRow) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .._core.money import sats
-from ..budgets.schema import PaymentRow, PaymentState
 from ..errors import (
     ChallengeExpiredError,
     FundingError,
@@ -19,12 +18,13 @@ from ..errors import (
     RouteweilerError,
     TokenRefusedError,
 )
+from ..ledger.types import PaymentRow, PaymentState
 from . import wallet_rules as purchase
 from .wallet_rules import Act
 
 if TYPE_CHECKING:
-    from .checkout import Need
-    from .token_cache import HeldToken
+    from .token import HeldToken
+    from .types import Need
 
 
 def error_for(act: Act, row: PaymentRow, reason: str | None) -> RouteweilerError:

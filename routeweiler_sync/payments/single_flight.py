@@ -9,12 +9,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import threading
-import time
 from collections.abc import Iterator
-from typing import Final
 
+from .._core.deadline import Deadline
 from .._core.forks import in_child
 from ..errors import FundingError, PaymentDeclinedError, PaymentPendingError, RouteweilerError
+from .first_use import _first_uses
 
 
 class Flight:
@@ -30,12 +30,7 @@ class Flight:
         self.error: RouteweilerError | None = None
 
 
-#: So long at most a new token is kept for its buyer: a server may take its time to answer.
-FIRST_USE_S = 5.0
-
 _flights: dict[tuple[str, str, str], Flight] = {}
-#: By payment hash, tokens that their buyers are about to use: until when on the monotonic clock, and what tells of the end.
-_first_uses: dict[str, tuple[float, threading.Event]] = {}
 _registry_lock = threading.Lock()
 
 
@@ -47,54 +42,11 @@ def _start_over_after_fork() -> None:
     _first_uses.clear()
 
 
-class Deadline:
-    """A moment on the monotonic clock until which a call waits for the wallet."""
-
-    def __init__(self, timeout_s: float) -> None:
-        self._end: Final = time.monotonic() + timeout_s
-
-    def left_s(self) -> float:
-        """Seconds left, never below 0."""
-        return max(0.0, self._end - time.monotonic())
-
-    @property
-    def passed(self) -> bool:
-        """Whether no time is left."""
-        return self.left_s() == 0.0
-
-
 def _shared(error: RouteweilerError) -> RouteweilerError:
     """``error`` for another caller: what the payment came to, without the request and the answer of the call that made it."""
     mine = copy.copy(error)
     mine.request = mine.response = None
     return mine
-
-
-def begin_first_use(payment_hash: str) -> None:
-    """Keep the token of ``payment_hash`` for its buyer until `end_first_use`, for `FIRST_USE_S` at most."""
-    _first_uses[payment_hash] = (time.monotonic() + FIRST_USE_S, threading.Event())
-
-
-def end_first_use(payment_hash: str) -> None:
-    """Let the others have it."""
-    kept = _first_uses.pop(payment_hash, None)
-    if kept is not None:
-        kept[1].set()
-
-
-def in_first_use(payment_hash: str) -> bool:
-    """Whether the token is kept for its buyer."""
-    kept = _first_uses.get(payment_hash)
-    return kept is not None and time.monotonic() < kept[0]
-
-
-def wait_for_first_use(payment_hash: str) -> bool:
-    """Wait until the token isn't kept for its buyer any more. Whether there was anything to wait for."""
-    kept = _first_uses.get(payment_hash)
-    if kept is None:
-        return False
-    kept[1].wait(max(0.0, kept[0] - time.monotonic()))
-    return True
 
 
 @contextlib.contextmanager

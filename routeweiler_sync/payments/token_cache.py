@@ -7,22 +7,21 @@ on the 402 that follows, before anything is paid.
 from __future__ import annotations
 
 import logging
-import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Container
-from dataclasses import dataclass, field, replace
-from decimal import Decimal
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .._core.forks import in_child
-from .._core.money import minor_units
-from ..protocol.l402.credential import origin_of, path_of
-from .single_flight import in_first_use
+from .._core.urls import path_of
+from .first_use import in_first_use
 
 if TYPE_CHECKING:
-    from ..budgets.schema import PaymentRow
     from ..ledger.ledger import Ledger
+
+from .._core.urls import origin_at
+from .token import HeldToken
 
 log = logging.getLogger("routeweiler_sync")
 
@@ -30,9 +29,6 @@ log = logging.getLogger("routeweiler_sync")
 MAX_ORIGINS = 1_000
 #: Most paths of an origin that are remembered for not liking a guess.
 MAX_UNWELCOME = 1_000
-
-#: What could end a URL's authority but a slash: then more than what stands before the first slash tells the origin.
-_UNCLEAR = re.compile(r"[\\?#\s]")
 
 #: Guards the books of all sessions, for moments only.
 _lock = threading.Lock()
@@ -42,60 +38,6 @@ _lock = threading.Lock()
 def _start_over_after_fork() -> None:
     global _lock
     _lock = threading.Lock()
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeldToken:
-    """A paid token and what is known of it. ``payment_hash`` is hex, ``valid_until`` unix seconds.
-
-    ``amount_minor_units`` (of ``currency``) is what was booked in the envelope, fee included; None without an envelope.
-    """
-
-    payment_hash: str
-    origin: str
-    scope: str
-    scheme: str
-    token: str = field(repr=False)
-    preimage: bytes = field(repr=False)
-    amount_msat: int
-    fee_msat: int
-    node_pubkey: str
-    amount_minor_units: Decimal | None
-    currency: str | None
-    rate_quality: str | None
-    valid_until: int | None
-    taken: bool
-    told: bool
-
-    @classmethod
-    def of(cls, row: PaymentRow) -> HeldToken | None:
-        """The token that ``row`` holds, or None where the row holds none."""
-        return None if row.preimage is None else cls._made_of(row, bytes.fromhex(row.preimage))
-
-    @classmethod
-    def unproved(cls, row: PaymentRow) -> HeldToken:
-        """What is known of a payment that was booked without a preimage. It can't be sent anywhere."""
-        return cls._made_of(row, b"")
-
-    @classmethod
-    def _made_of(cls, row: PaymentRow, preimage: bytes) -> HeldToken:
-        return cls(
-            payment_hash=row.payment_hash,
-            origin=row.origin,
-            scope=row.scope,
-            scheme=row.scheme,
-            token=row.token,
-            preimage=preimage,
-            amount_msat=row.amount_msat,
-            fee_msat=row.fee_msat,
-            node_pubkey=row.node_pubkey,
-            amount_minor_units=None if row.currency is None else minor_units(row.settled_micro),
-            currency=row.currency,
-            rate_quality=row.rate_quality,
-            valid_until=row.valid_until,
-            taken=row.taken,
-            told=row.told,
-        )
 
 
 class _Origin:
@@ -110,24 +52,6 @@ class _Origin:
         return held.payment_hash in self.forgotten or in_first_use(held.payment_hash)
 
 
-#: Origins, by what stands before the path in a URL: to read one costs more than all else that free traffic needs.
-_origins: dict[str, str] = {}
-
-
-def origin_at(url: str) -> str:
-    """`origin_of`, remembered. ValueError."""
-    end = url.find("/", len("https://"))
-    place = url if end < 0 else url[:end]
-    origin = _origins.get(place)
-    if origin is None:
-        origin = origin_of(url)
-        if not _UNCLEAR.search(place):
-            if len(_origins) >= MAX_ORIGINS:
-                _origins.clear()
-            _origins[place] = origin
-    return origin
-
-
 class TokenBook:
     """A session's tokens. Thread-safe; of its ledger it only reads, and only when the ledger exists."""
 
@@ -137,9 +61,8 @@ class TokenBook:
 
     def along(self, url: str) -> tuple[HeldToken, bool] | None:
         """`unasked` for ``url``; None as well where that isn't one of http. Quick where the origin has no token."""
-        end = url.find("/", len("https://"))
         try:
-            origin = _origins.get(url if end < 0 else url[:end]) or origin_at(url)
+            origin = origin_at(url)
             known = self._origins.get(origin) or self._load(origin)
             return self.unasked(origin, path_of(url)) if known.by_scope else None
         except ValueError:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from ..config.payer import Payer
-    from ..payments.checkout import Quote
-    from ..payments.token_cache import HeldToken
+    from ..payments.token import HeldToken
+    from ..payments.types import Quote
     from .call_record import Account, Payment
 
 #: The call that is under way in this context. Set by `Routeweiler.send`, found by the adapter.

@@ -16,15 +16,15 @@ import requests
 
 from ..errors import LedgerError, PreimageMismatchError, RouteweilerError
 from ..payments.report_claims import claim_telling, release_all_telling, release_telling
-from ..payments.token_cache import HeldToken
-from ..protocol.l402.credential import redact
+from ..payments.token import HeldToken
+from ..protocol.schemes import rail_of, redact
 from ..trace.schema import TraceChallenge, TraceError, TraceEvent, TraceOutcome, TracePayment
 from .call import current
 
 if TYPE_CHECKING:
-    from ..budgets.schema import PaymentRow
     from ..config.payer import Payer
-    from ..payments.checkout import Need, Purchase
+    from ..ledger.types import PaymentRow
+    from ..payments.types import Need, Purchase
 
 log = logging.getLogger("routeweiler_sync")
 
@@ -218,7 +218,7 @@ class Account:
             method=self.method,
             authorization_replaced=self.authorization_replaced,
             challenge=challenge,
-            selected_rail=None if challenge is None and use is None else "l402",
+            selected_rail=_rail(challenge, use),
             funding_source=None if use is None else use.held.node_pubkey,
             payment=None if use is None else _trace_payment(use),
             outcome=TraceOutcome(
@@ -230,6 +230,13 @@ class Account:
             timestamp_start=datetime.fromtimestamp(self.started_s, tz=timezone.utc),
             timestamp_end=datetime.fromtimestamp(now_s, tz=timezone.utc),
         )
+
+
+def _rail(challenge: TraceChallenge | None, use: _Use | None) -> str | None:
+    """Return the rail of the token that was used, else of the challenge that was met; None where there was neither."""
+    if use is not None:
+        return rail_of(use.held.scheme)
+    return None if challenge is None else rail_of(challenge.scheme)
 
 
 def _as_payment(use: _Use) -> Payment:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import requests
 
 if TYPE_CHECKING:
-    from ..payments.token_cache import HeldToken
+    from ..payments.token import HeldToken
 
 
 class CredentialedRequest(requests.PreparedRequest):
@@ -43,9 +43,9 @@ class CredentialedRequest(requests.PreparedRequest):
 
 def carrying(request: requests.PreparedRequest, held: HeldToken, answers: list[requests.Response]) -> CredentialedRequest:
     """A copy of ``request`` with the token ``held``, to send after ``answers``. ChallengeMismatchError if of another origin."""
+    from .._core.urls import origin_at
     from ..errors import ChallengeMismatchError
-    from ..payments.token_cache import origin_at
-    from ..protocol.l402.credential import authorization
+    from ..protocol.schemes import authorization
     from .replay import again
 
     origin = origin_at(request.url or "")
@@ -58,7 +58,7 @@ class PaywallResponse(requests.Response):
     """A 402 that was answered. Pickled, it drops the tokens of its challenge: one of them may have been paid since."""
 
     def __getstate__(self) -> dict[str, Any]:
-        from ..protocol.l402.credential import redact
+        from ..protocol.schemes import redact
 
         state: dict[str, Any] = dict(super().__getstate__())
         headers = state["headers"].copy()
@@ -109,7 +109,7 @@ def without_token(response: requests.Response, own: str | bytes | None) -> reque
 
 
 def _bears_token(request: requests.PreparedRequest) -> bool:
-    from ..protocol.l402.credential import is_credential
+    from ..protocol.schemes import is_credential
 
     headers = getattr(request, "headers", None)  # a library for tests may leave the request out
     sent = headers.get("Authorization") if headers else None
@@ -133,7 +133,7 @@ def superseded(response: requests.Response, request: requests.PreparedRequest) -
     Without any token, also the one that it offers, which is being paid for.
     """
     if "WWW-Authenticate" in response.headers:
-        from ..protocol.l402.credential import redact
+        from ..protocol.schemes import redact
 
         response.headers = response.headers.copy()
         response.headers["WWW-Authenticate"] = redact(response.headers["WWW-Authenticate"])

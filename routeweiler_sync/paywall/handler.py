@@ -18,23 +18,25 @@ from typing import TYPE_CHECKING
 import requests
 
 from .._core.money import sats
+from .._core.urls import origin_at, path_of
 from ..errors import LedgerError, RouteweilerError, TokenRefusedError
 from ..payments.block_limit import active
-from ..payments.checkout import Need
+from ..payments.first_use import end_first_use
 from ..payments.outcome_errors import no_more_tokens_error, overtaken_error, refused_error
-from ..payments.single_flight import end_first_use
-from ..payments.token_cache import HeldToken, origin_at
-from ..payments.wallet_rules import MAYBE_REFUSALS, Known, Said, Verdict, Wants, hear, judge, known_of
-from ..protocol.l402.challenge import parse_challenge, schemes_offered
-from ..protocol.l402.credential import path_of, scope_of
+from ..payments.token import HeldToken
+from ..payments.types import Need
+from ..protocol.challenge import scope_of
+from ..protocol.http_auth import schemes_offered
+from ..protocol.schemes import parse_challenge
 from .call import Call, Quoted, quoting, unhook
 from .call_record import Account, Payment
 from .credentialed import answered, carrying, errors_as_asked, kept_by_caches, refused, superseded, unvaried
 from .replay import again, check_replayable, drain, rewind
+from .server_rules import MAYBE_REFUSALS, Known, Said, Verdict, Wants, hear, judge, known_of
 
 if TYPE_CHECKING:
-    from ..budgets.schema import PaymentRow
     from ..config.payer import Payer
+    from ..ledger.types import PaymentRow
 
 log = logging.getLogger("routeweiler_sync")
 

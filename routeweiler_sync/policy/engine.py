@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from .._core.rails import L402
+from .._core.urls import DEFAULT_PORTS
 from . import patterns as globs
 from .dsl import Policy, PolicyRule, RuleMatch
-
-_DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +29,7 @@ class Verdict:
     rail: str
 
 
-def evaluate(policy: Policy, *, url: str, scheme: str, network: str | None, rail: str = "l402") -> Verdict:
+def evaluate(policy: Policy, *, url: str, scheme: str, network: str | None, rail: str = L402) -> Verdict:
     """The verdict of ``policy`` on paying for ``url``.
 
     ``url`` is the one that answered 402, ``scheme`` the challenge's, ``network`` the invoice's, ``rail`` the one on offer.
@@ -74,7 +74,7 @@ def _spellings(url: str) -> tuple[str, ...]:
     except ValueError:
         return (url,)
     hosts = (host,) if ":" not in host else (f"[{host}]", f"[{globs.shortest(host) or host}]")
-    default = _DEFAULT_PORTS.get(parts.scheme)
+    default = DEFAULT_PORTS.get(parts.scheme)
     tail = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     ports = ("", f":{default}") if port in (None, default) and default else (f":{port}" if port is not None else "",)
     return tuple(f"{parts.scheme}://{host}{port}{tail}" for port in ports for host in hosts)

@@ -24,7 +24,8 @@ from typing import Any, Literal
 import grpc
 
 from ..funding import Funding
-from ..funding.lightning import LightningFundingSource, LndClient
+from ..funding.lightning import LightningFundingSource
+from ..funding.lnd.client import LndClient
 from ._lnd_book import Book, FakeInvoice, FakeOrder, FakePayment
 from ._lnd_service import Faults, Service
 

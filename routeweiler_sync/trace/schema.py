@@ -13,27 +13,14 @@ from datetime import datetime, timezone
 from decimal import Decimal
 from typing import Any
 
-_SCHEME = re.compile(r"\s*(?:[A-Za-z][A-Za-z0-9+.-]*:)?//")
+from .._core.urls import without_userinfo
+
 _URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
 
 
 def timestamp(moment: datetime) -> str:
     """ISO 8601 in UTC with microseconds and ``Z``: all of one width, so that they sort as text. A naive time is taken as local."""
     return moment.astimezone(timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z")
-
-
-def without_userinfo(url: str) -> str:
-    """``url`` less its ``user:password@``. Also of URLs that no library would take: their calls are traced too."""
-    scheme = _SCHEME.match(url)
-    start = scheme.end() if scheme else 0
-    end = next((start + at for at, char in enumerate(url[start:]) if char in "/?#"), len(url))
-    authority = url[start:end]
-    if "@" in authority:
-        return url[:start] + authority.rpartition("@")[2] + url[end:]
-    _, colon, port = authority.rpartition(":")
-    if "@" in url[end:] and colon and port and not port.isdigit() and not authority.startswith("["):
-        return url[:start] + url[end:].rpartition("@")[2]  # a password with an unquoted "/", "?" or "#"
-    return url
 
 
 def _sats(amount_msat: int) -> int:

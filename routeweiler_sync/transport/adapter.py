@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import requests
 from requests.adapters import HTTPAdapter
 
-from .._core.forks import prepare_to_pay
+from .._core.preload import prepare_to_pay
 from ..paywall.call import Call, contexts, current, in_thread, quoting
 from ..paywall.credentialed import CredentialedRequest
 from ..settings import SETTINGS
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from ..config.payer import Payer
-    from ..payments.token_cache import HeldToken
+    from ..payments.token import HeldToken
     from ..paywall.handler import Exchange, Send
     from ..settings import AdapterSettings, Settings
 
@@ -183,7 +183,7 @@ def exchange_of(payer: Payer, call: Call, request: requests.PreparedRequest, sen
 
 def made_payer(**settings: Unpack[Settings]) -> Payer:
     """Who pays by ``settings``, Routeweiler's arguments. ValueError."""
-    from .._core.forks import prepare_session
+    from .._core.preload import prepare_session
 
     prepare_session()
     from ..config.payer import Payer
@@ -200,8 +200,9 @@ def _environment_payer() -> Payer:
 def warn_unpaid(response: requests.Response) -> None:
     """Tell once that there is something to be paid for, and nothing to pay with."""
     from ..config.environment import NO_NODE
+    from ..protocol.schemes import mentions_scheme
 
-    if not _warned and any(scheme in response.headers.get("WWW-Authenticate", "").lower() for scheme in ("l402", "lsat")):
+    if not _warned and mentions_scheme(response.headers.get("WWW-Authenticate", "")):
         _warned.append(True)
         warnings.warn(NO_NODE.format(url=response.url), RuntimeWarning, stacklevel=_callers_level())
 

@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
     from ..budgets.fmv import FmvProvider
-    from ..budgets.schema import BudgetEnvelope, PaymentRow
+    from ..budgets.schema import BudgetEnvelope
     from ..config.payer import Payer
     from ..funding.lightning import LightningFundingSource
     from ..ledger.ledger import Ledger
+    from ..ledger.types import PaymentRow
     from ..payments.block_limit import Limit
-    from ..payments.checkout import Quote
+    from ..payments.types import Quote
     from ..policy.dsl import Policy
     from ..settings import Settings
     from ..trace.sink import TraceSink

@@ -32,8 +32,10 @@ import requests
 from requests.adapters import HTTPAdapter
 
 from routeweiler_sync import Payment
-from routeweiler_sync.protocol.l402.challenge import Challenge, parse_challenge
-from routeweiler_sync.protocol.l402.credential import authorization, origin_of
+from routeweiler_sync._core.urls import origin_of
+from routeweiler_sync.protocol.challenge import Challenge
+from routeweiler_sync.protocol.l402.challenge import parse_challenge
+from routeweiler_sync.protocol.l402.credential import authorization
 
 #: Names the implementation that the fixtures give.
 VARIABLE = "ROUTEWEILER_COMPAT_NAIVE"

@@ -31,7 +31,7 @@ import grpc
 import requests
 
 from routeweiler_sync import Funding, Ledger, LndClient, Routeweiler, RouteweilerError, TraceSink
-from routeweiler_sync._core.forks import prepare_to_pay
+from routeweiler_sync._core.preload import prepare_to_pay
 from routeweiler_sync.funding.lnd import channel as connection
 from routeweiler_sync.funding.lnd.stubs import routeweiler_lnd_pb2 as pb
 from routeweiler_sync.payments import checkout, report_claims as telling, single_flight as flight

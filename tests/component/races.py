@@ -177,7 +177,7 @@ class Stable:
 
 
 def _work(pipe: Any, environ: Mapping[str, str]) -> None:
-    from routeweiler_sync._core.forks import prepare_to_pay
+    from routeweiler_sync._core.preload import prepare_to_pay
 
     prepare_to_pay()
     os.environ.update(environ)

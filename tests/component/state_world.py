@@ -33,7 +33,7 @@ from routeweiler_sync import (
     TokenRefusedError,
     TraceSink,
 )
-from routeweiler_sync._core.forks import prepare_to_pay
+from routeweiler_sync._core.preload import prepare_to_pay
 from routeweiler_sync.payments import checkout, report_claims as telling, single_flight as flight
 from routeweiler_sync.paywall import handler as exchange
 from routeweiler_sync.testing import FakeLnd, Paywall, PaywallRequest

@@ -22,7 +22,7 @@ from routeweiler_sync import (
     Funding,
     Routeweiler,
 )
-from routeweiler_sync._core.forks import prepare_to_pay
+from routeweiler_sync._core.preload import prepare_to_pay
 from routeweiler_sync.ledger.ledger import Ledger
 from routeweiler_sync.testing import FakeLnd, Paywall
 from tests.ledger_makers import die, draw, intent, settle

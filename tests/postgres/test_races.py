@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from routeweiler_sync.budgets.schema import PaymentRow
 from routeweiler_sync.errors import BudgetExceededError, LedgerError
 from routeweiler_sync.ledger.ledger import Ledger
+from routeweiler_sync.ledger.types import PaymentRow
 from tests.ledger_makers import PATIENCE_S, at_once, die, draw, hash_of, held_msat, intent, limits, settle
 
 from .server import Server

@@ -17,7 +17,7 @@ from typing import Any
 import requests
 
 from routeweiler_sync import Ledger, PaymentState
-from routeweiler_sync.budgets.schema import PaymentRow
+from routeweiler_sync.ledger.types import PaymentRow
 from tests.regtest.world import World
 
 from .buyer import ENVELOPE

@@ -26,7 +26,7 @@ from routeweiler_sync import (
     TraceSink,
     payment_of,
 )
-from routeweiler_sync._core.forks import prepare_to_pay
+from routeweiler_sync._core.preload import prepare_to_pay
 
 prepare_to_pay()  # in the process that forks the buyers, so that each is there at once
 

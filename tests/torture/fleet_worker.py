@@ -19,7 +19,7 @@ import psycopg  # noqa: F401 - in the process that forks the workers, so that ea
 import requests
 
 from routeweiler_sync import BudgetEnvelope, Funding, LndClient, Routeweiler, RouteweilerError, TraceSink, payment_of
-from routeweiler_sync._core.forks import prepare_to_pay
+from routeweiler_sync._core.preload import prepare_to_pay
 
 prepare_to_pay()
 

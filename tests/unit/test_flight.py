@@ -12,6 +12,7 @@ from functools import partial
 import pytest
 import requests
 
+from routeweiler_sync._core.deadline import Deadline
 from routeweiler_sync.errors import (
     BudgetExceededError,
     FundingError,
@@ -22,7 +23,7 @@ from routeweiler_sync.errors import (
     TokenRefusedError,
 )
 from routeweiler_sync.payments import single_flight as flight
-from routeweiler_sync.payments.single_flight import Deadline, single
+from routeweiler_sync.payments.single_flight import single
 from tests.ledger_makers import PATIENCE_S, at_once
 
 KEY = ("sqlite:///l.db", "https://api.example", "s")

@@ -11,8 +11,9 @@ from hypothesis import given, strategies as st
 
 from routeweiler_sync._core.money import FIAT_DECIMALS, Rate, minor_units
 from routeweiler_sync.budgets.fmv import StaticRate, rate_for
-from routeweiler_sync.budgets.schema import BudgetEnvelope, EnvelopeRow
+from routeweiler_sync.budgets.schema import BudgetEnvelope
 from routeweiler_sync.errors import FmvUnavailableError
+from routeweiler_sync.ledger.types import EnvelopeRow
 
 AMOUNTS = st.integers(0, 2_100_000_000_000_000_000)
 PRICES = st.decimals("0.00000001", "100000000000", allow_nan=False, allow_infinity=False)

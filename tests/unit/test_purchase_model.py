@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from routeweiler_sync.budgets.schema import Change, PaymentRow
 from routeweiler_sync.funding.replies import Answer, Word
 from routeweiler_sync.ledger.ledger import Ledger
+from routeweiler_sync.ledger.types import Change, PaymentRow
 from routeweiler_sync.payments import wallet_rules as purchase
 from routeweiler_sync.payments.wallet_rules import TABLE, Act, Event, Rule
 from tests import purchase_world

@@ -12,9 +12,9 @@ from datetime import datetime, timezone
 
 import pytest
 
-from routeweiler_sync.budgets.schema import UNFINISHED, PaymentRow, PaymentState
 from routeweiler_sync.errors import RouteweilerError
 from routeweiler_sync.funding.replies import Answer, Word
+from routeweiler_sync.ledger.types import UNFINISHED, PaymentRow, PaymentState
 from routeweiler_sync.payments.outcome_errors import error_for
 from routeweiler_sync.payments.wallet_rules import TABLE, Act, Event, answered, decide, read
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from routeweiler_sync.payments.wallet_rules import MAYBE_REFUSALS, SERVER_TABLE, Known, Said, Verdict, Wants, hear, judge, known_of
+from routeweiler_sync.paywall.server_rules import MAYBE_REFUSALS, SERVER_TABLE, Known, Said, Verdict, Wants, hear, judge, known_of
 
 JUDGED = [known for known in Known if known not in (Known.NONE, Known.GUESS)]
 SERVED = [Known.TAKEN, Known.ELSEWHERE, Known.DOUBTED, Known.EXPIRED]

@@ -15,7 +15,8 @@ import pytest
 from routeweiler_sync.errors import LedgerError
 from routeweiler_sync.ledger.ledger import Ledger
 from routeweiler_sync.payments import token_cache as tokens
-from routeweiler_sync.payments.token_cache import HeldToken, TokenBook
+from routeweiler_sync.payments.token import HeldToken
+from routeweiler_sync.payments.token_cache import TokenBook
 from tests.ledger_makers import ORIGIN, PATIENCE_S, die, draw, fail, hash_of, intent, limits, preimage, settle
 
 

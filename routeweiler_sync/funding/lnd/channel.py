@@ -23,10 +23,10 @@ import grpc
 import tenacity
 
 from ...errors import FundingError
-from ..replies import Answer, Word
+from ..replies import Answer, Word, tidy
 from ..wallet import NotPermittedError
 from ..worker_calls import Deed, NoThreadError, SilentError, items_of, result_of
-from .replies import Rpc, is_permission_denied, read_error, read_payment, tidy
+from .replies import Rpc, is_permission_denied, read_error, read_payment
 from .stubs import routeweiler_lnd_pb2 as pb
 
 _Response = TypeVar("_Response")

@@ -13,9 +13,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from ..replies import Answer, Word
-
-REASON_CHARS_MAX = 300
+from ..replies import Answer, Word, tidy
 
 Rpc = Literal["send", "track"]
 
@@ -178,11 +176,6 @@ def failure_reason(number: int) -> str:
 def is_permission_denied(code: str, text: str | None) -> bool:
     """Whether the macaroon is good but lacks the right to this call."""
     return code == "UNKNOWN" and (text or "").strip().lower() == "permission denied"
-
-
-def tidy(text: str) -> str:
-    """A foreign text made fit for a log line: printable, one line, bounded."""
-    return "".join(c if c.isprintable() else " " for c in text)[:REASON_CHARS_MAX].strip()
 
 
 def _preimage(text: str) -> bytes | None:

@@ -10,7 +10,8 @@ import pytest
 
 from routeweiler_sync.errors import FundingError, InvoicePaymentError, PaymentPendingError
 from routeweiler_sync.funding import Funding
-from routeweiler_sync.funding.lightning import LightningFundingSource, LightningNodeClient, LndClient, PaymentStatus
+from routeweiler_sync.funding.lightning import LightningFundingSource, LightningNodeClient, PaymentStatus
+from routeweiler_sync.funding.lightning import LndClient
 from routeweiler_sync.funding.replies import Answer, Word
 from routeweiler_sync.funding.wallet import NodeInfo, NotPermittedError
 from routeweiler_sync.testing._lnd_book import sign_invoice

@@ -12,17 +12,11 @@ import pytest
 from hypothesis import example, given, settings, strategies as st
 
 from routeweiler_sync.errors import ChallengeParseError
+from routeweiler_sync.protocol.challenge import Challenge
+from routeweiler_sync.protocol.http_auth import MAX_CHALLENGES, MAX_HEADER_CHARS, MAX_PARAMS, schemes_offered
 from routeweiler_sync.protocol.invoice import Invoice, decode_invoice
 from routeweiler_sync.protocol.l402 import challenge as module
-from routeweiler_sync.protocol.l402.challenge import (
-    MAX_CANDIDATES,
-    MAX_CHALLENGES,
-    MAX_HEADER_CHARS,
-    MAX_PARAMS,
-    Challenge,
-    parse_challenge,
-    schemes_offered,
-)
+from routeweiler_sync.protocol.l402.challenge import MAX_CANDIDATES, parse_challenge
 from routeweiler_sync.protocol.l402.credential import MAX_TOKEN_CHARS, is_sendable
 
 from .makers import INVOICE, L402, LSAT, PAYMENT, PAYMENT_HASH, TOKEN, invoice, macaroon, token

@@ -11,19 +11,10 @@ import requests
 from hypothesis import given, settings, strategies as st
 from urllib3.util import parse_url
 
-from routeweiler_sync.payments.token_cache import origin_at
-from routeweiler_sync.protocol.l402.challenge import Challenge, parse_challenge
-from routeweiler_sync.protocol.l402.credential import (
-    MAX_SCOPE_CHARS,
-    MAX_TOKEN_CHARS,
-    authorization,
-    is_credential,
-    is_sendable,
-    origin_of,
-    path_of,
-    redact,
-    scope_of,
-)
+from routeweiler_sync._core.urls import origin_at, origin_of, path_of
+from routeweiler_sync.protocol.challenge import MAX_SCOPE_CHARS, Challenge, scope_of
+from routeweiler_sync.protocol.l402.challenge import parse_challenge
+from routeweiler_sync.protocol.l402.credential import MAX_TOKEN_CHARS, authorization, is_credential, is_sendable, redact
 
 from .makers import INVOICE, L402, TOKEN, macaroon, token
 

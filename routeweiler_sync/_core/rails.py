@@ -1,0 +1,9 @@
+"""The names of rails: the ways to pay that a server can offer, as the trace, budgets and policies write them."""
+
+from __future__ import annotations
+
+#: A Lightning payment for an L402 (or LSAT) challenge.
+L402 = "l402"
+
+#: The rails that a budget allows unless it names others.
+DEFAULT_RAILS = (L402,)

@@ -1,0 +1,94 @@
+"""Read URLs: the origin and the path that a token belongs to. All rooms read origins and paths of requests here, and nowhere else.
+
+The parser is urllib3's, with which `requests` prepares a URL. Two parsers that disagree about one (``http://a\\@b``) would let one
+host have another's tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+from urllib3.util import parse_url
+
+DEFAULT_PORTS = {"http": 80, "https": 443}
+#: A longer scope or path is replaced by its hash: it is a key in the ledger, and PostgreSQL indexes no text above 2704 bytes.
+MAX_SCOPE_CHARS = 512
+#: Most origins that are remembered for a URL's beginning. Reached, all are forgotten and read anew.
+MAX_REMEMBERED_ORIGINS = 1_000
+
+# A URL whose path urllib3's parser, which takes its time, leaves as it is: nothing in it is quoted, and no segment is "." or "..".
+_PLAIN_PATH = re.compile(
+    r"https?://[a-z0-9.-]+(?::[0-9]{1,5})?((?:/(?!\.{1,2}(?:[/?#]|\Z))[A-Za-z0-9_.~-]*)+)(?:[?#]|\Z)", re.ASCII
+)
+#: What could end a URL's authority other than a slash. With one of these before the first slash, the URL is always parsed in full.
+_UNCLEAR = re.compile(r"[\\?#\s]")
+_SCHEME = re.compile(r"\s*(?:[A-Za-z][A-Za-z0-9+.-]*:)?//")
+
+#: Origins by what stands before the path in a URL. Parsing one costs more than all else that free traffic needs.
+_origins: dict[str, str] = {}
+
+
+def origin_of(url: str) -> str:
+    """Return ``scheme://host[:port]`` of an http or https URL.
+
+    In lower case, without a default port and user info, IPv6 in brackets, IDNA encoded. A token goes only to the origin that issued
+    it.
+
+    Raises: ValueError for any other URL.
+    """
+    parsed = parse_url(url)
+    if parsed.scheme not in DEFAULT_PORTS or not parsed.host:
+        raise ValueError("an origin is that of an http or https URL with a host")
+    port = "" if parsed.port in (None, DEFAULT_PORTS[parsed.scheme]) else f":{parsed.port}"
+    return f"{parsed.scheme}://{parsed.host}{port}"
+
+
+def origin_at(url: str) -> str:
+    """Return `origin_of` ``url``, from memory where a URL with the same beginning was read before.
+
+    Raises: ValueError as `origin_of` does.
+    """
+    end = url.find("/", len("https://"))
+    beginning = url if end < 0 else url[:end]
+    origin = _origins.get(beginning)
+    if origin is None:
+        origin = origin_of(url)
+        if not _UNCLEAR.search(beginning):
+            if len(_origins) >= MAX_REMEMBERED_ORIGINS:
+                _origins.clear()
+            _origins[beginning] = origin
+    return origin
+
+
+def path_of(url: str) -> str:
+    """Return the path of an http or https URL, without query and fragment; ``/`` where it is empty.
+
+    It is a key in the ledger, and bounded as a scope is: a path above `MAX_SCOPE_CHARS` is replaced by its hash.
+
+    Raises: ValueError for what can't be parsed.
+    """
+    plain = _PLAIN_PATH.match(url)
+    return bounded_key(plain[1] if plain is not None else parse_url(url).path or "/")
+
+
+def bounded_key(text: str, max_chars: int = MAX_SCOPE_CHARS) -> str:
+    """Return ``text`` where it can be a key in any ledger, else ``sha256:`` and the hex digest of it."""
+    # ASCII also keeps out NUL, which PostgreSQL can't store, and characters that only look alike.
+    if len(text) <= max_chars and text.isascii() and text.isprintable():
+        return text
+    return "sha256:" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def without_userinfo(url: str) -> str:
+    """Return ``url`` without its ``user:password@``. Also works on text that no library would take for a URL."""
+    scheme = _SCHEME.match(url)
+    start = scheme.end() if scheme else 0
+    end = next((start + at for at, char in enumerate(url[start:]) if char in "/?#"), len(url))
+    authority = url[start:end]
+    if "@" in authority:
+        return url[:start] + authority.rpartition("@")[2] + url[end:]
+    _, colon, port = authority.rpartition(":")
+    if "@" in url[end:] and colon and port and not port.isdigit() and not authority.startswith("["):
+        return url[:start] + url[end:].rpartition("@")[2]  # a password with an unquoted "/", "?" or "#"
+    return url

@@ -1,0 +1,66 @@
+"""TOKEN"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+from .._core.money import minor_units
+
+if TYPE_CHECKING:
+    from ..ledger.types import PaymentRow
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldToken:
+    """A paid token and what is known of it. ``payment_hash`` is hex, ``valid_until`` unix seconds.
+
+    ``amount_minor_units`` (of ``currency``) is what was booked in the envelope, fee included; None without an envelope.
+    """
+
+    payment_hash: str
+    origin: str
+    scope: str
+    scheme: str
+    token: str = field(repr=False)
+    preimage: bytes = field(repr=False)
+    amount_msat: int
+    fee_msat: int
+    node_pubkey: str
+    amount_minor_units: Decimal | None
+    currency: str | None
+    rate_quality: str | None
+    valid_until: int | None
+    taken: bool
+    told: bool
+
+    @classmethod
+    def of(cls, row: PaymentRow) -> HeldToken | None:
+        """The token that ``row`` holds, or None where the row holds none."""
+        return None if row.preimage is None else cls._made_of(row, bytes.fromhex(row.preimage))
+
+    @classmethod
+    def unproved(cls, row: PaymentRow) -> HeldToken:
+        """What is known of a payment that was booked without a preimage. It can't be sent anywhere."""
+        return cls._made_of(row, b"")
+
+    @classmethod
+    def _made_of(cls, row: PaymentRow, preimage: bytes) -> HeldToken:
+        return cls(
+            payment_hash=row.payment_hash,
+            origin=row.origin,
+            scope=row.scope,
+            scheme=row.scheme,
+            token=row.token,
+            preimage=preimage,
+            amount_msat=row.amount_msat,
+            fee_msat=row.fee_msat,
+            node_pubkey=row.node_pubkey,
+            amount_minor_units=None if row.currency is None else minor_units(row.settled_micro),
+            currency=row.currency,
+            rate_quality=row.rate_quality,
+            valid_until=row.valid_until,
+            taken=row.taken,
+            told=row.told,
+        )

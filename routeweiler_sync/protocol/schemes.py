@@ -1,0 +1,94 @@
+"""The schemes that can be paid. All other rooms reach a scheme through this one.
+
+A scheme is a folder beside `l402` and one entry of `SCHEMES`. Whatever hides secrets (`redact`, `is_credential`) asks every entry, so a
+scheme that is entered here can't be forgotten there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from .._core.rails import L402
+from .challenge import Challenge
+from .l402 import challenge as l402_challenge, credential as l402_credential
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaidScheme:
+    """What a scheme's room offers.
+
+    ``names``: the scheme's names in ``WWW-Authenticate`` and ``Authorization``, in upper case. ``rail``: its name in
+    budgets, policies and traces. ``parse``: `parse_challenge` for this
+    scheme alone. ``authorization``: (name, token, preimage) to the value of ``Authorization``. ``is_credential``: whether a header's
+    whole value is such a credential. ``redact``: a text with this scheme's credentials and tokens replaced.
+    """
+
+    names: tuple[str, ...]
+    rail: str
+    parse: Callable[[Sequence[str]], Challenge | None]
+    authorization: Callable[[str, str, bytes], str]
+    is_credential: Callable[[str], bool]
+    redact: Callable[[str], str]
+
+
+#: In order of preference: of several offers that can be used, the first scheme's is answered.
+SCHEMES = (
+    PaidScheme(
+        names=l402_credential.NAMES,
+        rail=L402,
+        parse=l402_challenge.parse_challenge,
+        authorization=l402_credential.authorization,
+        is_credential=l402_credential.is_credential,
+        redact=l402_credential.redact,
+    ),
+)
+
+
+def parse_challenge(lines: str | Sequence[str]) -> Challenge | None:
+    """Return the challenge to answer in the lines of ``WWW-Authenticate``; None where no scheme in it can be paid.
+
+    Raises: ChallengeParseError where a scheme of ours is named and none of its challenges can be used. The text never holds a token.
+    """
+    lines = [lines] if isinstance(lines, str) else list(lines)
+    for scheme in SCHEMES:
+        challenge = scheme.parse(lines)
+        if challenge is not None:
+            return challenge
+    return None
+
+
+def authorization(name: str, token: str, preimage: bytes) -> str:
+    """Return the value of ``Authorization`` for a paid token of the scheme ``name``; ``preimage`` is 32 bytes.
+
+    Raises: ValueError for an unknown scheme or a token that can't be sent. The text holds neither token nor preimage.
+    """
+    for scheme in SCHEMES:
+        if name in scheme.names:
+            return scheme.authorization(name, token, preimage)
+    raise ValueError("no scheme of this name can be paid")
+
+
+def rail_of(name: str) -> str:
+    """Return the rail of the scheme ``name``. Raises: ValueError for an unknown scheme."""
+    for scheme in SCHEMES:
+        if name in scheme.names:
+            return scheme.rail
+    raise ValueError("no scheme of this name can be paid")
+
+
+def mentions_scheme(text: str) -> bool:
+    """Return whether ``text`` names a scheme that can be paid, in any case."""
+    return any(name in text.upper() for scheme in SCHEMES for name in scheme.names)
+
+
+def is_credential(value: str) -> bool:
+    """Return whether the whole of ``value`` is a credential of a scheme that can be paid."""
+    return any(scheme.is_credential(value) for scheme in SCHEMES)
+
+
+def redact(text: str) -> str:
+    """Return ``text`` with every credential and token of every scheme replaced, for logs, traces and pickles."""
+    for scheme in SCHEMES:
+        text = scheme.redact(text)
+    return text
