@@ -184,12 +184,12 @@ def store(ledger: Path, origins: Sequence[str]) -> None:
                 token=TOKEN,
                 amount_msat=10_000,
                 fee_cap_msat=1_000,
-                target="0" * 32,
+                resource_digest="0" * 32,
             )
             books.open_payment(intent, None)
             settled = Change(state=PaymentState.SETTLED, answered=1, preimage=preimage, fee_msat=0)
             books.change(payment_hash, lambda row, settled=settled: settled)  # type: ignore[misc]
-            books.mark(payment_hash, taken=True, told=True)
+            books.mark(payment_hash, accepted=True, reported=True)
             books.learn(origin, PATH, intent.scope)
 
 

@@ -163,7 +163,7 @@ def intent(n: int, origin: str) -> Intent:
         token="t" * TOKEN_CHARS,
         amount_msat=AMOUNT_MSAT,
         fee_cap_msat=FEE_MSAT,
-        target=HOURLY_TARGET,
+        resource_digest=HOURLY_TARGET,
     )
 
 
@@ -179,13 +179,13 @@ def purchase(ledger: Ledger, n: int, origin: str) -> dict[str, float]:
     steps: dict[str, Callable[[], object]] = {
         "live(origin, scope)": lambda: ledger.live(origin, new.scope),
         "payment(hash)": lambda: ledger.payment(new.payment_hash),
-        "retired(target)": lambda: ledger.retired(origin, new.scope, new.target),
-        "unserved(target)": lambda: ledger.unserved(origin, new.target),
+        "retired(target)": lambda: ledger.retired(origin, new.scope, new.resource_digest),
+        "unserved(target)": lambda: ledger.unserved(origin, new.resource_digest),
         "open_payment": lambda: ledger.open_payment(new, draw),
         "change to settled": lambda: ledger.change(new.payment_hash, lambda row: settled),
         "learn": lambda: ledger.learn(origin, new.path, new.scope),
-        "mark taken": lambda: ledger.mark(new.payment_hash, taken=True),
-        "mark told": lambda: ledger.mark(new.payment_hash, told=True),
+        "mark taken": lambda: ledger.mark(new.payment_hash, accepted=True),
+        "mark told": lambda: ledger.mark(new.payment_hash, reported=True),
         "retire": lambda: ledger.retire(new.payment_hash),
     }
     took: dict[str, float] = {}
@@ -204,7 +204,7 @@ def look(ledger: Ledger, origin: str) -> dict[str, float]:
         "learned(origin)": lambda: ledger.learned(origin),
         "envelope(id)": lambda: ledger.envelope(envelope(0).id),
         "unfinished()": ledger.unfinished,
-        "untold()": ledger.untold,
+        "untold()": ledger.unreported,
     }
     took = {}
     for name, step in steps.items():

@@ -9,8 +9,8 @@ import re
 from pathlib import Path
 
 from routeweiler_sync.ledger.types import PaymentState
-from routeweiler_sync.payments.wallet_rules import TABLE, Act, Event
-from routeweiler_sync.paywall.server_rules import SERVER_TABLE, Known, Ruling, Said
+from routeweiler_sync.payments.wallet_rules import WALLET_RULES, NextStep, WalletEvent
+from routeweiler_sync.paywall.server_rules import SERVER_RULES, Rule, ServerAnswer, TokenStatus
 
 PAGE = Path(__file__).parent / "purchase.md"
 UNFINISHED = (PaymentState.OPEN, PaymentState.FAILED)
@@ -19,7 +19,7 @@ UNFINISHED = (PaymentState.OPEN, PaymentState.FAILED)
 def diagram() -> str:
     """The steps from one state to another, as a Mermaid state diagram. Steps that change nothing are in the table alone."""
     steps: dict[tuple[str, str], list[str]] = {}
-    for (state, event), rule in TABLE.items():
+    for (state, event), rule in WALLET_RULES.items():
         if rule.state is not state:
             steps.setdefault((state.value, rule.state.value), []).append(event.name)
     lines = ["stateDiagram-v2", "    [*] --> open: on disk, before lnd hears of it"]
@@ -31,24 +31,24 @@ def diagram() -> str:
 def table() -> str:
     """What each word of lnd leads to while a row is unfinished."""
     lines = ["| what lnd said | row was | row is | next | why |", "|---|---|---|---|---|"]
-    for event in Event:
-        rules = {state: TABLE.get((state, event)) for state in UNFINISHED}
+    for event in WalletEvent:
+        rules = {state: WALLET_RULES.get((state, event)) for state in UNFINISHED}
         for state, rule in rules.items():
             if rule is None:
                 lines.append(f"| {event.value} | {state.value} | | can't be | a failed row has seen two sends at least |")
             else:
-                lines.append(f"| {event.value} | {state.value} | {rule.state.value} | {rule.act.value} | {rule.why} |")
+                lines.append(f"| {event.value} | {state.value} | {rule.state.value} | {rule.next_step.value} | {rule.why} |")
     return "\n".join(lines)
 
 
 def server_table() -> str:
     """What each word of the server leads to; tokens that fare alike share a line."""
     lines = ["| the server said | the token | what follows | why |", "|---|---|---|---|"]
-    for said in Said:
-        alike: dict[Ruling, list[str]] = {}
-        for known in Known:
-            if (known, said) in SERVER_TABLE:
-                alike.setdefault(SERVER_TABLE[known, said], []).append(known.name)
+    for said in ServerAnswer:
+        alike: dict[Rule, list[str]] = {}
+        for known in TokenStatus:
+            if (known, said) in SERVER_RULES:
+                alike.setdefault(SERVER_RULES[known, said], []).append(known.name)
         for ruling, names in alike.items():
             lines.append(f"| {said.value} | {', '.join(names)} | {ruling.verdict.value} | {ruling.why} |")
     return "\n".join(lines)
@@ -56,7 +56,7 @@ def server_table() -> str:
 
 def tokens() -> str:
     """The names that the server's table gives to what is known of a token."""
-    return "\n".join(f"- **{known.name}**: {known.value}." for known in Known)
+    return "\n".join(f"- **{known.name}**: {known.value}." for known in TokenStatus)
 
 
 def page(text: str) -> str:
@@ -67,5 +67,5 @@ def page(text: str) -> str:
 
 
 if __name__ == "__main__":
-    assert all(isinstance(rule.act, Act) for rule in TABLE.values())
+    assert all(isinstance(rule.next_step, NextStep) for rule in WALLET_RULES.values())
     PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

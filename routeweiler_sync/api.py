@@ -10,7 +10,7 @@ import requests.api
 from requests import Response
 
 from . import sessions
-from ._core.module_alias import stand_in
+from ._core.module_alias import alias_module
 
 _Verb = TypeVar("_Verb", bound=Callable[..., Response])
 
@@ -70,4 +70,4 @@ def delete(url: str | bytes, **kwargs: Any) -> Response:
     return request("delete", url, **kwargs)
 
 
-stand_in(sys.modules[__name__], requests.api)
+alias_module(sys.modules[__name__], requests.api)

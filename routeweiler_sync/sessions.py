@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import requests.sessions
 
-from ._core.module_alias import stand_in
+from ._core.module_alias import alias_module
 from ._core.preload import prepare_session
 from .settings import SETTINGS
 from .transport.session import Routeweiler
@@ -89,4 +89,4 @@ def session() -> Session:
     return Session()
 
 
-stand_in(sys.modules[__name__], requests.sessions)
+alias_module(sys.modules[__name__], requests.sessions)

@@ -358,18 +358,18 @@ class RowsContract:
             [("s", "a", True), ("s", "a", True), ("s", "b", True), ("t", "a", True), ("s", "a", False)]
         ):
             clock.now_s += 1
-            ledger.open_payment(intent(n, scope=scope, target=target), None)
+            ledger.open_payment(intent(n, scope=scope, resource_digest=target), None)
             settle(ledger, n)
-            ledger.mark(hash_of(n), taken=taken)
+            ledger.mark(hash_of(n), accepted=taken)
             ledger.retire(hash_of(n))
         found = ledger.retired(ORIGIN, "s", "a")
         assert found is not None
-        assert (found.payment_hash, found.target) == (hash_of(1), "a")
+        assert (found.payment_hash, found.resource_digest) == (hash_of(1), "a")
         assert ledger.retired("https://b.example", "s", "a") is None
         assert ledger.retired(ORIGIN, "s", "c") is None
-        ledger.open_payment(intent(5, scope="s", target="c"), None)
+        ledger.open_payment(intent(5, scope="s", resource_digest="c"), None)
         settle(ledger, 5)
-        ledger.mark(hash_of(5), taken=True)
+        ledger.mark(hash_of(5), accepted=True)
         ledger.forget(hash_of(5))  # by the user: not to be used again
         assert ledger.retired(ORIGIN, "s", "c") is None
 
@@ -379,14 +379,14 @@ class RowsContract:
         ledger = make_ledger(clock)
         for n, (scope, target) in enumerate([("s", "a"), ("t", "a"), ("u", "b")]):
             clock.now_s += 1
-            ledger.open_payment(intent(n, scope=scope, target=target), None)
+            ledger.open_payment(intent(n, scope=scope, resource_digest=target), None)
             assert ledger.unserved(ORIGIN, "b") is None, "it isn't paid for yet"
             settle(ledger, n)
         first = ledger.unserved(ORIGIN, "a")
         assert first is not None
         assert (first.payment_hash, first.scope) == (hash_of(0), "s")
         assert ledger.unserved("https://b.example", "a") is None
-        ledger.mark(hash_of(0), taken=True)
+        ledger.mark(hash_of(0), accepted=True)
         ledger.forget(hash_of(1))
         assert ledger.unserved(ORIGIN, "a") is None
 
@@ -399,15 +399,15 @@ class RowsContract:
         ledger.open_payment(intent(2), None)
         settle(ledger, 1)
         settle(ledger, 2)
-        assert [row.payment_hash for row in ledger.untold()] in ([hash_of(1), hash_of(2)], [hash_of(2), hash_of(1)])
-        ledger.mark(hash_of(1), told=True)
-        ledger.mark(hash_of(2), taken=True)
+        assert [row.payment_hash for row in ledger.unreported()] in ([hash_of(1), hash_of(2)], [hash_of(2), hash_of(1)])
+        ledger.mark(hash_of(1), reported=True)
+        ledger.mark(hash_of(2), accepted=True)
         ledger.mark(hash_of(1))
-        ledger.mark(hash_of(9), taken=True, told=True)
-        rows = {row.payment_hash: (row.taken, row.told, row.state) for row in make_ledger().payments()}
+        ledger.mark(hash_of(9), accepted=True, reported=True)
+        rows = {row.payment_hash: (row.accepted, row.reported, row.state) for row in make_ledger().payments()}
         settled = PaymentState.SETTLED
         assert rows == {hash_of(1): (False, True, settled), hash_of(2): (True, False, settled)}
-        assert [row.payment_hash for row in ledger.untold()] == [hash_of(2)]
+        assert [row.payment_hash for row in ledger.unreported()] == [hash_of(2)]
 
     def test_unpaid_rows_are_not_told_of(self, ledger: Ledger) -> None:
         """Else the trace would tell of payments that never were."""
@@ -415,7 +415,7 @@ class RowsContract:
             ledger.open_payment(intent(n), None)
         fail(ledger, 1)
         die(ledger, 2)
-        assert ledger.untold() == []
+        assert ledger.unreported() == []
 
     def test_learned_paths_are_bounded(self, make_ledger: Callable[..., Ledger], monkeypatch: pytest.MonkeyPatch) -> None:
         """Else a server with endless URLs would fill the disk."""

@@ -20,7 +20,7 @@ from routeweiler_sync.errors import FundingError, InvoicePaymentError, PaymentPe
 from routeweiler_sync.funding import Funding
 from routeweiler_sync.funding.lightning import LndClient
 from routeweiler_sync.funding.lnd.stubs import routeweiler_lnd_pb2 as pb
-from routeweiler_sync.funding.replies import Answer, Word
+from routeweiler_sync.funding.replies import WalletAnswer, WalletReply
 from routeweiler_sync.funding.wallet import NodePayment
 
 #: Generous: a real payment takes 0.1 s, and a machine may be slow.
@@ -108,7 +108,7 @@ class NodeContract:
         """Else there is no token to be had, and the budget doesn't add up."""
         bolt11 = node.make_invoice(AMOUNT_MSAT)
         answer = _send(node.client, bolt11)
-        assert answer.word is Word.SUCCEEDED, answer
+        assert answer.reply is WalletReply.SUCCEEDED, answer
         assert answer.preimage is not None
         assert hashlib.sha256(answer.preimage).digest() == payment_hash_of(bolt11)
         assert (answer.amount_msat, answer.fee_msat) == (AMOUNT_MSAT, node.fee_msat)
@@ -117,9 +117,9 @@ class NodeContract:
         """Everything rests on this: on any doubt the same invoice is sent again."""
         bolt11 = node.make_invoice(AMOUNT_MSAT)
         first = _send(node.client, bolt11)
-        assert _send(node.client, bolt11).word is Word.EXISTS
+        assert _send(node.client, bolt11).reply is WalletReply.EXISTS
         again = _track(node.client, bolt11)
-        assert (again.word, again.preimage, again.fee_msat) == (Word.SUCCEEDED, first.preimage, node.fee_msat)
+        assert (again.reply, again.preimage, again.fee_msat) == (WalletReply.SUCCEEDED, first.preimage, node.fee_msat)
         assert node.client.pay_invoice(bolt11, max_fee_msat=FEE_LIMIT_MSAT) == first.preimage
         assert [p.status for p in _payments(node.client, bolt11)] == ["SUCCEEDED"]
 
@@ -133,22 +133,22 @@ class NodeContract:
             answers.append(_send(node.client, bolt11))
 
         _run_all([send] * 6)
-        words = sorted(answer.word.value for answer in answers)
-        assert words == [Word.EXISTS.value] * 5 + [Word.SUCCEEDED.value]
+        words = sorted(answer.reply.value for answer in answers)
+        assert words == [WalletReply.EXISTS.value] * 5 + [WalletReply.SUCCEEDED.value]
         assert [p.status for p in _payments(node.client, bolt11)] == ["SUCCEEDED"]
 
     def test_an_unknown_hash_is_not_found(self, node: ContractNode) -> None:
         """NOT_FOUND is what lets a row of which nothing is known be sent again."""
         unknown = secrets.token_bytes(32)
         for follow in (False, True):
-            assert node.client.track(unknown, timeout_s=PATIENCE_S, follow=follow).word is Word.NOT_FOUND
+            assert node.client.track(unknown, timeout_s=PATIENCE_S, follow=follow).reply is WalletReply.NOT_FOUND
         assert node.client.track_payment(unknown.hex()).state == "unknown_hash"
 
     def test_an_expired_invoice_is_not_started(self, node: ContractNode) -> None:
         """lnd's "expired" ends a row: it must not be confused with a failure, nor leave a payment behind."""
         bolt11 = node.make_expired_invoice(AMOUNT_MSAT)
-        assert _send(node.client, bolt11).word is Word.EXPIRED
-        assert _track(node.client, bolt11).word is Word.NOT_FOUND
+        assert _send(node.client, bolt11).reply is WalletReply.EXPIRED
+        assert _track(node.client, bolt11).reply is WalletReply.NOT_FOUND
         with pytest.raises(FundingError, match="nothing was spent"):
             node.client.pay_invoice(bolt11, max_fee_msat=FEE_LIMIT_MSAT)
 
@@ -156,10 +156,10 @@ class NodeContract:
         """Paid, then expired: read as "not paid", the token would be lost and another bought."""
         bolt11 = node.make_invoice(AMOUNT_MSAT, expiry_s=3)
         paid = _send(node.client, bolt11)
-        assert paid.word is Word.SUCCEEDED, paid
+        assert paid.reply is WalletReply.SUCCEEDED, paid
         node.expire(bolt11)
-        assert _send(node.client, bolt11).word is Word.EXPIRED
-        assert _track(node.client, bolt11).word is Word.SUCCEEDED
+        assert _send(node.client, bolt11).reply is WalletReply.EXPIRED
+        assert _track(node.client, bolt11).reply is WalletReply.SUCCEEDED
         assert node.client.pay_invoice(bolt11, max_fee_msat=FEE_LIMIT_MSAT) == paid.preimage
 
     @pytest.mark.parametrize("spoil", ["checksum", "short", "other network"])
@@ -172,15 +172,15 @@ class NodeContract:
             "other network": MAINNET_INVOICE,
         }[spoil]
         answer = _send(node.client, bolt11, payment_hash_of(good))
-        assert answer.word is Word.REFUSED, answer
-        assert _track(node.client, good).word is Word.NOT_FOUND
+        assert answer.reply is WalletReply.REFUSED, answer
+        assert _track(node.client, good).reply is WalletReply.NOT_FOUND
 
     def test_an_invoice_of_ones_own_is_refused_before_the_start(self, node: ContractNode) -> None:
         """A paywall in front of one's own node: nothing is spent, and the user is told so."""
         _needs(node, "self_payment")
         bolt11 = node.make_own_invoice(AMOUNT_MSAT)
-        assert _send(node.client, bolt11).word is Word.REFUSED
-        assert _track(node.client, bolt11).word is Word.NOT_FOUND
+        assert _send(node.client, bolt11).reply is WalletReply.REFUSED
+        assert _track(node.client, bolt11).reply is WalletReply.NOT_FOUND
 
     @pytest.mark.parametrize("macaroon_hex", ["00" * 60, "0201" + "03" * 60], ids=["no macaroon", "garbled"])
     def test_a_wrong_macaroon_is_refused_and_told_without_the_macaroon(self, node: ContractNode, macaroon_hex: str) -> None:
@@ -188,13 +188,13 @@ class NodeContract:
         bolt11 = node.make_invoice(AMOUNT_MSAT)
         stranger = node.client_with(macaroon_path=None, macaroon_hex=macaroon_hex)
         answer = _send(stranger, bolt11)
-        assert answer.word is Word.REFUSED, answer
+        assert answer.reply is WalletReply.REFUSED, answer
         assert macaroon_hex not in repr(answer)
-        assert _track(stranger, bolt11).word is Word.UNKNOWN
+        assert _track(stranger, bolt11).reply is WalletReply.UNKNOWN
         with pytest.raises(FundingError) as caught:
             stranger.get_info()
         assert macaroon_hex not in str(caught.value)
-        assert _track(node.client, bolt11).word is Word.NOT_FOUND
+        assert _track(node.client, bolt11).reply is WalletReply.NOT_FOUND
 
     def test_a_macaroon_for_paying_alone_pays(self, node: ContractNode) -> None:
         """Least privilege: paying needs two calls. GetInfo is asked only where no key is configured."""
@@ -208,29 +208,29 @@ class NodeContract:
         bolt11 = node.make_invoice(AMOUNT_MSAT)
         key = payment_hash_of(bolt11)
         sent = source.send(bolt11, payment_hash=key, max_fee_msat=FEE_LIMIT_MSAT, timeout_s=PATIENCE_S)
-        assert sent.word is Word.SUCCEEDED, sent
-        assert source.track(key, timeout_s=PATIENCE_S, follow=True).word is Word.SUCCEEDED
+        assert sent.reply is WalletReply.SUCCEEDED, sent
+        assert source.track(key, timeout_s=PATIENCE_S, follow=True).reply is WalletReply.SUCCEEDED
 
     def test_a_macaroon_without_the_right_to_pay_is_refused(self, node: ContractNode) -> None:
         """A read-only macaroon is the commonest mistake: it must be told, not leave a row open."""
         _needs(node, "bake")
         bolt11 = node.make_invoice(AMOUNT_MSAT)
         answer = _send(node.client_permitted("/lnrpc.Lightning/GetInfo", TRACK), bolt11)
-        assert answer.word is Word.REFUSED, answer
+        assert answer.reply is WalletReply.REFUSED, answer
         assert "permission denied" in (answer.reason or "")
 
     def test_too_low_a_fee_limit_fails_and_the_same_invoice_is_paid_with_a_higher_one(self, node: ContractNode) -> None:
         """A fee above the limit must not be paid; and a FAILED payment starts anew when sent again."""
         bolt11 = node.make_invoice(AMOUNT_MSAT)
         answer = _send(node.client, bolt11, max_fee_msat=node.fee_msat - 1)
-        assert (answer.word, answer.reason) == (Word.FAILED, "NO_ROUTE")
+        assert (answer.reply, answer.reason) == (WalletReply.FAILED, "NO_ROUTE")
         tracked = _track(node.client, bolt11)
-        assert (tracked.word, tracked.reason) == (Word.FAILED, "NO_ROUTE")
+        assert (tracked.reply, tracked.reason) == (WalletReply.FAILED, "NO_ROUTE")
         with pytest.raises(InvoicePaymentError) as caught:
             node.client.pay_invoice(bolt11, max_fee_msat=0)
         assert (caught.value.failure_reason, caught.value.spent) == ("NO_ROUTE", False)
         answer = _send(node.client, bolt11, max_fee_msat=node.fee_msat)
-        assert (answer.word, answer.fee_msat) == (Word.SUCCEEDED, node.fee_msat)
+        assert (answer.reply, answer.fee_msat) == (WalletReply.SUCCEEDED, node.fee_msat)
 
     def test_a_payment_in_flight_is_told_and_followed_to_its_end(self, node: ContractNode) -> None:
         """The first message tells a node at work from a dead one; following brings the token without a second purchase."""
@@ -238,11 +238,11 @@ class NodeContract:
         bolt11 = node.make_invoice(AMOUNT_MSAT)
         key, followed = payment_hash_of(bolt11), []
         with node.hold() as release:
-            assert _send(node.client, bolt11, timeout_s=2).word is Word.UNKNOWN
-            assert node.client.track(key, timeout_s=PATIENCE_S, follow=False).word is Word.IN_FLIGHT
-            assert node.client.track(key, timeout_s=1, follow=True).word is Word.IN_FLIGHT
+            assert _send(node.client, bolt11, timeout_s=2).reply is WalletReply.UNKNOWN
+            assert node.client.track(key, timeout_s=PATIENCE_S, follow=False).reply is WalletReply.IN_FLIGHT
+            assert node.client.track(key, timeout_s=1, follow=True).reply is WalletReply.IN_FLIGHT
             assert node.client.track_payment(key).state == "in_flight"
-            assert _send(node.client, bolt11).word is Word.EXISTS
+            assert _send(node.client, bolt11).reply is WalletReply.EXISTS
             with pytest.raises(PaymentPendingError) as caught:
                 node.client.send_payment_sync(bolt11, max_fee_msat=FEE_LIMIT_MSAT, timeout_seconds=2)
             assert caught.value.spent is None
@@ -250,7 +250,7 @@ class NodeContract:
             follower.start()
             release()
             follower.join(PATIENCE_S)
-        assert [answer.word for answer in followed] == [Word.SUCCEEDED]
+        assert [answer.reply for answer in followed] == [WalletReply.SUCCEEDED]
 
     def test_a_client_that_leaves_does_not_stop_its_payment(self, node: ContractNode) -> None:
         """So a broken stream proves nothing, and only the hash tells what became of the money."""
@@ -260,11 +260,11 @@ class NodeContract:
         with node.hold():
             sender = threading.Thread(target=lambda: answers.append(_send(leaver, bolt11)))
             sender.start()
-            _until(lambda: _track(node.client, bolt11, follow=False).word is Word.IN_FLIGHT)
+            _until(lambda: _track(node.client, bolt11, follow=False).reply is WalletReply.IN_FLIGHT)
             leaver.close()
             sender.join(PATIENCE_S)
-        assert [answer.word for answer in answers] == [Word.UNKNOWN]
-        assert _track(node.client, bolt11).word is Word.SUCCEEDED
+        assert [answer.reply for answer in answers] == [WalletReply.UNKNOWN]
+        assert _track(node.client, bolt11).reply is WalletReply.SUCCEEDED
 
     def test_the_node_tells_who_it_is(self, node: ContractNode) -> None:
         """The ledger's rows name the node, and invoices are checked against its network."""
@@ -319,12 +319,12 @@ def _send(
     *,
     max_fee_msat: int = FEE_LIMIT_MSAT,
     timeout_s: float = PATIENCE_S,
-) -> Answer:
+) -> WalletAnswer:
     key = payment_hash_of(bolt11) if payment_hash is None else payment_hash
     return client.send(bolt11, payment_hash=key, max_fee_msat=max_fee_msat, timeout_s=timeout_s)
 
 
-def _track(client: LndClient, bolt11: str, *, follow: bool = True) -> Answer:
+def _track(client: LndClient, bolt11: str, *, follow: bool = True) -> WalletAnswer:
     return client.track(payment_hash_of(bolt11), timeout_s=PATIENCE_S, follow=follow)
 
 

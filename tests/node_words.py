@@ -24,7 +24,7 @@ import pytest
 
 from routeweiler_sync.funding.lnd.replies import failure_reason, read_error
 from routeweiler_sync.funding.lnd.stubs import routeweiler_lnd_pb2 as pb
-from routeweiler_sync.funding.replies import Word
+from routeweiler_sync.funding.replies import WalletReply
 from routeweiler_sync.testing._lnd_book import sign_invoice
 
 from .node_contract import AMOUNT_MSAT, FEE_LIMIT_MSAT, PATIENCE_S, SEND, TRACK, ContractNode, payment_hash_of
@@ -227,7 +227,7 @@ class NodeWords:
             invoice = bolt11_library.decode(bolt11)
             end = datetime.fromtimestamp(invoice.date + (invoice.expiry or 3600), tz=timezone.utc)
             text = f"invoice expired. Valid until {end:%Y-%m-%d %H:%M:%S} +0000 UTC"
-            _refused(order(node, bolt11), re.escape(text), Word.EXPIRED)
+            _refused(order(node, bolt11), re.escape(text), WalletReply.EXPIRED)
         _refused(order(node, node.make_invoice(AMOUNT_MSAT), fee_limit_msat=-1), "amount cannot be negative")
         _refused(order(node, node.make_own_invoice(AMOUNT_MSAT)), "self-payments not allowed")
 
@@ -292,13 +292,13 @@ class NodeWords:
         assert re.fullmatch(f"UNKNOWN: {text}", asked.end), asked
 
 
-def _refused(told: Told, text: str, word: Word = Word.REFUSED) -> None:
+def _refused(told: Told, text: str, reply: WalletReply = WalletReply.REFUSED) -> None:
     """lnd's words are these, and the library reads them as what they mean."""
     assert told.messages == ()
     assert re.fullmatch(f"UNKNOWN: {text}", told.end, re.DOTALL), told.end
     code, _, said = told.end.partition(": ")
-    assert read_error("send", code, said).word is word
-    assert read_error("track", code, said).word is Word.UNKNOWN
+    assert read_error("send", code, said).reply is reply
+    assert read_error("track", code, said).reply is WalletReply.UNKNOWN
 
 
 def _until_in_flight(node: ContractNode, bolt11: str) -> None:
@@ -307,7 +307,7 @@ def _until_in_flight(node: ContractNode, bolt11: str) -> None:
     IN_FLIGHT alone says that the payment has been written down. Its no to a second order tells whether there is an HTLC.
     """
     deadline = time.monotonic() + PATIENCE_S
-    while node.client.track(payment_hash_of(bolt11), timeout_s=PATIENCE_S, follow=False).word is not Word.IN_FLIGHT:
+    while node.client.track(payment_hash_of(bolt11), timeout_s=PATIENCE_S, follow=False).reply is not WalletReply.IN_FLIGHT:
         assert time.monotonic() < deadline, "never in flight"
     while (end := order(node, bolt11).end) != "ALREADY_EXISTS: payment is in transition":
         assert end == "ALREADY_EXISTS: payment already exists"

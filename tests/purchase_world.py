@@ -18,10 +18,10 @@ from datetime import datetime, timezone
 from functools import cache
 from typing import NamedTuple
 
-from routeweiler_sync.funding.replies import Answer, Word
+from routeweiler_sync.funding.replies import WalletAnswer, WalletReply
 from routeweiler_sync.ledger.types import Change, PaymentRow, PaymentState
-from routeweiler_sync.payments import wallet_rules as purchase
-from routeweiler_sync.payments.wallet_rules import Act, Step
+from routeweiler_sync.payments import wallet_rules
+from routeweiler_sync.payments.wallet_rules import NextStep, Step
 
 OPEN, FAILED, SETTLED, RETIRED, DEAD = PaymentState
 EPOCH = datetime.fromtimestamp(0, tz=timezone.utc)
@@ -101,9 +101,11 @@ def seen(row: Row) -> PaymentRow:
 
 
 @cache
-def decided(row: Row, asked: Act, word: Word) -> Step:
+def decided(row: Row, asked: NextStep, reply: WalletReply) -> Step:
     """The real table's word. Forgotten by `explore`, so that a patched table is asked anew."""
-    return purchase.decide(seen(row), asked, Answer(word=word, preimage=b"\0" * 32 if word is Word.SUCCEEDED else None))
+    return wallet_rules.decide(
+        seen(row), asked, WalletAnswer(reply=reply, preimage=b"\0" * 32 if reply is WalletReply.SUCCEEDED else None)
+    )
 
 
 class Buyer(NamedTuple):
@@ -116,8 +118,8 @@ class Buyer(NamedTuple):
 
     at: str = "idle"
     i: int = -1
-    asked: Act | None = None
-    word: Word | None = None
+    asked: NextStep | None = None
+    reply: WalletReply | None = None
 
 
 IDLE, DONE = Buyer(), Buyer("done")
@@ -161,7 +163,7 @@ def replaced(values: tuple, i: int, value: object) -> tuple:  # type: ignore[typ
 
 
 def place(buyer: Buyer) -> tuple[str, int, str, str]:
-    return buyer.at, buyer.i, buyer.asked or "", buyer.word or ""
+    return buyer.at, buyer.i, buyer.asked or "", buyer.reply or ""
 
 
 def canonical(world: World) -> World:
@@ -184,8 +186,8 @@ def steps(world: World) -> Iterator[tuple[str, World]]:
         if not world.expired[i]:
             yield f"invoice {i} expires", world._replace(expired=replaced(world.expired, i, True))
         if world.lnd[i] == "flight":
-            yield f"{i} is paid", ended(world, i, "paid", Word.SUCCEEDED)
-            yield f"{i} fails", ended(world, i, "failed", Word.FAILED)
+            yield f"{i} is paid", ended(world, i, "paid", WalletReply.SUCCEEDED)
+            yield f"{i} fails", ended(world, i, "failed", WalletReply.FAILED)
         if world.late[i] and not world.expired[i] and world.lnd[i] in ("none", "failed"):
             late = replaced(world.late, i, world.late[i] - 1)
             yield f"a late order starts {i}", world._replace(late=late, lnd=replaced(world.lnd, i, "flight"))
@@ -194,9 +196,9 @@ def steps(world: World) -> Iterator[tuple[str, World]]:
             yield f"{what} ({buyer.i})" if buyer.i >= 0 else what, after
 
 
-def ended(world: World, i: int, state: str, word: Word) -> World:
+def ended(world: World, i: int, state: str, reply: WalletReply) -> World:
     """lnd's payment ends: whoever follows its stream has the word from now on, whatever lnd does next."""
-    told = Buyer("word", i, Act.SEND, word)
+    told = Buyer("word", i, NextStep.SEND, reply)
     buyers = tuple(told if buyer.at == "stream" and buyer.i == i else buyer for buyer in world.buyers)
     return world._replace(lnd=replaced(world.lnd, i, state), buyers=buyers)
 
@@ -214,36 +216,44 @@ def buyer_steps(world: World, b: int, buyer: Buyer) -> Iterator[tuple[str, World
         yield from called(world, go)
     elif at == "sent":
         if world.expired[i]:
-            yield "refused: expired", go(Buyer("word", i, Act.SEND, Word.EXPIRED))
+            yield "refused: expired", go(Buyer("word", i, NextStep.SEND, WalletReply.EXPIRED))
         elif world.lnd[i] in ("none", "failed"):
             yield "lnd starts it", go(Buyer("stream", i), lnd=replaced(world.lnd, i, "flight"))
         else:
-            yield "refused: exists", go(Buyer("word", i, Act.SEND, Word.EXISTS))
+            yield "refused: exists", go(Buyer("word", i, NextStep.SEND, WalletReply.EXISTS))
         if world.refusals:
-            yield "refused before the start", go(Buyer("word", i, Act.SEND, Word.REFUSED), refusals=world.refusals - 1)
+            yield "refused before the start", go(Buyer("word", i, NextStep.SEND, WalletReply.REFUSED), refusals=world.refusals - 1)
         late = replaced(world.late, i, world.late[i] + 1)
         if world.breaks:
-            yield "break before lnd has it", taken(world._replace(late=late, breaks=world.breaks - 1), b, i, Act.SEND, Word.UNKNOWN)
+            yield (
+                "break before lnd has it",
+                taken(world._replace(late=late, breaks=world.breaks - 1), b, i, NextStep.SEND, WalletReply.UNKNOWN),
+            )
         if world.crashes:
             yield "crash before lnd has it", crashed(late=late)
     elif at == "stream":
         if world.breaks:
-            yield "break", taken(world._replace(breaks=world.breaks - 1), b, i, Act.SEND, Word.UNKNOWN)
+            yield "break", taken(world._replace(breaks=world.breaks - 1), b, i, NextStep.SEND, WalletReply.UNKNOWN)
         if world.crashes:
             yield "crash", crashed()
     elif at == "ask":
         assert buyer.asked is not None
-        word = {"none": Word.NOT_FOUND, "flight": Word.IN_FLIGHT, "paid": Word.SUCCEEDED, "failed": Word.FAILED}[world.lnd[i]]
-        if word is Word.IN_FLIGHT:  # changes nothing in a row: that it is heard at once leaves nothing out
-            yield "asks: in flight", taken(world, b, i, buyer.asked, word)
+        reply = {
+            "none": WalletReply.NOT_FOUND,
+            "flight": WalletReply.IN_FLIGHT,
+            "paid": WalletReply.SUCCEEDED,
+            "failed": WalletReply.FAILED,
+        }[world.lnd[i]]
+        if reply is WalletReply.IN_FLIGHT:  # changes nothing in a row: that it is heard at once leaves nothing out
+            yield "asks: in flight", taken(world, b, i, buyer.asked, reply)
         else:
-            yield f"asks: {word.value}", go(Buyer("word", i, buyer.asked, word))
+            yield f"asks: {reply.value}", go(Buyer("word", i, buyer.asked, reply))
         yield "has no more time", go(IDLE)
     elif at == "word":
         assert buyer.asked is not None
-        assert buyer.word is not None
-        yield f"takes {buyer.asked.name} {buyer.word.value}", taken(world, b, i, buyer.asked, buyer.word)
-        if world.crashes and buyer.asked is Act.SEND:
+        assert buyer.reply is not None
+        yield f"takes {buyer.asked.name} {buyer.reply.value}", taken(world, b, i, buyer.asked, buyer.reply)
+        if world.crashes and buyer.asked is NextStep.SEND:
             yield "crash with the answer in hand", crashed()
     elif at == "count":
         counted = world.book.count_send(i)
@@ -262,7 +272,7 @@ def called(world: World, go: Callable[..., World]) -> Iterator[tuple[str, World]
     if live is not None:
         row = world.book.rows[live]
         assert row is not None
-        yield "finds a row", go(DONE if row.state is SETTLED else Buyer("ask", live, Act.TRACK))
+        yield "finds a row", go(DONE if row.state is SETTLED else Buyer("ask", live, NextStep.TRACK))
     elif world.minted < len(world.lnd):
         book, i, is_new = world.book.open_payment(world.minted)
         assert is_new
@@ -271,19 +281,19 @@ def called(world: World, go: Callable[..., World]) -> Iterator[tuple[str, World]
         yield "gives up", go(DONE)
 
 
-def taken(world: World, b: int, i: int, asked: Act, word: Word) -> World:
+def taken(world: World, b: int, i: int, asked: NextStep, reply: WalletReply) -> World:
     """`Checkout._take`, and where its act leads."""
     row = world.book.rows[i]
     assert row is not None
-    step = decided(row, asked, word)
+    step = decided(row, asked, reply)
     book = world.book.change(i, step.change)
-    act = step.rule.act
-    if act is Act.SEND:
+    act = step.rule.next_step
+    if act is NextStep.SEND:
         to = Buyer("count", i)
-    elif act is Act.HAND_OVER:
+    elif act is NextStep.HAND_OVER:
         to = DONE
     elif act.asks_node:
-        to = Buyer("ask", i, Act.LAST_LOOK if act is Act.LAST_LOOK else Act.TRACK)
+        to = Buyer("ask", i, NextStep.LAST_LOOK if act is NextStep.LAST_LOOK else NextStep.TRACK)
     else:
         to = IDLE  # the call raises; its user may call again
     return world._replace(book=book, buyers=replaced(world.buyers, b, to))

@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 
-class _StandIn(ModuleType):
+class _AliasModule(ModuleType):
     _theirs: ModuleType
     #: The names that aren't ours, for good: mock takes one away and puts it back.
     _names: frozenset[str] = frozenset()
@@ -34,9 +34,9 @@ class _StandIn(ModuleType):
             super().__delattr__(name)
 
 
-def stand_in(ours: ModuleType, theirs: ModuleType) -> None:
+def alias_module(ours: ModuleType, theirs: ModuleType) -> None:
     """Have ``ours`` stand for ``theirs``: names that ``ours`` doesn't have by now are read, set and deleted in ``theirs``."""
     names = frozenset(name for name in vars(theirs) if name not in vars(ours) and not name.startswith("__"))
     public = sorted(name for name in {*vars(theirs), *vars(ours)} if not name.startswith("_"))
     vars(ours).update(_theirs=theirs, _names=names, __all__=public)
-    ours.__class__ = _StandIn
+    ours.__class__ = _AliasModule

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from ..ledger.snapshot import LedgerBooks
+from ..ledger.snapshot import LedgerSnapshot
 from ..trace.reader import TraceAccount
-from . import external_checks as others, ledger_checks as itself
+from . import external_checks, ledger_checks
 from .findings import Difference, Kind, NodeAccount, Open, Report
 
 __all__ = ["Difference", "Kind", "NodeAccount", "Open", "Report", "compare", "confirmed"]
@@ -20,18 +20,18 @@ __all__ = ["Difference", "Kind", "NodeAccount", "Open", "Report", "compare", "co
 _GRAVITY = {kind: at for at, kind in enumerate(Kind)}
 
 
-def compare(ledger: LedgerBooks, *, trace: TraceAccount | None, node: NodeAccount | None, now_s: float) -> Report:
+def compare(ledger: LedgerSnapshot, *, trace: TraceAccount | None, node: NodeAccount | None, now_s: float) -> Report:
     """The audit of accounts that were taken one after the other. What was under way meanwhile may differ: see `confirmed`."""
     rows = ledger.payments.values()
-    differences, notes = itself.differences(ledger), []
+    differences, notes = ledger_checks.differences(ledger), []
     trace_compared = node_compared = 0
     if unproved := sum(row.paid and row.preimage is None for row in rows):
         notes.append(f"{unproved} payments are booked without proof: the node's preimage didn't fit, so no token came of them.")
     if trace is not None:
-        trace_compared, found, said = others.with_trace(ledger, trace, now_s)
+        trace_compared, found, said = external_checks.with_trace(ledger, trace, now_s)
         differences, notes = differences + found, notes + said
     if node is not None:
-        node_compared, found, said = others.with_node(ledger, node)
+        node_compared, found, said = external_checks.with_node(ledger, node)
         differences, notes = differences + found, notes + said
     at_node = () if node is None else node.payments.values()
     foreign = [each for each in at_node if each.status == "SUCCEEDED" and each.payment_hash not in ledger.payments]
@@ -44,7 +44,7 @@ def compare(ledger: LedgerBooks, *, trace: TraceAccount | None, node: NodeAccoun
         foreign=len(foreign),
         foreign_msat=sum(payment.amount_msat + payment.fee_msat for payment in foreign),
         differences=tuple(sorted(differences, key=lambda found: _GRAVITY[found.kind])),
-        open=tuple(others.still_open(ledger, node)),
+        open=tuple(external_checks.still_open(ledger, node)),
         notes=tuple(notes),
     )
 

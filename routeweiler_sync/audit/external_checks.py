@@ -7,9 +7,9 @@ from decimal import Decimal
 
 from .._core.money import MICRO, sats
 from ..funding.wallet import NodePayment
-from ..ledger.snapshot import BookedPayment, LedgerBooks
+from ..ledger.snapshot import BookedPayment, LedgerSnapshot
 from ..ledger.types import PaymentState
-from ..trace.reader import ToldPayment, TraceAccount
+from ..trace.reader import ReportedPayment, TraceAccount
 from .findings import MEND, Difference, Kind, NodeAccount, Open, in_currency, told_node, told_row, told_trace
 from .ledger_checks import fits
 
@@ -17,13 +17,13 @@ from .ledger_checks import fits
 UNTOLD_GRACE_S = 300.0
 
 
-def with_trace(ledger: LedgerBooks, trace: TraceAccount, now_s: float) -> tuple[int, list[Difference], list[str]]:
+def with_trace(ledger: LedgerSnapshot, trace: TraceAccount, now_s: float) -> tuple[int, list[Difference], list[str]]:
     """How many payments were held against the trace, where it differs, and what of it couldn't be compared."""
     held = [row for row in ledger.payments.values() if row.paid and (row.payment_hash in trace.payments or _expected(row, trace))]
     return len(held), list(_trace(ledger, trace, held, now_s)), list(_trace_notes(ledger, trace, held))
 
 
-def with_node(ledger: LedgerBooks, node: NodeAccount) -> tuple[int, list[Difference], list[str]]:
+def with_node(ledger: LedgerSnapshot, node: NodeAccount) -> tuple[int, list[Difference], list[str]]:
     """As `with_trace`, for the payments of this node."""
     mine = [row for row in ledger.payments.values() if row.node_pubkey == node.pubkey]
     notes = []
@@ -32,7 +32,7 @@ def with_node(ledger: LedgerBooks, node: NodeAccount) -> tuple[int, list[Differe
     return len(mine), [found for row in mine for found in _at_node(row, node.payments.get(row.payment_hash))], notes
 
 
-def still_open(ledger: LedgerBooks, node: NodeAccount | None) -> list[Open]:
+def still_open(ledger: LedgerSnapshot, node: NodeAccount | None) -> list[Open]:
     """Payments without an end: in the ledger, or at the node where the ledger has given them up."""
     return [_open(row, node) for row in ledger.payments.values() if row.unfinished or _may_yet_be_paid(row, node)]
 
@@ -42,12 +42,12 @@ def still_open(ledger: LedgerBooks, node: NodeAccount | None) -> list[Open]:
 
 def _expected(row: BookedPayment, trace: TraceAccount) -> bool:
     """Whether a paid row must be in the trace: before its first line, another file may have told of it."""
-    if not row.told:
+    if not row.reported:
         return True
     return trace.since_s is not None and (row.settled_at_ms or 0) >= trace.since_s * 1000
 
 
-def _trace(ledger: LedgerBooks, trace: TraceAccount, held: Iterable[BookedPayment], now_s: float) -> Iterator[Difference]:
+def _trace(ledger: LedgerSnapshot, trace: TraceAccount, held: Iterable[BookedPayment], now_s: float) -> Iterator[Difference]:
     for payment_hash, tellings in trace.payments.items():
         row = ledger.payments.get(payment_hash)
         if row is None or not row.paid:
@@ -62,7 +62,7 @@ def _trace(ledger: LedgerBooks, trace: TraceAccount, held: Iterable[BookedPaymen
         found = trace.payments.get(row.payment_hash)
         if found is not None:
             yield from (each for telling in found for each in _telling(row, telling))
-        elif row.told:
+        elif row.reported:
             yield Difference(
                 kind=Kind.MISSING_IN_TRACE,
                 payment_hash=row.payment_hash,
@@ -89,7 +89,7 @@ def _told_advice(row: BookedPayment | None) -> str:
     )
 
 
-def _telling(row: BookedPayment, told: ToldPayment) -> Iterator[Difference]:
+def _telling(row: BookedPayment, told: ReportedPayment) -> Iterator[Difference]:
     if (told.amount_msat, told.fee_msat, _charge(told)) != (row.amount_msat, row.fee_msat, _charge(row)):
         yield Difference(
             kind=Kind.TRACE_AMOUNT,
@@ -115,19 +115,19 @@ def _telling(row: BookedPayment, told: ToldPayment) -> Iterator[Difference]:
         )
 
 
-def _charge(said: BookedPayment | ToldPayment) -> tuple[Decimal, str] | None:
+def _charge(said: BookedPayment | ReportedPayment) -> tuple[Decimal, str] | None:
     """What an envelope was charged: millionths of a minor unit, and their currency. None without an envelope."""
     if isinstance(said, BookedPayment):
         return None if said.currency is None else (Decimal(said.settled_micro), said.currency)
     return None if said.booked_minor_units is None else (said.booked_minor_units * MICRO, said.currency or "")
 
 
-def _told_charge(said: BookedPayment | ToldPayment) -> str:
+def _told_charge(said: BookedPayment | ReportedPayment) -> str:
     charge = _charge(said)
     return "to no envelope" if charge is None else in_currency(int(charge[0]), charge[1])
 
 
-def _trace_notes(ledger: LedgerBooks, trace: TraceAccount, held: Iterable[BookedPayment]) -> Iterator[str]:
+def _trace_notes(ledger: LedgerSnapshot, trace: TraceAccount, held: Iterable[BookedPayment]) -> Iterator[str]:
     here = {row.payment_hash for row in held}
     older = [row for row in ledger.payments.values() if row.paid and row.payment_hash not in here]
     if older:

@@ -10,7 +10,7 @@ from .._core.money import minor_units, sats
 from ..funding.wallet import NodePayment
 from ..ledger.snapshot import BookedPayment
 from ..ledger.types import PaymentState
-from ..trace.reader import ToldPayment
+from ..trace.reader import ReportedPayment
 
 #: What to do about a ledger that contradicts itself.
 MEND = "The ledger is damaged or was changed from outside: restore it from a backup; payments aren't affected."
@@ -111,7 +111,7 @@ def told_row(row: BookedPayment) -> str:
     return f"{row.state.value}, {sats(row.amount_msat)}" + (f" + {sats(row.fee_msat)} fee" if row.paid else "")
 
 
-def told_trace(told: ToldPayment) -> str:
+def told_trace(told: ReportedPayment) -> str:
     """What a trace says of one."""
     return f"paid {sats(told.amount_msat)} + {sats(told.fee_msat)} fee"
 

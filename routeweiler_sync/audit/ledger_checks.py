@@ -7,17 +7,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from ..ledger.envelopes import BUCKET_S, KEPT_BUCKETS, moment
-from ..ledger.snapshot import BookedEnvelope, BookedPayment, LedgerBooks
+from ..ledger.snapshot import BookedEnvelope, BookedPayment, LedgerSnapshot
 from ..ledger.types import PaymentState
 from .findings import MEND, Difference, Kind, in_currency, told_row
 
 
-def differences(ledger: LedgerBooks) -> list[Difference]:
+def differences(ledger: LedgerSnapshot) -> list[Difference]:
     """All that the ledger says of itself and that doesn't fit together."""
     return [*_envelopes(ledger), *_rows(ledger), *_two_live(ledger.payments.values())]
 
 
-def _envelopes(ledger: LedgerBooks) -> Iterator[Difference]:
+def _envelopes(ledger: LedgerSnapshot) -> Iterator[Difference]:
     """Running totals and buckets against the sums of the rows: what the limits are held against is what was reserved and spent."""
     reserved: dict[str, int] = {}
     spends: dict[str, dict[int, int]] = {}
@@ -91,7 +91,7 @@ def _envelope_difference(id: str, what: str, counted: str, of_rows: str) -> Diff
     )
 
 
-def _rows(ledger: LedgerBooks) -> Iterator[Difference]:
+def _rows(ledger: LedgerSnapshot) -> Iterator[Difference]:
     """Each row for itself: state, times, reservation, booking and preimage fit together."""
     for row in ledger.payments.values():
         reserved = row.micro_of(row.amount_msat + row.max_fee_msat) if row.unfinished else 0

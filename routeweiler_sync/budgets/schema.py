@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from .._core.money import CURRENCIES, MAX_MINOR_UNITS, MICRO
 from .._core.rails import DEFAULT_RAILS
-from ..policy import patterns as globs
+from ..policy import patterns
 
 HOUR_S = 3_600
 DAY_S = 86_400
@@ -62,12 +62,12 @@ class BudgetEnvelope:
             if not all(isinstance(v, str) and len(v) <= MAX_TEXT_CHARS for v in value):
                 raise ValueError(f"envelope {self.id!r}: {name} is a list of strings")
             object.__setattr__(self, name, value)
-        if problem := next(filter(None, map(globs.problem_of_origin, self.allowed_origins_glob)), None):
+        if problem := next(filter(None, map(patterns.problem_of_origin, self.allowed_origins_glob)), None):
             raise ValueError(f"envelope {self.id!r}: allowed_origins_glob: {problem}")
 
     def allows_origin(self, origin: str) -> bool:
-        """Whether ``origin`` (``scheme://host[:port]``) matches one of the globs."""
-        return any(globs.matches_origin(origin, glob) for glob in self.allowed_origins_glob)
+        """Whether ``origin`` (``scheme://host[:port]``) matches one of the patterns."""
+        return any(patterns.matches_origin(origin, glob) for glob in self.allowed_origins_glob)
 
     def limit_micro(self, name: str) -> int | None:
         """A limit in millionths of a minor unit; ``name`` is the field's."""

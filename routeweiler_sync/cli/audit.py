@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..config import env_settings as config
+from ..config import env_settings
 from ..errors import FundingError, LedgerError
 from .outcome import Exit, exit_for, printable
 
@@ -45,7 +45,7 @@ class Accounts:
         from ..audit import compare
 
         node = self._node()
-        books = self.ledger.books()
+        books = self.ledger.snapshot()
         return compare(books, trace=self._trace(), node=node, now_s=time.time())
 
     def _node(self) -> NodeAccount | None:
@@ -102,7 +102,7 @@ def audit(context: click.Context, *, ledger: str | None, traces: Sequence[str], 
     from ..ledger.ledger import Ledger
 
     try:
-        with contextlib.closing(Ledger.open(config.ledger_url() if ledger is None else ledger)) as book:
+        with contextlib.closing(Ledger.open(env_settings.ledger_url() if ledger is None else ledger)) as book:
             if not book.exists():
                 raise click.UsageError(f"there is no ledger at {printable(book.url)}")
             accounts = Accounts(ledger=book, traces=_trace_files(traces), client=None)

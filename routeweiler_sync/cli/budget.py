@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..config import env_settings as config
+from ..config import env_settings
 from ..errors import BudgetError, LedgerError
 from .audit import audit
 from .outcome import exit_for, printable
@@ -95,7 +95,7 @@ def _opened(url: str | None) -> Iterator[Ledger]:
     from ..ledger.ledger import Ledger
 
     try:
-        with contextlib.closing(Ledger.open(config.ledger_url() if url is None else url)) as ledger:
+        with contextlib.closing(Ledger.open(env_settings.ledger_url() if url is None else url)) as ledger:
             if not ledger.exists():
                 raise click.UsageError(f"there is no ledger at {printable(ledger.url)}")
             yield ledger

@@ -23,7 +23,7 @@ from .._version import VERSION
 from .outcome import Exit, printable
 
 if TYPE_CHECKING:
-    from ..funding.replies import Answer
+    from ..funding.replies import WalletAnswer
     from ..ledger.ledger import Ledger
     from ..ledger.types import PaymentRow
     from ..payments.types import Quote
@@ -132,7 +132,7 @@ def _play(story: Story) -> None:
     class WatchedNode(LndClient):
         """The client of the fake lnd; notes what there is at the moment an order leaves."""
 
-        def send(self, bolt11: str, *, payment_hash: bytes, max_fee_msat: int, timeout_s: float) -> Answer:
+        def send(self, bolt11: str, *, payment_hash: bytes, max_fee_msat: int, timeout_s: float) -> WalletAnswer:
             order = Order(sent_s=time.monotonic(), row=world.ledger.payment(payment_hash.hex()), lnd_payments=len(lnd.payments))
             world.orders.append(order)
             answer = super().send(bolt11, payment_hash=payment_hash, max_fee_msat=max_fee_msat, timeout_s=timeout_s)

@@ -21,7 +21,7 @@ import requests
 import urllib3
 
 from .._version import VERSION
-from ..config import env_settings as config
+from ..config import env_settings
 from ..errors import FundingError, InvoicePaymentError, LedgerError, NoFundingForRailError, PaymentDeclinedError, RouteweilerError
 from ..protocol.schemes import is_credential, redact
 from .outcome import Exit, exit_for, printable
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ..payments.types import Quote
     from ..trace.schema import TracePayment
     from ..transport.session import Routeweiler
-    from .wiring import Till, Witness
+    from .wiring import PaymentObserver, PriceCap
 
 #: To connect, and for each silence of the server.
 TIMEOUT_S = (30.0, 300.0)
@@ -42,12 +42,12 @@ DRY_RUN_WAIT_S = 1.0
 
 
 @dataclass(kw_only=True)
-class Call:
+class Fetch:
     """What is known of the call: how it ended, and what the session's till and witness have seen."""
 
     url: str
-    till: Till
-    witness: Witness
+    price_cap: PriceCap
+    observer: PaymentObserver
     cap_sats: int | None
     no_node: str | None = None
     response: requests.Response | None = None
@@ -58,7 +58,7 @@ class Call:
     @property
     def exit(self) -> Exit:
         """The command's exit code."""
-        paid = bool(self.witness.paid)
+        paid = bool(self.observer.paid)
         if self.error is not None:
             return exit_for(self.error, paid=paid)
         if self.response is not None and self.response.status_code < 400:
@@ -116,78 +116,78 @@ def get(
     except OSError as error:
         raise click.UsageError(f"{output} can't be written to: {error.strerror or error}. Nothing was fetched or paid.") from None
     with place:
-        session, call = _session(url, max_sats=max_sats, dry_run=dry_run)
+        session, fetch = _session(url, max_sats=max_sats, dry_run=dry_run)
         with session:
             try:
-                _fetch(call, session, method or ("GET" if body is None else "POST"), _headers(headers, body), body)
-                code = _deliver(call, place, dry_run=dry_run, as_json=as_json)
+                _fetch(fetch, session, method or ("GET" if body is None else "POST"), _headers(headers, body), body)
+                code = _deliver(fetch, place, dry_run=dry_run, as_json=as_json)
             except KeyboardInterrupt:
-                code = _interrupted(call)
+                code = _interrupted(fetch)
     context.exit(code)
 
 
-def _session(url: str, *, max_sats: int | None, dry_run: bool) -> tuple[Routeweiler, Call]:
+def _session(url: str, *, max_sats: int | None, dry_run: bool) -> tuple[Routeweiler, Fetch]:
     """A session of what the environment says, and the call that is to be made with it."""
     from ..transport.session import Routeweiler
-    from .wiring import Till, Witness, capped_node, prices_only
+    from .wiring import PaymentObserver, PriceCap, capped_node, prices_only
 
     cap_msat = None if max_sats is None else max_sats * 1000
-    till, witness = Till(cap_msat=cap_msat, pays=not dry_run), Witness(config.trace_sink())
-    call = Call(url=url, till=till, witness=witness, cap_sats=max_sats)
+    price_cap, observer = PriceCap(cap_msat=cap_msat, pays=not dry_run), PaymentObserver(env_settings.trace_sink())
+    fetch = Fetch(url=url, price_cap=price_cap, observer=observer, cap_sats=max_sats)
     funding = []
     try:
-        budget = config.budget()
+        budget = env_settings.budget()
         funding = prices_only() if dry_run else capped_node(cap_msat)
     except FundingError as error:
-        call.no_node = str(error)
+        fetch.no_node = str(error)
     except ValueError as error:
         raise click.UsageError(printable(error)) from None
     session = Routeweiler(
         funding=funding,
         budget_envelope=budget,
-        trace_sink=call.witness,
-        confirm=call.till,
+        trace_sink=fetch.observer,
+        confirm=fetch.price_cap,
         payment_timeout=DRY_RUN_WAIT_S if dry_run else PAYMENT_TIMEOUT_S,
     )
     session.headers["User-Agent"] = f"routeweiler-sync/{VERSION}"
     session.headers["Accept-Encoding"] = "identity"  # the body is wanted as it is
-    return session, call
+    return session, fetch
 
 
-def _fetch(call: Call, session: Routeweiler, method: str, headers: dict[str, Any], body: bytes | None) -> None:
+def _fetch(fetch: Fetch, session: Routeweiler, method: str, headers: dict[str, Any], body: bytes | None) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", RuntimeWarning)
         try:
-            call.response = session.request(method, call.url, headers=headers, data=body, stream=True, timeout=TIMEOUT_S)
+            fetch.response = session.request(method, fetch.url, headers=headers, data=body, stream=True, timeout=TIMEOUT_S)
         except requests.RequestException as error:
-            call.error, call.response = error, error.response
-    call.warnings = [str(each.message) for each in caught]
+            fetch.error, fetch.response = error, error.response
+    fetch.warnings = [str(each.message) for each in caught]
 
 
-def _deliver(call: Call, place: Output, *, dry_run: bool, as_json: bool) -> Exit:
+def _deliver(fetch: Fetch, place: Output, *, dry_run: bool, as_json: bool) -> Exit:
     """Say what became of the call, and put its page where it is wanted."""
-    quoted = dry_run and isinstance(call.error, PaymentDeclinedError)
+    quoted = dry_run and isinstance(fetch.error, PaymentDeclinedError)
     content = None
     if not quoted:
-        _say(call)
+        _say(fetch)
         try:
-            content = _page(call, place, as_json)
+            content = _page(fetch, place, as_json)
         except BrokenPipeError:
             raise  # the reader of stdout has had enough
         except (urllib3.exceptions.HTTPError, OSError) as problem:
-            call.error = requests.ConnectionError(f"The page didn't arrive whole: {problem}.")
-            _err(call.error)
+            fetch.error = requests.ConnectionError(f"The page didn't arrive whole: {problem}.")
+            _err(fetch.error)
     if as_json:
-        click.echo(json.dumps(_as_json(call, content, quoted)))
-    elif quoted and call.till.quote is not None:
-        click.echo(_as_text(call.till.quote))
-    return Exit.OK if quoted else call.exit
+        click.echo(json.dumps(_as_json(fetch, content, quoted)))
+    elif quoted and fetch.price_cap.quote is not None:
+        click.echo(_as_text(fetch.price_cap.quote))
+    return Exit.OK if quoted else fetch.exit
 
 
-def _page(call: Call, place: Output, as_json: bool) -> bytes | None:
+def _page(fetch: Fetch, place: Output, as_json: bool) -> bytes | None:
     """Write the page to its place, or return it for the JSON. An error's page goes into no file."""
-    response = call.response
-    if response is None or call.error is not None:
+    response = fetch.response
+    if response is None or fetch.error is not None:
         return None
     response.raw.enforce_content_length = True  # unless told to count, urllib3 1.26 takes half a page for a whole one
     if as_json and not place.is_file:
@@ -197,11 +197,11 @@ def _page(call: Call, place: Output, as_json: bool) -> bytes | None:
     return None
 
 
-def _interrupted(call: Call) -> Exit:
-    if call.witness.paid:
-        _err(f"Interrupted; {_told(call.witness.paid)}. The token is kept, and the next call uses it.")
+def _interrupted(fetch: Fetch) -> Exit:
+    if fetch.observer.paid:
+        _err(f"Interrupted; {_told(fetch.observer.paid)}. The token is kept, and the next call uses it.")
         return Exit.UNDELIVERED
-    if call.till.agreed or _is_unfinished():
+    if fetch.price_cap.agreed or _is_unfinished():
         _err("Interrupted while paying; the node may pay on. Call again: the same purchase goes on, nothing is paid twice.")
         return Exit.PENDING
     raise click.Abort
@@ -211,7 +211,7 @@ def _is_unfinished() -> bool:
     """Whether the ledger holds a purchase, maybe an earlier run's, that was being carried to its end."""
     from ..ledger.ledger import Ledger
 
-    with contextlib.suppress(LedgerError), contextlib.closing(Ledger.open(config.ledger_url())) as ledger:
+    with contextlib.suppress(LedgerError), contextlib.closing(Ledger.open(env_settings.ledger_url())) as ledger:
         return ledger.exists() and bool(ledger.unfinished())
     return False
 
@@ -219,25 +219,25 @@ def _is_unfinished() -> bool:
 # What is said
 
 
-def _say(call: Call) -> None:
+def _say(fetch: Fetch) -> None:
     """On stderr: what became of the money, and what went wrong."""
-    if call.error is None:
-        assert call.response is not None
-        status = f"HTTP {call.response.status_code} {call.response.reason or ''}".rstrip()
-        _err(f"{status}; {_told(call.witness.payments) or _told_unpaid(call.response)}")
+    if fetch.error is None:
+        assert fetch.response is not None
+        status = f"HTTP {fetch.response.status_code} {fetch.response.reason or ''}".rstrip()
+        _err(f"{status}; {_told(fetch.observer.payments) or _told_unpaid(fetch.response)}")
     else:
-        if call.witness.paid:
-            _err(_told(call.witness.paid))
-        _err(_problem(call))
-    for warning in call.warnings:
+        if fetch.observer.paid:
+            _err(_told(fetch.observer.paid))
+        _err(_problem(fetch))
+    for warning in fetch.warnings:
         _err(warning)
 
 
-def _problem(call: Call) -> str:
+def _problem(fetch: Fetch) -> str:
     """What went wrong, in this command's words where they help more than the library's."""
-    error, quote, cap_sats = call.error, call.till.quote, call.cap_sats
-    if isinstance(error, NoFundingForRailError) and call.no_node is not None:
-        return f"The server wants to be paid, and there is no node to pay with: {call.no_node}"
+    error, quote, cap_sats = fetch.error, fetch.price_cap.quote, fetch.cap_sats
+    if isinstance(error, NoFundingForRailError) and fetch.no_node is not None:
+        return f"The server wants to be paid, and there is no node to pay with: {fetch.no_node}"
     if isinstance(error, PaymentDeclinedError) and quote is not None and cap_sats is not None:
         from .._core.money import sats
 
@@ -284,12 +284,12 @@ def _as_text(quote: Quote) -> str:
     )
 
 
-def _as_json(call: Call, content: bytes | None, quoted: bool) -> dict[str, Any]:
+def _as_json(fetch: Fetch, content: bytes | None, quoted: bool) -> dict[str, Any]:
     """The whole outcome. ``body`` is text where it is UTF-8, else base64, as ``bodyEncoding`` tells; tokens are redacted."""
-    response, error, payments, quote = call.response, call.error, call.witness.payments, call.till.quote
+    response, error, payments, quote = fetch.response, fetch.error, fetch.observer.payments, fetch.price_cap.quote
     body, encoding = _text_or_base64(content)
     return {
-        "url": call.url if response is None else response.url,
+        "url": fetch.url if response is None else response.url,
         "status": None if response is None else response.status_code,
         "headers": None if response is None else {name: redact(value) for name, value in response.headers.items()},
         "body": body,
@@ -302,7 +302,7 @@ def _as_json(call: Call, content: bytes | None, quoted: bool) -> dict[str, Any]:
             "feeMsat": payments[-1].fee_msat,
             "reused": payments[-1].reused,
         },
-        "spentMsat": call.witness.spent_msat,
+        "spentMsat": fetch.observer.spent_msat,
         "quote": None
         if quote is None
         else {
@@ -319,8 +319,8 @@ def _as_json(call: Call, content: bytes | None, quoted: bool) -> dict[str, Any]:
         if error is None or quoted
         else {
             "code": error.code if isinstance(error, RouteweilerError) else type(error).__name__,
-            "message": redact(_problem(call)),
-            "spent": error.spent if isinstance(error, RouteweilerError) else bool(call.witness.paid),
+            "message": redact(_problem(fetch)),
+            "spent": error.spent if isinstance(error, RouteweilerError) else bool(fetch.observer.paid),
         },
     }
 

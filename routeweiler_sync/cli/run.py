@@ -16,7 +16,7 @@ from pathlib import Path
 
 import click
 
-from ..config import env_settings as config
+from ..config import env_settings
 from .outcome import printable
 
 _PAYING = str(Path(__file__).parent.absolute() / "paying")
@@ -40,7 +40,7 @@ def run(is_module: bool, script: str, args: tuple[str, ...]) -> None:
     if not sys.executable:
         raise click.ClickException("python doesn't know its own path (sys.executable). Nothing was run.")
     try:
-        config.budget()
+        env_settings.budget()
     except ValueError as error:  # better now than when the program has done half its work
         raise click.UsageError(printable(error)) from None
     what = ["-m", script] if is_module else ["--", script] if script.startswith("-") and script != "-" else [script]

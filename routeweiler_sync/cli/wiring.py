@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..payments.types import Quote
 
 
-class Witness(TraceSink):
+class PaymentObserver(TraceSink):
     """Keeps the events of this run, and hands them on to the trace that the user has asked for, if any."""
 
     def __init__(self, onward: TraceSink | None) -> None:
@@ -54,7 +54,7 @@ class Witness(TraceSink):
         """There is no file."""
 
 
-class Till:
+class PriceCap:
     """Asked before each payment (``confirm``): says yes to what costs at most ``cap_msat``, if it ``pays`` at all."""
 
     def __init__(self, *, cap_msat: int | None, pays: bool) -> None:

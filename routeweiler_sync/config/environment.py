@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from .._core.forks import importing
 from ..errors import BudgetError, FundingError, RouteweilerError
 from ..funding.lnd.lndconnect import names_node
-from . import env_settings as config
+from . import env_settings
 from .payer import Payer
 
 if TYPE_CHECKING:
@@ -97,11 +97,11 @@ def settings(**given: Unpack[Settings]) -> tuple[Settings, RouteweilerError | No
         problem = FundingError(f"The environment's node can't be used: {error}. Nothing was spent. Correct ROUTEWEILER_NETWORK.")
     try:
         if "budget_envelope" not in given:
-            said["budget_envelope"] = config.budget()
+            said["budget_envelope"] = env_settings.budget()
     except ValueError as error:  # a budget that isn't understood must not become no budget
         problem = BudgetError(str(error))
     if "trace_sink" not in given:
-        said["trace_sink"] = config.trace_sink()
+        said["trace_sink"] = env_settings.trace_sink()
     return said, problem
 
 

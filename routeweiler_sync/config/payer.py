@@ -18,7 +18,7 @@ from .._core.forks import importing
 from .._core.preload import prepare_session
 from ..budgets.schema import SAFE_DEFAULT, BudgetEnvelope
 from ..errors import LedgerError, RouteweilerError
-from ..payments.token_cache import TokenBook
+from ..payments.token_cache import TokenCache
 from ..settings import Default, Unpayable
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ class Payer:
     def _make(self) -> None:
         self._ledger: Ledger | None = None
         self._checkout: Checkout | None = None
-        self.book = TokenBook(lambda: self.ledger)
+        self.token_cache = TokenCache(lambda: self.ledger)
 
     def twin(self) -> Payer:
         """One for another session, with the same settings, and the same ledger, tokens, node and trace, which stay this one's."""
@@ -210,7 +210,7 @@ class Payer:
             self.trace_sink.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        dropped = {"_ledger", "_checkout", "_twin_of", "book"}
+        dropped = {"_ledger", "_checkout", "_twin_of", "token_cache"}
         state = {name: value for name, value in self.__dict__.items() if name not in dropped}
         if not self.idle:
             with suppress(LedgerError):  # which the first 402 will tell

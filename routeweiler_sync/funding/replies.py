@@ -1,6 +1,6 @@
 """What a node can say about a payment, in words that the purchase table reads.
 
-Everything that lnd answers to an order or a question is read into one `Answer`; what follows from it for the money is decided
+Everything that lnd answers to an order or a question is read into one `WalletAnswer`; what follows from it for the money is decided
 in `routeweiler_sync.payments.wallet_rules`, nowhere else.
 """
 
@@ -13,7 +13,7 @@ from enum import Enum
 REASON_CHARS_MAX = 300
 
 
-class Word(str, Enum):
+class WalletReply(str, Enum):
     """One thing that a node can say of a payment. What each proves is told in `routeweiler_sync.payments.wallet_rules`."""
 
     SUCCEEDED = "succeeded"  #: settled; the preimage comes with it
@@ -28,14 +28,14 @@ class Word(str, Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class WalletAnswer:
     """A node's answer to a send or a track. Amounts in msat.
 
     ``reason`` is lnd's failure reason (FAILED) or its error text (REFUSED, EXPIRED, UNKNOWN), free of secrets.
     ``preimage`` is 32 bytes and belongs to SUCCEEDED and WRONG_PREIMAGE alone.
     """
 
-    word: Word
+    reply: WalletReply
     preimage: bytes | None = field(default=None, repr=False)
     amount_msat: int = 0
     fee_msat: int = 0

@@ -1,6 +1,6 @@
 """`LightningFundingSource`: a node, the network it pays on, and what routing may cost. Purchases speak to nodes through it alone.
 
-Turns what a node does - lnd's client in full, any other by the `LightningNodeClient` Protocol - into `Answer`s. What follows
+Turns what a node does - lnd's client in full, any other by the `LightningNodeClient` Protocol - into `WalletAnswer`s. What follows
 from an answer is decided in `routeweiler_sync.payments.wallet_rules`.
 """
 
@@ -14,18 +14,18 @@ from typing import Any, Protocol, runtime_checkable
 
 from ..errors import FundingError, InvoicePaymentError
 from ..protocol.invoice import decode_invoice
-from .replies import Answer, Word, tidy
+from .replies import WalletAnswer, WalletReply, tidy
 from .wallet import NETWORKS, LightningNodeClient, NodeInfo, NotPermittedError, PaymentStatus, default_fee_cap_msat
 
 _POLL_S_MIN, _POLL_S_MAX = 0.1, 2.0
 
 
 @runtime_checkable
-class _AnsweringClient(Protocol):
+class WalletClient(Protocol):
     """A client that speaks in Answers itself: `LndClient`."""
 
-    def send(self, bolt11: str, *, payment_hash: bytes, max_fee_msat: int, timeout_s: float) -> Answer: ...
-    def track(self, payment_hash: bytes, *, timeout_s: float, follow: bool) -> Answer: ...
+    def send(self, bolt11: str, *, payment_hash: bytes, max_fee_msat: int, timeout_s: float) -> WalletAnswer: ...
+    def track(self, payment_hash: bytes, *, timeout_s: float, follow: bool) -> WalletAnswer: ...
     def check_ready(self, timeout_s: float) -> None: ...
     def get_info(self, *, timeout_s: float | None = None) -> NodeInfo: ...
 
@@ -74,7 +74,7 @@ class LightningFundingSource:
         ``node_pubkey``, or is on another network. A macaroon without GetInfo will do where ``node_pubkey`` was given.
         """
         client, deadline = self.client, time.monotonic() + timeout_s
-        if isinstance(client, _AnsweringClient):
+        if isinstance(client, WalletClient):
             client.check_ready(timeout_s)
         if self._asked_in == os.getpid() and self.node_pubkey is not None:
             return self.node_pubkey
@@ -90,27 +90,27 @@ class LightningFundingSource:
         self.node_pubkey, self._asked_in = pubkey, os.getpid()
         return pubkey
 
-    def send(self, bolt11: str, *, payment_hash: bytes, max_fee_msat: int, timeout_s: float) -> Answer:
+    def send(self, bolt11: str, *, payment_hash: bytes, max_fee_msat: int, timeout_s: float) -> WalletAnswer:
         """Order the node to pay, and wait for the outcome at most ``timeout_s``. Money moves. Any error is an Answer."""
         client = self.client
-        if isinstance(client, _AnsweringClient):
+        if isinstance(client, WalletClient):
             return client.send(bolt11, payment_hash=payment_hash, max_fee_msat=max_fee_msat, timeout_s=timeout_s)
         try:
             preimage = client.pay_invoice(bolt11, max_fee_msat=max_fee_msat)
         except InvoicePaymentError as error:
-            return Answer(word=Word.FAILED, reason=error.failure_reason or tidy(str(error)))
+            return WalletAnswer(reply=WalletReply.FAILED, reason=error.failure_reason or tidy(str(error)))
         except FundingError as error:
-            return Answer(word=Word.REFUSED, reason=tidy(str(error)))
+            return WalletAnswer(reply=WalletReply.REFUSED, reason=tidy(str(error)))
         except Exception as error:  # noqa: BLE001 - the Protocol: any other exception means that the outcome isn't known
-            return Answer(word=Word.UNKNOWN, reason=tidy(f"{type(error).__name__}: {error}"))
+            return WalletAnswer(reply=WalletReply.UNKNOWN, reason=tidy(f"{type(error).__name__}: {error}"))
         if not isinstance(preimage, bytes) or len(preimage) != 32:
-            return Answer(word=Word.UNKNOWN, reason="the client's pay_invoice didn't return a preimage of 32 bytes")
+            return WalletAnswer(reply=WalletReply.UNKNOWN, reason="the client's pay_invoice didn't return a preimage of 32 bytes")
         return self._paid(bolt11, preimage, payment_hash, max_fee_msat)
 
-    def track(self, payment_hash: bytes, *, timeout_s: float, follow: bool) -> Answer:
+    def track(self, payment_hash: bytes, *, timeout_s: float, follow: bool) -> WalletAnswer:
         """Ask the node about a payment; ``follow`` waits for its end, at most ``timeout_s``. Any error is an Answer."""
         client = self.client
-        if isinstance(client, _AnsweringClient):
+        if isinstance(client, WalletClient):
             return client.track(payment_hash, timeout_s=timeout_s, follow=follow)
         import tenacity
 
@@ -118,37 +118,37 @@ class LightningFundingSource:
         polling = tenacity.Retrying(
             stop=tenacity.stop_after_delay(timeout_s if follow else 0),
             wait=tenacity.wait_exponential(multiplier=_POLL_S_MIN, max=_POLL_S_MAX),
-            retry=tenacity.retry_if_result(lambda answer: answer.word is Word.IN_FLIGHT),
+            retry=tenacity.retry_if_result(lambda answer: answer.reply is WalletReply.IN_FLIGHT),
             sleep=lambda seconds: time.sleep(max(0.0, min(seconds, deadline - time.monotonic()))),
             retry_error_callback=lambda attempt: attempt.outcome.result() if attempt.outcome else None,
         )
         return polling(self._ask, payment_hash)
 
-    def _paid(self, bolt11: str, preimage: bytes, payment_hash: bytes, max_fee_msat: int) -> Answer:
+    def _paid(self, bolt11: str, preimage: bytes, payment_hash: bytes, max_fee_msat: int) -> WalletAnswer:
         if hashlib.sha256(preimage).digest() != payment_hash:
-            return Answer(word=Word.WRONG_PREIMAGE, preimage=preimage, fee_msat=max_fee_msat)
-        if (told := self._ask(payment_hash)).word is Word.SUCCEEDED:
+            return WalletAnswer(reply=WalletReply.WRONG_PREIMAGE, preimage=preimage, fee_msat=max_fee_msat)
+        if (told := self._ask(payment_hash)).reply is WalletReply.SUCCEEDED:
             return told
         # It is paid, though the client can't tell for how much: the most that it can have cost is booked.
-        return Answer(
-            word=Word.SUCCEEDED,
+        return WalletAnswer(
+            reply=WalletReply.SUCCEEDED,
             preimage=preimage,
             amount_msat=decode_invoice(bolt11).amount_msat,
             fee_msat=max_fee_msat,
             reason=told.reason,
         )
 
-    def _ask(self, payment_hash: bytes) -> Answer:
+    def _ask(self, payment_hash: bytes) -> WalletAnswer:
         try:
             return _read_status(self.client.track_payment(payment_hash), payment_hash)
         except Exception as error:  # noqa: BLE001 - a client's error, of whatever kind, says nothing about the payment
-            return Answer(word=Word.UNKNOWN, reason=tidy(f"{type(error).__name__}: {error}"))
+            return WalletAnswer(reply=WalletReply.UNKNOWN, reason=tidy(f"{type(error).__name__}: {error}"))
 
     def _identity(self, timeout_s: float) -> tuple[str, str]:
         """The node's pubkey and network; "" for a network that it doesn't tell."""
         client: Any = self.client
         try:
-            if isinstance(client, _AnsweringClient):
+            if isinstance(client, WalletClient):
                 info = client.get_info(timeout_s=timeout_s)
                 return info.identity_pubkey.lower(), info.network
             return str(client.get_node_pubkey()).lower(), ""
@@ -163,21 +163,21 @@ class LightningFundingSource:
         return self.__dict__ | {"_asked_in": None}
 
 
-def _read_status(status: PaymentStatus, payment_hash: bytes) -> Answer:
+def _read_status(status: PaymentStatus, payment_hash: bytes) -> WalletAnswer:
     match status.state:
         case "succeeded":
             preimage = status.preimage
             fits = isinstance(preimage, bytes) and hashlib.sha256(preimage).digest() == payment_hash
-            return Answer(
-                word=Word.SUCCEEDED if fits else Word.WRONG_PREIMAGE,
+            return WalletAnswer(
+                reply=WalletReply.SUCCEEDED if fits else WalletReply.WRONG_PREIMAGE,
                 preimage=preimage,
                 amount_msat=status.amount_msat,
                 fee_msat=status.fee_msat,
             )
         case "failed":
-            return Answer(word=Word.FAILED, reason=status.failure_reason)
+            return WalletAnswer(reply=WalletReply.FAILED, reason=status.failure_reason)
         case "in_flight":
-            return Answer(word=Word.IN_FLIGHT)
+            return WalletAnswer(reply=WalletReply.IN_FLIGHT)
         case "unknown_hash":
-            return Answer(word=Word.NOT_FOUND)
-    return Answer(word=Word.UNKNOWN, reason=tidy(f"the client's track_payment said {status.state!r}"))
+            return WalletAnswer(reply=WalletReply.NOT_FOUND)
+    return WalletAnswer(reply=WalletReply.UNKNOWN, reason=tidy(f"the client's track_payment said {status.state!r}"))

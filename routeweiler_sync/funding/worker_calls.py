@@ -34,7 +34,7 @@ class _LeftError(BaseException):
     """Ends a deed whose caller doesn't wait for it any more."""
 
 
-class Deed(Generic[_Item]):
+class WorkerCall(Generic[_Item]):
     """What a deed sees of its caller. It goes on only where the caller asks for more, so that both are never at work at once."""
 
     def __init__(self, ends: float) -> None:
@@ -57,7 +57,7 @@ class Deed(Generic[_Item]):
         if not goes_on:
             raise _LeftError
 
-    def _run(self, do: Callable[[Deed[_Item]], _Item]) -> None:
+    def _run(self, do: Callable[[WorkerCall[_Item]], _Item]) -> None:
         try:
             self._wait()
             last = do(self)
@@ -95,30 +95,30 @@ class Deed(Generic[_Item]):
                 return
 
 
-def items_of(do: Callable[[Deed[_Item]], _Item], *, timeout_s: float) -> Generator[_Item, None, None]:
+def items_of(do: Callable[[WorkerCall[_Item]], _Item], *, timeout_s: float) -> Generator[_Item, None, None]:
     """What ``do`` tells, and, last, what it returns; what it raises is raised here. It runs in a thread of its own.
 
     Raises NoThreadError, before ``do`` has begun, and SilentError ``timeout_s`` after the start. Closing the iterator early, and an
-    interrupt of the caller, end the deed at its next `Deed.tell`, or by its ``cancel``.
+    interrupt of the caller, end the deed at its next `WorkerCall.tell`, or by its ``cancel``.
     """
-    deed: Deed[_Item] = Deed(time.monotonic() + timeout_s)
+    worker_call: WorkerCall[_Item] = WorkerCall(time.monotonic() + timeout_s)
     is_last = waits = False
     try:
         try:
-            start_new_thread(deed._run, (do,))
+            start_new_thread(worker_call._run, (do,))
         except RuntimeError as error:
             raise NoThreadError(str(error)) from None
         while not is_last:
             waits = False
-            is_last, item = deed._next()
+            is_last, item = worker_call._next()
             waits = True
             yield item
     finally:
         if not is_last:
-            deed._leave(waits=waits)
+            worker_call._leave(waits=waits)
 
 
-def result_of(do: Callable[[Deed[_Item]], _Item], *, timeout_s: float) -> _Item:
+def result_of(do: Callable[[WorkerCall[_Item]], _Item], *, timeout_s: float) -> _Item:
     """As `items_of`, for a deed that tells nothing but its result."""
     (result,) = items_of(do, timeout_s=timeout_s)
     return result

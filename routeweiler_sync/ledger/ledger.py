@@ -17,9 +17,9 @@ from typing import Any, ClassVar
 from .._core.money import Rate
 from ..budgets.schema import SAFE_DEFAULT, BudgetEnvelope
 from ..errors import BudgetError, EnvelopeFrozenError, LedgerError, PolicyDeniedError, RailNotSupportedError, RouteweilerError
-from . import envelopes, snapshot as books
+from . import envelopes, snapshot
 from .envelopes import Draw, moment
-from .snapshot import LedgerBooks
+from .snapshot import LedgerSnapshot
 from .store import Store, Transaction
 from .types import UNFINISHED, Change, EnvelopeRow, Intent, PaymentRow, PaymentState
 
@@ -142,10 +142,10 @@ class Ledger:
                 raise envelopes.not_found(id)
             return envelopes.as_row(tx, rows[0], self._clock())
 
-    def books(self) -> LedgerBooks:
+    def snapshot(self) -> LedgerSnapshot:
         """Every figure of the ledger at one moment, for `routeweiler_sync.audit`. All of it in memory, tokens left out."""
         with self._store.read() as tx:
-            return books.read(tx)
+            return snapshot.read(tx)
 
     def forget(self, payment_hash: str, *, abandon: bool = False) -> PaymentRow:
         """Stop offering the token of a payment; the next call may buy a new one.
@@ -222,7 +222,7 @@ class Ledger:
             )
         return [_payment(row) for row in rows]
 
-    def untold(self) -> list[PaymentRow]:
+    def unreported(self) -> list[PaymentRow]:
         """Settled payments that no trace has told of: their call ended in a crash."""
         with self._store.read() as tx:
             rows = tx.execute(
@@ -273,7 +273,7 @@ class Ledger:
                     draw.rate.currency if draw else None,
                     str(draw.rate.btc_price) if draw and draw.rate.btc_price is not None else None,
                     draw.rate.quality if draw else None,
-                    reserved_micro, intent.valid_until, int(now_s * 1000), intent.target,
+                    reserved_micro, intent.valid_until, int(now_s * 1000), intent.resource_digest,
                 ),
             )  # fmt: skip
             if rows:
@@ -345,35 +345,35 @@ class Ledger:
         """Note that the server no longer takes the token of a settled payment, for one thing at least."""
         return self.change(payment_hash, lambda row: _retirement(row, REFUSED, "refused by the server"))
 
-    def retired(self, origin: str, scope: str, target: str) -> PaymentRow | None:
+    def retired(self, origin: str, scope: str, resource_digest: str) -> PaymentRow | None:
         """The latest payment for this very ``target`` whose token was taken once and refused later, maybe for something else."""
         with self._store.read() as tx:
             return _first(
                 tx.execute(
                     "SELECT * FROM payments WHERE origin = ? AND scope = ? AND target = ? AND state = 'retired' "
                     "AND taken = 1 AND failure_code = 'refused' AND preimage IS NOT NULL ORDER BY created_at_ms DESC LIMIT 1",
-                    (origin, scope, target),
+                    (origin, scope, resource_digest),
                 )
             )
 
-    def unserved(self, origin: str, target: str) -> PaymentRow | None:
+    def unserved(self, origin: str, resource_digest: str) -> PaymentRow | None:
         """The earliest payment for this very ``target`` whose token, of whatever scope, is live and was never taken."""
         with self._store.read() as tx:
             return _first(
                 tx.execute(
                     "SELECT * FROM payments WHERE origin = ? AND target = ? AND state = 'settled' "
                     "AND taken = 0 AND preimage IS NOT NULL ORDER BY created_at_ms LIMIT 1",
-                    (origin, target),
+                    (origin, resource_digest),
                 )
             )
 
-    def mark(self, payment_hash: str, *, taken: bool = False, told: bool = False) -> None:
+    def mark(self, payment_hash: str, *, accepted: bool = False, reported: bool = False) -> None:
         """Note that the server has taken the token, that a trace has told of the payment. Cheap: not forced to disk."""
         self._store.run(
             lambda tx: tx.execute(
                 "UPDATE payments SET taken = CASE WHEN ? = 1 THEN 1 ELSE taken END, told = CASE WHEN ? = 1 THEN 1 ELSE told END "
                 "WHERE payment_hash = ?",
-                (int(taken), int(told), payment_hash),
+                (int(accepted), int(reported), payment_hash),
             ),
             durable=False,
         )

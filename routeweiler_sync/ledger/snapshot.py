@@ -13,7 +13,7 @@ from typing import Any
 
 from .._core.money import Rate
 from ..errors import LedgerError
-from . import envelopes as limits
+from . import envelopes
 from .store import Transaction
 from .types import UNFINISHED, PaymentState
 
@@ -44,7 +44,7 @@ class BookedPayment:
     reserved_micro: int
     settled_micro: int
     preimage: str | None = field(repr=False)
-    told: bool
+    reported: bool
     settled_at_ms: int | None
 
     @property
@@ -80,14 +80,14 @@ class BookedEnvelope:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LedgerBooks:
+class LedgerSnapshot:
     """The whole ledger at one moment: envelopes by id, payments by hash."""
 
     envelopes: Mapping[str, BookedEnvelope]
     payments: Mapping[str, BookedPayment]
 
 
-def read(tx: Transaction) -> LedgerBooks:
+def read(tx: Transaction) -> LedgerSnapshot:
     """All of it, in one transaction, so that totals and rows are of the same moment. LedgerError where a figure isn't one."""
     spends: dict[str, dict[int, int]] = {}
     for row in tx.execute("SELECT envelope_id, bucket, micro FROM spends"):
@@ -110,13 +110,13 @@ def read(tx: Transaction) -> LedgerBooks:
         for row in rows:
             payments[row["payment_hash"]] = _payment(row)
         if len(rows) < PAGE_ROWS:
-            return LedgerBooks(envelopes=envelopes, payments=payments)
+            return LedgerSnapshot(envelopes=envelopes, payments=payments)
         after = rows[-1]["payment_hash"]
 
 
 def _readable(text: str) -> bool:
     try:
-        limits.load(text)
+        envelopes.load(text)
     except LedgerError:
         return False
     return True
@@ -130,7 +130,7 @@ def _payment(row: Mapping[str, Any]) -> BookedPayment:
         if not all(isinstance(value, int) for name, value in values.items() if name.endswith(("_msat", "_micro"))):
             raise ValueError("amount")
         if row["settled_at_ms"] is not None:
-            limits.moment(row["settled_at_ms"])
+            envelopes.moment(row["settled_at_ms"])
         booked = BookedPayment(**values)
         booked.micro_of(booked.amount_msat)
     except (ValueError, TypeError, ArithmeticError, OSError):  # from None: their words may hold what the row holds

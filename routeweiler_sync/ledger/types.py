@@ -82,7 +82,7 @@ class Intent:
     amount_msat: int
     fee_cap_msat: int
     valid_until: int | None = None
-    target: str = ""
+    resource_digest: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,11 +117,11 @@ class PaymentRow:
     sends_ever: int = 0
     sends_unanswered: int = 0
     valid_until: int | None = None
-    taken: bool = False
-    told: bool = False
+    accepted: bool = False
+    reported: bool = False
     failure_code: str | None = None
     failure_text: str | None = None
-    target: str = ""
+    resource_digest: str = ""
     created_at: datetime
     settled_at: datetime | None = None
 

@@ -30,14 +30,14 @@ def _start_over_after_fork() -> None:
     _lock = threading.Lock()
 
 
-class Limit:
+class SpendingLimit:
     """A limit under way: what its block has spent so far. Made by `Routeweiler.limit`; thread-safe."""
 
     def __init__(self, payer: Payer, limit_msat: int) -> None:
         self.limit_msat = limit_msat
         self._payer = payer
         self._spent: dict[str, int] = {}
-        self._held: dict[str, int] = {}
+        self._reserved: dict[str, int] = {}
 
     @property
     def spent_msat(self) -> int:
@@ -49,33 +49,33 @@ class Limit:
     def reserved_msat(self) -> int:
         """The most that payments may still come to whose outcome the block hasn't heard of yet, in msat."""
         with _lock:
-            return sum(self._held.values())
+            return sum(self._reserved.values())
 
     def _headroom_msat(self) -> int:
-        return self.limit_msat - sum(self._spent.values()) - sum(self._held.values())
+        return self.limit_msat - sum(self._spent.values()) - sum(self._reserved.values())
 
     def __repr__(self) -> str:
         return f"<limit of {in_sats(self.limit_msat)}, {in_sats(self.spent_msat)} spent, {in_sats(self.reserved_msat)} reserved>"
 
 
-_active: contextvars.ContextVar[tuple[Limit, ...]] = contextvars.ContextVar("routeweiler_sync_limits", default=())
+_active: contextvars.ContextVar[tuple[SpendingLimit, ...]] = contextvars.ContextVar("routeweiler_sync_limits", default=())
 
 
-def active(payers: tuple[Payer, ...]) -> tuple[Limit, ...]:
+def active(payers: tuple[Payer, ...]) -> tuple[SpendingLimit, ...]:
     """The limits around the present call of ``payers``, the outermost first."""
     return tuple(each for each in _active.get() if any(each._payer is payer for payer in payers))
 
 
-class Block(AbstractContextManager[Limit]):
+class Block(AbstractContextManager[SpendingLimit]):
     """A block in which ``payer`` spends at most ``sats``. ValueError for what can't be a limit, RuntimeError if entered again."""
 
     def __init__(self, payer: Payer, sats: int) -> None:
         if isinstance(sats, bool) or not isinstance(sats, int) or not 0 <= sats <= MAX_MINOR_UNITS:
             raise ValueError(f"sats is a whole number of sats from 0 to {MAX_MINOR_UNITS}, not {sats!r}")
-        self._limit = Limit(payer, sats * MSAT_PER_SAT)
+        self._limit = SpendingLimit(payer, sats * MSAT_PER_SAT)
         self._entered = False
 
-    def __enter__(self) -> Limit:
+    def __enter__(self) -> SpendingLimit:
         if self._entered:
             raise RuntimeError("a limit has one block, and this one had it already. Call session.limit(sats=…) again for another.")
         self._entered = True
@@ -87,13 +87,13 @@ class Block(AbstractContextManager[Limit]):
         _active.set(tuple(each for each in _active.get() if each is not self._limit))
 
 
-def hold(limits: Iterable[Limit], payment_hash: str, amount_msat: int, fee_cap_msat: int, *, whole: bool = False) -> int:
+def reserve(limits: Iterable[SpendingLimit], payment_hash: str, amount_msat: int, fee_cap_msat: int, *, whole: bool = False) -> int:
     """Hold a payment's cost in all ``limits`` before its order leaves. The fee limit that fits, ``fee_cap_msat`` or less.
 
     With ``whole`` it doesn't shrink. A payment that is held already isn't held twice. BudgetExceededError where it doesn't fit.
     """
     with _lock:
-        new = [each for each in limits if payment_hash not in each._held and payment_hash not in each._spent]
+        new = [each for each in limits if payment_hash not in each._reserved and payment_hash not in each._spent]
         for each in new:
             headroom_msat = each._headroom_msat()
             if headroom_msat < amount_msat + (fee_cap_msat if whole else 0):
@@ -105,22 +105,22 @@ def hold(limits: Iterable[Limit], payment_hash: str, amount_msat: int, fee_cap_m
                 )
             fee_cap_msat = min(fee_cap_msat, headroom_msat - amount_msat)
         for each in new:
-            each._held[payment_hash] = amount_msat + fee_cap_msat
+            each._reserved[payment_hash] = amount_msat + fee_cap_msat
     return fee_cap_msat
 
 
-def let_go(limits: Iterable[Limit], payment_hash: str) -> None:
+def release(limits: Iterable[SpendingLimit], payment_hash: str) -> None:
     """Return what is held for a payment whose order never left."""
     with _lock:
         for each in limits:
-            each._held.pop(payment_hash, None)
+            each._reserved.pop(payment_hash, None)
 
 
-def note(limits: Iterable[Limit], row: PaymentRow) -> None:
+def record(limits: Iterable[SpendingLimit], row: PaymentRow) -> None:
     """Take note of how a payment stands, if its order was one of the block's: its spend, or that there is none."""
     if row.unfinished:
         return
     with _lock:
         for each in limits:
-            if each._held.pop(row.payment_hash, None) is not None and row.settled_at is not None:
+            if each._reserved.pop(row.payment_hash, None) is not None and row.settled_at is not None:
                 each._spent[row.payment_hash] = row.amount_msat + row.fee_msat

@@ -46,7 +46,7 @@ from ..errors import (
     RouteweilerError,
 )
 from ..funding.lightning import LightningFundingSource
-from ..funding.replies import Answer, Word
+from ..funding.replies import WalletAnswer, WalletReply
 from ..funding.wallet import default_fee_cap_msat
 from ..ledger.envelopes import Draw, check_allowed
 from ..ledger.ledger import Ledger
@@ -54,15 +54,15 @@ from ..ledger.types import Intent, PaymentRow, PaymentState
 from ..policy.dsl import Policy
 from ..policy.engine import evaluate
 from ..protocol.invoice import Invoice, decode_invoice
-from . import block_limit as limits, wallet_rules as purchase
+from . import block_limit, wallet_rules
 from .checks import check_challenge
 from .first_use import begin_first_use, wait_for_first_use
 from .outcome_errors import ended_error, error_for, given_up, pending_error, unbooked_error, unserved_error
-from .report_claims import claim_telling, release_telling
-from .single_flight import Flight, single
-from .token import HeldToken
-from .types import Need, Purchase, Quote
-from .wallet_rules import Act, Step
+from .report_claims import claim, release
+from .single_flight import Flight, single_flight
+from .token import Token
+from .types import Purchase, Quote, TokenRequest
+from .wallet_rules import NextStep, Step
 
 log = logging.getLogger("routeweiler_sync")
 #: How often one call sends an invoice again whose earlier send is unanswered. More would only add unanswered sends.
@@ -70,7 +70,7 @@ MAX_RESENDS = 1
 #: How long another process's purchase is left alone before the node is asked about it. It ends nothing; asking is harmless.
 LEAVE_ALONE_S = 1.0
 #: The node's word for money that has left.
-PAID = (Word.SUCCEEDED, Word.WRONG_PREIMAGE)
+PAID = (WalletReply.SUCCEEDED, WalletReply.WRONG_PREIMAGE)
 #: Nodes and ledgers are asked again at these intervals: soon at first, then patiently.
 ROW_POLL = tenacity.wait_exponential(multiplier=0.01, max=0.25) + tenacity.wait_random(0, 0.01)
 NODE_POLL = tenacity.wait_exponential(multiplier=0.05, max=1.0) + tenacity.wait_random(0, 0.05)
@@ -107,13 +107,13 @@ class Checkout:
 
     def token_for(
         self,
-        need: Need,
+        token_request: TokenRequest,
         *,
         refused: frozenset[str] = frozenset(),
         may_buy: bool = True,
         worth_an_offer: Callable[[PaymentRow], bool] = lambda row: True,
     ) -> Purchase | None:
-        """The token that ``need`` asks for: a live one, one whose purchase is carried to its end, or a new one. May move money.
+        """The token that ``token_request`` asks for: a live one, one whose purchase is carried to its end, or a new one. May move money.
 
         ``refused``: payment hashes (hex) of tokens that the server has just refused; they aren't given again. Without ``may_buy``
         nothing new is bought: None where there is nothing to give. ``worth_an_offer``: of a live token that was taken; one that
@@ -121,43 +121,43 @@ class Checkout:
         is over. Raises the errors of the tree; each says what became of the money.
         """
         deadline = Deadline(self._payment_timeout_s)
-        with single((self.ledger.url, need.origin, need.scope), deadline) as flight:
-            standing = self._standing(need, refused)
+        with single_flight((self.ledger.url, token_request.origin, token_request.scope), deadline) as flight:
+            standing = self._standing(token_request, refused)
             if standing is not None and may_buy and _has_served(standing) and not worth_an_offer(standing):
                 self.ledger.retire(standing.payment_hash)
                 standing = None
             if standing is not None:
                 flight.payment_hash = standing.payment_hash
-                return _kept_for_buyer(self._use(standing, need, deadline))
-            earlier = self.ledger.retired(need.origin, need.scope, need.target)
+                return _kept_for_buyer(self._use(standing, token_request, deadline))
+            earlier = self.ledger.retired(token_request.origin, token_request.scope, token_request.resource_digest)
             if earlier is not None and earlier.payment_hash not in refused and worth_an_offer(earlier):
                 return _as_purchase(earlier, bought=False)  # refused for something else, maybe: asking costs nothing
             if not may_buy:
                 return None
-            unserved = self._unserved(need)
+            unserved = self._unserved(token_request)
             if unserved is None:
-                return _kept_for_buyer(self._buy(need, deadline, flight))
+                return _kept_for_buyer(self._buy(token_request, deadline, flight))
             if unserved.payment_hash not in refused:
                 return _as_purchase(unserved, bought=False)
-        raise unserved_error(unserved, need)  # outside: those who wait for the scope may need it for something else
+        raise unserved_error(unserved, token_request)  # outside: those who wait for the scope may need it for something else
 
-    def quote(self, need: Need) -> Quote | None:
-        """What a call for ``need`` would pay, or None where the ledger has a token for it. Asks no node and pays nothing.
+    def quote(self, token_request: TokenRequest) -> Quote | None:
+        """What a call for ``token_request`` would pay, or None where the ledger has a token for it. Asks no node and pays nothing.
 
         Policy and limits aren't asked: what a call may pay is another question. Raises ChallengeExpiredError,
         ChallengeMismatchError, and FmvUnavailableError where the budget's currency has no rate.
         """
-        live = self.ledger.live(need.origin, need.scope) if self.ledger.exists() else []
+        live = self.ledger.live(token_request.origin, token_request.scope) if self.ledger.exists() else []
         standing = live[0] if live else None
         if standing is not None and standing.unfinished:  # a call would carry this one to its end
-            return self._quote(need, decode_invoice(standing.bolt11), standing.max_fee_msat)
+            return self._quote(token_request, decode_invoice(standing.bolt11), standing.max_fee_msat)
         if standing is not None and (standing.valid_until is None or time.time() < standing.valid_until):
             return None
-        check_challenge(need.challenge)
-        invoice = need.challenge.invoice
+        check_challenge(token_request.challenge)
+        invoice = token_request.challenge.invoice
         source = next((each for each in self.funding if each.network == invoice.network), None)
         fee_cap_msat = default_fee_cap_msat(invoice.amount_msat) if source is None else source.fee_cap_msat(invoice.amount_msat)
-        return self._quote(need, invoice, fee_cap_msat)
+        return self._quote(token_request, invoice, fee_cap_msat)
 
     def recover(self) -> Iterator[PaymentRow]:
         """Ask the node about every unfinished row of its own, and book what it says. Starts no payment. Each row, as it is now.
@@ -170,7 +170,7 @@ class Checkout:
         for row in self.ledger.abandoned():
             source, _ = self._source_of(row, deadline)
             if source is not None:
-                now = self._take(row, Act.TRACK, source.track(_hash(row), timeout_s=deadline.left_s(), follow=False))[1]
+                now = self._take(row, NextStep.TRACK, source.track(_hash(row), timeout_s=deadline.left_s(), follow=False))[1]
                 if now.settled_at is not None:
                     yield now
         for row in self.ledger.unfinished():
@@ -180,56 +180,56 @@ class Checkout:
                 yield row
                 continue
             answer = source.track(_hash(row), timeout_s=deadline.left_s(), follow=False)
-            yield self._take(row, Act.TRACK, answer)[1]
+            yield self._take(row, NextStep.TRACK, answer)[1]
 
     # -- what is there already --------------------------------------------------------------------------------------------
 
-    def _standing(self, need: Need, refused: frozenset[str]) -> PaymentRow | None:
-        """The row that answers ``need`` or stands in the way of a new purchase, or None."""
-        live = self.ledger.live(need.origin, need.scope)
+    def _standing(self, token_request: TokenRequest, refused: frozenset[str]) -> PaymentRow | None:
+        """The row that answers ``token_request`` or stands in the way of a new purchase, or None."""
+        live = self.ledger.live(token_request.origin, token_request.scope)
         if live and wait_for_first_use(live[0].payment_hash):
-            live = self.ledger.live(need.origin, need.scope)
+            live = self.ledger.live(token_request.origin, token_request.scope)
         if live and live[0].payment_hash not in refused:
             return live[0]
-        same = self.ledger.payment(need.challenge.payment_hash.hex())
+        same = self.ledger.payment(token_request.challenge.payment_hash.hex())
         if same is not None and same.payment_hash in refused:
             raise given_up(same)
         return same
 
-    def _unserved(self, need: Need) -> PaymentRow | None:
+    def _unserved(self, token_request: TokenRequest) -> PaymentRow | None:
         """A payment for this very target whose token no server has taken: a server that never delivers gets no second one."""
-        row = self.ledger.unserved(need.origin, need.target) if need.target else None
+        row = self.ledger.unserved(token_request.origin, token_request.resource_digest) if token_request.resource_digest else None
         if row is not None and wait_for_first_use(row.payment_hash):
-            row = self.ledger.unserved(need.origin, need.target)
+            row = self.ledger.unserved(token_request.origin, token_request.resource_digest)
         return row
 
-    def _use(self, row: PaymentRow, need: Need, deadline: Deadline) -> Purchase:
+    def _use(self, row: PaymentRow, token_request: TokenRequest, deadline: Deadline) -> Purchase:
         """What ``row``, found in the ledger, comes to. One of another origin is none of this server's business."""
-        if row.origin != need.origin:
+        if row.origin != token_request.origin:
             raise ChallengeMismatchError(
-                f"{need.origin} offers an invoice for a payment hash that {row.origin} was paid for: its token goes nowhere else, "
+                f"{token_request.origin} offers an invoice for a payment hash that {row.origin} was paid for: its token goes nowhere else, "
                 "and paying again would buy nothing. Nothing was spent. Tell the server's operator, if you trust them."
             )
         if row.unfinished:
-            return self._resolve(row, need, deadline)
-        limits.note(need.limits, row)
+            return self._resolve(row, token_request, deadline)
+        block_limit.record(token_request.limits, row)
         if row.state is PaymentState.SETTLED:
             return _as_purchase(row, bought=False)
         raise given_up(row)
 
-    def _resolve(self, row: PaymentRow, need: Need, deadline: Deadline) -> Purchase:
+    def _resolve(self, row: PaymentRow, token_request: TokenRequest, deadline: Deadline) -> Purchase:
         """Carry another's unfinished purchase to its end: leave it alone for a moment, then ask its node."""
         row = self._watch(row, Deadline(min(LEAVE_ALONE_S, deadline.left_s())))
         if row.unfinished:
             source, problem = self._source_of(row, deadline)
             if source is not None:
-                return self._carry(row, source, Act.TRACK, need, deadline)
+                return self._carry(row, source, NextStep.TRACK, token_request, deadline)
             if problem is not None:
                 raise pending_error(row, f"its node can't be asked: {problem}") from problem
             row = self._watch(row, deadline)
             if row.unfinished:
                 raise pending_error(row, f"only its own node {row.node_pubkey} can tell, and this session hasn't that one")
-        limits.note(need.limits, row)
+        block_limit.record(token_request.limits, row)
         if row.state is PaymentState.SETTLED:
             return _as_purchase(row, bought=False)
         raise ended_error(row)
@@ -252,61 +252,63 @@ class Checkout:
 
     # -- a new purchase ---------------------------------------------------------------------------------------------------
 
-    def _buy(self, need: Need, deadline: Deadline, flight: Flight) -> Purchase:
+    def _buy(self, token_request: TokenRequest, deadline: Deadline, flight: Flight) -> Purchase:
         """Every reason to refuse, then the intent on disk, then the order."""
-        check_challenge(need.challenge)
+        check_challenge(token_request.challenge)
         if self._problem is not None:
             raise copy.copy(self._problem)
-        invoice = need.challenge.invoice
-        self._check_policy(need)
-        self._check_envelope(need)
+        invoice = token_request.challenge.invoice
+        self._check_policy(token_request)
+        self._check_envelope(token_request)
         source = self._source_for(invoice.network)
         node_pubkey = source.ready(deadline.left_s())
-        draw = self._draw(need)
-        payment_hash = need.challenge.payment_hash.hex()
-        fee_cap_msat = limits.hold(need.limits, payment_hash, invoice.amount_msat, source.fee_cap_msat(invoice.amount_msat))
+        draw = self._draw(token_request)
+        payment_hash = token_request.challenge.payment_hash.hex()
+        fee_cap_msat = block_limit.reserve(
+            token_request.limits, payment_hash, invoice.amount_msat, source.fee_cap_msat(invoice.amount_msat)
+        )
         try:
             if self._confirm is not None:
-                self._ask_confirm(self._confirm, self._quote(need, invoice, fee_cap_msat, draw))
-                check_challenge(need.challenge)  # a person may take longer to answer than an invoice lives
+                self._ask_confirm(self._confirm, self._quote(token_request, invoice, fee_cap_msat, draw))
+                check_challenge(token_request.challenge)  # a person may take longer to answer than an invoice lives
                 deadline = Deadline(self._payment_timeout_s)  # the wallet's time doesn't run while a person thinks
-                draw = self._draw(need)  # nor does a rate keep for as long
-            need.still_useful()  # while the node was asked, or a person, the request's body may have been closed
+                draw = self._draw(token_request)  # nor does a rate keep for as long
+            token_request.still_useful()  # while the node was asked, or a person, the request's body may have been closed
             flight.payment_hash = payment_hash
-            row, is_new = self.ledger.open_payment(_intent(need, node_pubkey, fee_cap_msat), draw)
+            row, is_new = self.ledger.open_payment(_intent(token_request, node_pubkey, fee_cap_msat), draw)
         except BaseException:
-            limits.let_go(need.limits, payment_hash)
+            block_limit.release(token_request.limits, payment_hash)
             raise
         if not is_new:
-            limits.let_go(need.limits, payment_hash)
+            block_limit.release(token_request.limits, payment_hash)
             flight.payment_hash = row.payment_hash
-            return self._use(row, need, deadline)
+            return self._use(row, token_request, deadline)
         log.info("paying %d msat to %s, payment hash %s", row.amount_msat, row.origin, row.payment_hash)
-        return self._carry(row, source, Act.SEND, need, deadline)
+        return self._carry(row, source, NextStep.SEND, token_request, deadline)
 
-    def _check_policy(self, need: Need) -> None:
+    def _check_policy(self, token_request: TokenRequest) -> None:
         if self.policy is None:
             return
-        invoice = need.challenge.invoice
+        invoice = token_request.challenge.invoice
         verdict = evaluate(
             self.policy,
-            url=need.url,
-            scheme=need.challenge.scheme,
+            url=token_request.url,
+            scheme=token_request.challenge.scheme,
             network=invoice.network,
-            rail=need.challenge.rail,
+            rail=token_request.challenge.rail,
         )
         if verdict.denied:
             raise PolicyDeniedError(
-                f"The policy forbids paying {need.origin}: {verdict.reason}. Nothing was spent. Change the policy to allow it."
+                f"The policy forbids paying {token_request.origin}: {verdict.reason}. Nothing was spent. Change the policy to allow it."
             )
-        if verdict.rail != need.challenge.rail:
+        if verdict.rail != token_request.challenge.rail:
             raise RailNotSupportedError(
-                f"The policy wants {need.origin} paid over {verdict.rail}, and the server was understood to offer {need.challenge.rail} only. "
+                f"The policy wants {token_request.origin} paid over {verdict.rail}, and the server was understood to offer {token_request.challenge.rail} only. "
                 "Nothing was spent. Change the policy to allow it."
             )
         limit = verdict.max_per_call_minor_units
         if limit is not None:
-            price_msat = invoice.amount_msat + need.spent_in_call_msat  # a call is a call, over however many redirects
+            price_msat = invoice.amount_msat + token_request.spent_in_call_msat  # a call is a call, over however many redirects
             price = rate_for(self.policy.currency, self._fmv_provider).minor_units_of(price_msat)
             if price > limit:
                 raise PolicyMaxPerCallExceededError(
@@ -314,14 +316,14 @@ class Checkout:
                     f"rule {verdict.rule!r} allows for one call. Nothing was spent. Change the policy to allow it."
                 )
 
-    def _check_envelope(self, need: Need) -> None:
+    def _check_envelope(self, token_request: TokenRequest) -> None:
         envelope = self.envelope
         if isinstance(envelope, str):
             envelope = self.ledger.envelope(envelope).limits
         if envelope is None:
             return
         try:
-            check_allowed(envelope, need.origin, need.challenge.rail)
+            check_allowed(envelope, token_request.origin, token_request.challenge.rail)
         except (PolicyDeniedError, RailNotSupportedError):
             with contextlib.suppress(LedgerError):
                 if envelope is self.envelope and self.ledger.exists():
@@ -345,25 +347,25 @@ class Checkout:
         envelope = self.ledger.envelope(self.envelope).limits if isinstance(self.envelope, str) else self.envelope
         return rate_for(envelope.cap_currency, self._fmv_provider)
 
-    def _draw(self, need: Need) -> Draw | None:
+    def _draw(self, token_request: TokenRequest) -> Draw | None:
         if self.envelope is None:
             return None
         return Draw(
             envelope=self.envelope,
             rate=self._rate(),
             session_started_s=self._session_started_s,
-            spent_in_call_msat=need.spent_in_call_msat,
+            spent_in_call_msat=token_request.spent_in_call_msat,
         )
 
-    def _quote(self, need: Need, invoice: Invoice, max_fee_msat: int, draw: Draw | None = None) -> Quote:
+    def _quote(self, token_request: TokenRequest, invoice: Invoice, max_fee_msat: int, draw: Draw | None = None) -> Quote:
         rate = draw.rate if draw is not None else self._rate()
         return Quote(
-            url=need.url,
+            url=token_request.url,
             amount_msat=invoice.amount_msat,
             max_fee_msat=max_fee_msat,
             amount_minor_units=rate.minor_units_of(invoice.amount_msat),
             currency=rate.currency,
-            scope=need.scope,
+            scope=token_request.scope,
             payment_hash=invoice.payment_hash.hex(),
             description=invoice.description,
             expires_at=datetime.fromtimestamp(invoice.expires_at, tz=timezone.utc),
@@ -380,78 +382,80 @@ class Checkout:
 
     # -- the loop that runs the table -------------------------------------------------------------------------------------
 
-    def _carry(self, row: PaymentRow, source: LightningFundingSource, act: Act, need: Need, deadline: Deadline) -> Purchase:
+    def _carry(
+        self, row: PaymentRow, source: LightningFundingSource, next_step: NextStep, token_request: TokenRequest, deadline: Deadline
+    ) -> Purchase:
         """Do what the table says until it says what the call ends with. A first SEND has been counted by whoever opened the row."""
         try:
-            is_mine = act is Act.SEND
+            is_mine = next_step is NextStep.SEND
             resends, counted, started_s, reason = MAX_RESENDS, is_mine, time.monotonic(), None
             while True:
-                if act is Act.SEND and not counted:
+                if next_step is NextStep.SEND and not counted:
                     if not resends:
                         raise pending_error(row, "its order was sent again once, and nothing more is known")
                     resends -= 1
                     if not is_mine:
-                        self._check_resend(row, need)
-                    self._hold_again(row, need)
+                        self._check_resend(row, token_request)
+                    self._hold_again(row, token_request)
                     again = self._counted_again(row)
                     if again is None:  # ended meanwhile: look at how
-                        return self._use(self._now(row), need, deadline)
+                        return self._use(self._now(row), token_request, deadline)
                     row = again
                 counted = False
-                answer = self._ask(row, source, act, deadline)
+                answer = self._ask(row, source, next_step, deadline)
                 reason = answer.reason or reason
-                step, row = self._take(row, act, answer)
-                limits.note(need.limits, row)
-                act = step.rule.act
-                if not act.asks_node:
+                step, row = self._take(row, next_step, answer)
+                block_limit.record(token_request.limits, row)
+                next_step = step.rule.next_step
+                if not next_step.asks_node:
                     break
                 if deadline.passed:
                     raise pending_error(row, f"no final word came in time{f' (the last was: {reason})' if reason else ''}")
-            if act is Act.HAND_OVER and row.preimage is not None:
+            if next_step is NextStep.HAND_OVER and row.preimage is not None:
                 latency_ms = int((time.monotonic() - started_s) * 1000)
                 return _as_purchase(row, bought=step.settles, settlement_latency_ms=latency_ms if step.settles else None)
-            if act is Act.RAISE_PENDING:
+            if next_step is NextStep.RAISE_PENDING:
                 raise pending_error(row, reason or "an earlier order for it is unanswered")
-            raise error_for(act, row, reason)
+            raise error_for(next_step, row, reason)
         except BaseException:
-            release_telling(row.payment_hash)
+            release(row.payment_hash)
             raise
 
-    def _ask(self, row: PaymentRow, source: LightningFundingSource, act: Act, deadline: Deadline) -> Answer:
+    def _ask(self, row: PaymentRow, source: LightningFundingSource, next_step: NextStep, deadline: Deadline) -> WalletAnswer:
         """Send once, or ask until the node says something or the time is up."""
-        if act is Act.SEND:
+        if next_step is NextStep.SEND:
             return source.send(row.bolt11, payment_hash=_hash(row), max_fee_msat=row.max_fee_msat, timeout_s=deadline.left_s())
         retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_result(lambda answer: answer.word is Word.UNKNOWN and not deadline.passed),
+            retry=tenacity.retry_if_result(lambda answer: answer.reply is WalletReply.UNKNOWN and not deadline.passed),
             wait=NODE_POLL,
             sleep=lambda pause_s: time.sleep(min(pause_s, deadline.left_s())),
         )
-        return retrying(lambda: source.track(_hash(row), timeout_s=deadline.left_s(), follow=act is not Act.LAST_LOOK))
+        return retrying(lambda: source.track(_hash(row), timeout_s=deadline.left_s(), follow=next_step is not NextStep.LAST_LOOK))
 
-    def _hold_again(self, row: PaymentRow, need: Need) -> None:
+    def _hold_again(self, row: PaymentRow, token_request: TokenRequest) -> None:
         """An order that leaves again counts for the blocks that it leaves from, whoever sent it first."""
         try:
-            limits.hold(need.limits, row.payment_hash, row.amount_msat, row.max_fee_msat, whole=True)
+            block_limit.reserve(token_request.limits, row.payment_hash, row.amount_msat, row.max_fee_msat, whole=True)
         except BudgetExceededError as error:
             raise _unsent_error(row, error) from error
 
-    def _check_resend(self, row: PaymentRow, need: Need) -> None:
+    def _check_resend(self, row: PaymentRow, token_request: TokenRequest) -> None:
         """Whether this session, too, may pay for what another began: who was told no mustn't pay, whoever was told yes before.
 
         What is reserved for it stays as it is. PaymentPendingError, for the earlier order may still be carried out.
         """
         invoice = decode_invoice(row.bolt11)
-        need = replace(need, challenge=replace(need.challenge, invoice=invoice))
+        token_request = replace(token_request, challenge=replace(token_request.challenge, invoice=invoice))
         try:
-            self._check_policy(need)
-            self._check_envelope(need)
-            self._check_standing_limits(row, need)
+            self._check_policy(token_request)
+            self._check_envelope(token_request)
+            self._check_standing_limits(row, token_request)
             if self._confirm is not None:
-                self._ask_confirm(self._confirm, self._quote(need, invoice, row.max_fee_msat))
+                self._ask_confirm(self._confirm, self._quote(token_request, invoice, row.max_fee_msat))
         except (PolicyDeniedError, PolicyMaxPerCallExceededError, RailNotSupportedError, BudgetError) as error:
             raise _unsent_error(row, error) from error
 
-    def _check_standing_limits(self, row: PaymentRow, need: Need) -> None:
+    def _check_standing_limits(self, row: PaymentRow, token_request: TokenRequest) -> None:
         """The session's envelope on a payment that is reserved already, maybe in another one: not frozen, and not too much."""
         own = self.envelope
         if own is None:
@@ -462,7 +466,7 @@ class Checkout:
                 raise EnvelopeFrozenError(f"Envelope {envelope.id!r} is frozen. Nothing was spent.")
         limit_micro = envelope.limit_micro("per_call_minor_units")
         most_msat = row.amount_msat + row.max_fee_msat
-        if limit_micro is not None and self._rate().micro_of(most_msat + need.spent_in_call_msat) > limit_micro:
+        if limit_micro is not None and self._rate().micro_of(most_msat + token_request.spent_in_call_msat) > limit_micro:
             raise BudgetExceededError(
                 f"It may cost {sats(most_msat)}, more than envelope {envelope.id!r} allows for one call. Nothing was spent."
             )
@@ -475,15 +479,15 @@ class Checkout:
         except LedgerError as error:
             raise unbooked_error(row, error, paid=False) from error
 
-    def _take(self, row: PaymentRow, asked: Act, answer: Answer) -> tuple[Step, PaymentRow]:
+    def _take(self, row: PaymentRow, asked: NextStep, answer: WalletAnswer) -> tuple[Step, PaymentRow]:
         """Put ``answer`` to the table and book what it says, in one transaction on the row as it is by then."""
         steps: list[Step] = []
 
         def decide(current: PaymentRow) -> Any:
-            steps.append(purchase.decide(current, asked, answer))
+            steps.append(wallet_rules.decide(current, asked, answer))
             change = steps[-1].change
             if steps[-1].settles:
-                claim_telling(row.payment_hash)  # before any other thread can see it settled and untold
+                claim(row.payment_hash)  # before any other thread can see it settled and untold
             changes_nothing = change.state is current.state and not change.answered
             return None if changes_nothing else change
 
@@ -492,7 +496,7 @@ class Checkout:
         except LedgerError as error:
             found = self._committed(row, steps[-1]) if steps else None
             if found is None:
-                raise unbooked_error(row, error, paid=answer.word in PAID) from error
+                raise unbooked_error(row, error, paid=answer.reply in PAID) from error
             after = found
         if steps[-1].settles:
             log.info("payment %s settled, fee %d msat", row.payment_hash, after.fee_msat)
@@ -520,22 +524,22 @@ class Checkout:
         return None, problem
 
 
-def _intent(need: Need, node_pubkey: str, fee_cap_msat: int) -> Intent:
-    invoice = need.challenge.invoice
+def _intent(token_request: TokenRequest, node_pubkey: str, fee_cap_msat: int) -> Intent:
+    invoice = token_request.challenge.invoice
     return Intent(
-        payment_hash=need.challenge.payment_hash.hex(),
-        origin=need.origin,
-        scope=need.scope,
-        path=need.path,
+        payment_hash=token_request.challenge.payment_hash.hex(),
+        origin=token_request.origin,
+        scope=token_request.scope,
+        path=token_request.path,
         node_pubkey=node_pubkey,
         network=invoice.network,
         bolt11=invoice.bolt11,
-        scheme=need.challenge.scheme,
-        token=need.challenge.token,
+        scheme=token_request.challenge.scheme,
+        token=token_request.challenge.token,
         amount_msat=invoice.amount_msat,
         fee_cap_msat=fee_cap_msat,
-        valid_until=need.challenge.valid_until,
-        target=need.target,
+        valid_until=token_request.challenge.valid_until,
+        resource_digest=token_request.resource_digest,
     )
 
 
@@ -546,13 +550,13 @@ def _unsent_error(row: PaymentRow, why: RouteweilerError) -> PaymentPendingError
 
 
 def _has_served(row: PaymentRow) -> bool:
-    return row.state is PaymentState.SETTLED and row.taken
+    return row.state is PaymentState.SETTLED and row.accepted
 
 
 def _kept_for_buyer(purchase: Purchase) -> Purchase:
     """``purchase``, before anyone who waits for it goes on."""
     if purchase.bought:
-        begin_first_use(purchase.held.payment_hash)
+        begin_first_use(purchase.token.payment_hash)
     return purchase
 
 
@@ -561,7 +565,7 @@ def _hash(row: PaymentRow) -> bytes:
 
 
 def _as_purchase(row: PaymentRow, *, bought: bool, settlement_latency_ms: int | None = None) -> Purchase:
-    held = HeldToken.of(row)
-    if held is None:
-        raise error_for(Act.RAISE_MISMATCH, row, None)
-    return Purchase(held=held, row=row, bought=bought, settlement_latency_ms=settlement_latency_ms)
+    token = Token.of(row)
+    if token is None:
+        raise error_for(NextStep.RAISE_MISMATCH, row, None)
+    return Purchase(token=token, row=row, bought=bought, settlement_latency_ms=settlement_latency_ms)

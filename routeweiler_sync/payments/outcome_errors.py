@@ -19,35 +19,35 @@ from ..errors import (
     TokenRefusedError,
 )
 from ..ledger.types import PaymentRow, PaymentState
-from . import wallet_rules as purchase
-from .wallet_rules import Act
+from . import wallet_rules
+from .wallet_rules import NextStep
 
 if TYPE_CHECKING:
-    from .token import HeldToken
-    from .types import Need
+    from .token import Token
+    from .types import TokenRequest
 
 
-def error_for(act: Act, row: PaymentRow, reason: str | None) -> RouteweilerError:
+def error_for(next_step: NextStep, row: PaymentRow, reason: str | None) -> RouteweilerError:
     """The error with which ``act`` ends the call."""
     what = f"The payment {row.payment_hash} of {sats(row.amount_msat)} to {row.origin}"
-    if act is Act.RAISE_FAILED:
+    if next_step is NextStep.RAISE_FAILED:
         return InvoicePaymentError(
             f"{what} failed: {reason or row.failure_text}. Nothing was spent. {_advice(reason)}",
             payment_hash=row.payment_hash,
             failure_reason=reason or row.failure_text,
         )
-    if act is Act.RAISE_EXPIRED:
+    if next_step is NextStep.RAISE_EXPIRED:
         return ChallengeExpiredError(
             f"{what} wasn't made: the invoice expired first, by the node's clock. Nothing was spent. Call again for a new one.",
             payment_hash=row.payment_hash,
         )
-    if act is Act.RAISE_REFUSED:
+    if next_step is NextStep.RAISE_REFUSED:
         return FundingError(
             f"{what} was refused by the node before it began: {reason or row.failure_text}. Nothing was spent. "
             "Mend that at the node, then call again.",
             payment_hash=row.payment_hash,
         )
-    if act in (Act.RAISE_MISMATCH, Act.HAND_OVER):
+    if next_step in (NextStep.RAISE_MISMATCH, NextStep.HAND_OVER):
         return PreimageMismatchError(
             f"{what} is settled, says the node, but without a preimage that fits, so there is no token. The money is spent and "
             f"booked. Ask the node's operator for the preimage, or Ledger.forget({row.payment_hash!r}) to buy anew.",
@@ -59,13 +59,13 @@ def error_for(act: Act, row: PaymentRow, reason: str | None) -> RouteweilerError
 def ended_error(row: PaymentRow) -> RouteweilerError:
     """The error of a row that someone else has ended: its outcome is shared."""
     acts = {
-        purchase.Event.FAILED_FOR_GOOD: Act.RAISE_FAILED,
-        purchase.Event.GONE: Act.RAISE_EXPIRED,
-        purchase.Event.REFUSED_ONLY_SEND: Act.RAISE_REFUSED,
+        wallet_rules.WalletEvent.FAILED_FOR_GOOD: NextStep.RAISE_FAILED,
+        wallet_rules.WalletEvent.GONE: NextStep.RAISE_EXPIRED,
+        wallet_rules.WalletEvent.REFUSED_ONLY_SEND: NextStep.RAISE_REFUSED,
     }
-    for event, act in acts.items():
+    for event, next_step in acts.items():
         if row.state is PaymentState.DEAD and row.failure_code == event.name.lower():
-            return error_for(act, row, row.failure_text)
+            return error_for(next_step, row, row.failure_text)
     if row.state is PaymentState.DEAD:  # abandoned by the user: on their word, not lnd's
         return PaymentPendingError(
             f"The payment {row.payment_hash} was {row.failure_text or 'given up'} before lnd had said its last word. Whether money "
@@ -86,20 +86,20 @@ def given_up(row: PaymentRow) -> RouteweilerError:
     return error
 
 
-def refused_error(held: HeldToken, status: int) -> TokenRefusedError:
+def refused_error(token: Token, status: int) -> TokenRefusedError:
     """The server has refused ``held`` for as long as a settlement may lag, and never took it."""
     return TokenRefusedError(
-        f"{held.origin} refuses the token of payment {held.payment_hash} (status {status}), though it was paid for. The money is "
+        f"{token.origin} refuses the token of payment {token.payment_hash} (status {status}), though it was paid for. The money is "
         "spent; the ledger keeps token and preimage, and later calls offer them again. Ask the server's operator with the payment "
         "hash as proof, or Ledger.forget() it to buy anew.",
-        payment_hash=held.payment_hash,
+        payment_hash=token.payment_hash,
     )
 
 
-def unserved_error(row: PaymentRow, need: Need) -> TokenRefusedError:
+def unserved_error(row: PaymentRow, token_request: TokenRequest) -> TokenRefusedError:
     """The server names another scope for what ``row`` was bought for, and has never taken that token."""
     return TokenRefusedError(
-        f"{need.origin} wants to be paid again, now for {need.scope}, for what payment {row.payment_hash} of "
+        f"{token_request.origin} wants to be paid again, now for {token_request.scope}, for what payment {row.payment_hash} of "
         f"{sats(row.amount_msat)} has bought already: it has never taken that token. The money of that payment is spent; nothing "
         "more was. The ledger keeps token and preimage. Ask the server's operator with the payment hash as proof, or "
         "Ledger.forget() it to buy anew.",
@@ -107,31 +107,29 @@ def unserved_error(row: PaymentRow, need: Need) -> TokenRefusedError:
     )
 
 
-def overtaken_error(need: Need, status: int, offers: int) -> TokenRefusedError:
+def overtaken_error(token_request: TokenRequest, status: int, offers: int) -> TokenRefusedError:
     """This call has bought nothing: there always was a token of another call to be offered first."""
     return TokenRefusedError(
-        f"{need.origin} took none of the {offers} tokens for {need.scope} that other calls had bought (status {status}), and each "
+        f"{token_request.origin} took none of the {offers} tokens for {token_request.scope} that other calls had bought (status {status}), and each "
         "time there was one more before this call could buy its own. Nothing was spent by this call. Call again.",
         spent=False,
     )
 
 
-def no_more_tokens_error(held: HeldToken | None, need: Need, status: int, *, over: bool) -> TokenRefusedError:
+def no_more_tokens_error(token: Token | None, token_request: TokenRequest, status: int, *, over: bool) -> TokenRefusedError:
     """The server wants one more token than a call buys. ``held`` was given last, if one was; ``over``: it is retired by now."""
-    if held is None:
-        what = f"{need.origin} wants to be paid once more (status {status}) for what this call has paid for already"
+    if token is None:
+        what = f"{token_request.origin} wants to be paid once more (status {status}) for what this call has paid for already"
     elif over:
         what = (
-            f"{need.origin} no longer takes the token of payment {held.payment_hash} (status {status}): its time was over before "
+            f"{token_request.origin} no longer takes the token of payment {token.payment_hash} (status {status}): its time was over before "
             "it could serve this call"
         )
     else:
-        what = (
-            f"{need.origin} was offered the token of payment {held.payment_hash}, and wants one for {need.scope} (status {status})"
-        )
+        what = f"{token_request.origin} was offered the token of payment {token.payment_hash}, and wants one for {token_request.scope} (status {status})"
     return TokenRefusedError(
         f"{what}. It was paid for, and the money is spent. A call buys no second token: call again for a new one.",
-        payment_hash=None if held is None else held.payment_hash,
+        payment_hash=None if token is None else token.payment_hash,
     )
 
 

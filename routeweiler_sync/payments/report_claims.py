@@ -15,7 +15,7 @@ claimed: dict[str, int] = {}
 _lock = threading.Lock()
 
 
-def claim_telling(payment_hash: str) -> bool:
+def claim(payment_hash: str) -> bool:
     """Claim to tell of a payment; False where a call of this process has claimed it already."""
     with _lock:
         if payment_hash in claimed:
@@ -24,14 +24,14 @@ def claim_telling(payment_hash: str) -> bool:
         return True
 
 
-def release_telling(payment_hash: str) -> None:
+def release(payment_hash: str) -> None:
     """Give up this thread's claim: the payment has been told, or its call couldn't tell it. Others' claims stay."""
     with _lock:
         if claimed.get(payment_hash) == threading.get_ident():
             del claimed[payment_hash]
 
 
-def release_all_telling() -> None:
+def release_all() -> None:
     """Give up all that this thread has claimed: no call of it is under way any more, however the last one ended."""
     mine = threading.get_ident()
     with _lock:

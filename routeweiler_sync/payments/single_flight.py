@@ -50,7 +50,7 @@ def _shared(error: RouteweilerError) -> RouteweilerError:
 
 
 @contextlib.contextmanager
-def single(key: tuple[str, str, str], deadline: Deadline) -> Iterator[Flight]:
+def single_flight(key: tuple[str, str, str], deadline: Deadline) -> Iterator[Flight]:
     """Be the only one in this process to buy for ``key`` = (ledger, origin, scope).
 
     Raises what the purchase that was waited for raised, if that was about a payment; PaymentPendingError where the wait outlasts

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeldToken:
+class Token:
     """A paid token and what is known of it. ``payment_hash`` is hex, ``valid_until`` unix seconds.
 
     ``amount_minor_units`` (of ``currency``) is what was booked in the envelope, fee included; None without an envelope.
@@ -32,21 +32,21 @@ class HeldToken:
     currency: str | None
     rate_quality: str | None
     valid_until: int | None
-    taken: bool
-    told: bool
+    accepted: bool
+    reported: bool
 
     @classmethod
-    def of(cls, row: PaymentRow) -> HeldToken | None:
+    def of(cls, row: PaymentRow) -> Token | None:
         """The token that ``row`` holds, or None where the row holds none."""
-        return None if row.preimage is None else cls._made_of(row, bytes.fromhex(row.preimage))
+        return None if row.preimage is None else cls._from_row(row, bytes.fromhex(row.preimage))
 
     @classmethod
-    def unproved(cls, row: PaymentRow) -> HeldToken:
+    def unproved(cls, row: PaymentRow) -> Token:
         """What is known of a payment that was booked without a preimage. It can't be sent anywhere."""
-        return cls._made_of(row, b"")
+        return cls._from_row(row, b"")
 
     @classmethod
-    def _made_of(cls, row: PaymentRow, preimage: bytes) -> HeldToken:
+    def _from_row(cls, row: PaymentRow, preimage: bytes) -> Token:
         return cls(
             payment_hash=row.payment_hash,
             origin=row.origin,
@@ -61,6 +61,6 @@ class HeldToken:
             currency=row.currency,
             rate_quality=row.rate_quality,
             valid_until=row.valid_until,
-            taken=row.taken,
-            told=row.told,
+            accepted=row.accepted,
+            reported=row.reported,
         )

@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from ..ledger.ledger import Ledger
 
 from .._core.urls import origin_at
-from .token import HeldToken
+from .token import Token
 
 log = logging.getLogger("routeweiler_sync")
 
 #: Most origins that a session remembers; the one known for longest is forgotten (and asked of the ledger again).
 MAX_ORIGINS = 1_000
 #: Most paths of an origin that are remembered for not liking a guess.
-MAX_UNWELCOME = 1_000
+MAX_REJECTING_PATHS = 1_000
 
 #: Guards the books of all sessions, for moments only.
 _lock = threading.Lock()
@@ -42,33 +42,33 @@ def _start_over_after_fork() -> None:
 
 class _Origin:
     def __init__(self) -> None:
-        self.by_scope: dict[str, HeldToken] = {}
+        self.by_scope: dict[str, Token] = {}
         self.learned: dict[str, str] = {}
-        self.unwelcome: set[str] = set()
+        self.rejects_guesses: set[str] = set()
         self.forgotten: Container[str] = ()
 
-    def withholds(self, held: HeldToken) -> bool:
+    def withholds(self, token: Token) -> bool:
         """Whether ``held`` is not to go along unasked: the user has forgotten it, or its buyer is about to use it first."""
-        return held.payment_hash in self.forgotten or in_first_use(held.payment_hash)
+        return token.payment_hash in self.forgotten or in_first_use(token.payment_hash)
 
 
-class TokenBook:
+class TokenCache:
     """A session's tokens. Thread-safe; of its ledger it only reads, and only when the ledger exists."""
 
     def __init__(self, ledger: Callable[[], Ledger]) -> None:
         self._ledger = ledger
         self._origins: OrderedDict[str, _Origin] = OrderedDict()
 
-    def along(self, url: str) -> tuple[HeldToken, bool] | None:
+    def token_for_url(self, url: str) -> tuple[Token, bool] | None:
         """`unasked` for ``url``; None as well where that isn't one of http. Quick where the origin has no token."""
         try:
             origin = origin_at(url)
             known = self._origins.get(origin) or self._load(origin)
-            return self.unasked(origin, path_of(url)) if known.by_scope else None
+            return self.token_for_path(origin, path_of(url)) if known.by_scope else None
         except ValueError:
             return None
 
-    def unasked(self, origin: str, path: str) -> tuple[HeldToken, bool] | None:
+    def token_for_path(self, origin: str, path: str) -> tuple[Token, bool] | None:
         """The token to send along to ``path``, and whether it is a guess; None where there is none. Never raises.
 
         The one whose scope was learned for this very path; else, as a guess, the origin's only live token.
@@ -78,52 +78,58 @@ class TokenBook:
             return None
         learned = known.learned.get(path)
         if learned is not None:
-            held = known.by_scope.get(learned)
-            return None if held is None or known.withholds(held) else (held, False)
-        if path in known.unwelcome:
+            token = known.by_scope.get(learned)
+            return None if token is None or known.withholds(token) else (token, False)
+        if path in known.rejects_guesses:
             return None
-        live = (held for held in known.by_scope.values() if not known.withholds(held))
+        live = (token for token in known.by_scope.values() if not known.withholds(token))
         only = next(live, None)
         return (only, True) if only is not None and next(live, None) is None else None
 
-    def put(self, held: HeldToken, path: str | None = None) -> None:
+    def put(self, token: Token, path: str | None = None) -> None:
         """Remember ``held``; with ``path``, that the path takes tokens of its scope."""
-        known = self._origins.get(held.origin) or self._load(held.origin)
+        known = self._origins.get(token.origin) or self._load(token.origin)
         with _lock:
-            known.by_scope = {**known.by_scope, held.scope: held}
-            if path is not None and known.learned.get(path) != held.scope:
-                known.learned = {**known.learned, path: held.scope}
+            known.by_scope = {**known.by_scope, token.scope: token}
+            if path is not None and known.learned.get(path) != token.scope:
+                known.learned = {**known.learned, path: token.scope}
 
-    def unwelcome(self, origin: str, path: str) -> None:
+    def rejects_guesses(self, origin: str, path: str) -> None:
         """Note that ``path`` didn't like a guessed token: it gets none any more."""
         known = self._origins.get(origin)
         if known is not None:
             with _lock:
-                known.unwelcome = {path} if len(known.unwelcome) >= MAX_UNWELCOME else known.unwelcome | {path}
+                known.rejects_guesses = (
+                    {path} if len(known.rejects_guesses) >= MAX_REJECTING_PATHS else known.rejects_guesses | {path}
+                )
 
-    def knows_path(self, held: HeldToken, path: str) -> bool:
+    def knows_path(self, token: Token, path: str) -> bool:
         """Whether ``path`` is known to take tokens of ``held``'s scope."""
-        known = self._origins.get(held.origin)
-        return known is not None and known.learned.get(path) == held.scope
+        known = self._origins.get(token.origin)
+        return known is not None and known.learned.get(path) == token.scope
 
-    def note(self, held: HeldToken, *, taken: bool = False, told: bool = False) -> HeldToken:
+    def note(self, token: Token, *, accepted: bool = False, reported: bool = False) -> Token:
         """Note that the server has taken ``held``, or that its payment has been told. ``held`` as it is now."""
         with _lock:
-            known = self._origins.get(held.origin)
-            kept = None if known is None else known.by_scope.get(held.scope)
-            mine = kept is not None and kept.payment_hash == held.payment_hash
-            base = kept if mine and kept is not None else held
-            noted = replace(base, taken=base.taken or taken, told=base.told or told)
+            known = self._origins.get(token.origin)
+            kept = None if known is None else known.by_scope.get(token.scope)
+            mine = kept is not None and kept.payment_hash == token.payment_hash
+            base = kept if mine and kept is not None else token
+            noted = replace(base, accepted=base.accepted or accepted, reported=base.reported or reported)
             if mine and known is not None:
-                known.by_scope = {**known.by_scope, held.scope: noted}
+                known.by_scope = {**known.by_scope, token.scope: noted}
         return noted
 
-    def drop(self, held: HeldToken) -> None:
+    def drop(self, token: Token) -> None:
         """Forget ``held``: it is no longer live."""
-        known = self._origins.get(held.origin)
+        known = self._origins.get(token.origin)
         with _lock:
-            if known is not None and held.scope in known.by_scope and known.by_scope[held.scope].payment_hash == held.payment_hash:
-                known.by_scope = {s: t for s, t in known.by_scope.items() if s != held.scope}
+            if (
+                known is not None
+                and token.scope in known.by_scope
+                and known.by_scope[token.scope].payment_hash == token.payment_hash
+            ):
+                known.by_scope = {s: t for s, t in known.by_scope.items() if s != token.scope}
 
     def _load(self, origin: str) -> _Origin:
         known = _Origin()
@@ -132,8 +138,8 @@ class TokenBook:
             known.forgotten = ledger.forgotten
             if ledger.exists():
                 rows = ledger.live(origin)
-                tokens = [HeldToken.of(row) for row in rows]
-                known.by_scope = {held.scope: held for held in tokens if held is not None}
+                tokens = [Token.of(row) for row in rows]
+                known.by_scope = {token.scope: token for token in tokens if token is not None}
                 known.learned = {row.path: row.scope for row in rows} | ledger.learned(origin)
         except Exception as error:  # noqa: BLE001
             # Free traffic doesn't need the ledger. A 402 will, and says what is wrong with it.

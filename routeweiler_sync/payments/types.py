@@ -9,8 +9,8 @@ from decimal import Decimal
 
 from ..ledger.types import PaymentRow
 from ..protocol.challenge import Challenge
-from . import block_limit as limits
-from .token import HeldToken
+from . import block_limit
+from .token import Token
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class Quote:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Need:
+class TokenRequest:
     """Who needs a token for what: the URL that answered 402, its origin, path and the scope of its challenge.
 
     ``target``: a digest of path and query. ``spent_in_call_msat``: what the same call has paid already, on the hops before.
@@ -46,9 +46,9 @@ class Need:
     path: str
     scope: str
     challenge: Challenge = field(repr=False)
-    target: str = ""
+    resource_digest: str = ""
     spent_in_call_msat: int = 0
-    limits: tuple[limits.Limit, ...] = ()
+    limits: tuple[block_limit.SpendingLimit, ...] = ()
     still_useful: Callable[[], None] = field(default=lambda: None, repr=False, compare=False)
 
 
@@ -56,7 +56,7 @@ class Need:
 class Purchase:
     """A token, and whether this call ended its payment (``bought``) or found it made."""
 
-    held: HeldToken
+    token: Token
     row: PaymentRow
     bought: bool
     settlement_latency_ms: int | None = None

@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any
 import requests
 
 from .._core.forks import in_child
-from ..payments.report_claims import claimed, release_all_telling
+from ..payments.report_claims import claimed, release_all
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from ..config.payer import Payer
-    from ..payments.token import HeldToken
+    from ..payments.token import Token
     from ..payments.types import Quote
-    from .call_record import Account, Payment
+    from .call_record import CallRecord, Payment
 
 #: The call that is under way in this context. Set by `Routeweiler.send`, found by the adapter.
-current: contextvars.ContextVar[Call | None] = contextvars.ContextVar("routeweiler_sync_call", default=None)
+current: contextvars.ContextVar[CallContext | None] = contextvars.ContextVar("routeweiler_sync_call", default=None)
 
 #: Set inside `Routeweiler.quote`: no token goes along, and nothing is paid.
 quoting: contextvars.ContextVar[bool] = contextvars.ContextVar("routeweiler_sync_quoting", default=False)
@@ -37,12 +37,12 @@ in_child(contexts.clear)
 in_thread: contextvars.ContextVar[bool] = contextvars.ContextVar("routeweiler_sync_in_thread", default=False)
 
 #: The net (see `net`, which puts it here): it must stay on no request.
-nets: list[Callable[..., object]] = []
+call_hooks: list[Callable[..., object]] = []
 
 
-def unhook(request: Any) -> None:
+def remove_hooks(request: Any) -> None:
     """Take the net off a request that was made of one that had it."""
-    _take_off(request, nets)
+    _take_off(request, call_hooks)
 
 
 def for_quote(response: requests.Response, **kwargs: object) -> None:
@@ -64,7 +64,7 @@ def _take_off(request: Any, ours: list[Callable[..., object]]) -> bool:
     return True
 
 
-class Quoted(Exception):  # noqa: N818  (no error: the way out of `requests` with the answer)
+class QuoteReady(Exception):  # noqa: N818  (no error: the way out of `requests` with the answer)
     """Inside `Routeweiler.quote`: a 402 was met. Its ``quote``, None where the ledger has a token for it."""
 
     def __init__(self, quote: Quote | None, response: requests.Response) -> None:
@@ -78,7 +78,7 @@ def payment_of(response: requests.Response) -> Payment | None:
     return payment
 
 
-class Call:
+class CallContext:
     """A call of ``payer``'s: who sends it, and how far its present hop is. Current inside its ``with``, accounted for at its end.
 
     ``session``: the one that sends it; None for an adapter on a session that isn't ours, where each request is a call.
@@ -92,10 +92,10 @@ class Call:
     #: Whether a `PaywallAdapter` has seen to the present hop, or the net behind other adapters has.
     handled = False
     #: The token that was sent along through an adapter that isn't ours, and whether it is a guess.
-    carried: tuple[HeldToken, bool] | None = None
+    carried: tuple[Token, bool] | None = None
     #: What the present hop was paid for with.
     payment: Payment | None = None
-    _account: Account | None = None
+    _record: CallRecord | None = None
 
     def __init__(
         self,
@@ -103,7 +103,7 @@ class Call:
         request: requests.PreparedRequest,
         session: requests.Session | None = None,
         *,
-        around: Call | None = None,
+        around: CallContext | None = None,
     ) -> None:
         self.payer = payer
         #: Those whose `limit` blocks hold for it.
@@ -119,29 +119,29 @@ class Call:
         self.request, self.handled, self.carried, self.payment = request, False, None, None
 
     @property
-    def account(self) -> Account:
+    def record(self) -> CallRecord:
         """What there is to account for."""
-        if self._account is None:
-            from .call_record import Account
+        if self._record is None:
+            from .call_record import CallRecord
 
-            self._account = Account(payer=self.payer, method=self.method, url=self.url, started_s=self.started_s)
-        return self._account
+            self._record = CallRecord(payer=self.payer, method=self.method, url=self.url, started_s=self.started_s)
+        return self._record
 
     def end_with(self, response: requests.Response) -> None:
         """``response`` is what the caller gets."""
         self.response = response
-        if self._account is not None:
-            self._account.complete_history(response)
+        if self._record is not None:
+            self._record.complete_history(response)
 
-    def __enter__(self) -> Call:
+    def __enter__(self) -> CallContext:
         self._token = current.set(self)
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: TracebackType | None) -> None:
         current.reset(self._token)
-        if error is not None and isinstance(error, Quoted):
+        if error is not None and isinstance(error, QuoteReady):
             self.response, error = error.response, None
-        if error is not None or self._account is not None or self.payer.trace_sink is not None:
-            self.account.finish(self.response, error)
+        if error is not None or self._record is not None or self.payer.trace_sink is not None:
+            self.record.finish(self.response, error)
         if claimed and current.get() is None:
-            release_all_telling()
+            release_all()

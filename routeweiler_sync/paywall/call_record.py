@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import requests
 
 from ..errors import LedgerError, PreimageMismatchError, RouteweilerError
-from ..payments.report_claims import claim_telling, release_all_telling, release_telling
-from ..payments.token import HeldToken
+from ..payments.report_claims import claim, release, release_all
+from ..payments.token import Token
 from ..protocol.schemes import rail_of, redact
 from ..trace.schema import TraceChallenge, TraceError, TraceEvent, TraceOutcome, TracePayment
 from .call import current
@@ -24,7 +24,7 @@ from .call import current
 if TYPE_CHECKING:
     from ..config.payer import Payer
     from ..ledger.types import PaymentRow
-    from ..payments.types import Need, Purchase
+    from ..payments.types import Purchase, TokenRequest
 
 log = logging.getLogger("routeweiler_sync")
 
@@ -46,10 +46,10 @@ class Payment:
 
 
 @dataclass(kw_only=True)
-class _Use:
+class TokenUse:
     """A token that a hop of the call used. ``bought``: this call ended its payment. ``reused``: it adds nothing to any sum."""
 
-    held: HeldToken
+    token: Token
     url: str
     bought: bool
     reused: bool
@@ -59,7 +59,7 @@ class _Use:
 
 
 @dataclass(kw_only=True)
-class Account:
+class CallRecord:
     """What a call has met so far, and the trace lines that it ends with."""
 
     payer: Payer
@@ -67,7 +67,7 @@ class Account:
     url: str
     started_s: float = field(default_factory=time.time)
     challenge: TraceChallenge | None = None
-    uses: list[_Use] = field(default_factory=list)
+    uses: list[TokenUse] = field(default_factory=list)
     service_started_s: float | None = None
     noted: RouteweilerError | None = None
     #: Responses that were superseded on the way to one of the call's, by that one's id.
@@ -77,57 +77,59 @@ class Account:
     #: Set where a token of ours went out in the place of the caller's own Authorization.
     authorization_replaced: bool = False
 
-    def met(self, need: Need) -> None:
+    def challenged(self, token_request: TokenRequest) -> None:
         """A hop answered with a challenge."""
-        invoice = need.challenge.invoice
+        invoice = token_request.challenge.invoice
         self.challenge = TraceChallenge(
-            scheme=need.challenge.scheme,
-            url=need.url,
+            scheme=token_request.challenge.scheme,
+            url=token_request.url,
             amount_msat=invoice.amount_msat,
             network=invoice.network,
             payment_hash=invoice.payment_hash.hex(),
             expires_at=datetime.fromtimestamp(invoice.expires_at, tz=timezone.utc),
-            scope=need.scope,
+            scope=token_request.scope,
             description=invoice.description,
         )
 
-    def bought(self, purchase: Purchase, url: str) -> Payment:
+    def add_purchase(self, purchase: Purchase, url: str) -> Payment:
         """A hop got a token from the checkout. Its payment is told by this call if this call ended it."""
-        return self._use(purchase.held, url, bought=purchase.bought, latency_ms=purchase.settlement_latency_ms)
+        return self._add_use(purchase.token, url, bought=purchase.bought, latency_ms=purchase.settlement_latency_ms)
 
-    def used(self, held: HeldToken, url: str) -> Payment:
+    def add_reuse(self, token: Token, url: str) -> Payment:
         """A hop used a token that had been there. If no trace has told of its payment (a crash came between), this call does."""
-        return self._use(held, url, bought=False, latency_ms=None)
+        return self._add_use(token, url, bought=False, latency_ms=None)
 
-    def _use(self, held: HeldToken, url: str, *, bought: bool, latency_ms: int | None) -> Payment:
+    def _add_use(self, token: Token, url: str, *, bought: bool, latency_ms: int | None) -> Payment:
         for use in self.uses:
-            if use.held.payment_hash == held.payment_hash:
+            if use.token.payment_hash == token.payment_hash:
                 return _as_payment(use)
-        tells = bought or (not held.told and self._finds_untold(held))
-        use = _Use(held=held, url=url, bought=bought, reused=not tells, challenge=self.challenge, settlement_latency_ms=latency_ms)
+        tells = bought or (not token.reported and self._claims_unreported(token))
+        use = TokenUse(
+            token=token, url=url, bought=bought, reused=not tells, challenge=self.challenge, settlement_latency_ms=latency_ms
+        )
         self.uses.append(use)
         return _as_payment(use)
 
-    def _finds_untold(self, held: HeldToken) -> bool:
+    def _claims_unreported(self, token: Token) -> bool:
         """Whether nobody has told of ``held``'s payment, nor is about to: then this call does."""
-        if not claim_telling(held.payment_hash):
+        if not claim(token.payment_hash):
             return False
         try:
-            row = self.payer.ledger.payment(held.payment_hash)  # what is in memory may be old
+            row = self.payer.ledger.payment(token.payment_hash)  # what is in memory may be old
         except LedgerError as error:  # the page is there, and goes to the caller; the next call that uses the token tells of it
-            log.warning("whether payment %s has been told can't be looked up: %s", held.payment_hash, error)
-            release_telling(held.payment_hash)
+            log.warning("whether payment %s has been told can't be looked up: %s", token.payment_hash, error)
+            release(token.payment_hash)
             return False
-        if row is not None and row.told:
-            release_telling(held.payment_hash)
-            self.payer.book.note(held, told=True)
+        if row is not None and row.reported:
+            release(token.payment_hash)
+            self.payer.token_cache.note(token, reported=True)
             return False
         return True
 
     @property
     def spent_msat(self) -> int:
         """What the call has paid so far, fees included."""
-        return sum(use.held.amount_msat + use.held.fee_msat for use in self.uses if use.bought)
+        return sum(use.token.amount_msat + use.token.fee_msat for use in self.uses if use.bought)
 
     def complete_history(self, response: requests.Response) -> None:
         """Put each hop's 402s before it into ``response.history``: `requests` writes that anew, even if it follows no redirect."""
@@ -143,13 +145,13 @@ class Account:
     def finish(self, response: requests.Response | None, error: BaseException | None) -> None:
         """Write the trace line, then note in the ledger that the payment has been told. Raises nothing: the call comes first."""
         try:
-            if not self._told(response, error or self.noted):
+            if not self._write_events(response, error or self.noted):
                 return  # the trace has warned; the next call that uses the token tells of its payment
             for use in self.uses:
-                if not use.reused and not use.held.told:
-                    self._note_told(use.held)
+                if not use.reused and not use.token.reported:
+                    self._note_reported(use.token)
             if isinstance(error, PreimageMismatchError) and error.payment_hash is not None:
-                self.payer.ledger.mark(error.payment_hash, told=True)
+                self.payer.ledger.mark(error.payment_hash, reported=True)
         except Exception as problem:  # noqa: BLE001  (the call, its payment and its response matter more than its trace)
             log.warning(
                 "a call's trace, or the note that its payment has been told, is lost; it may be told once more: %s", problem
@@ -157,24 +159,24 @@ class Account:
         finally:
             for use in self.uses:
                 if not use.reused:
-                    release_telling(use.held.payment_hash)
+                    release(use.token.payment_hash)
             if isinstance(error, RouteweilerError) and error.payment_hash is not None:
-                release_telling(error.payment_hash)
+                release(error.payment_hash)
 
-    def _told(self, response: requests.Response | None, error: BaseException | None) -> bool:
+    def _write_events(self, response: requests.Response | None, error: BaseException | None) -> bool:
         """Write the lines; whether all were written (also where no trace is wanted)."""
         sink = self.payer.trace_sink
         written = [sink is None or sink.emit(event) is not False for event in (self._events(response, error) if sink else ())]
         return all(written)
 
-    def _note_told(self, held: HeldToken) -> None:
-        self.payer.ledger.mark(held.payment_hash, told=True)
-        self.payer.book.note(held, told=True)
+    def _note_reported(self, token: Token) -> None:
+        self.payer.ledger.mark(token.payment_hash, reported=True)
+        self.payer.token_cache.note(token, reported=True)
 
     def _events(self, response: requests.Response | None, error: BaseException | None) -> list[TraceEvent]:
         """The call's own line, and one for each payment after the first."""
         if isinstance(error, PreimageMismatchError):
-            self._tell_unproved(error)
+            self._report_unproved(error)
         paid = [use for use in self.uses if not use.reused]
         main = paid[0] if paid else (self.uses[0] if self.uses else None)
         request_id = str(uuid.uuid4())
@@ -182,23 +184,23 @@ class Account:
         events += [self._event(str(uuid.uuid4()), request_id, use, use.url, response, error) for use in paid[1:]]
         return events
 
-    def _tell_unproved(self, error: PreimageMismatchError) -> None:
+    def _report_unproved(self, error: PreimageMismatchError) -> None:
         """A payment that was booked but gave no token moved money all the same."""
         payment_hash = error.payment_hash or ""
-        if self.uses or not claim_telling(payment_hash):
+        if self.uses or not claim(payment_hash):
             return
         row = self.payer.ledger.payment(payment_hash)  # behind the claim: another may have told of it, and let go, just now
-        if row is None or row.settled_at is None or row.told:
-            release_telling(payment_hash)
+        if row is None or row.settled_at is None or row.reported:
+            release(payment_hash)
             return
-        held = HeldToken.unproved(row)
-        self.uses.append(_Use(held=held, url=self.url, bought=True, reused=False, challenge=self.challenge, proof=False))
+        token = Token.unproved(row)
+        self.uses.append(TokenUse(token=token, url=self.url, bought=True, reused=False, challenge=self.challenge, proof=False))
 
     def _event(
         self,
         request_id: str,
         parent: str | None,
-        use: _Use | None,
+        use: TokenUse | None,
         url: str,
         response: requests.Response | None,
         error: BaseException | None,
@@ -219,7 +221,7 @@ class Account:
             authorization_replaced=self.authorization_replaced,
             challenge=challenge,
             selected_rail=_rail(challenge, use),
-            funding_source=None if use is None else use.held.node_pubkey,
+            funding_source=None if use is None else use.token.node_pubkey,
             payment=None if use is None else _trace_payment(use),
             outcome=TraceOutcome(
                 http_status=None if answer is None else answer.status_code,
@@ -232,28 +234,28 @@ class Account:
         )
 
 
-def _rail(challenge: TraceChallenge | None, use: _Use | None) -> str | None:
+def _rail(challenge: TraceChallenge | None, use: TokenUse | None) -> str | None:
     """Return the rail of the token that was used, else of the challenge that was met; None where there was neither."""
     if use is not None:
-        return rail_of(use.held.scheme)
+        return rail_of(use.token.scheme)
     return None if challenge is None else rail_of(challenge.scheme)
 
 
-def _as_payment(use: _Use) -> Payment:
-    held = use.held
-    return Payment(payment_hash=held.payment_hash, amount_msat=held.amount_msat, fee_msat=held.fee_msat, reused=not use.bought)
+def _as_payment(use: TokenUse) -> Payment:
+    token = use.token
+    return Payment(payment_hash=token.payment_hash, amount_msat=token.amount_msat, fee_msat=token.fee_msat, reused=not use.bought)
 
 
-def _trace_payment(use: _Use) -> TracePayment:
-    held = use.held
+def _trace_payment(use: TokenUse) -> TracePayment:
+    token = use.token
     return TracePayment(
-        payment_hash=held.payment_hash,
-        proof_value=held.preimage.hex() if use.proof else None,
-        amount_msat=held.amount_msat,
-        fee_msat=held.fee_msat,
-        amount_envelope=held.amount_minor_units,
-        amount_envelope_currency=held.currency,
-        fmv_quality=held.rate_quality,
+        payment_hash=token.payment_hash,
+        proof_value=token.preimage.hex() if use.proof else None,
+        amount_msat=token.amount_msat,
+        fee_msat=token.fee_msat,
+        amount_envelope=token.amount_minor_units,
+        amount_envelope_currency=token.currency,
+        fmv_quality=token.rate_quality,
         settlement_latency_ms=use.settlement_latency_ms,
         reused=use.reused,
     )
@@ -264,21 +266,21 @@ def _trace_error(error: BaseException) -> TraceError:
     return TraceError(code=code, message=redact(str(error))[:MAX_MESSAGE_CHARS])
 
 
-def tell_recovered(payer: Payer, rows: list[PaymentRow]) -> None:
+def report_recovered(payer: Payer, rows: list[PaymentRow]) -> None:
     """A trace line for each row that a recovery has ended, and for each payment that a crash kept from being told. Never raises."""
     ended = {row.payment_hash: row for row in rows if not row.unfinished}
     mine = set(ended)  # claimed when they were settled
     try:
-        ended.update((row.payment_hash, row) for row in payer.ledger.untold())
+        ended.update((row.payment_hash, row) for row in payer.ledger.unreported())
     except LedgerError as error:
         log.warning("payments that a crash kept from being told can't be looked up: %s", error)
     for row in ended.values():
-        account = Account(payer=payer, method="RECOVER", url=row.origin + row.path)
+        record = CallRecord(payer=payer, method="RECOVER", url=row.origin + row.path)
         if row.settled_at is not None:
-            if row.told or (not claim_telling(row.payment_hash) and row.payment_hash not in mine):
+            if row.reported or (not claim(row.payment_hash) and row.payment_hash not in mine):
                 continue  # told, or a call of this process is about to tell it
-            held = HeldToken.of(row) or HeldToken.unproved(row)
-            account.uses.append(_Use(held=held, url=account.url, bought=True, reused=False, proof=row.preimage is not None))
-        account.finish(None, None)
+            token = Token.of(row) or Token.unproved(row)
+            record.uses.append(TokenUse(token=token, url=record.url, bought=True, reused=False, proof=row.preimage is not None))
+        record.finish(None, None)
     if current.get() is None:
-        release_all_telling()
+        release_all()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import requests
 
 if TYPE_CHECKING:
-    from ..payments.token import HeldToken
+    from ..payments.token import Token
 
 
 class CredentialedRequest(requests.PreparedRequest):
@@ -41,7 +41,7 @@ class CredentialedRequest(requests.PreparedRequest):
         return plain
 
 
-def carrying(request: requests.PreparedRequest, held: HeldToken, answers: list[requests.Response]) -> CredentialedRequest:
+def with_credential(request: requests.PreparedRequest, token: Token, answers: list[requests.Response]) -> CredentialedRequest:
     """A copy of ``request`` with the token ``held``, to send after ``answers``. ChallengeMismatchError if of another origin."""
     from .._core.urls import origin_at
     from ..errors import ChallengeMismatchError
@@ -49,9 +49,9 @@ def carrying(request: requests.PreparedRequest, held: HeldToken, answers: list[r
     from .replay import again
 
     origin = origin_at(request.url or "")
-    if held.origin != origin:  # nothing leads here; but were a token to go astray, then not past this line
-        raise ChallengeMismatchError(f"A token of {held.origin} was about to go to {origin}. It wasn't sent. Report this.")
-    return CredentialedRequest.made_of(again(request, answers), authorization(held.scheme, held.token, held.preimage))
+    if token.origin != origin:  # nothing leads here; but were a token to go astray, then not past this line
+        raise ChallengeMismatchError(f"A token of {token.origin} was about to go to {origin}. It wasn't sent. Report this.")
+    return CredentialedRequest.made_of(again(request, answers), authorization(token.scheme, token.token, token.preimage))
 
 
 class PaywallResponse(requests.Response):
@@ -67,14 +67,14 @@ class PaywallResponse(requests.Response):
         return {**state, "headers": headers}
 
 
-def answered(response: requests.Response) -> requests.Response:
+def droppable(response: requests.Response) -> requests.Response:
     """``response`` as one that may be kept: its pickle holds no token."""
     if type(response) is requests.Response:
         response.__class__ = PaywallResponse
     return response
 
 
-def refused(response: requests.Response) -> requests.Response:
+def mark_refused(response: requests.Response) -> requests.Response:
     """``response``, a 402 that the caller gets since it was refused to pay for it: by nobody else either."""
     response._refused = True  # type: ignore[attr-defined]
     return response
@@ -85,19 +85,19 @@ def is_refused(response: requests.Response) -> bool:
     return getattr(response, "_refused", False) is True
 
 
-def kept_by_caches(response: requests.Response) -> requests.Response:
+def scrub_redirect(response: requests.Response) -> requests.Response:
     """``response`` without what a cache of its session writes down of it: a redirect's token, for it goes into a history."""
-    return without_token(response, None) if response.is_redirect else response
+    return restore_authorization(response, None) if response.is_redirect else response
 
 
-def unvaried(response: requests.Response) -> requests.Response:
+def drop_credential_if_varied(response: requests.Response) -> requests.Response:
     """``response``, whose request has lost its token where the page varies by it: an adapter that caches writes that down."""
     if "authorization" in response.headers.get("Vary", "").lower() and _bears_token(response.request):
         response.request.headers.pop("Authorization")
     return response
 
 
-def without_token(response: requests.Response, own: str | bytes | None) -> requests.Response:
+def restore_authorization(response: requests.Response, own: str | bytes | None) -> requests.Response:
     """``response``, whose ``request`` has, in place of a token of ours, the Authorization ``own``, the caller's."""
     shown = response.request
     if _bears_token(shown):
@@ -117,7 +117,7 @@ def _bears_token(request: requests.PreparedRequest) -> bool:
 
 
 @contextlib.contextmanager
-def errors_as_asked(request: requests.PreparedRequest) -> Iterator[None]:
+def errors_with_original_request(request: requests.PreparedRequest) -> Iterator[None]:
     """What `requests` raises in the block has ``request``, the caller's, and not one with our token: loggers write down errors."""
     try:
         yield
@@ -127,7 +127,7 @@ def errors_as_asked(request: requests.PreparedRequest) -> Iterator[None]:
         raise
 
 
-def superseded(response: requests.Response, request: requests.PreparedRequest) -> requests.Response:
+def scrub_for_history(response: requests.Response, request: requests.PreparedRequest) -> requests.Response:
     """``response``, the answer to what was made of ``request``, as it stands in a ``history`` that is written down.
 
     Without any token, also the one that it offers, which is being paid for.
@@ -137,4 +137,4 @@ def superseded(response: requests.Response, request: requests.PreparedRequest) -
 
         response.headers = response.headers.copy()
         response.headers["WWW-Authenticate"] = redact(response.headers["WWW-Authenticate"])
-    return without_token(response, request.headers.get("Authorization") if request.headers else None)
+    return restore_authorization(response, request.headers.get("Authorization") if request.headers else None)

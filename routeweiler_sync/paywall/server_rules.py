@@ -8,7 +8,7 @@ from enum import Enum
 # -- what the server says of a token ------------------------------------------------------------------------------------------
 
 
-class Said(str, Enum):
+class ServerAnswer(str, Enum):
     """A server's answer, in the light of the token that went along, if one did."""
 
     DELIVERED = "2xx; or 3xx, where without the token it was a 402 just before"
@@ -24,7 +24,7 @@ class Said(str, Enum):
     NO_ANSWER = "no answer: the connection was refused or cut, timed out, or didn't speak HTTP"
 
 
-class Known(str, Enum):
+class TokenStatus(str, Enum):
     """What is known of the token that went along."""
 
     NONE = "none went along"
@@ -56,7 +56,7 @@ class Verdict(str, Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ruling:
+class Rule:
     """One cell of the server's table."""
 
     verdict: Verdict
@@ -64,73 +64,138 @@ class Ruling:
 
 
 #: Tokens that an answer may be about: those that were bought for this scope, or learned to open this path.
-_JUDGED = tuple(known for known in Known if known not in (Known.NONE, Known.GUESS))
+_JUDGED_STATUSES = tuple(known for known in TokenStatus if known not in (TokenStatus.NONE, TokenStatus.GUESS))
 
 
-def _same(said: Said, of: tuple[Known, ...], verdict: Verdict, why: str) -> dict[tuple[Known, Said], Ruling]:
-    return {(known, said): Ruling(verdict=verdict, why=why) for known in of}
+def _same(
+    said: ServerAnswer, of: tuple[TokenStatus, ...], verdict: Verdict, why: str
+) -> dict[tuple[TokenStatus, ServerAnswer], Rule]:
+    return {(known, said): Rule(verdict=verdict, why=why) for known in of}
 
 
 #: (what is known of the token, what the server said) → what follows. A token that was taken is given up only on an answer that is
 #: about tokens: each one given up costs a purchase, and an application behind the paywall has 401s and 402s of its own.
-SERVER_TABLE: dict[tuple[Known, Said], Ruling] = {
-    **_same(Said.DELIVERED, (Known.NONE,), Verdict.AS_IT_IS, "nothing was asked for it"),
-    **_same(Said.DELIVERED, (Known.GUESS,), Verdict.AS_IT_IS, "the page may be free: nothing says that the token opened it"),
-    **_same(Said.DELIVERED, _JUDGED, Verdict.TAKEN, "it opened the page"),
-    **_same(Said.REFUSED, (Known.GUESS,), Verdict.GET_ONE, "its scope is asked for: now it can be offered for what it is"),
-    **_same(Said.REFUSED, (Known.FRESH,), Verdict.OFFER_AGAIN, "the server may hear late of the settlement: never pay again"),
-    **_same(Said.REFUSED, (Known.WAITED,), Verdict.GIVE_UP, "a server that never delivers gets one payment, and no second"),
-    **_same(Said.REFUSED, (Known.UNTIMELY,), Verdict.RETIRE, "its time was over before it could serve"),
+SERVER_RULES: dict[tuple[TokenStatus, ServerAnswer], Rule] = {
+    **_same(ServerAnswer.DELIVERED, (TokenStatus.NONE,), Verdict.AS_IT_IS, "nothing was asked for it"),
     **_same(
-        Said.REFUSED,
-        (Known.TAKEN, Known.ELSEWHERE, Known.DOUBTED, Known.EXPIRED),
+        ServerAnswer.DELIVERED,
+        (TokenStatus.GUESS,),
+        Verdict.AS_IT_IS,
+        "the page may be free: nothing says that the token opened it",
+    ),
+    **_same(ServerAnswer.DELIVERED, _JUDGED_STATUSES, Verdict.TAKEN, "it opened the page"),
+    **_same(
+        ServerAnswer.REFUSED, (TokenStatus.GUESS,), Verdict.GET_ONE, "its scope is asked for: now it can be offered for what it is"
+    ),
+    **_same(
+        ServerAnswer.REFUSED,
+        (TokenStatus.FRESH,),
+        Verdict.OFFER_AGAIN,
+        "the server may hear late of the settlement: never pay again",
+    ),
+    **_same(
+        ServerAnswer.REFUSED, (TokenStatus.WAITED,), Verdict.GIVE_UP, "a server that never delivers gets one payment, and no second"
+    ),
+    **_same(ServerAnswer.REFUSED, (TokenStatus.UNTIMELY,), Verdict.RETIRE, "its time was over before it could serve"),
+    **_same(
+        ServerAnswer.REFUSED,
+        (TokenStatus.TAKEN, TokenStatus.ELSEWHERE, TokenStatus.DOUBTED, TokenStatus.EXPIRED),
         Verdict.RETIRE,
         "it has served, and the server asks for another in so many words: used up, expired or revoked",
     ),
-    **_same(Said.REPLAYED, (Known.FRESH,), Verdict.OFFER_AGAIN, "the server may hear late of the settlement: never pay again"),
-    **_same(Said.REPLAYED, (Known.WAITED,), Verdict.GIVE_UP, "a server that never delivers gets one payment, and no second"),
-    **_same(Said.REPLAYED, (Known.UNTIMELY,), Verdict.RETIRE, "its time was over before it could serve"),
     **_same(
-        Said.REPLAYED,
-        (Known.TAKEN, Known.ELSEWHERE, Known.DOUBTED, Known.EXPIRED),
+        ServerAnswer.REPLAYED,
+        (TokenStatus.FRESH,),
+        Verdict.OFFER_AGAIN,
+        "the server may hear late of the settlement: never pay again",
+    ),
+    **_same(
+        ServerAnswer.REPLAYED,
+        (TokenStatus.WAITED,),
+        Verdict.GIVE_UP,
+        "a server that never delivers gets one payment, and no second",
+    ),
+    **_same(ServerAnswer.REPLAYED, (TokenStatus.UNTIMELY,), Verdict.RETIRE, "its time was over before it could serve"),
+    **_same(
+        ServerAnswer.REPLAYED,
+        (TokenStatus.TAKEN, TokenStatus.ELSEWHERE, TokenStatus.DOUBTED, TokenStatus.EXPIRED),
         Verdict.OFFER_AGAIN,
         "an old answer says nothing of it, and the page may be the next: heard once for each token",
     ),
-    **_same(Said.PRICED, (Known.NONE,), Verdict.GET_ONE, "that is the price"),
-    **_same(Said.PRICED, (Known.GUESS, *_JUDGED), Verdict.GET_ONE, "another token is asked for: this one isn't refused by that"),
-    **_same(Said.OTHER_402, (Known.NONE,), Verdict.AS_IT_IS, "other ways to pay are the caller's business"),
-    **_same(Said.OTHER_402, (Known.GUESS,), Verdict.WITHDRAW, "without the token it might be another answer"),
-    **_same(Said.OTHER_402, (Known.FRESH,), Verdict.OFFER_AGAIN, "it may be the paywall's word on a settlement that lags"),
-    **_same(Said.OTHER_402, (Known.WAITED,), Verdict.GIVE_UP, "nothing was delivered for the payment"),
-    **_same(Said.OTHER_402, (Known.UNTIMELY, Known.EXPIRED), Verdict.RETIRE, "its time is over, whatever the server means"),
+    **_same(ServerAnswer.PRICED, (TokenStatus.NONE,), Verdict.GET_ONE, "that is the price"),
     **_same(
-        Said.OTHER_402,
-        (Known.TAKEN, Known.ELSEWHERE, Known.DOUBTED),
+        ServerAnswer.PRICED,
+        (TokenStatus.GUESS, *_JUDGED_STATUSES),
+        Verdict.GET_ONE,
+        "another token is asked for: this one isn't refused by that",
+    ),
+    **_same(ServerAnswer.OTHER_402, (TokenStatus.NONE,), Verdict.AS_IT_IS, "other ways to pay are the caller's business"),
+    **_same(ServerAnswer.OTHER_402, (TokenStatus.GUESS,), Verdict.WITHDRAW, "without the token it might be another answer"),
+    **_same(
+        ServerAnswer.OTHER_402, (TokenStatus.FRESH,), Verdict.OFFER_AGAIN, "it may be the paywall's word on a settlement that lags"
+    ),
+    **_same(ServerAnswer.OTHER_402, (TokenStatus.WAITED,), Verdict.GIVE_UP, "nothing was delivered for the payment"),
+    **_same(
+        ServerAnswer.OTHER_402,
+        (TokenStatus.UNTIMELY, TokenStatus.EXPIRED),
+        Verdict.RETIRE,
+        "its time is over, whatever the server means",
+    ),
+    **_same(
+        ServerAnswer.OTHER_402,
+        (TokenStatus.TAKEN, TokenStatus.ELSEWHERE, TokenStatus.DOUBTED),
         Verdict.NOT_TOLD,
         "an application behind the paywall has 402s of its own (a quota used up)",
     ),
-    **_same(Said.LOGIN, _JUDGED, Verdict.NOT_TOLD, "a login is asked for, whatever the token is worth"),
-    **_same(Said.BARE_401, (Known.FRESH,), Verdict.OFFER_AGAIN, "the specification's refusal; the settlement may lag"),
-    **_same(Said.BARE_401, (Known.WAITED,), Verdict.GIVE_UP, "nothing was delivered for the payment"),
-    **_same(Said.BARE_401, (Known.UNTIMELY, Known.EXPIRED), Verdict.RETIRE, "its time is over, whatever the server means"),
-    **_same(Said.BARE_401, (Known.TAKEN,), Verdict.ASK_BARE, "a refusal or a login: it doesn't say"),
-    **_same(Said.BARE_401, (Known.DOUBTED,), Verdict.RETIRE, "without it the server asks for such a token, and refuses this one"),
-    **_same(Said.BARE_401, (Known.ELSEWHERE,), Verdict.NOT_TOLD, "a login, maybe: nothing says that this page takes such tokens"),
-    **_same(Said.UNREAD_401, (Known.NONE,), Verdict.AS_IT_IS, "L402 asks with 402: a 401 is about something else"),
-    **_same(Said.UNREAD_401, (Known.GUESS,), Verdict.WITHDRAW, "it may be about the token, which nobody asked for"),
-    **_same(Said.TURNED_DOWN, (Known.NONE,), Verdict.AS_IT_IS, "nothing was asked for it"),
-    **_same(Said.TURNED_DOWN, (Known.GUESS,), Verdict.WITHDRAW, "it may be about the token, which nobody asked for"),
-    **_same(Said.TURNED_DOWN, _JUDGED, Verdict.NOT_TOLD, "about the request, or from in front of the paywall"),
-    **_same(Said.ELSE, (Known.NONE, Known.GUESS), Verdict.AS_IT_IS, "not about tokens"),
-    **_same(Said.ELSE, _JUDGED, Verdict.NOT_TOLD, "not about tokens; from in front of the paywall or from behind it"),
-    **_same(Said.NO_ANSWER, (Known.NONE, Known.GUESS), Verdict.AS_IT_IS, "the error is the caller's, as `requests` raises it"),
+    **_same(ServerAnswer.LOGIN, _JUDGED_STATUSES, Verdict.NOT_TOLD, "a login is asked for, whatever the token is worth"),
     **_same(
-        Said.NO_ANSWER, _JUDGED, Verdict.NOT_TOLD, "the error is the caller's; the token is in the ledger, the next call offers it"
+        ServerAnswer.BARE_401, (TokenStatus.FRESH,), Verdict.OFFER_AGAIN, "the specification's refusal; the settlement may lag"
+    ),
+    **_same(ServerAnswer.BARE_401, (TokenStatus.WAITED,), Verdict.GIVE_UP, "nothing was delivered for the payment"),
+    **_same(
+        ServerAnswer.BARE_401,
+        (TokenStatus.UNTIMELY, TokenStatus.EXPIRED),
+        Verdict.RETIRE,
+        "its time is over, whatever the server means",
+    ),
+    **_same(ServerAnswer.BARE_401, (TokenStatus.TAKEN,), Verdict.ASK_BARE, "a refusal or a login: it doesn't say"),
+    **_same(
+        ServerAnswer.BARE_401,
+        (TokenStatus.DOUBTED,),
+        Verdict.RETIRE,
+        "without it the server asks for such a token, and refuses this one",
+    ),
+    **_same(
+        ServerAnswer.BARE_401,
+        (TokenStatus.ELSEWHERE,),
+        Verdict.NOT_TOLD,
+        "a login, maybe: nothing says that this page takes such tokens",
+    ),
+    **_same(ServerAnswer.UNREAD_401, (TokenStatus.NONE,), Verdict.AS_IT_IS, "L402 asks with 402: a 401 is about something else"),
+    **_same(ServerAnswer.UNREAD_401, (TokenStatus.GUESS,), Verdict.WITHDRAW, "it may be about the token, which nobody asked for"),
+    **_same(ServerAnswer.TURNED_DOWN, (TokenStatus.NONE,), Verdict.AS_IT_IS, "nothing was asked for it"),
+    **_same(ServerAnswer.TURNED_DOWN, (TokenStatus.GUESS,), Verdict.WITHDRAW, "it may be about the token, which nobody asked for"),
+    **_same(ServerAnswer.TURNED_DOWN, _JUDGED_STATUSES, Verdict.NOT_TOLD, "about the request, or from in front of the paywall"),
+    **_same(ServerAnswer.ELSE, (TokenStatus.NONE, TokenStatus.GUESS), Verdict.AS_IT_IS, "not about tokens"),
+    **_same(
+        ServerAnswer.ELSE, _JUDGED_STATUSES, Verdict.NOT_TOLD, "not about tokens; from in front of the paywall or from behind it"
+    ),
+    **_same(
+        ServerAnswer.NO_ANSWER,
+        (TokenStatus.NONE, TokenStatus.GUESS),
+        Verdict.AS_IT_IS,
+        "the error is the caller's, as `requests` raises it",
+    ),
+    **_same(
+        ServerAnswer.NO_ANSWER,
+        _JUDGED_STATUSES,
+        Verdict.NOT_TOLD,
+        "the error is the caller's; the token is in the ledger, the next call offers it",
     ),
 }
 
 #: Answers whose meaning depends on what is known of the token: they may refuse it.
-MAYBE_REFUSALS = (Said.REFUSED, Said.REPLAYED, Said.OTHER_402, Said.BARE_401)
+MAYBE_REFUSALS = (ServerAnswer.REFUSED, ServerAnswer.REPLAYED, ServerAnswer.OTHER_402, ServerAnswer.BARE_401)
 
 
 class Wants(str, Enum):
@@ -143,10 +208,10 @@ class Wants(str, Enum):
     NOTHING = "they don't say"
 
 
-_L402S = {Wants.SAME: Said.REFUSED, Wants.PAID: Said.REPLAYED, Wants.L402: Said.PRICED}
+_L402S = {Wants.SAME: ServerAnswer.REFUSED, Wants.PAID: ServerAnswer.REPLAYED, Wants.L402: ServerAnswer.PRICED}
 
 
-def hear(status: int | None, *, wants: Wants = Wants.NOTHING, judged: bool, after_402: bool = False) -> Said:
+def read_answer(status: int | None, *, wants: Wants = Wants.NOTHING, judged: bool, after_402: bool = False) -> ServerAnswer:
     """What an answer of ``status`` (None: there was none) says.
 
     ``wants``: of a 402, and of a 401 to a token that is judged; it isn't looked at otherwise. ``judged``: a token went along that
@@ -154,38 +219,38 @@ def hear(status: int | None, *, wants: Wants = Wants.NOTHING, judged: bool, afte
     front of the paywall: it doesn't say that the token was taken.
     """
     if status is None:
-        return Said.NO_ANSWER
+        return ServerAnswer.NO_ANSWER
     if 200 <= status < 300 or (after_402 and 300 <= status < 400):
-        return Said.DELIVERED
+        return ServerAnswer.DELIVERED
     if status == 401 and not judged:
-        return Said.UNREAD_401
+        return ServerAnswer.UNREAD_401
     if status in (401, 402):
         if wants in _L402S:
             return _L402S[wants]
         if status == 402:
-            return Said.OTHER_402
-        return Said.LOGIN if wants is Wants.OTHER else Said.BARE_401
-    return Said.TURNED_DOWN if status in (400, 403) else Said.ELSE
+            return ServerAnswer.OTHER_402
+        return ServerAnswer.LOGIN if wants is Wants.OTHER else ServerAnswer.BARE_401
+    return ServerAnswer.TURNED_DOWN if status in (400, 403) else ServerAnswer.ELSE
 
 
-def known_of(*, taken: bool, taken_here: bool, expired: bool, asked_bare: bool, patience_left: bool) -> Known:
+def token_status(*, accepted: bool, accepted_here: bool, expired: bool, asked_bare: bool, patience_left: bool) -> TokenStatus:
     """What is known of a token that is no guess.
 
-    ``taken``: the server has taken it before; ``taken_here``: this path has taken tokens of its scope. ``expired`` by its own
+    ``taken``: the server has taken it before; ``accepted_here``: this path has taken tokens of its scope. ``expired`` by its own
     valid_until and our clock. ``asked_bare``: the server was asked without it meanwhile. ``patience_left``: it was refused for
     less than a settlement may lag, or not at all.
     """
-    if not taken:
-        return Known.UNTIMELY if expired else Known.FRESH if patience_left else Known.WAITED
+    if not accepted:
+        return TokenStatus.UNTIMELY if expired else TokenStatus.FRESH if patience_left else TokenStatus.WAITED
     if expired:
-        return Known.EXPIRED
-    if not taken_here:
-        return Known.ELSEWHERE
-    return Known.DOUBTED if asked_bare else Known.TAKEN
+        return TokenStatus.EXPIRED
+    if not accepted_here:
+        return TokenStatus.ELSEWHERE
+    return TokenStatus.DOUBTED if asked_bare else TokenStatus.TAKEN
 
 
-def judge(known: Known, said: Said) -> Ruling:
+def judge(known: TokenStatus, said: ServerAnswer) -> Rule:
     """The table's word on a server's answer. Pure; AssertionError for a pair that can't be."""
-    ruling = SERVER_TABLE.get((known, said))
+    ruling = SERVER_RULES.get((known, said))
     assert ruling is not None, f"no ruling for ({known.name}, {said.name})"
     return ruling

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .._core.money import CURRENCIES, MAX_MINOR_UNITS
-from . import patterns as globs
+from . import patterns
 
 #: Bound on ``any`` within ``any``.
 MAX_DEPTH = 16
@@ -169,7 +169,7 @@ def _problem_of_match(match: object, depth_left: int) -> str | None:
     for name, text in texts.items():
         if text is not None and (not isinstance(text, str) or not text):
             return f"{name} is a non-empty string, not {text!r}"
-    if match.url_matches is not None and (problem := globs.problem_of_url(match.url_matches)):
+    if match.url_matches is not None and (problem := patterns.problem_of_url(match.url_matches)):
         return f"url_matches={problem}"
     if match.any is None:
         return None if any(texts.values()) else "a condition needs at least one of url_matches, scheme, network, any"

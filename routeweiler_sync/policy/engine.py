@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from .._core.rails import L402
 from .._core.urls import DEFAULT_PORTS
-from . import patterns as globs
+from . import patterns
 from .dsl import Policy, PolicyRule, RuleMatch
 
 
@@ -53,7 +53,7 @@ def _verdict(policy: Policy, rule: PolicyRule, rail: str) -> Verdict:
 
 
 def _matches(when: RuleMatch, urls: tuple[str, ...], scheme: str, network: str | None) -> bool:
-    if when.url_matches is not None and not any(globs.matches(url, when.url_matches) for url in urls):
+    if when.url_matches is not None and not any(patterns.matches(url, when.url_matches) for url in urls):
         return False
     if when.scheme is not None and when.scheme.lower() != scheme.lower():
         return False
@@ -73,7 +73,7 @@ def _spellings(url: str) -> tuple[str, ...]:
         host, port = (parts.hostname or "").rstrip("."), parts.port
     except ValueError:
         return (url,)
-    hosts = (host,) if ":" not in host else (f"[{host}]", f"[{globs.shortest(host) or host}]")
+    hosts = (host,) if ":" not in host else (f"[{host}]", f"[{patterns.shortest(host) or host}]")
     default = DEFAULT_PORTS.get(parts.scheme)
     tail = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     ports = ("", f":{default}") if port in (None, default) and default else (f":{port}" if port is not None else "",)

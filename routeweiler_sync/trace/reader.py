@@ -23,7 +23,7 @@ class TraceUnreadableError(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ToldPayment:
+class ReportedPayment:
     """What one line says of a payment. Amounts in msat; ``booked_minor_units`` of ``currency``: what the envelope was charged.
 
     ``proof`` is the preimage (hex), None in a redacted line.
@@ -45,7 +45,7 @@ class TraceAccount:
     """
 
     files: tuple[str, ...]
-    payments: dict[str, tuple[ToldPayment, ...]]
+    payments: dict[str, tuple[ReportedPayment, ...]]
     since_s: float | None
     lines: int
     unreadable: int
@@ -54,7 +54,7 @@ class TraceAccount:
 def read_traces(paths: Iterable[str | os.PathLike[str]]) -> TraceAccount:
     """The account of all ``paths``, JSON lines or SQLite whatever their names. Writes nothing; TraceUnreadableError."""
     files = tuple(os.fspath(path) for path in paths)
-    payments: dict[str, dict[ToldPayment, None]] = {}
+    payments: dict[str, dict[ReportedPayment, None]] = {}
     since_s: float | None = None
     lines = unreadable = 0
     for text in (text for file in files for text in _texts(Path(file).expanduser())):
@@ -95,7 +95,7 @@ def _texts(path: Path) -> Iterator[str | bytes]:
         raise TraceUnreadableError(f"the trace {path} can't be read: {why}") from error
 
 
-def _read(text: str | bytes) -> tuple[float, tuple[str, ToldPayment] | None]:
+def _read(text: str | bytes) -> tuple[float, tuple[str, ReportedPayment] | None]:
     """When the call of an event ended, and the payment that it made, if any."""
     event: Any = json.loads(text, parse_float=Decimal)
     ended_s = datetime.fromisoformat(event["timestampEnd"].replace("Z", "+00:00")).timestamp()
@@ -103,7 +103,7 @@ def _read(text: str | bytes) -> tuple[float, tuple[str, ToldPayment] | None]:
     if payment is None or payment["reused"]:
         return ended_s, None
     booked, proof = payment["amountEnvelope"], payment["proofValue"]
-    told = ToldPayment(
+    told = ReportedPayment(
         amount_msat=_whole(payment["amountMsat"]),
         fee_msat=_whole(payment["feeMsat"]),
         booked_minor_units=None if booked is None else Decimal(booked),

@@ -16,7 +16,7 @@ import requests
 from requests.adapters import HTTPAdapter
 
 from .._core.preload import prepare_to_pay
-from ..paywall.call import Call, contexts, current, in_thread, quoting
+from ..paywall.call import CallContext, contexts, current, in_thread, quoting
 from ..paywall.credentialed import CredentialedRequest
 from ..settings import SETTINGS
 from .fork_pools import connect_anew
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from ..config.payer import Payer
-    from ..payments.token import HeldToken
-    from ..paywall.handler import Exchange, Send
+    from ..payments.token import Token
+    from ..paywall.handler import PaywallHandler, Send
     from ..settings import AdapterSettings, Settings
 
 #: Methods that may be sent twice without a second thought: only with these does a guessed token go along.
@@ -94,7 +94,7 @@ class PaywallAdapter(HTTPAdapter):
         # A lost payer's place isn't the environment's, which may allow what the budget or policy of that one forbade.
         pays = payer is not None and (not payer.idle or quoting.get())
         if payer is not None and pays and (call is None or call.payer is not payer):  # a session not ours, or that pays otherwise
-            with Call(payer, request, around=call) as own:
+            with CallContext(payer, request, around=call) as own:
                 own.response = self.send(request, stream, timeout, verify, cert, proxies)
                 return own.response
         if isinstance(request, CredentialedRequest):
@@ -110,8 +110,8 @@ class PaywallAdapter(HTTPAdapter):
                 return response
         assert call is not None  # here somebody pays
         how = {"stream": stream, "timeout": timeout, "verify": verify, "cert": cert, "proxies": proxies}
-        exchange = exchange_of(call.payer, call, request, functools.partial(super().send, **how))
-        return exchange.go_on(response) if along is None else exchange.begin(along[0], is_guess=along[1])
+        handler = handler_for(call.payer, call, request, functools.partial(super().send, **how))
+        return handler.handle_response(response) if along is None else handler.send_with_token(along[0], is_guess=along[1])
 
     def _sent_in_thread(self, request: requests.PreparedRequest, how: dict[str, Any]) -> requests.Response:
         current.set(None)  # a call of its own: the other may end first, with a timeout
@@ -155,9 +155,9 @@ def _without_402(retries: Any) -> Any:
     return retries.new(status_forcelist=set(listed) - {402}) if listed and 402 in listed else retries
 
 
-def token_along(payer: Payer, request: requests.PreparedRequest) -> tuple[HeldToken, bool] | None:
+def token_along(payer: Payer, request: requests.PreparedRequest) -> tuple[Token, bool] | None:
     """The token that goes along with ``request`` unasked, and whether it is a guess; None: it goes out as it is."""
-    along = payer.book.along(request.url or "")
+    along = payer.token_cache.token_for_url(request.url or "")
     if along is None:
         return None
     if "Authorization" in (request.headers or {}) or quoting.get():
@@ -170,12 +170,12 @@ def token_along(payer: Payer, request: requests.PreparedRequest) -> tuple[HeldTo
     return along
 
 
-def exchange_of(payer: Payer, call: Call, request: requests.PreparedRequest, send: Send) -> Exchange:
+def handler_for(payer: Payer, call: CallContext, request: requests.PreparedRequest, send: Send) -> PaywallHandler:
     """The exchange about ``request``, whose further requests go out by ``send``."""
     prepare_to_pay()
-    from ..paywall.handler import Exchange
+    from ..paywall.handler import PaywallHandler
 
-    return Exchange(payer, call, request, send)
+    return PaywallHandler(payer, call, request, send)
 
 
 # Who pays

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import requests
 
-from ..paywall.call import Call, contexts, current, nets
-from ..paywall.credentialed import CredentialedRequest, carrying, errors_as_asked, is_refused
-from .adapter import PaywallAdapter, exchange_of, token_along
+from ..paywall.call import CallContext, call_hooks, contexts, current
+from ..paywall.credentialed import CredentialedRequest, errors_with_original_request, is_refused, with_credential
+from .adapter import PaywallAdapter, handler_for, token_along
 from .fork_pools import connect_anew_if_forked
 
 if TYPE_CHECKING:
@@ -35,8 +35,12 @@ def _stock(name: str) -> object:
 _SEND, _GET_ADAPTER = _stock("send"), _stock("get_adapter")
 
 
-def send_with_net(
-    call: Call, session: requests.Session, send: Callable[..., requests.Response], request: requests.PreparedRequest, how: Any
+def send_with_hook(
+    call: CallContext,
+    session: requests.Session,
+    send: Callable[..., requests.Response],
+    request: requests.PreparedRequest,
+    how: Any,
 ) -> requests.Response:
     """Send one hop of ``call`` by ``send``, which is a session's, with the net in place where it may be needed.
 
@@ -55,17 +59,17 @@ def send_with_net(
         outgoing = _with_token(call, session, request)
     hooks: Any = outgoing.hooks
     listed = (hooks or {}).get("response") or ()
-    if callable(listed) or net in listed:  # set by hand; a redirect's, copied from the request before
+    if callable(listed) or handle_foreign_response in listed:  # set by hand; a redirect's, copied from the request before
         listed = _rest(hooks)
         hooks = {**hooks, "response": listed}
-    outgoing.hooks = {**(hooks or {}), "response": [net, *listed]}
+    outgoing.hooks = {**(hooks or {}), "response": [handle_foreign_response, *listed]}
     if sent_from is not None and contexts.setdefault(id(outgoing), sent_from) is not sent_from:
         contexts[id(outgoing)] = None
     try:
         if call.carried is None:
             response = send(outgoing, **how)
         else:
-            with errors_as_asked(request):
+            with errors_with_original_request(request):
                 response = send(outgoing, **how)
     finally:
         outgoing.hooks = hooks
@@ -74,7 +78,7 @@ def send_with_net(
     if response.status_code == 402 and not call.handled and not is_refused(response):
         # Another thread has sent the same request, and taken the net off too early, or a hook has brought a 402.
         call.request = _answered_by(response, call.request)
-        return _seen_to(call, session, response, _how(session, call.request, how))
+        return _handle_402(call, session, response, _how(session, call.request, how))
     if call.payment is not None and not hasattr(response, "payment"):  # a recorder above our adapter makes responses of its own
         response.payment = call.payment  # type: ignore[attr-defined]
     return response
@@ -90,30 +94,32 @@ def _is_ours_throughout(session: requests.Session, send: Callable[..., requests.
     return "get_adapter" not in session.__dict__
 
 
-def net(response: requests.Response, **how: Any) -> requests.Response | None:
+def handle_foreign_response(response: requests.Response, **how: Any) -> requests.Response | None:
     """The response hook that `Routeweiler.send` puts before all others: sees to what came from an adapter that isn't ours."""
     call = current.get()
     if call is None or call.session is None or call.handled or (response.status_code != 402 and call.carried is None):
         return None
     if is_refused(response):
         return None
-    return _seen_to(call, call.session, response, how)
+    return _handle_402(call, call.session, response, how)
 
 
-def _seen_to(call: Call, session: requests.Session, response: requests.Response, how: Mapping[str, Any]) -> requests.Response:
+def _handle_402(
+    call: CallContext, session: requests.Session, response: requests.Response, how: Mapping[str, Any]
+) -> requests.Response:
     """What a `PaywallAdapter` would have made of ``response``. ``how`` is what the adapter's send was given."""
     call.handled = True
     adapter = session.get_adapter(url=call.request.url or "")
-    exchange = exchange_of(call.payer, call, call.request, functools.partial(adapter.send, **how))
-    held, is_guess = call.carried or (None, False)
+    handler = handler_for(call.payer, call, call.request, functools.partial(adapter.send, **how))
+    token, is_guess = call.carried or (None, False)
     begun_s = time.monotonic()
-    seen = exchange.go_on(response, held, is_guess=is_guess)
+    seen = handler.handle_response(response, token, is_guess=is_guess)
     if seen is not response:  # which the session has told how long it took
         seen.elapsed = response.elapsed + timedelta(seconds=time.monotonic() - begun_s)
     return seen
 
 
-def _with_token(call: Call, session: requests.Session, request: requests.PreparedRequest) -> requests.PreparedRequest:
+def _with_token(call: CallContext, session: requests.Session, request: requests.PreparedRequest) -> requests.PreparedRequest:
     """``request`` with the token that goes along unasked, if there is one, and the adapter doesn't lead to one of ours."""
     adapter = _adapter(session, request)
     if adapter is None or _leads_to_ours(adapter):
@@ -123,7 +129,7 @@ def _with_token(call: Call, session: requests.Session, request: requests.Prepare
     if along is None:
         return request
     call.carried = along
-    return carrying(request, along[0], [])
+    return with_credential(request, along[0], [])
 
 
 def _answered_by(response: requests.Response, sent: requests.PreparedRequest) -> requests.PreparedRequest:
@@ -170,7 +176,7 @@ def _leads_to_ours(adapter: requests.adapters.BaseAdapter) -> bool:
 def _rest(hooks: Any) -> list[Any]:
     """The response hooks but the net."""
     listed = (hooks or {}).get("response") or ()
-    return [listed] if callable(listed) else [each for each in listed if each is not net]
+    return [listed] if callable(listed) else [each for each in listed if each is not handle_foreign_response]
 
 
-nets.append(net)
+call_hooks.append(handle_foreign_response)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import requests
 
-from ..paywall.call import Call, Quoted, current, for_quote, is_for_quote, quoting, unhook
+from ..paywall.call import CallContext, QuoteReady, current, for_quote, is_for_quote, quoting, remove_hooks
 from ..settings import Default, Unpayable
 from .adapter import PaywallAdapter, is_default, made_payer, warn_unpaid
-from .foreign_adapters import send_with_net
+from .foreign_adapters import send_with_hook
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..funding.lightning import LightningFundingSource
     from ..ledger.ledger import Ledger
     from ..ledger.types import PaymentRow
-    from ..payments.block_limit import Limit
+    from ..payments.block_limit import SpendingLimit
     from ..payments.types import Quote
     from ..policy.dsl import Policy
     from ..settings import Settings
@@ -143,18 +143,18 @@ class Routeweiler(requests.Session):
         if call is not None and call.redirecting and call.session is self:
             call.redirecting = False  # a hook that sends something from in there makes a call of its own
             call.begin_hop(request)
-            return send_with_net(call, self, super().send, request, kwargs)
-        with Call(payer, request, self) as call:
+            return send_with_hook(call, self, super().send, request, kwargs)
+        with CallContext(payer, request, self) as call:
             try:
-                response = send_with_net(call, self, super().send, request, kwargs)
+                response = send_with_hook(call, self, super().send, request, kwargs)
             except requests.RequestException as error:
-                _take_nets_off(error.request, error.response)
+                _remove_call_hooks(error.request, error.response)
                 raise
             if not hasattr(response, "payment"):
                 response.payment = None  # type: ignore[attr-defined]
             call.end_with(response)
             if response.history or response.request is not request or response.next is not None:
-                _take_nets_off(None, response)
+                _remove_call_hooks(None, response)
             return response
 
     def resolve_redirects(
@@ -184,13 +184,13 @@ class Routeweiler(requests.Session):
             if not hasattr(response, "close"):  # requests-futures'
                 response = response.result()
             response.close()
-        except Quoted as answer:
+        except QuoteReady as answer:
             return answer.quote
         finally:
             quoting.reset(asked)
         return None
 
-    def limit(self, *, sats: int) -> AbstractContextManager[Limit]:
+    def limit(self, *, sats: int) -> AbstractContextManager[SpendingLimit]:
         """A block whose calls spend at most ``sats``, routing fees included; ``.spent_msat`` of what it gives tells how much.
 
             with session.limit(sats=50) as limit:
@@ -220,14 +220,14 @@ class Routeweiler(requests.Session):
         Starts no payment. Each row that it ends, and each payment that a crash kept from being told, gets a trace line. Raises
         LedgerError or PaymentPendingError where the ledger can't be used.
         """
-        from ..paywall.call_record import tell_recovered
+        from ..paywall.call_record import report_recovered
 
         rows: list[PaymentRow] = []
         try:
             for row in self._payer.checkout.recover():
                 rows.append(row)
         finally:
-            tell_recovered(self._payer, rows)
+            report_recovered(self._payer, rows)
         return rows
 
     def close(self) -> None:
@@ -253,7 +253,7 @@ def _no_hops() -> Generator[requests.Response, None, None]:
     yield from ()
 
 
-def _marked(hops: Iterator[requests.Response], call: Call) -> Generator[requests.Response, None, None]:
+def _marked(hops: Iterator[requests.Response], call: CallContext) -> Generator[requests.Response, None, None]:
     while True:
         call.redirecting = True
         try:
@@ -265,13 +265,13 @@ def _marked(hops: Iterator[requests.Response], call: Call) -> Generator[requests
         yield hop
 
 
-def _take_nets_off(request: object, response: requests.Response | None) -> None:
+def _remove_call_hooks(request: object, response: requests.Response | None) -> None:
     """Off the requests that a call leaves behind."""
-    unhook(request)
+    remove_hooks(request)
     if response is not None:
         for each in (response, *response.history):
-            unhook(each.request)
-            unhook(each.next)
+            remove_hooks(each.request)
+            remove_hooks(each.next)
 
 
 def wrap(session: requests.Session, **settings: Unpack[Settings]) -> Routeweiler:

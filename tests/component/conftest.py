@@ -103,7 +103,7 @@ class Books:
             ],
         )
         trace = read_traces([self.trace_path]) if self.lines else None
-        report = compare(self.ledger.books(), trace=trace, node=node, now_s=time.time())
+        report = compare(self.ledger.snapshot(), trace=trace, node=node, now_s=time.time())
         assert finished <= (report.agrees and report.foreign == 0), report.differences
         assert {found.kind for found in report.differences} <= {Kind.PAID_NOT_BOOKED}, report.differences
 

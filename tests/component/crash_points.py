@@ -160,7 +160,7 @@ def stepping(
     ``lost_commits`` aren't made, though they seem to be.
     """
 
-    class Connection(sqlite3.Connection):
+    class LndChannel(sqlite3.LndChannel):
         def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
             if sql == "BEGIN":
                 steps(f"ledger {_deed()}: before reading")
@@ -177,7 +177,7 @@ def stepping(
 
         writing = False
 
-    http_send, trace_write, open_channel = requests.adapters.HTTPAdapter.send, JsonlSink._write, connection.Connection._open
+    http_send, trace_write, open_channel = requests.adapters.HTTPAdapter.send, JsonlSink._write, connection.LndChannel._open
 
     @functools.wraps(http_send)
     def send(self: Any, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
@@ -192,16 +192,16 @@ def stepping(
         trace_write(self, *event)
         steps("trace: after the line")
 
-    def opened(self: connection.Connection) -> Any:
+    def opened(self: connection.LndChannel) -> Any:
         link = open_channel(self)
         link.channel = _Channel(link.channel, steps, air, sent)  # type: ignore[assignment]
         return link
 
     with (
-        patch.object(sqlite3, "connect", functools.partial(sqlite3.connect, factory=Connection)),
+        patch.object(sqlite3, "connect", functools.partial(sqlite3.connect, factory=LndChannel)),
         patch.object(requests.adapters.HTTPAdapter, "send", send),
         patch.object(JsonlSink, "_write", write),
-        patch.object(connection.Connection, "_open", opened),
+        patch.object(connection.LndChannel, "_open", opened),
         _stepping_in_postgres(steps, lost_commits),
     ):
         yield
@@ -211,11 +211,11 @@ def stepping(
 def _stepping_in_postgres(steps: Steps, lost_commits: frozenset[str]) -> Iterator[None]:
     """The same steps of a ledger that is in PostgreSQL, where its driver is installed."""
     try:
-        from psycopg import Connection
+        from psycopg import LndChannel
     except ImportError:
         yield
         return
-    original = Connection.execute
+    original = LndChannel.execute
     writing: set[int] = set()
 
     @functools.wraps(original)
@@ -236,7 +236,7 @@ def _stepping_in_postgres(steps: Steps, lost_commits: frozenset[str]) -> Iterato
         steps(f"ledger {deed}: after COMMIT")
         return done
 
-    with patch.object(Connection, "execute", execute):
+    with patch.object(LndChannel, "execute", execute):
         yield
 
 
@@ -429,8 +429,8 @@ class World:
         assert row is not None
         assert row.state.value == "settled"
         assert row.preimage is not None
-        assert row.taken
-        assert self.books.ledger.untold() == []
+        assert row.accepted
+        assert self.books.ledger.unreported() == []
         self.books.check()
         (envelope,) = self.books.ledger.envelopes()
         assert envelope.reserved_minor_units == 0

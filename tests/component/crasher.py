@@ -13,16 +13,16 @@ import sys
 
 from routeweiler_sync import Funding, Ledger, LndClient, Routeweiler, TraceSink
 from routeweiler_sync.funding.lightning import LightningFundingSource
-from routeweiler_sync.paywall.call_record import Account
-from routeweiler_sync.paywall.handler import Exchange
+from routeweiler_sync.paywall.call_record import CallRecord
+from routeweiler_sync.paywall.handler import PaywallHandler
 
 POINTS = {
     "Ledger.open_payment": (Ledger, "open_payment"),
     "Ledger.change": (Ledger, "change"),
     "Source.send": (LightningFundingSource, "send"),
     "Source.track": (LightningFundingSource, "track"),
-    "Exchange._offer": (Exchange, "_offer"),
-    "Account.finish": (Account, "finish"),
+    "PaywallHandler._resend": (PaywallHandler, "_offer"),
+    "CallRecord.finish": (CallRecord, "finish"),
     "Ledger.mark": (Ledger, "mark"),
 }
 DIED = 86

@@ -72,7 +72,7 @@ class Said:
     text: str
 
 
-class Till:
+class PriceCap:
     """A node's invoices, noted for the paywall that had them made."""
 
     def __init__(self, lnd: FakeLnd, wall: Wall) -> None:
@@ -98,7 +98,7 @@ class Wall(Paywall):
         self.offers: list[Offer] = []
         self.hop = ""
         self.slow = 0
-        super().__init__(Till(lnd, self), respond=self._page, **options)
+        super().__init__(PriceCap(lnd, self), respond=self._page, **options)
         self.opaque = self.faults.opaque_tokens
 
     def answer(self, method: str, target: str, headers: Iterable[tuple[str, str]], body: bytes) -> Any:

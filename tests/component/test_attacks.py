@@ -235,8 +235,8 @@ def test_a_post_is_never_sent_twice_for_a_guess(session, paywall: Paywall, lnd: 
     seen = []
     with server(lambda handler: (seen.append(handler.headers.get("Authorization")), (status, [], b"no"))[1]) as url:
         host = url
-        book = session._payer.book
-        held = book.unasked(paywall.base_url, "/paid")[0]
+        book = session._payer.token_cache
+        held = book.token_for_path(paywall.base_url, "/paid")[0]
         import dataclasses
 
         book.put(dataclasses.replace(held, origin=host))
@@ -626,10 +626,10 @@ def test_nor_is_it_told_by_one_who_comes_as_another_has_just_told(
 ) -> None:
     """Looking before claiming leaves a moment in which another tells of it and lets go."""
     lnd.wrong_preimage_next()
-    claim = account.claim_telling
+    claim = account.claim
 
     def after_another(payment_hash: str) -> bool:
-        books.ledger.mark(payment_hash, told=True)
+        books.ledger.mark(payment_hash, reported=True)
         return claim(payment_hash)
 
     monkeypatch.setattr(account, "claim_telling", after_another)
@@ -679,8 +679,8 @@ def test_a_withdrawn_guess_leaves_no_mark(session, paywall: Paywall, lnd: FakeLn
     with server(shy) as url:
         import dataclasses
 
-        held = session._payer.book.unasked(paywall.base_url, "/paid")[0]
-        session._payer.book.put(dataclasses.replace(held, origin=url))
+        held = session._payer.token_cache.token_for_path(paywall.base_url, "/paid")[0]
+        session._payer.token_cache.put(dataclasses.replace(held, origin=url))
         for _ in range(2):
             response = session.get(url + "/page")
             assert (response.status_code, response.history) == (200, [])

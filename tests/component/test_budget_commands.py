@@ -130,7 +130,7 @@ def test_a_payment_that_a_crash_kept_from_the_trace_is_found_once_it_is_old(
     command: Command, make_session: Callable[..., Routeweiler], paywall: Paywall, books: Books, lnd: FakeLnd
 ) -> None:
     """A call may still be waiting for its page; but not for ever."""
-    crash(paywall.url, books, lnd, "Account.finish:before")
+    crash(paywall.url, books, lnd, "CallRecord.finish:before")
     assert command("budget", "audit", "--json") == 3  # there is no trace yet
     books.trace_path.touch()
     assert command("budget", "audit", "--json") == 0
@@ -342,8 +342,8 @@ def test_a_hundred_purchases_with_failures_and_crashes_leave_no_difference(
         "Ledger.open_payment:after",
         "Source.send:after",
         "Ledger.change:after",
-        "Exchange._offer:before",
-        "Account.finish:before",
+        "PaywallHandler._resend:before",
+        "CallRecord.finish:before",
     ]
     for n in range(100):
         lnd.clear_faults()

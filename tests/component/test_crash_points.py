@@ -18,9 +18,9 @@ from unittest.mock import patch
 import pytest
 
 from routeweiler_sync import Ledger, Routeweiler
-from routeweiler_sync.payments import checkout, wallet_rules as purchase
+from routeweiler_sync.payments import checkout, wallet_rules
 from routeweiler_sync.paywall import call_record as account
-from routeweiler_sync.paywall.call_record import Account
+from routeweiler_sync.paywall.call_record import CallRecord
 from routeweiler_sync.testing import FakeLnd, Paywall
 
 from .crash_points import FEE_MSAT, SEND, Air, Nursery, Steps, World, die, hurry, interrupt
@@ -347,26 +347,26 @@ def test_sends_that_arent_counted_are_found(worlds) -> None:
 
 def test_a_preimage_that_is_forgotten_is_found(worlds) -> None:
     """Paid, booked, and nothing to show for it."""
-    decide = purchase.decide
+    decide = wallet_rules.decide
 
     def mutant(*what: Any) -> Any:
         step = decide(*what)
         return dataclasses.replace(step, change=dataclasses.replace(step.change, preimage=None))
 
-    with patch.object(purchase, "decide", mutant), pytest.raises(AssertionError, match="the page never came"):
+    with patch.object(wallet_rules, "decide", mutant), pytest.raises(AssertionError, match="the page never came"):
         deaths(worlds, _plain, since=INTENT)
 
 
 def test_a_payment_noted_as_told_before_it_is_is_found(worlds) -> None:
     """The trace then lacks what the ledger holds, and the two never add up again."""
-    told = Account._told
+    told = CallRecord._told
 
-    def mutant(self: Account, *outcome: Any) -> bool:
+    def mutant(self: CallRecord, *outcome: Any) -> bool:
         for use in self.uses:
             self._note_told(use.held)
         return told(self, *outcome)
 
-    with patch.object(Account, "_told", mutant), pytest.raises(AssertionError, match="trace"):
+    with patch.object(CallRecord, "_told", mutant), pytest.raises(AssertionError, match="trace"):
         deaths(worlds, _plain, since=INTENT)
 
 

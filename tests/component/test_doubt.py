@@ -418,7 +418,14 @@ def test_an_interrupt_leaves_a_row_that_is_found_again(session, paywall: Paywall
 
 CRASHES = [
     f"{name}:{side}"
-    for name in ("Ledger.open_payment", "Source.send", "Ledger.change", "Exchange._offer", "Account.finish", "Ledger.mark")
+    for name in (
+        "Ledger.open_payment",
+        "Source.send",
+        "Ledger.change",
+        "PaywallHandler._resend",
+        "CallRecord.finish",
+        "Ledger.mark",
+    )
     for side in ("before", "after")
 ]
 

@@ -19,7 +19,7 @@ import pytest
 
 from routeweiler_sync import FundingError
 from routeweiler_sync.funding import worker_calls as outside
-from routeweiler_sync.funding.replies import Word
+from routeweiler_sync.funding.replies import WalletReply
 from routeweiler_sync.testing import FakeLnd, Paywall
 
 from .command import bare_environ
@@ -171,10 +171,10 @@ def test_an_order_that_grpc_has_swallowed_is_unknown(lnd: FakeLnd, deaf: _Deaf, 
     monkeypatch.setattr(connection, "check_ready", lambda timeout_s: None)
     ordered = {"payment_hash": invoice.payment_hash, "max_fee_msat": 0, "timeout_s": 0.1}
     begun = time.monotonic()
-    assert client.send(invoice.bolt11, **ordered).word is Word.UNKNOWN
+    assert client.send(invoice.bolt11, **ordered).reply is WalletReply.UNKNOWN
     assert time.monotonic() - begun < 10
     assert deaf.taken == 1
-    assert client.send(invoice.bolt11, **{**ordered, "timeout_s": 10}).word is Word.SUCCEEDED
+    assert client.send(invoice.bolt11, **{**ordered, "timeout_s": 10}).reply is WalletReply.SUCCEEDED
 
 
 def test_without_a_thread_nothing_is_ordered(lnd: FakeLnd, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,8 +201,8 @@ class _Alarmed(BaseException):
 def test_what_a_deed_raises_is_the_callers_and_leaving_early_ends_it() -> None:
     """An error that stays in its thread would be an answer that never comes; a call that nobody ends would hold lnd's stream."""
 
-    def fails(deed: outside.Deed[int]) -> int:
-        deed.tell(1)
+    def fails(worker_call: outside.WorkerCall[int]) -> int:
+        worker_call.tell(1)
         raise _Alarmed
 
     told = []
@@ -211,10 +211,10 @@ def test_what_a_deed_raises_is_the_callers_and_leaving_early_ends_it() -> None:
 
     ended, cancelled = threading.Event(), threading.Event()
 
-    def goes_on(deed: outside.Deed[int]) -> int:
+    def goes_on(worker_call: outside.WorkerCall[int]) -> int:
         try:
-            deed.tell(1)
-            deed.cancel = cancelled.set
+            worker_call.tell(1)
+            worker_call.cancel = cancelled.set
             cancelled.wait(30)
             return 2
         finally:

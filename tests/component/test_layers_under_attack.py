@@ -26,7 +26,7 @@ from routeweiler_sync import (
     payment_of,
 )
 from routeweiler_sync.testing import FakeLnd, Paywall
-from routeweiler_sync.transport.foreign_adapters import net
+from routeweiler_sync.transport.foreign_adapters import handle_foreign_response
 
 from .conftest import Books
 
@@ -124,7 +124,9 @@ def test_the_net_stays_on_nothing(either_session, paywall: Paywall) -> None:
             either_session.get(url, hooks={"response": breaks})
     twice = paywall.url_for("/redirect?to=" + paywall.url_for("/redirect?to=" + paywall.url))
     kept += [either_session.get(twice), either_session.get(twice, allow_redirects=False)]
-    assert not [request for response in kept for request in requests_of(response) if net in request.hooks["response"]]
+    assert not [
+        request for response in kept for request in requests_of(response) if handle_foreign_response in request.hooks["response"]
+    ]
 
 
 # Limits and quotes in every layer

@@ -221,7 +221,7 @@ def test_an_old_version_leaves_a_migrated_file_alone(tmp_path: Path) -> None:
     uses: list[Callable[[], object]] = [
         lambda: ledger.open_payment(intent(2), None),
         lambda: ledger.count_send(hash_of(1)),
-        lambda: ledger.mark(hash_of(1), told=True),
+        lambda: ledger.mark(hash_of(1), reported=True),
         lambda: list(ledger.payments()),
     ]
     for use in uses:

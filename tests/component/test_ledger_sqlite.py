@@ -276,7 +276,7 @@ def test_a_note_does_not_make_the_next_purchase_less_durable(ledger: Ledger) -> 
     ledger.open_payment(intent(1), draw(limits()))
     assert synchronous(ledger) == full
     settle(ledger, 1)
-    for note in (partial(ledger.mark, hash_of(1), taken=True), partial(ledger.learn, ORIGIN, "/", "s")):
+    for note in (partial(ledger.mark, hash_of(1), accepted=True), partial(ledger.learn, ORIGIN, "/", "s")):
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(sqlite_module, "SqliteTransaction", Watched)
             note()
@@ -286,7 +286,7 @@ def test_a_note_does_not_make_the_next_purchase_less_durable(ledger: Ledger) -> 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(SqliteTransaction, "execute", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            ledger.mark(hash_of(1), told=True)
+            ledger.mark(hash_of(1), reported=True)
     assert synchronous(ledger) == full
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(sqlite_module, "SqliteTransaction", Watched)
@@ -309,9 +309,9 @@ def purchase_cost(ledger: Ledger, n: int) -> tuple[int, int]:
     ledger.payment(hash_of(n))
     ledger.open_payment(intent(n), draw(limits(cap_minor_units=10**9, per_hour_minor_units=10**8, per_day_minor_units=10**8)))
     settle(ledger, n)
-    ledger.mark(hash_of(n), taken=True, told=True)
+    ledger.mark(hash_of(n), accepted=True, reported=True)
     ledger.learn(ORIGIN, "/pages", "s")
-    ledger.untold()
+    ledger.unreported()
     ledger.unfinished()
     for line in (store._writer, store._reader):
         line.connection.set_trace_callback(None)

@@ -20,7 +20,7 @@ import trustme
 from routeweiler_sync.errors import FundingError, InvoicePaymentError, PaymentPendingError, PreimageMismatchError
 from routeweiler_sync.funding import lightning
 from routeweiler_sync.funding.lightning import LndClient
-from routeweiler_sync.funding.replies import Answer, Word
+from routeweiler_sync.funding.replies import WalletAnswer, WalletReply
 from routeweiler_sync.testing import FakeInvoice, FakeLnd
 from routeweiler_sync.testing._lnd_service import _NOT_UP
 
@@ -47,11 +47,11 @@ def proxy(lnd: FakeLnd) -> Iterator[Proxy]:
     proxy.close()
 
 
-def send(client: LndClient, invoice: FakeInvoice, timeout_s: float = PATIENCE_S) -> Answer:
+def send(client: LndClient, invoice: FakeInvoice, timeout_s: float = PATIENCE_S) -> WalletAnswer:
     return client.send(invoice.bolt11, payment_hash=invoice.payment_hash, max_fee_msat=1_000, timeout_s=timeout_s)
 
 
-def follow(client: LndClient, invoice: FakeInvoice) -> Answer:
+def follow(client: LndClient, invoice: FakeInvoice) -> WalletAnswer:
     return client.track(invoice.payment_hash, timeout_s=PATIENCE_S, follow=True)
 
 
@@ -77,8 +77,8 @@ def test_a_node_that_cannot_be_reached_is_refused_in_time_and_nothing_is_sent(ln
         with listener(on_connection) as port:
             client = lnd.client(grpc_port=port)
             answer = send(client, invoice, timeout_s=2)
-            assert client.track(invoice.payment_hash, timeout_s=0.5, follow=True).word is Word.UNKNOWN
-    assert answer.word is Word.REFUSED, answer
+            assert client.track(invoice.payment_hash, timeout_s=0.5, follow=True).reply is WalletReply.UNKNOWN
+    assert answer.reply is WalletReply.REFUSED, answer
     assert told in (answer.reason or "")
     assert "nothing was spent" in (answer.reason or "")
     assert in_time(began, 2.5)
@@ -89,7 +89,7 @@ def test_a_node_with_another_certificate_gets_no_order_and_no_macaroon(lnd: Fake
     with FakeLnd() as other:
         client = lnd.client(tls_cert_path=other.tls_cert_path)
         answer = send(client, lnd.invoice(AMOUNT_MSAT))
-        assert answer.word is Word.REFUSED
+        assert answer.reply is WalletReply.REFUSED
         assert "isn't the one pinned" in (answer.reason or "")
     assert not lnd.calls
 
@@ -128,19 +128,19 @@ def test_a_locked_wallet_is_told_at_once_with_what_to_do(lnd: FakeLnd) -> None:
     lnd.lock()
     began = time.monotonic()
     answer = send(client, invoice)
-    assert answer.word is Word.REFUSED
+    assert answer.reply is WalletReply.REFUSED
     assert "lncli unlock" in (answer.reason or "")
     assert in_time(began, 0)
     assert not lnd.orders
     lnd.unlock()
-    assert send(client, invoice).word is Word.SUCCEEDED
+    assert send(client, invoice).reply is WalletReply.SUCCEEDED
 
 
 def test_a_starting_node_is_waited_for(lnd: FakeLnd) -> None:
     """A node restarts in some seconds; a purchase that comes just then needs not fail."""
     invoice = lnd.invoice(AMOUNT_MSAT)
     lnd.set_state("WAITING_TO_START")
-    answers: list[Answer] = []
+    answers: list[WalletAnswer] = []
     buyer = threading.Thread(target=lambda: answers.append(send(lnd.client(), invoice)))
     buyer.start()
     lnd.wait_for(lambda lnd: lnd.calls["GetState"] >= 2)
@@ -150,7 +150,7 @@ def test_a_starting_node_is_waited_for(lnd: FakeLnd) -> None:
     assert not lnd.orders
     lnd.set_state("SERVER_ACTIVE")
     buyer.join(PATIENCE_S)
-    assert [answer.word for answer in answers] == [Word.SUCCEEDED]
+    assert [answer.reply for answer in answers] == [WalletReply.SUCCEEDED]
 
 
 def test_a_node_that_does_not_come_up_is_refused_in_time(lnd: FakeLnd) -> None:
@@ -171,7 +171,7 @@ def test_a_node_that_goes_down_after_it_was_asked_refuses_the_order_itself(
     client.check_ready(PATIENCE_S)
     monkeypatch.setattr(client._connection, "check_ready", lambda timeout_s: None)
     lnd.set_state(state)
-    assert send(client, invoice).word is Word.REFUSED
+    assert send(client, invoice).reply is WalletReply.REFUSED
 
 
 # What an order's broken stream leaves open
@@ -182,10 +182,10 @@ def test_a_stream_that_breaks_once_the_payment_is_written_down_is_unknown_and_pa
     """Read as a failure, the invoice would be given up and its token, paid for, lost; or bought twice."""
     invoice, client = lnd.invoice(AMOUNT_MSAT), lnd.client()
     lnd.drop_next(when)  # type: ignore[arg-type]
-    assert send(client, invoice).word is Word.UNKNOWN
+    assert send(client, invoice).reply is WalletReply.UNKNOWN
     answer = follow(client, invoice)
-    assert (answer.word, answer.preimage) == (Word.SUCCEEDED, invoice.preimage)
-    assert send(client, invoice).word is Word.EXISTS
+    assert (answer.reply, answer.preimage) == (WalletReply.SUCCEEDED, invoice.preimage)
+    assert send(client, invoice).reply is WalletReply.EXISTS
     assert lnd.settled_msat == AMOUNT_MSAT
 
 
@@ -193,9 +193,9 @@ def test_a_stream_that_breaks_before_is_just_as_unknown(lnd: FakeLnd) -> None:
     """From the outside it looks the same; only sending the same invoice again is safe, and pays it once."""
     invoice, client = lnd.invoice(AMOUNT_MSAT), lnd.client()
     lnd.drop_next("before_init")
-    assert send(client, invoice).word is Word.UNKNOWN
-    assert follow(client, invoice).word is Word.NOT_FOUND
-    assert send(client, invoice).word is Word.SUCCEEDED
+    assert send(client, invoice).reply is WalletReply.UNKNOWN
+    assert follow(client, invoice).reply is WalletReply.NOT_FOUND
+    assert send(client, invoice).reply is WalletReply.SUCCEEDED
     assert lnd.settled_msat == AMOUNT_MSAT
 
 
@@ -203,12 +203,12 @@ def test_an_order_is_executed_after_its_client_has_gone(lnd: FakeLnd) -> None:
     """NOT_FOUND after a broken send proves nothing (observed with lnd 0.21.2): a new invoice bought then is a second payment."""
     invoice = lnd.invoice(AMOUNT_MSAT)
     lnd.hold_orders()
-    assert send(lnd.client(), invoice, timeout_s=1).word is Word.UNKNOWN
-    assert follow(lnd.client(), invoice).word is Word.NOT_FOUND
+    assert send(lnd.client(), invoice, timeout_s=1).reply is WalletReply.UNKNOWN
+    assert follow(lnd.client(), invoice).reply is WalletReply.NOT_FOUND
     assert lnd.held_orders == 1
     lnd.deliver_orders()
     lnd.wait_for(lambda lnd: lnd.settled(invoice.payment_hash))
-    assert follow(lnd.client(), invoice).word is Word.SUCCEEDED
+    assert follow(lnd.client(), invoice).reply is WalletReply.SUCCEEDED
 
 
 @pytest.mark.parametrize("break_it", ["cut", "freeze"])
@@ -222,8 +222,8 @@ def test_a_connection_that_breaks_under_an_order_is_unknown(lnd: FakeLnd, proxy:
     getattr(proxy, break_it)()
     sender.join(PATIENCE_S)
     lnd.release()
-    assert [answer.word for answer in answers] == [Word.UNKNOWN]
-    assert follow(lnd.client(), invoice).word is Word.SUCCEEDED
+    assert [answer.reply for answer in answers] == [WalletReply.UNKNOWN]
+    assert follow(lnd.client(), invoice).reply is WalletReply.SUCCEEDED
 
 
 def test_an_order_into_a_frozen_connection_is_unknown(lnd: FakeLnd, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,7 +233,7 @@ def test_an_order_into_a_frozen_connection_is_unknown(lnd: FakeLnd, proxy: Proxy
     monkeypatch.setattr(client._connection, "check_ready", lambda timeout_s: None)
     proxy.freeze()
     began = time.monotonic()
-    assert send(client, invoice, timeout_s=1).word is Word.UNKNOWN
+    assert send(client, invoice, timeout_s=1).reply is WalletReply.UNKNOWN
     assert in_time(began, 1)
 
 
@@ -242,7 +242,7 @@ def test_a_connection_found_frozen_before_the_order_is_refused(lnd: FakeLnd, pro
     invoice, client = lnd.invoice(AMOUNT_MSAT), lnd.client(grpc_port=proxy.port)
     client.check_ready(PATIENCE_S)
     proxy.freeze()
-    assert send(client, invoice, timeout_s=1).word is Word.REFUSED
+    assert send(client, invoice, timeout_s=1).reply is WalletReply.REFUSED
 
 
 def test_a_connection_that_freezes_before_the_node_has_told_who_it_is_is_refused_in_time(lnd: FakeLnd, proxy: Proxy) -> None:
@@ -271,7 +271,7 @@ def test_a_connection_found_dead_before_the_order_is_replaced_and_the_order_sent
     assert proxy.stalled.wait(PATIENCE_S)
     proxy.cut()
     buyer.join(PATIENCE_S)
-    assert [answer.word for answer in answers] == [Word.SUCCEEDED]
+    assert [answer.reply for answer in answers] == [WalletReply.SUCCEEDED]
 
 
 def test_a_frozen_connection_is_nobody_elses_and_is_not_used_again(lnd: FakeLnd, proxy: Proxy) -> None:
@@ -282,9 +282,9 @@ def test_a_frozen_connection_is_nobody_elses_and_is_not_used_again(lnd: FakeLnd,
     waiting = threading.Thread(target=lambda: client.track(b"\0" * 32, timeout_s=3, follow=True))
     waiting.start()
     assert proxy.stalled.wait(PATIENCE_S)
-    assert send(bystander, lnd.invoice(AMOUNT_MSAT), timeout_s=2).word is Word.SUCCEEDED
+    assert send(bystander, lnd.invoice(AMOUNT_MSAT), timeout_s=2).reply is WalletReply.SUCCEEDED
     waiting.join(PATIENCE_S)
-    assert send(client, lnd.invoice(AMOUNT_MSAT)).word is Word.SUCCEEDED
+    assert send(client, lnd.invoice(AMOUNT_MSAT)).reply is WalletReply.SUCCEEDED
 
 
 @pytest.mark.parametrize("code", ["UNAVAILABLE", "CANCELLED", "DEADLINE_EXCEEDED", "INTERNAL", "UNKNOWN"])
@@ -293,9 +293,9 @@ def test_an_error_that_is_not_known_proves_nothing(lnd: FakeLnd, code: str) -> N
     invoice, client = lnd.invoice(AMOUNT_MSAT), lnd.client()
     lnd.refuse_next("some new text", code=code)
     answer = send(client, invoice)
-    assert answer.word is Word.UNKNOWN
+    assert answer.reply is WalletReply.UNKNOWN
     assert "some new text" in (answer.reason or "")
-    assert send(client, invoice).word is Word.SUCCEEDED
+    assert send(client, invoice).reply is WalletReply.SUCCEEDED
 
 
 def test_a_stop_of_the_node_under_a_payment_is_unknown_and_it_is_found_again(lnd: FakeLnd) -> None:
@@ -307,11 +307,11 @@ def test_a_stop_of_the_node_under_a_payment_is_unknown_and_it_is_found_again(lnd
     lnd.wait_for(lambda lnd: len(lnd.payments) == 1)
     lnd.restart()
     sender.join(PATIENCE_S)
-    assert [answer.word for answer in answers] == [Word.UNKNOWN]
+    assert [answer.reply for answer in answers] == [WalletReply.UNKNOWN]
     assert re.fullmatch(END_OF_LND, answers[0].reason or ""), answers
-    assert client.track(invoice.payment_hash, timeout_s=PATIENCE_S, follow=False).word is Word.IN_FLIGHT
+    assert client.track(invoice.payment_hash, timeout_s=PATIENCE_S, follow=False).reply is WalletReply.IN_FLIGHT
     lnd.release()
-    assert follow(client, invoice).word is Word.SUCCEEDED
+    assert follow(client, invoice).reply is WalletReply.SUCCEEDED
 
 
 def test_a_node_that_comes_back_is_used_at_once(lnd: FakeLnd) -> None:
@@ -320,20 +320,20 @@ def test_a_node_that_comes_back_is_used_at_once(lnd: FakeLnd) -> None:
     client.check_ready(PATIENCE_S)
     lnd.stop()
     for _ in range(6):
-        assert send(client, lnd.invoice(AMOUNT_MSAT)).word is Word.REFUSED
+        assert send(client, lnd.invoice(AMOUNT_MSAT)).reply is WalletReply.REFUSED
     lnd.start()
-    assert send(client, lnd.invoice(AMOUNT_MSAT)).word is Word.SUCCEEDED
+    assert send(client, lnd.invoice(AMOUNT_MSAT)).reply is WalletReply.SUCCEEDED
 
 
 def test_an_orphan_stays_in_flight(lnd: FakeLnd) -> None:
     """lnd killed at a bad moment leaves such payments (observed); no reading of them may invent an end."""
     invoice, client = lnd.invoice(AMOUNT_MSAT), lnd.client()
     lnd.orphan_next()
-    assert send(client, invoice, timeout_s=1).word is Word.UNKNOWN
+    assert send(client, invoice, timeout_s=1).reply is WalletReply.UNKNOWN
     lnd.release()
     lnd.restart()
-    assert client.track(invoice.payment_hash, timeout_s=1, follow=True).word is Word.IN_FLIGHT
-    assert send(client, invoice).word is Word.EXISTS
+    assert client.track(invoice.payment_hash, timeout_s=1, follow=True).reply is WalletReply.IN_FLIGHT
+    assert send(client, invoice).reply is WalletReply.EXISTS
 
 
 # What lnd says of a payment's end
@@ -343,7 +343,7 @@ def test_a_wrong_preimage_is_told_as_spent(lnd: FakeLnd) -> None:
     """The money is gone and has to be booked; the token can't be made."""
     invoice, client = lnd.invoice(AMOUNT_MSAT), lnd.client()
     lnd.wrong_preimage_next()
-    assert send(client, invoice).word is Word.WRONG_PREIMAGE
+    assert send(client, invoice).reply is WalletReply.WRONG_PREIMAGE
     with pytest.raises(PreimageMismatchError) as caught:
         client.pay_invoice(invoice.bolt11, max_fee_msat=0)
     assert caught.value.spent is True
@@ -373,7 +373,7 @@ def test_pay_invoice_waits_for_a_payment_that_another_has_begun(lnd: FakeLnd) ->
     """The answer to "already in transition" is its outcome, not an error."""
     invoice, paid = lnd.invoice(AMOUNT_MSAT), []
     lnd.hang_next()
-    assert send(lnd.client(), invoice, timeout_s=1).word is Word.UNKNOWN
+    assert send(lnd.client(), invoice, timeout_s=1).reply is WalletReply.UNKNOWN
     buyer = threading.Thread(target=lambda: paid.append(lnd.client().pay_invoice(invoice.bolt11, max_fee_msat=0)))
     buyer.start()
     lnd.wait_for(lambda lnd: lnd.calls["TrackPaymentV2"] >= 1)
@@ -418,8 +418,8 @@ def test_the_smaller_of_two_timeouts_wins(lnd: FakeLnd) -> None:
     """timeout_seconds is the client's promise, payment_timeout the session's: both hold."""
     lnd.hang_next(times=None)
     began = time.monotonic()
-    assert send(lnd.client(timeout_seconds=0.5), lnd.invoice(AMOUNT_MSAT)).word is Word.UNKNOWN
-    assert send(lnd.client(), lnd.invoice(AMOUNT_MSAT), timeout_s=0.5).word is Word.UNKNOWN
+    assert send(lnd.client(timeout_seconds=0.5), lnd.invoice(AMOUNT_MSAT)).reply is WalletReply.UNKNOWN
+    assert send(lnd.client(), lnd.invoice(AMOUNT_MSAT), timeout_s=0.5).reply is WalletReply.UNKNOWN
     assert in_time(began, 1)
 
 
@@ -445,7 +445,7 @@ def test_a_server_that_repeats_the_macaroon_brings_it_into_no_text(lnd: FakeLnd)
     secret = Path(lnd.macaroon_path).read_bytes().hex()
     lnd.refuse_next(f"cannot get macaroon: bad macaroon {secret}")
     answer = send(lnd.client(), lnd.invoice(AMOUNT_MSAT))
-    assert answer.word is Word.REFUSED
+    assert answer.reply is WalletReply.REFUSED
     assert secret not in repr(answer)
 
 
@@ -467,7 +467,7 @@ def test_threads_share_one_client_from_its_first_use(lnd: FakeLnd) -> None:
         thread.start()
     for thread in threads:
         thread.join(PATIENCE_S)
-    assert [(a.word, a.preimage) for a, _ in answers] == [(Word.SUCCEEDED, i.preimage) for _, i in answers]
+    assert [(a.reply, a.preimage) for a, _ in answers] == [(WalletReply.SUCCEEDED, i.preimage) for _, i in answers]
     assert len(answers) == len(invoices)
 
 
@@ -479,20 +479,20 @@ def test_one_threads_broken_call_does_not_disturb_anothers_payment(lnd: FakeLnd)
     sender.start()
     lnd.wait_for(lambda lnd: len(lnd.payments) == 1)
     before = client._connection._current()
-    assert send(client, lnd.invoice(AMOUNT_MSAT), timeout_s=0.5).word is Word.UNKNOWN
+    assert send(client, lnd.invoice(AMOUNT_MSAT), timeout_s=0.5).reply is WalletReply.UNKNOWN
     assert client._connection._current() is not before
     lnd.release(slow.payment_hash)
     sender.join(PATIENCE_S)
-    assert [answer.word for answer in answers] == [Word.SUCCEEDED]
+    assert [answer.reply for answer in answers] == [WalletReply.SUCCEEDED]
 
 
 def test_a_closed_client_opens_again(lnd: FakeLnd) -> None:
     """session.close() mustn't make a later call of the same session fail, as it doesn't with requests."""
     client = lnd.client()
-    assert send(client, lnd.invoice(AMOUNT_MSAT)).word is Word.SUCCEEDED
+    assert send(client, lnd.invoice(AMOUNT_MSAT)).reply is WalletReply.SUCCEEDED
     client.close()
     client.close()
-    assert send(client, lnd.invoice(AMOUNT_MSAT)).word is Word.SUCCEEDED
+    assert send(client, lnd.invoice(AMOUNT_MSAT)).reply is WalletReply.SUCCEEDED
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="this system has no SIGINT for one process")
@@ -527,7 +527,7 @@ LndClient.from_env().send(sys.argv[1], payment_hash=bytes.fromhex(sys.argv[2]), 
         child.kill()
         child.communicate()
     lnd.release()
-    assert follow(lnd.client(), invoice).word is Word.SUCCEEDED
+    assert follow(lnd.client(), invoice).reply is WalletReply.SUCCEEDED
 
 
 def test_an_unpickled_client_pays(lnd: FakeLnd) -> None:
@@ -535,7 +535,7 @@ def test_an_unpickled_client_pays(lnd: FakeLnd) -> None:
     client = lnd.client()
     client.check_ready(PATIENCE_S)
     again = pickle.loads(pickle.dumps(client))
-    assert send(again, lnd.invoice(AMOUNT_MSAT)).word is Word.SUCCEEDED
+    assert send(again, lnd.invoice(AMOUNT_MSAT)).reply is WalletReply.SUCCEEDED
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system doesn't fork")
@@ -585,7 +585,7 @@ def test_the_list_of_payments_goes_over_its_pages(lnd: FakeLnd, monkeypatch: pyt
     monkeypatch.setattr(lightning, "_PAYMENTS_A_PAGE", 4)
     client = lnd.client()
     for count in range(1, 10):
-        assert send(client, lnd.invoice(AMOUNT_MSAT + count)).word is Word.SUCCEEDED
+        assert send(client, lnd.invoice(AMOUNT_MSAT + count)).reply is WalletReply.SUCCEEDED
         listed = list(client.list_payments())
         assert [payment.amount_msat for payment in listed] == [AMOUNT_MSAT + number for number in range(1, count + 1)]
 

@@ -50,7 +50,7 @@ def test_no_secret_is_in_a_log_a_repr_a_trace_or_a_pickle(
         repr(session),
         repr(session.__dict__),
         repr(session._payer.__dict__),
-        repr(session._payer.book.unasked(rows[0].origin, "/paid")),
+        repr(session._payer.token_cache.token_for_path(rows[0].origin, "/paid")),
         repr(response),
         repr(response.payment),
         repr(again.request),

@@ -124,7 +124,7 @@ def serves_the_next_calls_unpaid(
 ) -> None:
     """One payment; its token is live in the ledger, and goes along with the next call, of this session and of a new one."""
     (row,) = books.rows
-    assert (row.state, row.taken, len(lnd.payments)) == (PaymentState.SETTLED, taken, 1)
+    assert (row.state, row.accepted, len(lnd.payments)) == (PaymentState.SETTLED, taken, 1)
     assert row.preimage is not None
     wall.words.clear()
     for each in (session, make_session(funding=[])):

@@ -19,10 +19,10 @@ from hypothesis import HealthCheck, event, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from routeweiler_sync import InvoicePaymentError, PaymentPendingError
-from routeweiler_sync.funding.replies import Word
+from routeweiler_sync.funding.replies import WalletReply
 from routeweiler_sync.ledger import envelopes
-from routeweiler_sync.payments import checkout, wallet_rules as purchase
-from routeweiler_sync.payments.wallet_rules import Event
+from routeweiler_sync.payments import checkout, wallet_rules
+from routeweiler_sync.payments.wallet_rules import WalletEvent
 from routeweiler_sync.paywall import handler as exchange
 
 from .state_world import StateWorld
@@ -265,12 +265,12 @@ def world(tmp_path: Path) -> Iterator[StateWorld]:
 
 def test_an_order_that_pays_beside_a_final_failed_is_seen(world: StateWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     """The bug of all peers: FAILED is believed while another order of the same invoice is still on its way."""
-    read = purchase.read
+    read = wallet_rules.read
 
-    def believing(row: Any, asked: Any, answer: Any) -> Event:
-        return Event.FAILED_FOR_GOOD if answer.word is Word.FAILED else read(row, asked, answer)
+    def believing(row: Any, asked: Any, answer: Any) -> WalletEvent:
+        return WalletEvent.FAILED_FOR_GOOD if answer.reply is WalletReply.FAILED else read(row, asked, answer)
 
-    monkeypatch.setattr(purchase, "read", believing)
+    monkeypatch.setattr(wallet_rules, "read", believing)
     world.dies(0, 1, storm=True, since=SENT)
     world.lnd.fail_next()
     assert isinstance(world.call(world.sessions[0], 0), InvoicePaymentError)
@@ -300,7 +300,7 @@ def test_a_limit_that_is_passed_is_seen(world: StateWorld, monkeypatch: pytest.M
 
 def test_a_good_token_that_is_replaced_is_seen(world: StateWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each token given up without need costs its price again."""
-    monkeypatch.setattr(exchange.Exchange, "_as_others_know", lambda self, held: None)
+    monkeypatch.setattr(exchange.PaywallHandler, "_as_others_know", lambda self, held: None)
     world.walls[0].faults.settle_lag = 1
     world.call(world.sessions[0], 0)
     world.call(world.sessions[0], 0)

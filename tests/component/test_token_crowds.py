@@ -306,7 +306,7 @@ def test_its_token_is_offered_before_it_is_refused_and_serves_once_it_is_taken(
     honest = threading.Event()
     server = serve(lambda *_: honest.is_set(), lambda number: [f"services=x{number}:0"])
     session = make_session()
-    assert session._payer.book.unasked(server.url, "/page") is None  # and so it won't look again before a 402
+    assert session._payer.token_cache.token_for_path(server.url, "/page") is None  # and so it won't look again before a 402
     with pytest.raises(TokenRefusedError):
         make_session().get(f"{server.url}/page")
     honest.set()

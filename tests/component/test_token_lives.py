@@ -103,7 +103,7 @@ def test_processes_share_tokens_by_learned_path_and_by_scope(run, paywall: Paywa
 def test_what_another_process_bought_meanwhile_is_found_before_paying(session, run, paywall: Paywall, lnd: FakeLnd, books) -> None:
     """A long-running program has looked into the ledger long ago, and bought again what is there by now."""
     assert session.get(paywall.url_for("/free")).status_code == 200
-    assert session._payer.book.unasked(paywall.base_url, "/paid") is None
+    assert session._payer.token_cache.token_for_path(paywall.base_url, "/paid") is None
     assert run(paywall.url) == "200 bought"
     response = session.get(paywall.url)
     assert (response.status_code, response.payment.reused) == (200, True)
@@ -292,13 +292,13 @@ class Net:
 
 
 @pytest.fixture
-def net(lnd: FakeLnd) -> Iterator[Net]:
+def handle_foreign_response(lnd: FakeLnd) -> Iterator[Net]:
     import re
 
-    net = Net(lnd)
+    handle_foreign_response = Net(lnd)
     with responses.RequestsMock() as mock:
-        mock.add_callback("GET", re.compile(".*", re.DOTALL), callback=net.answer)
-        yield net
+        mock.add_callback("GET", re.compile(".*", re.DOTALL), callback=handle_foreign_response.answer)
+        yield handle_foreign_response
 
 
 @pytest.mark.parametrize(
@@ -317,12 +317,14 @@ def net(lnd: FakeLnd) -> Iterator[Net]:
         ("https://[2001:db8::1]/paid", "https://[2001:DB8::1]:443/paid"),
     ],
 )
-def test_an_origin_is_the_same_however_it_is_spelled(session, net: Net, lnd: FakeLnd, books: Books, bought: str, same: str) -> None:
+def test_an_origin_is_the_same_however_it_is_spelled(
+    session, handle_foreign_response: Net, lnd: FakeLnd, books: Books, bought: str, same: str
+) -> None:
     """Each way to write one server's address would be paid for."""
     assert session.get(bought).status_code == 200
     response = session.get(same)
     assert (response.status_code, response.payment.reused) == (200, True)
-    assert len(net.servers) == 1
+    assert len(handle_foreign_response.servers) == 1
     assert len(lnd.payments) == 1
     books.check()
 
@@ -343,14 +345,14 @@ def test_an_origin_is_the_same_however_it_is_spelled(session, net: Net, lnd: Fak
     ],
 )
 def test_another_origin_never_sees_the_token_though_it_names_the_same_service(
-    session, make_session, net: Net, lnd: FakeLnd, books: Books, other: str
+    session, make_session, handle_foreign_response: Net, lnd: FakeLnd, books: Books, other: str
 ) -> None:
     """`services=` is the server's word: whoever copies it into a challenge would be handed the token, and with it what it opens."""
     session.get("https://api.example/paid")
     (token,) = [row.token for row in books.rows]
     for each in (session, make_session()):
         assert each.get(other).status_code == 200
-    (server,) = [server for key, server in net.servers.items() if key != ("https", "api.example", 443)]
+    (server,) = [server for key, server in handle_foreign_response.servers.items() if key != ("https", "api.example", 443)]
     assert [request.paid for request in server.requests] == [False, True, True]
     assert [request.authorized for request in server.requests] == [False, True, True]
     assert not any(token in str(dict(request.headers)) for request in server.requests)
@@ -670,7 +672,7 @@ def test_of_the_notes_on_a_taken_token_one_failing_keeps_none_from_being_made(
 
     def noted() -> tuple[bool, int]:
         (row,) = books.rows
-        return row.taken, len(books.ledger.learned(row.origin))
+        return row.accepted, len(books.ledger.learned(row.origin))
 
     with monkeypatch.context() as nothing_works:
         nothing_works.setattr(Ledger, "mark", fails)

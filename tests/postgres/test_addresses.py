@@ -142,7 +142,7 @@ def uses(ledger: Ledger) -> list[Callable[[], object]]:
         ledger.exists,
         ledger.unfinished,
         lambda: ledger.open_payment(intent(1), None),
-        lambda: ledger.mark(hash_of(1), told=True),
+        lambda: ledger.mark(hash_of(1), reported=True),
     ]
 
 

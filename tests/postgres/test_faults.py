@@ -442,7 +442,7 @@ def test_a_role_with_the_rights_that_the_docs_name_is_enough(server: Server, dat
     server.admin(f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {name}", database)
     assert worker.open_payment(intent(2), draw(limits()))[1]
     settle(worker, 2)
-    worker.mark(hash_of(2), taken=True)
+    worker.mark(hash_of(2), accepted=True)
     worker.learn(ORIGIN, "/", "s")
     server.admin(f"REVOKE INSERT ON payments FROM {name}", database)
     with pytest.raises(LedgerError, match="permission denied") as refused:

@@ -164,7 +164,7 @@ def test_a_page_that_came_isnt_lost_with_the_database(
         server.start()
     wall.respond = None
     assert session.get(wall.url).status_code == 200  # and tells of the payment now
-    assert list(session._payer.ledger.untold()) == []
+    assert list(session._payer.ledger.unreported()) == []
 
 
 @pytest.mark.usefixtures("impatient")

@@ -76,10 +76,14 @@ def test_of_many_threads_who_come_first_together_all_find_a_ledger(server: Serve
 def _buys_one_need(n: int, url: str, needs: int, barrier: Any) -> list[list[tuple[str, bool]]]:
     ledger = Ledger.open(url)
     told = []
-    for need in range(needs):
+    for token_request in range(needs):
         barrier.wait(PATIENCE_S)
         tasks = [
-            partial(ledger.open_payment, intent(10_000 * need + 100 * n + t, scope=f"need {need}"), draw(limits(f"e{t % 3}")))
+            partial(
+                ledger.open_payment,
+                intent(10_000 * token_request + 100 * n + t, scope=f"need {token_request}"),
+                draw(limits(f"e{t % 3}")),
+            )
             for t in range(THREADS)
         ]
         told.append([(row.payment_hash, is_new) for row, is_new in at_once(tasks)])
@@ -91,8 +95,8 @@ def test_of_many_workers_one_buys(url: str, make_ledger: Make) -> None:
     """Else a fleet would pay for one page as often as it has workers; also where they draw on different envelopes."""
     needs = 8
     told = in_processes(_buys_one_need, url, needs)
-    for need in range(needs):
-        results = [result for worker in told for result in worker[need]]
+    for token_request in range(needs):
+        results = [result for worker in told for result in worker[token_request]]
         assert sum(is_new for _, is_new in results) == 1
         assert len({payment_hash for payment_hash, _ in results}) == 1
     ledger = make_ledger()

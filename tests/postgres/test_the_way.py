@@ -110,7 +110,7 @@ def test_a_path_of_thousands_of_characters_is_learned(
     (first, second) = (make_session().post(url, data=b"x") for _ in range(2))
     assert [len(first.history), len(second.history)] == [1, 0]  # no guess goes along with a POST
     (row,) = books.rows
-    assert (row.taken, len(books.ledger.learned(row.origin))) == (True, 1)
+    assert (row.accepted, len(books.ledger.learned(row.origin))) == (True, 1)
     assert "the ledger can't note" not in caplog.text
     books.check()
 

@@ -18,7 +18,7 @@ import pytest
 
 from routeweiler_sync.errors import FundingError
 from routeweiler_sync.funding.lightning import LndClient
-from routeweiler_sync.funding.replies import Answer, Word
+from routeweiler_sync.funding.replies import WalletAnswer, WalletReply
 
 from ..node_words import END_OF_LND
 from .node import Invoice, Node
@@ -40,7 +40,7 @@ def client(world: World) -> Iterator[LndClient]:
         yield client
 
 
-def order(client: LndClient, invoice: Invoice, *, fee_cap_msat: int = FEE_CAP_MSAT, text: str | None = None) -> Answer:
+def order(client: LndClient, invoice: Invoice, *, fee_cap_msat: int = FEE_CAP_MSAT, text: str | None = None) -> WalletAnswer:
     """Sends an order for `invoice`, or for `text` in its place."""
     payment_hash = bytes.fromhex(invoice.payment_hash)
     return client.send(
@@ -48,12 +48,12 @@ def order(client: LndClient, invoice: Invoice, *, fee_cap_msat: int = FEE_CAP_MS
     )
 
 
-def ask(client: LndClient, invoice: Invoice, *, follow: bool = False) -> Answer:
+def ask(client: LndClient, invoice: Invoice, *, follow: bool = False) -> WalletAnswer:
     return client.track(bytes.fromhex(invoice.payment_hash), timeout_s=CALL_TIMEOUT_S, follow=follow)
 
 
 @contextmanager
-def in_flight(world: World, client: LndClient, invoice: Invoice) -> Iterator[Callable[[], Answer]]:
+def in_flight(world: World, client: LndClient, invoice: Invoice) -> Iterator[Callable[[], WalletAnswer]]:
     """An order that hangs in a frozen payee; the callable thaws it and gives the order's answer.
 
     The HTLC has left for good when this is entered. An lnd that is killed before that, as it may be where the router is frozen, can
@@ -67,13 +67,13 @@ def in_flight(world: World, client: LndClient, invoice: Invoice) -> Iterator[Cal
             htlcs = world.router.lncli("listchannels", "--peer", world.payer.pubkey)["channels"][0]["pending_htlcs"]
             return any(htlc["incoming"] for htlc in htlcs)
 
-        def thawed() -> Answer:
+        def thawed() -> WalletAnswer:
             world.payee.thaw()
             return answer.result(CALL_TIMEOUT_S)
 
         try:
             wait_for("the HTLC is with the router", htlc_out, watched=[world.payer.daemon])
-            assert ask(client, invoice).word is Word.IN_FLIGHT
+            assert ask(client, invoice).reply is WalletReply.IN_FLIGHT
             yield thawed
         finally:
             world.payee.thaw()
@@ -82,7 +82,7 @@ def in_flight(world: World, client: LndClient, invoice: Invoice) -> Iterator[Cal
 def test_too_little_money_is_a_failure_that_says_so(world: World, client: LndClient) -> None:
     """Otherwise an empty channel would be an open question, and its reservation stay."""
     answer = order(client, world.payee.add_invoice(9_000_000_000), fee_cap_msat=10**9)
-    assert (answer.word, answer.reason) == (Word.FAILED, "INSUFFICIENT_BALANCE")
+    assert (answer.reply, answer.reason) == (WalletReply.FAILED, "INSUFFICIENT_BALANCE")
 
 
 @pytest.mark.parametrize("end", [Node.kill, Node.stop], ids=["killed", "stopped"])
@@ -90,18 +90,18 @@ def test_a_node_that_goes_down_says_nothing_of_the_payment(world: World, client:
     """Otherwise a restart of lnd in the middle of a payment would read as "not paid", and the next call pay again."""
     invoice = world.payee.add_invoice(10_000)
     with in_flight(world, client, invoice) as thawed:
-        followed: list[Answer] = []
+        followed: list[WalletAnswer] = []
         follower = threading.Thread(target=lambda: followed.append(ask(client, invoice, follow=True)))
         follower.start()
         end(world.payer)
         follower.join(CALL_TIMEOUT_S)
-        assert [answer.word for answer in followed] == [Word.UNKNOWN]
+        assert [answer.reply for answer in followed] == [WalletReply.UNKNOWN]
         assert re.fullmatch(END_OF_LND, followed[0].reason or ""), followed
-        assert order(client, invoice).word is Word.REFUSED  # nothing listens: not a byte has left
+        assert order(client, invoice).reply is WalletReply.REFUSED  # nothing listens: not a byte has left
         world.payer.start(wait_for_channels=False)
-        assert order(client, invoice).word is Word.EXISTS
-        assert thawed().word is Word.UNKNOWN
-    assert ask(client, invoice, follow=True).word is Word.SUCCEEDED
+        assert order(client, invoice).reply is WalletReply.EXISTS
+        assert thawed().reply is WalletReply.UNKNOWN
+    assert ask(client, invoice, follow=True).reply is WalletReply.SUCCEEDED
     assert len(world.payer.payments_of(invoice.payment_hash)) == 1
 
 
@@ -120,7 +120,7 @@ def test_an_order_that_lnd_refuses_before_its_start_has_spent_nothing(
     """Otherwise an unpayable invoice would hold its reservation, and block its service, for ever."""
     invoice = world.payee.add_invoice(10_000)
     before = len(world.payer.list_payments())
-    assert order(client, invoice, text=make(world)).word is Word.REFUSED
+    assert order(client, invoice, text=make(world)).reply is WalletReply.REFUSED
     assert len(world.payer.list_payments()) == before
 
 
@@ -161,8 +161,8 @@ def test_a_macaroon_that_lnd_refuses_has_spent_nothing(world: World, make: Calla
     """Otherwise a wrong or expired macaroon would leave each call's outcome open, and its reservation and scope held."""
     invoice = world.payee.add_invoice(10_000)
     with closing(client_of(world.payer, make(world))) as client:
-        assert order(client, invoice).word is Word.REFUSED
-        assert ask(client, invoice).word is Word.UNKNOWN
+        assert order(client, invoice).reply is WalletReply.REFUSED
+        assert ask(client, invoice).reply is WalletReply.UNKNOWN
     assert world.payer.payments_of(invoice.payment_hash) == []
 
 
@@ -173,9 +173,9 @@ def test_an_order_to_a_starting_node_waits_for_it(world: World, client: LndClien
     world.payer.daemon.start()
     reasons = []
 
-    def answered() -> Answer | None:
+    def answered() -> WalletAnswer | None:
         answer = order(client, invoice)
-        if answer.word is Word.REFUSED:
+        if answer.reply is WalletReply.REFUSED:
             reasons.append(answer.reason)
             return None
         return answer

@@ -157,11 +157,11 @@ class Books:
     def _totals(self, rows: dict[str, PaymentRow]) -> list[str]:
         ledger = Ledger.open(self.ledger_path)
         envelope = ledger.envelope(ENVELOPE.id)
-        untold = ledger.untold()
+        unreported = ledger.unreported()
         ledger.close()
         spent_msat = sum(row.amount_msat + row.fee_msat for row in rows.values() if row.settled_at is not None)
         reserved = sum(row.reserved_micro for row in rows.values())
-        findings = [f"{row.payment_hash} is settled and untold" for row in untold]
+        findings = [f"{row.payment_hash} is settled and untold" for row in unreported]
         if envelope.settled_minor_units * 1_000 != spent_msat:
             findings.append(f"DRIFT: envelope {envelope.settled_minor_units} sat, rows {spent_msat} msat")
         if envelope.reserved_minor_units or reserved:

@@ -210,7 +210,7 @@ class Judge:
     def _audit(self) -> Iterable[str]:
         """The library's own audit agrees, over all traces and each node."""
         ledger = Ledger.open(self.url)
-        books, trace = ledger.books(), read_traces([self.trace])
+        books, trace = ledger.snapshot(), read_traces([self.trace])
         ledger.close()
         for node in self.nodes:
             payments = [

@@ -112,8 +112,8 @@ def work(job: Job, words: Connection) -> None:
         LAST: (job.closing_envelope, lambda: f"{job.closing_wall}/one-more/{job.name}"),
     }
     while word in needs:
-        envelope, need = needs[word]
-        call(sessions[envelope], need(), reporter, last=word == LAST)
+        envelope, token_request = needs[word]
+        call(sessions[envelope], token_request(), reporter, last=word == LAST)
         if word == LAST:
             break
         if words.poll(dice.uniform(0, PAUSE_S_MAX)):

@@ -11,8 +11,7 @@ import requests
 from routeweiler_sync import Routeweiler, payment_of
 from routeweiler_sync.budgets.schema import BudgetEnvelope
 from routeweiler_sync.funding import Funding
-from routeweiler_sync.funding.lightning import LightningFundingSource
-from routeweiler_sync.funding.lightning import LndClient
+from routeweiler_sync.funding.lightning import LightningFundingSource, LndClient
 from routeweiler_sync.policy.dsl import Policy, PolicyRule, RuleMatch
 from routeweiler_sync.testing import FakeLnd, FakePayment, Paywall, PaywallRequest, add_paywall
 from routeweiler_sync.trace.schema import TraceEvent

@@ -18,7 +18,7 @@ from routeweiler_sync.funding.wallet import NodePayment
 from routeweiler_sync.ledger import snapshot as books
 from routeweiler_sync.ledger.ledger import Ledger
 from routeweiler_sync.ledger.sqlite import SqliteStore
-from routeweiler_sync.trace.reader import ToldPayment, TraceAccount
+from routeweiler_sync.trace.reader import ReportedPayment, TraceAccount
 
 from ..ledger_makers import NOON_S, SAT, Clock, die, draw, fail, hash_of, intent, limits, preimage, settle
 
@@ -43,7 +43,7 @@ class World:
         self.open(6)
         die(self.ledger, 6)
         for n in (1, 2, 3, 4, 5):
-            self.ledger.mark(hash_of(n), told=True)
+            self.ledger.mark(hash_of(n), reported=True)
         self.trace = self.told()
         self.node = self.paid()
 
@@ -55,12 +55,12 @@ class World:
         settle(self.ledger, n, fee_msat=fee_msat, proved=proved)
 
     def told(self) -> TraceAccount:
-        paid = [row for row in self.ledger.books().payments.values() if row.paid]
+        paid = [row for row in self.ledger.snapshot().payments.values() if row.paid]
         return TraceAccount(
             files=("trace",),
             payments={
                 row.payment_hash: (
-                    ToldPayment(
+                    ReportedPayment(
                         amount_msat=row.amount_msat,
                         fee_msat=row.fee_msat,
                         booked_minor_units=None if row.currency is None else minor_units(row.settled_micro),
@@ -76,7 +76,7 @@ class World:
         )
 
     def paid(self) -> NodeAccount:
-        paid = [row for row in self.ledger.books().payments.values() if row.paid]
+        paid = [row for row in self.ledger.snapshot().payments.values() if row.paid]
         return NodeAccount.of(PUBKEY, [there(row.payment_hash, fee_msat=row.fee_msat) for row in paid])
 
     def with_node(self, payment: NodePayment) -> None:
@@ -97,7 +97,7 @@ class World:
         connection.close()
 
     def audit(self, now_s: float = NOON_S + UNTOLD_GRACE_S) -> Report:
-        return compare(self.ledger.books(), trace=self.trace, node=self.node, now_s=now_s)
+        return compare(self.ledger.snapshot(), trace=self.trace, node=self.node, now_s=now_s)
 
     def kinds(self) -> list[tuple[Kind, str | None, str | None]]:
         return [found.key for found in self.audit().differences]
@@ -162,7 +162,7 @@ def test_old_buckets_may_be_gone(world: World) -> None:
     for n in range(100, 720):
         world.clock.now_s += 600
         world.buy(n)
-    assert len(world.ledger.books().envelopes["e"].spends_micro) < 620
+    assert len(world.ledger.snapshot().envelopes["e"].spends_micro) < 620
     world.trace, world.node = world.told(), world.paid()
     report = world.audit()
     assert report.agrees, report.differences
@@ -201,7 +201,7 @@ def test_a_preimage_that_doesnt_fit_is_found(world: World, damaged: str) -> None
     world.edit("UPDATE payments SET preimage = ? WHERE payment_hash = ?", damaged, hash_of(1))
     report = world.audit()
     assert (Kind.ROW_PREIMAGE, hash_of(1), None) in [found.key for found in report.differences]
-    assert all(secret not in str(report) + repr(world.ledger.books()) for secret in (damaged, preimage(1).hex()))
+    assert all(secret not in str(report) + repr(world.ledger.snapshot()) for secret in (damaged, preimage(1).hex()))
 
 
 def test_two_live_rows_of_one_need_are_found(world: World) -> None:
@@ -267,7 +267,7 @@ def test_a_redacted_trace_is_compared_but_for_its_proofs(world: World) -> None:
 @pytest.mark.parametrize("n", [6, 99])
 def test_a_telling_of_what_isnt_booked_is_found(world: World, n: int) -> None:
     """Money was spent, so the trace says, that no budget counts."""
-    told = ToldPayment(amount_msat=10_000, fee_msat=0, booked_minor_units=None, currency=None, proof=None)
+    told = ReportedPayment(amount_msat=10_000, fee_msat=0, booked_minor_units=None, currency=None, proof=None)
     world.trace = replace(world.trace, payments={**world.trace.payments, hash_of(n): (told,)})
     assert world.kinds() == [(Kind.TOLD_NOT_BOOKED, hash_of(n), None)]
 
@@ -414,5 +414,5 @@ def test_agreement_is_looked_at_once(world: World) -> None:
 def test_every_page_of_a_long_ledger_is_read(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Payments left out would look like totals that are too high."""
     monkeypatch.setattr(books, "PAGE_ROWS", 2)
-    assert len(world.ledger.books().payments) == 6
+    assert len(world.ledger.snapshot().payments) == 6
     assert world.audit().agrees

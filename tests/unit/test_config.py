@@ -7,18 +7,18 @@ from pathlib import Path
 import pytest
 
 from routeweiler_sync.budgets.schema import SAFE_DEFAULT, BudgetEnvelope
-from routeweiler_sync.config import env_settings as config
+from routeweiler_sync.config import env_settings
 from routeweiler_sync.trace import TraceSink
 
 
 def budget(text: str) -> BudgetEnvelope | None:
-    return config.budget({"ROUTEWEILER_BUDGET": text})
+    return env_settings.budget({"ROUTEWEILER_BUDGET": text})
 
 
 def test_unset_means_the_safe_default() -> None:
     """Else a script that says nothing of a budget would spend without one."""
     for environ in ({}, {"ROUTEWEILER_BUDGET": ""}, {"ROUTEWEILER_BUDGET": "  "}):
-        assert config.budget(environ) == SAFE_DEFAULT
+        assert env_settings.budget(environ) == SAFE_DEFAULT
     assert (SAFE_DEFAULT.id, SAFE_DEFAULT.cap_currency, SAFE_DEFAULT.cap_minor_units) == ("default", "sat", None)
     limits = (SAFE_DEFAULT.per_call_minor_units, SAFE_DEFAULT.per_hour_minor_units, SAFE_DEFAULT.per_day_minor_units)
     assert limits == (1_000, 10_000, 50_000)
@@ -87,12 +87,12 @@ def test_a_budget_that_is_not_understood_is_no_budget_at_all(text: str) -> None:
 
 def test_the_ledger_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Else programs that are to share a budget would each have their own."""
-    assert config.ledger_url({"ROUTEWEILER_LEDGER": "sqlite:///x.db"}) == "sqlite:///x.db"
+    assert env_settings.ledger_url({"ROUTEWEILER_LEDGER": "sqlite:///x.db"}) == "sqlite:///x.db"
     monkeypatch.setattr("platformdirs.user_state_dir", lambda *args, **kwargs: str(tmp_path))
     for environ in ({}, {"ROUTEWEILER_LEDGER": ""}):
-        assert config.ledger_url(environ) == str(tmp_path / "ledger.db")
+        assert env_settings.ledger_url(environ) == str(tmp_path / "ledger.db")
     monkeypatch.setenv("ROUTEWEILER_LEDGER", "elsewhere.db")
-    assert config.ledger_url() == "elsewhere.db"
+    assert env_settings.ledger_url() == "elsewhere.db"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -101,9 +101,9 @@ def test_the_ledger_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatc
 )
 def test_the_trace_is_of_the_kind_its_name_says(name: str, kind: str, tmp_path: Path) -> None:
     """Else a report would look for its lines in a database, or for its table in a text."""
-    sink = config.trace_sink({"ROUTEWEILER_TRACE": str(tmp_path / name)})
+    sink = env_settings.trace_sink({"ROUTEWEILER_TRACE": str(tmp_path / name)})
     assert sink is not None
     assert type(sink) is type(getattr(TraceSink, kind)(tmp_path / "other"))
     sink.close()
-    assert config.trace_sink({}) is None
-    assert config.trace_sink({"ROUTEWEILER_TRACE": ""}) is None
+    assert env_settings.trace_sink({}) is None
+    assert env_settings.trace_sink({"ROUTEWEILER_TRACE": ""}) is None

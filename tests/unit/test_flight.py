@@ -23,7 +23,7 @@ from routeweiler_sync.errors import (
     TokenRefusedError,
 )
 from routeweiler_sync.payments import single_flight as flight
-from routeweiler_sync.payments.single_flight import single
+from routeweiler_sync.payments.single_flight import single_flight
 from tests.ledger_makers import PATIENCE_S, at_once
 
 KEY = ("sqlite:///l.db", "https://api.example", "s")
@@ -77,7 +77,7 @@ class Flight:
 
     def _fly(self) -> None:
         try:
-            with single(self.key, long()) as flying:
+            with single_flight(self.key, long()) as flying:
                 flying.payment_hash = HASH if self.ordered else None
                 self.in_the_air.set()
                 assert self.land.wait(PATIENCE_S)
@@ -104,7 +104,7 @@ class Flight:
 
 
 def buy(bought: list[str], name: str = "") -> str:
-    with single(KEY, long()):
+    with single_flight(KEY, long()):
         bought.append(name)
     return "token"
 
@@ -115,7 +115,7 @@ def test_one_at_a_time() -> None:
 
     def careful() -> None:
         for _ in range(50):
-            with single(KEY, long()):
+            with single_flight(KEY, long()):
                 inside[0] += 1
                 most[0] = max(most[0], inside[0])
                 time.sleep(0)
@@ -129,7 +129,7 @@ def test_one_at_a_time() -> None:
 def test_other_needs_do_not_wait(other: tuple[str, str, str]) -> None:
     """Else one slow payment would hold up every other page."""
     flying = Flight(other).taken_off()
-    with single(KEY, Deadline(0)):
+    with single_flight(KEY, Deadline(0)):
         pass
     flying.join([])
 
@@ -185,7 +185,7 @@ def test_what_is_the_callers_own_is_not_shared(error: BaseException | None) -> N
 def test_who_comes_later_starts_anew() -> None:
     """Else a failure would be told for ever, though a new invoice would be paid."""
     for _ in range(2):
-        with contextlib.suppress(InvoicePaymentError), single(KEY, long()):
+        with contextlib.suppress(InvoicePaymentError), single_flight(KEY, long()):
             raise InvoicePaymentError("failed", payment_hash=HASH)
     bought = list[str]()
     buy(bought)
@@ -201,7 +201,7 @@ def test_an_error_is_shared_only_with_those_who_were_there() -> None:
         for _ in range(60):
             before = len(over)
             try:
-                with single(KEY, long()):
+                with single_flight(KEY, long()):
                     fails = len(over) % 3 != 0
                     over.append(fails)
                     if fails:
@@ -248,7 +248,7 @@ def test_the_wait_is_bounded() -> None:
     """Else a thread would hang for as long as another's payment does, whatever its payment_timeout says."""
     flying = Flight().taken_off()
     for timeout_s in (0, 0.05):
-        with pytest.raises(PaymentPendingError) as late, single(KEY, Deadline(timeout_s)):
+        with pytest.raises(PaymentPendingError) as late, single_flight(KEY, Deadline(timeout_s)):
             pytest.fail("two at once")
         assert (late.value.spent, late.value.payment_hash) == (None, HASH)
     bought = list[str]()
@@ -258,7 +258,7 @@ def test_the_wait_is_bounded() -> None:
 
 def test_a_call_from_within_a_purchase_ends_at_once_and_says_that_nothing_was_spent() -> None:
     """Else `confirm` fetching the very page that it is asked about would hang its thread, and take the purchase for paid."""
-    with single(KEY, long()), pytest.raises(PaymentDeclinedError) as caught, single(KEY, long()):
+    with single_flight(KEY, long()), pytest.raises(PaymentDeclinedError) as caught, single_flight(KEY, long()):
         pytest.fail("two at once")
     assert caught.value.spent is False
 
@@ -266,7 +266,7 @@ def test_a_call_from_within_a_purchase_ends_at_once_and_says_that_nothing_was_sp
 def test_who_waits_for_a_purchase_that_hasnt_begun_knows_that_nothing_was_spent() -> None:
     """A person who takes long to say yes leaves nothing in doubt: "may be spent" would send the user looking for money."""
     flying = Flight(ordered=False)
-    with pytest.raises(FundingError) as late, single(KEY, Deadline(0.05)):
+    with pytest.raises(FundingError) as late, single_flight(KEY, Deadline(0.05)):
         pytest.fail("two at once")
     assert late.value.spent is False
     assert flying.join([]) == []
@@ -276,7 +276,7 @@ def test_who_waits_for_a_purchase_that_hasnt_begun_knows_that_nothing_was_spent(
 def test_a_forked_child_waits_for_nobody() -> None:
     """Else a worker forked while its parent pays would wait for a thread that it hasn't got."""
     flying = Flight().taken_off()
-    with single((*KEY[:2], "the forking thread's own"), long()):
+    with single_flight((*KEY[:2], "the forking thread's own"), long()):
         pid = os.fork()
         if pid == 0:
             code = 1

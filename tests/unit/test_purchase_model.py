@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from routeweiler_sync.funding.replies import Answer, Word
+from routeweiler_sync.funding.replies import WalletAnswer, WalletReply
 from routeweiler_sync.ledger.ledger import Ledger
 from routeweiler_sync.ledger.types import Change, PaymentRow
-from routeweiler_sync.payments import wallet_rules as purchase
-from routeweiler_sync.payments.wallet_rules import TABLE, Act, Event, Rule
+from routeweiler_sync.payments import wallet_rules
+from routeweiler_sync.payments.wallet_rules import WALLET_RULES, NextStep, Rule, WalletEvent
 from tests import purchase_world
 from tests.ledger_makers import draw, hash_of, intent, limits, preimage
 from tests.purchase_world import DEAD, FAILED, OPEN, SETTLED, Book, Row, World, canonical, explore, faults, start, steps
@@ -84,42 +84,42 @@ Mutation = Callable[[pytest.MonkeyPatch], None]
 UNFINISHED = (OPEN, FAILED)
 
 
-def cells(*events: Event, state: Any, act: Act) -> Mutation:
+def cells(*events: WalletEvent, state: Any, act: NextStep) -> Mutation:
     """The table with other rules for ``events``; ``state`` None leaves the row's as it is."""
 
     def mutate(patch: pytest.MonkeyPatch) -> None:
         for event in events:
             for row_state in UNFINISHED:
-                patch.setitem(TABLE, (row_state, event), Rule(state=state or row_state, act=act, why="a mutation"))
+                patch.setitem(WALLET_RULES, (row_state, event), Rule(state=state or row_state, next_step=act, why="a mutation"))
 
     return mutate
 
 
-def reading(change: Callable[[PaymentRow, Act, Answer, Event], Event]) -> Mutation:
+def reading(change: Callable[[PaymentRow, NextStep, WalletAnswer, WalletEvent], WalletEvent]) -> Mutation:
     """Words read otherwise."""
-    read = purchase.read
+    read = wallet_rules.read
 
     def mutate(patch: pytest.MonkeyPatch) -> None:
-        patch.setattr(purchase, "read", lambda row, asked, answer: change(row, asked, answer, read(row, asked, answer)))
+        patch.setattr(wallet_rules, "read", lambda row, asked, answer: change(row, asked, answer, read(row, asked, answer)))
 
     return mutate
 
 
-def failed_is_always_final(row: PaymentRow, asked: Act, answer: Answer, event: Event) -> Event:
-    return Event.FAILED_FOR_GOOD if answer.word is Word.FAILED else event
+def failed_is_always_final(row: PaymentRow, asked: NextStep, answer: WalletAnswer, event: WalletEvent) -> WalletEvent:
+    return WalletEvent.FAILED_FOR_GOOD if answer.reply is WalletReply.FAILED else event
 
 
-def failed_is_final_beside_one_send(row: PaymentRow, asked: Act, answer: Answer, event: Event) -> Event:
-    unanswered = row.sends_unanswered - purchase.answered(asked, answer)
-    return Event.FAILED_FOR_GOOD if answer.word is Word.FAILED and unanswered <= 1 else event
+def failed_is_final_beside_one_send(row: PaymentRow, asked: NextStep, answer: WalletAnswer, event: WalletEvent) -> WalletEvent:
+    unanswered = row.sends_unanswered - wallet_rules.answered(asked, answer)
+    return WalletEvent.FAILED_FOR_GOOD if answer.reply is WalletReply.FAILED and unanswered <= 1 else event
 
 
-def not_found_is_like_expired(row: PaymentRow, asked: Act, answer: Answer, event: Event) -> Event:
-    return Event.GONE if event is Event.NOT_FOUND else event
+def not_found_is_like_expired(row: PaymentRow, asked: NextStep, answer: WalletAnswer, event: WalletEvent) -> WalletEvent:
+    return WalletEvent.GONE if event is WalletEvent.NOT_FOUND else event
 
 
 def silence_counts_off(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(purchase, "answered", lambda asked, answer: int(asked is Act.SEND))
+    patch.setattr(wallet_rules, "answered", lambda asked, answer: int(asked is NextStep.SEND))
 
 
 def the_first_send_is_not_counted(patch: pytest.MonkeyPatch) -> None:
@@ -154,17 +154,25 @@ def failed_returns_the_reservation(patch: pytest.MonkeyPatch) -> None:
     [
         pytest.param(reading(failed_is_always_final), {"once", "covered"}, id="no count of sends: FAILED is always final"),
         pytest.param(
-            cells(Event.FAILED_OWN_SEND, Event.FAILED_SEEN, state=DEAD, act=Act.RAISE_FAILED),
+            cells(WalletEvent.FAILED_OWN_SEND, WalletEvent.FAILED_SEEN, state=DEAD, next_step=NextStep.RAISE_FAILED),
             {"once", "covered"},
             id="a new invoice after FAILED with unanswered sends",
         ),
         pytest.param(
-            cells(Event.NOT_FOUND, state=DEAD, act=Act.RAISE_EXPIRED), {"once", "covered"}, id="our clock gives up on NOT_FOUND"
+            cells(WalletEvent.NOT_FOUND, state=DEAD, next_step=NextStep.RAISE_EXPIRED),
+            {"once", "covered"},
+            id="our clock gives up on NOT_FOUND",
         ),
         pytest.param(
-            cells(Event.REFUSED_BESIDE, state=DEAD, act=Act.RAISE_REFUSED), {"once", "covered"}, id="REFUSED is always final"
+            cells(WalletEvent.REFUSED_BESIDE, state=DEAD, next_step=NextStep.RAISE_REFUSED),
+            {"once", "covered"},
+            id="REFUSED is always final",
         ),
-        pytest.param(cells(Event.EXPIRED, state=DEAD, act=Act.RAISE_EXPIRED), {"once", "covered"}, id="no last look after EXPIRED"),
+        pytest.param(
+            cells(WalletEvent.EXPIRED, state=DEAD, next_step=NextStep.RAISE_EXPIRED),
+            {"once", "covered"},
+            id="no last look after EXPIRED",
+        ),
         pytest.param(reading(not_found_is_like_expired), {"once", "covered"}, id="NOT_FOUND is final without EXPIRED"),
         pytest.param(reading(failed_is_final_beside_one_send), {"once", "covered"}, id="one unanswered send is overlooked"),
         pytest.param(silence_counts_off, {"once", "covered"}, id="silence counts a send off"),
@@ -173,7 +181,9 @@ def failed_returns_the_reservation(patch: pytest.MonkeyPatch) -> None:
         pytest.param(failed_returns_the_reservation, {"covered"}, id="FAILED returns the reservation"),
         pytest.param(a_failed_row_frees_its_scope, {"once"}, id="a failed row frees its scope"),
         pytest.param(
-            cells(Event.IN_FLIGHT, state=SETTLED, act=Act.HAND_OVER), {"booked"}, id="in flight is booked as if it were paid"
+            cells(WalletEvent.IN_FLIGHT, state=SETTLED, next_step=NextStep.HAND_OVER),
+            {"booked"},
+            id="in flight is booked as if it were paid",
         ),
     ],
 )
@@ -187,9 +197,11 @@ def test_a_table_that_pays_twice_is_found_out(monkeypatch: pytest.MonkeyPatch, m
     "mutate",
     [
         pytest.param(reading(failed_is_always_final), id="FAILED is always final"),
-        pytest.param(cells(Event.NOT_FOUND, state=DEAD, act=Act.RAISE_EXPIRED), id="our clock gives up on NOT_FOUND"),
-        pytest.param(cells(Event.REFUSED_BESIDE, state=DEAD, act=Act.RAISE_REFUSED), id="REFUSED is always final"),
-        pytest.param(cells(Event.EXPIRED, state=DEAD, act=Act.RAISE_EXPIRED), id="no last look after EXPIRED"),
+        pytest.param(
+            cells(WalletEvent.NOT_FOUND, state=DEAD, next_step=NextStep.RAISE_EXPIRED), id="our clock gives up on NOT_FOUND"
+        ),
+        pytest.param(cells(WalletEvent.REFUSED_BESIDE, state=DEAD, next_step=NextStep.RAISE_REFUSED), id="REFUSED is always final"),
+        pytest.param(cells(WalletEvent.EXPIRED, state=DEAD, next_step=NextStep.RAISE_EXPIRED), id="no last look after EXPIRED"),
     ],
 )
 def test_each_promise_is_checked(monkeypatch: pytest.MonkeyPatch, mutate: Mutation) -> None:
@@ -201,9 +213,13 @@ def test_each_promise_is_checked(monkeypatch: pytest.MonkeyPatch, mutate: Mutati
 @pytest.mark.parametrize(
     "mutate",
     [
-        pytest.param(cells(Event.GONE, state=None, act=Act.RAISE_PENDING), id="an expired invoice is never given up"),
-        pytest.param(cells(Event.PAID, state=None, act=Act.RAISE_PENDING), id="a payment is never booked"),
-        pytest.param(cells(Event.FAILED_SEEN, state=FAILED, act=Act.RAISE_PENDING), id="a failed row is never sent again"),
+        pytest.param(
+            cells(WalletEvent.GONE, state=None, next_step=NextStep.RAISE_PENDING), id="an expired invoice is never given up"
+        ),
+        pytest.param(cells(WalletEvent.PAID, state=None, next_step=NextStep.RAISE_PENDING), id="a payment is never booked"),
+        pytest.param(
+            cells(WalletEvent.FAILED_SEEN, state=FAILED, next_step=NextStep.RAISE_PENDING), id="a failed row is never sent again"
+        ),
     ],
 )
 def test_a_table_that_never_ends_is_found_out(monkeypatch: pytest.MonkeyPatch, mutate: Mutation) -> None:
@@ -214,7 +230,7 @@ def test_a_table_that_never_ends_is_found_out(monkeypatch: pytest.MonkeyPatch, m
 
 def test_the_way_to_a_fault_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a broken rule would have to be debugged by guessing."""
-    cells(Event.EXPIRED, state=DEAD, act=Act.RAISE_EXPIRED)(monkeypatch)
+    cells(WalletEvent.EXPIRED, state=DEAD, next_step=NextStep.RAISE_EXPIRED)(monkeypatch)
     way = explore(SMALL, all_of_it=False).broken["covered"].split(" → ")
     assert way[0] == "opens"
     assert any("expires" in step for step in way)
@@ -223,8 +239,8 @@ def test_the_way_to_a_fault_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- the double -------------------------------------------------------------------------------------------------------------
 
 
-def deciding(row: PaymentRow, asked: Act, answer: Answer) -> Change:
-    return purchase.decide(row, asked, answer).change
+def deciding(row: PaymentRow, asked: NextStep, answer: WalletAnswer) -> Change:
+    return wallet_rules.decide(row, asked, answer).change
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -245,12 +261,15 @@ def test_the_double_does_what_the_ledger_does(tmp_path: Path, seed: int) -> None
             assert (ledger.count_send(hash_of(i)) is None) == (counted is None)
             book = counted or book
         else:
-            asked = dice.choice([Act.SEND, Act.TRACK, Act.LAST_LOOK])
-            if asked is Act.SEND and not row.unanswered:
+            asked = dice.choice([NextStep.SEND, NextStep.TRACK, NextStep.LAST_LOOK])
+            if asked is NextStep.SEND and not row.unanswered:
                 continue
-            word = dice.choice([word for word in Word if word not in (Word.WRONG_PREIMAGE, Word.SUCCEEDED)] * 4 + [Word.SUCCEEDED])
-            answer = Answer(word=word, preimage=preimage(i) if word is Word.SUCCEEDED else None)
-            step = purchase.decide(purchase_world.seen(row), asked, answer)
+            reply = dice.choice(
+                [reply for reply in WalletReply if reply not in (WalletReply.WRONG_PREIMAGE, WalletReply.SUCCEEDED)] * 4
+                + [WalletReply.SUCCEEDED]
+            )
+            answer = WalletAnswer(reply=reply, preimage=preimage(i) if reply is WalletReply.SUCCEEDED else None)
+            step = wallet_rules.decide(purchase_world.seen(row), asked, answer)
             if row.state is DEAD and step.settles and book.live() is not None:
                 continue  # abandoned, then paid beside another: the ledger contract's
             changed = ledger.change(hash_of(i), partial(deciding, asked=asked, answer=answer))

@@ -10,10 +10,20 @@ from collections.abc import Iterator
 
 import pytest
 
-from routeweiler_sync.paywall.server_rules import MAYBE_REFUSALS, SERVER_TABLE, Known, Said, Verdict, Wants, hear, judge, known_of
+from routeweiler_sync.paywall.server_rules import (
+    MAYBE_REFUSALS,
+    SERVER_RULES,
+    ServerAnswer,
+    TokenStatus,
+    Verdict,
+    Wants,
+    judge,
+    read_answer,
+    token_status,
+)
 
-JUDGED = [known for known in Known if known not in (Known.NONE, Known.GUESS)]
-SERVED = [Known.TAKEN, Known.ELSEWHERE, Known.DOUBTED, Known.EXPIRED]
+JUDGED = [known for known in TokenStatus if known not in (TokenStatus.NONE, TokenStatus.GUESS)]
+SERVED = [TokenStatus.TAKEN, TokenStatus.ELSEWHERE, TokenStatus.DOUBTED, TokenStatus.EXPIRED]
 #: What a real HTTP client may meet, 1xx that aren't swallowed and numbers of nobody's standard included.
 STATUSES = [None, 100, 103, 200, 201, 202, 204, 206, 299, 300, 301, 302, 303, 304, 307, 308, 399, 400, 401, 402, 403, 404, 405, 409,
             410, 418, 429, 451, 500, 502, 503, 504, 599, 600, 999]  # fmt: skip
@@ -37,8 +47,8 @@ def tokens() -> Iterator[dict[str, bool]]:
 
 
 def verdict_on(status: int | None, wants: Wants, *, after_402: bool = False, **token: bool) -> Verdict:
-    known = known_of(**token)
-    return judge(known, hear(status, wants=wants, judged=True, after_402=after_402)).verdict
+    known = token_status(**token)
+    return judge(known, read_answer(status, wants=wants, judged=True, after_402=after_402)).verdict
 
 
 def design_says(status: int, wants: Wants, *, taken: bool, taken_here: bool, expired: bool, asked_bare: bool,
@@ -69,29 +79,31 @@ def test_every_answer_to_every_token_has_a_ruling_and_every_ruling_an_answer() -
     """Else a call would die of an AssertionError after paying; or a ruling would be there that nothing ever follows."""
     met = set()
     for status, wants, judged, after_402 in answers():
-        said = hear(status, wants=wants, judged=judged, after_402=after_402)
+        said = read_answer(status, wants=wants, judged=judged, after_402=after_402)
         if judged:
-            met |= {(known_of(**token), said) for token in tokens()}
+            met |= {(token_status(**token), said) for token in tokens()}
         else:
-            met.add((Known.GUESS, said))
+            met.add((TokenStatus.GUESS, said))
             if wants is not Wants.SAME:  # no token, no scope of its own
-                met.add((Known.NONE, said))
-    assert met == SERVER_TABLE.keys()
+                met.add((TokenStatus.NONE, said))
+    assert met == SERVER_RULES.keys()
 
 
 def test_what_cant_be_raises_before_anything_is_done() -> None:
     """Else a fault of ours would be guessed over, with money at stake."""
-    for known, said in itertools.product(Known, Said):
-        if (known, said) in SERVER_TABLE:
-            assert judge(known, said) is SERVER_TABLE[known, said]
+    for known, said in itertools.product(TokenStatus, ServerAnswer):
+        if (known, said) in SERVER_RULES:
+            assert judge(known, said) is SERVER_RULES[known, said]
         else:
             with pytest.raises(AssertionError, match=known.name):
                 judge(known, said)
-    illegal = {pair for pair in itertools.product(Known, Said) if pair not in SERVER_TABLE}
+    illegal = {pair for pair in itertools.product(TokenStatus, ServerAnswer) if pair not in SERVER_RULES}
     assert illegal == {
-        (Known.NONE, Said.REFUSED),
-        *itertools.product((Known.NONE, Known.GUESS), (Said.LOGIN, Said.BARE_401, Said.REPLAYED)),
-        *itertools.product(JUDGED, (Said.UNREAD_401,)),
+        (TokenStatus.NONE, ServerAnswer.REFUSED),
+        *itertools.product(
+            (TokenStatus.NONE, TokenStatus.GUESS), (ServerAnswer.LOGIN, ServerAnswer.BARE_401, ServerAnswer.REPLAYED)
+        ),
+        *itertools.product(JUDGED, (ServerAnswer.UNREAD_401,)),
     }
 
 
@@ -122,7 +134,7 @@ def test_a_redirect_says_that_the_token_was_taken_only_where_a_402_came_before(s
 def test_without_a_token_only_an_l402_challenge_is_answered(status: int | None) -> None:
     """Else free traffic wouldn't be what it is with `requests`."""
     for wants in (Wants.L402, Wants.OTHER, Wants.NOTHING) if status == 402 else (Wants.NOTHING,):
-        verdict = judge(Known.NONE, hear(status, wants=wants, judged=False)).verdict
+        verdict = judge(TokenStatus.NONE, read_answer(status, wants=wants, judged=False)).verdict
         assert verdict is (Verdict.GET_ONE if wants is Wants.L402 else Verdict.AS_IT_IS)
 
 
@@ -130,7 +142,7 @@ def test_without_a_token_only_an_l402_challenge_is_answered(status: int | None) 
 def test_a_guess_is_withdrawn_unseen_and_never_judged(status: int | None) -> None:
     """Else a token that nobody asked for would keep the caller from a page, or be given up for a page that it isn't for."""
     for wants in set(Wants) - {Wants.PAID} if status == 402 else (Wants.NOTHING,):
-        verdict = judge(Known.GUESS, hear(status, wants=wants, judged=False)).verdict
+        verdict = judge(TokenStatus.GUESS, read_answer(status, wants=wants, judged=False)).verdict
         if status == 402 and wants in (Wants.SAME, Wants.L402):
             assert verdict is Verdict.GET_ONE
         else:
@@ -139,26 +151,26 @@ def test_a_guess_is_withdrawn_unseen_and_never_judged(status: int | None) -> Non
 
 def test_nothing_is_bought_beside_a_token_that_was_never_taken() -> None:
     """Promise 1: a server that never delivers is paid once for a scope, whatever it says."""
-    for said in Said:
-        for known in (Known.FRESH, Known.WAITED):
-            ruling = SERVER_TABLE.get((known, said))
+    for said in ServerAnswer:
+        for known in (TokenStatus.FRESH, TokenStatus.WAITED):
+            ruling = SERVER_RULES.get((known, said))
             if ruling is not None:
                 assert ruling.verdict is not Verdict.RETIRE
-                assert ruling.verdict is not Verdict.GET_ONE or said is Said.PRICED  # which names another scope
+                assert ruling.verdict is not Verdict.GET_ONE or said is ServerAnswer.PRICED  # which names another scope
 
 
 def test_only_what_may_refuse_depends_on_what_is_known() -> None:
     """Else the adapter, which asks the ledger for those answers alone, would judge by old knowledge."""
-    for said in Said:
-        verdicts = {SERVER_TABLE[known, said].verdict for known in JUDGED if (known, said) in SERVER_TABLE}
+    for said in ServerAnswer:
+        verdicts = {SERVER_RULES[known, said].verdict for known in JUDGED if (known, said) in SERVER_RULES}
         assert (len(verdicts) > 1) == (said in MAYBE_REFUSALS), said
 
 
 def test_a_token_that_has_served_is_offered_no_second_time_for_a_refusal_in_so_many_words() -> None:
     """Else each call with a used-up token would wait for a settlement that is long over."""
-    assert {SERVER_TABLE[known, Said.REFUSED].verdict for known in SERVED} == {Verdict.RETIRE}
+    assert {SERVER_RULES[known, ServerAnswer.REFUSED].verdict for known in SERVED} == {Verdict.RETIRE}
 
 
 def test_every_ruling_says_why() -> None:
     """Else the next change to it would be a guess."""
-    assert all(len(ruling.why) > 10 for ruling in SERVER_TABLE.values())
+    assert all(len(ruling.why) > 10 for ruling in SERVER_RULES.values())

@@ -11,7 +11,7 @@ import pytest
 import requests
 
 import routeweiler_sync
-from routeweiler_sync._core.module_alias import stand_in
+from routeweiler_sync._core.module_alias import alias_module
 
 
 @pytest.mark.parametrize("name", ["get_netrc_auth", "merge_setting", "preferred_clock"])
@@ -61,7 +61,7 @@ def test_names_are_taken_away_and_put_back_where_they_are() -> None:
     """mock deletes a name that it has set and sets it again: in the wrong module, it would hide theirs for good."""
     ours, theirs = ModuleType("ours"), ModuleType("theirs")
     ours.mine, theirs.mine, theirs.other = "ours", "theirs", 1  # type: ignore[attr-defined]
-    stand_in(ours, theirs)
+    alias_module(ours, theirs)
     del ours.other
     assert not hasattr(theirs, "other")
     assert not hasattr(ours, "other")

@@ -1,4 +1,4 @@
-"""The gRPC connection to lnd: credentials, one channel per process, readiness, and streams read into `Answer`s.
+"""The gRPC connection to lnd: credentials, one channel per process, readiness, and streams read into `WalletAnswer`s.
 
 Imports grpc and protobuf, and is itself imported at the first use of a client. Knows how to talk to lnd; which call is made when,
 and what its answer means, is left to `lightning`, `reading` and `source`. No code of grpc's runs in the caller's thread, nor is a
@@ -23,9 +23,9 @@ import grpc
 import tenacity
 
 from ...errors import FundingError
-from ..replies import Answer, Word, tidy
+from ..replies import WalletAnswer, WalletReply, tidy
 from ..wallet import NotPermittedError
-from ..worker_calls import Deed, NoThreadError, SilentError, items_of, result_of
+from ..worker_calls import NoThreadError, SilentError, WorkerCall, items_of, result_of
 from .replies import Rpc, is_permission_denied, read_error, read_payment
 from .stubs import routeweiler_lnd_pb2 as pb
 
@@ -84,7 +84,7 @@ class _Link:
     used: bool = False
 
 
-class Connection:
+class LndChannel:
     """One node's connection, made at first use and anew after a fork. Safe to share between threads."""
 
     def __init__(self, endpoint: Endpoint) -> None:
@@ -131,7 +131,7 @@ class Connection:
     def unary(self, path: str, request: Any, response: type[_Response], *, timeout_s: float) -> _Response:
         """One question with one answer. Raises FundingError: whatever goes wrong, a question spends nothing."""
 
-        def ask(_: Deed[_Response]) -> _Response:
+        def ask(_: WorkerCall[_Response]) -> _Response:
             link = self._current()
             try:
                 return self._call(link, path, request, response, timeout_s, authorised=True)
@@ -141,7 +141,7 @@ class Connection:
 
         return self._asked(ask, path, timeout_s)
 
-    def answers(self, rpc: Rpc, request: Any, *, payment_hash: bytes, timeout_s: float) -> Generator[Answer, None, None]:
+    def answers(self, rpc: Rpc, request: Any, *, payment_hash: bytes, timeout_s: float) -> Generator[WalletAnswer, None, None]:
         """The messages of a payment's stream; what isn't IN_FLIGHT is the last, and of an order the only one told. The end of the
         stream is told as an Answer too.
 
@@ -152,8 +152,8 @@ class Connection:
         started = False
         self._suit_green_threads()
 
-        def listen(deed: Deed[Answer]) -> Answer:
-            return self._listen(deed, rpc, request, payment_hash, timeout_s)
+        def listen(worker_call: WorkerCall[WalletAnswer]) -> WalletAnswer:
+            return self._listen(worker_call, rpc, request, payment_hash, timeout_s)
 
         try:
             with closing(items_of(listen, timeout_s=timeout_s + _SILENCE_S)) as answers:
@@ -166,8 +166,10 @@ class Connection:
             self._begin_anew()
             yield read_error(rpc, "DEADLINE_EXCEEDED", "gRPC itself has fallen silent", started=started)
 
-    def _listen(self, deed: Deed[Answer], rpc: Rpc, request: Any, payment_hash: bytes, timeout_s: float) -> Answer:
-        """Tell ``deed`` what is IN_FLIGHT, and return what comes after it."""
+    def _listen(
+        self, worker_call: WorkerCall[WalletAnswer], rpc: Rpc, request: Any, payment_hash: bytes, timeout_s: float
+    ) -> WalletAnswer:
+        """Tell ``worker_call`` what is IN_FLIGHT, and return what comes after it."""
         link = self._current()
         started = False
         stream = link.channel.unary_stream(
@@ -179,28 +181,28 @@ class Connection:
             raise FundingError(self._told("the client was closed", "call again")) from None
         except RuntimeError as error:  # grpc starts its own thread once the request has left; without it nothing is heard
             self._begin_anew()
-            return Answer(word=Word.UNKNOWN, reason=tidy(f"gRPC can't listen: {error}"))
-        deed.cancel = call.cancel
+            return WalletAnswer(reply=WalletReply.UNKNOWN, reason=tidy(f"gRPC can't listen: {error}"))
+        worker_call.cancel = call.cancel
         try:
             for message in call:
                 started = link.used = True
                 answer = read_payment(message, payment_hash)
-                if answer.word is not Word.IN_FLIGHT:
+                if answer.reply is not WalletReply.IN_FLIGHT:
                     return answer
                 if rpc == "track":  # who sends waits for the last word
-                    deed.tell(answer)
+                    worker_call.tell(answer)
         except grpc.RpcError as error:
             self._drop_if_broken(link, error)
             return read_error(rpc, _code(error), _scrub(_text(error), link), started=started)
         finally:
             call.cancel()
-        return Answer(word=Word.UNKNOWN, reason="the stream ended without a final word")
+        return WalletAnswer(reply=WalletReply.UNKNOWN, reason="the stream ended without a final word")
 
     def _wallet_state(self, deadline: float) -> int | None:
         """lnd's WalletState; None where it doesn't tell (no State service)."""
         path = "/lnrpc.State/GetState"
 
-        def ask(_: Deed[int | None]) -> int | None:
+        def ask(_: WorkerCall[int | None]) -> int | None:
             link = self._current()
             try:
                 reply = self._call(link, path, pb.GetStateRequest(), pb.GetStateResponse, timeout_s, authorised=False)
@@ -220,7 +222,7 @@ class Connection:
                 return state
         raise FundingError(self._told("its connection was lost", "is the node up?"))
 
-    def _asked(self, ask: Callable[[Deed[_Response]], _Response], path: str, timeout_s: float) -> _Response:
+    def _asked(self, ask: Callable[[WorkerCall[_Response]], _Response], path: str, timeout_s: float) -> _Response:
         """What ``ask`` returns or raises. Raises FundingError as well where it can't be begun or doesn't end."""
         self._suit_green_threads()
         try:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ..._core.preload import prepare_to_pay
 from ...errors import ChallengeParseError, FundingError, InvoicePaymentError, PaymentPendingError, PreimageMismatchError
 from ...protocol.invoice import Invoice, decode_invoice
-from ..replies import Answer, Word
+from ..replies import WalletAnswer, WalletReply
 from ..wallet import (
     ChannelBalance,
     NodeInfo,
@@ -32,7 +32,7 @@ from .lndconnect import DEFAULT_PORT, from_environment, parse_lndconnect
 from .replies import failure_reason
 
 if TYPE_CHECKING:
-    from .channel import Connection
+    from .channel import LndChannel
 
 
 #: lnd stops starting new attempts so long before our own deadline, so that its FAILED is heard and not guessed.
@@ -137,10 +137,10 @@ class LndClient:
         timeout_s = self._bounded(timeout_seconds or self.timeout_seconds)
         deadline = time.monotonic() + timeout_s
         answer = sent = self.send(payment_request, payment_hash=payment_hash, max_fee_msat=limit, timeout_s=timeout_s)
-        if sent.word in (Word.EXISTS, Word.EXPIRED):
+        if sent.reply in (WalletReply.EXISTS, WalletReply.EXPIRED):
             # "Expired" is said before lnd looks whether the invoice is paid: only a track tells.
             answer = self.track(payment_hash, timeout_s=max(deadline - time.monotonic(), 1.0), follow=True)
-        if answer.word is Word.SUCCEEDED and answer.preimage is not None:
+        if answer.reply is WalletReply.SUCCEEDED and answer.preimage is not None:
             return SentPayment(
                 payment_hash=payment_hash,
                 payment_preimage=answer.preimage,
@@ -149,7 +149,7 @@ class LndClient:
             )
         raise _outcome_error(sent, answer, payment_hash.hex())
 
-    def send(self, bolt11: str, *, payment_hash: bytes, max_fee_msat: int, timeout_s: float) -> Answer:
+    def send(self, bolt11: str, *, payment_hash: bytes, max_fee_msat: int, timeout_s: float) -> WalletAnswer:
         """Send one order to pay, and read its stream to the end. Money moves. For the purchase, which counts the sends.
 
         Any error is an Answer. REFUSED is said only where not a byte of the order has left or lnd said no before it began; once the
@@ -172,13 +172,13 @@ class LndClient:
                 timeout_seconds=min(max(int(remaining_s - LND_MARGIN_S), 1), _LND_TIMEOUT_S_MAX),
             )
             with closing(connection.answers("send", request, payment_hash=payment_hash, timeout_s=remaining_s)) as answers:
-                return next(answer for answer in answers if answer.word is not Word.IN_FLIGHT)
+                return next(answer for answer in answers if answer.reply is not WalletReply.IN_FLIGHT)
         except FundingError as error:
-            return Answer(word=Word.REFUSED, reason=str(error))
+            return WalletAnswer(reply=WalletReply.REFUSED, reason=str(error))
 
     # Asking: nothing here can move money
 
-    def track(self, payment_hash: bytes, *, timeout_s: float, follow: bool) -> Answer:
+    def track(self, payment_hash: bytes, *, timeout_s: float, follow: bool) -> WalletAnswer:
         """Ask lnd about a payment. ``follow`` waits for its end, but not beyond ``timeout_s``; a stream that breaks ends it early.
 
         Any error is an Answer. UNKNOWN says nothing at all; IN_FLIGHT is the last that lnd said.
@@ -188,18 +188,18 @@ class LndClient:
         timeout_s = self._bounded(timeout_s)
         deadline = time.monotonic() + timeout_s
         request = pb.TrackPaymentRequest(payment_hash=payment_hash)
-        last: Answer | None = None
+        last: WalletAnswer | None = None
         try:
             with closing(self._connection.answers("track", request, payment_hash=payment_hash, timeout_s=timeout_s)) as answers:
                 for answer in answers:
-                    if answer.word is not Word.IN_FLIGHT:
+                    if answer.reply is not WalletReply.IN_FLIGHT:
                         break
                     last = answer
                     if not follow:
                         return answer
         except FundingError as error:
-            return Answer(word=Word.UNKNOWN, reason=str(error))
-        if answer.word is Word.UNKNOWN and last is not None and time.monotonic() >= deadline - _DEADLINE_SLACK_S:
+            return WalletAnswer(reply=WalletReply.UNKNOWN, reason=str(error))
+        if answer.reply is WalletReply.UNKNOWN and last is not None and time.monotonic() >= deadline - _DEADLINE_SLACK_S:
             return last
         return answer
 
@@ -212,16 +212,16 @@ class LndClient:
         if len(key) != 32:
             raise ValueError(f"a payment hash has 32 bytes, this has {len(key)}")
         answer = self.track(key, timeout_s=self.timeout_seconds, follow=False)
-        match answer.word:
-            case Word.SUCCEEDED:
+        match answer.reply:
+            case WalletReply.SUCCEEDED:
                 return PaymentStatus("succeeded", answer.preimage, answer.amount_msat, answer.fee_msat)
-            case Word.FAILED:
+            case WalletReply.FAILED:
                 return PaymentStatus("failed", failure_reason=answer.reason)
-            case Word.IN_FLIGHT:
+            case WalletReply.IN_FLIGHT:
                 return PaymentStatus("in_flight")
-            case Word.NOT_FOUND:
+            case WalletReply.NOT_FOUND:
                 return PaymentStatus("unknown_hash")
-            case Word.WRONG_PREIMAGE:
+            case WalletReply.WRONG_PREIMAGE:
                 raise _outcome_error(answer, answer, key.hex())
         raise FundingError(f"lnd can't be asked about payment {key.hex()}: {answer.reason}; asking spends nothing; try again")
 
@@ -288,10 +288,10 @@ class LndClient:
             connection.close()
 
     @property
-    def _connection(self) -> Connection:
+    def _connection(self) -> LndChannel:
         if (connection := self.__dict__.get("_opened")) is None:
             prepare_to_pay()
-            from .channel import Connection, Endpoint
+            from .channel import Endpoint, LndChannel
 
             endpoint = Endpoint(
                 host=self.grpc_host,
@@ -302,8 +302,8 @@ class LndClient:
                 tls_cert_pem=self.tls_cert_pem,
             )
             # setdefault is atomic: of threads that come here at once, all get the same one.
-            connection = self.__dict__.setdefault("_opened", Connection(endpoint))
-        opened: Connection = connection
+            connection = self.__dict__.setdefault("_opened", LndChannel(endpoint))
+        opened: LndChannel = connection
         return opened
 
     def _ask(self, path: str, request: Any, response: Any, timeout_s: float | None = None) -> Any:
@@ -335,31 +335,31 @@ def _read_invoice(text: str) -> Invoice:
         raise FundingError(f"this isn't a BOLT-11 invoice that can be paid: {error}; nothing was spent; ask for another") from error
 
 
-def _outcome_error(sent: Answer, answer: Answer, payment_hash: str) -> Exception:
+def _outcome_error(sent: WalletAnswer, answer: WalletAnswer, payment_hash: str) -> Exception:
     """What to raise for a payment that didn't succeed: ``sent`` is the order's own answer, ``answer`` the last word."""
-    match sent.word, answer.word:
-        case _, Word.FAILED:
+    match sent.reply, answer.reply:
+        case _, WalletReply.FAILED:
             return InvoicePaymentError(
                 f"the payment of {payment_hash} failed: {answer.reason}; nothing was spent; the same invoice may be paid again",
                 payment_hash=payment_hash,
                 failure_reason=answer.reason,
             )
-        case _, Word.WRONG_PREIMAGE:
+        case _, WalletReply.WRONG_PREIMAGE:
             return PreimageMismatchError(
                 f"lnd says that {payment_hash} is paid, but its preimage doesn't fit; the money is spent; keep lnd's records",
                 payment_hash=payment_hash,
             )
-        case Word.REFUSED, _:
+        case WalletReply.REFUSED, _:
             return FundingError(
                 f"lnd doesn't take the order to pay {payment_hash}: {sent.reason}; nothing was spent", payment_hash=payment_hash
             )
-        case Word.EXPIRED, Word.NOT_FOUND:
+        case WalletReply.EXPIRED, WalletReply.NOT_FOUND:
             return FundingError(
                 f"lnd doesn't pay {payment_hash}: {sent.reason}; nothing was spent; ask for a new invoice",
                 payment_hash=payment_hash,
             )
     return PaymentPendingError(
-        f"the outcome of {payment_hash} isn't known ({answer.reason or answer.word.value}); it may be paid; pay the same invoice"
+        f"the outcome of {payment_hash} isn't known ({answer.reason or answer.reply.value}); it may be paid; pay the same invoice"
         " again or track it: that pays nothing twice",
         payment_hash=payment_hash,
     )

@@ -15,7 +15,7 @@ import requests
 from routeweiler_sync.errors import FundingError
 from routeweiler_sync.funding import Funding
 from routeweiler_sync.funding.lightning import LndClient
-from routeweiler_sync.funding.replies import Word
+from routeweiler_sync.funding.replies import WalletReply
 from routeweiler_sync.funding.wallet import default_fee_cap_msat, network_of
 
 MACAROON = bytes(range(48, 112))
@@ -92,8 +92,8 @@ def test_a_file_that_cannot_be_used_is_named_and_nothing_is_sent(tmp_path: Path,
     assert caught.value.spent is False
     assert isinstance(caught.value, requests.RequestException)
     answer = client.send("lnbc1", payment_hash=b"\0" * 32, max_fee_msat=1, timeout_s=1)
-    assert answer.word is Word.REFUSED
-    assert client.track(b"\0" * 32, timeout_s=1, follow=True).word is Word.UNKNOWN
+    assert answer.reply is WalletReply.REFUSED
+    assert client.track(b"\0" * 32, timeout_s=1, follow=True).reply is WalletReply.UNKNOWN
 
 
 def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +140,7 @@ def test_an_unpickled_client_without_its_secret_says_so_and_sends_nothing() -> N
     again = pickle.loads(pickle.dumps(LndClient("127.0.0.1", 1, macaroon_hex=SECRET)))
     with pytest.raises(FundingError, match=r"isn't pickled; nothing was spent"):
         again.get_info()
-    assert again.send("lnbc1", payment_hash=b"\0" * 32, max_fee_msat=1, timeout_s=1).word is Word.REFUSED
+    assert again.send("lnbc1", payment_hash=b"\0" * 32, max_fee_msat=1, timeout_s=1).reply is WalletReply.REFUSED
 
 
 def test_a_copy_is_the_same_client() -> None:

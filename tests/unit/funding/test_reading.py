@@ -7,9 +7,9 @@ import hashlib
 import grpc
 import pytest
 
-from routeweiler_sync.funding.lnd.replies import REASON_CHARS_MAX, TABLE, is_permission_denied, read_error, read_payment
+from routeweiler_sync.funding.lnd.replies import REASON_CHARS_MAX, RULES, is_permission_denied, read_error, read_payment
 from routeweiler_sync.funding.lnd.stubs import routeweiler_lnd_pb2 as pb
-from routeweiler_sync.funding.replies import Word
+from routeweiler_sync.funding.replies import WalletReply
 
 PREIMAGE = b"\x07" * 32
 HASH = hashlib.sha256(PREIMAGE).digest()
@@ -75,56 +75,65 @@ ALL_TEXTS = EXISTS + EXPIRED + REFUSED + PROVES_NOTHING
     "change", [str, str.upper, str.title, lambda text: f" {text}\n"], ids=["as is", "upper", "title", "padded"]
 )
 @pytest.mark.parametrize(
-    ("texts", "word"), [(EXISTS, Word.EXISTS), (EXPIRED, Word.EXPIRED), (REFUSED, Word.REFUSED), (PROVES_NOTHING, Word.UNKNOWN)]
+    ("texts", "word"),
+    [
+        (EXISTS, WalletReply.EXISTS),
+        (EXPIRED, WalletReply.EXPIRED),
+        (REFUSED, WalletReply.REFUSED),
+        (PROVES_NOTHING, WalletReply.UNKNOWN),
+    ],
 )
-def test_a_send_is_read_by_its_text_whatever_the_case(texts: list[str], word: Word, change) -> None:
+def test_a_send_is_read_by_its_text_whatever_the_case(texts: list[str], reply: WalletReply, change) -> None:
     """A refusal taken for "unknown" blocks a scope for nothing; an unknown outcome taken for a refusal pays twice."""
     for text in texts:
-        assert read_error("send", "UNKNOWN", change(text)).word is word, text
+        assert read_error("send", "UNKNOWN", change(text)).reply is reply, text
 
 
 @pytest.mark.parametrize("text", [*EXISTS, *(SQL + text for text in EXISTS)])
 @pytest.mark.parametrize("code", ["ALREADY_EXISTS", "UNKNOWN"])
 def test_already_paid_is_understood_of_every_lnd(code: str, text: str) -> None:
     """0.17 says it without the code, native SQL with a prefix. Not understood, a paid token would wait for ever."""
-    assert read_error("send", code, text).word is Word.EXISTS
+    assert read_error("send", code, text).reply is WalletReply.EXISTS
 
 
 @pytest.mark.parametrize("code", [code for code in CODES if code not in ("UNKNOWN", "ALREADY_EXISTS", "UNIMPLEMENTED")])
 def test_no_other_code_proves_anything_about_a_send(code: str) -> None:
     """A proxy may put any text on UNAVAILABLE while lnd pays on."""
     for text in ALL_TEXTS:
-        assert read_error("send", code, text).word is Word.UNKNOWN, text
+        assert read_error("send", code, text).reply is WalletReply.UNKNOWN, text
 
 
 def test_an_unknown_method_is_a_refusal_of_a_send() -> None:
     """A node without the router's calls has read no order: the user can be told that nothing was spent."""
-    assert read_error("send", "UNIMPLEMENTED", "unknown method SendPaymentV2 for service routerrpc.Router").word is Word.REFUSED
+    assert (
+        read_error("send", "UNIMPLEMENTED", "unknown method SendPaymentV2 for service routerrpc.Router").reply
+        is WalletReply.REFUSED
+    )
 
 
 def test_after_a_message_no_error_says_that_the_send_started_nothing() -> None:
     """The message shows that the payment exists; "permission denied" after it must not end the row as unspent."""
     for code in CODES:
         for text in ALL_TEXTS:
-            assert read_error("send", code, text, started=True).word is Word.UNKNOWN, (code, text)
+            assert read_error("send", code, text, started=True).reply is WalletReply.UNKNOWN, (code, text)
 
 
 def test_a_track_knows_not_found_and_nothing_else() -> None:
     """A locked wallet or a lacking right, asked about a payment, says nothing about it; "refused" would read as "not paid"."""
     for code in CODES:
         for text in [*ALL_TEXTS, "payment isn't initiated"]:
-            expected = Word.NOT_FOUND if code == "NOT_FOUND" else Word.UNKNOWN
-            assert read_error("track", code, text).word is expected, (code, text)
+            expected = WalletReply.NOT_FOUND if code == "NOT_FOUND" else WalletReply.UNKNOWN
+            assert read_error("track", code, text).reply is expected, (code, text)
 
 
 def test_not_found_of_a_send_proves_nothing() -> None:
     """lnd answers a send so if the payment vanishes after it was written down: it has been started."""
-    assert read_error("send", "NOT_FOUND", "payment isn't initiated").word is Word.UNKNOWN
+    assert read_error("send", "NOT_FOUND", "payment isn't initiated").reply is WalletReply.UNKNOWN
 
 
 def test_every_row_says_why() -> None:
     """A row without its reason can't be checked against lnd's source by the next reader."""
-    assert all(len(row.why) > 20 for row in TABLE)
+    assert all(len(row.why) > 20 for row in RULES)
 
 
 def test_a_reason_is_printable_and_bounded() -> None:
@@ -142,14 +151,14 @@ def _payment(**fields: object) -> pb.Payment:
 def test_success_brings_preimage_amount_and_fee() -> None:
     """The ledger books what is told here: to the msat."""
     answer = read_payment(_payment(status=2, payment_preimage=PREIMAGE.hex()), HASH)
-    assert (answer.word, answer.preimage, answer.amount_msat, answer.fee_msat) == (Word.SUCCEEDED, PREIMAGE, 10_000, 7)
+    assert (answer.reply, answer.preimage, answer.amount_msat, answer.fee_msat) == (WalletReply.SUCCEEDED, PREIMAGE, 10_000, 7)
 
 
 @pytest.mark.parametrize("preimage", ["0" * 64, "", "zz", "07" * 31, "08" * 32])
 def test_a_preimage_that_does_not_fit_is_never_a_token(preimage: str) -> None:
     """The money is gone, which has to be booked; a token made of a wrong preimage would be refused for ever."""
     answer = read_payment(_payment(status=2, payment_preimage=preimage), HASH)
-    assert answer.word is Word.WRONG_PREIMAGE
+    assert answer.reply is WalletReply.WRONG_PREIMAGE
     assert (answer.amount_msat, answer.fee_msat) == (10_000, 7)
 
 
@@ -169,23 +178,23 @@ def test_a_preimage_that_does_not_fit_is_never_a_token(preimage: str) -> None:
 def test_failure_reasons_have_lnds_names(number: int, name: str) -> None:
     """The user is told why: too little balance and no route ask for different deeds."""
     answer = read_payment(_payment(status=3, failure_reason=number), HASH)
-    assert (answer.word, answer.reason) == (Word.FAILED, name)
+    assert (answer.reply, answer.reason) == (WalletReply.FAILED, name)
 
 
 @pytest.mark.parametrize("status", [0, 1, 4])
 def test_status_alone_decides_that_a_payment_is_under_way(status: int) -> None:
     """lnd may set a failure reason while HTLCs are out; taken for the end, the invoice would be given up and still be paid."""
-    assert read_payment(_payment(status=status, failure_reason=2), HASH).word is Word.IN_FLIGHT
+    assert read_payment(_payment(status=status, failure_reason=2), HASH).reply is WalletReply.IN_FLIGHT
 
 
 def test_status_alone_decides_that_a_payment_succeeded() -> None:
     """The same the other way round: a reason beside a success takes nothing away."""
-    assert read_payment(_payment(status=2, failure_reason=1, payment_preimage=PREIMAGE.hex()), HASH).word is Word.SUCCEEDED
+    assert read_payment(_payment(status=2, failure_reason=1, payment_preimage=PREIMAGE.hex()), HASH).reply is WalletReply.SUCCEEDED
 
 
 def test_a_status_of_the_future_proves_nothing() -> None:
     """A guess about what it means could end a row that is being paid."""
-    assert read_payment(_payment(status=5), HASH).word is Word.UNKNOWN
+    assert read_payment(_payment(status=5), HASH).reply is WalletReply.UNKNOWN
 
 
 def test_a_preimage_is_in_no_repr() -> None:

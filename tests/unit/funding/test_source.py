@@ -10,9 +10,8 @@ import pytest
 
 from routeweiler_sync.errors import FundingError, InvoicePaymentError, PaymentPendingError
 from routeweiler_sync.funding import Funding
-from routeweiler_sync.funding.lightning import LightningFundingSource, LightningNodeClient, PaymentStatus
-from routeweiler_sync.funding.lightning import LndClient
-from routeweiler_sync.funding.replies import Answer, Word
+from routeweiler_sync.funding.lightning import LightningFundingSource, LightningNodeClient, LndClient, PaymentStatus
+from routeweiler_sync.funding.replies import WalletAnswer, WalletReply
 from routeweiler_sync.funding.wallet import NodeInfo, NotPermittedError
 from routeweiler_sync.testing._lnd_book import sign_invoice
 
@@ -52,7 +51,7 @@ def _source(wallet: object, **kwargs: object) -> LightningFundingSource:
     return Funding.lightning_lnd(client=wallet, network="bitcoin-regtest", **kwargs)  # type: ignore[arg-type]
 
 
-def _send(wallet: Wallet) -> Answer:
+def _send(wallet: Wallet) -> WalletAnswer:
     return _source(wallet).send(INVOICE, payment_hash=HASH, max_fee_msat=77, timeout_s=5)
 
 
@@ -68,36 +67,36 @@ def test_three_methods_make_a_wallet() -> None:
 def test_a_payment_is_booked_with_the_fee_that_the_wallet_tells() -> None:
     """The Protocol's pay_invoice returns the preimage alone; without the fee the budget would drift from the truth."""
     answer = _send(Wallet(statuses=(PAID,)))
-    assert (answer.word, answer.preimage, answer.amount_msat, answer.fee_msat) == (Word.SUCCEEDED, PREIMAGE, 12_345, 9)
+    assert (answer.reply, answer.preimage, answer.amount_msat, answer.fee_msat) == (WalletReply.SUCCEEDED, PREIMAGE, 12_345, 9)
 
 
 @pytest.mark.parametrize("status", [OSError("gone"), PaymentStatus("unknown_hash"), PaymentStatus("succeeded", b"x" * 32, 1, 1)])
 def test_a_fee_that_is_not_told_is_booked_at_its_most(status: object) -> None:
     """A preimage that fits proves the payment; to book less than it may have cost would overspend the budget."""
     answer = _send(Wallet(statuses=(status,)))
-    assert (answer.word, answer.preimage, answer.amount_msat, answer.fee_msat) == (Word.SUCCEEDED, PREIMAGE, 12_345, 77)
+    assert (answer.reply, answer.preimage, answer.amount_msat, answer.fee_msat) == (WalletReply.SUCCEEDED, PREIMAGE, 12_345, 77)
 
 
 @pytest.mark.parametrize(
     ("outcome", "word"),
     [
-        (InvoicePaymentError("no", failure_reason="NO_ROUTE"), Word.FAILED),
-        (FundingError("locked"), Word.REFUSED),
-        (PaymentPendingError("?"), Word.UNKNOWN),
-        (TimeoutError(), Word.UNKNOWN),
-        (OSError("reset"), Word.UNKNOWN),
-        (RuntimeError(), Word.UNKNOWN),
-        (None, Word.UNKNOWN),
-        (PREIMAGE.hex(), Word.UNKNOWN),
-        (PREIMAGE[:-1], Word.UNKNOWN),
-        (b"x" * 32, Word.WRONG_PREIMAGE),
+        (InvoicePaymentError("no", failure_reason="NO_ROUTE"), WalletReply.FAILED),
+        (FundingError("locked"), WalletReply.REFUSED),
+        (PaymentPendingError("?"), WalletReply.UNKNOWN),
+        (TimeoutError(), WalletReply.UNKNOWN),
+        (OSError("reset"), WalletReply.UNKNOWN),
+        (RuntimeError(), WalletReply.UNKNOWN),
+        (None, WalletReply.UNKNOWN),
+        (PREIMAGE.hex(), WalletReply.UNKNOWN),
+        (PREIMAGE[:-1], WalletReply.UNKNOWN),
+        (b"x" * 32, WalletReply.WRONG_PREIMAGE),
     ],
 )
-def test_what_a_wallet_does_is_taken_for_no_more_than_it_proves(outcome: object, word: Word) -> None:
+def test_what_a_wallet_does_is_taken_for_no_more_than_it_proves(outcome: object, reply: WalletReply) -> None:
     """An unexpected exception after the money has left, read as "not paid", pays twice."""
     answer = _send(Wallet(pay=outcome, statuses=(PAID,)))
-    assert answer.word is word
-    assert answer.reason == "NO_ROUTE" or word is not Word.FAILED
+    assert answer.reply is reply
+    assert answer.reason == "NO_ROUTE" or reply is not WalletReply.FAILED
 
 
 @pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit])
@@ -110,28 +109,28 @@ def test_an_interrupt_is_never_swallowed(interrupt: type[BaseException]) -> None
 @pytest.mark.parametrize(
     ("status", "word"),
     [
-        (PAID, Word.SUCCEEDED),
-        (PaymentStatus("succeeded", b"x" * 32), Word.WRONG_PREIMAGE),
-        (PaymentStatus("succeeded"), Word.WRONG_PREIMAGE),
-        (PaymentStatus("failed", failure_reason="TIMEOUT"), Word.FAILED),
-        (PaymentStatus("in_flight"), Word.IN_FLIGHT),
-        (PaymentStatus("unknown_hash"), Word.NOT_FOUND),
-        (PaymentStatus("settled"), Word.UNKNOWN),  # type: ignore[arg-type]
-        (None, Word.UNKNOWN),
-        (OSError(), Word.UNKNOWN),
-        (InvoicePaymentError("?"), Word.UNKNOWN),
-        (FundingError("?"), Word.UNKNOWN),
+        (PAID, WalletReply.SUCCEEDED),
+        (PaymentStatus("succeeded", b"x" * 32), WalletReply.WRONG_PREIMAGE),
+        (PaymentStatus("succeeded"), WalletReply.WRONG_PREIMAGE),
+        (PaymentStatus("failed", failure_reason="TIMEOUT"), WalletReply.FAILED),
+        (PaymentStatus("in_flight"), WalletReply.IN_FLIGHT),
+        (PaymentStatus("unknown_hash"), WalletReply.NOT_FOUND),
+        (PaymentStatus("settled"), WalletReply.UNKNOWN),  # type: ignore[arg-type]
+        (None, WalletReply.UNKNOWN),
+        (OSError(), WalletReply.UNKNOWN),
+        (InvoicePaymentError("?"), WalletReply.UNKNOWN),
+        (FundingError("?"), WalletReply.UNKNOWN),
     ],
 )
-def test_tracking_reads_each_status(status: object, word: Word) -> None:
+def test_tracking_reads_each_status(status: object, reply: WalletReply) -> None:
     """FAILED or NOT_FOUND made of an error would free a reservation whose payment still runs."""
-    assert _source(Wallet(statuses=(status,))).track(HASH, timeout_s=1, follow=False).word is word
+    assert _source(Wallet(statuses=(status,))).track(HASH, timeout_s=1, follow=False).reply is reply
 
 
 def test_following_polls_until_the_payment_ends() -> None:
     """A payment that takes a while must not be left pending when its end is a moment away."""
     wallet = Wallet(statuses=(PaymentStatus("in_flight"), PaymentStatus("in_flight"), PAID))
-    assert _source(wallet).track(HASH, timeout_s=30, follow=True).word is Word.SUCCEEDED
+    assert _source(wallet).track(HASH, timeout_s=30, follow=True).reply is WalletReply.SUCCEEDED
     assert wallet.asked == 3
 
 
@@ -139,7 +138,7 @@ def test_following_ends_with_the_deadline() -> None:
     """An HTLC may stay out for days; the caller's payment_timeout still holds."""
     wallet = Wallet(statuses=(PaymentStatus("in_flight"),))
     before = time.monotonic()
-    assert _source(wallet).track(HASH, timeout_s=0.3, follow=True).word is Word.IN_FLIGHT
+    assert _source(wallet).track(HASH, timeout_s=0.3, follow=True).reply is WalletReply.IN_FLIGHT
     assert time.monotonic() - before < 5
     assert wallet.asked > 1
 

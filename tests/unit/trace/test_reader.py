@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from routeweiler_sync.trace import TracePayment
-from routeweiler_sync.trace.reader import ToldPayment, TraceUnreadableError, read_traces
+from routeweiler_sync.trace.reader import ReportedPayment, TraceUnreadableError, read_traces
 from routeweiler_sync.trace.sink import TraceSink
 
 from .events import END, HASH, PREIMAGE, failed_event, free_event, paid_event
@@ -33,7 +33,7 @@ def test_payments_are_read_as_they_were_told(tmp_path: Path, kind: str) -> None:
     reused = TracePayment(payment_hash="12" * 32, amount_msat=1, reused=True)
     assert sink.emit(paid_event("r4", payment=reused, timestamp_end=END - timedelta(hours=1)))
     account = read_traces([sink.path])
-    told = ToldPayment(amount_msat=10_001, fee_msat=1_000, booked_minor_units=Decimal("11.001"), currency="sat", proof=PREIMAGE)
+    told = ReportedPayment(amount_msat=10_001, fee_msat=1_000, booked_minor_units=Decimal("11.001"), currency="sat", proof=PREIMAGE)
     assert account.payments == {HASH: (told,)}
     assert (account.lines, account.unreadable) == (5, 0)
     assert account.since_s == (END - timedelta(hours=1)).timestamp()
