@@ -34,28 +34,68 @@ from typing import Any, ClassVar
 
 import requests
 
+from ._core.money import sats
+
 
 class RouteweilerError(requests.RequestException):
-    """Root of all errors of ours; a `requests.RequestException`, so that callers' handlers for `requests` hold.
+    """The root of all errors of this package; a `requests.RequestException`, so that handlers for `requests` catch it too.
 
-    ``spent`` tells whether money has left the wallet: False (none has and, by this call, none will), True, or None where only
-    the node can tell and hasn't yet. ``payment_hash`` (64 hex digits) names the ledger row, where there is one. ``code`` is a
-    stable name of the kind of error, as the trace tells it.
+    An error is made of three things, and its text of the three in this order: ``what`` happened, what became of the money (a sentence
+    made from ``spent``, in `money_sentence` and nowhere else), and ``advice``, what to do next. An error made without ``advice``, by a
+    wallet of your own for instance, has ``what`` alone as its text.
+
+    ``spent`` says whether money has left the wallet: False (none has and, by this call, none will), True, or None where only the node
+    can tell and hasn't yet. ``payment_hash`` (64 hex digits) names the ledger row, where there is one. ``code`` is a stable name of
+    the kind of error, as the trace writes it. ``paid_before_msat`` is what the same call had paid, fees included, before this happened.
     """
 
     #: What is known about the money for every error of the class; an instance may know better.
     spent: bool | None = False
-    #: The stable name that the trace tells.
+    #: The stable name that the trace writes.
     code: ClassVar[str] = "routeweiler_error"
     #: Hex of the payment hash that the error is about, where there is one.
     payment_hash: str | None = None
+    #: What to do next; None where the text is ``what`` alone.
+    advice: str | None = None
+    #: What the call had paid before, in msat, fees included.
+    paid_before_msat: int = 0
 
-    def __init__(self, *args: Any, payment_hash: str | None = None, spent: bool | EllipsisType | None = ..., **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        advice: str | None = None,
+        payment_hash: str | None = None,
+        spent: bool | EllipsisType | None = ...,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
+        if advice is not None:
+            self.advice = advice
         if payment_hash is not None:
             self.payment_hash = payment_hash
         if spent is not ...:
             self.spent = spent
+
+    @property
+    def what(self) -> str:
+        """What happened, without the sentence about the money and the advice."""
+        return super().__str__()
+
+    @property
+    def money_sentence(self) -> str:
+        """What became of the money, as a sentence."""
+        if self.paid_before_msat:
+            return f"Nothing more was spent; this call has paid {sats(self.paid_before_msat)} before, and its tokens are kept."
+        if self.spent is None:
+            return "Whether money was spent isn't known yet."
+        return "The money is spent." if self.spent else "Nothing was spent."
+
+    def __str__(self) -> str:
+        if self.advice is None:
+            return self.what
+        what = self.what
+        ended = what if what.endswith((".", "!", "?")) else f"{what}."
+        return " ".join(part for part in (ended, self.money_sentence, self.advice) if part)
 
 
 class NoFeasibleRailError(RouteweilerError):

@@ -292,7 +292,7 @@ def taken(world: World, b: int, i: int, asked: NextStep, reply: WalletReply) -> 
         to = Buyer("count", i)
     elif act is NextStep.HAND_OVER:
         to = DONE
-    elif act.asks_node:
+    elif act.asks_wallet:
         to = Buyer("ask", i, NextStep.LAST_LOOK if act is NextStep.LAST_LOOK else NextStep.TRACK)
     else:
         to = IDLE  # the call raises; its user may call again

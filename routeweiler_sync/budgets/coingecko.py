@@ -145,8 +145,8 @@ class CoinGecko:
         """
         if currency not in FIAT_DECIMALS:
             raise FmvUnavailableError(
-                f"No price of bitcoin in {currency!r} is asked for: only {', '.join(FIAT_DECIMALS)} are known. Nothing was spent. "
-                "Use an envelope in one of these, or in sat."
+                f"No price of bitcoin in {currency!r} is asked for: only {', '.join(FIAT_DECIMALS)} are known.",
+                advice=("Use an envelope in one of these, or in sat."),
             )
         fresh = self._fresh(currency)
         if fresh is not None:
@@ -159,8 +159,8 @@ class CoinGecko:
                 log.warning("no new price of bitcoin in %s: %s; that of %.0f s ago is used", currency, problem, held.age_s)
                 return held.price
             raise FmvUnavailableError(
-                f"CoinGecko gives no price of bitcoin in {currency}: {problem}. Nothing was spent. "
-                "Try again later, use an envelope in sat, or give the session another fmv_provider."
+                f"CoinGecko gives no price of bitcoin in {currency}: {problem}.",
+                advice=("Try again later, use an envelope in sat, or give the session another fmv_provider."),
             ) from None  # the cause holds the request, and that the key
 
     def _ask_alone(self, currency: str) -> Decimal:

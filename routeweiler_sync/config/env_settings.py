@@ -42,7 +42,7 @@ def ledger_url(environ: Mapping[str, str] = os.environ) -> str:
         folder = platformdirs.user_state_dir("routeweiler", appauthor=False)
     except (RuntimeError, OSError) as error:  # no home: a container with a made-up user
         raise LedgerError(
-            f"There is no state folder for the ledger: {error}. Nothing was spent. Name a file: ledger=…, or ROUTEWEILER_LEDGER."
+            f"There is no state folder for the ledger: {error}.", advice=("Name a file: ledger=…, or ROUTEWEILER_LEDGER.")
         ) from error
     return str(Path(folder) / "ledger.db")
 

@@ -94,7 +94,7 @@ def settings(**given: Unpack[Settings]) -> tuple[Settings, RouteweilerError | No
     except FundingError as error:
         problem = error
     except ValueError as error:  # an unknown network
-        problem = FundingError(f"The environment's node can't be used: {error}. Nothing was spent. Correct ROUTEWEILER_NETWORK.")
+        problem = FundingError(f"The environment's node can't be used: {error}.", advice=("Correct ROUTEWEILER_NETWORK."))
     try:
         if "budget_envelope" not in given:
             said["budget_envelope"] = env_settings.budget()

@@ -81,12 +81,10 @@ class LightningFundingSource:
         pubkey, network = self._identity(deadline - time.monotonic())
         if self.node_pubkey is not None and pubkey != self.node_pubkey:
             raise FundingError(
-                f"the node is {pubkey}, but {self.node_pubkey} is configured; nothing was spent; correct node_pubkey or the address"
+                f"the node is {pubkey}, but {self.node_pubkey} is configured.", advice=("Correct node_pubkey or the address.")
             )
         if network not in ("", self.network):
-            raise FundingError(
-                f"the node is on {network}, but the funding is for {self.network}; nothing was spent; correct network"
-            )
+            raise FundingError(f"the node is on {network}, but the funding is for {self.network}.", advice=("Correct network."))
         self.node_pubkey, self._asked_in = pubkey, os.getpid()
         return pubkey
 
@@ -157,7 +155,7 @@ class LightningFundingSource:
                 return self.node_pubkey, ""
             raise
         except Exception as error:
-            raise FundingError(f"the node can't be asked for its key ({tidy(str(error))}); nothing was spent; is it up?") from error
+            raise FundingError(f"the node can't be asked for its key ({tidy(str(error))}).", advice=("Is it up?")) from error
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_asked_in": None}

@@ -61,12 +61,10 @@ def make(tx: Transaction, envelope: BudgetEnvelope) -> None:
 def check_allowed(limits: BudgetEnvelope, origin: str, rail: str) -> None:
     """Refuse a rail or an origin that the envelope doesn't allow. Nothing spent."""
     if rail not in limits.allowed_rails:
-        raise RailNotSupportedError(
-            f"Envelope {limits.id!r} doesn't allow the rail {rail}. Nothing was spent. Add it to allowed_rails."
-        )
+        raise RailNotSupportedError(f"Envelope {limits.id!r} doesn't allow the rail {rail}.", advice=("Add it to allowed_rails."))
     if not limits.allows_origin(origin):
         raise PolicyDeniedError(
-            f"Envelope {limits.id!r} doesn't allow paying {origin}. Nothing was spent. Add it to allowed_origins_glob."
+            f"Envelope {limits.id!r} doesn't allow paying {origin}.", advice=("Add it to allowed_origins_glob.")
         )
 
 
@@ -94,23 +92,21 @@ def locked(tx: Transaction, draw: Draw, now_s: float) -> Mapping[str, Any]:
     for currency in (draw.rate.currency, row["currency"] if isinstance(given, str) else given.cap_currency):
         if currency != row["currency"]:
             raise BudgetError(
-                f"Envelope {envelope_id!r} counts in {row['currency']}, and its totals can't be turned into {currency}. "
-                "Nothing was spent. Use another envelope id."
+                f"Envelope {envelope_id!r} counts in {row['currency']}, and its totals can't be turned into {currency}.",
+                advice=("Use another envelope id."),
             )
     if not isinstance(given, str) and row["limits"] != dump(given):
         row["limits"] = dump(given)
         tx.execute("UPDATE envelopes SET limits = ? WHERE id = ?", (row["limits"], envelope_id))
     if row["frozen"]:
-        raise EnvelopeFrozenError(
-            f"Envelope {envelope_id!r} is frozen. Nothing was spent. Thaw it with Ledger.thaw({envelope_id!r})."
-        )
+        raise EnvelopeFrozenError(f"Envelope {envelope_id!r} is frozen.", advice=(f"Thaw it with Ledger.thaw({envelope_id!r})."))
     ttl_s = load(row["limits"]).ttl_seconds
     granted_ms = row["granted_at_ms"]
     if granted_ms is not None and ttl_s is not None and now_s * 1000 >= granted_ms + ttl_s * 1000:
         if draw.session_started_s * 1000 < granted_ms + ttl_s * 1000:
             raise EnvelopeExpiredError(
-                f"The grant of envelope {envelope_id!r} ended after its {ttl_s} s. Nothing was spent. "
-                "Make a new session with the envelope to grant it anew."
+                f"The grant of envelope {envelope_id!r} ended after its {ttl_s} s.",
+                advice=("Make a new session with the envelope to grant it anew."),
             )
         granted_ms = None
     if granted_ms is None:
@@ -132,16 +128,14 @@ def fit(tx: Transaction, envelope: Mapping[str, Any], draw: Draw, intent: Intent
         fits_msat = draw.rate.msat_within((limits.limit_micro(name) or 0) - used)
         if fits_msat < intent.amount_msat:
             raise BudgetExceededError(
-                f"The price of {_price(intent.amount_msat, draw.rate)} doesn't fit under {name}={getattr(limits, name)} of "
-                f"envelope {limits.id!r}, of which {minor_units(used).normalize():f} are spent or reserved. Nothing was spent. "
-                "Raise the limit, or wait until the window has moved on."
+                f"The price of {_price(intent.amount_msat, draw.rate)} doesn't fit under {name}={getattr(limits, name)} "
+                f"of envelope {limits.id!r}, of which {minor_units(used).normalize():f} are spent or reserved.",
+                advice=("Raise the limit, or wait until the window has moved on."),
             )
         most_msat = min(most_msat, fits_msat)
     reserve = draw.rate.micro_of(most_msat)
     if envelope["settled_micro"] + envelope["reserved_micro"] + reserve > MAX_TOTAL_MICRO:
-        raise BudgetExceededError(
-            f"Envelope {limits.id!r} can't count as much as this payment. Nothing was spent. Use a new envelope id."
-        )
+        raise BudgetExceededError(f"Envelope {limits.id!r} can't count as much as this payment.", advice=("Use a new envelope id."))
     return most_msat - intent.amount_msat, reserve
 
 
@@ -219,8 +213,11 @@ def load(text: str) -> BudgetEnvelope:
         return BudgetEnvelope(**json.loads(text))
     except (ValueError, TypeError, RecursionError):  # from None: their words may hold what the row holds
         raise LedgerError(
-            "The limits that the ledger holds of an envelope are damaged. Nothing was spent. Give the session the BudgetEnvelope "
-            "in place of its id, which writes them anew; or restore the ledger, or upgrade if a newer version wrote them."
+            "The limits that the ledger holds of an envelope are damaged.",
+            advice=(
+                "Give the session the BudgetEnvelope in place of its id, which writes them anew; or restore the ledger, or "
+                "upgrade if a newer version wrote them."
+            ),
         ) from None
 
 
@@ -234,7 +231,7 @@ def _price(amount_msat: int, rate: Rate) -> str:
 def not_found(envelope_id: str) -> EnvelopeNotFoundError:
     """The error for an unknown id."""
     return EnvelopeNotFoundError(
-        f"The ledger holds no envelope {envelope_id!r}. Nothing was spent. Correct the id, or give a BudgetEnvelope in its place."
+        f"The ledger holds no envelope {envelope_id!r}.", advice=("Correct the id, or give a BudgetEnvelope in its place.")
     )
 
 

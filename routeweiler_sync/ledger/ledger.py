@@ -62,29 +62,26 @@ class Ledger:
         try:
             text = os.fspath(url)
         except TypeError:
-            raise LedgerError(
-                f"{url!r} doesn't name a ledger. Nothing was spent. Give a path, sqlite:///… or postgresql://…."
-            ) from None
+            raise LedgerError(f"{url!r} doesn't name a ledger.", advice=("Give a path, sqlite:///… or postgresql://….")) from None
         if text in ("", ":memory:"):
             raise LedgerError(
-                f"{text!r} doesn't name a ledger: it must outlive the process, or paid tokens are lost. Nothing was spent. Give a "
-                "path."
+                f"{text!r} doesn't name a ledger: it must outlive the process, or paid tokens are lost.", advice=("Give a path.")
             )
         scheme, separator, rest = text.partition("://")
         if scheme in SCHEMES:
             return cls(PostgresStore(text))
         if not separator and is_conninfo(text):
             raise LedgerError(
-                "The ledger is named in libpq's form, host=… dbname=… (not shown here: it may hold a password). Nothing was spent. "
-                "Write postgresql://user:password@host/database; or, if it is a file's name, ./ in front of it."
+                "The ledger is named in libpq's form, host=… dbname=… (not shown here: it may hold a password).",
+                advice=("Write postgresql://user:password@host/database; or, if it is a file's name, ./ in front of it."),
             )
         if not separator and scheme.partition(":")[0] not in (*SCHEMES, "sqlite"):  # a pathlib.Path of a URL isn't a path
             return cls(SqliteStore(text))
         if scheme == "sqlite" and rest.startswith("/") and len(rest) > 1:
             return cls(SqliteStore(rest[1:]))
         raise LedgerError(
-            f"{scheme.partition(':')[0]}:… doesn't name a ledger. Nothing was spent. Give a path, sqlite:///relative.db, "
-            "sqlite:////absolute.db or postgresql://user@host/database."
+            f"{scheme.partition(':')[0]}:… doesn't name a ledger.",
+            advice=("Give a path, sqlite:///relative.db, sqlite:////absolute.db or postgresql://user@host/database."),
         )
 
     @property
@@ -289,7 +286,7 @@ class Ledger:
             if standing is not None:
                 return standing, False
             # And by now that row has ended: it no longer stands in the way.
-        raise LedgerError("The ledger refused a new payment without a row that explains it. Nothing was spent. Call again.")
+        raise LedgerError("The ledger refused a new payment without a row that explains it.", advice=("Call again."))
 
     def count_send(self, payment_hash: str) -> PaymentRow | None:
         """Count one more send of an unfinished row, before it leaves; None where the row has ended meanwhile.
@@ -309,7 +306,7 @@ class Ledger:
             if counted is None:
                 row = _first(tx.execute("SELECT * FROM payments WHERE payment_hash = ?", (payment_hash,)))
                 if row is not None and row.unfinished:
-                    raise EnvelopeFrozenError(f"Envelope {row.envelope_id!r} is frozen. Nothing was spent by this call.")
+                    raise EnvelopeFrozenError(f"Envelope {row.envelope_id!r} is frozen.", advice=(""))
             return counted
 
         return self._store.run(work, binding=True)
@@ -318,12 +315,21 @@ class Ledger:
         """Make ``envelope``'s limits those that hold, as a purchase that draws on it does. No money moves."""
         self._store.run(lambda tx: envelopes.bring(tx, envelope))
 
-    def change(self, payment_hash: str, decide: Callable[[PaymentRow], Change | None]) -> PaymentRow:
-        """Change a row as ``decide`` says of what the row is at this moment, and book it, in one transaction.
+    def change(
+        self,
+        payment_hash: str,
+        decide: Callable[[PaymentRow], Change | None],
+        *,
+        before_commit: Callable[[PaymentRow], None] = lambda row: None,
+    ) -> PaymentRow:
+        """Change a row as ``decide`` says of what the row is at this moment, and book the money that follows, in one transaction.
 
         ``decide`` is pure, and may be asked again where the database had to begin anew; None changes nothing. The step to SETTLED
-        (from whatever state: lnd's word that it paid is the truth) turns the reservation into a spend, fees included; the step to
-        DEAD returns it.
+        (from whatever state: the wallet's word that it paid is the truth) turns the reservation into a spend, fees included; the step
+        to DEAD returns it. ``before_commit`` is called with the row as ``decide`` saw it, when all is written and nothing is visible
+        to others yet; it may be called again, too.
+
+        Raises: LedgerError for an unknown hash or a ledger that can't be used.
         """
 
         def work(tx: Transaction) -> PaymentRow:
@@ -335,9 +341,9 @@ class Ledger:
             locked = tx.execute("UPDATE payments SET state = state WHERE payment_hash = ? RETURNING *", (payment_hash,))
             row = _payment(locked[0])
             change = decide(row)
-            if change is None:
-                return row
-            return self._book(tx, row, change)
+            after = row if change is None else self._book(tx, row, change)
+            before_commit(row)
+            return after
 
         return self._store.run(work)
 
@@ -477,9 +483,8 @@ def _payment(row: Mapping[str, Any]) -> PaymentRow:
         return PaymentRow(**values)
     except (ValueError, TypeError, ArithmeticError, OSError):  # from None: their words may hold what the row holds
         raise LedgerError(
-            f"The ledger's row {row['payment_hash']} is damaged (a preimage that doesn't fit, a value that can't be). "
-            "Nothing was spent by this call. Restore the ledger, or upgrade if a newer version wrote it; the node still knows the "
-            "preimage.",
+            f"The ledger's row {row['payment_hash']} is damaged (a preimage that doesn't fit, a value that can't be).",
+            advice=("Restore the ledger, or upgrade if a newer version wrote it; the node still knows the preimage."),
             payment_hash=str(row["payment_hash"]),
         ) from None
 

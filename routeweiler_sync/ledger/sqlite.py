@@ -62,7 +62,7 @@ class SqliteStore:
         try:
             self.path = Path(path).expanduser().absolute()
         except RuntimeError as error:  # ~nobody/…, or no home at all
-            raise LedgerError(f"The ledger {path} can't be found: {error}. Nothing was spent. Name another.") from error
+            raise LedgerError(f"The ledger {path} can't be found: {error}.", advice=("Name another.")) from error
         self._writer, self._reader = _Line(), _Line()
         #: The file that was opened first; only `close` forgets it.
         self._file: object = None
@@ -160,8 +160,7 @@ class SqliteStore:
     def _error(self, why: str) -> LedgerError:
         advice = next((advice for word, advice in _ADVICE if word in why), "Mend the file, its folder's rights or the disk.")
         return LedgerError(
-            f"The ledger {self.path} can't be used: {why}. Nothing was spent by this call, and the rows that it holds aren't lost. "
-            f"{advice}"
+            f"The ledger {self.path} can't be used: {why}.", advice=(f"The rows that it holds aren't lost. {advice}.")
         )
 
     def _connect(self) -> sqlite3.Connection:
@@ -193,9 +192,11 @@ class SqliteStore:
     def _refuse_if_gone(self) -> None:
         if self._file != _identity(self.path):
             raise LedgerError(
-                f"The ledger {self.path} was deleted, moved or replaced while this process had it open. Nothing was spent by this "
-                "call. Put it back; or, if that was meant, close() the session (and the Ledger, if it was given one): the next "
-                "call then uses what is there."
+                f"The ledger {self.path} was deleted, moved or replaced while this process had it open.",
+                advice=(
+                    "Put it back; or, if that was meant, close() the session (and the Ledger, if it was given one): the next "
+                    "call then uses what is there."
+                ),
             )
 
     def _make_wal(self, connection: sqlite3.Connection) -> None:
@@ -233,8 +234,8 @@ class SqliteStore:
             tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
             if application or version or tables:
                 raise LedgerError(
-                    f"{self.path} is a database, but not a ledger of routeweiler_sync. Nothing was spent, and nothing was "
-                    "changed in it. Name another file as the ledger."
+                    f"{self.path} is a database, but not a ledger of routeweiler_sync.",
+                    advice=("Nothing was changed in it. Name another file as the ledger."),
                 )
             return 0
         self._refuse_if_newer(connection)
@@ -244,8 +245,8 @@ class SqliteStore:
         version: int = connection.execute("PRAGMA user_version").fetchone()[0]
         if version > SCHEMA_VERSION:
             raise LedgerError(
-                f"The ledger {self.path} was written by a newer version (schema {version}, this one knows {SCHEMA_VERSION}). "
-                "Nothing was spent by this call, and nothing was changed in it. Upgrade routeweiler-sync."
+                f"The ledger {self.path} was written by a newer version (schema {version}, this one knows {SCHEMA_VERSION}).",
+                advice=("Nothing was changed in it. Upgrade routeweiler-sync."),
             )
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextvars
 import threading
-from collections.abc import Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .._core.forks import in_child
@@ -100,8 +101,8 @@ def reserve(limits: Iterable[SpendingLimit], payment_hash: str, amount_msat: int
                 limit = f"limit(sats={each.limit_msat // MSAT_PER_SAT})"
                 raise BudgetExceededError(
                     f"The price of {in_sats(amount_msat)} doesn't fit under this block's {limit}, of which "
-                    f"{in_sats(max(0, headroom_msat))} are left. Nothing was spent by this call. Give the block a higher limit, or "
-                    "call outside of it."
+                    f"{in_sats(max(0, headroom_msat))} are left.",
+                    advice=("Give the block a higher limit, or call outside of it."),
                 )
             fee_cap_msat = min(fee_cap_msat, headroom_msat - amount_msat)
         for each in new:
@@ -109,11 +110,32 @@ def reserve(limits: Iterable[SpendingLimit], payment_hash: str, amount_msat: int
     return fee_cap_msat
 
 
-def release(limits: Iterable[SpendingLimit], payment_hash: str) -> None:
-    """Return what is held for a payment whose order never left."""
-    with _lock:
-        for each in limits:
-            each._reserved.pop(payment_hash, None)
+@dataclass(slots=True)
+class Reservation:
+    """What `reserved` holds for one payment. ``fee_cap_msat``: the most that its routing may cost."""
+
+    fee_cap_msat: int
+    _kept: bool = False
+
+    def keep(self) -> None:
+        """Keep it beyond the block: the payment's order may leave now, and `record` will end it."""
+        self._kept = True
+
+
+@contextmanager
+def reserved(limits: Sequence[SpendingLimit], payment_hash: str, amount_msat: int, fee_cap_msat: int) -> Iterator[Reservation]:
+    """`reserve`, and return it at the end of the block unless the reservation was kept.
+
+    Raises: BudgetExceededError.
+    """
+    reservation = Reservation(reserve(limits, payment_hash, amount_msat, fee_cap_msat))
+    try:
+        yield reservation
+    finally:
+        if not reservation._kept:
+            with _lock:
+                for each in limits:
+                    each._reserved.pop(payment_hash, None)
 
 
 def record(limits: Iterable[SpendingLimit], row: PaymentRow) -> None:

@@ -32,19 +32,21 @@ def error_for(next_step: NextStep, row: PaymentRow, reason: str | None) -> Route
     what = f"The payment {row.payment_hash} of {sats(row.amount_msat)} to {row.origin}"
     if next_step is NextStep.RAISE_FAILED:
         return InvoicePaymentError(
-            f"{what} failed: {reason or row.failure_text}. Nothing was spent. {_advice(reason)}",
+            f"{what} failed: {reason or row.failure_text}.",
+            advice=(f"{_advice(reason)}."),
             payment_hash=row.payment_hash,
             failure_reason=reason or row.failure_text,
         )
     if next_step is NextStep.RAISE_EXPIRED:
         return ChallengeExpiredError(
-            f"{what} wasn't made: the invoice expired first, by the node's clock. Nothing was spent. Call again for a new one.",
+            f"{what} wasn't made: the invoice expired first, by the node's clock.",
+            advice=("Call again for a new one."),
             payment_hash=row.payment_hash,
         )
     if next_step is NextStep.RAISE_REFUSED:
         return FundingError(
-            f"{what} was refused by the node before it began: {reason or row.failure_text}. Nothing was spent. "
-            "Mend that at the node, then call again.",
+            f"{what} was refused by the node before it began: {reason or row.failure_text}.",
+            advice=("Mend that at the node, then call again."),
             payment_hash=row.payment_hash,
         )
     if next_step in (NextStep.RAISE_MISMATCH, NextStep.HAND_OVER):
@@ -74,7 +76,8 @@ def ended_error(row: PaymentRow) -> RouteweilerError:
         )
     return TokenRefusedError(
         f"The token of payment {row.payment_hash} has been given up: the server refused it, or it was forgotten. It was paid "
-        "earlier; nothing was spent by this call. Call again for a new one.",
+        "earlier.",
+        advice=("Call again for a new one."),
         payment_hash=row.payment_hash,
     )
 
@@ -110,8 +113,9 @@ def unserved_error(row: PaymentRow, token_request: TokenRequest) -> TokenRefused
 def overtaken_error(token_request: TokenRequest, status: int, offers: int) -> TokenRefusedError:
     """This call has bought nothing: there always was a token of another call to be offered first."""
     return TokenRefusedError(
-        f"{token_request.origin} took none of the {offers} tokens for {token_request.scope} that other calls had bought (status {status}), and each "
-        "time there was one more before this call could buy its own. Nothing was spent by this call. Call again.",
+        f"{token_request.origin} took none of the {offers} tokens for {token_request.scope} that other calls had bought "
+        f"(status {status}), and each time there was one more before this call could buy its own.",
+        advice=("Call again."),
         spent=False,
     )
 

@@ -64,15 +64,17 @@ def single_flight(key: tuple[str, str, str], deadline: Deadline) -> Iterator[Fli
         waited = not flight.lock.acquire(blocking=False)
         if waited and flight.owner == threading.get_ident():
             raise PaymentDeclinedError(
-                f"A token for {key[1]} ({key[2]}) is being bought by this very thread: a confirm() asks for the page that it is "
-                "asked about. Nothing was spent by this call. Ask for something else there, or without this session."
+                f"A token for {key[1]} ({key[2]}) is being bought by this very thread: a confirm() asks for the page that "
+                "it is asked about.",
+                advice=("Ask for something else there, or without this session."),
             )
         if waited and not flight.lock.acquire(timeout=deadline.left_s()):
             payment_hash = flight.payment_hash
             if payment_hash is None:
                 raise FundingError(
                     f"Another thread hasn't decided yet whether to buy a token for {key[1]} ({key[2]}): its node, or its "
-                    "confirm(), takes its time. Nothing was spent. Call again."
+                    "confirm(), takes its time.",
+                    advice=("Call again."),
                 )
             raise PaymentPendingError(
                 f"Another thread is still buying a token for {key[1]} ({key[2]}), payment {payment_hash}. Whether money was spent "

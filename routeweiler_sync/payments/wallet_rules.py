@@ -40,7 +40,7 @@ class NextStep(str, Enum):
     RAISE_AS_ENDED = "raise what the row ended with"
 
     @property
-    def asks_node(self) -> bool:
+    def asks_wallet(self) -> bool:
         """Whether the act is one of sending or asking; the others end the purchase."""
         return self in (NextStep.SEND, NextStep.TRACK, NextStep.FOLLOW, NextStep.LAST_LOOK)
 

@@ -196,13 +196,13 @@ def test_no_end_is_undone(state: PaymentState, ends: set[PaymentState]) -> None:
     """Else a spend would vanish from the books, or a dead invoice be sent again beside a new one."""
     assert {rule.state for (of, _), rule in WALLET_RULES.items() if of is state} <= ends
     if state not in UNFINISHED:
-        assert not any(rule.next_step.asks_node for (of, _), rule in WALLET_RULES.items() if of is state)
+        assert not any(rule.next_step.asks_wallet for (of, _), rule in WALLET_RULES.items() if of is state)
 
 
 def test_what_goes_on_stays_unfinished_and_what_ends_says_what_became_of_the_money() -> None:
     """Else a call would tell its user "nothing spent" of money that is gone, or still under way."""
     for (state, event), rule in WALLET_RULES.items():
-        if rule.next_step.asks_node:
+        if rule.next_step.asks_wallet:
             assert rule.state in UNFINISHED, (state, event)
             continue
         if rule.next_step is NextStep.HAND_OVER:

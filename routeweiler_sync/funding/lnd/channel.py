@@ -374,7 +374,7 @@ def _name_to_check(pem: str, host: str) -> str | None:
     try:
         context.load_verify_locations(cadata=pem)
     except ssl.SSLError:
-        raise FundingError("the TLS certificate given can't be read; nothing was spent; give the PEM of lnd's tls.cert") from None
+        raise FundingError("the TLS certificate given can't be read.", advice=("Give the PEM of lnd's tls.cert.")) from None
     certificates = context.get_ca_certs()
     if len(certificates) != 1 or certificates[0].get("subject") != certificates[0].get("issuer"):
         return None

@@ -332,7 +332,7 @@ def _read_invoice(text: str) -> Invoice:
     try:
         return decode_invoice(text)
     except ChallengeParseError as error:
-        raise FundingError(f"this isn't a BOLT-11 invoice that can be paid: {error}; nothing was spent; ask for another") from error
+        raise FundingError(f"this isn't a BOLT-11 invoice that can be paid: {error}.", advice=("Ask for another.")) from error
 
 
 def _outcome_error(sent: WalletAnswer, answer: WalletAnswer, payment_hash: str) -> Exception:
@@ -340,7 +340,8 @@ def _outcome_error(sent: WalletAnswer, answer: WalletAnswer, payment_hash: str) 
     match sent.reply, answer.reply:
         case _, WalletReply.FAILED:
             return InvoicePaymentError(
-                f"the payment of {payment_hash} failed: {answer.reason}; nothing was spent; the same invoice may be paid again",
+                f"the payment of {payment_hash} failed: {answer.reason}.",
+                advice=("The same invoice may be paid again."),
                 payment_hash=payment_hash,
                 failure_reason=answer.reason,
             )
@@ -351,11 +352,12 @@ def _outcome_error(sent: WalletAnswer, answer: WalletAnswer, payment_hash: str) 
             )
         case WalletReply.REFUSED, _:
             return FundingError(
-                f"lnd doesn't take the order to pay {payment_hash}: {sent.reason}; nothing was spent", payment_hash=payment_hash
+                f"lnd doesn't take the order to pay {payment_hash}: {sent.reason}.", advice=(""), payment_hash=payment_hash
             )
         case WalletReply.EXPIRED, WalletReply.NOT_FOUND:
             return FundingError(
-                f"lnd doesn't pay {payment_hash}: {sent.reason}; nothing was spent; ask for a new invoice",
+                f"lnd doesn't pay {payment_hash}: {sent.reason}.",
+                advice=("Ask for a new invoice."),
                 payment_hash=payment_hash,
             )
     return PaymentPendingError(

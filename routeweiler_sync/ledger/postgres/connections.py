@@ -196,8 +196,8 @@ def known_version(rows: Sequence[Mapping[str, Any]]) -> int:
     version = int(rows[0]["version"]) if len(rows) == 1 else -1
     if not 0 < version <= SCHEMA_VERSION:
         raise LedgerError(
-            f"The ledger was written by a newer version (schema {version}, this one knows {SCHEMA_VERSION}), or is damaged. "
-            "Nothing was spent, and nothing was changed in it. Upgrade routeweiler-sync."
+            f"The ledger was written by a newer version (schema {version}, this one knows {SCHEMA_VERSION}), or is damaged.",
+            advice=("Nothing was changed in it. Upgrade routeweiler-sync."),
         )
     return version
 
@@ -230,7 +230,6 @@ def driver() -> Any:
             importlib.import_module("psycopg.conninfo")
         except ImportError as error:
             raise LedgerError(
-                f"A ledger in PostgreSQL needs psycopg ({error}). Nothing was spent. "
-                'Install it: pip install "routeweiler-sync[postgres]"'
+                f"A ledger in PostgreSQL needs psycopg ({error}).", advice=('Install it: pip install "routeweiler-sync[postgres]".')
             ) from error
     return psycopg

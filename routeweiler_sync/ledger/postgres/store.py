@@ -240,8 +240,8 @@ class PostgresStore:
             connection.execute("COMMIT")
             return
         raise LedgerError(
-            f"The schema at {self.url} holds tables of others where the ledger's would be ({problem}). Nothing was spent, and "
-            "nothing was changed in it. Give the ledger a schema of its own: …?options=-csearch_path%3Drouteweiler"
+            f"The schema at {self.url} holds tables of others where the ledger's would be ({problem}).",
+            advice=("Nothing was changed in it. Give the ledger a schema of its own: …?options=-csearch_path%3Drouteweiler."),
         )
 
     # -- this process -----------------------------------------------------------------------------------------------------
@@ -284,8 +284,8 @@ class PostgresStore:
 
     def _error(self, why: str) -> LedgerError:
         return LedgerError(
-            f"The ledger {self.url} can't be used: {why}. Nothing was spent. "
-            "Mend the database, this role's rights or the network, or name another ledger; the rows it holds aren't lost."
+            f"The ledger {self.url} can't be used: {why}.",
+            advice=("Mend the database, this role's rights or the network, or name another ledger; the rows it holds aren't lost."),
         )
 
 

@@ -48,8 +48,8 @@ def parse_challenge(lines: str | Sequence[str]) -> Challenge | None:
             except ChallengeParseError as exc:
                 reasons.append(f"{_name(listed)}: {exc}")
     raise ChallengeParseError(
-        f"The server wants to be paid by L402, but its challenge can't be used ({'; '.join(dict.fromkeys(reasons))}). "
-        "Nothing was spent. The server has to mend its WWW-Authenticate header."
+        f"The server wants to be paid by L402, but its challenge can't be used ({'; '.join(dict.fromkeys(reasons))}).",
+        advice=("The server has to mend its WWW-Authenticate header."),
     )
 
 

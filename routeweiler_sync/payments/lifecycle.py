@@ -1,0 +1,229 @@
+"""Carry one payment's row to its end: send its invoice, ask the wallet, book the answer.
+
+Runs the table of `wallet_rules` against the ledger and the wallet, and decides nothing by itself. Which row answers a request, and
+whether a new one may be opened, is the checkout's.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+
+import tenacity
+
+from .._core.deadline import Deadline
+from ..errors import BudgetExceededError, EnvelopeFrozenError, FundingError, LedgerError
+from ..funding.replies import WalletAnswer, WalletReply
+from ..funding.source import LightningFundingSource
+from ..ledger.ledger import Ledger
+from ..ledger.types import Change, PaymentRow, PaymentState
+from . import block_limit, wallet_rules
+from .checks import Checks
+from .outcome_errors import ended_error, error_for, pending_error, repeated_invoice_error, unbooked_error, unsent_error
+from .report_claims import claim, release
+from .token import Token
+from .types import Purchase, TokenRequest
+from .wallet_rules import NextStep, Step
+
+log = logging.getLogger("routeweiler_sync")
+
+#: How often one call sends an invoice again whose earlier send is unanswered. More would only add unanswered sends.
+MAX_RESENDS = 1
+#: How long another process's purchase is left alone before the wallet is asked about it. It ends nothing; asking is harmless.
+LEAVE_ALONE_S = 1.0
+#: The wallet's replies that say that money has left.
+PAID = (WalletReply.SUCCEEDED, WalletReply.WRONG_PREIMAGE)
+#: Wallets and ledgers are asked again at these intervals: soon at first, then patiently.
+ROW_POLL = tenacity.wait_exponential(multiplier=0.01, max=0.25) + tenacity.wait_random(0, 0.01)
+WALLET_POLL = tenacity.wait_exponential(multiplier=0.05, max=1.0) + tenacity.wait_random(0, 0.05)
+
+
+class PaymentLifecycle:
+    """What a session does with rows: its funding sources, its ledger, its own reasons not to pay. Thread-safe."""
+
+    def __init__(self, *, ledger: Ledger, funding: Sequence[LightningFundingSource], checks: Checks) -> None:
+        self._ledger = ledger
+        self._funding = funding
+        self._checks = checks
+
+    def purchase_for(self, row: PaymentRow, request: TokenRequest, deadline: Deadline) -> Purchase:
+        """Return the purchase for an existing row, finishing it first if needed.
+
+        Raises: ChallengeMismatchError for another origin's row; else what the row ended with.
+        Money: an unfinished row's invoice may be sent again.
+        """
+        self._checks.check_origin(row, request)
+        if row.unfinished:
+            return self._resolve(row, request, deadline)
+        return self._concluded(row, request, repeated=True)
+
+    def carry(
+        self, row: PaymentRow, source: LightningFundingSource, step: NextStep, request: TokenRequest, deadline: Deadline
+    ) -> Purchase:
+        """Do ``step``, and what the table says after it, until the table says how the call ends.
+
+        ``step`` is SEND for a row that the caller has just opened: its first send is counted already.
+
+        Raises: the error that the table names.
+        Money: each SEND orders the payment of the row's invoice.
+        """
+        try:
+            opened_here = step is NextStep.SEND
+            resends, counted, started_s, reason = MAX_RESENDS, opened_here, time.monotonic(), None
+            while True:
+                if step is NextStep.SEND and not counted:
+                    if not resends:
+                        raise pending_error(row, "its order was sent again once, and nothing more is known")
+                    resends -= 1
+                    again = self._count_resend(row, request, opened_here=opened_here)
+                    if again is None:  # ended meanwhile: look at how
+                        return self.purchase_for(self.read_again(row), request, deadline)
+                    row = again
+                counted = False
+                answer = self._ask(row, source, step, deadline)
+                reason = answer.reason or reason
+                ruled, row = self.book(row, step, answer)
+                block_limit.record(request.limits, row)
+                step = ruled.rule.next_step
+                if not step.asks_wallet:
+                    break
+                if deadline.passed:
+                    raise pending_error(row, f"no final word came in time{f' (the last was: {reason})' if reason else ''}")
+            if step is NextStep.HAND_OVER and row.preimage is not None:
+                latency_ms = int((time.monotonic() - started_s) * 1000)
+                return as_purchase(row, bought=ruled.settles, settlement_latency_ms=latency_ms if ruled.settles else None)
+            if step is NextStep.RAISE_PENDING:
+                raise pending_error(row, reason or "an earlier order for it is unanswered")
+            raise error_for(step, row, reason)
+        except BaseException:
+            release(row.payment_hash)
+            raise
+
+    def book(self, row: PaymentRow, asked: NextStep, answer: WalletAnswer) -> tuple[Step, PaymentRow]:
+        """Book what the table says of ``answer``, in one transaction on the row as it is by then. Return both.
+
+        Raises: PaymentPendingError where the ledger can't be written; the row stays as it was.
+        Money: none moves; what has moved is booked.
+        """
+        ruled: list[Step] = []
+
+        def decide(current: PaymentRow) -> Change | None:
+            step = wallet_rules.decide(current, asked, answer)
+            changes_nothing = step.change.state is current.state and not step.change.answered
+            return None if changes_nothing else step.change
+
+        def before_commit(current: PaymentRow) -> None:
+            ruled[:] = [wallet_rules.decide(current, asked, answer)]
+            if ruled[0].settles:
+                claim(row.payment_hash)  # before any other thread can see it settled and unreported
+
+        try:
+            after = self._ledger.change(row.payment_hash, decide, before_commit=before_commit)
+        except LedgerError as error:
+            found = self._committed(row, ruled[0]) if ruled else None
+            if found is None:
+                raise unbooked_error(row, error, paid=answer.reply in PAID) from error
+            after = found
+        if ruled[0].settles:
+            log.info("payment %s settled, fee %d msat", row.payment_hash, after.fee_msat)
+        return ruled[0], after
+
+    def source_of(self, row: PaymentRow, deadline: Deadline) -> tuple[LightningFundingSource | None, FundingError | None]:
+        """Return the funding source of the row's own node, or None and what kept us from it.
+
+        No other node may be asked about the row or sent its invoice: a refusal of duplicates holds on one node only.
+        """
+        problem: FundingError | None = None
+        for source in self._funding:
+            if source.network != row.network:
+                continue
+            try:
+                if source.ready(deadline.left_s()) == row.node_pubkey:
+                    return source, None
+            except FundingError as error:
+                problem = error
+        return None, problem
+
+    def read_again(self, row: PaymentRow) -> PaymentRow:
+        """Return ``row`` as it is now. Raises: PaymentPendingError where the ledger can't tell: it was unfinished, and may be paid."""
+        try:
+            return self._ledger.payment(row.payment_hash) or row
+        except LedgerError as error:
+            raise unbooked_error(row, error, paid=False) from error
+
+    def _resolve(self, row: PaymentRow, request: TokenRequest, deadline: Deadline) -> Purchase:
+        """Carry another call's unfinished purchase to its end: leave it alone for a moment, then ask its node."""
+        row = self._watch(row, Deadline(min(LEAVE_ALONE_S, deadline.left_s())))
+        if row.unfinished:
+            source, problem = self.source_of(row, deadline)
+            if source is not None:
+                return self.carry(row, source, NextStep.TRACK, request, deadline)
+            if problem is not None:
+                raise pending_error(row, f"its node can't be asked: {problem.what}") from problem
+            row = self._watch(row, deadline)
+            if row.unfinished:
+                raise pending_error(row, f"only its own node {row.node_pubkey} can tell, and this session hasn't that one")
+        return self._concluded(row, request, repeated=False)
+
+    def _concluded(self, row: PaymentRow, request: TokenRequest, *, repeated: bool) -> Purchase:
+        """Return the purchase of a row that has ended, or raise its end. ``repeated``: the server repeats its invoice."""
+        block_limit.record(request.limits, row)
+        if row.state is PaymentState.SETTLED:
+            return as_purchase(row, bought=False)
+        raise repeated_invoice_error(row) if repeated else ended_error(row)
+
+    def _watch(self, row: PaymentRow, deadline: Deadline) -> PaymentRow:
+        """Wait until ``row`` has ended or the time is up. Return it as it is then."""
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_result(lambda seen: seen.unfinished and not deadline.passed),
+            wait=ROW_POLL,
+        )
+        return retrying(lambda: self.read_again(row))
+
+    def _ask(self, row: PaymentRow, source: LightningFundingSource, step: NextStep, deadline: Deadline) -> WalletAnswer:
+        """Send once, or ask until the wallet says something or the time is up."""
+        payment_hash = bytes.fromhex(row.payment_hash)
+        if step is NextStep.SEND:
+            return source.send(row.bolt11, payment_hash=payment_hash, max_fee_msat=row.max_fee_msat, timeout_s=deadline.left_s())
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_result(lambda answer: answer.reply is WalletReply.UNKNOWN and not deadline.passed),
+            wait=WALLET_POLL,
+            sleep=lambda pause_s: time.sleep(min(pause_s, deadline.left_s())),
+        )
+        follows = step is not NextStep.LAST_LOOK
+        return retrying(lambda: source.track(payment_hash, timeout_s=deadline.left_s(), follow=follows))
+
+    def _count_resend(self, row: PaymentRow, request: TokenRequest, *, opened_here: bool) -> PaymentRow | None:
+        """Count one more send of ``row``, before it leaves; None where the row has ended meanwhile.
+
+        ``opened_here``: this call opened the row, so its own checks have passed already. A payment that another call began is held
+        against this session's policy, envelope, blocks and confirm().
+
+        Raises: PaymentPendingError where the order mustn't leave from here; the one before may still be carried out.
+        """
+        if not opened_here:
+            self._checks.check_resend(row, request)
+        try:
+            block_limit.reserve(request.limits, row.payment_hash, row.amount_msat, row.max_fee_msat, whole=True)
+            return self._ledger.count_send(row.payment_hash)
+        except (BudgetExceededError, EnvelopeFrozenError) as error:
+            raise unsent_error(row, error) from error
+        except LedgerError as error:
+            raise unbooked_error(row, error, paid=False) from error
+
+    def _committed(self, row: PaymentRow, step: Step) -> PaymentRow | None:
+        """Return ``row`` as booked by ``step``, if it was: a COMMIT that failed may have been one, and only the ledger knows."""
+        try:
+            now = self._ledger.payment(row.payment_hash)
+        except LedgerError:
+            return None
+        return now if now is not None and not now.unfinished and now.state is step.change.state else None
+
+
+def as_purchase(row: PaymentRow, *, bought: bool, settlement_latency_ms: int | None = None) -> Purchase:
+    """Return the purchase of a settled row. Raises: PreimageMismatchError where it holds no preimage, and so gives no token."""
+    token = Token.of(row)
+    if token is None:
+        raise error_for(NextStep.RAISE_MISMATCH, row, None)
+    return Purchase(token=token, row=row, bought=bought, settlement_latency_ms=settlement_latency_ms)
