@@ -1,4 +1,5 @@
-"""Draws docs/purchase.md's tables and diagram from those in `routeweiler_sync.payments.wallet_rules`, so that they say what the code does.
+"""Draws docs/purchase.md's tables and diagram from those in `routeweiler_sync.payments.wallet_rules`, so that they say what the
+code does.
 
 python docs/draw_purchase.py        writes them into docs/purchase.md
 """

@@ -40,13 +40,14 @@ from ._core.money import sats
 class RouteweilerError(requests.RequestException):
     """The root of all errors of this package; a `requests.RequestException`, so that handlers for `requests` catch it too.
 
-    An error is made of three things, and its text of the three in this order: ``what`` happened, what became of the money (a sentence
-    made from ``spent``, in `money_sentence` and nowhere else), and ``advice``, what to do next. An error made without ``advice``, by a
-    wallet of your own for instance, has ``what`` alone as its text.
+    An error is made of three things, and its text of the three in this order: ``what`` happened, what became of the money (a
+    sentence made from ``spent``, in `money_sentence` and nowhere else), and ``advice``, what to do next. An error made without
+    ``advice``, by a wallet of your own for instance, has ``what`` alone as its text.
 
-    ``spent`` says whether money has left the wallet: False (none has and, by this call, none will), True, or None where only the node
-    can tell and hasn't yet. ``payment_hash`` (64 hex digits) names the ledger row, where there is one. ``code`` is a stable name of
-    the kind of error, as the trace writes it. ``paid_before_msat`` is what the same call had paid, fees included, before this happened.
+    ``spent`` says whether money has left the wallet: False (none has and, by this call, none will), True, or None where only the
+    node can tell and hasn't yet. ``payment_hash`` (64 hex digits) names the ledger row, where there is one. ``code`` is a stable
+    name of the kind of error, as the trace writes it. ``paid_before_msat`` is what the same call had paid, fees included, before
+    this happened.
     """
 
     #: What is known about the money for every error of the class; an instance may know better.
@@ -89,6 +90,11 @@ class RouteweilerError(requests.RequestException):
         if self.spent is None:
             return "Whether money was spent isn't known yet."
         return "The money is spent." if self.spent else "Nothing was spent."
+
+    @property
+    def brief(self) -> str:
+        """What happened and what to do, without the money: for a text that speaks of the money itself."""
+        return f"{self.what.rstrip('.')} ({self.advice.rstrip('.')})" if self.advice else self.what
 
     def __str__(self) -> str:
         if self.advice is None:

@@ -146,7 +146,7 @@ class CoinGecko:
         if currency not in FIAT_DECIMALS:
             raise FmvUnavailableError(
                 f"No price of bitcoin in {currency!r} is asked for: only {', '.join(FIAT_DECIMALS)} are known.",
-                advice=("Use an envelope in one of these, or in sat."),
+                advice="Use an envelope in one of these, or in sat.",
             )
         fresh = self._fresh(currency)
         if fresh is not None:
@@ -160,7 +160,7 @@ class CoinGecko:
                 return held.price
             raise FmvUnavailableError(
                 f"CoinGecko gives no price of bitcoin in {currency}: {problem}.",
-                advice=("Try again later, use an envelope in sat, or give the session another fmv_provider."),
+                advice="Try again later, use an envelope in sat, or give the session another fmv_provider.",
             ) from None  # the cause holds the request, and that the key
 
     def _ask_alone(self, currency: str) -> Decimal:

@@ -41,7 +41,7 @@ class StaticRate:
             return self._prices[currency]
         except KeyError:
             raise FmvUnavailableError(
-                f"No fixed rate was given for {currency}.", advice=("Give StaticRate a price for it.")
+                f"No fixed rate was given for {currency}.", advice="Give StaticRate a price for it."
             ) from None
 
 
@@ -52,7 +52,7 @@ def rate_for(currency: str, provider: FmvProvider | None) -> Rate:
     if provider is None:
         raise FmvUnavailableError(
             f"The budget is in {currency}, and no fmv_provider was given to tell the price of bitcoin.",
-            advice=("Give the session an fmv_provider, or an envelope in sat."),
+            advice="Give the session an fmv_provider, or an envelope in sat.",
         )
     try:
         price = provider.btc_price(currency)
@@ -63,5 +63,5 @@ def rate_for(currency: str, provider: FmvProvider | None) -> Rate:
     except Exception as error:
         raise FmvUnavailableError(
             f"The price of bitcoin in {currency} can't be had: {type(error).__name__}: {error}.",
-            advice=("Try again later, or use an envelope in sat."),
+            advice="Try again later, or use an envelope in sat.",
         ) from error

@@ -85,11 +85,11 @@ class NoWallet:
 
     def pay_invoice(self, bolt11: str, *, max_fee_msat: int) -> bytes:
         """Refuse."""
-        raise FundingError("a dry run pays nothing.", advice=(""))
+        raise FundingError("a dry run pays nothing.", advice="")
 
     def track_payment(self, payment_hash: bytes) -> PaymentStatus:
         """Refuse."""
-        raise FundingError("a dry run asks no node.", advice=(""))
+        raise FundingError("a dry run asks no node.", advice="")
 
     def get_node_pubkey(self) -> str:
         """None: no row of the ledger names it, so no row is ever carried on by it."""

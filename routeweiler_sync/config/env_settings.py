@@ -42,7 +42,7 @@ def ledger_url(environ: Mapping[str, str] = os.environ) -> str:
         folder = platformdirs.user_state_dir("routeweiler", appauthor=False)
     except (RuntimeError, OSError) as error:  # no home: a container with a made-up user
         raise LedgerError(
-            f"There is no state folder for the ledger: {error}.", advice=("Name a file: ledger=…, or ROUTEWEILER_LEDGER.")
+            f"There is no state folder for the ledger: {error}.", advice="Name a file: ledger=…, or ROUTEWEILER_LEDGER."
         ) from error
     return str(Path(folder) / "ledger.db")
 
@@ -79,15 +79,15 @@ def budget(environ: Mapping[str, str] = os.environ) -> BudgetEnvelope | None:
         if match is None:
             raise ValueError(
                 f"ROUTEWEILER_BUDGET: {part.strip()!r} isn't a limit. Write e.g. '1000 sat/call, 50000 sat/day' (call, hour, "
-                "day, or no '/…' for a lifetime), or 'none'. Nothing was spent."
+                "day, or no '/…' for a lifetime), or 'none'."
             )
         field = _FIELD[(match[3] or "").lower()]
         if field in limits:
-            raise ValueError(f"ROUTEWEILER_BUDGET: {part.strip()!r} gives a limit that was given before. Nothing was spent.")
+            raise ValueError(f"ROUTEWEILER_BUDGET: {part.strip()!r} gives a limit that was given before.")
         limits[field] = int(match[1])
         currencies.add(match[2].lower())
     if len(currencies) > 1:
-        raise ValueError("ROUTEWEILER_BUDGET: one budget has one currency. Nothing was spent.")
+        raise ValueError("ROUTEWEILER_BUDGET: one budget has one currency.")
     currency = currencies.pop()
     return BudgetEnvelope(
         SAFE_DEFAULT.id if currency == "sat" else f"default-{currency}",

@@ -94,12 +94,12 @@ def settings(**given: Unpack[Settings]) -> tuple[Settings, RouteweilerError | No
     except FundingError as error:
         problem = error
     except ValueError as error:  # an unknown network
-        problem = FundingError(f"The environment's node can't be used: {error}.", advice=("Correct ROUTEWEILER_NETWORK."))
+        problem = FundingError(f"The environment's node can't be used: {error}.", advice="Correct ROUTEWEILER_NETWORK.")
     try:
         if "budget_envelope" not in given:
             said["budget_envelope"] = env_settings.budget()
     except ValueError as error:  # a budget that isn't understood must not become no budget
-        problem = BudgetError(str(error))
+        problem = BudgetError(str(error), advice="")
     if "trace_sink" not in given:
         said["trace_sink"] = env_settings.trace_sink()
     return said, problem

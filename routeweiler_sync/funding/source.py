@@ -10,24 +10,14 @@ import hashlib
 import os
 import time
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from ..errors import FundingError, InvoicePaymentError
 from ..protocol.invoice import decode_invoice
 from .replies import WalletAnswer, WalletReply, tidy
-from .wallet import NETWORKS, LightningNodeClient, NodeInfo, NotPermittedError, PaymentStatus, default_fee_cap_msat
+from .wallet import NETWORKS, LightningNodeClient, NotPermittedError, PaymentStatus, WalletClient, default_fee_cap_msat
 
 _POLL_S_MIN, _POLL_S_MAX = 0.1, 2.0
-
-
-@runtime_checkable
-class WalletClient(Protocol):
-    """A client that speaks in Answers itself: `LndClient`."""
-
-    def send(self, bolt11: str, *, payment_hash: bytes, max_fee_msat: int, timeout_s: float) -> WalletAnswer: ...
-    def track(self, payment_hash: bytes, *, timeout_s: float, follow: bool) -> WalletAnswer: ...
-    def check_ready(self, timeout_s: float) -> None: ...
-    def get_info(self, *, timeout_s: float | None = None) -> NodeInfo: ...
 
 
 @dataclass(eq=False)
@@ -81,10 +71,10 @@ class LightningFundingSource:
         pubkey, network = self._identity(deadline - time.monotonic())
         if self.node_pubkey is not None and pubkey != self.node_pubkey:
             raise FundingError(
-                f"the node is {pubkey}, but {self.node_pubkey} is configured.", advice=("Correct node_pubkey or the address.")
+                f"the node is {pubkey}, but {self.node_pubkey} is configured.", advice="Correct node_pubkey or the address."
             )
         if network not in ("", self.network):
-            raise FundingError(f"the node is on {network}, but the funding is for {self.network}.", advice=("Correct network."))
+            raise FundingError(f"the node is on {network}, but the funding is for {self.network}.", advice="Correct network.")
         self.node_pubkey, self._asked_in = pubkey, os.getpid()
         return pubkey
 
@@ -98,7 +88,7 @@ class LightningFundingSource:
         except InvoicePaymentError as error:
             return WalletAnswer(reply=WalletReply.FAILED, reason=error.failure_reason or tidy(str(error)))
         except FundingError as error:
-            return WalletAnswer(reply=WalletReply.REFUSED, reason=tidy(str(error)))
+            return WalletAnswer(reply=WalletReply.REFUSED, reason=tidy(error.brief))
         except Exception as error:  # noqa: BLE001 - the Protocol: any other exception means that the outcome isn't known
             return WalletAnswer(reply=WalletReply.UNKNOWN, reason=tidy(f"{type(error).__name__}: {error}"))
         if not isinstance(preimage, bytes) or len(preimage) != 32:
@@ -155,7 +145,7 @@ class LightningFundingSource:
                 return self.node_pubkey, ""
             raise
         except Exception as error:
-            raise FundingError(f"the node can't be asked for its key ({tidy(str(error))}).", advice=("Is it up?")) from error
+            raise FundingError(f"the node can't be asked for its key ({tidy(str(error))}).", advice="Is it up?") from error
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_asked_in": None}

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
 from ..errors import FundingError
+from .replies import WalletAnswer
 
 NETWORKS = ("bitcoin", "bitcoin-testnet", "bitcoin-signet", "bitcoin-regtest")
 
@@ -102,6 +103,38 @@ class LightningNodeClient(Protocol):
 
     def get_node_pubkey(self) -> str:
         """The node's identity: 66 hex digits. Rows of the ledger name it, for it alone can tell about its payments."""
+        ...
+
+
+@runtime_checkable
+class WalletClient(Protocol):
+    """A wallet that answers in `WalletAnswer`s: the full seam between a purchase and whoever pays for it.
+
+    `LndClient` is one. A wallet of your own that offers less is used through `LightningNodeClient`. What follows from a reply for
+    the money is in `payments.wallet_rules`; a client says no more than its wallet has proved. No method raises for what the wallet
+    does: errors, deadlines and broken connections are answers. An interrupt passes through.
+    """
+
+    def send(self, bolt11: str, *, payment_hash: bytes, max_fee_msat: int, timeout_s: float) -> WalletAnswer:
+        """Order the payment of ``bolt11``, and wait for the outcome at most ``timeout_s`` seconds.
+
+        ``payment_hash`` is the invoice's, 32 bytes; routing may cost at most ``max_fee_msat``. REFUSED is answered only where
+        nothing can have started.
+
+        Money: the invoice's amount and the routing fee.
+        """
+        ...
+
+    def track(self, payment_hash: bytes, *, timeout_s: float, follow: bool) -> WalletAnswer:
+        """Ask about a payment, at most ``timeout_s`` seconds; ``follow`` waits for its end. Money: none moves."""
+        ...
+
+    def check_ready(self, timeout_s: float) -> None:
+        """Return once the wallet takes orders. Raises: FundingError with the cause. Money: none moves."""
+        ...
+
+    def get_info(self, *, timeout_s: float | None = None) -> NodeInfo:
+        """Return the wallet's identity and network. Raises: FundingError. Money: none moves."""
         ...
 
 

@@ -61,11 +61,9 @@ def make(tx: Transaction, envelope: BudgetEnvelope) -> None:
 def check_allowed(limits: BudgetEnvelope, origin: str, rail: str) -> None:
     """Refuse a rail or an origin that the envelope doesn't allow. Nothing spent."""
     if rail not in limits.allowed_rails:
-        raise RailNotSupportedError(f"Envelope {limits.id!r} doesn't allow the rail {rail}.", advice=("Add it to allowed_rails."))
+        raise RailNotSupportedError(f"Envelope {limits.id!r} doesn't allow the rail {rail}.", advice="Add it to allowed_rails.")
     if not limits.allows_origin(origin):
-        raise PolicyDeniedError(
-            f"Envelope {limits.id!r} doesn't allow paying {origin}.", advice=("Add it to allowed_origins_glob.")
-        )
+        raise PolicyDeniedError(f"Envelope {limits.id!r} doesn't allow paying {origin}.", advice="Add it to allowed_origins_glob.")
 
 
 def bring(tx: Transaction, envelope: BudgetEnvelope) -> None:
@@ -93,20 +91,20 @@ def locked(tx: Transaction, draw: Draw, now_s: float) -> Mapping[str, Any]:
         if currency != row["currency"]:
             raise BudgetError(
                 f"Envelope {envelope_id!r} counts in {row['currency']}, and its totals can't be turned into {currency}.",
-                advice=("Use another envelope id."),
+                advice="Use another envelope id.",
             )
     if not isinstance(given, str) and row["limits"] != dump(given):
         row["limits"] = dump(given)
         tx.execute("UPDATE envelopes SET limits = ? WHERE id = ?", (row["limits"], envelope_id))
     if row["frozen"]:
-        raise EnvelopeFrozenError(f"Envelope {envelope_id!r} is frozen.", advice=(f"Thaw it with Ledger.thaw({envelope_id!r})."))
+        raise EnvelopeFrozenError(f"Envelope {envelope_id!r} is frozen.", advice=f"Thaw it with Ledger.thaw({envelope_id!r}).")
     ttl_s = load(row["limits"]).ttl_seconds
     granted_ms = row["granted_at_ms"]
     if granted_ms is not None and ttl_s is not None and now_s * 1000 >= granted_ms + ttl_s * 1000:
         if draw.session_started_s * 1000 < granted_ms + ttl_s * 1000:
             raise EnvelopeExpiredError(
                 f"The grant of envelope {envelope_id!r} ended after its {ttl_s} s.",
-                advice=("Make a new session with the envelope to grant it anew."),
+                advice="Make a new session with the envelope to grant it anew.",
             )
         granted_ms = None
     if granted_ms is None:
@@ -130,12 +128,12 @@ def fit(tx: Transaction, envelope: Mapping[str, Any], draw: Draw, intent: Intent
             raise BudgetExceededError(
                 f"The price of {_price(intent.amount_msat, draw.rate)} doesn't fit under {name}={getattr(limits, name)} "
                 f"of envelope {limits.id!r}, of which {minor_units(used).normalize():f} are spent or reserved.",
-                advice=("Raise the limit, or wait until the window has moved on."),
+                advice="Raise the limit, or wait until the window has moved on.",
             )
         most_msat = min(most_msat, fits_msat)
     reserve = draw.rate.micro_of(most_msat)
     if envelope["settled_micro"] + envelope["reserved_micro"] + reserve > MAX_TOTAL_MICRO:
-        raise BudgetExceededError(f"Envelope {limits.id!r} can't count as much as this payment.", advice=("Use a new envelope id."))
+        raise BudgetExceededError(f"Envelope {limits.id!r} can't count as much as this payment.", advice="Use a new envelope id.")
     return most_msat - intent.amount_msat, reserve
 
 
@@ -231,7 +229,7 @@ def _price(amount_msat: int, rate: Rate) -> str:
 def not_found(envelope_id: str) -> EnvelopeNotFoundError:
     """The error for an unknown id."""
     return EnvelopeNotFoundError(
-        f"The ledger holds no envelope {envelope_id!r}.", advice=("Correct the id, or give a BudgetEnvelope in its place.")
+        f"The ledger holds no envelope {envelope_id!r}.", advice="Correct the id, or give a BudgetEnvelope in its place."
     )
 
 

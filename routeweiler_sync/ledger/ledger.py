@@ -1,8 +1,8 @@
 """The ledger: envelopes with their running totals, and one row for each payment. Every write is one transaction.
 
-What a word of the node means for a row isn't decided here but in `routeweiler_sync.payments.wallet_rules`, which hands in a `Change`; the
-ledger books it: reservation, spend, token, in one transaction. Limits are checked against running totals, never against sums
-over history. In every transaction the envelope's row is locked first, then the payment's: no two can deadlock.
+What a word of the node means for a row isn't decided here but in `routeweiler_sync.payments.wallet_rules`, which hands in a
+`Change`; the ledger books it: reservation, spend, token, in one transaction. Limits are checked against running totals, never
+against sums over history. In every transaction the envelope's row is locked first, then the payment's: no two can deadlock.
 """
 
 from __future__ import annotations
@@ -62,10 +62,10 @@ class Ledger:
         try:
             text = os.fspath(url)
         except TypeError:
-            raise LedgerError(f"{url!r} doesn't name a ledger.", advice=("Give a path, sqlite:///… or postgresql://….")) from None
+            raise LedgerError(f"{url!r} doesn't name a ledger.", advice="Give a path, sqlite:///… or postgresql://…") from None
         if text in ("", ":memory:"):
             raise LedgerError(
-                f"{text!r} doesn't name a ledger: it must outlive the process, or paid tokens are lost.", advice=("Give a path.")
+                f"{text!r} doesn't name a ledger: it must outlive the process, or paid tokens are lost.", advice="Give a path."
             )
         scheme, separator, rest = text.partition("://")
         if scheme in SCHEMES:
@@ -73,7 +73,7 @@ class Ledger:
         if not separator and is_conninfo(text):
             raise LedgerError(
                 "The ledger is named in libpq's form, host=… dbname=… (not shown here: it may hold a password).",
-                advice=("Write postgresql://user:password@host/database; or, if it is a file's name, ./ in front of it."),
+                advice="Write postgresql://user:password@host/database; or, if it is a file's name, ./ in front of it.",
             )
         if not separator and scheme.partition(":")[0] not in (*SCHEMES, "sqlite"):  # a pathlib.Path of a URL isn't a path
             return cls(SqliteStore(text))
@@ -81,7 +81,7 @@ class Ledger:
             return cls(SqliteStore(rest[1:]))
         raise LedgerError(
             f"{scheme.partition(':')[0]}:… doesn't name a ledger.",
-            advice=("Give a path, sqlite:///relative.db, sqlite:////absolute.db or postgresql://user@host/database."),
+            advice="Give a path, sqlite:///relative.db, sqlite:////absolute.db or postgresql://user@host/database.",
         )
 
     @property
@@ -158,8 +158,8 @@ class Ledger:
         def decide(row: PaymentRow) -> Change | None:
             if row.unfinished and not abandon:
                 raise LedgerError(
-                    f"Payment {payment_hash} is unfinished: it may still be made, so it can't be forgotten. Nothing was changed. "
-                    "Call session.recover(), or pass abandon=True if you know that it won't be made.",
+                    f"Payment {payment_hash} is unfinished: it may still be made, so it can't be forgotten, and nothing was changed.",
+                    advice="Call session.recover(), or pass abandon=True if you know that it won't be made.",
                     payment_hash=payment_hash,
                     spent=None,
                 )
@@ -286,7 +286,7 @@ class Ledger:
             if standing is not None:
                 return standing, False
             # And by now that row has ended: it no longer stands in the way.
-        raise LedgerError("The ledger refused a new payment without a row that explains it.", advice=("Call again."))
+        raise LedgerError("The ledger refused a new payment without a row that explains it.", advice="Call again.")
 
     def count_send(self, payment_hash: str) -> PaymentRow | None:
         """Count one more send of an unfinished row, before it leaves; None where the row has ended meanwhile.
@@ -306,7 +306,7 @@ class Ledger:
             if counted is None:
                 row = _first(tx.execute("SELECT * FROM payments WHERE payment_hash = ?", (payment_hash,)))
                 if row is not None and row.unfinished:
-                    raise EnvelopeFrozenError(f"Envelope {row.envelope_id!r} is frozen.", advice=(""))
+                    raise EnvelopeFrozenError(f"Envelope {row.envelope_id!r} is frozen.", advice="")
             return counted
 
         return self._store.run(work, binding=True)
@@ -325,9 +325,9 @@ class Ledger:
         """Change a row as ``decide`` says of what the row is at this moment, and book the money that follows, in one transaction.
 
         ``decide`` is pure, and may be asked again where the database had to begin anew; None changes nothing. The step to SETTLED
-        (from whatever state: the wallet's word that it paid is the truth) turns the reservation into a spend, fees included; the step
-        to DEAD returns it. ``before_commit`` is called with the row as ``decide`` saw it, when all is written and nothing is visible
-        to others yet; it may be called again, too.
+        (from whatever state: the wallet's word that it paid is the truth) turns the reservation into a spend, fees included; the
+        step to DEAD returns it. ``before_commit`` is called with the row as ``decide`` saw it, when all is written and nothing is
+        visible to others yet; it may be called again, too.
 
         Raises: LedgerError for an unknown hash or a ledger that can't be used.
         """
@@ -335,7 +335,9 @@ class Ledger:
         def work(tx: Transaction) -> PaymentRow:
             seen = _first(tx.execute("SELECT * FROM payments WHERE payment_hash = ?", (payment_hash,)))
             if seen is None:
-                raise LedgerError(f"The ledger has no payment {payment_hash}. Nothing was changed. See Ledger.payments().")
+                raise LedgerError(
+                    f"The ledger has no payment {payment_hash}; nothing was changed.", advice="See Ledger.payments()."
+                )
             if seen.envelope_id is not None:
                 tx.execute("UPDATE envelopes SET frozen = frozen WHERE id = ?", (seen.envelope_id,))
             locked = tx.execute("UPDATE payments SET state = state WHERE payment_hash = ? RETURNING *", (payment_hash,))
@@ -484,7 +486,7 @@ def _payment(row: Mapping[str, Any]) -> PaymentRow:
     except (ValueError, TypeError, ArithmeticError, OSError):  # from None: their words may hold what the row holds
         raise LedgerError(
             f"The ledger's row {row['payment_hash']} is damaged (a preimage that doesn't fit, a value that can't be).",
-            advice=("Restore the ledger, or upgrade if a newer version wrote it; the node still knows the preimage."),
+            advice="Restore the ledger, or upgrade if a newer version wrote it; the node still knows the preimage.",
             payment_hash=str(row["payment_hash"]),
         ) from None
 

@@ -136,7 +136,7 @@ def _payment(row: Mapping[str, Any]) -> BookedPayment:
     except (ValueError, TypeError, ArithmeticError, OSError):  # from None: their words may hold what the row holds
         raise LedgerError(
             f"The ledger's row {row['payment_hash']} is damaged: a state, amount, rate or time of it can't be.",
-            advice=("Restore the ledger, or upgrade if a newer version wrote it."),
+            advice="Restore the ledger, or upgrade if a newer version wrote it.",
             payment_hash=str(row["payment_hash"]),
         ) from None
     return booked

@@ -62,7 +62,7 @@ class SqliteStore:
         try:
             self.path = Path(path).expanduser().absolute()
         except RuntimeError as error:  # ~nobody/…, or no home at all
-            raise LedgerError(f"The ledger {path} can't be found: {error}.", advice=("Name another.")) from error
+            raise LedgerError(f"The ledger {path} can't be found: {error}.", advice="Name another.") from error
         self._writer, self._reader = _Line(), _Line()
         #: The file that was opened first; only `close` forgets it.
         self._file: object = None
@@ -159,9 +159,7 @@ class SqliteStore:
 
     def _error(self, why: str) -> LedgerError:
         advice = next((advice for word, advice in _ADVICE if word in why), "Mend the file, its folder's rights or the disk.")
-        return LedgerError(
-            f"The ledger {self.path} can't be used: {why}.", advice=(f"The rows that it holds aren't lost. {advice}.")
-        )
+        return LedgerError(f"The ledger {self.path} can't be used: {why}.", advice=f"The rows that it holds aren't lost. {advice}")
 
     def _connect(self) -> sqlite3.Connection:
         import sqlite3
@@ -235,7 +233,7 @@ class SqliteStore:
             if application or version or tables:
                 raise LedgerError(
                     f"{self.path} is a database, but not a ledger of routeweiler_sync.",
-                    advice=("Nothing was changed in it. Name another file as the ledger."),
+                    advice="Nothing was changed in it. Name another file as the ledger.",
                 )
             return 0
         self._refuse_if_newer(connection)
@@ -246,7 +244,7 @@ class SqliteStore:
         if version > SCHEMA_VERSION:
             raise LedgerError(
                 f"The ledger {self.path} was written by a newer version (schema {version}, this one knows {SCHEMA_VERSION}).",
-                advice=("Nothing was changed in it. Upgrade routeweiler-sync."),
+                advice="Nothing was changed in it. Upgrade routeweiler-sync.",
             )
 
 

@@ -102,7 +102,7 @@ def reserve(limits: Iterable[SpendingLimit], payment_hash: str, amount_msat: int
                 raise BudgetExceededError(
                     f"The price of {in_sats(amount_msat)} doesn't fit under this block's {limit}, of which "
                     f"{in_sats(max(0, headroom_msat))} are left.",
-                    advice=("Give the block a higher limit, or call outside of it."),
+                    advice="Give the block a higher limit, or call outside of it.",
                 )
             fee_cap_msat = min(fee_cap_msat, headroom_msat - amount_msat)
         for each in new:

@@ -8,8 +8,8 @@ The order of things, none of which may be swapped:
   5. the wallet pays; on any doubt it is asked, never guessed;
   6. the ledger books the spend and keeps the token, in one transaction.
 
-The reasons to refuse are in `checks`, steps 5 and 6 in `lifecycle`. What is bought for which request, and what the server then says of
-it, is `paywall`'s.
+The reasons to refuse are in `checks`, steps 5 and 6 in `lifecycle`. What is bought for which request, and what the server then says
+of it, is `paywall`'s.
 """
 
 from __future__ import annotations
@@ -84,10 +84,10 @@ class Checkout:
     ) -> Purchase | None:
         """Return the token for ``request``: a live one, one whose purchase is carried to its end, or a new one.
 
-        ``refused``: payment hashes (hex) of tokens that the server has just refused; they aren't returned again. Without ``may_buy``
-        nothing new is bought: None where there is nothing to return. ``worth_an_offer`` is asked about a live token that the server
-        has accepted before; if it says no, that token is retired and another may be bought. A new token is kept for its buyer's first
-        use: call `first_use.end_first_use` when that is over.
+        ``refused``: payment hashes (hex) of tokens that the server has just refused; they aren't returned again. Without
+        ``may_buy`` nothing new is bought: None where there is nothing to return. ``worth_an_offer`` is asked about a live token
+        that the server has accepted before; if it says no, that token is retired and another may be bought. A new token is kept for
+        its buyer's first use: call `first_use.end_first_use` when that is over.
 
         Raises: an error of `routeweiler_sync.errors`, each of which says what became of the money.
         Money: a payment may be made.
@@ -136,7 +136,8 @@ class Checkout:
     def recover(self) -> Iterator[PaymentRow]:
         """Ask the node about every unfinished row of its own, book what it says, and yield each row as it is now.
 
-        A row that was abandoned, and that the node has paid after all, is booked too. A row whose node can't be asked stays as it is.
+        A row that was abandoned, and that the node has paid after all, is booked too. A row whose node can't be asked stays as it
+        is.
 
         Raises: LedgerError where the ledger can't be read. PaymentPendingError where it can't be written: the row stays as it was,
         ``spent`` says whether the node has paid it; call again once it can be.

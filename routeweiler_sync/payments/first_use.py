@@ -1,14 +1,24 @@
-"""FIRST USE"""
+"""A new token's first use belongs to its buyer.
+
+A token that opens a page but once would else be used up by those who waited for the purchase, and its buyer refused after paying.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
 
+from .._core.forks import in_child
+
 #: So long at most a new token is kept for its buyer: a server may take its time to answer.
 FIRST_USE_S = 5.0
 #: By payment hash, tokens that their buyers are about to use: until when on the monotonic clock, and what tells of the end.
 _first_uses: dict[str, tuple[float, threading.Event]] = {}
+
+
+@in_child
+def _start_over_after_fork() -> None:
+    _first_uses.clear()
 
 
 def begin_first_use(payment_hash: str) -> None:

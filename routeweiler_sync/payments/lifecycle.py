@@ -146,7 +146,8 @@ class PaymentLifecycle:
         return None, problem
 
     def read_again(self, row: PaymentRow) -> PaymentRow:
-        """Return ``row`` as it is now. Raises: PaymentPendingError where the ledger can't tell: it was unfinished, and may be paid."""
+        """Return ``row`` as it is now. Raises: PaymentPendingError where the ledger can't tell: it was unfinished, and may be
+        paid."""
         try:
             return self._ledger.payment(row.payment_hash) or row
         except LedgerError as error:
@@ -160,7 +161,7 @@ class PaymentLifecycle:
             if source is not None:
                 return self.carry(row, source, NextStep.TRACK, request, deadline)
             if problem is not None:
-                raise pending_error(row, f"its node can't be asked: {problem.what}") from problem
+                raise pending_error(row, f"its node can't be asked: {problem.brief}") from problem
             row = self._watch(row, deadline)
             if row.unfinished:
                 raise pending_error(row, f"only its own node {row.node_pubkey} can tell, and this session hasn't that one")

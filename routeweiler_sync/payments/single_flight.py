@@ -1,7 +1,6 @@
-"""One purchase at a time for one need, within a process. (Between processes the ledger's unique index sees to it.)
+"""One purchase at a time for one scope, within a process. Between processes the ledger's unique index keeps to it.
 
-Whoever comes while a purchase is under way waits for it, and shares how it ended. A token's first use is its buyer's: one that
-opens a page but once would else be used up by those who waited, and its buyer refused after paying.
+Whoever comes while a purchase is under way waits for it, and shares how it ended.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from collections.abc import Iterator
 from .._core.deadline import Deadline
 from .._core.forks import in_child
 from ..errors import FundingError, PaymentDeclinedError, PaymentPendingError, RouteweilerError
-from .first_use import _first_uses
 
 
 class Flight:
@@ -39,7 +37,6 @@ def _start_over_after_fork() -> None:
     global _registry_lock
     _registry_lock = threading.Lock()
     _flights.clear()
-    _first_uses.clear()
 
 
 def _shared(error: RouteweilerError) -> RouteweilerError:
@@ -66,7 +63,7 @@ def single_flight(key: tuple[str, str, str], deadline: Deadline) -> Iterator[Fli
             raise PaymentDeclinedError(
                 f"A token for {key[1]} ({key[2]}) is being bought by this very thread: a confirm() asks for the page that "
                 "it is asked about.",
-                advice=("Ask for something else there, or without this session."),
+                advice="Ask for something else there, or without this session.",
             )
         if waited and not flight.lock.acquire(timeout=deadline.left_s()):
             payment_hash = flight.payment_hash
@@ -74,11 +71,11 @@ def single_flight(key: tuple[str, str, str], deadline: Deadline) -> Iterator[Fli
                 raise FundingError(
                     f"Another thread hasn't decided yet whether to buy a token for {key[1]} ({key[2]}): its node, or its "
                     "confirm(), takes its time.",
-                    advice=("Call again."),
+                    advice="Call again.",
                 )
             raise PaymentPendingError(
-                f"Another thread is still buying a token for {key[1]} ({key[2]}), payment {payment_hash}. Whether money was spent "
-                "isn't known yet. Call again: the same purchase goes on, nothing is paid twice.",
+                f"Another thread is still buying a token for {key[1]} ({key[2]}), payment {payment_hash}.",
+                advice="Call again: the same purchase goes on, nothing is paid twice.",
                 payment_hash=payment_hash,
             )
         try:

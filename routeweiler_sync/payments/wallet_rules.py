@@ -3,8 +3,8 @@
     (state of the row, what lnd said) → (state of the row, next act), each with its why
     (what is known of a token, what the server said to it) → what becomes of token and answer, each with its why
 
-`read` turns a node's answer into an `WalletEvent`, given what was asked and how many sends the row counts; `TABLE` says what follows.
-`hear` turns a server's answer into what it has `Said`; `SERVER_TABLE` says what follows.
+`read` turns a node's answer into an `WalletEvent`, given what was asked and how many sends the row counts; `TABLE` says what
+follows. `hear` turns a server's answer into what it has `Said`; `SERVER_TABLE` says what follows.
 Illegal pairs aren't in the tables: meeting one is a fault of ours, and raises AssertionError before anything is changed.
 
 The rules rest on three facts of lnd (facts as read in its source, and observed):

@@ -50,7 +50,9 @@ def with_credential(request: requests.PreparedRequest, token: Token, answers: li
 
     origin = origin_at(request.url or "")
     if token.origin != origin:  # nothing leads here; but were a token to go astray, then not past this line
-        raise ChallengeMismatchError(f"A token of {token.origin} was about to go to {origin}. It wasn't sent. Report this.")
+        raise ChallengeMismatchError(
+            f"A token of {token.origin} was about to go to {origin}, and wasn't sent.", advice="Report this."
+        )
     return CredentialedRequest.made_of(again(request, answers), authorization(token.scheme, token.token, token.preimage))
 
 

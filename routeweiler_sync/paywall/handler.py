@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 import requests
 
-from .._core.money import sats
 from .._core.urls import origin_at, path_of
 from ..errors import LedgerError, RouteweilerError, TokenRefusedError
 from ..payments.block_limit import active
@@ -126,10 +125,7 @@ class PaywallHandler:
             return self._run(token, is_guess=is_guess)
         except RouteweilerError as error:
             if self.record.spent_msat and error.spent is False:
-                error.spent = True
-                told = str(error).replace("Nothing was spent", "Nothing more was spent")
-                paid = sats(self.record.spent_msat)
-                error.args = (f"{told} (But this call has paid before, {paid} in all: its tokens are kept.)",)
+                error.spent, error.paid_before_msat = True, self.record.spent_msat
             unpaid = error.spent is False and error.payment_hash is None  # no order was sent for it
             if self.payer.unpayable == "return" and unpaid and self.latest.status_code == 402 and not quoting.get():
                 log.warning("%s %s wants to be paid and wasn't: %s", self.request.method, self.origin + self.path, error)
@@ -187,7 +183,8 @@ class PaywallHandler:
         return row is not None and row.settled_at is not None
 
     def _token_to_offer(self, token_request: TokenRequest) -> Token:
-        """The token to offer for ``token_request``: the one that was held back to ask without it, if it fits; else one from the checkout."""
+        """The token to offer for ``token_request``: the one that was held back to ask without it, if it fits; else one from the
+        checkout."""
         doubted, self.doubted = self.doubted, None
         return doubted if doubted is not None and doubted.scope == token_request.scope else self._token(token_request)
 
@@ -268,7 +265,7 @@ class PaywallHandler:
         status, payment_hash = self.latest.status_code, None if self.given is None else self.given.payment_hash
         if self.given is not None and payment_hash in self.refused - self.over:
             return refused_error(self.given, status)
-        return no_more_tokens_error(self.given, token_request, status, over=payment_hash in self.over)
+        return no_more_tokens_error(self.given, token_request, status, retired=payment_hash in self.over)
 
     def _resend(self, token: Token | None) -> Token | None:
         """Send again: with ``held``, or bare. Gives ``held`` back."""

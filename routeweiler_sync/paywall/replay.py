@@ -85,7 +85,7 @@ _COPY = "Pass what it holds as bytes, data=….read(), or copy it into a tempfil
 
 def _error(what: str, instead: str) -> UnreplayableBodyError:
     return UnreplayableBodyError(
-        f"The server wants to be paid, but the request's body can't be sent a second time: {what}.", advice=(f"{instead}.")
+        f"The server wants to be paid, but the request's body can't be sent a second time: {what}.", advice=f"{instead}."
     )
 
 

@@ -19,8 +19,8 @@ class Challenge:
     ``scheme`` is the one to answer with, as in ``Authorization`` (``L402``, ``LSAT``), ``rail`` its name in budgets, policies and
     traces. ``token`` is what the credential repeats, exactly as it came. ``names_scope`` is what the token says it opens
     (``services=…``), None where it doesn't say. ``names_payment_hash`` (32 bytes) is the payment that the token says it belongs to,
-    None where it doesn't say; compare it with ``payment_hash`` before paying. ``valid_until``: unix seconds after which the token is
-    refused, paid or not; None where it doesn't say. ``reusable``: whether the credential opens more than one request.
+    None where it doesn't say; compare it with ``payment_hash`` before paying. ``valid_until``: unix seconds after which the token
+    is refused, paid or not; None where it doesn't say. ``reusable``: whether the credential opens more than one request.
     """
 
     scheme: str

@@ -1,7 +1,7 @@
 """Read ``WWW-Authenticate`` as the list of challenges that RFC 9110 section 11.6.1 says it is, whatever their schemes.
 
-Knows the grammar: schemes mixed, parameters or token68, quoted strings, lines apart or folded into one. What a parameter means is for
-the scheme's own room.
+Knows the grammar: schemes mixed, parameters or token68, quoted strings, lines apart or folded into one. What a parameter means is
+for the scheme's own room.
 
 aperture sends two lines with the same values, LSAT first, and ``Payment …`` lines where its MPP option is on. requests folds them
 into one, joined with ``", "``. So a comma may end a parameter or a challenge, and only the grammar tells which:

@@ -1,7 +1,7 @@
 """The schemes that can be paid. All other rooms reach a scheme through this one.
 
-A scheme is a folder beside `l402` and one entry of `SCHEMES`. Whatever hides secrets (`redact`, `is_credential`) asks every entry, so a
-scheme that is entered here can't be forgotten there.
+A scheme is a folder beside `l402` and one entry of `SCHEMES`. Whatever hides secrets (`redact`, `is_credential`) asks every entry,
+so a scheme that is entered here can't be forgotten there.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class PaidScheme:
 
     ``names``: the scheme's names in ``WWW-Authenticate`` and ``Authorization``, in upper case. ``rail``: its name in
     budgets, policies and traces. ``parse``: `parse_challenge` for this
-    scheme alone. ``authorization``: (name, token, preimage) to the value of ``Authorization``. ``is_credential``: whether a header's
-    whole value is such a credential. ``redact``: a text with this scheme's credentials and tokens replaced.
+    scheme alone. ``authorization``: (name, token, preimage) to the value of ``Authorization``. ``is_credential``: whether a
+    header's whole value is such a credential. ``redact``: a text with this scheme's credentials and tokens replaced.
     """
 
     names: tuple[str, ...]
@@ -48,7 +48,8 @@ SCHEMES = (
 def parse_challenge(lines: str | Sequence[str]) -> Challenge | None:
     """Return the challenge to answer in the lines of ``WWW-Authenticate``; None where no scheme in it can be paid.
 
-    Raises: ChallengeParseError where a scheme of ours is named and none of its challenges can be used. The text never holds a token.
+    Raises: ChallengeParseError where a scheme of ours is named and none of its challenges can be used. The text never holds a
+    token.
     """
     lines = [lines] if isinstance(lines, str) else list(lines)
     for scheme in SCHEMES:

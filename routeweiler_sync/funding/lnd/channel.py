@@ -122,11 +122,11 @@ class LndChannel:
         )
         state = polling(self._wallet_state, deadline)
         if state == pb.LOCKED:
-            raise FundingError(self._told("its wallet is locked", "unlock it with `lncli unlock`"))
+            raise self._error("its wallet is locked", "unlock it with `lncli unlock`")
         if state == pb.NON_EXISTING:
-            raise FundingError(self._told("it has no wallet yet", "make one with `lncli create`"))
+            raise self._error("it has no wallet yet", "make one with `lncli create`")
         if state in _STARTING:
-            raise FundingError(self._told(f"it is still starting after {timeout_s:g} s", "try again in a moment"))
+            raise self._error(f"it is still starting after {timeout_s:g} s", "try again in a moment")
 
     def unary(self, path: str, request: Any, response: type[_Response], *, timeout_s: float) -> _Response:
         """One question with one answer. Raises FundingError: whatever goes wrong, a question spends nothing."""
@@ -178,7 +178,7 @@ class LndChannel:
         try:
             call: Any = stream(request, timeout=timeout_s, metadata=(("macaroon", link.macaroon_hex),))
         except ValueError:  # grpc's word for a channel that another thread has closed: it takes no call, so none has left
-            raise FundingError(self._told("the client was closed", "call again")) from None
+            raise self._error("the client was closed", "call again") from None
         except RuntimeError as error:  # grpc starts its own thread once the request has left; without it nothing is heard
             self._begin_anew()
             return WalletAnswer(reply=WalletReply.UNKNOWN, reason=tidy(f"gRPC can't listen: {error}"))
@@ -220,7 +220,7 @@ class LndChannel:
             timeout_s = max(deadline - time.monotonic(), _CALL_S_MIN)
             if (state := self._asked(ask, path, timeout_s)) != _ASK_AGAIN:
                 return state
-        raise FundingError(self._told("its connection was lost", "is the node up?"))
+        raise self._error("its connection was lost", "is the node up?")
 
     def _asked(self, ask: Callable[[WorkerCall[_Response]], _Response], path: str, timeout_s: float) -> _Response:
         """What ``ask`` returns or raises. Raises FundingError as well where it can't be begun or doesn't end."""
@@ -232,9 +232,7 @@ class LndChannel:
         except SilentError:
             self._begin_anew()
             cause = f"gRPC itself has fallen silent in {path.rpartition('/')[2]}"
-            raise FundingError(
-                self._told(cause, "call again, over a new connection; if it stays so, restart this program")
-            ) from None
+            raise self._error(cause, "call again, over a new connection; if it stays so, restart this program") from None
 
     def _suit_green_threads(self) -> None:
         """Where gevent has replaced the system's threads, grpc must be told; where eventlet has, it can't be: FundingError.
@@ -248,7 +246,7 @@ class LndChannel:
             init_gevent()  # does nothing the second time
         if eventlet is not None and eventlet.is_monkey_patched("thread"):
             cause = "eventlet has replaced the threads that gRPC needs, and gRPC doesn't know eventlet"
-            raise FundingError(self._told(cause, "buy in a process without eventlet.monkey_patch(): the ledger is shared"))
+            raise self._error(cause, "buy in a process without eventlet.monkey_patch(): the ledger is shared")
 
     def _call(
         self, link: _Link, path: str, request: Any, response: type[_Response], timeout_s: float, *, authorised: bool
@@ -262,7 +260,7 @@ class LndChannel:
         try:
             reply: _Response = call(request, timeout=max(timeout_s, _CALL_S_MIN), metadata=metadata)
         except ValueError:  # as in answers()
-            raise FundingError(self._told("the client was closed", "call again")) from None
+            raise self._error("the client was closed", "call again") from None
         link.used = True
         return reply
 
@@ -313,12 +311,12 @@ class LndChannel:
         if self._endpoint.macaroon_hex is not None:
             return self._endpoint.macaroon_hex
         if self._endpoint.macaroon_path is None:
-            raise FundingError(
-                self._told("its macaroon was given inline, and isn't pickled", "give macaroon_path, or make the client anew here")
+            raise self._error(
+                "its macaroon was given inline, and isn't pickled", "give macaroon_path, or make the client anew here"
             )
         macaroon = self._read(self._endpoint.macaroon_path, "macaroon")
         if not 0 < len(macaroon) <= _MACAROON_BYTES_MAX:
-            raise FundingError(self._told(f"{self._endpoint.macaroon_path} holds no macaroon", "give lnd's binary *.macaroon file"))
+            raise self._error(f"{self._endpoint.macaroon_path} holds no macaroon", "give lnd's binary *.macaroon file")
         return macaroon.hex()
 
     def _read_certificate(self) -> str | None:
@@ -326,7 +324,7 @@ class LndChannel:
             return self._endpoint.tls_cert_pem
         pem = self._read(self._endpoint.tls_cert_path, "TLS certificate").decode("ascii", "replace")
         if "-----BEGIN CERTIFICATE-----" not in pem:
-            raise FundingError(self._told(f"{self._endpoint.tls_cert_path} holds no PEM certificate", "give lnd's tls.cert"))
+            raise self._error(f"{self._endpoint.tls_cert_path} holds no PEM certificate", "give lnd's tls.cert")
         return pem
 
     def _read(self, path: str, what: str) -> bytes:
@@ -334,13 +332,15 @@ class LndChannel:
             return Path(path).expanduser().read_bytes()
         except (OSError, RuntimeError) as error:  # RuntimeError: a ~user that doesn't exist
             cause = getattr(error, "strerror", None) or error
-            raise FundingError(self._told(f"the {what} file {path} can't be read ({cause})", "check path and rights")) from None
+            raise self._error(f"the {what} file {path} can't be read ({cause})", "check path and rights") from None
 
     def _failure(self, path: str, error: grpc.RpcError, link: _Link, timeout_s: float) -> FundingError:
         code, text = _code(error), _scrub(_text(error), link)
         method = path.rpartition("/")[2]
         if is_permission_denied(code, text):
-            return NotPermittedError(self._told(f"the macaroon doesn't permit {method}", f"bake one with the right uri:{path}"))
+            return NotPermittedError(
+                self._what(f"the macaroon doesn't permit {method}"), advice=f"Bake one with the right uri:{path}."
+            )
         lower = text.lower()
         if "certificate_verify_failed" in lower:
             cause, advice = "its TLS certificate isn't the one pinned", "if the node has made a new one, copy its tls.cert again"
@@ -354,13 +354,16 @@ class LndChannel:
             cause, advice = f"the TLS handshake failed ({tidy(text)})", "is this lnd's gRPC port (default 10009)?"
         else:
             cause, advice = f"{method} was answered {code}: {tidy(text)}", "see lnd's log"
-        return FundingError(self._told(cause, advice))
+        return self._error(cause, advice)
 
     def _no_thread(self, error: NoThreadError) -> FundingError:
-        return FundingError(self._told(f"this program can start no thread ({tidy(str(error))})", "end some, or raise its limit"))
+        return self._error(f"this program can start no thread ({tidy(str(error))})", "end some, or raise its limit")
 
-    def _told(self, cause: str, advice: str) -> str:
-        return f"lnd at {self._endpoint.address}: {cause}; nothing was spent; {advice}"
+    def _error(self, cause: str, advice: str) -> FundingError:
+        return FundingError(self._what(cause), advice=f"{advice[0].upper()}{advice[1:]}{'' if advice.endswith('?') else '.'}")
+
+    def _what(self, cause: str) -> str:
+        return f"lnd at {self._endpoint.address}: {cause}"
 
 
 def _name_to_check(pem: str, host: str) -> str | None:
@@ -374,7 +377,7 @@ def _name_to_check(pem: str, host: str) -> str | None:
     try:
         context.load_verify_locations(cadata=pem)
     except ssl.SSLError:
-        raise FundingError("the TLS certificate given can't be read.", advice=("Give the PEM of lnd's tls.cert.")) from None
+        raise FundingError("the TLS certificate given can't be read.", advice="Give the PEM of lnd's tls.cert.") from None
     certificates = context.get_ca_certs()
     if len(certificates) != 1 or certificates[0].get("subject") != certificates[0].get("issuer"):
         return None

@@ -174,7 +174,7 @@ class LndClient:
             with closing(connection.answers("send", request, payment_hash=payment_hash, timeout_s=remaining_s)) as answers:
                 return next(answer for answer in answers if answer.reply is not WalletReply.IN_FLIGHT)
         except FundingError as error:
-            return WalletAnswer(reply=WalletReply.REFUSED, reason=str(error))
+            return WalletAnswer(reply=WalletReply.REFUSED, reason=error.brief)
 
     # Asking: nothing here can move money
 
@@ -198,7 +198,7 @@ class LndClient:
                     if not follow:
                         return answer
         except FundingError as error:
-            return WalletAnswer(reply=WalletReply.UNKNOWN, reason=str(error))
+            return WalletAnswer(reply=WalletReply.UNKNOWN, reason=error.brief)
         if answer.reply is WalletReply.UNKNOWN and last is not None and time.monotonic() >= deadline - _DEADLINE_SLACK_S:
             return last
         return answer
@@ -223,7 +223,9 @@ class LndClient:
                 return PaymentStatus("unknown_hash")
             case WalletReply.WRONG_PREIMAGE:
                 raise _outcome_error(answer, answer, key.hex())
-        raise FundingError(f"lnd can't be asked about payment {key.hex()}: {answer.reason}; asking spends nothing; try again")
+        raise FundingError(
+            f"lnd can't be asked about payment {key.hex()}: {answer.reason}.", advice="Try again: asking spends nothing."
+        )
 
     def check_ready(self, timeout_s: float) -> None:
         """Return once the node takes orders; raises FundingError with the exact cause, at the latest after ``timeout_s``.
@@ -332,7 +334,7 @@ def _read_invoice(text: str) -> Invoice:
     try:
         return decode_invoice(text)
     except ChallengeParseError as error:
-        raise FundingError(f"this isn't a BOLT-11 invoice that can be paid: {error}.", advice=("Ask for another.")) from error
+        raise FundingError(f"this isn't a BOLT-11 invoice that can be paid: {error}.", advice="Ask for another.") from error
 
 
 def _outcome_error(sent: WalletAnswer, answer: WalletAnswer, payment_hash: str) -> Exception:
@@ -341,27 +343,28 @@ def _outcome_error(sent: WalletAnswer, answer: WalletAnswer, payment_hash: str) 
         case _, WalletReply.FAILED:
             return InvoicePaymentError(
                 f"the payment of {payment_hash} failed: {answer.reason}.",
-                advice=("The same invoice may be paid again."),
+                advice="The same invoice may be paid again.",
                 payment_hash=payment_hash,
                 failure_reason=answer.reason,
             )
         case _, WalletReply.WRONG_PREIMAGE:
             return PreimageMismatchError(
-                f"lnd says that {payment_hash} is paid, but its preimage doesn't fit; the money is spent; keep lnd's records",
+                f"lnd says that {payment_hash} is paid, but its preimage doesn't fit.",
+                advice="Keep lnd's records.",
                 payment_hash=payment_hash,
             )
         case WalletReply.REFUSED, _:
             return FundingError(
-                f"lnd doesn't take the order to pay {payment_hash}: {sent.reason}.", advice=(""), payment_hash=payment_hash
+                f"lnd doesn't take the order to pay {payment_hash}: {sent.reason}.", advice="", payment_hash=payment_hash
             )
         case WalletReply.EXPIRED, WalletReply.NOT_FOUND:
             return FundingError(
                 f"lnd doesn't pay {payment_hash}: {sent.reason}.",
-                advice=("Ask for a new invoice."),
+                advice="Ask for a new invoice.",
                 payment_hash=payment_hash,
             )
     return PaymentPendingError(
-        f"the outcome of {payment_hash} isn't known ({answer.reason or answer.reply.value}); it may be paid; pay the same invoice"
-        " again or track it: that pays nothing twice",
+        f"The outcome of {payment_hash} isn't known ({answer.reason or answer.reply.value}).",
+        advice="Pay the same invoice again, or track it: that pays nothing twice.",
         payment_hash=payment_hash,
     )

@@ -73,14 +73,14 @@ def from_environment(environ: Mapping[str, str]) -> ClientArguments:
         if not (where := environ.get(host_name)):
             continue
         if not (macaroon_path := environ.get(macaroon_name)):
-            raise FundingError(f"{host_name} is set but {macaroon_name} isn't.", advice=("Set it to a macaroon file."))
+            raise FundingError(f"{host_name} is set but {macaroon_name} isn't.", advice="Set it to a macaroon file.")
         try:
             parts = urlsplit("//" + where.strip().rpartition("://")[2])
             host, port = parts.hostname, parts.port
         except ValueError:
             host = port = None
         if not host:
-            raise FundingError(f"{host_name}={where!r} isn't host:port.", advice=("Correct it, e.g. localhost:10009."))
+            raise FundingError(f"{host_name}={where!r} isn't host:port.", advice="Correct it, e.g. localhost:10009.")
         return ClientArguments(
             grpc_host=host,
             grpc_port=port or DEFAULT_PORT,
@@ -88,7 +88,7 @@ def from_environment(environ: Mapping[str, str]) -> ClientArguments:
             tls_cert_path=environ.get(cert_name) or None,
         )
     sets = " or ".join(", ".join(names) for names in _VARIABLES)
-    raise FundingError("no node is configured.", advice=(f"Set {_LNDCONNECT}, or {sets}."))
+    raise FundingError("no node is configured.", advice=f"Set {_LNDCONNECT}, or {sets}.")
 
 
 def names_node(environ: Mapping[str, str]) -> bool:
@@ -104,4 +104,4 @@ def _base64url(text: str, what: str) -> bytes:
 
 
 def _unusable(cause: str) -> FundingError:
-    return FundingError(f"the lndconnect URI can't be used: {cause}.", advice=("Copy it again from the node."))
+    return FundingError(f"the lndconnect URI can't be used: {cause}.", advice="Copy it again from the node.")

@@ -197,7 +197,7 @@ def known_version(rows: Sequence[Mapping[str, Any]]) -> int:
     if not 0 < version <= SCHEMA_VERSION:
         raise LedgerError(
             f"The ledger was written by a newer version (schema {version}, this one knows {SCHEMA_VERSION}), or is damaged.",
-            advice=("Nothing was changed in it. Upgrade routeweiler-sync."),
+            advice="Nothing was changed in it. Upgrade routeweiler-sync.",
         )
     return version
 
@@ -230,6 +230,6 @@ def driver() -> Any:
             importlib.import_module("psycopg.conninfo")
         except ImportError as error:
             raise LedgerError(
-                f"A ledger in PostgreSQL needs psycopg ({error}).", advice=('Install it: pip install "routeweiler-sync[postgres]".')
+                f"A ledger in PostgreSQL needs psycopg ({error}).", advice='Install it: pip install "routeweiler-sync[postgres]".'
             ) from error
     return psycopg

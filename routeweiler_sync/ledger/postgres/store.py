@@ -174,7 +174,8 @@ class PostgresStore:
             problem = clean(error, self._address.secrets)
         raise LedgerError(
             f"The connection to the ledger {self.url} was lost in the midst of a commit, and whether it was done can't be asked: "
-            f"{problem}. Nothing was spent by this. Call again when the database is back: what was written is found then."
+            f"{problem}.",
+            advice="Call again when the database is back: what was written is found then.",
         ) from clean(loss, self._address.secrets)
 
     @contextlib.contextmanager
@@ -241,7 +242,7 @@ class PostgresStore:
             return
         raise LedgerError(
             f"The schema at {self.url} holds tables of others where the ledger's would be ({problem}).",
-            advice=("Nothing was changed in it. Give the ledger a schema of its own: …?options=-csearch_path%3Drouteweiler."),
+            advice="Nothing was changed in it. Give the ledger a schema of its own: …?options=-csearch_path%3Drouteweiler.",
         )
 
     # -- this process -----------------------------------------------------------------------------------------------------
@@ -285,7 +286,7 @@ class PostgresStore:
     def _error(self, why: str) -> LedgerError:
         return LedgerError(
             f"The ledger {self.url} can't be used: {why}.",
-            advice=("Mend the database, this role's rights or the network, or name another ledger; the rows it holds aren't lost."),
+            advice="Mend the database, this role's rights or the network, or name another ledger; the rows it holds aren't lost.",
         )
 
 

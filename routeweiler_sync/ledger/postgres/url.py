@@ -55,7 +55,7 @@ def read_url(text: str) -> Address:
         raise LedgerError(
             "The PostgreSQL URL of the ledger can't be read: a character of its user, password or parameters isn't "
             "percent-encoded (@ is %40, / is %2F, ? is %3F).",
-            advice=("Correct it: postgresql://user:password@host/database."),
+            advice="Correct it: postgresql://user:password@host/database.",
         )
     shown = "&".join(pair for name, _, pair in named if name not in SECRET_PARAMETERS)
     url = f"postgresql://{user}{at if user else ''}{hosts}{path}{question if shown else ''}{shown}"

@@ -49,7 +49,7 @@ def parse_challenge(lines: str | Sequence[str]) -> Challenge | None:
                 reasons.append(f"{_name(listed)}: {exc}")
     raise ChallengeParseError(
         f"The server wants to be paid by L402, but its challenge can't be used ({'; '.join(dict.fromkeys(reasons))}).",
-        advice=("The server has to mend its WWW-Authenticate header."),
+        advice="The server has to mend its WWW-Authenticate header.",
     )
 
 
