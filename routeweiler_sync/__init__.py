@@ -110,11 +110,12 @@ if TYPE_CHECKING:
     from .funding import Funding
     from .funding.lightning import LightningFundingSource, LightningNodeClient, PaymentStatus
     from .funding.lnd.client import LndClient
+    from .funding.replies import WalletAnswer, WalletReply
+    from .funding.wallet import WalletClient
     from .ledger.ledger import Ledger
     from .ledger.types import EnvelopeRow, PaymentRow, PaymentState
     from .patching import install, uninstall
-    from .payments.types import Quote
-    from .paywall.call_record import Payment
+    from .payments.types import Payment, Quote
     from .policy.dsl import Policy, PolicyRule, RuleMatch
     from .trace.schema import TraceEvent
     from .trace.sink import TraceSink
@@ -125,15 +126,15 @@ else:
 _LAZY = {
     "BudgetEnvelope": "budgets.schema",
     "CoinGecko": "budgets.coingecko",
-    "EnvelopeRow": "budgets.schema",
+    "EnvelopeRow": "ledger.types",
     "FmvProvider": "budgets.fmv",
     "StaticRate": "budgets.fmv",
     "Ledger": "ledger.ledger",
-    "Payment": "paywall.call_record",
-    "PaymentRow": "budgets.schema",
-    "PaymentState": "budgets.schema",
-    "Quote": "payments.checkout",
-    "Funding": "funding",
+    "Payment": "payments.types",
+    "PaymentRow": "ledger.types",
+    "PaymentState": "ledger.types",
+    "Quote": "payments.types",
+    "Funding": "funding.lightning",
     "LightningFundingSource": "funding.lightning",
     "LightningNodeClient": "funding.lightning",
     "LndClient": "funding.lightning",
@@ -143,6 +144,9 @@ _LAZY = {
     "RuleMatch": "policy.dsl",
     "TraceEvent": "trace.schema",
     "TraceSink": "trace.sink",
+    "WalletAnswer": "funding.replies",
+    "WalletClient": "funding.wallet",
+    "WalletReply": "funding.replies",
     "install": "patching",
     "uninstall": "patching",
 }
@@ -241,6 +245,9 @@ __all__ = [
     "request",
     "session",
     "uninstall",
+    "WalletAnswer",
+    "WalletClient",
+    "WalletReply",
     "utils",
     "wrap",
 ]

@@ -149,7 +149,7 @@ class NodeContract:
         bolt11 = node.make_expired_invoice(AMOUNT_MSAT)
         assert _send(node.client, bolt11).reply is WalletReply.EXPIRED
         assert _track(node.client, bolt11).reply is WalletReply.NOT_FOUND
-        with pytest.raises(FundingError, match="nothing was spent"):
+        with pytest.raises(FundingError, match="Nothing was spent"):
             node.client.pay_invoice(bolt11, max_fee_msat=FEE_LIMIT_MSAT)
 
     def test_expired_says_nothing_about_an_earlier_payment(self, node: ContractNode) -> None:
@@ -275,7 +275,7 @@ class NodeContract:
         assert info.num_active_channels >= 1
         source = Funding.lightning_lnd(client=node.client, network="bitcoin-regtest")
         assert source.ready(PATIENCE_S) == info.identity_pubkey == source.node_pubkey
-        with pytest.raises(FundingError, match="nothing was spent"):
+        with pytest.raises(FundingError, match="Nothing was spent"):
             Funding.lightning_lnd(client=node.client, network="bitcoin").ready(PATIENCE_S)
 
     def test_the_nodes_own_list_agrees_with_what_was_told(self, node: ContractNode) -> None:

@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     from ..funding.replies import WalletAnswer
     from ..ledger.ledger import Ledger
     from ..ledger.types import PaymentRow
-    from ..payments.types import Quote
-    from ..paywall.call_record import Payment
+    from ..payments.types import Payment, Quote
     from ..protocol.challenge import Challenge
     from ..testing import FakeLnd, Paywall
     from ..transport.session import Routeweiler

@@ -33,6 +33,8 @@ PAGE_ROWS = 500
 MAX_INSERTS = 3
 #: Why a token is no longer offered: the server refused it, or the user said so.
 REFUSED, FORGOTTEN = "refused", "forgotten"
+#: Columns whose names in `PaymentRow` are others. (The columns are older, and stay.)
+COLUMN_NAMES = {"taken": "accepted", "told": "reported", "target": "resource_digest"}
 #: An error text kept in a row is cut at this length.
 MAX_FAILURE_CHARS = 500
 
@@ -476,7 +478,9 @@ def _payment(row: Mapping[str, Any]) -> PaymentRow:
         values["settled_at"] = None if settled_ms is None else moment(settled_ms)
         values["state"] = PaymentState(values["state"])
         values["btc_price"] = None if values["btc_price"] is None else Decimal(values["btc_price"])
-        values["taken"], values["told"] = bool(values["taken"]), bool(values["told"])
+        for column, name in COLUMN_NAMES.items():
+            values[name] = values.pop(column)
+        values["accepted"], values["reported"] = bool(values["accepted"]), bool(values["reported"])
         preimage = values["preimage"]
         if preimage is not None and hashlib.sha256(bytes.fromhex(preimage)).hexdigest() != values["payment_hash"]:
             raise ValueError("preimage")

@@ -125,7 +125,7 @@ def _readable(text: str) -> bool:
 def _payment(row: Mapping[str, Any]) -> BookedPayment:
     values = dict(row)
     try:
-        values["state"], values["told"] = PaymentState(row["state"]), bool(row["told"])
+        values["state"], values["reported"] = PaymentState(row["state"]), bool(values.pop("told"))
         values["btc_price"] = None if row["btc_price"] is None else Decimal(row["btc_price"])
         if not all(isinstance(value, int) for name, value in values.items() if name.endswith(("_msat", "_micro"))):
             raise ValueError("amount")

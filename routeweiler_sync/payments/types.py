@@ -1,4 +1,4 @@
-"""TYPES"""
+"""The values that a purchase takes and gives: what is wanted, what it would cost, what was bought."""
 
 from __future__ import annotations
 
@@ -30,6 +30,19 @@ class Quote:
     payment_hash: str
     description: str
     expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Payment:
+    """The payment behind a response: ``response.payment``.
+
+    ``payment_hash`` is hex, amounts in msat. ``reused``: the token had been paid for before, this call paid nothing.
+    """
+
+    payment_hash: str
+    amount_msat: int
+    fee_msat: int
+    reused: bool
 
 
 @dataclass(frozen=True, kw_only=True)

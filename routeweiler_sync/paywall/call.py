@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from ..config.payer import Payer
     from ..payments.token import Token
-    from ..payments.types import Quote
-    from .call_record import CallRecord, Payment
+    from ..payments.types import Payment, Quote
+    from .call_record import CallRecord
 
 #: The call that is under way in this context. Set by `Routeweiler.send`, found by the adapter.
 current: contextvars.ContextVar[CallContext | None] = contextvars.ContextVar("routeweiler_sync_call", default=None)

@@ -17,6 +17,7 @@ import requests
 from ..errors import LedgerError, PreimageMismatchError, RouteweilerError
 from ..payments.report_claims import claim, release, release_all
 from ..payments.token import Token
+from ..payments.types import Payment
 from ..protocol.schemes import rail_of, redact
 from ..trace.schema import TraceChallenge, TraceError, TraceEvent, TraceOutcome, TracePayment
 from .call import current
@@ -30,19 +31,6 @@ log = logging.getLogger("routeweiler_sync")
 
 #: An error text goes into the trace up to this length.
 MAX_MESSAGE_CHARS = 2_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Payment:
-    """The payment behind a response: ``response.payment``.
-
-    ``payment_hash`` is hex, amounts in msat. ``reused``: the token had been paid for before, this call paid nothing.
-    """
-
-    payment_hash: str
-    amount_msat: int
-    fee_msat: int
-    reused: bool
 
 
 @dataclass(kw_only=True)

@@ -23,12 +23,12 @@ from ..payments.block_limit import active
 from ..payments.first_use import end_first_use
 from ..payments.outcome_errors import no_more_tokens_error, overtaken_error, refused_error
 from ..payments.token import Token
-from ..payments.types import TokenRequest
+from ..payments.types import Payment, TokenRequest
 from ..protocol.challenge import scope_of
 from ..protocol.http_auth import schemes_offered
 from ..protocol.schemes import parse_challenge
 from .call import CallContext, QuoteReady, quoting, remove_hooks
-from .call_record import CallRecord, Payment
+from .call_record import CallRecord
 from .credentialed import (
     drop_credential_if_varied,
     droppable,

@@ -156,7 +156,7 @@ def test_a_grpc_that_never_answers_ends_the_call_at_our_own_bound(lnd: FakeLnd, 
     client = lnd.client()
     client._connection._current().channel = deaf  # type: ignore[assignment]
     begun = time.monotonic()
-    with pytest.raises(FundingError, match=r"silent.*nothing was spent"):
+    with pytest.raises(FundingError, match=r"silent.*Nothing was spent"):
         client.get_info(timeout_s=0.1)
     assert time.monotonic() - begun < 10
     assert client.get_node_pubkey() == lnd.node_pubkey, "the next call goes over a new channel"
@@ -178,7 +178,7 @@ def test_an_order_that_grpc_has_swallowed_is_unknown(lnd: FakeLnd, deaf: _Deaf, 
 
 
 def test_without_a_thread_nothing_is_ordered(lnd: FakeLnd, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A program at its limit of threads must be told that nothing was spent, and not be left in doubt."""
+    """A program at its limit of threads must be told that Nothing was spent, and not be left in doubt."""
     client, invoice = lnd.client(), lnd.invoice(AMOUNT_MSAT)
     client.check_ready(10)
 
@@ -187,7 +187,7 @@ def test_without_a_thread_nothing_is_ordered(lnd: FakeLnd, monkeypatch: pytest.M
 
     with monkeypatch.context() as patched:
         patched.setattr(outside, "start_new_thread", no_thread)
-        with pytest.raises(FundingError, match=r"no thread.*nothing was spent"):
+        with pytest.raises(FundingError, match=r"no thread.*Nothing was spent"):
             client.pay_invoice(invoice.bolt11, max_fee_msat=0)
         client.close()
     assert lnd.orders == []

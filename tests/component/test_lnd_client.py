@@ -67,7 +67,7 @@ def in_time(began: float, timeout_s: float) -> bool:
     [("refused", "nothing listens there"), ("frozen", "didn't answer"), ("reset", ""), ("closed", ""), ("http", "TLS handshake")],
 )
 def test_a_node_that_cannot_be_reached_is_refused_in_time_and_nothing_is_sent(lnd: FakeLnd, on_connection: str, told: str) -> None:
-    """Not a byte of the order has left: the user may be told that nothing was spent, and soon."""
+    """Not a byte of the order has left: the user may be told that Nothing was spent, and soon."""
     invoice = lnd.invoice(AMOUNT_MSAT)
     began = time.monotonic()
     if on_connection == "refused":
@@ -80,7 +80,7 @@ def test_a_node_that_cannot_be_reached_is_refused_in_time_and_nothing_is_sent(ln
             assert client.track(invoice.payment_hash, timeout_s=0.5, follow=True).reply is WalletReply.UNKNOWN
     assert answer.reply is WalletReply.REFUSED, answer
     assert told in (answer.reason or "")
-    assert "nothing was spent" in (answer.reason or "")
+    assert "Nothing was spent" in (answer.reason or "")
     assert in_time(began, 2.5)
 
 
@@ -396,7 +396,7 @@ def test_pay_invoice_says_pending_when_nobody_knows(lnd: FakeLnd) -> None:
 def test_what_cannot_be_priced_is_not_sent(lnd: FakeLnd, bolt11: str) -> None:
     """An invoice without amount would be paid with whatever somebody puts in; garbage isn't the node's business."""
     text = lnd.invoice(None).bolt11 if bolt11 == "no amount" else bolt11
-    with pytest.raises(FundingError, match="nothing was spent"):
+    with pytest.raises(FundingError, match="Nothing was spent"):
         lnd.client().pay_invoice(text, max_fee_msat=1_000)
     assert not lnd.orders
 

@@ -154,22 +154,22 @@ def failed_returns_the_reservation(patch: pytest.MonkeyPatch) -> None:
     [
         pytest.param(reading(failed_is_always_final), {"once", "covered"}, id="no count of sends: FAILED is always final"),
         pytest.param(
-            cells(WalletEvent.FAILED_OWN_SEND, WalletEvent.FAILED_SEEN, state=DEAD, next_step=NextStep.RAISE_FAILED),
+            cells(WalletEvent.FAILED_OWN_SEND, WalletEvent.FAILED_SEEN, state=DEAD, act=NextStep.RAISE_FAILED),
             {"once", "covered"},
             id="a new invoice after FAILED with unanswered sends",
         ),
         pytest.param(
-            cells(WalletEvent.NOT_FOUND, state=DEAD, next_step=NextStep.RAISE_EXPIRED),
+            cells(WalletEvent.NOT_FOUND, state=DEAD, act=NextStep.RAISE_EXPIRED),
             {"once", "covered"},
             id="our clock gives up on NOT_FOUND",
         ),
         pytest.param(
-            cells(WalletEvent.REFUSED_BESIDE, state=DEAD, next_step=NextStep.RAISE_REFUSED),
+            cells(WalletEvent.REFUSED_BESIDE, state=DEAD, act=NextStep.RAISE_REFUSED),
             {"once", "covered"},
             id="REFUSED is always final",
         ),
         pytest.param(
-            cells(WalletEvent.EXPIRED, state=DEAD, next_step=NextStep.RAISE_EXPIRED),
+            cells(WalletEvent.EXPIRED, state=DEAD, act=NextStep.RAISE_EXPIRED),
             {"once", "covered"},
             id="no last look after EXPIRED",
         ),
@@ -181,7 +181,7 @@ def failed_returns_the_reservation(patch: pytest.MonkeyPatch) -> None:
         pytest.param(failed_returns_the_reservation, {"covered"}, id="FAILED returns the reservation"),
         pytest.param(a_failed_row_frees_its_scope, {"once"}, id="a failed row frees its scope"),
         pytest.param(
-            cells(WalletEvent.IN_FLIGHT, state=SETTLED, next_step=NextStep.HAND_OVER),
+            cells(WalletEvent.IN_FLIGHT, state=SETTLED, act=NextStep.HAND_OVER),
             {"booked"},
             id="in flight is booked as if it were paid",
         ),
@@ -197,11 +197,9 @@ def test_a_table_that_pays_twice_is_found_out(monkeypatch: pytest.MonkeyPatch, m
     "mutate",
     [
         pytest.param(reading(failed_is_always_final), id="FAILED is always final"),
-        pytest.param(
-            cells(WalletEvent.NOT_FOUND, state=DEAD, next_step=NextStep.RAISE_EXPIRED), id="our clock gives up on NOT_FOUND"
-        ),
-        pytest.param(cells(WalletEvent.REFUSED_BESIDE, state=DEAD, next_step=NextStep.RAISE_REFUSED), id="REFUSED is always final"),
-        pytest.param(cells(WalletEvent.EXPIRED, state=DEAD, next_step=NextStep.RAISE_EXPIRED), id="no last look after EXPIRED"),
+        pytest.param(cells(WalletEvent.NOT_FOUND, state=DEAD, act=NextStep.RAISE_EXPIRED), id="our clock gives up on NOT_FOUND"),
+        pytest.param(cells(WalletEvent.REFUSED_BESIDE, state=DEAD, act=NextStep.RAISE_REFUSED), id="REFUSED is always final"),
+        pytest.param(cells(WalletEvent.EXPIRED, state=DEAD, act=NextStep.RAISE_EXPIRED), id="no last look after EXPIRED"),
     ],
 )
 def test_each_promise_is_checked(monkeypatch: pytest.MonkeyPatch, mutate: Mutation) -> None:
@@ -213,12 +211,10 @@ def test_each_promise_is_checked(monkeypatch: pytest.MonkeyPatch, mutate: Mutati
 @pytest.mark.parametrize(
     "mutate",
     [
+        pytest.param(cells(WalletEvent.GONE, state=None, act=NextStep.RAISE_PENDING), id="an expired invoice is never given up"),
+        pytest.param(cells(WalletEvent.PAID, state=None, act=NextStep.RAISE_PENDING), id="a payment is never booked"),
         pytest.param(
-            cells(WalletEvent.GONE, state=None, next_step=NextStep.RAISE_PENDING), id="an expired invoice is never given up"
-        ),
-        pytest.param(cells(WalletEvent.PAID, state=None, next_step=NextStep.RAISE_PENDING), id="a payment is never booked"),
-        pytest.param(
-            cells(WalletEvent.FAILED_SEEN, state=FAILED, next_step=NextStep.RAISE_PENDING), id="a failed row is never sent again"
+            cells(WalletEvent.FAILED_SEEN, state=FAILED, act=NextStep.RAISE_PENDING), id="a failed row is never sent again"
         ),
     ],
 )
@@ -230,7 +226,7 @@ def test_a_table_that_never_ends_is_found_out(monkeypatch: pytest.MonkeyPatch, m
 
 def test_the_way_to_a_fault_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a broken rule would have to be debugged by guessing."""
-    cells(WalletEvent.EXPIRED, state=DEAD, next_step=NextStep.RAISE_EXPIRED)(monkeypatch)
+    cells(WalletEvent.EXPIRED, state=DEAD, act=NextStep.RAISE_EXPIRED)(monkeypatch)
     way = explore(SMALL, all_of_it=False).broken["covered"].split(" → ")
     assert way[0] == "opens"
     assert any("expires" in step for step in way)

@@ -27,7 +27,7 @@ SERVED = [TokenStatus.TAKEN, TokenStatus.ELSEWHERE, TokenStatus.DOUBTED, TokenSt
 #: What a real HTTP client may meet, 1xx that aren't swallowed and numbers of nobody's standard included.
 STATUSES = [None, 100, 103, 200, 201, 202, 204, 206, 299, 300, 301, 302, 303, 304, 307, 308, 399, 400, 401, 402, 403, 404, 405, 409,
             410, 418, 429, 451, 500, 502, 503, 504, 599, 600, 999]  # fmt: skip
-FLAGS = ("taken", "taken_here", "expired", "asked_bare", "patience_left")
+FLAGS = ("accepted", "accepted_here", "expired", "asked_bare", "patience_left")
 
 
 def answers() -> Iterator[tuple[int | None, Wants, bool, bool]]:
@@ -51,25 +51,25 @@ def verdict_on(status: int | None, wants: Wants, *, after_402: bool = False, **t
     return judge(known, read_answer(status, wants=wants, judged=True, after_402=after_402)).verdict
 
 
-def design_says(status: int, wants: Wants, *, taken: bool, taken_here: bool, expired: bool, asked_bare: bool,
+def design_says(status: int, wants: Wants, *, accepted: bool, accepted_here: bool, expired: bool, asked_bare: bool,
                 patience_left: bool) -> Verdict:  # fmt: skip
     """The design's words on a 401 or 402 to a token that is no guess."""
     if wants is Wants.L402:
         return Verdict.GET_ONE  # another token is wanted
     if status == 401 and wants is Wants.OTHER:
         return Verdict.NOT_TOLD  # a login
-    if not taken:
+    if not accepted:
         if expired:
             return Verdict.RETIRE
         return Verdict.OFFER_AGAIN if patience_left else Verdict.GIVE_UP
     if wants is Wants.PAID:
         return Verdict.OFFER_AGAIN  # an old answer says nothing of it
     if wants is Wants.SAME:
-        return Verdict.RETIRE  # taken before, and asked for anew in so many words
+        return Verdict.RETIRE  # accepted before, and asked for anew in so many words
     if expired:
         return Verdict.RETIRE
-    if not taken_here:
-        return Verdict.NOT_TOLD  # nothing says that this page has ever taken such a token
+    if not accepted_here:
+        return Verdict.NOT_TOLD  # nothing says that this page has ever accepted such a token
     if status == 402:
         return Verdict.NOT_TOLD  # an application's own
     return Verdict.RETIRE if asked_bare else Verdict.ASK_BARE

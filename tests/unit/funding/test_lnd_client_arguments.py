@@ -72,7 +72,7 @@ def test_constructing_reads_and_connects_nothing() -> None:
 
 @pytest.mark.parametrize("what", ["macaroon", "cert", "empty macaroon", "not a macaroon", "not a cert"])
 def test_a_file_that_cannot_be_used_is_named_and_nothing_is_sent(tmp_path: Path, what: str) -> None:
-    """ "No such file" without the file's name, or without "nothing was spent", leaves the user guessing about money."""
+    """ "No such file" without the file's name, or without "Nothing was spent", leaves the user guessing about money."""
     macaroon, cert = tmp_path / "m", tmp_path / "c"
     macaroon.write_bytes(MACAROON)
     cert.write_text("-----BEGIN CERTIFICATE-----\nbm90IG9uZQ==\n-----END CERTIFICATE-----\n")
@@ -86,7 +86,7 @@ def test_a_file_that_cannot_be_used_is_named_and_nothing_is_sent(tmp_path: Path,
     else:
         culprit.unlink()
     client = LndClient("127.0.0.1", 1, macaroon_path=macaroon, tls_cert_path=cert)
-    with pytest.raises(FundingError, match="nothing was spent") as caught:
+    with pytest.raises(FundingError, match="Nothing was spent") as caught:
         client.get_info()
     assert str(culprit) in str(caught.value)
     assert caught.value.spent is False
@@ -108,7 +108,7 @@ def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_certificate_that_is_none_is_told() -> None:
     """grpc's own word for it is a handshake that fails for no reason."""
     pem = "-----BEGIN CERTIFICATE-----\nbm90IG9uZQ==\n-----END CERTIFICATE-----\n"
-    with pytest.raises(FundingError, match=r"certificate.*nothing was spent"):
+    with pytest.raises(FundingError, match=r"certificate.*Nothing was spent"):
         LndClient("127.0.0.1", 1, macaroon_hex=SECRET, tls_cert_pem=pem).get_info()
 
 
@@ -138,7 +138,7 @@ def test_an_unpickled_client_keeps_its_paths() -> None:
 def test_an_unpickled_client_without_its_secret_says_so_and_sends_nothing() -> None:
     """A call without macaroon, or a crash inside grpc, would hide that the secret just wasn't carried along."""
     again = pickle.loads(pickle.dumps(LndClient("127.0.0.1", 1, macaroon_hex=SECRET)))
-    with pytest.raises(FundingError, match=r"isn't pickled; nothing was spent"):
+    with pytest.raises(FundingError, match=r"isn't pickled\. Nothing was spent"):
         again.get_info()
     assert again.send("lnbc1", payment_hash=b"\0" * 32, max_fee_msat=1, timeout_s=1).reply is WalletReply.REFUSED
 
@@ -188,7 +188,7 @@ def test_lndconnect_uris_of_the_field_are_understood(uri: str, host: str, port: 
 )
 def test_a_broken_lndconnect_uri_is_refused_without_repeating_it(uri: str) -> None:
     """Half a macaroon accepted is a riddle later; one repeated in the message is a wallet in the log."""
-    with pytest.raises(FundingError, match="nothing was spent") as caught:
+    with pytest.raises(FundingError, match="Nothing was spent") as caught:
         LndClient.from_lndconnect(uri)
     assert _b64(MACAROON) not in str(caught.value)
     assert caught.value.__cause__ is None

@@ -7,9 +7,9 @@ import hashlib
 import grpc
 import pytest
 
-from routeweiler_sync.funding.lnd.replies import REASON_CHARS_MAX, RULES, is_permission_denied, read_error, read_payment
+from routeweiler_sync.funding.lnd.replies import RULES, is_permission_denied, read_error, read_payment
 from routeweiler_sync.funding.lnd.stubs import routeweiler_lnd_pb2 as pb
-from routeweiler_sync.funding.replies import WalletReply
+from routeweiler_sync.funding.replies import REASON_CHARS_MAX, WalletReply
 
 PREIMAGE = b"\x07" * 32
 HASH = hashlib.sha256(PREIMAGE).digest()
@@ -75,7 +75,7 @@ ALL_TEXTS = EXISTS + EXPIRED + REFUSED + PROVES_NOTHING
     "change", [str, str.upper, str.title, lambda text: f" {text}\n"], ids=["as is", "upper", "title", "padded"]
 )
 @pytest.mark.parametrize(
-    ("texts", "word"),
+    ("texts", "reply"),
     [
         (EXISTS, WalletReply.EXISTS),
         (EXPIRED, WalletReply.EXPIRED),
@@ -104,7 +104,7 @@ def test_no_other_code_proves_anything_about_a_send(code: str) -> None:
 
 
 def test_an_unknown_method_is_a_refusal_of_a_send() -> None:
-    """A node without the router's calls has read no order: the user can be told that nothing was spent."""
+    """A node without the router's calls has read no order: the user can be told that Nothing was spent."""
     assert (
         read_error("send", "UNIMPLEMENTED", "unknown method SendPaymentV2 for service routerrpc.Router").reply
         is WalletReply.REFUSED

@@ -78,7 +78,7 @@ def test_a_fee_that_is_not_told_is_booked_at_its_most(status: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("outcome", "word"),
+    ("outcome", "reply"),
     [
         (InvoicePaymentError("no", failure_reason="NO_ROUTE"), WalletReply.FAILED),
         (FundingError("locked"), WalletReply.REFUSED),
@@ -107,7 +107,7 @@ def test_an_interrupt_is_never_swallowed(interrupt: type[BaseException]) -> None
 
 
 @pytest.mark.parametrize(
-    ("status", "word"),
+    ("status", "reply"),
     [
         (PAID, WalletReply.SUCCEEDED),
         (PaymentStatus("succeeded", b"x" * 32), WalletReply.WRONG_PREIMAGE),
@@ -177,7 +177,7 @@ def test_ready_refuses_another_node_than_the_one_configured() -> None:
     """lnd's refusal of duplicates holds on one node alone: another node would pay the same invoice a second time."""
     other = "03" + "cd" * 32
     source = _source(Wallet(), node_pubkey=other)
-    with pytest.raises(FundingError, match="nothing was spent") as caught:
+    with pytest.raises(FundingError, match="Nothing was spent") as caught:
         source.ready(1)
     assert KEY in str(caught.value)
     assert other in str(caught.value)
@@ -186,7 +186,7 @@ def test_ready_refuses_another_node_than_the_one_configured() -> None:
 
 def test_ready_turns_any_error_of_a_wallet_into_ours() -> None:
     """Callers catch requests' errors; a wallet's own would pass them by."""
-    with pytest.raises(FundingError, match=r"boom.*nothing was spent"):
+    with pytest.raises(FundingError, match=r"boom.*Nothing was spent"):
         _source(Wallet(key=RuntimeError("boom"))).ready(1)
 
 
@@ -226,7 +226,7 @@ def test_ready_refuses_a_node_on_another_network() -> None:
     """Testnet prices would be paid in bitcoin."""
     assert _source(Lnd(_info("bitcoin-regtest"))).ready(1) == KEY
     assert _source(Lnd(_info(""))).ready(1) == KEY
-    with pytest.raises(FundingError, match=r"on bitcoin, but .* bitcoin-regtest; nothing was spent"):
+    with pytest.raises(FundingError, match=r"on bitcoin, but .* bitcoin-regtest\. Nothing was spent"):
         _source(Lnd(_info("bitcoin"))).ready(1)
 
 

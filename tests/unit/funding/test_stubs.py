@@ -35,7 +35,7 @@ def test_stubs_were_made_from_the_proto_file_that_is_there() -> None:
 def test_stubs_are_as_they_were_generated() -> None:
     """A stub edited by hand would work until the next build and then lose the edit."""
     setup = _setup_module()
-    made = [ROOT / "routeweiler_sync" / "funding" / "stubs" / f"routeweiler_lnd_pb2{ending}" for ending in (".py", ".pyi")]
+    made = [ROOT / "routeweiler_sync" / "funding" / "lnd" / "stubs" / f"routeweiler_lnd_pb2{ending}" for ending in (".py", ".pyi")]
     assert setup.sha256(*made) == stubs.STUBS_SHA256, "stubs were edited: python setup.py build_protos"
     assert setup.GRPCIO_TOOLS == stubs.GRPCIO_TOOLS
 
@@ -47,7 +47,7 @@ def test_building_the_stubs_anew_gives_the_same_files(tmp_path: Path) -> None:
         pytest.skip("another grpcio-tools than the pinned one is installed; the digests are compared")
     subprocess.run([sys.executable, "setup.py", "-q", "build_protos", f"--into={tmp_path}"], cwd=ROOT, check=True)
     for made in tmp_path.iterdir():
-        assert made.read_text() == (ROOT / "routeweiler_sync" / "funding" / "stubs" / made.name).read_text(), made.name
+        assert made.read_text() == (ROOT / "routeweiler_sync" / "funding" / "lnd" / "stubs" / made.name).read_text(), made.name
 
 
 @pytest.mark.skipif(importlib.util.find_spec("grpc_tools") is not None, reason="grpcio-tools is installed")

@@ -44,16 +44,16 @@ def test_all_that_a_purchase_needs_is_in_the_challenge() -> None:
     text = token(macaroon(caveats=["services=pages:0", "pages_valid_until=1700000100"]))
     read = _parsed(f'L402 version="0", token="{text}", invoice="{INVOICE}"')
     assert (read.scheme, read.token, read.payment_hash) == ("L402", text, PAYMENT_HASH)
-    assert (read.services, read.valid_until) == ("pages:0", 1_700_000_100)
+    assert (read.names_scope, read.valid_until) == ("services=pages:0", 1_700_000_100)
+    assert (read.rail, read.reusable) == ("l402", True)
     assert read.invoice == decode_invoice(INVOICE)
-    assert read.macaroon is not None
-    assert read.macaroon.payment_hash == PAYMENT_HASH
+    assert read.names_payment_hash == PAYMENT_HASH
 
 
 def test_the_specifications_opaque_token_is_taken_verbatim() -> None:
     """If failing: servers whose tokens aren't macaroons can't be paid."""
     read = _parsed(_SPEC[: _SPEC.index("lnbc")] + INVOICE + '"')
-    assert (read.token, read.macaroon, read.services, read.valid_until) == (_SPEC_TOKEN, None, None, None)
+    assert (read.token, read.names_payment_hash, read.names_scope, read.valid_until) == (_SPEC_TOKEN, None, None, None)
 
 
 def test_the_specifications_invoice_is_refused_for_want_of_a_payment_secret() -> None:

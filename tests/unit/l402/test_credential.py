@@ -11,8 +11,8 @@ import requests
 from hypothesis import given, settings, strategies as st
 from urllib3.util import parse_url
 
-from routeweiler_sync._core.urls import origin_at, origin_of, path_of
-from routeweiler_sync.protocol.challenge import MAX_SCOPE_CHARS, Challenge, scope_of
+from routeweiler_sync._core.urls import MAX_SCOPE_CHARS, origin_at, origin_of, path_of
+from routeweiler_sync.protocol.challenge import Challenge, scope_of
 from routeweiler_sync.protocol.l402.challenge import parse_challenge
 from routeweiler_sync.protocol.l402.credential import MAX_TOKEN_CHARS, authorization, is_credential, is_sendable, redact
 
