@@ -34,7 +34,7 @@ from routeweiler_sync import Funding, Ledger, LndClient, Routeweiler, Routeweile
 from routeweiler_sync._core.preload import prepare_to_pay
 from routeweiler_sync.funding.lnd import channel as connection
 from routeweiler_sync.funding.lnd.stubs import routeweiler_lnd_pb2 as pb
-from routeweiler_sync.payments import checkout, report_claims as telling, single_flight as flight
+from routeweiler_sync.payments import first_use, lifecycle, report_claims as telling, single_flight as flight
 from routeweiler_sync.paywall import handler as exchange
 from routeweiler_sync.testing import FakeLnd, Paywall
 from routeweiler_sync.trace.sink_jsonl import JsonlSink
@@ -160,7 +160,7 @@ def stepping(
     ``lost_commits`` aren't made, though they seem to be.
     """
 
-    class LndChannel(sqlite3.LndChannel):
+    class SteppedConnection(sqlite3.Connection):
         def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
             if sql == "BEGIN":
                 steps(f"ledger {_deed()}: before reading")
@@ -198,7 +198,7 @@ def stepping(
         return link
 
     with (
-        patch.object(sqlite3, "connect", functools.partial(sqlite3.connect, factory=LndChannel)),
+        patch.object(sqlite3, "connect", functools.partial(sqlite3.connect, factory=SteppedConnection)),
         patch.object(requests.adapters.HTTPAdapter, "send", send),
         patch.object(JsonlSink, "_write", write),
         patch.object(connection.LndChannel, "_open", opened),
@@ -211,11 +211,11 @@ def stepping(
 def _stepping_in_postgres(steps: Steps, lost_commits: frozenset[str]) -> Iterator[None]:
     """The same steps of a ledger that is in PostgreSQL, where its driver is installed."""
     try:
-        from psycopg import LndChannel
+        from psycopg import Connection
     except ImportError:
         yield
         return
-    original = LndChannel.execute
+    original = Connection.execute
     writing: set[int] = set()
 
     @functools.wraps(original)
@@ -236,7 +236,7 @@ def _stepping_in_postgres(steps: Steps, lost_commits: frozenset[str]) -> Iterato
         steps(f"ledger {deed}: after COMMIT")
         return done
 
-    with patch.object(LndChannel, "execute", execute):
+    with patch.object(Connection, "execute", execute):
         yield
 
 
@@ -373,6 +373,7 @@ class World:
                 client.close()
                 telling._start_over_after_fork()  # the next process has a memory of its own
                 flight._start_over_after_fork()
+                first_use._start_over_after_fork()
                 self.settle_down()
 
     def deliver_held(self) -> None:
@@ -442,7 +443,7 @@ class World:
 def hurry() -> Iterator[None]:
     """The library without its pauses; no wait of its own decides anything here."""
     with (
-        patch.object(checkout, "LEAVE_ALONE_S", 0.0),
+        patch.object(lifecycle, "LEAVE_ALONE_S", 0.0),
         patch.object(exchange, "MIN_PAUSE_S", 0.001),
     ):
         yield

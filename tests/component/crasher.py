@@ -21,7 +21,7 @@ POINTS = {
     "Ledger.change": (Ledger, "change"),
     "Source.send": (LightningFundingSource, "send"),
     "Source.track": (LightningFundingSource, "track"),
-    "PaywallHandler._resend": (PaywallHandler, "_offer"),
+    "PaywallHandler._resend": (PaywallHandler, "_resend"),
     "CallRecord.finish": (CallRecord, "finish"),
     "Ledger.mark": (Ledger, "mark"),
 }

@@ -34,7 +34,7 @@ from routeweiler_sync import (
     TraceSink,
 )
 from routeweiler_sync._core.preload import prepare_to_pay
-from routeweiler_sync.payments import checkout, report_claims as telling, single_flight as flight
+from routeweiler_sync.payments import checks, first_use, report_claims as telling, single_flight as flight
 from routeweiler_sync.paywall import handler as exchange
 from routeweiler_sync.testing import FakeLnd, Paywall, PaywallRequest
 from routeweiler_sync.testing.paywall import Faults, Page
@@ -165,7 +165,7 @@ class StateWorld:
         self._exit = contextlib.ExitStack()
         self._exit.enter_context(contextlib.contextmanager(hurry)())
         self._exit.enter_context(patch.object(exchange, "OFFER_AGAIN_S", 0.2))
-        self._exit.enter_context(patch.object(checkout, "MIN_TOKEN_LIFE_S", 0))
+        self._exit.enter_context(patch.object(checks, "MIN_TOKEN_LIFE_S", 0))
         self.lnd = self._exit.enter_context(FakeLnd())
         self.log = self._exit.enter_context(_listening())
         self.pool = self._exit.enter_context(ThreadPoolExecutor(8))
@@ -285,6 +285,7 @@ class StateWorld:
                 client.close()
                 telling._start_over_after_fork()
                 flight._start_over_after_fork()
+                first_use._start_over_after_fork()
         return steps.reached
 
     def interrupted(self, page: int, at: int, *, storm: bool, since: str | None) -> bool:

@@ -632,7 +632,7 @@ def test_nor_is_it_told_by_one_who_comes_as_another_has_just_told(
         books.ledger.mark(payment_hash, reported=True)
         return claim(payment_hash)
 
-    monkeypatch.setattr(account, "claim_telling", after_another)
+    monkeypatch.setattr(account, "claim", after_another)
     with pytest.raises(requests.RequestException):
         session.get(paywall.url)
     assert [line["payment"] for line in books.lines] == [None]

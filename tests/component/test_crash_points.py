@@ -18,7 +18,7 @@ from unittest.mock import patch
 import pytest
 
 from routeweiler_sync import Ledger, Routeweiler
-from routeweiler_sync.payments import checkout, wallet_rules
+from routeweiler_sync.payments import lifecycle, wallet_rules
 from routeweiler_sync.paywall import call_record as account
 from routeweiler_sync.paywall.call_record import CallRecord
 from routeweiler_sync.testing import FakeLnd, Paywall
@@ -359,18 +359,18 @@ def test_a_preimage_that_is_forgotten_is_found(worlds) -> None:
 
 def test_a_payment_noted_as_told_before_it_is_is_found(worlds) -> None:
     """The trace then lacks what the ledger holds, and the two never add up again."""
-    told = CallRecord._told
+    told = CallRecord._write_events
 
     def mutant(self: CallRecord, *outcome: Any) -> bool:
         for use in self.uses:
-            self._note_told(use.held)
+            self._note_reported(use.token)
         return told(self, *outcome)
 
-    with patch.object(CallRecord, "_told", mutant), pytest.raises(AssertionError, match="trace"):
+    with patch.object(CallRecord, "_write_events", mutant), pytest.raises(AssertionError, match="trace"):
         deaths(worlds, _plain, since=INTENT)
 
 
 def test_a_claim_that_an_interrupt_leaves_behind_is_found(worlds) -> None:
     """The session would for ever believe that another of its calls is about to tell of the payment."""
-    with patch.object(account, "release_telling"), patch.object(checkout, "release_telling"), pytest.raises(AssertionError):
+    with patch.object(account, "release"), patch.object(lifecycle, "release"), pytest.raises(AssertionError):
         interrupts(worlds, _plain)

@@ -23,7 +23,7 @@ from routeweiler_sync import (
     TokenRefusedError,
 )
 from routeweiler_sync.ledger.ledger import Ledger
-from routeweiler_sync.payments import checkout
+from routeweiler_sync.payments import checks
 from routeweiler_sync.testing import FakeLnd, Paywall
 
 from .conftest import Books
@@ -315,7 +315,7 @@ def test_a_token_that_expired_while_its_payment_hung_says_so_and_the_next_call_b
     make_session, paywall: Paywall, lnd: FakeLnd, books: Books, monkeypatch
 ) -> None:
     """A crash or a slow payment may outlast a short token. One call doesn't pay twice for it, and its error sends nobody astray."""
-    monkeypatch.setattr(checkout, "MIN_TOKEN_LIFE_S", 0)
+    monkeypatch.setattr(checks, "MIN_TOKEN_LIFE_S", 0)
     paywall.service.valid_for_s = 2
     lnd.hang_next()
     with pytest.raises(PaymentPendingError):

@@ -20,7 +20,7 @@ import pytest
 
 from routeweiler_sync import Ledger, LedgerError, Routeweiler
 from routeweiler_sync.ledger.sqlite import _Line
-from routeweiler_sync.payments import checkout
+from routeweiler_sync.payments import lifecycle
 from routeweiler_sync.testing import FakeLnd, Paywall
 from tests.ledger_makers import ORIGIN, PATIENCE_S, hash_of, intent, settle
 
@@ -249,7 +249,7 @@ def test_a_log_that_was_cut_off_costs_no_second_payment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Else a settlement that a power cut took back would be bought anew, though its intent was on disk."""
-    monkeypatch.setattr(checkout, "LEAVE_ALONE_S", 0.0)
+    monkeypatch.setattr(lifecycle, "LEAVE_ALONE_S", 0.0)
     session = make_session(trace_sink=None)
     wal = books.ledger_path.with_name("ledger.db-wal")
     with in_flight(session, paywall, lnd) as call:

@@ -21,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from routeweiler_sync import InvoicePaymentError, PaymentPendingError
 from routeweiler_sync.funding.replies import WalletReply
 from routeweiler_sync.ledger import envelopes
-from routeweiler_sync.payments import checkout, wallet_rules
+from routeweiler_sync.payments import lifecycle, wallet_rules
 from routeweiler_sync.payments.wallet_rules import WalletEvent
 from routeweiler_sync.paywall import handler as exchange
 
@@ -310,8 +310,8 @@ def test_a_good_token_that_is_replaced_is_seen(world: StateWorld, monkeypatch: p
 
 def test_a_secret_in_an_error_is_seen(world: StateWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     """Errors end up in logs and in other people's inboxes."""
-    pending = checkout.pending_error
-    monkeypatch.setattr(checkout, "pending_error", lambda row, why: pending(row, f"{why} {row.token}"))
+    pending = lifecycle.pending_error
+    monkeypatch.setattr(lifecycle, "pending_error", lambda row, why: pending(row, f"{why} {row.token}"))
     world.lnd.hang_next()
     world.call(world.sessions[0], 0)
     with pytest.raises(AssertionError, match="a secret is in an error"):

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from routeweiler_sync import ChallengeExpiredError, PaymentState, RouteweilerError, TokenRefusedError
-from routeweiler_sync.payments import checkout, single_flight as flight
+from routeweiler_sync.payments import checkout, first_use
 from routeweiler_sync.paywall import handler as exchange
 from routeweiler_sync.testing import FakeLnd
 from routeweiler_sync.testing._paywall_logic import mint
@@ -236,7 +236,7 @@ def test_a_buyer_that_waits_for_its_page_keeps_the_others_only_for_a_while(
     make_session, serve, lnd: FakeLnd, books: Books, monkeypatch
 ) -> None:
     """One answer that never comes would hang all who could be served by the token."""
-    monkeypatch.setattr(flight, "FIRST_USE_S", 0.5)
+    monkeypatch.setattr(first_use, "FIRST_USE_S", 0.5)
     hanging, go_on = threading.Event(), threading.Event()
 
     def slow(server: Server, token: str, target: str) -> bool:

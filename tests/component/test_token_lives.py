@@ -22,7 +22,7 @@ import requests
 import responses
 
 from routeweiler_sync import Ledger, LedgerError, PaymentPendingError, PaymentState, Routeweiler, TokenRefusedError
-from routeweiler_sync.payments import checkout, token_cache as tokens
+from routeweiler_sync.payments import checkout, checks
 from routeweiler_sync.paywall import handler as exchange
 from routeweiler_sync.testing import FakeLnd, Paywall
 from routeweiler_sync.testing.paywall import PaywallLogic
@@ -121,7 +121,7 @@ def test_a_token_that_expires_between_calls_is_replaced_once_within_the_call(
     session, make_session, paywall: Paywall, lnd: FakeLnd, books: Books, monkeypatch, fresh: bool, bare_401: bool, path: str
 ) -> None:
     """Its caveat says when its time is over: no error, no seconds of waiting for a settlement, and one new token for all."""
-    monkeypatch.setattr(checkout, "MIN_TOKEN_LIFE_S", 0)  # nor does the test wait for long
+    monkeypatch.setattr(checks, "MIN_TOKEN_LIFE_S", 0)  # nor does the test wait for long
     paywall.service.valid_for_s = 2
     session.get(paywall.url)
     (row,) = books.rows
@@ -151,8 +151,8 @@ def test_a_clock_of_ours_that_is_ahead_buys_nothing(session, paywall: Paywall, l
         def __getattr__(self, name: str) -> Any:
             return (lambda: time.time() + 3_600) if name == "time" else getattr(time, name)
 
-    for module in (exchange, checkout, tokens):
-        monkeypatch.setattr(module, "time", Ahead(), raising=False)
+    for module in (exchange, checkout, checks):
+        monkeypatch.setattr(module, "time", Ahead())
     response = session.get(paywall.url)
     assert (response.status_code, response.payment.reused) == (200, True)
     assert len(lnd.payments) == 1
