@@ -14,6 +14,7 @@ import nox
 
 nox.options.sessions = ["lint", "fast"]
 nox.options.reuse_venv = "yes"
+nox.options.default_venv_backend = "virtualenv"  # these have pip, which .ci/types calls
 
 FAST = ("-m", "not slow and not real and not model", "tests/unit", "tests/component")
 
