@@ -10,7 +10,7 @@ import requests.sessions
 from .config import environment
 from .config.payer import Payer
 from .sessions import Session
-from .transport.composed import composed
+from .transport.session import combined_class
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -45,7 +45,7 @@ def install(**settings: Unpack[Settings]) -> None:
     _payer = environment.made(**settings)
     current = requests.sessions.Session
     if not issubclass(current, InstalledSession):
-        ours = composed(InstalledSession, current)
+        ours = combined_class(InstalledSession, current)
         _replaced = (current, ours)
         _put(current, ours)
 

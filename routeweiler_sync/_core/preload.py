@@ -10,7 +10,7 @@ from .forks import importing
 _SESSION = (
     "config.env_settings",
     "config.payer",
-    "paywall.call_record",
+    "paywall.recovery_report",
     "payments.block_limit",
     "ledger.ledger",
     "ledger.sqlite",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .._core import env_vars
 from ..config import env_settings
 from ..errors import FundingError, LedgerError
 from .outcome import Exit, exit_for, printable
@@ -121,7 +122,7 @@ def audit(context: click.Context, *, ledger: str | None, traces: Sequence[str], 
 
 
 def _trace_files(given: Sequence[str]) -> Sequence[str]:
-    named = os.environ.get("ROUTEWEILER_TRACE")
+    named = os.environ.get(env_vars.TRACE)
     return given or ([named] if named else [])
 
 

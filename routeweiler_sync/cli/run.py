@@ -16,6 +16,7 @@ from pathlib import Path
 
 import click
 
+from .._core import env_vars
 from ..config import env_settings
 from .outcome import printable
 
@@ -59,7 +60,7 @@ def paying_environ(environ: Mapping[str, str]) -> dict[str, str]:
     path = environ.get("PYTHONPATH", "")
     if path.split(os.pathsep)[0] != _PAYING:
         path = os.pathsep.join([_PAYING, path] if path else [_PAYING])  # an empty entry would be the current folder
-    return {**environ, "PYTHONPATH": path, "ROUTEWEILER_RUN": "{}.{} {}".format(*sys.version_info[:2], sys.prefix)}
+    return {**environ, "PYTHONPATH": path, env_vars.RUN: "{}.{} {}".format(*sys.version_info[:2], sys.prefix)}
 
 
 def options_of(command: Sequence[str]) -> list[str]:

@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .._core import env_vars
+
 if TYPE_CHECKING:
     from ..budgets.schema import BudgetEnvelope
     from ..trace.sink import TraceSink
@@ -31,7 +33,7 @@ _FIELD = {
 
 def ledger_url(environ: Mapping[str, str] = os.environ) -> str:
     """Where the ledger is when a session isn't told: ``$ROUTEWEILER_LEDGER``, else ``ledger.db`` in the user's state folder."""
-    given = environ.get("ROUTEWEILER_LEDGER")
+    given = environ.get(env_vars.LEDGER)
     if given:
         return given
     import platformdirs
@@ -42,14 +44,14 @@ def ledger_url(environ: Mapping[str, str] = os.environ) -> str:
         folder = platformdirs.user_state_dir("routeweiler", appauthor=False)
     except (RuntimeError, OSError) as error:  # no home: a container with a made-up user
         raise LedgerError(
-            f"There is no state folder for the ledger: {error}.", advice="Name a file: ledger=…, or ROUTEWEILER_LEDGER."
+            f"There is no state folder for the ledger: {error}.", advice=f"Name a file: ledger=…, or {env_vars.LEDGER}."
         ) from error
     return str(Path(folder) / "ledger.db")
 
 
 def trace_sink(environ: Mapping[str, str] = os.environ) -> TraceSink | None:
     """The trace that ``$ROUTEWEILER_TRACE`` names, or None."""
-    path = environ.get("ROUTEWEILER_TRACE")
+    path = environ.get(env_vars.TRACE)
     return sink_at(path) if path else None
 
 
@@ -67,7 +69,7 @@ def budget(environ: Mapping[str, str] = os.environ) -> BudgetEnvelope | None:
     """
     from ..budgets.schema import SAFE_DEFAULT, BudgetEnvelope
 
-    text = environ.get("ROUTEWEILER_BUDGET", "").strip()
+    text = environ.get(env_vars.BUDGET, "").strip()
     if not text:
         return SAFE_DEFAULT
     if text.lower() == "none":
@@ -78,16 +80,16 @@ def budget(environ: Mapping[str, str] = os.environ) -> BudgetEnvelope | None:
         match = _LIMIT.fullmatch(part)
         if match is None:
             raise ValueError(
-                f"ROUTEWEILER_BUDGET: {part.strip()!r} isn't a limit. Write e.g. '1000 sat/call, 50000 sat/day' (call, hour, "
+                f"{env_vars.BUDGET}: {part.strip()!r} isn't a limit. Write e.g. '1000 sat/call, 50000 sat/day' (call, hour, "
                 "day, or no '/…' for a lifetime), or 'none'."
             )
         field = _FIELD[(match[3] or "").lower()]
         if field in limits:
-            raise ValueError(f"ROUTEWEILER_BUDGET: {part.strip()!r} gives a limit that was given before.")
+            raise ValueError(f"{env_vars.BUDGET}: {part.strip()!r} gives a limit that was given before.")
         limits[field] = int(match[1])
         currencies.add(match[2].lower())
     if len(currencies) > 1:
-        raise ValueError("ROUTEWEILER_BUDGET: one budget has one currency.")
+        raise ValueError(f"{env_vars.BUDGET}: one budget has one currency.")
     currency = currencies.pop()
     return BudgetEnvelope(
         SAFE_DEFAULT.id if currency == "sat" else f"default-{currency}",

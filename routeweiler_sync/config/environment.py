@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import atexit
+import copy
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from .._core import env_vars
 from .._core.forks import importing
 from ..errors import BudgetError, FundingError, RouteweilerError
 from ..funding.lnd.lndconnect import names_node
@@ -21,24 +23,9 @@ if TYPE_CHECKING:
     from ..funding.lightning import LightningFundingSource
     from ..settings import Settings
 
-#: What `payer` depends on.
-VARIABLES = (
-    "ROUTEWEILER_LNDCONNECT",
-    "LND_GRPC_HOST",
-    "LND_TLS_CERT_PATH",
-    "LND_MACAROON_PATH",
-    "POLAR_LND_HOST",
-    "POLAR_LND_TLS_CERT",
-    "POLAR_LND_MACAROON",
-    "ROUTEWEILER_NETWORK",
-    "ROUTEWEILER_LEDGER",
-    "ROUTEWEILER_TRACE",
-    "ROUTEWEILER_BUDGET",
-)
-
 NO_NODE = (
     "{url} wants to be paid, and no node is configured: the 402 is handed on as it is, and nothing was spent. Set "
-    "ROUTEWEILER_LNDCONNECT, or LND_GRPC_HOST, LND_TLS_CERT_PATH and LND_MACAROON_PATH. (This is told once.)"
+    f"{env_vars.LNDCONNECT}, or {env_vars.LND_GRPC_HOST}, {env_vars.LND_TLS_CERT_PATH} and {env_vars.LND_MACAROON_PATH}. (This warning is given once.)"
 )
 
 _payers: dict[tuple[str | None, ...], Payer] = {}
@@ -52,6 +39,27 @@ def _close_all() -> None:
         each.close()
 
 
+class EnvironmentPayer(Payer):
+    """A payer whose node is the environment's. Unpickled, it pays by the environment of where it is then."""
+
+    #: Settings that the environment was to give and hasn't: it named no node, or what it said can't be understood.
+    missing: frozenset[str] = frozenset()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._pay_as(payer())
+
+    def _pay_as(self, other: Payer) -> None:
+        """Pay by the node of ``other``, the environment's; by its budget and with its trace where these are ``missing``."""
+        self.funding, self.idle, self.problem, self._checkout = other.funding, other.idle, other.problem, None
+        if not other.idle:
+            if "budget_envelope" in self.missing:
+                self.envelope = other.envelope
+            if "trace_sink" in self.missing:
+                self.trace_sink = copy.copy(other.trace_sink)  # each payer closes its own sink
+            self.missing = self.missing & getattr(other, "missing", frozenset())
+
+
 def payer(**given: Unpack[Settings]) -> Payer:
     """Who pays as the environment says, for one session. Connects and opens nothing.
 
@@ -60,7 +68,7 @@ def payer(**given: Unpack[Settings]) -> Payer:
     """
     if given:
         return made(**given)
-    said = tuple(map(os.environ.get, VARIABLES))
+    said = tuple(map(os.environ.get, env_vars.PAYER_VARIABLES))
     shared = _payers.get(said)
     if shared is None:
         with importing:
@@ -75,12 +83,14 @@ def payer(**given: Unpack[Settings]) -> Payer:
 def made(**given: Unpack[Settings]) -> Payer:
     """One that is nobody else's."""
     if not given.get("funding") and not names_node(os.environ):
-        idle = Payer(**given, idle=True, environmental=True)
-        idle.unread = frozenset(("budget_envelope", "trace_sink")) - given.keys()
+        idle = EnvironmentPayer(**given, idle=True)
+        idle.missing = frozenset(("budget_envelope", "trace_sink")) - given.keys()
         return idle
     said, problem = settings(**given)
-    payer = Payer(**said, problem=problem, environmental="funding" not in given)
-    payer.unread = frozenset(("budget_envelope",)) - said.keys()
+    if "funding" in given:
+        return Payer(**said, problem=problem)
+    payer = EnvironmentPayer(**said, problem=problem)
+    payer.missing = frozenset(("budget_envelope",)) - said.keys()
     return payer
 
 
@@ -94,7 +104,7 @@ def settings(**given: Unpack[Settings]) -> tuple[Settings, RouteweilerError | No
     except FundingError as error:
         problem = error
     except ValueError as error:  # an unknown network
-        problem = FundingError(f"The environment's node can't be used: {error}.", advice="Correct ROUTEWEILER_NETWORK.")
+        problem = FundingError(f"The environment's node can't be used: {error}.", advice=f"Correct {env_vars.NETWORK}.")
     try:
         if "budget_envelope" not in given:
             said["budget_envelope"] = env_settings.budget()
@@ -122,5 +132,5 @@ def networks() -> tuple[str, ...]:
     """The network that the environment names, else all of them."""
     from ..funding.wallet import NETWORKS
 
-    named = os.environ.get("ROUTEWEILER_NETWORK")
+    named = os.environ.get(env_vars.NETWORK)
     return (named,) if named else NETWORKS

@@ -5,7 +5,6 @@ Cheap to make: nothing is opened, read or connected until it is needed, and what
 
 from __future__ import annotations
 
-import copy
 import numbers
 import os
 import time
@@ -88,15 +87,10 @@ class Payer:
         unpayable: Unpayable = "raise",
         idle: bool = False,
         problem: RouteweilerError | None = None,
-        environmental: bool = False,
     ) -> None:
         prepare_session()
-        #: Whether its node is the environment's.
-        self.environmental = environmental
         #: Whether nobody has been named who could pay: the session is one of `requests`.
         self.idle = idle
-        #: Settings that the environment was to give and hasn't given: it named no node, or what it said can't be understood.
-        self.unread: frozenset[str] = frozenset()
         #: What keeps anything from being bought: raised where something would have to be.
         self.problem = problem
         if isinstance(budget_envelope, Default):
@@ -139,20 +133,10 @@ class Payer:
 
     def twin(self) -> Payer:
         """One for another session, with the same settings, and the same ledger, tokens, node and trace, which stay this one's."""
-        made = object.__new__(Payer)
+        made = object.__new__(type(self))
         made.__dict__.update(self.__dict__)
         made._checkout, made._twin_of, made._started_s = None, self, time.time()
         return made
-
-    def move_to(self, other: Payer) -> None:
-        """Pay by the node of ``other``, the environment's; by its budget and with its trace where they are ``unread``."""
-        self.funding, self.idle, self.problem, self._checkout = other.funding, other.idle, other.problem, None
-        if not other.idle:
-            if "budget_envelope" in self.unread:
-                self.envelope = other.envelope
-            if "trace_sink" in self.unread:
-                self.trace_sink = copy.copy(other.trace_sink)  # which this one closes
-            self.unread = other.unread & self.unread
 
     @property
     def ledger(self) -> Ledger:
@@ -222,7 +206,3 @@ class Payer:
         self.__dict__.update(state)
         self._twin_of = None
         self._make()
-        if self.environmental:
-            from . import environment
-
-            self.move_to(environment.payer())

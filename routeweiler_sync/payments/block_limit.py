@@ -18,7 +18,6 @@ from .._core.money import MAX_MINOR_UNITS, MSAT_PER_SAT, sats as in_sats
 from ..errors import BudgetExceededError
 
 if TYPE_CHECKING:
-    from ..config.payer import Payer
     from ..ledger.types import PaymentRow
 
 #: Guards the sums of all limits, for moments only: a payment counts for all limits around it, or for none.
@@ -34,7 +33,7 @@ def _start_over_after_fork() -> None:
 class SpendingLimit:
     """A limit under way: what its block has spent so far. Made by `Routeweiler.limit`; thread-safe."""
 
-    def __init__(self, payer: Payer, limit_msat: int) -> None:
+    def __init__(self, payer: object, limit_msat: int) -> None:
         self.limit_msat = limit_msat
         self._payer = payer
         self._spent: dict[str, int] = {}
@@ -62,7 +61,7 @@ class SpendingLimit:
 _active: contextvars.ContextVar[tuple[SpendingLimit, ...]] = contextvars.ContextVar("routeweiler_sync_limits", default=())
 
 
-def active(payers: tuple[Payer, ...]) -> tuple[SpendingLimit, ...]:
+def active(payers: tuple[object, ...]) -> tuple[SpendingLimit, ...]:
     """The limits around the present call of ``payers``, the outermost first."""
     return tuple(each for each in _active.get() if any(each._payer is payer for payer in payers))
 
@@ -70,7 +69,7 @@ def active(payers: tuple[Payer, ...]) -> tuple[SpendingLimit, ...]:
 class Block(AbstractContextManager[SpendingLimit]):
     """A block in which ``payer`` spends at most ``sats``. ValueError for what can't be a limit, RuntimeError if entered again."""
 
-    def __init__(self, payer: Payer, sats: int) -> None:
+    def __init__(self, payer: object, sats: int) -> None:
         if isinstance(sats, bool) or not isinstance(sats, int) or not 0 <= sats <= MAX_MINOR_UNITS:
             raise ValueError(f"sats is a whole number of sats from 0 to {MAX_MINOR_UNITS}, not {sats!r}")
         self._limit = SpendingLimit(payer, sats * MSAT_PER_SAT)

@@ -15,16 +15,14 @@ from typing import TYPE_CHECKING
 import requests
 
 from ..errors import LedgerError, PreimageMismatchError, RouteweilerError
-from ..payments.report_claims import claim, release, release_all
+from ..payments.report_claims import claim, release
 from ..payments.token import Token
 from ..payments.types import Payment
 from ..protocol.schemes import rail_of, redact
 from ..trace.schema import TraceChallenge, TraceError, TraceEvent, TraceOutcome, TracePayment
-from .call import current
 
 if TYPE_CHECKING:
     from ..config.payer import Payer
-    from ..ledger.types import PaymentRow
     from ..payments.types import Purchase, TokenRequest
 
 log = logging.getLogger("routeweiler_sync")
@@ -252,23 +250,3 @@ def _trace_payment(use: TokenUse) -> TracePayment:
 def _trace_error(error: BaseException) -> TraceError:
     code = error.code if isinstance(error, RouteweilerError) else type(error).__name__
     return TraceError(code=code, message=redact(str(error))[:MAX_MESSAGE_CHARS])
-
-
-def report_recovered(payer: Payer, rows: list[PaymentRow]) -> None:
-    """A trace line for each row that a recovery has ended, and for each payment that a crash kept from being told. Never raises."""
-    ended = {row.payment_hash: row for row in rows if not row.unfinished}
-    mine = set(ended)  # claimed when they were settled
-    try:
-        ended.update((row.payment_hash, row) for row in payer.ledger.unreported())
-    except LedgerError as error:
-        log.warning("payments that a crash kept from being told can't be looked up: %s", error)
-    for row in ended.values():
-        record = CallRecord(payer=payer, method="RECOVER", url=row.origin + row.path)
-        if row.settled_at is not None:
-            if row.reported or (not claim(row.payment_hash) and row.payment_hash not in mine):
-                continue  # told, or a call of this process is about to tell it
-            token = Token.of(row) or Token.unproved(row)
-            record.uses.append(TokenUse(token=token, url=record.url, bought=True, reused=False, proof=row.preimage is not None))
-        record.finish(None, None)
-    if current.get() is None:
-        release_all()

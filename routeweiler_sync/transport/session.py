@@ -109,9 +109,7 @@ class Routeweiler(requests.Session):
         """
         if isinstance(session, Routeweiler):
             raise ValueError(f"{session!r} pays already: give a plain one, or make one with the arguments that you want")
-        from .composed import composed
-
-        kind = composed(cls, type(session))
+        kind = combined_class(cls, type(session))
         wrapped: Any = kind.__new__(kind)
         wrapped.__dict__.update(session.__dict__)
         wrapped._payer = cls._payer_for(**settings)
@@ -220,7 +218,7 @@ class Routeweiler(requests.Session):
         Starts no payment. Each row that it ends, and each payment that a crash kept from being told, gets a trace line. Raises
         LedgerError or PaymentPendingError where the ledger can't be used.
         """
-        from ..paywall.call_record import report_recovered
+        from ..paywall.recovery_report import report_recovered
 
         rows: list[PaymentRow] = []
         try:
@@ -272,6 +270,32 @@ def _remove_call_hooks(request: object, response: requests.Response | None) -> N
         for each in (response, *response.history):
             remove_hooks(each.request)
             remove_hooks(each.next)
+
+
+# -- classes that are a paying session and another kind of session -----------------------------------------------------------
+
+_made: dict[tuple[type, type], type[Routeweiler]] = {}
+
+
+def combined_class(paying: type[Routeweiler], kind: type[requests.Session]) -> type[Routeweiler]:
+    """A class that is a ``paying`` one and a ``kind`` too; ``paying`` itself where that is one already. Its objects pickle."""
+    if issubclass(paying, kind):
+        return paying
+    made = _made.get((paying, kind))
+    if made is None:
+        name, parts = f"{paying.__name__}{kind.__name__}", (paying, kind)
+        made = type(name, parts, {"__reduce_ex__": _reduce, "__doc__": kind.__doc__, "_parts": parts})
+        made = _made.setdefault(parts, made)
+    return made
+
+
+def _reduce(self: Any, protocol: Any) -> tuple[Any, ...]:
+    return _blank, self._parts, self.__getstate__()
+
+
+def _blank(paying: type[Routeweiler], kind: type[requests.Session]) -> Routeweiler:
+    cls = combined_class(paying, kind)
+    return cls.__new__(cls)
 
 
 def wrap(session: requests.Session, **settings: Unpack[Settings]) -> Routeweiler:

@@ -12,15 +12,15 @@ from collections.abc import Mapping
 from typing import TypedDict
 from urllib.parse import parse_qs, urlsplit
 
+from ..._core import env_vars
 from ...errors import FundingError
 
 DEFAULT_PORT = 10009
 
-_LNDCONNECT = "ROUTEWEILER_LNDCONNECT"
 # (host, certificate, macaroon); the first host that is set wins
 _VARIABLES = (
-    ("LND_GRPC_HOST", "LND_TLS_CERT_PATH", "LND_MACAROON_PATH"),
-    ("POLAR_LND_HOST", "POLAR_LND_TLS_CERT", "POLAR_LND_MACAROON"),
+    (env_vars.LND_GRPC_HOST, env_vars.LND_TLS_CERT_PATH, env_vars.LND_MACAROON_PATH),
+    (env_vars.POLAR_LND_HOST, env_vars.POLAR_LND_TLS_CERT, env_vars.POLAR_LND_MACAROON),
 )
 
 
@@ -67,7 +67,7 @@ def from_environment(environ: Mapping[str, str]) -> ClientArguments:
 
     A host may have a scheme before it and a port behind it (default 10009). Raises FundingError that names what is missing.
     """
-    if uri := environ.get(_LNDCONNECT):
+    if uri := environ.get(env_vars.LNDCONNECT):
         return parse_lndconnect(uri)
     for host_name, cert_name, macaroon_name in _VARIABLES:
         if not (where := environ.get(host_name)):
@@ -88,12 +88,12 @@ def from_environment(environ: Mapping[str, str]) -> ClientArguments:
             tls_cert_path=environ.get(cert_name) or None,
         )
     sets = " or ".join(", ".join(names) for names in _VARIABLES)
-    raise FundingError("no node is configured.", advice=f"Set {_LNDCONNECT}, or {sets}.")
+    raise FundingError("no node is configured.", advice=f"Set {env_vars.LNDCONNECT}, or {sets}.")
 
 
 def names_node(environ: Mapping[str, str]) -> bool:
     """Whether the environment names a node at all, well or badly."""
-    return any(environ.get(name) for name in (_LNDCONNECT, *(host_name for host_name, _, _ in _VARIABLES)))
+    return any(environ.get(name) for name in (env_vars.LNDCONNECT, *(host_name for host_name, _, _ in _VARIABLES)))
 
 
 def _base64url(text: str, what: str) -> bytes:

@@ -1,0 +1,38 @@
+"""Write the trace lines of a recovery: one for each row that it ended, and for each payment that a crash kept unreported."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from ..errors import LedgerError
+from ..payments.report_claims import claim, release_all
+from ..payments.token import Token
+from .call import current
+from .call_record import CallRecord, TokenUse
+
+if TYPE_CHECKING:
+    from ..config.payer import Payer
+    from ..ledger.types import PaymentRow
+
+log = logging.getLogger("routeweiler_sync")
+
+
+def report_recovered(payer: Payer, rows: list[PaymentRow]) -> None:
+    """Write the lines. ``rows`` are those that the recovery looked at, as they are now. Never raises."""
+    ended = {row.payment_hash: row for row in rows if not row.unfinished}
+    claimed_here = set(ended)  # claimed when they were settled
+    try:
+        ended.update((row.payment_hash, row) for row in payer.ledger.unreported())
+    except LedgerError as error:
+        log.warning("payments that a crash kept unreported can't be looked up: %s", error)
+    for row in ended.values():
+        record = CallRecord(payer=payer, method="RECOVER", url=row.origin + row.path)
+        if row.settled_at is not None:
+            if row.reported or (not claim(row.payment_hash) and row.payment_hash not in claimed_here):
+                continue  # reported, or a call of this process is about to report it
+            token = Token.of(row) or Token.unproved(row)
+            record.uses.append(TokenUse(token=token, url=record.url, bought=True, reused=False, proof=row.preimage is not None))
+        record.finish(None, None)
+    if current.get() is None:
+        release_all()
