@@ -50,6 +50,8 @@ class RouteweilerError(requests.RequestException):
     this happened.
     """
 
+    #: An error that may be about earlier payments says that it speaks of this call.
+    _NOTHING_SPENT: ClassVar[str] = "Nothing was spent."
     #: What is known about the money for every error of the class; an instance may know better.
     spent: bool | None = False
     #: The stable name that the trace writes.
@@ -89,7 +91,7 @@ class RouteweilerError(requests.RequestException):
             return f"Nothing more was spent; this call has paid {sats(self.paid_before_msat)} before, and its tokens are kept."
         if self.spent is None:
             return "Whether money was spent isn't known yet."
-        return "The money is spent." if self.spent else "Nothing was spent."
+        return "The money is spent." if self.spent else self._NOTHING_SPENT
 
     @property
     def brief(self) -> str:
@@ -215,6 +217,7 @@ class LedgerError(RouteweilerError):
     """The ledger can't be read or written, and no order to pay has left: nothing spent."""
 
     code = "ledger_error"
+    _NOTHING_SPENT = "Nothing was spent by this call."
 
 
 class InvoicePaymentError(RouteweilerError):
@@ -253,6 +256,7 @@ class TokenRefusedError(RouteweilerError):
     """
 
     code = "token_refused"
+    _NOTHING_SPENT = "Nothing was spent by this call."
     spent = True
 
 

@@ -1,4 +1,7 @@
-"""The command line. Each command has a module of its own; here they are put together. What an exit code means: `outcome`."""
+"""The command line ``routeweiler-sync``: the group that holds the commands. Each command has its own module.
+
+What the exit codes mean is defined in `outcome`.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +19,14 @@ from .demo import demo
 from .get import get
 from .run import run
 
-_UNSAID = logging.NullHandler()
+_SILENT = logging.NullHandler()
 
 
 class Commands(click.Group):
-    """Takes its arguments as they are, also on Windows, where click would have a * in them stand for files."""
+    """A command group that passes its arguments on unchanged. On Windows, click would replace a ``*`` in them with file names."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Run, and exit."""
+        """Run the command in the arguments, and exit with its code."""
         return super().main(*args, **{"windows_expand_args": False, **kwargs})
 
 
@@ -31,15 +34,15 @@ class Commands(click.Group):
 @click.version_option(VERSION, prog_name="routeweiler-sync")
 @click.pass_context
 def main(context: click.Context) -> None:
-    """Pay for HTTP over Lightning: L402 challenges are paid through your own LND node, within a budget."""
+    """Pay for HTTP over Lightning. L402 challenges are paid through your own LND node, within a budget."""
     if context.invoked_subcommand == "run":
-        return  # what the program's process is like is the program's
-    # grpc's own log lines say in its words what our errors say in ours. Read by grpc when it is first imported.
+        return  # environment, log and stdout of that process belong to the program
+    # grpc's own log lines would repeat what our errors say. grpc reads this variable when it is first imported.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    # What became of the money is told once, in the commands' own words. Unheard, the library's log would be on stderr as well.
-    logging.getLogger("routeweiler_sync").addHandler(_UNSAID)
+    # The commands report payments themselves. Without a handler, logging would write the library's warnings to stderr as well.
+    logging.getLogger("routeweiler_sync").addHandler(_SILENT)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a character that a Windows code page lacks is no reason to fail
+        sys.stdout.reconfigure(errors="replace")  # a Windows code page may lack a character: no reason to fail
 
 
 main.add_command(budget)

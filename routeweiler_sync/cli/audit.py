@@ -1,4 +1,9 @@
-"""``routeweiler-sync budget audit``: takes the three accounts, and shows what `routeweiler_sync.audit` says of them."""
+"""``routeweiler-sync budget audit``: read the accounts of ledger, trace and node, and show what `routeweiler_sync.audit` finds.
+
+How accounts are compared is left to `routeweiler_sync.audit`.
+
+Money: none can move here.
+"""
 
 from __future__ import annotations
 
@@ -25,15 +30,19 @@ if TYPE_CHECKING:
     from ..ledger.ledger import Ledger
     from ..trace.reader import TraceAccount
 
-#: Between the two looks that a difference must be found in: longer than a payment takes to be booked once lnd has paid it.
+#: Seconds between the two audits that must both find a difference. Longer than it takes to book a payment once lnd has paid it.
 RECHECK_AFTER_S = 1.0
-#: Lines of payments that end nowhere yet, and of differences, that are shown for people. The JSON has them all.
+#: How many unfinished payments, and how many differences, the tables for people show. The JSON has all of them.
 SHOWN_MAX = 200
 
 
 @dataclass(kw_only=True)
 class Accounts:
-    """Where the accounts are. ``unread``: why one of them, that should be compared, can't be."""
+    """The accounts to compare.
+
+    ``traces`` are paths, ``client`` is None if the node is left out. ``node_pubkey`` is set once the node has been read. ``unread``
+    says why an account that should be compared can't be read, by ``trace`` or ``node``.
+    """
 
     ledger: Ledger
     traces: Sequence[str]
@@ -42,12 +51,18 @@ class Accounts:
     unread: dict[str, str] = field(default_factory=dict)
 
     def audit(self) -> Report:
-        """Take them, and compare. LedgerError. What else can't be read is in ``unread``."""
+        """Read the accounts and compare them. If the trace or the node can't be read, ``unread`` says why.
+
+        The order matters: node, ledger, trace. A row is written before its order is sent, so whatever the node has paid by then is in
+        the ledger that is read next.
+
+        Raises: LedgerError if the ledger can't be read.
+        """
         from ..audit import compare
 
         node = self._node()
-        books = self.ledger.snapshot()
-        return compare(books, trace=self._trace(), node=node, now_s=time.time())
+        snapshot = self.ledger.snapshot()
+        return compare(snapshot, trace=self._trace(), node=node, now_s=time.time())
 
     def _node(self) -> NodeAccount | None:
         from ..audit import NodeAccount
@@ -76,37 +91,37 @@ class Accounts:
 
 
 @click.command()
-@click.option("--ledger", metavar="URL", help="A path or URL. Default: ROUTEWEILER_LEDGER, else the user's own ledger.")
+@click.option("--ledger", metavar="URL", help="Path or URL of the ledger. Default: ROUTEWEILER_LEDGER, else the user's own ledger.")
 @click.option(
-    "--trace", "traces", metavar="PATH", multiple=True, help="A trace file; again for rotated ones. Default: ROUTEWEILER_TRACE."
+    "--trace", "traces", metavar="PATH", multiple=True, help="A trace file; repeat for rotated files. Default: ROUTEWEILER_TRACE."
 )
-@click.option("--no-node", is_flag=True, help="Leave the node out.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@click.option("--no-node", is_flag=True, help="Don't compare with the node.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
 def audit(context: click.Context, *, ledger: str | None, traces: Sequence[str], no_node: bool, as_json: bool) -> None:
-    """Hold the ledger against itself, against the trace, and against the node's own list of payments.
+    """Compare the ledger with itself, the trace and the node.
 
-    Pays and changes nothing. The node is the one that the environment names; its macaroon must permit GetInfo and ListPayments
-    (uri:/lnrpc.Lightning/GetInfo uri:/lnrpc.Lightning/ListPayments), which paying doesn't need.
+    Pays and changes nothing. The environment names the node, whose own list of payments is compared. The macaroon must permit GetInfo
+    and ListPayments (uri:/lnrpc.Lightning/GetInfo uri:/lnrpc.Lightning/ListPayments). Paying doesn't need these permissions.
 
-    What is being paid meanwhile is no difference: it is looked at twice. Payments of the node that the ledger doesn't know
-    are counted and no difference either: a node may pay for others.
+    Payments that are made while the audit runs are no difference: only what a second audit finds again is reported. Payments of the
+    node that aren't in the ledger are counted, and are no difference either: other programs may pay through the node.
 
     \b
     Exit codes:
-      0  all accounts that there are agree
+      0  the accounts agree
       1  they differ
-      2  usage: no such ledger
-      3  an account can't be read; as far as was compared, they agree
+      2  wrong usage, or no such ledger
+      3  an account can't be read; the others agree
     """
     from ..audit import confirmed
     from ..ledger.ledger import Ledger
 
     try:
-        with contextlib.closing(Ledger.open(env_settings.ledger_url() if ledger is None else ledger)) as book:
-            if not book.exists():
-                raise click.UsageError(f"there is no ledger at {printable(book.url)}")
-            accounts = Accounts(ledger=book, traces=_trace_files(traces), client=None)
+        with contextlib.closing(Ledger.open(env_settings.ledger_url() if ledger is None else ledger)) as opened:
+            if not opened.exists():
+                raise click.UsageError(f"there is no ledger at {printable(opened.url)}")
+            accounts = Accounts(ledger=opened, traces=_trace_files(traces), client=None)
             if not no_node:
                 accounts.client = _client(accounts)
             with contextlib.closing(accounts.client) if accounts.client is not None else contextlib.nullcontext():
@@ -127,7 +142,7 @@ def _trace_files(given: Sequence[str]) -> Sequence[str]:
 
 
 def _client(accounts: Accounts) -> LndClient | None:
-    """The environment's node; None where it names none."""
+    """Return a client of the environment's node. None if the environment names no node, or one that can't be used: see ``unread``."""
     from ..funding.lnd.client import LndClient
     from ..funding.lnd.lndconnect import names_node
 
@@ -140,35 +155,36 @@ def _client(accounts: Accounts) -> LndClient | None:
         return None
 
 
-# What is said
+# Output
 
 
 def _compared(accounts: Accounts, report: Report) -> dict[str, str]:
-    """What was taken of each account, or why it wasn't."""
+    """Return what was compared of each account, or why it wasn't, by the account's name."""
     from .._core.money import sats
 
-    said = {
+    compared = {
         "ledger": f"{report.payments} payments, {report.paid} paid, {sats(report.spent_msat)} with fees ({accounts.ledger.url})"
     }
     if "trace" in accounts.unread:
-        said["trace"] = f"not compared: {accounts.unread['trace']}"
+        compared["trace"] = f"not compared: {accounts.unread['trace']}"
     elif accounts.traces:
-        said["trace"] = f"{report.trace_compared} payments compared ({', '.join(accounts.traces)})"
+        compared["trace"] = f"{report.trace_compared} payments compared ({', '.join(accounts.traces)})"
     else:
-        said["trace"] = "not compared: none is named (--trace, ROUTEWEILER_TRACE)"
+        compared["trace"] = "not compared: no trace is named (--trace, ROUTEWEILER_TRACE)"
     if "node" in accounts.unread:
-        said["node"] = f"not compared: {accounts.unread['node']}"
+        compared["node"] = f"not compared: {accounts.unread['node']}"
     elif accounts.node_pubkey is None:
-        said["node"] = "not compared: the environment names none, or it was left out"
+        compared["node"] = "not compared: the environment names no node, or --no-node was given"
     else:
-        said["node"] = (
-            f"{report.node_compared} payments compared; {report.foreign} more ({sats(report.foreign_msat)}) aren't of this "
-            f"ledger, or nobody knows whose they are ({accounts.node_pubkey})"
+        compared["node"] = (
+            f"{report.node_compared} payments compared; {report.foreign} more ({sats(report.foreign_msat)}) aren't in this "
+            f"ledger: other programs may have made them ({accounts.node_pubkey})"
         )
-    return said
+    return compared
 
 
 def _verdict(accounts: Accounts, report: Report) -> str:
+    """Return the audit's result as one sentence."""
     if report.differences:
         return f"The accounts differ in {len(report.differences)} places."
     if accounts.unread:
@@ -180,12 +196,12 @@ def _show(accounts: Accounts, report: Report) -> None:
     from rich.console import Console
 
     console = Console(highlight=False)
-    for name, said in _compared(accounts, report).items():
-        console.print(f"{name:<8}{printable(said)}", markup=False, soft_wrap=True)
+    for name, text in _compared(accounts, report).items():
+        console.print(f"{name:<8}{printable(text)}", markup=False, soft_wrap=True)
     for note in report.notes:
         console.print(f"{'note':<8}{printable(note)}", markup=False, soft_wrap=True)
     if report.open:
-        _table(console, "Not ended yet", [_open_lines(each) for each in report.open])
+        _table(console, "Payments without a final outcome", [_open_lines(each) for each in report.open])
     if report.differences:
         _table(console, "Differences", [_difference_lines(each) for each in report.differences])
     console.print(_verdict(accounts, report), style="bold green" if report.agrees else "bold red", soft_wrap=True)
@@ -218,8 +234,8 @@ def _table(console: Console, title: str, entries: Sequence[Sequence[tuple[str, s
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for entry in entries[:SHOWN_MAX]:
-        for name, said in entry:
-            table.add_row(name, Text(printable(said), "" if name else "bold"))
+        for name, text in entry:
+            table.add_row(name, Text(printable(text), "" if name else "bold"))
         table.add_section()
     console.print()
     console.print(Text(title, "bold"))
@@ -233,7 +249,7 @@ def _as_json(accounts: Accounts, report: Report) -> dict[str, Any]:
         "agrees": report.agrees,
         "complete": not accounts.unread,
         "verdict": _verdict(accounts, report),
-        "compared": {name: printable(said) for name, said in _compared(accounts, report).items()},
+        "compared": {name: printable(text) for name, text in _compared(accounts, report).items()},
         "payments": report.payments,
         "paid": report.paid,
         "spentMsat": report.spent_msat,

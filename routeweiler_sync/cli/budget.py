@@ -1,4 +1,9 @@
-"""``routeweiler-sync budget``: what the envelopes of a ledger allow and have counted, and a hand on their tap. Pays nothing."""
+"""``routeweiler-sync budget``: show, freeze and thaw the envelopes of a ledger.
+
+What the amounts mean and how limits are checked is left to `ledger`; the command ``budget audit`` is in `audit`.
+
+Money: none can move here.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +26,7 @@ if TYPE_CHECKING:
     from ..ledger.types import EnvelopeRow
 
 ledger_option = click.option(
-    "--ledger", metavar="URL", help="A path or URL. Default: ROUTEWEILER_LEDGER, else the user's own ledger."
+    "--ledger", metavar="URL", help="Path or URL of the ledger. Default: ROUTEWEILER_LEDGER, else the user's own ledger."
 )
 
 _PERIODS = {
@@ -34,14 +39,14 @@ _PERIODS = {
 
 @click.group()
 def budget() -> None:
-    """See, freeze and audit the budgets that a ledger holds.
+    """Show, freeze and audit the budgets in a ledger.
 
     \b
     Exit codes:
-      0  done; of audit: all accounts agree
-      1  of audit: the accounts differ
-      2  usage: no such ledger or envelope
-      3  the ledger can't be used; of audit: an account can't be read,
+      0  done; audit: the accounts agree
+      1  audit: the accounts differ
+      2  wrong usage, or no such ledger or envelope
+      3  the ledger can't be used; audit: an account can't be read,
          the others agree
     """
 
@@ -49,12 +54,18 @@ def budget() -> None:
 @budget.command()
 @click.argument("envelope", required=False)
 @ledger_option
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout. Amounts are strings, exact, in minor units.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object. Amounts are exact, as strings, in minor units.")
 def show(*, envelope: str | None, ledger: str | None, as_json: bool) -> None:
-    """Tell limits, reserved, settled and headroom of ENVELOPE, or of all."""
-    with _opened(ledger) as book:
-        rows = [book.envelope(envelope)] if envelope is not None else list(book.envelopes())
-        url = book.url
+    """Show the limits and totals of ENVELOPE, or of all envelopes.
+
+    \b
+    reserved   for payments whose outcome isn't known yet
+    settled    paid, routing fees included
+    headroom   what the limits leave to spend at this moment
+    """
+    with _opened(ledger) as opened:
+        rows = [opened.envelope(envelope)] if envelope is not None else list(opened.envelopes())
+        url = opened.url
     if as_json:
         click.echo(json.dumps({"ledger": url, "envelopes": [_as_json(row) for row in rows]}))
     elif not rows:
@@ -67,23 +78,24 @@ def show(*, envelope: str | None, ledger: str | None, as_json: bool) -> None:
 @click.argument("envelope")
 @ledger_option
 def freeze(*, envelope: str, ledger: str | None) -> None:
-    """Refuse every further purchase from ENVELOPE, in all programs that share the ledger.
+    """Refuse all further purchases from ENVELOPE.
 
-    What is being paid at this moment is still paid; tokens that are paid for are still used.
+    This holds in all programs that share the ledger. A payment that is under way is still made, and tokens that are paid for are
+    still used.
     """
-    with _opened(ledger) as book:
-        book.freeze(envelope)
-        click.echo(f"Envelope {printable(repr(envelope))} of {printable(book.url)} is frozen: nothing more is bought from it.")
+    with _opened(ledger) as opened:
+        opened.freeze(envelope)
+        click.echo(f"Envelope {printable(repr(envelope))} of {printable(opened.url)} is frozen: nothing more is bought from it.")
 
 
 @budget.command()
 @click.argument("envelope")
 @ledger_option
 def thaw(*, envelope: str, ledger: str | None) -> None:
-    """End a freeze of ENVELOPE."""
-    with _opened(ledger) as book:
-        book.thaw(envelope)
-        click.echo(f"Envelope {printable(repr(envelope))} of {printable(book.url)} isn't frozen: its limits apply.")
+    """Allow purchases from ENVELOPE again, within its limits."""
+    with _opened(ledger) as opened:
+        opened.thaw(envelope)
+        click.echo(f"Envelope {printable(repr(envelope))} of {printable(opened.url)} isn't frozen: its limits apply.")
 
 
 budget.add_command(audit)
@@ -91,7 +103,10 @@ budget.add_command(audit)
 
 @contextlib.contextmanager
 def _opened(url: str | None) -> Iterator[Ledger]:
-    """An existing ledger; its errors become messages and exit codes."""
+    """Open an existing ledger, and close it after use. ``url``: None means the environment's ledger.
+
+    Errors of the ledger, inside the ``with`` too, become a message and an exit code.
+    """
     from ..ledger.ledger import Ledger
 
     try:
@@ -107,6 +122,7 @@ def _opened(url: str | None) -> Iterator[Ledger]:
 
 
 def _grant_end(row: EnvelopeRow) -> datetime | None:
+    """Return when the present grant (``ttl_seconds``) ends. None if there is no grant, or if it ends beyond the year 9999."""
     if row.granted_at is None or row.limits.ttl_seconds is None:
         return None
     try:
@@ -164,7 +180,7 @@ def _print_table(rows: list[EnvelopeRow]) -> None:
 
 
 def _limits(row: EnvelopeRow) -> str:
-    """As ROUTEWEILER_BUDGET writes them, one a line."""
+    """Return the limits as ROUTEWEILER_BUDGET writes them, one a line, then the origins if they are restricted."""
     limits = [
         f"{value} {row.limits.cap_currency}{period}"
         for name, period in _PERIODS.items()

@@ -1,7 +1,8 @@
-"""``routeweiler-sync get``: one paid request, the node, budget, ledger and trace given by the environment.
+"""``routeweiler-sync get``: fetch one URL, and pay for it if the server asks for payment.
 
-Knows how curl takes a request, and how to say what became of it. What became of the money is read from the call's trace events,
-so that what is said here is what the trace says.
+The environment names node, budget, ledger and trace. This module knows curl's arguments for a request, and how to report the
+outcome. What it reports about money is read from the call's trace events, so the command and the trace agree. What is passed to the
+session is made in `wiring`; where the page is written is left to `output`, and the exit code to `outcome`.
 """
 
 from __future__ import annotations
@@ -33,17 +34,22 @@ if TYPE_CHECKING:
     from ..transport.session import Routeweiler
     from .wiring import PaymentObserver, PriceCap
 
-#: To connect, and for each silence of the server.
+#: Seconds to wait for the connection, and for each part of the answer (requests' connect and read timeouts).
 TIMEOUT_S = (30.0, 300.0)
-#: For the wallet.
+#: Seconds to wait for the outcome of a payment.
 PAYMENT_TIMEOUT_S = 60.0
-#: A dry run waits so long for a purchase that somebody else is making; it can't end one itself.
+#: Seconds that a dry run waits for another process's purchase of the same token; it can't finish one itself.
 DRY_RUN_WAIT_S = 1.0
 
 
 @dataclass(kw_only=True)
 class Fetch:
-    """What is known of the call: how it ended, and what the session's till and witness have seen."""
+    """One run of the command: the URL, the limits, what was paid, and how the call ended.
+
+    ``price_cap`` and ``observer`` hold the last quote and the payments that the session has made. ``cap_sats`` is ``--max-sats``.
+    ``no_node`` is why the environment's node can't be used, None if it can. ``response`` or ``error`` is set once the call has
+    ended, both if the error has a response.
+    """
 
     url: str
     price_cap: PriceCap
@@ -52,12 +58,12 @@ class Fetch:
     no_node: str | None = None
     response: requests.Response | None = None
     error: requests.RequestException | None = None
-    #: What else went wrong: that the trace couldn't be written.
+    #: What went wrong besides, for instance that the trace couldn't be written.
     warnings: list[str] = field(default_factory=list)
 
     @property
     def exit(self) -> Exit:
-        """The command's exit code."""
+        """The command's exit code. HTTP 400 and above counts as an error."""
         paid = bool(self.observer.paid)
         if self.error is not None:
             return exit_for(self.error, paid=paid)
@@ -68,13 +74,17 @@ class Fetch:
 
 @click.command()
 @click.argument("url")
-@click.option("-X", "--request", "method", metavar="METHOD", help="Default: GET, or POST where there is data.")
-@click.option("-H", "--header", "headers", metavar="'NAME: VALUE'", multiple=True, help="A header; 'NAME:' leaves one out.")
-@click.option("-d", "--data", metavar="DATA|@FILE|-", multiple=True, help="The body: text, a file, stdin. Several: joined by '&'.")
-@click.option("-o", "--output", metavar="FILE", help="Write the page to FILE, which only a complete page replaces.")
-@click.option("--max-sats", type=click.IntRange(min=0), help="Spend at most so much, routing included. The budget holds besides.")
-@click.option("--dry-run", is_flag=True, help="Tell the price, pay nothing. Needs no node.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout: status, headers, body, payment, error.")
+@click.option("-X", "--request", "method", metavar="METHOD", help="HTTP method. Default: GET, or POST with -d.")
+@click.option(
+    "-H", "--header", "headers", metavar="'NAME: VALUE'", multiple=True, help="Send a header; 'NAME:' omits a default one."
+)
+@click.option(
+    "-d", "--data", metavar="DATA|@FILE|-", multiple=True, help="Send a body: text, file, stdin. Several are joined by '&'."
+)
+@click.option("-o", "--output", metavar="FILE", help="Write the page to FILE. Only a complete page replaces an existing FILE.")
+@click.option("--max-sats", type=click.IntRange(min=0), help="Pay at most this much, routing included. The budget applies too.")
+@click.option("--dry-run", is_flag=True, help="Print the price and pay nothing. Needs no node.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object: status, headers, body, payment, error.")
 @click.pass_context
 def get(
     context: click.Context,
@@ -88,46 +98,52 @@ def get(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Fetch URL, and pay for it where it has to be paid for. Follows redirects.
+    """Fetch URL, and pay for it if the server asks for payment. Follows redirects.
 
-    The page goes to stdout as it comes; what became of the money goes to stderr.
+    The page is written to stdout as it arrives. What was paid is reported on stderr.
 
     \b
-    The environment names the node (free pages need none):
+    These environment variables name the node (free pages need none):
       ROUTEWEILER_LNDCONNECT     lndconnect://...
       or LND_GRPC_HOST, LND_TLS_CERT_PATH, LND_MACAROON_PATH
       or POLAR_LND_HOST, POLAR_LND_TLS_CERT, POLAR_LND_MACAROON
-    and further:
+    Further variables:
       ROUTEWEILER_NETWORK        bitcoin, bitcoin-testnet, bitcoin-signet or
-                                 bitcoin-regtest; else the node is asked
-      ROUTEWEILER_BUDGET         '1000 sat/call, 50000 sat/day', or none
-      ROUTEWEILER_LEDGER, ROUTEWEILER_TRACE     where they are kept
+                                 bitcoin-regtest; default: the node is asked
+      ROUTEWEILER_BUDGET         '1000 sat/call, 50000 sat/day', or 'none'
+      ROUTEWEILER_LEDGER         path or URL of the ledger
+      ROUTEWEILER_TRACE          path of the trace
 
     \b
     Exit codes:
-      0  done                         4  the payment failed
+      0  done                         4  the payment failed, nothing was spent
       1  network error, HTTP >= 400   5  pending: call again, nothing is paid twice
-      2  usage                        6  paid, but the page didn't come
+      2  wrong usage                  6  paid, but the page didn't arrive
       3  refused before paying
     """
     body = b"&".join(_data(each) for each in data) if data else None
     try:
-        place = Output(output)
+        destination = Output(output)
     except OSError as error:
         raise click.UsageError(f"{output} can't be written to: {error.strerror or error}. Nothing was fetched or paid.") from None
-    with place:
+    with destination:
         session, fetch = _session(url, max_sats=max_sats, dry_run=dry_run)
         with session:
             try:
                 _fetch(fetch, session, method or ("GET" if body is None else "POST"), _headers(headers, body), body)
-                code = _deliver(fetch, place, dry_run=dry_run, as_json=as_json)
+                code = _deliver(fetch, destination, dry_run=dry_run, as_json=as_json)
             except KeyboardInterrupt:
                 code = _interrupted(fetch)
     context.exit(code)
 
 
 def _session(url: str, *, max_sats: int | None, dry_run: bool) -> tuple[Routeweiler, Fetch]:
-    """A session of what the environment says, and the call that is to be made with it."""
+    """Return a session that is configured by the environment, and the record of the call that it is to make.
+
+    Without a usable node the session is made all the same: a free page needs none.
+
+    Raises: click.UsageError if the budget or the network in the environment can't be read.
+    """
     from ..transport.session import Routeweiler
     from .wiring import PaymentObserver, PriceCap, capped_node, prices_only
 
@@ -150,11 +166,12 @@ def _session(url: str, *, max_sats: int | None, dry_run: bool) -> tuple[Routewei
         payment_timeout=DRY_RUN_WAIT_S if dry_run else PAYMENT_TIMEOUT_S,
     )
     session.headers["User-Agent"] = f"routeweiler-sync/{VERSION}"
-    session.headers["Accept-Encoding"] = "identity"  # the body is wanted as it is
+    session.headers["Accept-Encoding"] = "identity"  # the page is written as the server has it, never decompressed
     return session, fetch
 
 
 def _fetch(fetch: Fetch, session: Routeweiler, method: str, headers: dict[str, Any], body: bytes | None) -> None:
+    """Make the request, and record in ``fetch`` its response or error, and RuntimeWarnings. The body of the page stays unread."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", RuntimeWarning)
         try:
@@ -164,16 +181,16 @@ def _fetch(fetch: Fetch, session: Routeweiler, method: str, headers: dict[str, A
     fetch.warnings = [str(each.message) for each in caught]
 
 
-def _deliver(fetch: Fetch, place: Output, *, dry_run: bool, as_json: bool) -> Exit:
-    """Say what became of the call, and put its page where it is wanted."""
+def _deliver(fetch: Fetch, destination: Output, *, dry_run: bool, as_json: bool) -> Exit:
+    """Report the outcome, write the page, and return the exit code."""
     quoted = dry_run and isinstance(fetch.error, PaymentDeclinedError)
     content = None
     if not quoted:
-        _say(fetch)
+        _report(fetch)
         try:
-            content = _page(fetch, place, as_json)
+            content = _page(fetch, destination, as_json)
         except BrokenPipeError:
-            raise  # the reader of stdout has had enough
+            raise  # whatever reads stdout has closed it: click ends the command quietly
         except (urllib3.exceptions.HTTPError, OSError) as problem:
             fetch.error = requests.ConnectionError(f"The page didn't arrive whole: {problem}.")
             _err(fetch.error)
@@ -184,31 +201,32 @@ def _deliver(fetch: Fetch, place: Output, *, dry_run: bool, as_json: bool) -> Ex
     return Exit.OK if quoted else fetch.exit
 
 
-def _page(fetch: Fetch, place: Output, as_json: bool) -> bytes | None:
-    """Write the page to its place, or return it for the JSON. An error's page goes into no file."""
+def _page(fetch: Fetch, destination: Output, as_json: bool) -> bytes | None:
+    """Write the page to ``destination``, or return it for the JSON. The page of an HTTP error is never written to a file."""
     response = fetch.response
     if response is None or fetch.error is not None:
         return None
-    response.raw.enforce_content_length = True  # unless told to count, urllib3 1.26 takes half a page for a whole one
-    if as_json and not place.is_file:
+    response.raw.enforce_content_length = True  # not the default in urllib3 1.26, which accepts half a page as a whole one
+    if as_json and not destination.is_file:
         return response.content
-    if not place.is_file or response.status_code < 400:
-        place.write(response)
+    if not destination.is_file or response.status_code < 400:
+        destination.write(response)
     return None
 
 
 def _interrupted(fetch: Fetch) -> Exit:
+    """Report what Ctrl-C may have left behind, and return the exit code. Raises: click.Abort if no money can be involved."""
     if fetch.observer.paid:
-        _err(f"Interrupted; {_told(fetch.observer.paid)}. The token is kept, and the next call uses it.")
+        _err(f"Interrupted; {_payments_text(fetch.observer.paid)}. The token is kept, and the next call uses it.")
         return Exit.UNDELIVERED
     if fetch.price_cap.agreed or _is_unfinished():
-        _err("Interrupted while paying; the node may pay on. Call again: the same purchase goes on, nothing is paid twice.")
+        _err("Interrupted while paying; the node may still pay. Call again: the same purchase continues, nothing is paid twice.")
         return Exit.PENDING
     raise click.Abort
 
 
 def _is_unfinished() -> bool:
-    """Whether the ledger holds a purchase, maybe an earlier run's, that was being carried to its end."""
+    """Return whether the ledger holds an unfinished purchase, of this run or an earlier one. False if the ledger can't be read."""
     from ..ledger.ledger import Ledger
 
     with contextlib.suppress(LedgerError), contextlib.closing(Ledger.open(env_settings.ledger_url())) as ledger:
@@ -216,57 +234,62 @@ def _is_unfinished() -> bool:
     return False
 
 
-# What is said
+# Messages
 
 
-def _say(fetch: Fetch) -> None:
-    """On stderr: what became of the money, and what went wrong."""
+def _report(fetch: Fetch) -> None:
+    """Write to stderr what was paid, what went wrong, and the warnings."""
     if fetch.error is None:
         assert fetch.response is not None
         status = f"HTTP {fetch.response.status_code} {fetch.response.reason or ''}".rstrip()
-        _err(f"{status}; {_told(fetch.observer.payments) or _told_unpaid(fetch.response)}")
+        _err(f"{status}; {_payments_text(fetch.observer.payments) or _unpaid_text(fetch.response)}")
     else:
         if fetch.observer.paid:
-            _err(_told(fetch.observer.paid))
+            _err(_payments_text(fetch.observer.paid))
         _err(_problem(fetch))
     for warning in fetch.warnings:
         _err(warning)
 
 
 def _problem(fetch: Fetch) -> str:
-    """What went wrong, in this command's words where they help more than the library's."""
+    """Return what went wrong: in terms of the command's options where those explain it, else the text of the error."""
     error, quote, cap_sats = fetch.error, fetch.price_cap.quote, fetch.cap_sats
     if isinstance(error, NoFundingForRailError) and fetch.no_node is not None:
-        return f"The server wants to be paid, and there is no node to pay with: {fetch.no_node}"
+        return f"The server asks for payment, and there is no node to pay with: {fetch.no_node}"
     if isinstance(error, PaymentDeclinedError) and quote is not None and cap_sats is not None:
         from .._core.money import sats
 
         return f"The page costs {sats(quote.amount_msat)}, more than --max-sats {cap_sats} allows. Nothing was spent for it."
     if isinstance(error, InvoicePaymentError) and cap_sats is not None:
-        return f"{error} --max-sats {cap_sats} bounds the routing fee as well."
+        return f"{error} --max-sats {cap_sats} limits the routing fee as well."
     return str(error)
 
 
-def _told_unpaid(response: requests.Response) -> str:
-    """A token of the server's goes along to its other pages as a guess: whether they need one isn't known."""
-    carried = is_credential(str(response.request.headers.get("Authorization", "")))
-    return "nothing paid: a token that was paid for earlier went along" if carried else "free"
+def _unpaid_text(response: requests.Response) -> str:
+    """Return the report on a call without a payment.
+
+    It isn't always "free": a stored token of the origin is sent with requests for other pages as a guess, and the answer doesn't
+    show whether the page needed it.
+    """
+    had_token = is_credential(str(response.request.headers.get("Authorization", "")))
+    return "nothing paid: a token that was paid for earlier was sent along" if had_token else "free"
 
 
-def _told(payments: Sequence[TracePayment]) -> str:
-    """``paid 10 sat + 1 sat fee, payment hash …`` for each."""
+def _payments_text(payments: Sequence[TracePayment]) -> str:
+    """Return ``paid 10 sat + 1 sat fee, payment hash …`` or ``nothing paid: token … used again`` for each payment, or ""."""
     from .._core.money import sats
 
-    def told(payment: TracePayment) -> str:
+    def text(payment: TracePayment) -> str:
         price = f"{sats(payment.amount_msat)} + {sats(payment.fee_msat)} fee"
         if payment.reused:
             return f"nothing paid: token of payment {payment.payment_hash} used again ({price}, paid earlier)"
         return f"paid {price}, payment hash {payment.payment_hash}"
 
-    return "; ".join(told(payment) for payment in payments)
+    return "; ".join(text(payment) for payment in payments)
 
 
 def _as_text(quote: Quote) -> str:
+    """Return the output of ``--dry-run`` for people: one property of the quote a line."""
     from .._core.money import sats
 
     return "\n".join(
@@ -275,8 +298,8 @@ def _as_text(quote: Quote) -> str:
             "price": sats(quote.amount_msat),
             "routing": f"at most {sats(quote.max_fee_msat)}",
             "budget": f"{quote.amount_minor_units.normalize():f} {quote.currency}, before routing",
-            "for": quote.scope,
-            "says": quote.description or "(nothing)",
+            "token for": quote.scope,
+            "description": quote.description or "(none)",
             "payment hash": quote.payment_hash,
             "expires": f"{quote.expires_at:%Y-%m-%d %H:%M:%S} UTC",
             "paid": "nothing: this was a dry run",
@@ -285,7 +308,11 @@ def _as_text(quote: Quote) -> str:
 
 
 def _as_json(fetch: Fetch, content: bytes | None, quoted: bool) -> dict[str, Any]:
-    """The whole outcome. ``body`` is text where it is UTF-8, else base64, as ``bodyEncoding`` tells; tokens are redacted."""
+    """Return the output of ``--json``: the whole outcome. Tokens are redacted.
+
+    ``body`` is text if ``content`` is UTF-8, else base64; ``bodyEncoding`` names which of the two. ``quoted``: this was a dry run
+    that ended with a price, so its PaymentDeclinedError isn't reported as an error.
+    """
     response, error, payments, quote = fetch.response, fetch.error, fetch.observer.payments, fetch.price_cap.quote
     body, encoding = _text_or_base64(content)
     return {
@@ -326,6 +353,7 @@ def _as_json(fetch: Fetch, content: bytes | None, quoted: bool) -> dict[str, Any
 
 
 def _text_or_base64(content: bytes | None) -> tuple[str | None, str | None]:
+    """Return ``content`` as a string, and its encoding: ``utf-8`` or ``base64``."""
     if content is None:
         return None, None
     try:
@@ -335,14 +363,18 @@ def _text_or_base64(content: bytes | None) -> tuple[str | None, str | None]:
 
 
 def _err(text: object) -> None:
+    """Write one line to stderr, without credentials or control characters."""
     click.echo(printable(text), err=True)
 
 
-# How curl takes a request
+# Arguments of the request, as curl reads them
 
 
 def _data(given: str) -> bytes:
-    """``-d``'s bytes, unchanged: kept in memory, for a paid request is sent twice."""
+    """Return the bytes of one ``-d``, unchanged. They are kept in memory because a paid request is sent twice.
+
+    Raises: click.UsageError if the file can't be read.
+    """
     if given == "-" or given == "@-":
         return sys.stdin.buffer.read()
     if not given.startswith("@"):
@@ -355,7 +387,10 @@ def _data(given: str) -> bytes:
 
 
 def _headers(given: Sequence[str], body: bytes | None) -> dict[str, str | bytes | None]:
-    """``-H``'s headers, with curl's Content-Type for data. None leaves a header of the session's own out."""
+    """Return the headers of ``-H``, with curl's Content-Type if there is a body. The value None removes a default header.
+
+    Raises: click.UsageError for a header without a colon or a name.
+    """
     headers: dict[str, str | bytes | None] = {}
     for each in given:
         name, colon, value = each.partition(":")

@@ -1,4 +1,4 @@
-"""How a command ends: its exit code, and text that is fit for a terminal."""
+"""How a command ends: its exit code, and text that is safe to print on a terminal."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class Exit(IntEnum):
     """Exit codes, the same for all commands."""
 
     OK = 0
-    ERROR = 1  #: the network's or the server's fault; nothing was paid by this call
-    USAGE = 2
+    ERROR = 1  #: network error or HTTP error; this call paid nothing
+    USAGE = 2  #: wrong arguments or variables; nothing was sent
     REFUSED = 3  #: refused before paying: nothing spent
-    FAILED = 4  #: lnd's word is FAILED: nothing spent
+    FAILED = 4  #: lnd reported FAILED: nothing spent
     PENDING = 5  #: may be spent; call again
-    UNDELIVERED = 6  #: paid, but the page didn't come
+    UNDELIVERED = 6  #: paid, but the page didn't arrive
 
 
 _MALFORMED = (
@@ -31,7 +31,7 @@ _MALFORMED = (
 
 
 def exit_for(error: requests.RequestException, *, paid: bool) -> Exit:
-    """The exit code of a call that ended with ``error``; ``paid``: it had paid for something before."""
+    """Return the exit code for a call that ended with ``error``. ``paid``: the call had paid for something before the error."""
     if isinstance(error, RouteweilerError) and error.spent is None:
         return Exit.PENDING
     if paid or (isinstance(error, RouteweilerError) and error.spent):
@@ -44,6 +44,9 @@ def exit_for(error: requests.RequestException, *, paid: bool) -> Exit:
 
 
 def printable(text: object) -> str:
-    """``text`` on one line, without credentials, and without what would make a terminal do something: servers write texts too."""
+    """Return ``text`` on one line, without credentials and with control characters escaped.
+
+    Servers write some of the texts (an invoice's description, for instance), and a terminal would obey their escape codes.
+    """
     escaped = (char if char.isprintable() else char.encode("unicode_escape").decode() for char in redact(str(text)))
     return "".join(escaped)

@@ -1,4 +1,4 @@
-"""Where a page goes: stdout, or a file that only a complete page replaces."""
+"""Where `get` writes a page: stdout, or a file that only a complete page replaces."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ _CHUNK_BYTES = 64 * 1024
 
 
 class Output:
-    """Takes a page, inside ``with``. ``path``: a file; None or ``-`` is stdout.
+    """The destination of one page; a context manager. ``path`` names a file; None or ``-`` means stdout.
 
-    Opened at once, so that a place that can't be written to is found before anything is paid; OSError. A file gets its name when
-    `write` has all of the page, and stays as it was if that fails. Devices and pipes are written to as they are.
+    The constructor opens the destination, so that one that can't be written to is found before anything is paid. A regular file is
+    written as ``FILE.PID.part``, which replaces FILE once `write` has all of the page; if that fails, FILE stays as it was. Devices
+    and pipes are written to directly. ``is_file`` is False for stdout.
+
+    Raises: OSError if the destination can't be written to.
     """
 
     def __init__(self, path: str | None) -> None:
@@ -28,16 +31,19 @@ class Output:
         if path is None or path == "-":
             self._stream = sys.stdout.buffer
         elif os.path.exists(path) and not os.path.isfile(path):
-            self._stream = open(path, "wb")  # noqa: SIM115 - closed at the end of our own with
+            self._stream = open(path, "wb")  # noqa: SIM115 - closed by __exit__
         else:
             self._final = os.path.realpath(path)
             if os.path.exists(self._final) and not os.access(self._final, os.W_OK):
                 raise PermissionError(f"{path} is read-only")
             self._part = f"{self._final}.{os.getpid()}.part"
-            self._stream = open(self._part, "xb")  # noqa: SIM115
+            self._stream = open(self._part, "xb")  # noqa: SIM115 - closed by __exit__
 
     def write(self, response: requests.Response) -> None:
-        """Write the body of ``response``, whose ``raw`` is unread, as it comes. Raises OSError, urllib3's HTTPError."""
+        """Write the body of ``response`` as it arrives, undecoded. Its ``raw`` must be unread.
+
+        Raises: OSError if it can't be written, urllib3's HTTPError if it doesn't arrive whole.
+        """
         for chunk in response.raw.stream(_CHUNK_BYTES, decode_content=False):
             self._stream.write(chunk)
         self._stream.flush()

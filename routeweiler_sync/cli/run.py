@@ -1,8 +1,8 @@
-"""``routeweiler-sync run``: any program, its `requests` paying.
+"""``routeweiler-sync run``: run any Python program so that its `requests` pays.
 
-The program gets an interpreter of its own, which takes this one's place: all that ``python script.py`` does is done by python, from
-the arguments to the traceback and Ctrl-C. One thing is added: PYTHONPATH begins with the folder ``paying``, whose sitecustomize has
-`requests` pay once it is imported, also in the interpreters that the program starts.
+The program gets its own interpreter, which replaces this process. So everything that ``python script.py`` does is still done by
+Python, from the arguments to the traceback and Ctrl-C. One thing is added: PYTHONPATH begins with the folder ``paying``. The
+sitecustomize there makes `requests` pay once it is imported, also in the interpreters that the program starts.
 """
 
 from __future__ import annotations
@@ -23,29 +23,31 @@ from .outcome import printable
 _PAYING = str(Path(__file__).parent.absolute() / "paying")
 
 
-@click.command(context_settings={"allow_interspersed_args": False}, short_help="Run a program, its requests paying.")
-@click.option("-m", "is_module", is_flag=True, help="SCRIPT is a module's name, as for python -m.")
+@click.command(context_settings={"allow_interspersed_args": False}, short_help="Run a Python program whose requests pay.")
+@click.option("-m", "is_module", is_flag=True, help="SCRIPT is the name of a module, as with python -m.")
 @click.argument("script")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 def run(is_module: bool, script: str, args: tuple[str, ...]) -> None:
-    """Run a program as python does, its `requests` paying, no line changed.
+    """Run a Python program so that its `requests` pays. The program needs no change.
 
-    SCRIPT is a file, a folder or a zip file with a __main__.py, or - for stdin. What follows it is the program's, and the exit code
-    is the program's, too. Interpreters that it starts (multiprocessing, sys.executable) pay as well.
+    SCRIPT is a file, a folder or a zip file with a __main__.py, or - for stdin. All arguments after it are passed to the program,
+    and the exit code is the program's. Interpreters that it starts (multiprocessing, sys.executable) pay as well.
 
-    Node, budget, ledger and trace are those of the environment, as for routeweiler-sync get. What became of the money is told by
-    the program's responses and errors, by its log (logger routeweiler_sync) and by the trace.
+    The environment names node, budget, ledger and trace, as for routeweiler-sync get. What was paid is found in the program's
+    responses and errors, in its log (logger routeweiler_sync) and in the trace.
     """
     if sys.flags.ignore_environment or sys.flags.no_site:
-        raise click.UsageError("with python's options -E, -I and -S nothing can be made to pay: leave them out. Nothing was run.")
+        raise click.UsageError(
+            "With Python's options -E, -I and -S, requests can't be made to pay: leave them out. Nothing was run."
+        )
     if not sys.executable:
-        raise click.ClickException("python doesn't know its own path (sys.executable). Nothing was run.")
+        raise click.ClickException("Python doesn't know its own path (sys.executable is empty). Nothing was run.")
     try:
         env_settings.budget()
-    except ValueError as error:  # better now than when the program has done half its work
+    except ValueError as error:  # better now than at the first 402, when the program has done half its work
         raise click.UsageError(printable(error)) from None
-    what = ["-m", script] if is_module else ["--", script] if script.startswith("-") and script != "-" else [script]
-    command = [sys.executable, *options_of(sys.orig_argv), *what, *args]
+    program = ["-m", script] if is_module else ["--", script] if script.startswith("-") and script != "-" else [script]
+    command = [sys.executable, *options_of(sys.orig_argv), *program, *args]
     environ = paying_environ(os.environ)
     try:
         if os.name == "nt":
@@ -56,7 +58,10 @@ def run(is_module: bool, script: str, args: tuple[str, ...]) -> None:
 
 
 def paying_environ(environ: Mapping[str, str]) -> dict[str, str]:
-    """``environ`` for interpreters of this very installation whose `requests` is to pay."""
+    """Return ``environ`` with what makes the `requests` of an interpreter pay.
+
+    ROUTEWEILER_RUN names this installation, by Python version and prefix: interpreters of other installations ignore it.
+    """
     path = environ.get("PYTHONPATH", "")
     if path.split(os.pathsep)[0] != _PAYING:
         path = os.pathsep.join([_PAYING, path] if path else [_PAYING])  # an empty entry would be the current folder
@@ -64,7 +69,7 @@ def paying_environ(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def options_of(command: Sequence[str]) -> list[str]:
-    """The options of the interpreter in ``command``, the command line of one: what stands before the program."""
+    """Return the interpreter's own options in ``command``, an interpreter's command line: all that precede the program."""
     options: list[str] = []
     rest = list(command[1:])
     while rest and rest[0].startswith("-") and rest[0] not in ("-", "--"):
@@ -75,9 +80,9 @@ def options_of(command: Sequence[str]) -> list[str]:
                 options.append(rest.pop(0))
             continue
         for at, letter in enumerate(each[1:], 1):
-            if letter in "mc":  # the program
+            if letter in "mc":  # -m and -c name the program: the options end here
                 return options if at == 1 else [*options, each[:at]]
-            if letter in "WX":  # what follows is its value
+            if letter in "WX":  # the rest of the argument is the value of this option
                 break
         options.append(each)
         if each[-1] in "WX" and at == len(each) - 1 and rest:
@@ -86,10 +91,11 @@ def options_of(command: Sequence[str]) -> list[str]:
 
 
 def stand_by(command: Sequence[str], environ: Mapping[str, str]) -> int:
-    """Run ``command`` and return its exit code.
+    """Run ``command``, wait for its end, and return its exit code.
 
-    For Windows, where exec starts another process and ends this one, which a shell takes for the end of the program.
+    Used on Windows instead of exec. There, exec starts another process and ends this one, so a shell would believe that the program
+    has ended.
     """
     with subprocess.Popen(command, env=environ) as program:  # noqa: S603
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the program as well, and is its to answer
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the program too, which decides what to do
         return program.wait()

@@ -1,4 +1,7 @@
-"""A session made of what the environment says, for the commands: its wallet, and a witness of what it did with it."""
+"""What `get` passes to its session: funding within ``--max-sats`` or for a dry run, the ``confirm`` callback, and a trace sink.
+
+Which node the environment names is left to `config.environment`; whether and what to pay, to `payments`.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,10 @@ if TYPE_CHECKING:
 
 
 class PaymentObserver(TraceSink):
-    """Keeps the events of this run, and hands them on to the trace that the user has asked for, if any."""
+    """A trace sink that keeps the payments of this run's events in memory.
+
+    ``onward``: the user's own trace, which gets every event too; None if the user asked for no trace.
+    """
 
     def __init__(self, onward: TraceSink | None) -> None:
         self._onward = onward
@@ -25,16 +31,16 @@ class PaymentObserver(TraceSink):
 
     @property
     def paid(self) -> list[TracePayment]:
-        """The payments that were made, not those of earlier runs whose tokens were used again."""
+        """The payments that this run made, without those of earlier runs whose tokens it used again."""
         return [payment for payment in self.payments if not payment.reused]
 
     @property
     def spent_msat(self) -> int:
-        """What was paid, routing included."""
+        """What this run paid, in msat, routing fees included."""
         return sum(payment.amount_msat + payment.fee_msat for payment in self.paid)
 
     def emit(self, event: TraceEvent) -> bool:
-        """Keep ``event``, and hand it on."""
+        """Keep the payment of ``event``, and pass the event to the user's trace. Return False if that trace couldn't write it."""
         if event.payment is not None:
             self.payments.append(event.payment)
         return self._onward is None or self._onward.emit(event)
@@ -45,17 +51,21 @@ class PaymentObserver(TraceSink):
             self._onward.close()
 
     def _write(self, event_id: str, payload: object, text: str) -> None:
-        raise AssertionError("events are kept and handed on, never written here")
+        raise AssertionError("emit() keeps and passes on events; this sink writes none itself")
 
     def _close(self) -> None:
-        """There is no file."""
+        """Do nothing: this sink has no file."""
 
     def _forget_after_fork(self) -> None:
-        """There is no file."""
+        """Do nothing: this sink has no file."""
 
 
 class PriceCap:
-    """Asked before each payment (``confirm``): says yes to what costs at most ``cap_msat``, if it ``pays`` at all."""
+    """The session's ``confirm`` callback: agrees to a price (without routing) of at most ``cap_msat``; None means any price.
+
+    ``pays`` is False in a dry run: then it agrees to nothing. ``quote`` is the last quote that was asked about, ``agreed`` the
+    answer to it.
+    """
 
     def __init__(self, *, cap_msat: int | None, pays: bool) -> None:
         self._cap_msat = cap_msat
@@ -71,33 +81,41 @@ class PriceCap:
 
 @dataclass(eq=False, kw_only=True)
 class CappedFunding(LightningFundingSource):
-    """Lets routing cost no more than ``cap_msat`` leaves above the amount."""
+    """A funding source whose payments cost at most ``cap_msat`` each, routing fee included."""
 
     cap_msat: int
 
     def fee_cap_msat(self, amount_msat: int) -> int:
-        """As of any source, but amount and fee together stay within the cap."""
+        """Return the routing fee limit of any source, lowered so that amount and fee together stay within ``cap_msat``."""
         return max(0, min(super().fee_cap_msat(amount_msat), self.cap_msat - amount_msat))
 
 
 class NoWallet:
-    """A node client for learning prices: it pays nothing, and nobody is asked anything."""
+    """The node client of a dry run: a session can quote prices with it. It contacts no node.
+
+    Money: none can move; every call that needs a node raises FundingError.
+    """
 
     def pay_invoice(self, bolt11: str, *, max_fee_msat: int) -> bytes:
-        """Refuse."""
-        raise FundingError("a dry run pays nothing.", advice="")
+        """Refuse: raise FundingError."""
+        raise FundingError("A dry run pays nothing.", advice="To pay, run the command without --dry-run.")
 
     def track_payment(self, payment_hash: bytes) -> PaymentStatus:
-        """Refuse."""
-        raise FundingError("a dry run asks no node.", advice="")
+        """Refuse: raise FundingError."""
+        raise FundingError("A dry run asks no node about payments.", advice="To ask the node, run the command without --dry-run.")
 
     def get_node_pubkey(self) -> str:
-        """None: no row of the ledger names it, so no row is ever carried on by it."""
+        """Return "", which no ledger row names. Only the node that a row names continues its payment, so a dry run never does."""
         return ""
 
 
 def capped_node(cap_msat: int | None) -> list[LightningFundingSource]:
-    """The node that the environment names, for payments of at most ``cap_msat`` with their routing. As `environment.node`."""
+    """Return the funding sources of the node that the environment names. Connects to nothing.
+
+    ``cap_msat``: the most that one payment may cost, routing fee included; None adds no limit.
+
+    Raises: FundingError if the environment names no node, ValueError for an unknown network, as `environment.node` does.
+    """
     sources = environment.node()
     if cap_msat is None:
         return sources
@@ -105,5 +123,5 @@ def capped_node(cap_msat: int | None) -> list[LightningFundingSource]:
 
 
 def prices_only() -> list[LightningFundingSource]:
-    """Funding that can be quoted for and can't pay."""
+    """Return sources that allow quotes but can't pay: one for the network that the environment names, else one for each network."""
     return [LightningFundingSource(client=NoWallet(), network=network) for network in environment.networks()]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .types import TokenRequest
 
 
-_ASK_OPERATOR = "The ledger keeps token and preimage. Ask the server's operator with the payment hash as proof, or Ledger.forget() it to buy anew."
+_ASK_OPERATOR = "Ask the server's operator with the payment hash as proof, or Ledger.forget() it to buy anew."
 
 
 def error_for(step: NextStep, row: PaymentRow, reason: str | None) -> RouteweilerError:
@@ -94,7 +94,7 @@ def refused_error(token: Token, status: int) -> TokenRefusedError:
     """Return the error of a server that has never accepted ``token`` and has refused it for as long as a settlement may lag."""
     return TokenRefusedError(
         f"{token.origin} refuses the token of payment {token.payment_hash} (status {status}), though it was paid for",
-        advice=f"Later calls offer it again. {_ASK_OPERATOR}",
+        advice=f"The ledger keeps token and preimage, and later calls offer them again. {_ASK_OPERATOR}",
         payment_hash=token.payment_hash,
     )
 
@@ -104,7 +104,7 @@ def unserved_error(row: PaymentRow, request: TokenRequest) -> TokenRefusedError:
     return TokenRefusedError(
         f"{request.origin} wants to be paid again, now for {request.scope}, for what payment {row.payment_hash} of "
         f"{sats(row.amount_msat)} has bought already: it has never accepted that token, and nothing more was paid",
-        advice=_ASK_OPERATOR,
+        advice=f"The ledger keeps token and preimage. {_ASK_OPERATOR}",
         payment_hash=row.payment_hash,
     )
 

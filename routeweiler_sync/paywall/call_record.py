@@ -59,7 +59,7 @@ class CallRecord:
     #: Responses that were superseded on the way to one of the call's, by that one's id.
     superseded: dict[int, list[requests.Response]] = field(default_factory=dict)
     #: What the call has bought, as (origin, scope): nothing is bought twice in it, over however many redirects.
-    bought_needs: set[tuple[str, str]] = field(default_factory=set)
+    bought_scopes: set[tuple[str, str]] = field(default_factory=set)
     #: Set where a token of ours went out in the place of the caller's own Authorization.
     authorization_replaced: bool = False
 

@@ -38,24 +38,14 @@ from .credentialed import (
     scrub_redirect,
     with_credential,
 )
+from .negotiation import Negotiation, wants_of
 from .replay import again, check_replayable, drain, rewind
-from .server_rules import MAYBE_REFUSALS, ServerAnswer, TokenStatus, Verdict, Wants, judge, read_answer, token_status
+from .server_rules import MAYBE_REFUSALS, ServerAnswer, TokenStatus, Verdict, Wants, judge, read_answer
 
 if TYPE_CHECKING:
     from ..config.payer import Payer
-    from ..ledger.types import PaymentRow
 
 log = logging.getLogger("routeweiler_sync")
-
-#: A token that the server has never taken is offered again for this long: settlement may lag on the server's side.
-OFFER_AGAIN_S = 5.0
-#: Tokens that one call offers before it insists on its own: an old one, one that another process bought meanwhile, a new one.
-MAX_TOKENS_PER_CALL = 4
-#: Tokens that it offers at all. Only other processes, each with a token that no server has taken yet, keep it from its own so long.
-MAX_OFFERS_PER_CALL = 32
-MIN_PAUSE_S, MAX_PAUSE_S = 0.05, 1.0
-#: The ledger keeps times in milliseconds, rounded down.
-CLOCK_GRAIN_S = 0.001
 
 Send = Callable[[requests.PreparedRequest], requests.Response]
 
@@ -70,23 +60,14 @@ class PaywallHandler:
     send: Send
     origin: str = ""
     path: str = ""
+    #: Answers that were superseded, the first one first.
     history: list[requests.Response] = field(default_factory=list)
-    #: Payment hashes of tokens that aren't offered again in this hop; those of them that it has retired.
-    refused: set[str] = field(default_factory=set)
-    over: set[str] = field(default_factory=set)
-    #: Payment hashes of tokens that other calls have bought for other targets, since this one began.
-    strangers: set[str] = field(default_factory=set)
-    bought: bool = False
-    refused_since_s: float | None = None
-    offers: int = 0
-    #: Payment hashes of tokens whose refusal was looked at: whether it is an old answer.
-    replayed: set[str] = field(default_factory=set)
+    #: The last answer.
     latest: requests.Response = field(init=False)
-    #: A token that was refused without a word why: offered once more after the server was asked bare.
-    doubted: Token | None = None
-    asked_bare: bool = False
-    #: The token that was given last.
-    given: Token | None = None
+    negotiation: Negotiation = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.negotiation = Negotiation(resource_digest=_resource_digest(self.request), call_started_s=self.call.started_s)
 
     @property
     def record(self) -> CallRecord:
@@ -140,17 +121,16 @@ class PaywallHandler:
             self._end_first_use()
 
     def _run(self, token: Token | None, *, is_guess: bool) -> requests.Response:
-        """Go on until the server is satisfied or the rules say stop. ``held`` is what the latest request carried, if anything."""
+        """Go on until the server is satisfied or the rules say stop. ``token`` is what the latest request carried, if anything."""
         while True:
             judged = token if not is_guess else None
-            token_request = (
-                self._parse_challenge() if self.latest.status_code in ((402,) if judged is None else (401, 402)) else None
-            )
-            verdict = self._verdict(token, judged, token_request)
+            may_ask = self.latest.status_code in ((402,) if judged is None else (401, 402))
+            request = self._parse_challenge() if may_ask else None
+            verdict = self._verdict(token, judged, request)
             if verdict is Verdict.AS_IT_IS:
                 return self._finished()
             if judged is not None and verdict in (Verdict.TAKEN, Verdict.NOT_TOLD):
-                return self._accepted(judged, accepted=verdict is Verdict.TAKEN)
+                return self._answered(judged, accepted=verdict is Verdict.TAKEN)
             if verdict is Verdict.WITHDRAW:
                 self._withdraw_guess()
                 token, is_guess = None, False
@@ -159,34 +139,24 @@ class PaywallHandler:
             if judged is not None and verdict is Verdict.GIVE_UP:
                 token = self._resend(self._earlier_instead_of(judged))
             elif judged is not None and verdict is Verdict.OFFER_AGAIN:
-                self._pause()
+                time.sleep(self.negotiation.pause_s(time.monotonic()))
                 token = self._resend(self._as_others_know(judged) or judged)
             elif judged is not None and verdict is Verdict.ASK_BARE:
-                self.doubted, token = judged, self._resend(None)
+                self.negotiation.hold_back(judged)
+                token = self._resend(None)
             else:
                 if judged is not None and verdict is Verdict.RETIRE:
                     self._retire(judged)
-                if token_request is not None and quoting.get():
+                if request is not None and quoting.get():
                     drain(self.latest)
-                    raise QuoteReady(self.payer.checkout.quote(token_request), self._finished())
-                token = self._resend(
-                    None if token_request is None else self._token_to_offer(token_request)
-                )  # bare: to be told what it wants now
+                    raise QuoteReady(self.payer.checkout.quote(request), self._finished())
+                # Without a challenge: bare, to learn what the server wants now.
+                token = self._resend(None if request is None else self._token_to_offer(request))
                 is_guess = False
 
-    def _is_paid(self, token: Token, token_request: TokenRequest) -> bool:
-        """Whether what refuses ``held`` wants an invoice paid that was paid long ago. Looked at once for each token."""
-        if token.payment_hash in self.replayed:
-            return False
-        self.replayed.add(token.payment_hash)
-        row = self.payer.ledger.payment(token_request.challenge.payment_hash.hex())
-        return row is not None and row.settled_at is not None
-
-    def _token_to_offer(self, token_request: TokenRequest) -> Token:
-        """The token to offer for ``token_request``: the one that was held back to ask without it, if it fits; else one from the
-        checkout."""
-        doubted, self.doubted = self.doubted, None
-        return doubted if doubted is not None and doubted.scope == token_request.scope else self._token(token_request)
+    def _token_to_offer(self, request: TokenRequest) -> Token:
+        """Return the token to offer for ``request``: the one that was held back, if it fits; else one from the checkout."""
+        return self.negotiation.take_back(request.scope) or self._token_from_checkout(request)
 
     def _parse_challenge(self) -> TokenRequest | None:
         """What the latest answer asks for. None where it holds no L402 challenge; ChallengeParseError where that can't be used."""
@@ -202,7 +172,7 @@ class PaywallHandler:
             path=self.path,
             scope=scope_of(challenge, self.path),
             challenge=challenge,
-            resource_digest=self.resource_digest,
+            resource_digest=self.negotiation.resource_digest,
             spent_in_call_msat=self.record.spent_msat,
             limits=active(self.call.payers),
             still_useful=functools.partial(check_replayable, self.request),
@@ -210,62 +180,40 @@ class PaywallHandler:
         self.record.challenged(token_request)
         return token_request
 
-    @property
-    def resource_digest(self) -> str:
-        """A digest of path and query: what exactly is asked for, without what a query may hold."""
-        return hashlib.sha256((self.request.path_url or "").encode("utf-8", "surrogatepass")).hexdigest()
-
-    def _token(self, token_request: TokenRequest) -> Token:
-        """A token that fits ``token_request``: live, or bought now. At most one is bought in a call."""
-        purchase = None
+    def _token_from_checkout(self, request: TokenRequest) -> Token:
+        """Return a token that fits ``request``: a live one, or one bought now. At most one is bought in a call."""
+        negotiation, purchase = self.negotiation, None
         self._end_first_use()
-        may_buy = not self.bought and (token_request.origin, token_request.scope) not in self.record.bought_needs
-        if self.offers < (MAX_OFFERS_PER_CALL if may_buy else MAX_TOKENS_PER_CALL):
-            refused = frozenset(self.refused)
+        may_buy = not negotiation.bought and (request.origin, request.scope) not in self.record.bought_scopes
+        if negotiation.may_offer(may_buy=may_buy):
             purchase = self.payer.checkout.token_for(
-                token_request, refused=refused, may_buy=may_buy, worth_an_offer=self._worth_an_offer
+                request,
+                refused=frozenset(negotiation.refused),
+                may_buy=may_buy,
+                worth_an_offer=negotiation.is_worth_an_offer,
             )
+        if purchase is None and may_buy:
+            raise overtaken_error(request, self.latest.status_code, negotiation.offers)
         if purchase is None:
-            raise (
-                overtaken_error(token_request, self.latest.status_code, self.offers)
-                if may_buy
-                else self._no_more_tokens(token_request)
-            )
-        self.offers, self.given = self.offers + 1, purchase.token
-        self.bought = self.bought or purchase.bought
-        if purchase.token.scope != token_request.scope:
-            self.refused.add(purchase.token.payment_hash)  # bought for this target, under another scope: once is enough
-        elif (
-            purchase.row.resource_digest != self.resource_digest
-            and purchase.row.created_at.timestamp() >= self.call.started_s - CLOCK_GRAIN_S
-        ):
-            self.strangers.add(purchase.token.payment_hash)
-        self.refused_since_s, self.asked_bare = None, False
+            raise self._no_more_tokens(request)
+        negotiation.note_offer(purchase, request.scope)
         if purchase.bought:
-            self.record.bought_needs.add((token_request.origin, token_request.scope))
-            self.record.add_purchase(purchase, token_request.url)  # before the retry: whatever becomes of that, the payment is told
+            self.record.bought_scopes.add((request.origin, request.scope))
+            self.record.add_purchase(purchase, request.url)  # before the retry: whatever becomes of that, the payment is reported
             self.payer.token_cache.put(purchase.token, self.path)
         return purchase.token
 
-    def _worth_an_offer(self, row: PaymentRow) -> bool:
-        """Whether the token of ``row``, which others have used, may serve here too. (If not, it makes room for one of this call.)
-
-        One that was bought a moment ago and didn't serve tells that tokens here don't fit every target. One that is older may have
-        been used up or expired: that tells nothing of its successor, which may serve all.
-        """
-        if self.offers >= MAX_TOKENS_PER_CALL:
-            return False
-        return row.resource_digest == self.resource_digest or not self.strangers & self.over
-
     def _end_first_use(self) -> None:
-        if self.bought and self.given is not None:
-            end_first_use(self.given.payment_hash)
+        bought, token = self.negotiation.bought, self.negotiation.last_offered
+        if bought and token is not None:
+            end_first_use(token.payment_hash)
 
-    def _no_more_tokens(self, token_request: TokenRequest) -> TokenRefusedError:
-        status, payment_hash = self.latest.status_code, None if self.given is None else self.given.payment_hash
-        if self.given is not None and payment_hash in self.refused - self.over:
-            return refused_error(self.given, status)
-        return no_more_tokens_error(self.given, token_request, status, retired=payment_hash in self.over)
+    def _no_more_tokens(self, request: TokenRequest) -> TokenRefusedError:
+        """Return the error for a server that wants one more token than this call may offer."""
+        status, last, retired = self.latest.status_code, self.negotiation.last_offered, self.negotiation.retired
+        if last is not None and last.payment_hash in self.negotiation.refused - retired:
+            return refused_error(last, status)
+        return no_more_tokens_error(last, request, status, retired=last is not None and last.payment_hash in retired)
 
     def _resend(self, token: Token | None) -> Token | None:
         """Send again: with ``held``, or bare. Gives ``held`` back."""
@@ -284,7 +232,7 @@ class PaywallHandler:
                 self.latest = self.send(request)
         except requests.RequestException as error:
             if token is not None:
-                why = judge(self._known_of(token, ServerAnswer.NO_ANSWER), read_answer(None, judged=True)).why
+                why = judge(self._status_of(token, ServerAnswer.NO_ANSWER), read_answer(None, judged=True)).why
                 log.warning("%s gave no answer to the token of payment %s (%s): %s", self.origin, token.payment_hash,
                             type(error).__name__, why)  # fmt: skip
             raise
@@ -302,53 +250,53 @@ class PaywallHandler:
         remove_hooks(request)
         return request
 
-    def _verdict(self, token: Token | None, judged: Token | None, token_request: TokenRequest | None) -> Verdict:
-        """What the latest answer means for ``held``, which the request carried; ``judged`` is the same, unless it was a guess."""
-        wants, status = Wants.NOTHING, self.latest.status_code
-        if token_request is not None:
-            wants = Wants.SAME if token is not None and token_request.scope == token.scope else Wants.L402
-            if wants is Wants.SAME and judged is not None and self._is_paid(judged, token_request):
-                wants = Wants.PAID
-        elif status in (401, 402) and schemes_offered(_challenge_lines(self.latest)):
-            wants = Wants.OTHER
-        after_402 = any(answer.status_code == 402 for answer in self.history)
-        said = read_answer(status, wants=wants, judged=judged is not None, after_402=after_402)
-        unjudged = TokenStatus.NONE if token is None else TokenStatus.GUESS
-        verdict = judge(unjudged if judged is None else self._known_of(judged, said), said).verdict
-        self.asked_bare = self.asked_bare or verdict is Verdict.ASK_BARE
-        return verdict
+    def _verdict(self, token: Token | None, judged: Token | None, request: TokenRequest | None) -> Verdict:
+        """Return what the latest answer means for ``token``, which went along; ``judged`` is the same, unless it was a guess.
 
-    def _known_of(self, token: Token, said: ServerAnswer) -> TokenStatus:
-        """What is known of ``held``; the ledger is asked only where the answer may be a refusal: others mean the same for all.
-
-        "Taken before" is what was known when the request left. Of requests that go out together while a settlement lags, some are
-        refused and a later one is taken: such a refusal is no reason to give up, and pay for, a token that has just begun to serve.
+        ``request`` is what the answer's challenge asks for, None where it holds none that can be paid.
         """
-        taken = token.accepted
-        if said in MAYBE_REFUSALS:
-            now_known = self._as_others_know(token)
-            if now_known is None:
-                taken = True  # given up by another: its time is over
-            elif self.refused_since_s is None or (now_known.accepted and not taken):
-                self.refused_since_s = time.monotonic()
-        offered_s = 0.0 if self.refused_since_s is None else time.monotonic() - self.refused_since_s
-        return token_status(
-            accepted=taken,
+        status = self.latest.status_code
+        names_schemes = request is None and status in (401, 402) and bool(schemes_offered(_challenge_lines(self.latest)))
+        wants = wants_of(None if request is None else request.scope, token, names_schemes=names_schemes)
+        if wants is Wants.SAME and judged is not None and request is not None and self._is_replay(judged, request):
+            wants = Wants.PAID
+        after_402 = any(answer.status_code == 402 for answer in self.history)
+        answer = read_answer(status, wants=wants, judged=judged is not None, after_402=after_402)
+        if judged is not None:
+            return self.negotiation.verdict(answer, self._status_of(judged, answer))
+        return self.negotiation.verdict(answer, TokenStatus.NONE if token is None else TokenStatus.GUESS)
+
+    def _is_replay(self, token: Token, request: TokenRequest) -> bool:
+        """Return whether the answer that refuses ``token`` wants an invoice paid that was paid long ago."""
+        if not self.negotiation.checks_replay(token):
+            return False
+        row = self.payer.ledger.payment(request.challenge.payment_hash.hex())
+        return row is not None and row.settled_at is not None
+
+    def _status_of(self, token: Token, answer: ServerAnswer) -> TokenStatus:
+        """Return what is known of ``token``. The ledger is asked only where ``answer`` may be a refusal."""
+        accepted = token.accepted
+        if answer in MAYBE_REFUSALS:
+            accepted = self.negotiation.note_refusal(token, self._as_others_know(token), monotonic_s=time.monotonic())
+        return self.negotiation.status_of(
+            token,
+            accepted=accepted,
             accepted_here=self.payer.token_cache.knows_path(token, self.path),
-            expired=token.valid_until is not None and time.time() >= token.valid_until,
-            asked_bare=self.asked_bare,
-            patience_left=offered_s < OFFER_AGAIN_S,
+            now_s=time.time(),
+            monotonic_s=time.monotonic(),
         )
 
     def _earlier_instead_of(self, token: Token) -> Token:
-        """``held`` is to be given up; but a token that was once bought for this very thing may still open it. TokenRefusedError."""
-        row = self.payer.ledger.retired(self.origin, token.scope, self.resource_digest)
-        earlier = None if row is None or row.payment_hash in self.refused else Token.of(row)
+        """Return a retired token that was bought for this very page and may still open it, in place of ``token``, which is given up.
+
+        Raises: TokenRefusedError where there is none.
+        """
+        row = self.payer.ledger.retired(self.origin, token.scope, self.negotiation.resource_digest)
+        earlier = None if row is None or row.payment_hash in self.negotiation.refused else Token.of(row)
         if earlier is None:
             self.record.add_reuse(token, self.request.url or "")
             raise refused_error(token, self.latest.status_code)
-        self.refused.add(token.payment_hash)
-        self.refused_since_s = None
+        self.negotiation.note_earlier_offer(token)
         return earlier
 
     def _withdraw_guess(self) -> None:
@@ -358,18 +306,11 @@ class PaywallHandler:
         rewind(self.request)
         self.latest = self.send(self._again())
 
-    def _pause(self) -> None:
-        assert self.refused_since_s is not None
-        offered_s = time.monotonic() - self.refused_since_s
-        time.sleep(min(MAX_PAUSE_S, max(MIN_PAUSE_S, offered_s / 2)))
-
     def _retire(self, token: Token) -> None:
-        """The time of ``held`` is over, here at least."""
+        """Note in ledger, cache and negotiation that the server no longer accepts ``token``."""
         self.payer.ledger.retire(token.payment_hash)
         self.payer.token_cache.drop(token)
-        self.refused.add(token.payment_hash)
-        self.over.add(token.payment_hash)
-        self.refused_since_s, self.asked_bare = None, False
+        self.negotiation.note_retired(token)
         log.info("the token of payment %s is no longer taken by %s", token.payment_hash, self.origin)
 
     def _as_others_know(self, token: Token) -> Token | None:
@@ -379,13 +320,13 @@ class PaywallHandler:
             return None
         return Token.of(row) or token
 
-    def _accepted(self, token: Token, *, accepted: bool) -> requests.Response:
+    def _answered(self, token: Token, *, accepted: bool) -> requests.Response:
         """The server's answer to a request that carried ``held``, as the caller gets it."""
         if accepted:
-            self._note_taken(token)
+            self._note_accepted(token)
         return self._finished(self.record.add_reuse(token, self.request.url or ""))
 
-    def _note_taken(self, token: Token) -> None:
+    def _note_accepted(self, token: Token) -> None:
         ledger, failed = self.payer.ledger, "the ledger can't note that a token was taken: %s"
         known = self.payer.token_cache.knows_path(token, self.path)
         try:  # apart: whether the token may be replaced when it is refused hangs on the first note, and not on the second
@@ -408,6 +349,11 @@ class PaywallHandler:
         if self.history:
             self.record.superseded[id(response)] = list(self.history)
         return response
+
+
+def _resource_digest(request: requests.PreparedRequest) -> str:
+    """Return a digest of path and query: what exactly is asked for, without keeping what a query may hold."""
+    return hashlib.sha256((request.path_url or "").encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _challenge_lines(response: requests.Response) -> list[str]:

@@ -203,12 +203,12 @@ class Wants(str, Enum):
 
     SAME = "L402, of the scope of the token that went along"
     PAID = "the same, by an invoice that the ledger has as paid"
-    L402 = "L402, of another scope, or no token went along"
+    CHALLENGE = "L402, of another scope, or no token went along"
     OTHER = "something else"
     NOTHING = "they don't say"
 
 
-_L402S = {Wants.SAME: ServerAnswer.REFUSED, Wants.PAID: ServerAnswer.REPLAYED, Wants.L402: ServerAnswer.PRICED}
+_CHALLENGES = {Wants.SAME: ServerAnswer.REFUSED, Wants.PAID: ServerAnswer.REPLAYED, Wants.CHALLENGE: ServerAnswer.PRICED}
 
 
 def read_answer(status: int | None, *, wants: Wants = Wants.NOTHING, judged: bool, after_402: bool = False) -> ServerAnswer:
@@ -225,8 +225,8 @@ def read_answer(status: int | None, *, wants: Wants = Wants.NOTHING, judged: boo
     if status == 401 and not judged:
         return ServerAnswer.UNREAD_401
     if status in (401, 402):
-        if wants in _L402S:
-            return _L402S[wants]
+        if wants in _CHALLENGES:
+            return _CHALLENGES[wants]
         if status == 402:
             return ServerAnswer.OTHER_402
         return ServerAnswer.LOGIN if wants is Wants.OTHER else ServerAnswer.BARE_401

@@ -35,7 +35,7 @@ from routeweiler_sync._core.preload import prepare_to_pay
 from routeweiler_sync.funding.lnd import channel as connection
 from routeweiler_sync.funding.lnd.stubs import routeweiler_lnd_pb2 as pb
 from routeweiler_sync.payments import first_use, lifecycle, report_claims as telling, single_flight as flight
-from routeweiler_sync.paywall import handler as exchange
+from routeweiler_sync.paywall import negotiation
 from routeweiler_sync.testing import FakeLnd, Paywall
 from routeweiler_sync.trace.sink_jsonl import JsonlSink
 
@@ -444,7 +444,7 @@ def hurry() -> Iterator[None]:
     """The library without its pauses; no wait of its own decides anything here."""
     with (
         patch.object(lifecycle, "LEAVE_ALONE_S", 0.0),
-        patch.object(exchange, "MIN_PAUSE_S", 0.001),
+        patch.object(negotiation, "MIN_PAUSE_S", 0.001),
     ):
         yield
 

@@ -35,7 +35,7 @@ from routeweiler_sync import (
 )
 from routeweiler_sync._core.preload import prepare_to_pay
 from routeweiler_sync.payments import checks, first_use, report_claims as telling, single_flight as flight
-from routeweiler_sync.paywall import handler as exchange
+from routeweiler_sync.paywall import negotiation
 from routeweiler_sync.testing import FakeLnd, Paywall, PaywallRequest
 from routeweiler_sync.testing.paywall import Faults, Page
 
@@ -164,7 +164,7 @@ class StateWorld:
         prepare_to_pay()
         self._exit = contextlib.ExitStack()
         self._exit.enter_context(contextlib.contextmanager(hurry)())
-        self._exit.enter_context(patch.object(exchange, "OFFER_AGAIN_S", 0.2))
+        self._exit.enter_context(patch.object(negotiation, "OFFER_AGAIN_S", 0.2))
         self._exit.enter_context(patch.object(checks, "MIN_TOKEN_LIFE_S", 0))
         self.lnd = self._exit.enter_context(FakeLnd())
         self.log = self._exit.enter_context(_listening())

@@ -27,7 +27,8 @@ from routeweiler_sync import (
     Session,
     payment_of,
 )
-from routeweiler_sync.config.env_settings import environment
+from routeweiler_sync._core import env_vars
+from routeweiler_sync.config import environment
 from routeweiler_sync.testing import FakeLnd, Paywall
 from routeweiler_sync.transport import adapter
 
@@ -39,7 +40,7 @@ pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 @pytest.fixture
 def environ(lnd: FakeLnd, books: Books, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """The environment names the test's node, ledger and trace, and no other."""
-    for name in environment.VARIABLES:
+    for name in env_vars.PAYER_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     for name, value in lnd.environ.items():
         monkeypatch.setenv(name, value)

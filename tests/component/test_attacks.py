@@ -652,11 +652,11 @@ def test_a_recovery_that_breaks_off_tells_of_what_it_ended(
     change = Ledger.change
     calls = []
 
-    def full(self: Ledger, *args: Any) -> Any:
+    def full(self: Ledger, *args: Any, **how: Any) -> Any:
         calls.append(args)
         if len(calls) == 2:
             raise LedgerError("disk full")
-        return change(self, *args)
+        return change(self, *args, **how)
 
     monkeypatch.setattr(Ledger, "change", full)
     with pytest.raises(requests.RequestException):

@@ -119,7 +119,7 @@ def test_the_first_version_is_what_it_was(tmp_path: Path) -> None:
 
 DYING = """
 import os, sqlite3, sys
-from routeweiler_sync.budgets import sqlite, store
+from routeweiler_sync.ledger import sqlite, store
 from tests.component.test_ledger_migrations import newer_version
 from tests.ledger_makers import Ledger
 path, left = sys.argv[1], int(sys.argv[2])

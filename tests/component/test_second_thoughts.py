@@ -191,8 +191,8 @@ def test_a_commit_that_failed_and_was_one_is_found(make_session, paywall: Paywal
 
     change = Ledger.change
 
-    def unsure(self: Ledger, payment_hash: str, decide: Any) -> Any:
-        change(self, payment_hash, decide)
+    def unsure(self: Ledger, payment_hash: str, decide: Any, **how: Any) -> Any:
+        change(self, payment_hash, decide, **how)
         raise LedgerError("disk I/O error. Nothing was spent.")
 
     monkeypatch.setattr(Ledger, "change", unsure)

@@ -14,7 +14,7 @@ import requests
 from urllib3.util import Retry
 
 from routeweiler_sync import ChallengeParseError, PaymentState, PaywallAdapter, Routeweiler, TokenRefusedError
-from routeweiler_sync.paywall import handler as exchange
+from routeweiler_sync.paywall import negotiation
 from routeweiler_sync.testing import FakeLnd, Paywall
 from routeweiler_sync.testing._paywall_logic import mint
 
@@ -101,7 +101,7 @@ def wall(lnd: FakeLnd) -> Iterator[OutspokenPaywall]:
 
 @pytest.fixture(autouse=True)
 def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchange, "OFFER_AGAIN_S", 0.4)
+    monkeypatch.setattr(negotiation, "OFFER_AGAIN_S", 0.4)
 
 
 def outcome(call: Callable[[], requests.Response]) -> tuple[Any, ...]:
@@ -133,7 +133,7 @@ def serves_the_next_calls_unpaid(
         assert (response.status_code, response.content, response.history) == (200, wall.content, [])
         assert (response.payment.payment_hash, response.payment.reused) == (row.payment_hash, True)
         assert [request.paid for request in wall.requests[before:]] == [True]
-    assert books.rows[0].taken
+    assert books.rows[0].accepted
     assert lnd.calls["SendPaymentV2"] == 1
     books.check()
 
@@ -216,7 +216,7 @@ def test_a_refusal_just_after_paying_may_be_a_settlement_that_lags(
     session, make_session, wall: OutspokenPaywall, lnd: FakeLnd, books: Books, monkeypatch, name: str, times: int
 ) -> None:
     """Read as "pay again", it is a second payment, for a token that would have been taken a moment later."""
-    monkeypatch.setattr(exchange, "OFFER_AGAIN_S", 30)
+    monkeypatch.setattr(negotiation, "OFFER_AGAIN_S", 30)
     wall.say(lambda: REFUSALS[name](wall), times=times)
     response = session.get(wall.url)
     assert (response.status_code, response.content) == (200, wall.content)
@@ -275,7 +275,7 @@ def test_a_challenge_that_cant_be_read_says_that_the_call_has_paid(
     with pytest.raises(ChallengeParseError) as caught:
         session.get(wall.url)
     assert caught.value.spent is True
-    assert "this call has paid before" in str(caught.value)
+    assert "this call has paid" in str(caught.value)
     serves_the_next_calls_unpaid(wall, lnd, books, session, make_session, taken=False)
 
 

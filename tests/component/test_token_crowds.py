@@ -19,7 +19,7 @@ import pytest
 
 from routeweiler_sync import ChallengeExpiredError, PaymentState, RouteweilerError, TokenRefusedError
 from routeweiler_sync.payments import checkout, first_use
-from routeweiler_sync.paywall import handler as exchange
+from routeweiler_sync.paywall import negotiation
 from routeweiler_sync.testing import FakeLnd
 from routeweiler_sync.testing._paywall_logic import mint
 
@@ -181,7 +181,7 @@ def test_every_call_of_a_crowd_is_served_for_what_it_needs(
     urls = [server.url + page.format(number) for number in range(threads)]
     assert rush([make_session(budget_envelope=None) for _ in range(sessions)], urls) == {"200": threads}
     assert paid(lnd) == (threads if each else 1)
-    most = 4 if opens is own else exchange.MAX_TOKENS_PER_CALL + 4
+    most = 4 if opens is own else negotiation.MAX_TOKENS_PER_CALL + 4
     assert sum(server.asked.values()) <= threads * most, "a call goes through what others buy"
     books.check()
 
@@ -268,7 +268,7 @@ def test_a_call_that_never_came_to_buy_says_that_it_spent_nothing(
     make_session, serve, lnd: FakeLnd, books: Books, monkeypatch
 ) -> None:
     """Told "spent", with another call's payment hash, an operator would look for money that never left."""
-    monkeypatch.setattr(exchange, "MAX_OFFERS_PER_CALL", 1)
+    monkeypatch.setattr(negotiation, "MAX_OFFERS_PER_CALL", 1)
     server = serve(own, one_service)
     assert outcome(make_session(), f"{server.url}/a") == "200"
     with pytest.raises(TokenRefusedError, match="Nothing was spent by this call") as caught:

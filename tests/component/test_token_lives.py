@@ -23,7 +23,7 @@ import responses
 
 from routeweiler_sync import Ledger, LedgerError, PaymentPendingError, PaymentState, Routeweiler, TokenRefusedError
 from routeweiler_sync.payments import checkout, checks
-from routeweiler_sync.paywall import handler as exchange
+from routeweiler_sync.paywall import handler as exchange, negotiation
 from routeweiler_sync.testing import FakeLnd, Paywall
 from routeweiler_sync.testing.paywall import PaywallLogic
 
@@ -132,7 +132,7 @@ def test_a_token_that_expires_between_calls_is_replaced_once_within_the_call(
     caller = make_session() if fresh else session
     response = caller.get(paywall.url_for(path))
     assert (response.status_code, response.payment.reused) == (200, False)
-    assert time.monotonic() - started_s < exchange.OFFER_AGAIN_S
+    assert time.monotonic() - started_s < negotiation.OFFER_AGAIN_S
     if path == "/paid" and not bare_401:
         assert statuses(paywall, before) == [402, 200]  # the old one is refused on the request that would have met a 402 anyway
     for each in (session, make_session()):
@@ -166,7 +166,7 @@ def test_a_server_that_never_delivers_gets_one_payment_from_all_calls_and_sessio
     make_session, paywall: Paywall, lnd: FakeLnd, books: Books, monkeypatch, bare_401: bool
 ) -> None:
     """The thief's way to a second payment is the loop that calls him again, here or in the next worker."""
-    monkeypatch.setattr(exchange, "OFFER_AGAIN_S", 0.1)
+    monkeypatch.setattr(negotiation, "OFFER_AGAIN_S", 0.1)
     paywall.faults.refuse_tokens = True
     paywall.faults.bare_401 = bare_401
     sessions = [make_session() for _ in range(3)]
@@ -182,7 +182,7 @@ def test_a_server_that_never_delivers_gets_one_payment_from_all_calls_and_sessio
 
 def test_nor_from_threads_that_call_at_once(make_session, paywall: Paywall, lnd: FakeLnd, books: Books, monkeypatch) -> None:
     """As above, side by side."""
-    monkeypatch.setattr(exchange, "OFFER_AGAIN_S", 0.1)
+    monkeypatch.setattr(negotiation, "OFFER_AGAIN_S", 0.1)
     paywall.faults.refuse_tokens = True
     sessions = [make_session() for _ in range(3)]
     with ThreadPoolExecutor(12) as pool:
@@ -215,7 +215,7 @@ def test_a_token_taken_once_and_then_refused_for_ever_costs_one_more(
     make_session, paywall: Paywall, lnd: FakeLnd, books: Books, monkeypatch
 ) -> None:
     """Its time was over, so one new token is bought; that one is never taken, so no third is."""
-    monkeypatch.setattr(exchange, "OFFER_AGAIN_S", 0.1)
+    monkeypatch.setattr(negotiation, "OFFER_AGAIN_S", 0.1)
     sessions = [make_session() for _ in range(3)]
     assert [each.get(paywall.url).status_code for each in sessions] == [200] * 3
     paywall.faults.refuse_tokens = True

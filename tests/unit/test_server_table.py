@@ -54,7 +54,7 @@ def verdict_on(status: int | None, wants: Wants, *, after_402: bool = False, **t
 def design_says(status: int, wants: Wants, *, accepted: bool, accepted_here: bool, expired: bool, asked_bare: bool,
                 patience_left: bool) -> Verdict:  # fmt: skip
     """The design's words on a 401 or 402 to a token that is no guess."""
-    if wants is Wants.L402:
+    if wants is Wants.CHALLENGE:
         return Verdict.GET_ONE  # another token is wanted
     if status == 401 and wants is Wants.OTHER:
         return Verdict.NOT_TOLD  # a login
@@ -133,9 +133,9 @@ def test_a_redirect_says_that_the_token_was_taken_only_where_a_402_came_before(s
 @pytest.mark.parametrize("status", STATUSES)
 def test_without_a_token_only_an_l402_challenge_is_answered(status: int | None) -> None:
     """Else free traffic wouldn't be what it is with `requests`."""
-    for wants in (Wants.L402, Wants.OTHER, Wants.NOTHING) if status == 402 else (Wants.NOTHING,):
+    for wants in (Wants.CHALLENGE, Wants.OTHER, Wants.NOTHING) if status == 402 else (Wants.NOTHING,):
         verdict = judge(TokenStatus.NONE, read_answer(status, wants=wants, judged=False)).verdict
-        assert verdict is (Verdict.GET_ONE if wants is Wants.L402 else Verdict.AS_IT_IS)
+        assert verdict is (Verdict.GET_ONE if wants is Wants.CHALLENGE else Verdict.AS_IT_IS)
 
 
 @pytest.mark.parametrize("status", STATUSES)
@@ -143,7 +143,7 @@ def test_a_guess_is_withdrawn_unseen_and_never_judged(status: int | None) -> Non
     """Else a token that nobody asked for would keep the caller from a page, or be given up for a page that it isn't for."""
     for wants in set(Wants) - {Wants.PAID} if status == 402 else (Wants.NOTHING,):
         verdict = judge(TokenStatus.GUESS, read_answer(status, wants=wants, judged=False)).verdict
-        if status == 402 and wants in (Wants.SAME, Wants.L402):
+        if status == 402 and wants in (Wants.SAME, Wants.CHALLENGE):
             assert verdict is Verdict.GET_ONE
         else:
             assert verdict is (Verdict.WITHDRAW if status in (400, 401, 402, 403) else Verdict.AS_IT_IS)

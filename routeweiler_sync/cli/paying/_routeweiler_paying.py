@@ -1,6 +1,7 @@
-"""Has `requests` pay from the moment it is imported, and not before: what a program imports, and in which order, stays its own.
+"""Makes `requests` pay as soon as the program imports it, and imports nothing earlier than the program does.
 
-(gevent, for one, must patch ssl before anybody imports it, and `requests` does.)
+The order of imports matters: gevent, for instance, must patch ssl before anything imports ssl, and `requests` imports it.
+What paying means is left to `routeweiler_sync.patching`.
 """
 
 from __future__ import annotations
@@ -9,20 +10,20 @@ import os
 import sys
 from importlib.machinery import PathFinder
 
-TYPE_CHECKING = False  # typing is imported by the program, if at all
+TYPE_CHECKING = False  # not from typing: only the program decides whether that is imported
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from importlib.machinery import ModuleSpec
     from types import ModuleType
     from typing import Any
 
-_REQUESTS, _OURS = "requests", "routeweiler_sync"
-#: The folder that has the package: it may have been found by the folder it was started from, which isn't on the program's path.
+_REQUESTS, _PACKAGE = "requests", "routeweiler_sync"
+#: The folder that contains the package. It may not be on the program's path: ``python -m`` finds a package in the current folder.
 _HOME = os.path.abspath(os.path.join(os.path.dirname(__file__), *[os.pardir] * 3))
 
 
 class _Loader:
-    """A module's loader, to which something is done when the module has been executed. Then it is gone without a trace."""
+    """Wraps a module's loader, to call `_executed` after the module has run. The module itself refers to the real loader only."""
 
     def __init__(self, loader: Any) -> None:
         self._loader = loader
@@ -39,14 +40,14 @@ class _Loader:
 
 
 class _Watch:
-    """Finds `requests` and this package as the other finders do."""
+    """A finder that finds `requests` and this package as the other finders do, but with a `_Loader`."""
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name not in (_REQUESTS, _OURS):
+        if name not in (_REQUESTS, _PACKAGE):
             return None
         others = (finder for finder in list(sys.meta_path) if finder is not self and hasattr(finder, "find_spec"))
         spec = next((found for finder in others if (found := finder.find_spec(name, path, target)) is not None), None)
-        if spec is None and name == _OURS:
+        if spec is None and name == _PACKAGE:
             spec = PathFinder.find_spec(name, [_HOME])
         if spec is not None and hasattr(spec.loader, "exec_module"):
             spec.loader = _Loader(spec.loader)  # type: ignore[assignment]
@@ -54,16 +55,17 @@ class _Watch:
 
 
 def _executed(module: ModuleType) -> None:
-    if module.__name__ == _OURS:
+    """Make `requests` pay, now that ``module`` (`requests` or this package) has run."""
+    if module.__name__ == _PACKAGE:
         module.install()
-    elif hasattr(module, "adapters") and hasattr(module, "Session"):  # else it is one of the program's own that has the name
-        import routeweiler_sync  # noqa: F401 - which comes here, too
+    elif hasattr(module, "adapters") and hasattr(module, "Session"):  # else a module of the program's own is named requests
+        import routeweiler_sync  # noqa: F401 - its loader calls this function again, with the package
 
 
 def begin() -> None:
-    """Watch for `requests`."""
+    """Wait for the import of `requests`. If it is imported already, make it pay at once."""
     sys.meta_path.insert(0, _Watch())
-    for name in (_OURS, _REQUESTS):
-        if name in sys.modules:  # a .pth file needed it
+    for name in (_PACKAGE, _REQUESTS):
+        if name in sys.modules:  # imported by a .pth file
             _executed(sys.modules[name])
             break

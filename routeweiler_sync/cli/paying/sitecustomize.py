@@ -1,8 +1,8 @@
-"""Run by Python's `site` as an interpreter starts: ``routeweiler-sync run`` has put this folder first on PYTHONPATH.
+"""Run by Python's `site` when an interpreter starts, because ``routeweiler-sync run`` has put this folder first on PYTHONPATH.
 
-Has the interpreter's `requests` pay (`_routeweiler_paying`), takes the folder off the path, and makes way for the sitecustomize
-that would have run otherwise. The environment is inherited, so a Python that the program starts comes here as well, and be it
-another installation's: that one is left as it is, and nothing in this file is newer than Python 2.
+It makes the interpreter's `requests` pay (by `_routeweiler_paying`), removes this folder from `sys.path`, and then runs the
+sitecustomize that would have run without it. The environment is inherited, so every Python that the program starts runs this file,
+other installations' too. Those are left unchanged, and this file uses nothing newer than Python 2.
 """
 
 import os
@@ -16,11 +16,11 @@ try:
         _routeweiler_paying.begin()
 finally:
     sys.path[:] = [_entry for _entry in sys.path if os.path.normcase(_entry) != _here]
-    _mine = sys.modules.pop("sitecustomize")
+    _this_module = sys.modules.pop("sitecustomize")
     try:
-        import sitecustomize  # type: ignore[import-not-found]  # noqa: F401 - the next one
+        import sitecustomize  # type: ignore[import-not-found]  # noqa: F401 - the next one on the path
     except ImportError as _error:
         if getattr(_error, "name", "sitecustomize") != "sitecustomize":
             raise
     finally:
-        sys.modules.setdefault("sitecustomize", _mine)
+        sys.modules.setdefault("sitecustomize", _this_module)
