@@ -31,7 +31,7 @@ def test_a_refusal_that_crosses_with_a_taking_costs_no_token(lnd: FakeLnd, books
     """
     with CrossingPaywall(lnd, price_msat=10_000) as paywall:
         paywall.faults.settle_lag = 1
-        paywall.served = lambda: books.ledger.mark(books.rows[0].payment_hash, taken=True)  # type: ignore[method-assign]
+        paywall.served = lambda: books.ledger.mark(books.rows[0].payment_hash, accepted=True)  # type: ignore[method-assign]
         session: Routeweiler = make_session()
         assert session.get(paywall.url).status_code == 200
         assert [request.status for request in paywall.requests] == [402, 402, 200]

@@ -40,7 +40,7 @@ def ledger(path: Path) -> Iterator[Ledger]:
 
 DYING = """
 import os, sys
-from routeweiler_sync.budgets import sqlite
+from routeweiler_sync.ledger import sqlite
 from tests.ledger_makers import *
 path, left, deed = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 ledger = Ledger.open(path)
