@@ -40,8 +40,8 @@ SHOWN_MAX = 200
 class Accounts:
     """The accounts to compare.
 
-    ``traces`` are paths, ``client`` is None if the node is left out. ``node_pubkey`` is set once the node has been read. ``unread``
-    says why an account that should be compared can't be read, by ``trace`` or ``node``.
+    ``traces`` are paths, ``client`` is None if the node isn't compared. ``node_pubkey`` is set once the node has been read.
+    ``unread`` says why an account that should be compared can't be read; its keys are ``trace`` and ``node``.
     """
 
     ledger: Ledger
@@ -53,8 +53,8 @@ class Accounts:
     def audit(self) -> Report:
         """Read the accounts and compare them. If the trace or the node can't be read, ``unread`` says why.
 
-        The order matters: node, ledger, trace. A row is written before its order is sent, so whatever the node has paid by then is in
-        the ledger that is read next.
+        The order matters: node, ledger, trace. A row is written before its order is sent, so whatever the node has paid by then is
+        in the ledger that is read next.
 
         Raises: LedgerError if the ledger can't be read.
         """
@@ -101,8 +101,8 @@ class Accounts:
 def audit(context: click.Context, *, ledger: str | None, traces: Sequence[str], no_node: bool, as_json: bool) -> None:
     """Compare the ledger with itself, the trace and the node.
 
-    Pays and changes nothing. The environment names the node, whose own list of payments is compared. The macaroon must permit GetInfo
-    and ListPayments (uri:/lnrpc.Lightning/GetInfo uri:/lnrpc.Lightning/ListPayments). Paying doesn't need these permissions.
+    Pays and changes nothing. The environment names the node, whose own list of payments is compared. The macaroon must permit
+    GetInfo and ListPayments (uri:/lnrpc.Lightning/GetInfo uri:/lnrpc.Lightning/ListPayments). Paying doesn't need ListPayments.
 
     Payments that are made while the audit runs are no difference: only what a second audit finds again is reported. Payments of the
     node that aren't in the ledger are counted, and are no difference either: other programs may pay through the node.
@@ -142,7 +142,7 @@ def _trace_files(given: Sequence[str]) -> Sequence[str]:
 
 
 def _client(accounts: Accounts) -> LndClient | None:
-    """Return a client of the environment's node. None if the environment names no node, or one that can't be used: see ``unread``."""
+    """Return a client of the environment's node. None if it names no node, or (see ``unread``) one that can't be used."""
     from ..funding.lnd.client import LndClient
     from ..funding.lnd.lndconnect import names_node
 

@@ -1,7 +1,7 @@
-"""``routeweiler-sync demo``: a purchase from beginning to end, on this machine alone, against a fake lnd and a paywall.
+"""``routeweiler-sync demo``: a purchase from beginning to end against a fake lnd and a paywall, on this machine alone.
 
-Nothing that is told is made up: it is read from the responses, the ledger, the trace, the fake node's and the paywall's own
-records, and what is claimed is checked against them. If any of it isn't so, the demo fails.
+Nothing that is shown is made up. The values are read from the responses, the ledger, the trace, and the records of the fake lnd and the
+paywall, and every statement is checked against these. If one isn't true, the demo fails. How it is printed is left to `story`.
 """
 
 from __future__ import annotations
@@ -42,12 +42,16 @@ _SHOWN_CHARS = 16
 
 
 class NotAsToldError(Exception):
-    """Something without which the story can't go on is missing."""
+    """Something is missing without which the demo can't continue."""
 
 
 @dataclass(kw_only=True)
 class Order:
-    """An order to pay, as it was seen on its way to lnd: when, and what ledger and lnd held before it left and after it ended."""
+    """A payment order, observed on its way to lnd.
+
+    ``row`` and ``lnd_payments`` are the ledger row and the number of lnd's payments at the moment when the order was sent. ``sent_s``
+    and ``answered_s`` are times of `time.monotonic`.
+    """
 
     sent_s: float
     row: PaymentRow | None
@@ -57,7 +61,11 @@ class Order:
 
 @dataclass(kw_only=True)
 class World:
-    """Everything that takes part, and what was noted on the way."""
+    """The fake lnd, the paywall and the ledger of the demo, and what was observed while it ran.
+
+    ``started_s`` and ``asked_s`` are times of `time.monotonic`: when the first request was made, and when the session last asked
+    for confirmation. ``orders_when_asked`` is how many orders lnd had been sent at that moment.
+    """
 
     lnd: FakeLnd
     paywall: Paywall
@@ -78,16 +86,16 @@ class World:
 
     @property
     def sent(self) -> int:
-        """Orders that lnd has been sent, by its own count."""
+        """The number of payment orders that lnd has been sent, by its own count."""
         return self.lnd.calls["SendPaymentV2"]
 
     def confirm(self, quote: Quote) -> bool:
-        """The session asks before it pays: note the moment."""
+        """Agree to every payment, and note when the session asked: it does so after its checks and before it pays."""
         self.asked_s, self.orders_when_asked = time.monotonic(), self.sent
         return True
 
     def trace(self) -> list[dict[str, Any]]:
-        """The trace's events, oldest first."""
+        """Return the trace's events, oldest first."""
         with closing(sqlite3.connect(self.trace_path)) as connection:
             rows = connection.execute("SELECT payload FROM trace_events ORDER BY timestamp_start, rowid")
             return [json.loads(payload) for (payload,) in rows]
@@ -96,9 +104,10 @@ class World:
 @click.command()
 @click.pass_context
 def demo(context: click.Context) -> None:
-    """Show a purchase from beginning to end: no network, no node, no bitcoin.
+    """Show a purchase from beginning to end. Needs no node and no bitcoin.
 
-    A fake lnd and a paywall run on this machine for as long as it takes. Exit code 0 only if all went as told.
+    A fake lnd and a paywall run on this machine while the demo lasts; it uses no network. The exit code is 0 only if every statement
+    that the demo makes was found true.
     """
     from rich.console import Console
 
@@ -110,12 +119,14 @@ def demo(context: click.Context) -> None:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("routeweiler_sync"):
             raise
-        click.echo(f'{error.name} is missing: the demo needs the extra. Run: pip install "routeweiler-sync[testing]"', err=True)
+        click.echo(
+            f'{error.name} is missing: the demo needs the extra "testing". Run: pip install "routeweiler-sync[testing]"', err=True
+        )
         context.exit(Exit.USAGE)
     except (requests.RequestException, NotAsToldError) as error:
         story.untrue.append(printable(error))
     if story.untrue:
-        story.end(f"The demo didn't go as told: {'; '.join(story.untrue)}", "bold red")
+        story.end(f"The demo didn't go as described: {'; '.join(story.untrue)}", "bold red")
         context.exit(Exit.ERROR)
     story.end(
         f"All {story.checked} statements marked ok were checked against what the paywall, lnd, the ledger and the trace recorded.",
@@ -129,7 +140,7 @@ def _play(story: Story) -> None:
     from ..testing import FakeLnd, Paywall
 
     class WatchedNode(LndClient):
-        """The client of the fake lnd; notes what there is at the moment an order leaves."""
+        """The client of the fake lnd. Notes what ledger and lnd hold at the moment when an order is sent."""
 
         def send(self, bolt11: str, *, payment_hash: bytes, max_fee_msat: int, timeout_s: float) -> WalletAnswer:
             order = Order(sent_s=time.monotonic(), row=world.ledger.payment(payment_hash.hex()), lnd_payments=len(lnd.payments))
@@ -144,7 +155,7 @@ def _play(story: Story) -> None:
         lnd.fee_msat = FEE_MSAT
         paywall = stack.enter_context(Paywall(lnd, service="weather", price_msat=PRICE_MSAT, content=PAGE))
         paywall.add_service("/archive", name="archive", price_msat=DEAR_MSAT)
-        # A connection of its own to the same file: it sees what is on disk.
+        # Opens the ledger file a second time, apart from the session's connection: so it sees what is on disk.
         ledger = stack.enter_context(closing(Ledger.open(folder / "ledger.db")))
         world = World(lnd=lnd, paywall=paywall, folder=folder, ledger=ledger)
         node = WatchedNode(lnd.host, lnd.port, lnd.macaroon_path, tls_cert_path=lnd.tls_cert_path)
@@ -162,7 +173,7 @@ def _play(story: Story) -> None:
         paying = session(funding=[Funding.lightning_lnd(client=node, network=NETWORK)], confirm=world.confirm)
         story.title(
             f"routeweiler-sync {VERSION} demo",
-            "A fake lnd and a paywall run on this machine, real servers both; there is no network and no bitcoin.",
+            "A fake lnd and a paywall run on this machine. Both are real servers. No network and no bitcoin is used.",
         )
         _buys(story, world, paying)
         _buys_nothing_twice(story, world, paying, session())
@@ -180,25 +191,25 @@ def _buys(story: Story, world: World, session: Routeweiler) -> None:
     response = session.get(url)
     ended_s = time.monotonic() - world.started_s
 
-    refused = response.history[0] if response.history else _missing("the server didn't ask to be paid")
+    refused = response.history[0] if response.history else _missing("the server didn't ask for payment")
     challenge = parse_challenge(refused.headers["WWW-Authenticate"]) or _missing("the 402 holds no L402 challenge")
-    payment = payment_of(response) or _missing("the response tells of no payment")
-    order = next(iter(world.orders), None) or _missing("no order went to lnd")
+    payment = payment_of(response) or _missing("the response has no record of a payment")
+    order = next(iter(world.orders), None) or _missing("no order was sent to lnd")
 
-    _tell_challenge(story, refused, challenge)
-    _tell_checks(story, world, challenge, order)
-    _tell_payment(story, world, payment, order)
+    _show_challenge(story, refused, challenge)
+    _show_checks(story, world, challenge, order)
+    _show_payment(story, world, payment, order)
 
     story.step(ended_s, f"{response.status_code} {response.reason}")
     story.fact("sent", f"Authorization: {challenge.scheme} <token>:<preimage>")
     story.fact("page", printable(response.text.strip()))
     statuses = [request.status for request in world.paywall.requests]
-    story.check(response.content == PAGE and statuses == [402, 200], "the paywall was asked twice: 402, then 200")
+    story.check(response.content == PAGE and statuses == [402, 200], "the paywall had two requests, and answered 402, then 200")
     seen = world.paywall.requests[-1]
-    story.check(seen.paid and seen.payment_hash == _hash(challenge), "it took the token as that of this payment")
+    story.check(seen.paid and seen.payment_hash == _hash(challenge), "the paywall accepted the token as paid for by this payment")
 
 
-def _tell_challenge(story: Story, refused: requests.Response, challenge: Challenge) -> None:
+def _show_challenge(story: Story, refused: requests.Response, challenge: Challenge) -> None:
     from ..protocol.http_auth import schemes_offered
 
     invoice = challenge.invoice
@@ -212,34 +223,36 @@ def _tell_challenge(story: Story, refused: requests.Response, challenge: Challen
     story.fact("expires", f"in {_minutes(invoice.expires_at)} min")
 
 
-def _tell_checks(story: Story, world: World, challenge: Challenge, order: Order) -> None:
+def _show_checks(story: Story, world: World, challenge: Challenge, order: Order) -> None:
     invoice = challenge.invoice
-    story.step(world.asked_s - world.started_s, "Checked, while nothing is paid")
+    story.step(world.asked_s - world.started_s, "Checked before anything is paid")
     same = challenge.names_payment_hash == invoice.payment_hash
-    story.check(same, "token and invoice belong together: one payment hash")
+    story.check(same, "token and invoice name the same payment hash")
     story.check(time.time() < invoice.expires_at, "the invoice hasn't expired")
-    story.check(invoice.network == NETWORK, "the invoice is on the wallet's network")
+    story.check(invoice.network == NETWORK, "the invoice is for the wallet's network")
     most_msat = 0 if order.row is None else order.row.amount_msat + order.row.max_fee_msat
     fits = 0 < most_msat <= LIMIT_SATS * 1000
-    story.check(fits, f"with routing at most {_sats(most_msat)}: within the {LIMIT_SATS} sat a call")
-    story.check(world.orders_when_asked == 0, "lnd has been sent no order so far")
+    story.check(fits, f"price and routing: at most {_sats(most_msat)}, within {LIMIT_SATS} sat a call")
+    story.check(world.orders_when_asked == 0, "lnd has been sent no order yet")
 
 
-def _tell_payment(story: Story, world: World, payment: Payment, order: Order) -> None:
-    story.step(order.sent_s - world.started_s, "Written down, before lnd hears of it")
-    before = order.row or _missing("the ledger had no row when the order left")
-    story.fact("ledger", _told_row(before))
+def _show_payment(story: Story, world: World, payment: Payment, order: Order) -> None:
+    story.step(order.sent_s - world.started_s, "Written to the ledger, before lnd gets the order")
+    before = order.row or _missing("the ledger had no row when the order was sent")
+    story.fact("ledger", _row_text(before))
     is_open = before.unfinished and before.payment_hash == payment.payment_hash
-    story.check(is_open and order.lnd_payments == 0, "the row is on disk, and lnd knows of no payment")
+    story.check(is_open and order.lnd_payments == 0, "the row is on disk, and lnd has no payment yet")
 
     story.step(order.answered_s - world.started_s, "Paid")
     story.fact("lnd", f"{_sats(payment.amount_msat)}, and {_sats(payment.fee_msat)} for routing")
-    after = world.ledger.payment(payment.payment_hash) or _missing("the ledger has lost the payment")
-    story.fact("ledger", _told_row(after))
+    after = world.ledger.payment(payment.payment_hash) or _missing("the ledger has no row for the payment")
+    story.fact("ledger", _row_text(after))
     fits = after.preimage is not None and hashlib.sha256(bytes.fromhex(after.preimage)).hexdigest() == payment.payment_hash
-    story.check(fits, "the preimage proves it: its SHA-256 is the payment hash")
+    story.check(fits, "the preimage is proof: its SHA-256 is the payment hash")
     story.check((world.sent, len(world.lnd.payments)) == (1, 1), "one order, one payment")
-    story.check(payment.fee_msat <= before.max_fee_msat, f"the fee is within the {_sats(before.max_fee_msat)} that lnd was allowed")
+    story.check(
+        payment.fee_msat <= before.max_fee_msat, f"the fee is within the limit of {_sats(before.max_fee_msat)} that lnd was given"
+    )
 
 
 def _buys_nothing_twice(story: Story, world: World, session: Routeweiler, walletless: Routeweiler) -> None:
@@ -247,15 +260,15 @@ def _buys_nothing_twice(story: Story, world: World, session: Routeweiler, wallet
 
     url = world.paywall.url_for("/weather/berlin")
     story.scene("The same page again", f"GET {url}")
-    for who, asking in (("the same session", session), ("a new session on the same ledger, without a wallet", walletless)):
+    for name, asking_session in (("the same session", session), ("a new session on the same ledger, without a wallet", walletless)):
         before_s, before = time.monotonic(), len(world.paywall.requests)
-        response = asking.get(url)
+        response = asking_session.get(url)
         payment = payment_of(response)
         story.step(time.monotonic() - before_s, f"{response.status_code} {response.reason}")
-        story.fact("asked by", who)
+        story.fact("asked by", name)
         statuses = [request.status for request in world.paywall.requests[before:]]
         reused = payment is not None and payment.reused and response.content == PAGE and statuses == [200]
-        story.check(reused, "the token went along, and the page came at once")
+        story.check(reused, "the token was sent along, and the page came at once")
     story.check((world.sent, len(world.lnd.payments)) == (1, 1), "still one order, one payment")
 
 
@@ -271,17 +284,17 @@ def _refuses(story: Story, world: World, session: Routeweiler) -> None:
         story.step(time.monotonic() - before_s, type(error).__name__, "bold yellow")
         story.said(printable(error))
         status = None if error.response is None else error.response.status_code
-        story.check(error.spent is False and status == 402, "its .spent is False, its .response the 402")
+        story.check(error.spent is False and status == 402, "error.spent is False, error.response is the 402")
     else:
         _missing("the refusal: a page above the limit was paid for")
-    story.check(world.sent == 1 and len(list(world.ledger.payments())) == 1, "no order to lnd, no new row in the ledger")
+    story.check(world.sent == 1 and len(list(world.ledger.payments())) == 1, "lnd got no order, and the ledger no new row")
 
 
 def _adds_up(story: Story, world: World) -> None:
     rows = list(world.ledger.payments())
     envelope = world.ledger.envelope("demo")
     events = world.trace()
-    story.scene("What the books say", "All amounts in msat.")
+    story.scene("What the records say", "All amounts in msat.")
     story.table(
         "Ledger: one row for each payment",
         ("payment", "token for", "state", ">price", ">fee", ">booked"),
@@ -299,36 +312,38 @@ def _adds_up(story: Story, world: World) -> None:
     )
     story.table(
         "Trace: one line for each call",
-        ("call", "HTTP", "what became of it", ">price", ">fee"),
+        ("call", "HTTP", "outcome", ">price", ">fee"),
         [_trace_row(event) for event in events],
     )
-    told = {p["paymentHash"]: p["amountMsat"] + p["feeMsat"] for e in events if (p := e["payment"]) and not p["reused"]}
+    spent_msat = {p["paymentHash"]: p["amountMsat"] + p["feeMsat"] for e in events if (p := e["payment"]) and not p["reused"]}
     sums = {
         "ledger: all rows": sum(row.amount_msat + row.fee_msat for row in rows if row.settled_at is not None),
-        "budget: what it has counted": int(envelope.settled_minor_units * 1000),
-        "trace: all payments": sum(told.values()),
-        "lnd: gone from its channels": world.lnd.spent_msat,
+        "budget: amount counted": int(envelope.settled_minor_units * 1000),
+        "trace: all payments": sum(spent_msat.values()),
+        "lnd: paid out of its channels": world.lnd.spent_msat,
     }
     story.table("Adding up", ("spent, routing included", ">msat"), list(sums.items()))
     story.gap()
     story.check(set(sums.values()) == {PRICE_MSAT + FEE_MSAT}, "ledger, budget, trace and node agree to the msat")
-    story.check(envelope.reserved_minor_units == 0 and len(events) == 4, "nothing is left reserved; four calls left four lines")
+    story.check(
+        envelope.reserved_minor_units == 0 and len(events) == 4, "nothing is reserved any more; four calls wrote four lines"
+    )
 
 
 def _trace_row(event: dict[str, Any]) -> tuple[object, ...]:
     payment, error = event["payment"], event["outcome"]["error"]
-    became = error["code"] if error else "free" if payment is None else "token reused" if payment["reused"] else "paid"
+    outcome = error["code"] if error else "free" if payment is None else "token reused" if payment["reused"] else "paid"
     counts = payment is not None and not payment["reused"]
     return (
         f"{event['method']} {event['url'].partition('://')[2].partition('/')[2]}",
         event["outcome"]["httpStatus"] or "-",
-        became,
+        outcome,
         payment["amountMsat"] if counts else "-",
         payment["feeMsat"] if counts else "-",
     )
 
 
-def _told_row(row: PaymentRow) -> str:
+def _row_text(row: PaymentRow) -> str:
     return f"row {row.state.value}: {_sats(row.reserved_micro // 1000)} reserved, {_sats(row.settled_micro // 1000)} booked"
 
 
