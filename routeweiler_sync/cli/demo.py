@@ -1,7 +1,7 @@
 """``routeweiler-sync demo``: a purchase from beginning to end against a fake lnd and a paywall, on this machine alone.
 
-Nothing that is shown is made up. The values are read from the responses, the ledger, the trace, and the records of the fake lnd and the
-paywall, and every statement is checked against these. If one isn't true, the demo fails. How it is printed is left to `story`.
+Nothing that is shown is made up. The values are read from the responses, the ledger, the trace, and the records of the fake lnd and
+the paywall, and every statement is checked against these. If one isn't true, the demo fails. How it is printed is left to `story`.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class NotAsToldError(Exception):
 class Order:
     """A payment order, observed on its way to lnd.
 
-    ``row`` and ``lnd_payments`` are the ledger row and the number of lnd's payments at the moment when the order was sent. ``sent_s``
-    and ``answered_s`` are times of `time.monotonic`.
+    ``row`` and ``lnd_payments`` are the ledger row and the number of lnd's payments just before the order was sent. ``sent_s`` and
+    ``answered_s`` are times of `time.monotonic`.
     """
 
     sent_s: float
@@ -106,8 +106,8 @@ class World:
 def demo(context: click.Context) -> None:
     """Show a purchase from beginning to end. Needs no node and no bitcoin.
 
-    A fake lnd and a paywall run on this machine while the demo lasts; it uses no network. The exit code is 0 only if every statement
-    that the demo makes was found true.
+    A fake lnd and a paywall run on this machine while the demo lasts; no network is used. The exit code is 0 only if every
+    statement that the demo makes was found true.
     """
     from rich.console import Console
 
@@ -119,9 +119,7 @@ def demo(context: click.Context) -> None:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("routeweiler_sync"):
             raise
-        click.echo(
-            f'{error.name} is missing: the demo needs the extra "testing". Run: pip install "routeweiler-sync[testing]"', err=True
-        )
+        click.echo(f'{error.name} is missing: the demo needs the extra. Run: pip install "routeweiler-sync[testing]"', err=True)
         context.exit(Exit.USAGE)
     except (requests.RequestException, NotAsToldError) as error:
         story.untrue.append(printable(error))
@@ -233,7 +231,7 @@ def _show_checks(story: Story, world: World, challenge: Challenge, order: Order)
     most_msat = 0 if order.row is None else order.row.amount_msat + order.row.max_fee_msat
     fits = 0 < most_msat <= LIMIT_SATS * 1000
     story.check(fits, f"price and routing: at most {_sats(most_msat)}, within {LIMIT_SATS} sat a call")
-    story.check(world.orders_when_asked == 0, "lnd has been sent no order yet")
+    story.check(world.orders_when_asked == 0, "no order has been sent to lnd yet")
 
 
 def _show_payment(story: Story, world: World, payment: Payment, order: Order) -> None:
@@ -248,11 +246,9 @@ def _show_payment(story: Story, world: World, payment: Payment, order: Order) ->
     after = world.ledger.payment(payment.payment_hash) or _missing("the ledger has no row for the payment")
     story.fact("ledger", _row_text(after))
     fits = after.preimage is not None and hashlib.sha256(bytes.fromhex(after.preimage)).hexdigest() == payment.payment_hash
-    story.check(fits, "the preimage is proof: its SHA-256 is the payment hash")
+    story.check(fits, "the preimage proves it was paid: its SHA-256 is the payment hash")
     story.check((world.sent, len(world.lnd.payments)) == (1, 1), "one order, one payment")
-    story.check(
-        payment.fee_msat <= before.max_fee_msat, f"the fee is within the limit of {_sats(before.max_fee_msat)} that lnd was given"
-    )
+    story.check(payment.fee_msat <= before.max_fee_msat, f"the fee is within lnd's limit of {_sats(before.max_fee_msat)}")
 
 
 def _buys_nothing_twice(story: Story, world: World, session: Routeweiler, walletless: Routeweiler) -> None:
@@ -315,18 +311,18 @@ def _adds_up(story: Story, world: World) -> None:
         ("call", "HTTP", "outcome", ">price", ">fee"),
         [_trace_row(event) for event in events],
     )
-    spent_msat = {p["paymentHash"]: p["amountMsat"] + p["feeMsat"] for e in events if (p := e["payment"]) and not p["reused"]}
+    traced = {p["paymentHash"]: p["amountMsat"] + p["feeMsat"] for e in events if (p := e["payment"]) and not p["reused"]}
     sums = {
         "ledger: all rows": sum(row.amount_msat + row.fee_msat for row in rows if row.settled_at is not None),
         "budget: amount counted": int(envelope.settled_minor_units * 1000),
-        "trace: all payments": sum(spent_msat.values()),
+        "trace: all payments": sum(traced.values()),
         "lnd: paid out of its channels": world.lnd.spent_msat,
     }
     story.table("Adding up", ("spent, routing included", ">msat"), list(sums.items()))
     story.gap()
     story.check(set(sums.values()) == {PRICE_MSAT + FEE_MSAT}, "ledger, budget, trace and node agree to the msat")
     story.check(
-        envelope.reserved_minor_units == 0 and len(events) == 4, "nothing is reserved any more; four calls wrote four lines"
+        envelope.reserved_minor_units == 0 and len(events) == 4, "nothing is reserved now; four calls left four trace lines"
     )
 
 

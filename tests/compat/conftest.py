@@ -1,7 +1,8 @@
 """Life with other libraries: the real ones, on real sockets where they have any.
 
 Sessions come from the fixture `paying`: `Routeweiler`'s family, or with ROUTEWEILER_COMPAT_NAIVE one of the naive ways that these
-tests must fail (`naive.py`). Where a library isn't installed its tests are skipped, unless ROUTEWEILER_REQUIRE_COMPAT=1.
+tests must fail (`naive_sessions`). Where a library isn't installed
+its tests are skipped, unless ROUTEWEILER_REQUIRE_COMPAT=1.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ import requests
 import routeweiler_sync
 from routeweiler_sync import Routeweiler, TraceSink
 from routeweiler_sync.testing import FakeLnd
+from tests.support import naive_sessions as naive
 
 from ..component import conftest as component
-from . import naive
 
 REQUIRED = os.environ.get("ROUTEWEILER_REQUIRE_COMPAT") == "1"
 NAIVE = os.environ.get(naive.VARIABLE)

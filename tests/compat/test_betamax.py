@@ -10,9 +10,9 @@ import pytest
 import requests
 
 from routeweiler_sync.testing import Paywall
+from tests.support.compat_walk import walk
 
 from .conftest import PREIMAGE_CHARS, Books, Paying, documented, library
-from .walk import walk
 
 betamax = library("betamax")
 

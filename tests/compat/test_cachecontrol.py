@@ -10,9 +10,9 @@ import pytest
 import requests
 
 from routeweiler_sync.testing import Paywall
+from tests.support.compat_walk import walk
 
 from .conftest import Books, Paying, library
-from .walk import walk
 
 cachecontrol = library("cachecontrol")
 library("filelock")

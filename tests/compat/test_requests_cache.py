@@ -12,9 +12,9 @@ import requests
 
 import routeweiler_sync
 from routeweiler_sync.testing import Paywall
+from tests.support.compat_walk import walk
 
 from .conftest import Books, Paying, library
-from .walk import walk
 
 requests_cache = library("requests_cache")
 

@@ -11,9 +11,9 @@ import requests
 
 from routeweiler_sync.testing import FakeLnd, Paywall
 from routeweiler_sync.testing.paywall import PaywallLogic
+from tests.support.compat_walk import walk
 
 from .conftest import Books, Paying, library
-from .walk import walk
 
 requests_mock = library("requests_mock")
 

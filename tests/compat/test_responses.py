@@ -11,9 +11,9 @@ import pytest
 import requests
 
 from routeweiler_sync.testing import FakeLnd, Paywall, add_paywall
+from tests.support.compat_walk import walk
 
 from .conftest import PREIMAGE_CHARS, Books, Paying, library
-from .walk import walk
 
 responses = library("responses")
 

@@ -17,9 +17,8 @@ import pytest
 
 from routeweiler_sync import errors
 from routeweiler_sync.testing import FakeLnd, Paywall
-
-from .command import TIMEOUT_S, Command, bare_environ, demo
-from .conftest import Books
+from tests.support.accounts import Books
+from tests.support.cli_process import TIMEOUT_S, Command, bare_environ, demo
 
 PATH = Path(__file__).parents[2] / "README.md"
 README = PATH.read_text("utf-8")

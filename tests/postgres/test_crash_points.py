@@ -10,9 +10,10 @@ from unittest.mock import patch
 import pytest
 
 from routeweiler_sync.testing import FakeLnd, Paywall
-from tests.component import test_crash_points as points
-from tests.component.conftest import Books, paywall as paywall
-from tests.component.crash_points import Nursery, World, hurry
+from tests.component.conftest import paywall as paywall
+from tests.component.payments import test_crash_points as points
+from tests.support.accounts import Books
+from tests.support.crash_points import Nursery, World, hurry
 
 from .server import Server
 

@@ -21,8 +21,8 @@ from routeweiler_sync.ledger.ledger import Ledger
 from routeweiler_sync.ledger.postgres import connections as postgres_links, store as postgres
 from routeweiler_sync.ledger.store import SCHEMA_VERSION
 from routeweiler_sync.ledger.types import Change, PaymentRow, PaymentState
-from tests.ledger_makers import ORIGIN, die, draw, hash_of, held_msat, intent, limits, preimage, settle
-from tests.torture.wire import Wire
+from tests.support.ledger_builders import ORIGIN, die, draw, hash_of, held_msat, intent, limits, preimage, settle
+from tests.support.tcp_relay import Wire
 
 from .server import Server
 

@@ -15,9 +15,9 @@ import pytest
 from routeweiler_sync import Ledger, PaymentPendingError, PaymentState, Routeweiler, TraceSink, payment_of
 from routeweiler_sync.ledger.postgres import store as postgres
 from routeweiler_sync.testing import FakeLnd, Paywall
-from tests.component.crasher import DIED
+from tests.support.crashing_buyer import DIED
 from tests.torture.fleet import CLOSING, CLOSING_CAP_SAT, Network, run, told
-from tests.torture.fleet_books import MICRO
+from tests.torture.fleet_judge import MICRO
 
 from .server import Server
 
@@ -57,7 +57,7 @@ def worker(wall: Paywall, url: str, tmp_path: Path) -> Callable[..., subprocess.
     """A process that buys the page over this node, and dies at a point."""
 
     def start(node: FakeLnd, point: str = "none") -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "tests.component.crasher", wall.url, url, os.fspath(tmp_path / "trace.jsonl"), point]
+        command = [sys.executable, "-m", "tests.support.crashing_buyer", wall.url, url, os.fspath(tmp_path / "trace.jsonl"), point]
         return subprocess.Popen(command, env={**os.environ, **node.environ}, stdout=subprocess.DEVNULL)
 
     return start

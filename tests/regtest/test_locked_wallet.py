@@ -17,8 +17,8 @@ import pytest
 from routeweiler_sync import Funding, FundingError, Ledger, LndClient, Routeweiler
 from routeweiler_sync.funding.lnd.stubs import routeweiler_lnd_pb2 as pb
 from routeweiler_sync.testing._lnd_service import _NOT_UP
+from tests.support.node_contract import SEND
 
-from ..node_contract import SEND
 from .processes import CommandError, Daemon, free_port, wait_for
 from .world import World
 

@@ -11,9 +11,9 @@ import pytest
 
 from routeweiler_sync.funding.lightning import LndClient
 from routeweiler_sync.funding.lnd.stubs import routeweiler_lnd_pb2 as pb
+from tests.support.node_contract import ContractNode, NodeContract
+from tests.support.node_replies_contract import NodeWords
 
-from ..node_contract import ContractNode, NodeContract
-from ..node_words import NodeWords
 from .processes import wait_for
 from .world import World
 

@@ -4,7 +4,7 @@
 
 Workers are processes, killed -9 and replaced at random instants; streams drop, payments hang, fail, arrive late; nodes restart,
 walls refuse tokens; backends of the database are ended, its server is restarted. Then all faults end, and the fleet spends a last
-budget to the millisatoshi. What is wrong is found by `fleet_books`. Choices come from the seed, instants from the machine.
+budget to the millisatoshi. What is wrong is found by `fleet_judge`. Choices come from the seed, instants from the machine.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from routeweiler_sync import BudgetEnvelope, Ledger, RouteweilerError
 from routeweiler_sync.testing import FakeInvoice, FakeLnd, Paywall
 from tests.postgres.server import Server
 
-from .fleet_books import MICRO, Judge, Reader, sats
+from .fleet_judge import MICRO, Judge, Reader, sats
 from .fleet_worker import CLOSE, KINDS, LAST, STOP, Job, NodeAddress, session_of, work
 
 #: One for each of `KINDS`; no sum of them is round, so that limits are met at every remainder.

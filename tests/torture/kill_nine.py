@@ -32,12 +32,12 @@ from typing import Any
 from tests.regtest.build import binaries
 from tests.regtest.node import Node
 from tests.regtest.world import World, start_world
+from tests.support.tcp_relay import Wire
 
-from .books import Books
 from .buyer import Job, work
+from .judge import Books
 from .plan import Fault, Plan, draw
 from .watcher import Watcher
-from .wire import Wire
 
 READY_S = 30.0
 BUYERS_END_S = 90.0

@@ -14,8 +14,7 @@ import pytest
 from routeweiler_sync.trace import TracePayment
 from routeweiler_sync.trace.reader import ReportedPayment, TraceUnreadableError, read_traces
 from routeweiler_sync.trace.sink import TraceSink
-
-from .events import END, HASH, PREIMAGE, failed_event, free_event, paid_event
+from tests.support.trace_events import END, HASH, PREIMAGE, failed_event, free_event, paid_event
 
 KINDS = ["jsonl", "sqlite"]
 

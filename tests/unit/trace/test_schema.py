@@ -12,8 +12,7 @@ import pytest
 
 from routeweiler_sync.trace import TracePayment
 from routeweiler_sync.trace.schema import timestamp, without_userinfo
-
-from .events import HASH, PREIMAGE, failed_event, free_event, paid_event
+from tests.support.trace_events import HASH, PREIMAGE, failed_event, free_event, paid_event
 
 
 def test_a_paid_call_tells_every_field_of_the_documented_event():

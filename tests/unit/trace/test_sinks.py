@@ -21,8 +21,7 @@ import pytest
 
 from routeweiler_sync.trace import TraceEvent, TraceSink
 from routeweiler_sync.trace.sink_sqlite import TraceSink as TwinsTraceSink
-
-from .events import HASH, PREIMAGE, failed_event, free_event, paid_event
+from tests.support.trace_events import HASH, PREIMAGE, failed_event, free_event, paid_event
 
 POSIX = os.name == "posix"
 

@@ -1,0 +1,122 @@
+"""A purchase costs the same after a million others: every statement that it runs finds its rows by an index, on both databases.
+
+How much it costs is measured by `benchmarks.ledger_cost`; its past and its purchase are used here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import ledger_cost
+from benchmarks.ledger_cost import HOURLY, HOURLY_TARGET, fill, past, purchase
+from routeweiler_sync.ledger import ledger as ledger_module
+from routeweiler_sync.ledger.ledger import Ledger
+from routeweiler_sync.ledger.postgres.store import PostgresTransaction
+from routeweiler_sync.ledger.sqlite import SqliteTransaction
+from tests.postgres.conftest import database as database, server as server, url as url
+from tests.support.ledger_builders import ORIGIN, intent, settle
+
+#: Enough that a database would rather scan a table than read it by a bad index.
+PAYMENTS = 50_000
+GROWING = ("payments", "spends", "learned_paths")
+
+pytestmark = pytest.mark.timeout(240)
+Plans = list[tuple[str, str]]
+
+
+@contextlib.contextmanager
+def explained(transaction: type, explain: str) -> Iterator[Plans]:
+    """The plan of every statement that is run in the block."""
+    execute, plans = transaction.execute, []  # type: ignore[attr-defined]
+
+    def explaining(self: Any, sql: str, parameters: Sequence[object] = ()) -> list[Mapping[str, Any]]:
+        lines = execute(self, f"{explain} {sql}", parameters)
+        plans.append((sql, "\n".join(str(line.get("detail", line.get("QUERY PLAN"))) for line in lines)))
+        found: list[Mapping[str, Any]] = execute(self, sql, parameters)
+        return found
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(transaction, "execute", explaining)
+        yield plans
+
+
+def buy(ledger: Ledger) -> None:
+    """All that a purchase, and a session that meets an origin, ask of the ledger."""
+    for n in range(12):  # so often that a driver would have prepared its statements
+        purchase(ledger, n, ORIGIN)
+    for ask in (ledger.live, ledger.learned):
+        ask(ORIGIN)
+    ledger.envelope("envelope-0")
+    ledger.count_send("0" * 64)
+
+
+def scans(plans: Plans, word: str) -> list[str]:
+    """The statements that read a whole table that grows."""
+    return [f"{sql}\n{plan}" for sql, plan in plans if any(f"{word} {table}" in plan for table in GROWING)]
+
+
+def test_no_statement_of_a_purchase_scans_a_table_of_sqlite(tmp_path: Path) -> None:
+    """Else every purchase makes the next one dearer, until a busy ledger stands still."""
+    with contextlib.closing(Ledger.open(tmp_path / "ledger.db")) as ledger:
+        fill(ledger, 500, ORIGIN)  # SQLite plans by the schema alone, as long as nobody says ANALYZE
+        with explained(SqliteTransaction, "EXPLAIN QUERY PLAN") as plans:
+            buy(ledger)
+            assert scans(plans, "SCAN") == []
+            assert not [sql for sql, plan in plans if "TEMP B-TREE" in plan], "sorts what an index has in order"
+            assert len({sql for sql, _ in plans}) > 15
+            with ledger._store.read() as tx:
+                tx.execute("SELECT count(*) FROM payments WHERE path = ?", ("/",))
+            assert len(scans(plans, "SCAN")) == 1, "a scan isn't seen"
+
+
+def test_no_statement_of_a_purchase_scans_a_table_of_postgresql(server: Any, database: str, url: str) -> None:
+    """As before; here the planner knows how much there is, and how it is spread."""
+    with contextlib.closing(Ledger.open(url)) as ledger:
+        fill(ledger, PAYMENTS, ORIGIN)
+        server.admin("VACUUM ANALYZE", database)
+        with explained(PostgresTransaction, "EXPLAIN") as plans:
+            buy(ledger)
+            assert scans(plans, "Seq Scan on") == []
+            assert len({sql for sql, _ in plans}) > 15
+            with ledger._store.read() as tx:
+                tx.execute("SELECT count(*) FROM payments WHERE path = ?", ("/",))
+            assert len(scans(plans, "Seq Scan on")) == 1, "a scan isn't seen"
+
+
+def test_an_origin_with_many_live_tokens_is_met_at_a_bounded_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the first call of each process would read all that was ever bought there; by its scope each token is found still."""
+    monkeypatch.setattr(ledger_module, "MAX_LIVE", 5)
+    with contextlib.closing(Ledger.open(tmp_path / "ledger.db")) as ledger:
+        for n in range(8):
+            ledger.open_payment(intent(n), None)
+            settle(ledger, n)
+        assert [row.scope for row in ledger.live(ORIGIN)] == [f"scope-{n}" for n in range(5)]
+        for n in range(8):
+            assert [row.scope for row in ledger.live(ORIGIN, f"scope-{n}")] == [f"scope-{n}"]
+
+
+def test_the_past_is_what_the_ledger_itself_would_have_written(tmp_path: Path) -> None:
+    """Else the figures would be those of a ledger that can't be: its totals are sums of its rows, and every row can be read."""
+    with contextlib.closing(Ledger.open(tmp_path / "ledger.db")) as ledger:
+        fill(ledger, 1_000, ORIGIN)
+        rows = list(ledger.payments())
+        assert len(rows) == len(list(past(1_000, ORIGIN, time.time()))) == 1_000
+        assert sum(e.settled_minor_units for e in ledger.envelopes()) * 10**6 == sum(row.settled_micro for row in rows)
+        newest = ledger.retired(ORIGIN, HOURLY, HOURLY_TARGET)
+        assert newest is not None
+        assert newest.created_at == max(r.created_at for r in rows if r.origin == ORIGIN and r.state.value == "retired")
+
+
+def test_the_benchmark_runs_and_its_check_bites(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Else a slow ledger would pass, or the check be skipped, with nobody the wiser."""
+    run: Callable[..., int] = ledger_cost.main
+    small = ["--backend", "sqlite", "--payments", "400", "--rounds", "20"]
+    assert run([*small, "--check", "1000"]) == 0
+    assert "one purchase" in capsys.readouterr().out
+    assert run([*small, "--check", "0.001"]) == 1

@@ -1,0 +1,277 @@
+"""Promise 4: whatever makes a payment useless, or isn't allowed, is found before lnd hears of anything."""
+
+from __future__ import annotations
+
+import io
+import time
+from decimal import Decimal
+
+import pytest
+import requests
+
+from routeweiler_sync import (
+    BudgetEnvelope,
+    BudgetExceededError,
+    ChallengeExpiredError,
+    ChallengeMismatchError,
+    ChallengeParseError,
+    EnvelopeFrozenError,
+    EnvelopeNotFoundError,
+    FmvUnavailableError,
+    FundingError,
+    InvoicePaymentError,
+    LedgerError,
+    NoFeasibleRailError,
+    NoFundingForRailError,
+    PaymentDeclinedError,
+    Policy,
+    PolicyDeniedError,
+    PolicyMaxPerCallExceededError,
+    PolicyRule,
+    RailNotSupportedError,
+    RouteweilerError,
+    RuleMatch,
+    StaticRate,
+    UnreplayableBodyError,
+)
+from routeweiler_sync.testing import FakeLnd, Paywall
+from tests.support.accounts import Books
+
+
+def check_refused(session, url: str, error: type[RouteweilerError], lnd: FakeLnd, **kwargs) -> RouteweilerError:
+    """The call raises ``error``, says that nothing was spent, and lnd was never sent an order."""
+    with pytest.raises(error) as caught:
+        session.request(kwargs.pop("method", "GET"), url, **kwargs)
+    assert caught.value.spent is False
+    assert isinstance(caught.value, requests.RequestException)
+    assert caught.value.response is not None
+    assert caught.value.response.status_code == 402
+    assert caught.value.request is not None
+    assert "othing was spent" in str(caught.value)
+    assert lnd.calls["SendPaymentV2"] == 0
+    assert lnd.payments == []
+    return caught.value
+
+
+def test_an_expired_invoice(session, paywall: Paywall, lnd: FakeLnd) -> None:
+    """lnd would refuse it; but only after a row and an order."""
+    paywall.faults.expire_invoices = True
+    check_refused(session, paywall.url, ChallengeExpiredError, lnd)
+
+
+def test_a_token_that_is_expired_already(session, paywall: Paywall, lnd: FakeLnd) -> None:
+    """The money would buy a token that opens nothing."""
+    paywall.service.valid_for_s = -10
+    check_refused(session, paywall.url, ChallengeExpiredError, lnd)
+
+
+def test_a_token_of_another_invoice(session, paywall: Paywall, lnd: FakeLnd) -> None:
+    """The preimage wouldn't fit the token: paid for nothing."""
+    paywall.faults.mismatch = True
+    check_refused(session, paywall.url, ChallengeMismatchError, lnd)
+
+
+@pytest.mark.parametrize("currency", ["bc", "tb"])
+def test_an_invoice_of_another_network(session, paywall: Paywall, lnd: FakeLnd, currency: str) -> None:
+    """Test funding must never be asked for real coins."""
+    paywall.faults.currency = currency
+    error = check_refused(session, paywall.url, NoFundingForRailError, lnd)
+    assert isinstance(error, NoFeasibleRailError)
+
+
+def test_no_funding_at_all(make_session, paywall: Paywall, lnd: FakeLnd) -> None:
+    """Where nothing is configured the error says so."""
+    check_refused(make_session(funding=[]), paywall.url, NoFundingForRailError, lnd)
+
+
+def test_an_invoice_without_an_amount(session, paywall: Paywall, lnd: FakeLnd) -> None:
+    """What it costs can't be bounded (promise 3)."""
+    paywall.service.price_msat = None  # type: ignore[assignment]
+    check_refused(session, paywall.url, ChallengeParseError, lnd)
+
+
+def test_a_body_that_cant_be_sent_again(session, paywall: Paywall, lnd: FakeLnd) -> None:
+    """The money would buy a request without its body."""
+    error = check_refused(session, paywall.url, UnreplayableBodyError, lnd, method="POST", data=(c for c in (b"a", b"b")))
+    assert "bytes" in str(error)
+
+
+def test_a_file_that_is_closed_meanwhile(session, paywall: Paywall, lnd: FakeLnd) -> None:
+    """As above: the rewind would fail after the payment."""
+
+    class ClosesAtItsEnd(io.BytesIO):
+        def read(self, *args):
+            data = super().read(*args)
+            if not data:
+                self.close()
+            return data
+
+    check_refused(session, paywall.url, UnreplayableBodyError, lnd, method="POST", data=ClosesAtItsEnd(b"body"))
+
+
+def test_a_price_above_the_limit_of_a_call(session, paywall: Paywall, lnd: FakeLnd) -> None:
+    """The safe default holds where nobody has said anything: 1 000 sat a call."""
+    paywall.price = 1_001
+    check_refused(session, paywall.url, BudgetExceededError, lnd)
+    paywall.price = 1_000
+    assert session.get(paywall.url).status_code == 200
+
+
+def test_the_hour_and_the_cap(make_session, paywall: Paywall, lnd: FakeLnd) -> None:
+    """Small prices add up: 3 x 10 sat don't fit under 25."""
+    for name in ("per_hour_minor_units", "per_day_minor_units", "cap_minor_units"):
+        session = make_session(budget_envelope=BudgetEnvelope(name, **{name: 25}))
+        paywall.revoke_tokens()
+        paid = 0
+        with pytest.raises(BudgetExceededError):
+            for _ in range(3):
+                assert session.get(paywall.url).status_code == 200
+                paid += 1
+                paywall.revoke_tokens()
+        assert paid == 2
+
+
+def test_a_frozen_envelope(session, make_session, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
+    """The hand brake must hold for running sessions."""
+    session.get(paywall.url)
+    books.ledger.freeze("default")
+    paywall.revoke_tokens()
+    with pytest.raises(EnvelopeFrozenError):
+        session.get(paywall.url)
+    assert len(lnd.payments) == 1
+    books.ledger.thaw("default")
+    assert session.get(paywall.url).status_code == 200
+
+
+def test_an_envelope_that_isnt_there(make_session, paywall: Paywall, lnd: FakeLnd) -> None:
+    """A misspelt budget must not become no budget."""
+    check_refused(make_session(budget_envelope="misspelt"), paywall.url, EnvelopeNotFoundError, lnd)
+
+
+def test_origins_and_rails_that_the_envelope_doesnt_allow(make_session, paywall: Paywall, lnd: FakeLnd) -> None:
+    """A budget for one host must not be spent at another."""
+    elsewhere = BudgetEnvelope("elsewhere", allowed_origins_glob=["https://*.example", "api.example:*"])
+    check_refused(make_session(budget_envelope=elsewhere), paywall.url, PolicyDeniedError, lnd)
+    check_refused(
+        make_session(budget_envelope=BudgetEnvelope("rail", allowed_rails=["card"])), paywall.url, RailNotSupportedError, lnd
+    )
+    here = BudgetEnvelope("here", allowed_origins_glob=["127.0.0.1:*"])
+    assert make_session(budget_envelope=here).get(paywall.url).status_code == 200
+
+
+def test_a_denied_host_after_a_redirect(make_session, paywall: Paywall, lnd: FakeLnd) -> None:
+    """The URL that counts is the one that answered 402, not the one that was asked for."""
+    policy = Policy(rules=[PolicyRule(name="no", when=RuleMatch(url_matches="*/paid*"), deny=True, reason="not there")])
+    session = make_session(policy=policy)
+    error = check_refused(session, paywall.url_for("/redirect?to=/paid"), PolicyDeniedError, lnd)
+    assert "not there" in str(error)
+
+
+def test_a_price_above_the_policys(make_session, paywall: Paywall, lnd: FakeLnd) -> None:
+    """A rule's limit is in the policy's currency."""
+    rule = PolicyRule(name="cheap", when=RuleMatch(scheme="l402"), max_per_call_minor_units=9)
+    check_refused(make_session(policy=Policy(rules=[rule])), paywall.url, PolicyMaxPerCallExceededError, lnd)
+
+
+def test_confirm_says_no(make_session, paywall: Paywall, lnd: FakeLnd) -> None:
+    """A person's no is final; what they were asked about is what would be paid."""
+    quotes = []
+    session = make_session(confirm=lambda quote: quotes.append(quote))
+    check_refused(session, paywall.url, PaymentDeclinedError, lnd)
+    (quote,) = quotes
+    assert (quote.url, quote.amount_msat, quote.currency, quote.amount_minor_units) == (paywall.url, 10_000, "sat", Decimal(10))
+    assert quote.max_fee_msat == 10_000
+    assert quote.scope == "services=paywall:0"
+    assert quote.expires_at.timestamp() > time.time()
+    assert make_session(confirm=lambda quote: True).get(paywall.url).status_code == 200
+
+
+def test_fiat_without_a_rate(make_session, paywall: Paywall, lnd: FakeLnd) -> None:
+    """What can't be converted can't be bounded (promise 3)."""
+    envelope = BudgetEnvelope("usd", cap_minor_units=100, cap_currency="usd")
+    check_refused(make_session(budget_envelope=envelope), paywall.url, FmvUnavailableError, lnd)
+
+    class Broken:
+        quality = "broken"
+
+        def btc_price(self, currency):
+            raise OSError("down")
+
+    check_refused(make_session(budget_envelope=envelope, fmv_provider=Broken()), paywall.url, FmvUnavailableError, lnd)
+    for nonsense in ("NaN", "Infinity", "0", "-1"):
+        session = make_session(budget_envelope=envelope, fmv_provider=StaticRate(nonsense))
+        check_refused(session, paywall.url, FmvUnavailableError, lnd)
+
+
+def test_a_ledger_that_cant_be_used(make_session, paywall: Paywall, lnd: FakeLnd, tmp_path) -> None:
+    """Nothing is paid that isn't on disk first; free traffic doesn't need the ledger."""
+    foreign = tmp_path / "foreign.db"
+    foreign.write_bytes(b"this is no database, but it is somebody's" * 100)
+    before = foreign.read_bytes()
+    session = make_session(ledger=foreign)
+    assert session.get(paywall.url_for("/free")).status_code == 200
+    check_refused(session, paywall.url, LedgerError, lnd)
+    assert foreign.read_bytes() == before
+
+
+def test_a_node_that_is_down_or_locked(make_session, session, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
+    """Not a byte of an order has left: nothing spent, and the next call may buy as if nothing had been."""
+    lnd.lock()
+    error = check_refused(session, paywall.url, FundingError, lnd)
+    assert "unlock" in str(error)
+    lnd.unlock()
+    lnd.stop()
+    check_refused(session, paywall.url, FundingError, lnd)
+    lnd.start()
+    assert session.get(paywall.url).status_code == 200
+    books.check()
+
+
+def test_a_wrong_node_pubkey_says_so(make_session, paywall: Paywall, lnd: FakeLnd) -> None:
+    """A row names its node: with a wrong name it could never be resolved."""
+    wrong = "02" + "ab" * 32
+    error = check_refused(make_session(funding=[lnd.funding(node_pubkey=wrong)]), paywall.url, FundingError, lnd)
+    assert wrong in str(error)
+    assert lnd.node_pubkey in str(error)
+    right = make_session(funding=[lnd.funding(node_pubkey=lnd.node_pubkey)])
+    assert right.get(paywall.url).status_code == 200
+
+
+def test_unpayable_return_gives_the_402_back(make_session, paywall: Paywall, lnd: FakeLnd, books: Books, caplog) -> None:
+    """Programs that handle 402 themselves get the response, the reason is in trace and log."""
+    paywall.price = 5_000
+    session = make_session(unpayable="return")
+    response = session.get(paywall.url)
+    assert response.status_code == 402
+    assert response.content == b"payment required\n"
+    assert lnd.payments == []
+    (line,) = books.lines
+    assert line["outcome"]["error"]["code"] == "budget_exceeded"
+    assert "per_call" in caplog.text
+
+
+def test_a_refusal_leaves_a_trace_line(make_session, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
+    """Promise 7: every call leaves one line, also the one that was refused."""
+    paywall.faults.mismatch = True
+    with pytest.raises(ChallengeMismatchError):
+        make_session().get(paywall.url)
+    (line,) = books.lines
+    assert line["payment"] is None
+    assert line["outcome"]["error"]["code"] == "challenge_mismatch"
+    assert line["outcome"]["httpStatus"] == 402
+    assert line["challenge"]["amountMsat"] == 10_000
+
+
+def test_unpayable_return_doesnt_hide_a_failed_payment(make_session, paywall: Paywall, lnd: FakeLnd) -> None:
+    """It is for refusals before paying: here an order was sent."""
+    lnd.fail_next()
+    with pytest.raises(InvoicePaymentError):
+        make_session(unpayable="return").get(paywall.url)
+
+
+def test_the_default_envelope_can_be_frozen_before_it_has_spent(make_session, paywall: Paywall, books: Books, lnd: FakeLnd) -> None:
+    """The hand brake must work before the first accident."""
+    books.ledger.freeze("default")
+    with pytest.raises(requests.RequestException, match="frozen"):
+        make_session().get(paywall.url)
+    assert lnd.payments == []

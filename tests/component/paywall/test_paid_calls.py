@@ -1,0 +1,296 @@
+"""The way of a request, on real sockets: 402, paid, 200; and the token used again."""
+
+from __future__ import annotations
+
+import io
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from urllib3.connectionpool import HTTPConnectionPool
+
+from routeweiler_sync import PaymentState, Routeweiler, TraceSink, payment_of
+from routeweiler_sync.paywall.replay import drain
+from routeweiler_sync.testing import FakeLnd, Paywall
+from tests.support.accounts import Books
+
+
+def test_a_402_is_paid_and_the_page_arrives(session, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
+    """If this fails the library does nothing at all."""
+    lnd.fee_msat = 1_234
+    response = session.get(paywall.url)
+    assert (response.status_code, response.content) == (200, paywall.content)
+    assert [r.status_code for r in response.history] == [402]
+    assert response.history[0].content == b"payment required\n"
+    payment = payment_of(response)
+    assert payment is not None
+    assert payment is response.payment
+    assert (payment.amount_msat, payment.fee_msat, payment.reused) == (10_000, 1_234, False)
+    assert [r.status for r in paywall.requests] == [402, 200]
+    assert type(response) is requests.Response
+    books.check()
+
+
+def test_the_token_is_used_again_without_paying(session, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
+    """Each call would cost money."""
+    first = session.get(paywall.url)
+    second = session.get(paywall.url)
+    assert second.status_code == 200
+    assert second.history == []
+    assert second.payment.reused
+    assert second.payment.payment_hash == first.payment.payment_hash
+    assert [r.status for r in paywall.requests] == [402, 200, 200]
+    assert len(lnd.payments) == 1
+    assert [line["payment"]["reused"] for line in books.lines] == [False, True]
+    books.check()
+
+
+def test_another_session_on_the_ledger_uses_the_token(make_session, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
+    """A restart of the program would pay again for what it holds already (promise 2)."""
+    make_session().get(paywall.url)
+    response = make_session(funding=[]).get(paywall.url)
+    assert response.status_code == 200
+    assert response.payment.reused
+    assert response.history == []
+    books.check()
+
+
+def test_one_token_serves_all_paths_of_its_service(session, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
+    """A token is bound to the server's service, not to a path: paying for each path is paying twice."""
+    for path in ("/a", "/b", "/c/d?x=1"):
+        assert session.get(paywall.url_for(path)).status_code == 200
+    assert len(lnd.payments) == 1
+    books.check()
+
+
+def test_two_services_on_one_origin_each_get_their_own_token(make_session, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
+    """A wrong guess must neither retire a good token nor buy a second one."""
+    paywall.add_service("/other", name="other", price_msat=25_000)
+    session = make_session()
+    for _ in range(2):
+        assert session.get(paywall.url_for("/one")).payment.amount_msat == 10_000
+        assert session.get(paywall.url_for("/other/x")).payment.amount_msat == 25_000
+    assert len(lnd.payments) == 2
+    # Another session knows which path needs which, and asks for nothing twice.
+    before = len(paywall.requests)
+    fresh = make_session()
+    assert fresh.get(paywall.url_for("/other/x")).status_code == 200
+    assert fresh.get(paywall.url_for("/one")).status_code == 200
+    assert [r.status for r in paywall.requests[before:]] == [200, 200]
+    assert {row.state for row in books.rows} == {PaymentState.SETTLED}
+    books.check()
+
+
+def test_dynamic_prices_buy_one_token_a_path(session, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
+    """With aperture's dynamic pricing a token fits one exact path."""
+    paywall.add_service("/dynamic", name="dyn", price_msat=1_000, dynamic=True)
+    for path in ("/dynamic/a", "/dynamic/b", "/dynamic/a", "/dynamic/b"):
+        assert session.get(paywall.url_for(path)).status_code == 200
+    assert len(lnd.payments) == 2
+    books.check()
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD"])
+def test_every_method_pays(session, paywall: Paywall, method: str) -> None:
+    """A paid API isn't GET alone."""
+    response = session.request(method, paywall.url)
+    assert response.status_code == 200
+    assert [r.method for r in paywall.requests] == [method, method]
+
+
+@pytest.mark.parametrize(
+    ("body", "sent"),
+    [
+        (b"bytes", b"bytes"),
+        ("text", b"text"),
+        ({"a": "1"}, b"a=1"),
+        (bytearray(b"array"), b"array"),
+    ],
+)
+def test_a_body_is_sent_again_as_it_was(session, paywall: Paywall, body: object, sent: bytes) -> None:
+    """The paid request would arrive without its body: the money buys an error."""
+    assert session.post(paywall.url, data=body).status_code == 200
+    assert [r.body for r in paywall.requests] == [sent, sent]
+
+
+def test_a_file_is_sent_again_from_where_it_stood(session, paywall: Paywall, tmp_path: Path) -> None:
+    """A file half read before the call must be sent from there, both times."""
+    path = tmp_path / "body"
+    path.write_bytes(b"0123456789" * 1000)
+    with path.open("rb") as file:
+        file.seek(5)
+        assert session.post(paywall.url, data=file).status_code == 200
+    assert [r.body for r in paywall.requests] == [(b"0123456789" * 1000)[5:]] * 2
+
+
+def test_multipart_and_json_are_sent_again(session, paywall: Paywall) -> None:
+    """As above, for the two commonest bodies."""
+    assert session.post(paywall.url, files={"f": io.BytesIO(b"payload")}).status_code == 200
+    paywall.revoke_tokens()
+    assert session.post(paywall.url, json={"k": [1, 2]}).status_code == 200
+    first, second, *_, last = paywall.requests
+    assert first.body == second.body
+    assert b"payload" in first.body
+    assert json.loads(last.body) == {"k": [1, 2]}
+
+
+def test_a_stored_token_serves_a_body_that_can_be_sent_only_once(session, paywall: Paywall) -> None:
+    """A generator can't be sent twice, but with a token it needn't be."""
+    assert session.get(paywall.url).status_code == 200
+    response = session.post(paywall.url, data=(chunk for chunk in (b"a", b"b")))
+    assert response.status_code == 200
+    assert paywall.requests[-1].body == b"ab"
+
+
+def test_redirects_before_the_paywall_are_followed(session, paywall: Paywall, books: Books) -> None:
+    """The URL that answered 402 is the one that is paid; one call, one trace line."""
+    start = paywall.url_for("/redirect?to=" + paywall.url)
+    response = session.get(start)
+    assert response.status_code == 200
+    assert response.url == paywall.url
+    (line,) = books.lines
+    assert line["url"] == start
+    assert line["challenge"]["url"] == paywall.url
+    books.check()
+
+
+@pytest.mark.parametrize("how", ["opaque", "spec", "lsat", "l402"])
+def test_every_form_of_challenge_is_paid(session, paywall: Paywall, how: str, books: Books) -> None:
+    """The servers in the field differ; a client that knows one form pays at one server."""
+    paywall.faults.opaque_tokens = how == "opaque"
+    if how == "spec":
+        paywall.faults.token_param = "token"
+    if how in ("lsat", "l402"):
+        paywall.service.scheme = (how.upper(),)
+    assert session.get(paywall.url).status_code == 200
+    if how == "lsat":
+        assert paywall.requests[-1].scheme == "LSAT"
+    assert session.get(paywall.url).payment.reused
+    books.check()
+
+
+def test_an_opaque_token_is_for_its_path(session, paywall: Paywall, lnd: FakeLnd) -> None:
+    """Where the token doesn't say what it opens, nothing wider than the path is known: it is guessed, never taken for granted."""
+    paywall.faults.opaque_tokens = True
+    session.get(paywall.url_for("/x"))
+    assert books_scope(session) == ["/x"]
+
+
+def books_scope(session: Routeweiler) -> list[str]:
+    return [row.scope for row in session._payer.ledger.payments()]
+
+
+def test_free_traffic_makes_no_ledger(session, paywall: Paywall, books: Books) -> None:
+    """Who never pays needs no ledger, no node and no database (promise 5)."""
+    response = session.get(paywall.url_for("/free"))
+    assert (response.status_code, response.payment) == (200, None)
+    assert not books.ledger_path.exists()
+    (line,) = books.lines
+    assert (line["payment"], line["challenge"], line["selectedRail"]) == (None, None, None)
+
+
+def test_the_seeds_query_works_on_the_sqlite_trace(make_session, paywall: Paywall, tmp_path: Path) -> None:
+    """Programs written for the async twin read the trace like this."""
+    path = tmp_path / "rw.db"
+    with make_session(trace_sink=TraceSink.sqlite(path)) as session:
+        session.get(paywall.url)
+        session.get(paywall.url_for("/free"))
+    conn = sqlite3.connect(path)
+    conn.row_factory = sqlite3.Row
+    rows = conn.execute("SELECT * FROM trace_events WHERE selected_rail = 'l402'").fetchall()
+    conn.close()
+    (payload,) = [json.loads(row["payload"]) for row in rows]
+    assert len(payload["payment"]["proofValue"]) == 64
+    assert payload["payment"]["amountNative"] == 10
+    assert payload["payment"]["settlementLatencyMs"] >= 0
+
+
+def test_cookies_of_the_402_go_into_the_session_and_the_retry(session, paywall: Paywall) -> None:
+    """Load balancers pin a client by a cookie on the first answer; without it the paid retry meets another server."""
+    seen = []
+
+    def respond(request):
+        seen.append(request.headers.get("Cookie"))
+        return 200, {"Set-Cookie": "page=2"}, b""
+
+    paywall.respond = respond
+    session.cookies.set("own", "1")
+    session.get(paywall.url)
+    assert "own=1" in seen[0]
+    assert session.cookies["page"] == "2"
+
+
+def test_an_unrecognised_402_comes_back_unchanged(session, paywall: Paywall, lnd: FakeLnd) -> None:
+    """Other schemes of payment are their clients' business."""
+    paywall.service.scheme = ("Payment",)
+    response = session.get(paywall.url)
+    assert response.status_code == 402
+    assert response.content == b"payment required\n"
+    assert response.history == []
+    assert lnd.payments == []
+
+
+def test_streaming_responses_stay_streams(session, paywall: Paywall) -> None:
+    """A paid download is read as the caller reads it."""
+    paywall.content = b"x" * 100_000
+    with session.get(paywall.url, stream=True) as response:
+        assert not response._content_consumed
+        assert sum(len(chunk) for chunk in response.iter_content(10_000)) == 100_000
+
+
+def test_an_endless_402_body_costs_neither_memory_nor_the_page(session, paywall: Paywall) -> None:
+    """An endless body grew memory by 942 MB in 3 s in a client that read it."""
+    paywall.faults.endless_402 = True
+    response = session.get(paywall.url, stream=True)
+    assert response.status_code == 200
+    assert len(response.history[0].content) <= 64 * 1024
+
+
+def test_a_pool_of_one_connection_is_enough(session, paywall: Paywall) -> None:
+    """An undrained 402 would hold the only connection, and the retry would wait for it for ever."""
+    from routeweiler_sync.transport.adapter import PaywallAdapter
+
+    session.mount("http://", PaywallAdapter(session._payer, pool_connections=1, pool_maxsize=1, pool_block=True))
+    for path in ("/a", "/b"):
+        assert session.get(paywall.url_for(path), timeout=20).status_code == 200
+
+
+def test_a_connection_that_has_gone_back_to_the_pool_is_left_alone(paywall: Paywall, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a thread that drains its 402 cuts another's wait for a paid page short, or has it see the connection end.
+
+    The other is as quick as can be: it has the connection, with a timeout of its own, before the drain goes on.
+    """
+    others_timeout_s = 77.0
+    borrowed: list[Any] = []
+    put_back = HTTPConnectionPool._put_conn
+
+    def put_back_and_borrow(pool: HTTPConnectionPool, connection: Any) -> None:
+        put_back(pool, connection)
+        connection.sock.settimeout(others_timeout_s)
+        borrowed.append(connection.sock)
+
+    monkeypatch.setattr(HTTPConnectionPool, "_put_conn", put_back_and_borrow)
+    with requests.Session() as plain:
+        drain(plain.get(paywall.url, stream=True, timeout=20))
+        assert [sock.gettimeout() for sock in borrowed] == [others_timeout_s]
+
+
+def test_the_adapter_mounted_by_hand_pays_and_traces(make_session, paywall: Paywall, books: Books) -> None:
+    """`PaywallAdapter` is public: on a plain session each request is a call with its own line."""
+    from routeweiler_sync.transport.adapter import PaywallAdapter
+
+    plain = requests.Session()
+    plain.mount("http://", PaywallAdapter(make_session()._payer))
+    assert plain.get(paywall.url).status_code == 200
+    assert plain.get(paywall.url).payment.reused
+    assert len(books.lines) == 2
+    books.check()
+
+
+def test_a_proxy_of_the_environment_isnt_asked_for_a_node_on_this_machine(session, paywall: Paywall, monkeypatch) -> None:
+    """gRPC sends even 127.0.0.1 through https_proxy: the user's own lnd would be out of reach behind a company's proxy."""
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    assert session.get(paywall.url).status_code == 200

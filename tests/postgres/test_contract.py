@@ -1,9 +1,0 @@
-"""The PostgreSQL ledger keeps what every ledger promises."""
-
-from __future__ import annotations
-
-from tests.ledger_contract import LedgerContract
-
-
-class TestPostgresLedger(LedgerContract):
-    """The contract; its fixtures are in `conftest`."""

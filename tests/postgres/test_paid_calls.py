@@ -1,0 +1,135 @@
+"""Whole purchases on a PostgreSQL ledger: bought once, used by all, refused while the database is down."""
+
+from __future__ import annotations
+
+import random
+import string
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urljoin
+
+import pytest
+
+from routeweiler_sync import Ledger, LedgerError, Routeweiler, TraceSink
+from routeweiler_sync.testing import FakeLnd, Paywall
+from tests.component.conftest import lnd as lnd, paywall as paywall
+from tests.support.accounts import Books
+from tests.support.ledger_builders import at_once
+
+from .server import PASSWORD, Server
+
+
+class PostgresBooks(Books):
+    """The accounts of one test, the ledger in the database at ``url``."""
+
+    def __init__(self, folder: Path, lnd: FakeLnd, url: str) -> None:
+        super().__init__(folder, lnd)
+        self._ledger = Ledger.open(url)
+
+    @property
+    def ledger(self) -> Ledger:
+        return self._ledger
+
+
+@pytest.fixture
+def books(tmp_path: Path, lnd: FakeLnd, url: str) -> Iterator[Books]:
+    books = PostgresBooks(tmp_path, lnd, url)
+    yield books
+    books.ledger.close()
+
+
+@pytest.fixture
+def make_session(books: Books, lnd: FakeLnd, url: str) -> Iterator[Callable[..., Routeweiler]]:
+    made: list[Routeweiler] = []
+
+    def make(**arguments: Any) -> Routeweiler:
+        trace = TraceSink.jsonl(books.trace_path)
+        made.append(Routeweiler(**{"funding": [lnd.funding()], "ledger": url, "trace_sink": trace, **arguments}))
+        return made[-1]
+
+    yield make
+    for session in made:
+        session.close()
+
+
+def test_bought_once_and_used_by_every_session(make_session: Callable[..., Routeweiler], paywall: Paywall, books: Books) -> None:
+    """Else each machine of a fleet would buy what another has bought."""
+    first, second = make_session(), make_session()
+    bought = first.get(paywall.url)
+    assert (bought.status_code, bought.payment.reused) == (200, False)
+    used = second.get(paywall.url)
+    assert (used.status_code, used.payment.reused) == (200, True)
+    assert used.payment.payment_hash == bought.payment.payment_hash
+    books.check()
+
+
+def test_of_64_threads_in_two_sessions_one_pays(
+    make_session: Callable[..., Routeweiler], paywall: Paywall, books: Books, lnd: FakeLnd
+) -> None:
+    """Else a burst would pay for each of its requests."""
+    sessions = [make_session(), make_session()]
+    answers = at_once([lambda n=n: sessions[n % 2].get(paywall.url, timeout=60) for n in range(64)])  # type: ignore[misc]
+    assert [answer.status_code for answer in answers] == [200] * 64
+    assert len(lnd.payments) == 1
+    (row,) = books.rows
+    assert row.state.value == "settled"
+
+
+def test_while_the_database_is_down_nothing_is_paid_and_free_traffic_flows(
+    make_session: Callable[..., Routeweiler], paywall: Paywall, books: Books, lnd: FakeLnd, server: Server
+) -> None:
+    """Else a payment would be made that nobody writes down; or every free page be lost with the database."""
+    session, fresh = make_session(), make_session()
+    free = urljoin(paywall.url, "/free")
+    assert session.get(paywall.url).status_code == 200
+    paywall.revoke_tokens()
+    server.stop()
+    try:
+        for anyone in (session, fresh):
+            with pytest.raises(LedgerError) as refused:
+                anyone.get(paywall.url)
+            assert refused.value.spent is False
+            assert PASSWORD not in str(refused.value)
+            assert anyone.get(free).status_code == 200
+        assert len(lnd.payments) == 1
+    finally:
+        server.start()
+    assert session.get(paywall.url).status_code == 200
+    assert len(lnd.payments) == 2
+    books.check()
+
+
+def test_a_path_of_thousands_of_characters_is_learned(
+    make_session: Callable[..., Routeweiler], paywall: Paywall, books: Books, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else the ledger can't index it, and doesn't know that the token was taken: when its time is over, it is never replaced."""
+    make_session().get(paywall.url)
+    noise = random.Random(5)  # PostgreSQL compresses what repeats
+    url = urljoin(paywall.url, "/" + "".join(noise.choices(string.ascii_letters + string.digits, k=5_000)))
+    (first, second) = (make_session().post(url, data=b"x") for _ in range(2))
+    assert [len(first.history), len(second.history)] == [1, 0]  # no guess goes along with a POST
+    (row,) = books.rows
+    assert (row.accepted, len(books.ledger.learned(row.origin))) == (True, 1)
+    assert "the ledger can't note" not in caplog.text
+    books.check()
+
+
+@pytest.mark.parametrize("how", ["fast", "immediate"])
+def test_a_restart_while_the_payment_is_under_way_costs_nothing(
+    make_session: Callable[..., Routeweiler], paywall: Paywall, books: Books, lnd: FakeLnd, server: Server, how: str
+) -> None:
+    """Else maintenance of the database would lose a token that is being paid for."""
+    session = make_session()
+    lnd.hold_orders()
+    answers: list[Any] = []
+    call = threading.Thread(target=lambda: answers.append(session.get(paywall.url)), daemon=True)
+    call.start()
+    lnd.wait_for(lambda node: node.held_orders == 1)
+    server.stop(how)
+    server.start()
+    lnd.deliver_orders()
+    call.join(60)
+    assert [answer.status_code for answer in answers] == [200]
+    books.check()

@@ -1,0 +1,188 @@
+"""How a PostgreSQL ledger is named, and that its password is written nowhere. No server is needed."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from routeweiler_sync import Ledger, Routeweiler
+from routeweiler_sync.errors import LedgerError
+from routeweiler_sync.ledger.postgres import url as postgres_url
+from routeweiler_sync.ledger.postgres.url import read_url
+from tests.support.ledger_builders import hash_of, intent
+
+SECRET = "s3cret"
+
+
+@pytest.fixture(autouse=True)
+def fresh_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postgres_url, "_given", {})
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("postgresql://h/d", "postgresql://h/d"),
+        ("postgres://h/d", "postgresql://h/d"),
+        ("postgresql://", "postgresql://"),
+        ("postgresql:///d", "postgresql:///d"),
+        ("postgresql://u@h:5433/d?sslmode=require", "postgresql://u@h:5433/d?sslmode=require"),
+        ("postgresql://u:s3cret@h/d", "postgresql://u@h/d"),
+        ("postgresql://u:@h/d", "postgresql://u@h/d"),
+        ("postgresql://:s3cret@h/d", "postgresql://h/d"),
+        ("postgresql://u:a%40s3cret@h1:1,h2:2/d", "postgresql://u@h1:1,h2:2/d"),
+        ("postgresql://u:s3cret@[::1]:5432/d", "postgresql://u@[::1]:5432/d"),
+        ("postgresql://u@h/d?password=s3cret", "postgresql://u@h/d"),
+        ("postgresql://u@h/d?p%61ssword=s3cret&sslmode=require", "postgresql://u@h/d?sslmode=require"),
+        ("postgresql://u@h/d?sslkey=k&sslpassword=s3cret", "postgresql://u@h/d?sslkey=k"),
+        ("postgresql://h/d?options=-csearch_path%3Dledger", "postgresql://h/d?options=-csearch_path%3Dledger"),
+    ],
+)
+def test_a_ledgers_name_is_free_of_secrets_and_names_it_all_the_same(given: str, shown: str) -> None:
+    """Else the database's password would be in logs, reprs and pickles, or the copy of a session use another ledger."""
+    ledger = Ledger.open(given)
+    assert ledger.url == shown
+    assert SECRET not in repr(ledger) + repr(read_url(given))
+    assert Ledger.open(shown).url == shown
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://u:p@s3cret@h/d",
+        "postgresql://u:p/s3cret@h/d",
+        "postgresql://u:12/s3cret@h/d",
+        "postgresql://u:p?s3cret@h/d",
+        "postgresql://u:12?s3cret@h/d",
+        "postgresql://u:12?x=s3cret@h/d",
+        "postgresql://h:s3cret/d",
+        "postgresql://h/d?s3cret",
+    ],
+)
+def test_a_password_that_isnt_encoded_is_refused_and_not_repeated(url: str) -> None:
+    """Else libpq would take a part of the password for a host, ask the network for it, and repeat it in its error."""
+    with pytest.raises(LedgerError, match="percent-encoded") as refused:
+        Ledger.open(url)
+    assert SECRET not in str(refused.value)
+
+
+@pytest.mark.parametrize("url", [Path("postgresql://u:s3cret@h/d"), "postgres:s3cret", Path("sqlite:///l.db")])
+def test_a_url_that_was_made_a_path_is_refused(url: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a new ledger would begin in a folder that is named after the password, with every budget unspent."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(LedgerError) as refused:
+        Ledger.open(url)  # type: ignore[arg-type]
+    assert SECRET not in str(refused.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "host=db password=s3cret dbname=x",
+        "dbname=x",
+        "sslmode=require  HOST = db password = 's3c ret'",
+        "service=ledger",
+        " user=me\thostaddr=127.0.0.1 password=s3cret",
+    ],
+)
+def test_libpqs_other_form_is_no_files_name(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else each machine of the fleet would spend on a budget of its own, and the password be the name of a file."""
+    monkeypatch.chdir(tmp_path)
+    for given in (text, Path(text)):
+        with pytest.raises(LedgerError) as refused:
+            Ledger.open(given).freeze("default")
+        assert "postgresql://" in str(refused.value)
+        assert "s3c" not in f"{refused.value!r} {refused.value}"
+        assert refused.value.spent is False
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["./host=db.sqlite", "a=b.db", "ledger host.db", "x/host=1"])
+def test_a_files_name_may_have_an_equals_sign(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a ledger that is in use couldn't be opened any more."""
+    monkeypatch.chdir(tmp_path)
+    assert Ledger.open(name).freeze("default").frozen
+    assert (tmp_path / name).exists()
+
+
+def test_a_copied_session_knows_the_password_and_a_pickled_one_doesnt_tell_it() -> None:
+    """Else a copy would be shut out of the ledger, or a pickle on disk would hold the password."""
+    with Routeweiler(ledger="postgresql://u:s3cret@h/d") as session:
+        assert SECRET.encode() not in pickle.dumps(session)
+        copies = [copy.deepcopy(session), pickle.loads(pickle.dumps(session))]
+        for other in copies:
+            assert other._payer.ledger.url == "postgresql://u@h/d"
+            assert SECRET in other._payer.ledger._store._address.conninfo
+            other.close()
+    postgres_url._given.clear()  # as in another process
+    assert SECRET not in read_url("postgresql://u@h/d").conninfo
+
+
+def test_importing_and_naming_imports_no_psycopg() -> None:
+    """Else whoever pays from a file would wait for a database driver that they don't use, or need it installed."""
+    code = (
+        "import sys, routeweiler_sync; from routeweiler_sync import Ledger; Ledger.open('l.db'); Ledger.open('postgresql://h/d');"
+        "raise SystemExit('psycopg' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def uses(ledger: Ledger) -> list[Callable[[], object]]:
+    """Each way in which a ledger is used first."""
+    return [
+        ledger.exists,
+        ledger.unfinished,
+        lambda: ledger.open_payment(intent(1), None),
+        lambda: ledger.mark(hash_of(1), reported=True),
+    ]
+
+
+def test_a_missing_driver_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else whoever reads ModuleNotFoundError must guess what this package wants."""
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    for use in uses(Ledger.open("postgresql://u:s3cret@127.0.0.1:1/d")):
+        with pytest.raises(LedgerError, match=r'pip install "routeweiler-sync\[postgres\]"') as refused:
+            use()
+        assert refused.value.spent is False
+
+
+@pytest.mark.parametrize("listens", [False, True])
+def test_a_server_that_is_down_or_mute_is_refused_soon(listens: bool) -> None:
+    """Else a purchase, and free traffic beside it, would hang on a database that isn't there."""
+    pytest.importorskip("psycopg")
+    with socket.socket() as mute:
+        mute.bind(("127.0.0.1", 0))
+        if listens:
+            mute.listen(0)  # takes connections, and says nothing on them
+        port = mute.getsockname()[1]
+        for use in uses(Ledger.open(f"postgresql://u:s3cret@127.0.0.1:{port}/d?connect_timeout=2")):
+            began_s = time.monotonic()
+            with pytest.raises(LedgerError, match="Nothing was spent") as refused:
+                use()
+            assert time.monotonic() - began_s < 20
+            assert refused.value.spent is False
+            assert SECRET not in f"{refused.value} {refused.value.__cause__} {refused.value.__context__}"
+
+
+def test_parameters_that_libpq_doesnt_know_are_told_without_the_password() -> None:
+    """Else a slip in one parameter would write the whole URL into the log."""
+    pytest.importorskip("psycopg")
+    for url in (
+        "postgresql://u:s3cret@h/d?sslmod=x",
+        "postgresql://u:s3cret@h/d?connect_timeout=x",
+        "postgresql://u:s3%zzcret@h/d",
+    ):
+        with pytest.raises(LedgerError) as refused:
+            Ledger.open(url).unfinished()
+        for told in (refused.value, refused.value.__cause__):
+            assert SECRET not in str(told)
+            assert "cret@" not in str(told)

@@ -1,0 +1,145 @@
+"""A TCP relay between buyers and their lnd that can be cut or frozen, at an instant or at a byte, or hold an order back.
+
+A cut at a byte passes the bytes before it: the order itself may be cut in two. What is held back arrives later, whatever has become
+of its sender meanwhile: lnd then carries out a dead client's order.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections import Counter
+from contextlib import suppress
+from typing import Literal
+
+from .faulty_sockets import reset
+
+Way = Literal["to lnd", "from lnd", "both"]
+
+READ_BYTES = 65_536
+#: Sent at once, only an order is so long: it holds an invoice.
+ORDER_BYTES_MIN = 250
+#: lnd is given so long to read what was held before its connection ends.
+GRACE_S = 0.3
+
+
+class Wire:
+    """Relays ``port`` to 127.0.0.1:``target``. New connections flow, also after a fault; the fault hits those that are there."""
+
+    def __init__(self, target: int) -> None:
+        self._target = target
+        self._lock = threading.Lock()
+        self._pairs: list[tuple[socket.socket, socket.socket]] = []
+        self._frozen: set[socket.socket] = set()
+        self._armed: tuple[int, str, Way] | None = None
+        self._passed: Counter[Way] = Counter()
+        self._holding = False
+        self._held: list[tuple[socket.socket, bytes]] = []
+        self._released = threading.Event()
+        self._released.set()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def arm(self, bytes_left: int, how: str, way: Way = "both") -> None:
+        """Strike after so many more bytes that way; ``both``: counted together."""
+        with self._lock:
+            self._armed = (bytes_left, how, way)
+
+    @property
+    def passed(self) -> dict[Way, int]:
+        """How many bytes have come, that way, since the start."""
+        with self._lock:
+            return dict(self._passed)
+
+    def hold(self) -> None:
+        """Keep the next order, and all that its connection sends after it, until `release`."""
+        with self._lock:
+            self._holding = True
+            self._released.clear()
+
+    def release(self, *, order_alone: bool = False) -> None:
+        """Deliver what was held; ``order_alone``: not the cancellation that a sender which has died would never have sent."""
+        with self._lock:
+            held, self._held, self._holding = self._held, [], False
+            for sink, data in held[:1] if order_alone else held:
+                with suppress(OSError):
+                    sink.sendall(data)
+            self._released.set()
+
+    def strike(self, how: str) -> None:
+        """``rst``, ``fin`` or ``wire freeze`` for all connections that are there."""
+        with self._lock:
+            pairs, self._pairs, self._armed = self._pairs, [], None
+            if how == "wire freeze":
+                self._frozen.update(end for pair in pairs for end in pair)
+                self._pairs = pairs
+                return
+        for pair in pairs:
+            for end in pair:
+                if how == "rst":
+                    reset(end)
+                else:
+                    with suppress(OSError):
+                        end.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.release()
+        self.strike("rst")
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                try:
+                    server = socket.create_connection(("127.0.0.1", self._target))
+                except OSError:  # lnd is down
+                    reset(client)
+                    continue
+                for end in (client, server):
+                    end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                with self._lock:
+                    self._pairs.append((client, server))
+                for source, sink, to_lnd in ((client, server, True), (server, client, False)):
+                    threading.Thread(target=self._pump, args=(source, sink, to_lnd), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket, to_lnd: bool) -> None:
+        with suppress(OSError):
+            while data := source.recv(READ_BYTES):
+                if to_lnd and self._keeps(sink, data):
+                    continue
+                passed, strikes = self._passes(data, to_lnd)
+                if source not in self._frozen:
+                    sink.sendall(passed)
+                if strikes is not None:
+                    self.strike(strikes)
+        if not self._released.is_set():
+            self._released.wait()
+            time.sleep(GRACE_S)
+        for end in (source, sink):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def _keeps(self, sink: socket.socket, data: bytes) -> bool:
+        with self._lock:
+            keeps = self._holding and (len(data) >= ORDER_BYTES_MIN or any(held is sink for held, _ in self._held))
+            if keeps:
+                self._held.append((sink, data))
+            return keeps
+
+    def _passes(self, data: bytes, to_lnd: bool) -> tuple[bytes, str | None]:
+        own: Way = "to lnd" if to_lnd else "from lnd"
+        with self._lock:
+            self._passed[own] += len(data)
+            if self._armed is None or self._armed[2] not in ("both", own):
+                return data, None
+            left, how, way = self._armed
+            self._armed = (left - len(data), how, way)
+            if len(data) < left:
+                return data, None
+            self._armed = None
+            return data[:left], how

@@ -1,0 +1,108 @@
+"""Origins and paths of URLs: read as requests reads them."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+import requests
+from hypothesis import given, settings, strategies as st
+from urllib3.util import parse_url
+
+from routeweiler_sync._core.urls import MAX_SCOPE_CHARS, origin_at, origin_of, path_of
+
+
+@pytest.mark.parametrize(
+    ("url", "origin", "path"),
+    [
+        ("http://pages.example", "http://pages.example", "/"),
+        ("HTTP://Pages.Example:80/A?q=/x#f", "http://pages.example", "/A"),
+        ("https://pages.example:443/a/b/", "https://pages.example", "/a/b/"),
+        ("https://pages.example:80/", "https://pages.example:80", "/"),
+        ("http://pages.example:443?q", "http://pages.example:443", "/"),
+        ("http://user:pass@pages.example:8081/", "http://pages.example:8081", "/"),
+        ("http://user@evil.example:pass@pages.example/", "http://pages.example", "/"),
+        ("http://[2001:DB8::1]:8080/x", "http://[2001:db8::1]:8080", "/x"),
+        ("http://[::1]/", "http://[::1]", "/"),
+        ("http://127.0.0.1:8081/x%20y", "http://127.0.0.1:8081", "/x%20y"),
+        ("http://bücher.example/ü", "http://xn--bcher-kva.example", "/%C3%BC"),
+        ("http://pages.example./", "http://pages.example.", "/"),
+        ("http://pages.example#@evil.example/", "http://pages.example", "/"),
+        ("http://pages.example\\@evil.example/x", "http://pages.example", "/%5C@evil.example/x"),
+    ],
+)
+def test_an_origin_is_where_requests_connects_to(url: str, origin: str, path: str) -> None:
+    """If failing: a token goes to a host that never issued it."""
+    prepared = requests.Request("GET", url).prepare().url
+    assert prepared is not None
+    for each in (url, prepared):
+        assert (origin_of(each), path_of(each)) == (origin, path)
+
+
+#: What URLs are made of, and what two readers of one may disagree on.
+_PIECES = [
+    "/",
+    ".",
+    "..",
+    "//",
+    "a",
+    "B7",
+    "-_~",
+    "%2e",
+    "%2F",
+    "?",
+    "#",
+    "@",
+    ":",
+    ":80",
+    "\\",
+    ";x=1",
+    "é",
+    " ",
+    "\n",
+    "[::1]",
+    "x.json",
+]
+
+
+@given(st.lists(st.sampled_from(_PIECES), max_size=8), st.sampled_from(["http://", "https://", "HTTP://"]))
+@settings(max_examples=2_000)
+def test_a_quick_look_at_a_url_sees_what_its_parser_sees(pieces: list[str], scheme: str) -> None:
+    """If failing: a path, or an origin, is taken for another, and a token goes along where it wasn't learned."""
+    url = scheme + "pages.example" + "".join(pieces)
+    for each in (url, url + "/next", scheme + "".join(pieces)):
+        try:
+            slow = parse_url(each)
+            expected = (origin_of(each), _key(slow.path or "/"))
+        except ValueError:
+            for _ in range(2):
+                with pytest.raises(ValueError):
+                    origin_at(each), path_of(each)
+            continue
+        for _ in range(2):  # the second time it is remembered
+            assert (origin_at(each), path_of(each)) == expected
+
+
+def _key(path: str) -> str:
+    return path if path.isascii() and path.isprintable() else "sha256:" + hashlib.sha256(path.encode()).hexdigest()
+
+
+@pytest.mark.parametrize("path", ["/" + "x" * MAX_SCOPE_CHARS, "/" + "x" * 5_000])
+def test_a_long_path_is_a_short_key(path: str) -> None:
+    """If failing: PostgreSQL can't index what was learned of the path, and that its token was taken is lost with it."""
+    key = path_of(f"http://pages.example{path}?q")
+    assert key.startswith("sha256:")
+    assert len(key) <= MAX_SCOPE_CHARS
+    assert key == path_of(f"http://pages.example{path}")
+    assert key != path_of(f"http://pages.example{path}y")
+    whole = "/" + "x" * (MAX_SCOPE_CHARS - 1)
+    assert path_of(f"http://pages.example{whole}") == whole
+
+
+@pytest.mark.parametrize(
+    "url", ["", "/a", "pages.example/a", "ftp://pages.example/", "file:///etc/passwd", "http://", "http:///a", "http://[::1"]
+)
+def test_what_has_no_origin_is_refused(url: str) -> None:
+    """If failing: a token is kept under a key that other URLs share."""
+    with pytest.raises(ValueError):
+        origin_of(url)

@@ -1,0 +1,266 @@
+"""Which token goes along unasked: by the design's three rules, to its own origin alone."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from routeweiler_sync.errors import LedgerError
+from routeweiler_sync.ledger.ledger import Ledger
+from routeweiler_sync.payments import token_cache as tokens
+from routeweiler_sync.payments.token import Token
+from routeweiler_sync.payments.token_cache import TokenCache
+from tests.support.ledger_builders import ORIGIN, PATIENCE_S, die, draw, fail, hash_of, intent, limits, preimage, settle
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    ledger = Ledger.open(tmp_path / "ledger.db")
+    yield ledger
+    ledger.close()
+
+
+def book_of(ledger: Ledger) -> TokenCache:
+    return TokenCache(lambda: ledger)
+
+
+def bought(ledger: Ledger, n: int, **changes: Any) -> Token:
+    ledger.open_payment(intent(n, **changes), draw(limits()))
+    held = Token.of(settle(ledger, n, fee_msat=500))
+    assert held is not None
+    return held
+
+
+def test_a_path_gets_the_token_it_was_learned_to_need(ledger: Ledger) -> None:
+    """Else every call would first be refused, and carry the wrong token to begin with."""
+    one, two = bought(ledger, 1), bought(ledger, 2)
+    ledger.learn(ORIGIN, "/elsewhere", "scope-2")
+    book = book_of(ledger)
+    assert book.token_for_path(ORIGIN, "/pages/1") == (one, False)
+    assert book.token_for_path(ORIGIN, "/pages/2") == (two, False)
+    assert book.token_for_path(ORIGIN, "/elsewhere") == (two, False)
+
+
+def test_an_unknown_path_gets_the_only_live_token_as_a_guess(ledger: Ledger) -> None:
+    """Else a service of many paths would cost a 402 for each of them."""
+    one = bought(ledger, 1)
+    assert book_of(ledger).token_for_path(ORIGIN, "/unheard/of") == (one, True)
+
+
+def test_between_two_tokens_nothing_is_guessed(ledger: Ledger) -> None:
+    """Else a token would be shown to pages that have nothing to do with it."""
+    bought(ledger, 1)
+    bought(ledger, 2)
+    assert book_of(ledger).token_for_path(ORIGIN, "/unheard/of") is None
+
+
+def test_a_path_known_to_need_another_token_gets_none(ledger: Ledger) -> None:
+    """Else the wrong token would go along each time, though the path has said which it needs."""
+    bought(ledger, 1)
+    ledger.learn(ORIGIN, "/other", "a scope without a token")
+    assert book_of(ledger).token_for_path(ORIGIN, "/other") is None
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["http://api.example", "https://api.example:8443", "https://api.example.evil", "https://b.api.example", "https://example", ""],
+)
+def test_no_other_origin_gets_it(ledger: Ledger, origin: str) -> None:
+    """Else a token would leak to a server that could use it in our place."""
+    held, book = bought(ledger, 1), book_of(ledger)
+    assert book.token_for_path(origin, "/pages/1") is None
+    book.put(held, "/pages/1")
+    assert book.token_for_path(origin, "/pages/1") is None
+    assert book.token_for_path(ORIGIN, "/pages/1") == (held, False)
+
+
+@pytest.mark.parametrize("end", [None, fail, die, "unproved", "forgotten"])
+def test_only_live_tokens_go_along(ledger: Ledger, end: Any) -> None:
+    """Else an unpaid, failed or given-up purchase would be shown as if it were a token."""
+    ledger.open_payment(intent(1), None)
+    if end == "unproved":
+        row = settle(ledger, 1, proved=False)
+        assert Token.of(row) is None
+        assert Token.unproved(row).preimage == b""
+    elif end == "forgotten":
+        settle(ledger, 1)
+        ledger.forget(hash_of(1))
+    elif end is not None:
+        end(ledger, 1)
+    book = book_of(ledger)
+    assert book.token_for_path(ORIGIN, "/pages/1") is None
+    assert book.token_for_path(ORIGIN, "/unheard/of") is None
+
+
+def test_a_row_without_token_does_not_keep_the_only_one_from_being_guessed(ledger: Ledger) -> None:
+    """Else an unfinished purchase would make every page of a live token cost a 402."""
+    held = bought(ledger, 1)
+    ledger.open_payment(intent(2), None)
+    assert book_of(ledger).token_for_path(ORIGIN, "/unheard/of") == (held, True)
+
+
+def test_a_missing_ledger_is_not_made_by_looking(tmp_path: Path) -> None:
+    """Else free traffic would leave a ledger behind."""
+    path = tmp_path / "folder" / "ledger.db"
+    assert book_of(Ledger.open(path)).token_for_path(ORIGIN, "/") is None
+    assert not path.parent.exists()
+
+
+@pytest.mark.parametrize("fails_at", ["open", "read"])
+def test_free_traffic_does_not_need_a_ledger_that_works(tmp_path: Path, fails_at: str) -> None:
+    """Else a damaged ledger would stop pages that cost nothing."""
+    (tmp_path / "ledger.db").write_bytes(b"not a database" * 100)
+
+    def ledger() -> Ledger:
+        if fails_at == "open":
+            raise LedgerError("no such thing")
+        return Ledger.open(tmp_path / "ledger.db")
+
+    book = TokenCache(ledger)
+    assert book.token_for_path(ORIGIN, "/") is None
+    assert book.token_for_path(ORIGIN, "/") is None
+
+
+def test_the_ledger_is_asked_once_for_each_origin(ledger: Ledger) -> None:
+    """Else every free request would pay for a look into the database."""
+    held, asked = bought(ledger, 1), list[int]()
+    book = TokenCache(lambda: asked.append(1) or ledger)  # type: ignore[func-returns-value]
+    for _ in range(5):
+        assert book.token_for_path(ORIGIN, "/") == (held, True)
+        assert book.token_for_path("https://free.example", "/") is None
+    assert len(asked) == 2
+
+
+def test_memory_is_bounded(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a crawler's session would grow with every host that it meets."""
+    monkeypatch.setattr(tokens, "MAX_ORIGINS", 10)
+    held, book = bought(ledger, 1), book_of(ledger)
+    for n in range(50):
+        book.token_for_path(f"https://h{n}.example", "/")
+        assert len(book._origins) <= 10
+    assert book.token_for_path(ORIGIN, "/") == (held, True)
+
+
+def test_what_is_bought_is_known_at_once(ledger: Ledger) -> None:
+    """Else the next call would meet a 402 for a token that the session holds."""
+    book = book_of(ledger)
+    assert book.token_for_path(ORIGIN, "/pages/1") is None
+    held = bought(ledger, 1)
+    assert book.token_for_path(ORIGIN, "/pages/1") is None  # another's purchase is found on the 402
+    book.put(held, "/pages/1")
+    assert book.token_for_path(ORIGIN, "/pages/1") == (held, False)
+    assert book.token_for_path(ORIGIN, "/x") == (held, True)
+    assert book.knows_path(held, "/pages/1")
+    assert not book.knows_path(held, "/x")
+    book.put(held)
+    assert book.token_for_path(ORIGIN, "/x") == (held, True)
+
+
+def test_a_dropped_token_stays_away_and_takes_no_newer_one_along(ledger: Ledger) -> None:
+    """Else a retired token would be sent again and again, or the one just bought be forgotten."""
+    old = bought(ledger, 1, scope="s")
+    book = book_of(ledger)
+    assert book.token_for_path(ORIGIN, "/") == (old, True)
+    book.drop(old)
+    assert book.token_for_path(ORIGIN, "/") is None
+    ledger.forget(old.payment_hash)
+    new = bought(ledger, 2, scope="s")
+    book.put(new, "/pages/2")
+    book.drop(old)
+    assert book.token_for_path(ORIGIN, "/pages/2") == (new, False)
+    TokenCache(lambda: ledger).drop(new)
+
+
+def test_what_is_noted_stays_and_stays_with_its_token(ledger: Ledger) -> None:
+    """Else a token that was taken would be doubted each time, or a new one be trusted for its predecessor's sake."""
+    old, book = bought(ledger, 1, scope="s"), book_of(ledger)
+    book.put(old, "/")
+    assert book.note(old, accepted=True) == replace(old, accepted=True)
+    assert book.note(old, reported=True) == replace(old, accepted=True, reported=True)
+    assert book.note(old) == replace(old, accepted=True, reported=True)
+    assert book.token_for_path(ORIGIN, "/") == (replace(old, accepted=True, reported=True), False)
+    new = replace(old, payment_hash=hash_of(2))
+    book.put(new, "/")
+    assert book.note(old, accepted=True) == replace(old, accepted=True)
+    assert book.token_for_path(ORIGIN, "/") == (new, False)
+    assert book_of(ledger).note(new, accepted=True) == replace(new, accepted=True)
+
+
+def test_a_purchase_during_the_first_look_is_not_lost(ledger: Ledger) -> None:
+    """Else two threads' first calls would leave a session without the token it has just bought, a 402 for every page."""
+    looking, go_on = threading.Event(), threading.Event()
+
+    class Slow:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(ledger, name)
+
+        def learned(self, origin: str) -> dict[str, str]:
+            found = ledger.learned(origin)
+            if threading.current_thread() is first:
+                looking.set()
+                assert go_on.wait(PATIENCE_S)
+            return found
+
+    slow: Any = Slow()
+    bought(ledger, 9, origin="https://b.example")
+    book = TokenCache(lambda: slow)
+    first = threading.Thread(target=book.token_for_path, args=(ORIGIN, "/"), daemon=True)
+    first.start()
+    assert looking.wait(PATIENCE_S)
+    held = bought(ledger, 1)
+    book.put(held, "/")
+    go_on.set()
+    first.join(PATIENCE_S)
+    assert book.token_for_path(ORIGIN, "/") == (held, False)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_child_forked_in_the_middle_of_a_note_can_note(ledger: Ledger) -> None:
+    """Else a worker forked at the wrong moment would hang at its first purchase."""
+    held, book = bought(ledger, 1), book_of(ledger)
+    book.put(held)
+    inside, go_on = threading.Event(), threading.Event()
+
+    class Blocking:
+        origin, payment_hash = ORIGIN, "x"
+
+        @property
+        def scope(self) -> str:
+            if threading.current_thread() is noting:
+                inside.set()
+                assert go_on.wait(PATIENCE_S)
+            return "elsewhere"
+
+    blocking: Any = Blocking()
+    noting = threading.Thread(target=book.put, args=(blocking,), daemon=True)
+    noting.start()
+    assert inside.wait(PATIENCE_S)
+    pid = os.fork()
+    if pid == 0:
+        note = threading.Thread(target=book.put, args=(held, "/"), daemon=True)
+        note.start()
+        note.join(PATIENCE_S / 10)
+        os._exit(int(note.is_alive()))
+    go_on.set()
+    noting.join(PATIENCE_S)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_a_token_tells_what_was_booked_and_shows_no_secret(ledger: Ledger) -> None:
+    """Else the trace wouldn't add up with the ledger, or a log line would hand out the token."""
+    held = bought(ledger, 1, token="s3cret")
+    assert (held.amount_msat, held.fee_msat, held.amount_minor_units, held.currency) == (10_000, 500, Decimal("10.5"), "sat")
+    assert (held.token, held.preimage, held.scheme) == ("s3cret", preimage(1), "L402")
+    assert "s3cret" not in repr(held)
+    assert repr(preimage(1)) not in repr(held)
+    ledger.open_payment(intent(2), None)
+    unlimited = Token.of(settle(ledger, 2))
+    assert unlimited is not None
+    assert (unlimited.amount_minor_units, unlimited.currency) == (None, None)
