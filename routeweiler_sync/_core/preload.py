@@ -14,7 +14,7 @@ _SESSION = (
     "payments.block_limit",
     "ledger.ledger",
     "ledger.sqlite",
-    "ledger.postgres.store",
+    "ledger.postgres.url",
     "trace.sink",
 )
 _PAYING = ("paywall.handler", "funding.lnd.channel")

@@ -43,8 +43,6 @@ class LightningFundingSource:
             raise ValueError(f"max_fee_msat is a whole number of msat, 0 or more, or None, not {fee!r}")
         if self.network not in NETWORKS:
             raise ValueError(f"network is {self.network!r}; it must be one of {', '.join(NETWORKS)}")
-        if self.max_fee_msat is not None and self.max_fee_msat < 0:
-            raise ValueError(f"max_fee_msat is negative: {self.max_fee_msat}")
         if self.node_pubkey is not None:
             self.node_pubkey = self.node_pubkey.lower()
 

@@ -1,10 +1,26 @@
-"""The L402 protocol, pure: bytes and text in, frozen values out. No I/O, no clock, no money.
+"""The L402 protocol by its public names: reading a challenge, making a credential. No I/O, no money.
 
-    challenge.py    what a 402 offers: ``WWW-Authenticate`` → `Challenge`
-    invoice.py      what it costs: BOLT-11 text → `Invoice`
-    macaroon.py     what the token says of itself → `Macaroon`
-    credential.py   what goes back: ``Authorization``, and the origin and scope that a token belongs to
-
-Whether to pay (expiry, network, policy, budget, a token that belongs to another invoice) is decided by those who call. bolt11 and
-pymacaroons are imported when the first challenge is read, not before; nothing is re-exported here, for the same reason.
+The code is in `routeweiler_sync.protocol`: `protocol.l402` for what is L402's alone, `protocol.challenge` and `protocol.invoice` for what
+all schemes share.
 """
+
+from __future__ import annotations
+
+from ..protocol.challenge import Challenge as Challenge, scope_of as scope_of
+from ..protocol.invoice import Invoice as Invoice, decode_invoice as decode_invoice
+from ..protocol.l402.challenge import parse_challenge as parse_challenge
+from ..protocol.l402.credential import authorization as authorization, is_credential as is_credential, redact as redact
+from ..protocol.l402.macaroon import Macaroon as Macaroon, parse_macaroon as parse_macaroon
+
+__all__ = [
+    "Challenge",
+    "Invoice",
+    "Macaroon",
+    "authorization",
+    "decode_invoice",
+    "is_credential",
+    "parse_challenge",
+    "parse_macaroon",
+    "redact",
+    "scope_of",
+]

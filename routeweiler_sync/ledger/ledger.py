@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
 from typing import Any, ClassVar
 
+from .._core.forks import importing
 from .._core.money import Rate
 from ..budgets.schema import SAFE_DEFAULT, BudgetEnvelope
 from ..errors import BudgetError, EnvelopeFrozenError, LedgerError, PolicyDeniedError, RailNotSupportedError, RouteweilerError
@@ -55,7 +56,6 @@ class Ledger:
     @classmethod
     def open(cls, url: str | os.PathLike[str] | Ledger) -> Ledger:
         """The ledger at ``url``: a path, ``sqlite:///path`` or ``postgresql://…``. Nothing is read or made before the first use."""
-        from .postgres.store import PostgresStore
         from .postgres.url import SCHEMES, is_conninfo
         from .sqlite import SqliteStore
 
@@ -71,6 +71,9 @@ class Ledger:
             )
         scheme, separator, rest = text.partition("://")
         if scheme in SCHEMES:
+            with importing:  # only who has such a ledger pays for the import
+                from .postgres.store import PostgresStore
+
             return cls(PostgresStore(text))
         if not separator and is_conninfo(text):
             raise LedgerError(

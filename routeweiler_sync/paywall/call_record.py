@@ -136,8 +136,10 @@ class CallRecord:
             for use in self.uses:
                 if not use.reused and not use.token.reported:
                     self._note_reported(use.token)
-            if isinstance(error, PreimageMismatchError) and error.payment_hash is not None:
-                self.payer.ledger.mark(error.payment_hash, reported=True)
+            if isinstance(error, PreimageMismatchError) and error.payment_hash is not None and self.payer.trace_sink is None:
+                self.payer.ledger.mark(
+                    error.payment_hash, reported=True
+                )  # with a sink it is among the uses, if this call reports it
         except Exception as problem:  # noqa: BLE001  (the call, its payment and its response matter more than its trace)
             log.warning(
                 "a call's trace, or the note that its payment has been told, is lost; it may be told once more: %s", problem
@@ -173,14 +175,15 @@ class CallRecord:
     def _report_unproved(self, error: PreimageMismatchError) -> None:
         """A payment that was booked but gave no token moved money all the same."""
         payment_hash = error.payment_hash or ""
-        if self.uses or not claim(payment_hash):
+        if any(use.token.payment_hash == payment_hash for use in self.uses) or not claim(payment_hash):
             return
         row = self.payer.ledger.payment(payment_hash)  # behind the claim: another may have told of it, and let go, just now
         if row is None or row.settled_at is None or row.reported:
             release(payment_hash)
             return
         token = Token.unproved(row)
-        self.uses.append(TokenUse(token=token, url=self.url, bought=True, reused=False, challenge=self.challenge, proof=False))
+        url = self.url if self.challenge is None else self.challenge.url
+        self.uses.append(TokenUse(token=token, url=url, bought=True, reused=False, challenge=self.challenge, proof=False))
 
     def _event(
         self,

@@ -13,7 +13,7 @@ import functools
 import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import requests
 
@@ -21,9 +21,6 @@ from ..paywall.call import CallContext, call_hooks, contexts, current
 from ..paywall.credentialed import CredentialedRequest, errors_with_original_request, is_refused, with_credential
 from .adapter import PaywallAdapter, handler_for, token_along
 from .fork_pools import connect_anew_if_forked
-
-if TYPE_CHECKING:
-    pass
 
 
 def _stock(name: str) -> object:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import requests
 
 from ..paywall.call import CallContext, QuoteReady, current, for_quote, is_for_quote, quoting, remove_hooks
-from ..settings import Default, Unpayable
+from ..settings import SETTINGS, Default, Unpayable
 from .adapter import PaywallAdapter, is_default, made_payer, warn_unpaid
 from .foreign_adapters import send_with_hook
 
@@ -72,22 +72,9 @@ class Routeweiler(requests.Session):
             unpayable: Unpayable = "raise",
             **kwargs: Any,
         ) -> None:
+            given: Any = {name: value for name, value in locals().items() if name in SETTINGS}
             super().__init__(**kwargs)
-            self._pays_by(
-                self._payer_for(
-                    funding=funding,
-                    policy=policy,
-                    budget_envelope=budget_envelope,
-                    trace_sink=trace_sink,
-                    fmv_provider=fmv_provider,
-                    agent_id=agent_id,
-                    session_id=session_id,
-                    ledger=ledger,
-                    payment_timeout=payment_timeout,
-                    confirm=confirm,
-                    unpayable=unpayable,
-                )
-            )
+            self._pays_by(self._payer_for(**given))
 
     @classmethod
     def _payer_for(cls, **settings: Unpack[Settings]) -> Payer:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from routeweiler_sync import Routeweiler, TokenRefusedError
+from routeweiler_sync import PreimageMismatchError, Routeweiler, TokenRefusedError
 from routeweiler_sync.testing import FakeLnd, Paywall
 from tests.support.accounts import Books
 
@@ -45,4 +45,25 @@ def test_a_token_that_was_never_taken_isnt_told_as_over(session, paywall: Paywal
         session.get(paywall.url)
     assert caught.value.payment_hash == lnd.payments[0].payment_hash
     assert "its time was over" not in str(caught.value)
+    books.check()
+
+
+def test_a_second_payment_of_a_call_without_a_fitting_preimage_is_in_the_trace(lnd: FakeLnd, books: Books, make_session) -> None:
+    """A call pays on one hop, is redirected and pays on another, whose preimage doesn't fit: that payment was in no trace line, its row
+    was marked as reported, and ledger and trace never added up again.
+    """
+    with Paywall(lnd, price_msat=10_000) as behind, Paywall(lnd, price_msat=4_000, service="front") as front:
+
+        def redirect(request: object) -> tuple[int, dict[str, str], bytes]:
+            lnd.wrong_preimage_next()
+            return 302, {"Location": behind.url}, b""
+
+        front.respond = redirect
+        with pytest.raises(PreimageMismatchError) as caught:
+            make_session().get(front.url)
+    payments = [line["payment"] for line in books.lines]
+    assert [payment["amountMsat"] for payment in payments] == [4_000, 10_000]
+    assert payments[1]["paymentHash"] == caught.value.payment_hash
+    assert payments[1]["proofValue"] is None
+    assert books.lines[1]["url"] == behind.url
     books.check()
