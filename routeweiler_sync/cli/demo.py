@@ -321,9 +321,7 @@ def _adds_up(story: Story, world: World) -> None:
     story.table("Adding up", ("spent, routing included", ">msat"), list(sums.items()))
     story.gap()
     story.check(set(sums.values()) == {PRICE_MSAT + FEE_MSAT}, "ledger, budget, trace and node agree to the msat")
-    story.check(
-        envelope.reserved_minor_units == 0 and len(events) == 4, "nothing is reserved now; four calls left four trace lines"
-    )
+    story.check(envelope.reserved_minor_units == 0 and len(events) == 4, "nothing is reserved now; four calls, four trace lines")
 
 
 def _trace_row(event: dict[str, Any]) -> tuple[object, ...]:

@@ -1,4 +1,4 @@
-"""Who pays: wallets, and how a purchase uses one. `routeweiler_sync.funding.lightning` has the public names."""
+"""Wallets, and how a purchase pays through one. `routeweiler_sync.funding.lightning` has the public names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> object:
-        if name == "Funding":  # imported from here by programs, and not at once: the wallets behind it are only needed to pay
+        # Programs import `Funding` from here. It is loaded at its first use, because only paying needs the wallets behind it.
+        if name == "Funding":
             from .lightning import Funding
 
             return Funding

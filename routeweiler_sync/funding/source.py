@@ -1,12 +1,11 @@
-"""`LightningFundingSource`: a node, the network it pays on, and what routing may cost. Purchases speak to nodes through it alone.
+"""`LightningFundingSource`: a wallet, the network it pays on, and what routing may cost. Purchases reach wallets only through it.
 
-Turns what a node does - lnd's client in full, any other by the `LightningNodeClient` Protocol - into `WalletAnswer`s. What follows
-from an answer is decided in `routeweiler_sync.payments.wallet_rules`.
+Turns what a wallet does into `WalletAnswer`s. A `WalletClient` (lnd's client is one) answers in them itself; any other client is
+called through the `LightningNodeClient` Protocol. What follows from an answer is decided in `routeweiler_sync.payments.wallet_rules`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from dataclasses import dataclass, field
@@ -14,52 +13,64 @@ from typing import Any
 
 from ..errors import FundingError, InvoicePaymentError
 from ..protocol.invoice import decode_invoice
-from .replies import WalletAnswer, WalletReply, tidy
+from .replies import WalletAnswer, WalletReply, preimage_fits, tidy
 from .wallet import NETWORKS, LightningNodeClient, NotPermittedError, PaymentStatus, WalletClient, default_fee_cap_msat
 
+# How long to wait between two questions to a client that can't follow a payment by itself.
 _POLL_S_MIN, _POLL_S_MAX = 0.1, 2.0
 
 
 @dataclass(eq=False)
 class LightningFundingSource:
-    """Pays over Lightning through ``client`` (an `LndClient`, or any `LightningNodeClient`).
+    """A source of money for payments over Lightning: ``client`` is an `LndClient`, or any `LightningNodeClient`.
 
     ``network`` is ``bitcoin``, ``bitcoin-testnet``, ``bitcoin-signet`` or ``bitcoin-regtest``. ``node_pubkey`` (66 hex digits) is
-    asked for at the first purchase if not given, and checked if given. ``max_fee_msat`` is the most that routing one payment may
-    cost; None means max(10 000 msat, 5 % of the amount). Constructing one asks nothing. Raises ValueError.
+    the node's key. If it is None, the node is asked for it at the first purchase; if it is given, the node's key must be the same.
+    ``max_fee_msat`` is the most that routing one payment may cost; None means max(10 000 msat, 5 % of the amount). The constructor
+    doesn't ask the node.
 
-    A client that isn't an `LndClient` blocks as it does: no deadline of ours reaches into its `pay_invoice`.
+    A client that isn't a `WalletClient` may block for as long as it likes: no deadline reaches into its `pay_invoice`.
+
+    Raises: ValueError for an unknown network, or a ``max_fee_msat`` that isn't a whole number of msat from 0 upwards.
     """
 
     client: LightningNodeClient
     network: str
     node_pubkey: str | None = None
     max_fee_msat: int | None = None
+    # Id of the process that has asked the node for its key. A forked child and an unpickled copy ask again.
     _asked_in: int | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         fee = self.max_fee_msat
         if fee is not None and (isinstance(fee, bool) or not isinstance(fee, int) or fee < 0):
-            raise ValueError(f"max_fee_msat is a whole number of msat, 0 or more, or None, not {fee!r}")
+            raise ValueError(f"max_fee_msat must be a whole number of msat, 0 or more, or None, not {fee!r}")
         if self.network not in NETWORKS:
-            raise ValueError(f"network is {self.network!r}; it must be one of {', '.join(NETWORKS)}")
+            raise ValueError(f"network must be one of {', '.join(NETWORKS)}, not {self.network!r}")
         if self.node_pubkey is not None:
             self.node_pubkey = self.node_pubkey.lower()
 
     @classmethod
     def create(cls, client: LightningNodeClient, network: str, *, max_fee_msat: int | None = None) -> LightningFundingSource:
-        """As the constructor, and asks the node for its key. Raises FundingError if it can't be asked."""
+        """Return a funding source whose ``node_pubkey`` is the key that the node reports. Otherwise as the constructor.
+
+        Raises: FundingError if lnd can't be asked. Any other client's exception is raised as it is.
+        """
         return cls(client=client, network=network, node_pubkey=client.get_node_pubkey(), max_fee_msat=max_fee_msat)
 
     def fee_cap_msat(self, amount_msat: int) -> int:
-        """The most that routing a payment of ``amount_msat`` may cost, in msat."""
+        """Return the most that routing a payment of ``amount_msat`` may cost, in msat."""
         return default_fee_cap_msat(amount_msat) if self.max_fee_msat is None else self.max_fee_msat
 
     def ready(self, timeout_s: float) -> str:
-        """Make sure that the node is up and is the one configured; return its pubkey. Spends nothing.
+        """Return the node's public key, once the node is up and known to be the configured one.
 
-        Key and network are asked for once a process. Raises FundingError: the node can't be reached, is locked, is another than
-        ``node_pubkey``, or is on another network. A macaroon without GetInfo will do where ``node_pubkey`` was given.
+        Takes about ``timeout_s`` seconds at most. A `WalletClient` is asked each time whether it is ready; the node's key and
+        network are asked for once per process. If ``node_pubkey`` was given, a macaroon that doesn't permit GetInfo is enough: the
+        key is then believed.
+
+        Raises: FundingError if the node can't be reached, is locked, has another key than ``node_pubkey``, or is on another network.
+        Money: none moves.
         """
         client, deadline = self.client, time.monotonic() + timeout_s
         if isinstance(client, WalletClient):
@@ -69,15 +80,24 @@ class LightningFundingSource:
         pubkey, network = self._identity(deadline - time.monotonic())
         if self.node_pubkey is not None and pubkey != self.node_pubkey:
             raise FundingError(
-                f"the node is {pubkey}, but {self.node_pubkey} is configured.", advice="Correct node_pubkey or the address."
+                f"The node's key is {pubkey}, but node_pubkey is {self.node_pubkey}.",
+                advice="Correct node_pubkey, or the node's address.",
             )
         if network not in ("", self.network):
-            raise FundingError(f"the node is on {network}, but the funding is for {self.network}.", advice="Correct network.")
+            raise FundingError(
+                f"The node is on {network}, but the funding source is for {self.network}.", advice="Correct the argument network."
+            )
         self.node_pubkey, self._asked_in = pubkey, os.getpid()
         return pubkey
 
     def send(self, bolt11: str, *, payment_hash: bytes, max_fee_msat: int, timeout_s: float) -> WalletAnswer:
-        """Order the node to pay, and wait for the outcome at most ``timeout_s``. Money moves. Any error is an Answer."""
+        """Order the node to pay ``bolt11``, and wait at most ``timeout_s`` seconds for the outcome.
+
+        ``payment_hash`` is the invoice's (32 bytes). Routing may cost at most ``max_fee_msat``. A client's errors are returned as
+        answers, not raised.
+
+        Money: the invoice's amount and the routing fee.
+        """
         client = self.client
         if isinstance(client, WalletClient):
             return client.send(bolt11, payment_hash=payment_hash, max_fee_msat=max_fee_msat, timeout_s=timeout_s)
@@ -87,14 +107,19 @@ class LightningFundingSource:
             return WalletAnswer(reply=WalletReply.FAILED, reason=error.failure_reason or tidy(str(error)))
         except FundingError as error:
             return WalletAnswer(reply=WalletReply.REFUSED, reason=tidy(error.brief))
-        except Exception as error:  # noqa: BLE001 - the Protocol: any other exception means that the outcome isn't known
+        except Exception as error:  # noqa: BLE001 - by the Protocol, any other exception leaves the outcome unknown
             return WalletAnswer(reply=WalletReply.UNKNOWN, reason=tidy(f"{type(error).__name__}: {error}"))
         if not isinstance(preimage, bytes) or len(preimage) != 32:
             return WalletAnswer(reply=WalletReply.UNKNOWN, reason="the client's pay_invoice didn't return a preimage of 32 bytes")
         return self._paid(bolt11, preimage, payment_hash, max_fee_msat)
 
     def track(self, payment_hash: bytes, *, timeout_s: float, follow: bool) -> WalletAnswer:
-        """Ask the node about a payment; ``follow`` waits for its end, at most ``timeout_s``. Any error is an Answer."""
+        """Ask the node about the payment of this hash (32 bytes); ``follow`` waits for its end, at most ``timeout_s`` seconds.
+
+        A client's errors are returned as answers, not raised.
+
+        Money: none moves.
+        """
         client = self.client
         if isinstance(client, WalletClient):
             return client.track(payment_hash, timeout_s=timeout_s, follow=follow)
@@ -111,27 +136,36 @@ class LightningFundingSource:
         return polling(self._ask, payment_hash)
 
     def _paid(self, bolt11: str, preimage: bytes, payment_hash: bytes, max_fee_msat: int) -> WalletAnswer:
-        if hashlib.sha256(preimage).digest() != payment_hash:
+        """Return the answer for a ``preimage`` that `pay_invoice` returned: 32 bytes, not yet compared with ``payment_hash``.
+
+        `pay_invoice` doesn't return the routing fee, so the node is asked for it.
+        """
+        if not preimage_fits(preimage, payment_hash):
             return WalletAnswer(reply=WalletReply.WRONG_PREIMAGE, preimage=preimage, fee_msat=max_fee_msat)
-        if (told := self._ask(payment_hash)).reply is WalletReply.SUCCEEDED:
-            return told
-        # It is paid, though the client can't tell for how much: the most that it can have cost is booked.
+        if (tracked := self._ask(payment_hash)).reply is WalletReply.SUCCEEDED:
+            return tracked
+        # The preimage proves the payment, but the fee isn't known. To keep the limits safe, the most that it can have cost is booked.
         return WalletAnswer(
             reply=WalletReply.SUCCEEDED,
             preimage=preimage,
             amount_msat=decode_invoice(bolt11).amount_msat,
             fee_msat=max_fee_msat,
-            reason=told.reason,
+            reason=tracked.reason,
         )
 
     def _ask(self, payment_hash: bytes) -> WalletAnswer:
         try:
             return _read_status(self.client.track_payment(payment_hash), payment_hash)
-        except Exception as error:  # noqa: BLE001 - a client's error, of whatever kind, says nothing about the payment
+        except Exception as error:  # noqa: BLE001 - no error of a client, of whatever kind, says anything about the payment
             return WalletAnswer(reply=WalletReply.UNKNOWN, reason=tidy(f"{type(error).__name__}: {error}"))
 
     def _identity(self, timeout_s: float) -> tuple[str, str]:
-        """The node's pubkey and network; "" for a network that it doesn't tell."""
+        """Return the node's public key and network. The network is "" if the client can't ask for it.
+
+        If the macaroon doesn't permit GetInfo and ``node_pubkey`` was given, that key is returned.
+
+        Raises: FundingError if the node can't be asked.
+        """
         client: Any = self.client
         try:
             if isinstance(client, WalletClient):
@@ -143,7 +177,9 @@ class LightningFundingSource:
                 return self.node_pubkey, ""
             raise
         except Exception as error:
-            raise FundingError(f"the node can't be asked for its key ({tidy(str(error))}).", advice="Is it up?") from error
+            raise FundingError(
+                f"The node can't be asked for its key ({tidy(str(error))}).", advice="Check that the node is up."
+            ) from error
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_asked_in": None}
@@ -152,11 +188,10 @@ class LightningFundingSource:
 def _read_status(status: PaymentStatus, payment_hash: bytes) -> WalletAnswer:
     match status.state:
         case "succeeded":
-            preimage = status.preimage
-            fits = isinstance(preimage, bytes) and hashlib.sha256(preimage).digest() == payment_hash
+            fits = preimage_fits(status.preimage, payment_hash)
             return WalletAnswer(
                 reply=WalletReply.SUCCEEDED if fits else WalletReply.WRONG_PREIMAGE,
-                preimage=preimage,
+                preimage=status.preimage,
                 amount_msat=status.amount_msat,
                 fee_msat=status.fee_msat,
             )
@@ -166,4 +201,4 @@ def _read_status(status: PaymentStatus, payment_hash: bytes) -> WalletAnswer:
             return WalletAnswer(reply=WalletReply.IN_FLIGHT)
         case "unknown_hash":
             return WalletAnswer(reply=WalletReply.NOT_FOUND)
-    return WalletAnswer(reply=WalletReply.UNKNOWN, reason=tidy(f"the client's track_payment said {status.state!r}"))
+    return WalletAnswer(reply=WalletReply.UNKNOWN, reason=tidy(f"the client's track_payment returned the state {status.state!r}"))

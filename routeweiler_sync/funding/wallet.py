@@ -1,6 +1,6 @@
-"""What a Lightning node is to us: the Protocol that a wallet of your own has to satisfy, and the values that it answers with.
+"""What a wallet must offer: the Protocols `LightningNodeClient` and `WalletClient`, and the values that a wallet returns.
 
-Knows no transport: lnd's is in `lightning`; how a funding source uses a node is in `source`.
+Knows no transport: lnd's is in `lnd.client`. How a purchase uses a wallet is left to `source`.
 """
 
 from __future__ import annotations
@@ -11,18 +11,20 @@ from typing import Literal, Protocol, runtime_checkable
 from ..errors import FundingError
 from .replies import WalletAnswer
 
+#: The networks of invoices and nodes, as this package names them.
 NETWORKS = ("bitcoin", "bitcoin-testnet", "bitcoin-signet", "bitcoin-regtest")
 
-# One hop with lnd's default fee takes 1 000 msat even for 10 sat, so a mere percentage would starve small payments.
+# One hop with lnd's default fee takes 1 000 msat even for 10 sat, so with a percentage alone small payments would find no route.
 FEE_CAP_MSAT_MIN = 10_000
 FEE_CAP_PERCENT = 5
 
 
 @dataclass(frozen=True, slots=True)
 class PaymentStatus:
-    """What a node knows about the payment of one hash. Amounts in msat; ``preimage`` is 32 bytes, there when succeeded.
+    """What a node knows about the payment of one hash. Amounts are in msat. ``preimage`` (32 bytes) is set if it succeeded.
 
-    ``unknown_hash`` says that no payment of this hash has begun yet. It is no proof that none will: an order may be on its way.
+    ``unknown_hash`` means that no payment of this hash has begun yet. It doesn't prove that none will: a payment order may still be
+    on its way to the node.
     """
 
     state: Literal["succeeded", "failed", "in_flight", "unknown_hash"]
@@ -34,7 +36,11 @@ class PaymentStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeInfo:
-    """What GetInfo tells. ``network`` is in our words (`NETWORKS`), ``bitcoin-`` and lnd's own name for any other."""
+    """A node's identity and state, as lnd's GetInfo reports them.
+
+    ``identity_pubkey`` is 66 hex digits. ``network`` is one of `NETWORKS`; for any other network it is ``bitcoin-`` and lnd's own
+    name, and it is empty if the node names none.
+    """
 
     identity_pubkey: str
     alias: str
@@ -47,7 +53,7 @@ class NodeInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChannelBalance:
-    """What the node's channels hold on either side, in msat. Some of ``local_msat`` is reserve that can't be spent."""
+    """What the node's channels hold on each side, in msat. Part of ``local_msat`` is the channel reserve, which can't be spent."""
 
     local_msat: int
     remote_msat: int
@@ -55,7 +61,10 @@ class ChannelBalance:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodePayment:
-    """One payment of the node's own list. ``status`` is lnd's PaymentStatus; ``payment_hash`` hex; amounts in msat."""
+    """One payment in the node's own list. Amounts are in msat.
+
+    ``payment_hash`` is 64 hex digits. ``status`` is the name of lnd's PaymentStatus. ``created_at_ns`` is unix time in nanoseconds.
+    """
 
     payment_hash: str
     status: str
@@ -67,9 +76,10 @@ class NodePayment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SentPayment:
-    """A payment that succeeded: ``payment_preimage`` (32 bytes) is the proof of it. Amounts in msat.
+    """A payment that succeeded. ``payment_preimage`` (32 bytes) is the proof of it. Amounts are in msat.
 
-    ``payment_error`` is always empty, for code that looks at the field of lnd's old SendResponse: a failure raises.
+    ``payment_error`` is always empty, because a failed payment raises. It is there for code that reads this field of lnd's old
+    SendResponse.
     """
 
     payment_hash: bytes
@@ -80,69 +90,85 @@ class SentPayment:
 
 
 class NotPermittedError(FundingError):
-    """The macaroon is good but lacks the right to this call."""
+    """The macaroon is valid but doesn't permit this call."""
 
 
 @runtime_checkable
 class LightningNodeClient(Protocol):
-    """The least a wallet must offer. Sending one invoice twice must be harmless, as it is with lnd: refused or answered, not paid
-    twice, whatever became of the first send.
+    """The least that a wallet of your own must offer.
+
+    Sending one invoice twice must be harmless, as it is with lnd: whatever became of the first send, the second one is refused or
+    answered with the outcome, and the invoice isn't paid twice.
     """
 
     def pay_invoice(self, bolt11: str, *, max_fee_msat: int) -> bytes:
-        """Pay, block until the outcome is known, and return the 32-byte preimage.
+        """Pay ``bolt11``, wait until the outcome is known, and return the 32-byte preimage.
 
-        Raise `InvoicePaymentError` for "failed, nothing spent" and `FundingError` for "nothing was sent, and nothing will be".
-        Any other exception means that the outcome isn't known.
+        ``max_fee_msat`` is the most that routing may cost.
+
+        Raises: `InvoicePaymentError` for "failed, nothing spent". `FundingError` for "nothing was sent, and nothing will be". Any
+        other exception means that the outcome isn't known.
+        Money: the invoice's amount and the routing fee.
         """
         ...
 
     def track_payment(self, payment_hash: bytes) -> PaymentStatus:
-        """Tell what has become of a payment, the fee among it, without blocking until it ends."""
+        """Return what has become of the payment of this hash (32 bytes), with its routing fee. Don't wait for the payment to end."""
         ...
 
     def get_node_pubkey(self) -> str:
-        """The node's identity: 66 hex digits. Rows of the ledger name it, for it alone can tell about its payments."""
+        """Return the node's public key, 66 hex digits. Ledger rows name it: this node alone can be asked about its payments."""
         ...
 
 
 @runtime_checkable
 class WalletClient(Protocol):
-    """A wallet that answers in `WalletAnswer`s: the full seam between a purchase and whoever pays for it.
+    """A wallet that answers in `WalletAnswer`s: the whole interface between a purchase and the wallet that pays for it.
 
     `LndClient` is one. A wallet of your own that offers less is used through `LightningNodeClient`. What follows from a reply for
-    the money is in `payments.wallet_rules`; a client says no more than its wallet has proved. No method raises for what the wallet
-    does: errors, deadlines and broken connections are answers. An interrupt passes through.
+    the money is decided in `payments.wallet_rules`, so a client must report no more than its wallet has proved. `send` and `track`
+    don't raise for what the wallet does: errors, deadlines and broken connections are answers. An interrupt passes through.
     """
 
     def send(self, bolt11: str, *, payment_hash: bytes, max_fee_msat: int, timeout_s: float) -> WalletAnswer:
-        """Order the payment of ``bolt11``, and wait for the outcome at most ``timeout_s`` seconds.
+        """Order the payment of ``bolt11``, and wait at most ``timeout_s`` seconds for the outcome.
 
-        ``payment_hash`` is the invoice's, 32 bytes; routing may cost at most ``max_fee_msat``. REFUSED is answered only where
-        nothing can have started.
+        ``payment_hash`` is the invoice's (32 bytes). Routing may cost at most ``max_fee_msat``. The reply is REFUSED only if nothing
+        can have started.
 
         Money: the invoice's amount and the routing fee.
         """
         ...
 
     def track(self, payment_hash: bytes, *, timeout_s: float, follow: bool) -> WalletAnswer:
-        """Ask about a payment, at most ``timeout_s`` seconds; ``follow`` waits for its end. Money: none moves."""
+        """Ask about the payment of this hash (32 bytes). Take at most ``timeout_s`` seconds; ``follow`` waits for its end.
+
+        Money: none moves.
+        """
         ...
 
     def check_ready(self, timeout_s: float) -> None:
-        """Return once the wallet takes orders. Raises: FundingError with the cause. Money: none moves."""
+        """Return once the wallet accepts payment orders, after at most ``timeout_s`` seconds.
+
+        Raises: FundingError with the cause if it doesn't.
+        Money: none moves.
+        """
         ...
 
     def get_info(self, *, timeout_s: float | None = None) -> NodeInfo:
-        """Return the wallet's identity and network. Raises: FundingError. Money: none moves."""
+        """Return the wallet's identity and network.
+
+        Raises: FundingError if the wallet can't be asked.
+        Money: none moves.
+        """
         ...
 
 
 def default_fee_cap_msat(amount_msat: int) -> int:
-    """The most that routing may cost where nothing is configured: 5 % rounded up, and at least 10 000 msat."""
+    """Return the most that routing may cost if nothing is configured: 5 % of the amount, rounded up, but at least 10 000 msat."""
     return max(FEE_CAP_MSAT_MIN, -(-amount_msat * FEE_CAP_PERCENT // 100))
 
 
 def network_of(lnd_name: str) -> str:
-    """lnd's name of a chain's network (``mainnet``, ``testnet4``, …) in our words."""
+    """Return this package's name for a network that lnd calls ``lnd_name`` (``mainnet``, ``testnet4``, …)."""
     return {"mainnet": "bitcoin", "testnet4": "bitcoin-testnet"}.get(lnd_name, f"bitcoin-{lnd_name}")

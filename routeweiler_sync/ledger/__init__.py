@@ -1,1 +1,1 @@
-"""What is kept on disk, and the SQL for it. Decides nothing."""
+"""The ledger on disk: budgets and payments, and the SQL for them. What may be paid is decided in `payments`."""

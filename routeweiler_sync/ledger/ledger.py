@@ -1,8 +1,15 @@
-"""The ledger: envelopes with their running totals, and one row for each payment. Every write is one transaction.
+"""The ledger: budget envelopes with their running totals, and one row for each payment. Every write is one transaction.
 
-What a word of the node means for a row isn't decided here but in `routeweiler_sync.payments.wallet_rules`, which hands in a
-`Change`; the ledger books it: reservation, spend, token, in one transaction. Limits are checked against running totals, never
-against sums over history. In every transaction the envelope's row is locked first, then the payment's: no two can deadlock.
+This module knows how the two tables change together: opening a payment reserves its amount and highest fee in the envelope,
+settling it turns the reservation into a spend and stores the preimage, ending it unpaid returns the reservation. It leaves to
+others:
+
+- what a wallet's reply means for a row: `payments.wallet_rules` decides that and passes a `Change` in;
+- what an envelope's limits allow: `envelopes`;
+- connections, transactions and locking in the database: `sqlite` and `postgres.store`, both a `store.Store`.
+
+Limits are checked against running totals, never against sums over history, so a purchase doesn't get slower with the number of past
+payments. Every transaction locks the envelope's row first and the payment's row second, so that no two transactions can deadlock.
 """
 
 from __future__ import annotations
@@ -24,29 +31,32 @@ from .snapshot import LedgerSnapshot
 from .store import Store, Transaction
 from .types import UNFINISHED, Change, EnvelopeRow, Intent, PaymentRow, PaymentState
 
-#: Most paths that are remembered for one origin.
+#: The most paths remembered for one origin.
 MAX_LEARNED_PATHS = 1_000
-#: Most live rows of an origin that are given at once: a session that meets an origin mustn't read all that was ever bought there.
+#: The most live rows of an origin that `Ledger.live` returns: a session that meets an origin for the first time must not have to
+#: read everything that was ever bought there.
 MAX_LIVE = 1_000
 #: Rows read at a time by `Ledger.payments`.
 PAGE_ROWS = 500
-#: A new row is tried so often, each time that the one in its way has ended before it could be looked at.
+#: How often `Ledger.open_payment` tries to insert a row. It tries again if the row that stood in the way has ended before it was
+#: read.
 MAX_INSERTS = 3
-#: Why a token is no longer offered: the server refused it, or the user said so.
+#: Failure codes of a retired token, which is no longer offered: the server refused it, or the user called `Ledger.forget`.
 REFUSED, FORGOTTEN = "refused", "forgotten"
-#: Columns whose names in `PaymentRow` are others. (The columns are older, and stay.)
+#: Columns whose field in `PaymentRow` has another name. The columns are older than the fields and keep their names.
 COLUMN_NAMES = {"taken": "accepted", "told": "reported", "target": "resource_digest"}
-#: An error text kept in a row is cut at this length.
+#: An error text stored in a row is cut to this many characters.
 MAX_FAILURE_CHARS = 500
 
 
 class Ledger:
-    """The record of what may be and was spent. `Ledger.open` makes one; sessions that name the same ledger share it.
+    """The record of what may be spent and what was spent, shared by all sessions that name the same database. See `Ledger.open`.
 
-    Never moves money itself. Errors: LedgerError where the database can't be used.
+    Raises: LedgerError from any method if the database can't be used.
+    Money: the ledger never moves any. It only records.
     """
 
-    #: By url of a ledger, the payment hashes whose tokens this process was told to `forget`.
+    #: For each ledger's url: the payment hashes (hex) whose tokens were forgotten in this process. See `forgotten`.
     _forgotten: ClassVar[dict[str, set[str]]] = {}
 
     def __init__(self, store: Store, *, clock: Callable[[], float] = time.time) -> None:
@@ -55,7 +65,12 @@ class Ledger:
 
     @classmethod
     def open(cls, url: str | os.PathLike[str] | Ledger) -> Ledger:
-        """The ledger at ``url``: a path, ``sqlite:///path`` or ``postgresql://…``. Nothing is read or made before the first use."""
+        """Return the ledger that ``url`` names: a path, ``sqlite:///path`` or ``postgresql://…``. A `Ledger` is returned as it is.
+
+        The database is neither opened nor created before the ledger is first used.
+
+        Raises: LedgerError for a ``url`` that doesn't name a ledger.
+        """
         from .postgres.url import SCHEMES, is_conninfo
         from .sqlite import SqliteStore
 
@@ -64,10 +79,11 @@ class Ledger:
         try:
             text = os.fspath(url)
         except TypeError:
-            raise LedgerError(f"{url!r} doesn't name a ledger.", advice="Give a path, sqlite:///… or postgresql://…") from None
+            raise LedgerError(f"{url!r} doesn't name a ledger.", advice="Give a path, sqlite:///… or postgresql://….") from None
         if text in ("", ":memory:"):
             raise LedgerError(
-                f"{text!r} doesn't name a ledger: it must outlive the process, or paid tokens are lost.", advice="Give a path."
+                f"{text!r} doesn't name a ledger: a ledger must outlive the process, or paid tokens are lost.",
+                advice="Give a path.",
             )
         scheme, separator, rest = text.partition("://")
         if scheme in SCHEMES:
@@ -77,10 +93,10 @@ class Ledger:
             return cls(PostgresStore(text))
         if not separator and is_conninfo(text):
             raise LedgerError(
-                "The ledger is named in libpq's form, host=… dbname=… (not shown here: it may hold a password).",
-                advice="Write postgresql://user:password@host/database; or, if it is a file's name, ./ in front of it.",
+                "The ledger is named in libpq's form host=… dbname=…, which isn't supported (it isn't shown: it may hold a password).",
+                advice="Write postgresql://user:password@host/database. If it is the name of a file, put ./ in front of it.",
             )
-        if not separator and scheme.partition(":")[0] not in (*SCHEMES, "sqlite"):  # a pathlib.Path of a URL isn't a path
+        if not separator and scheme.partition(":")[0] not in (*SCHEMES, "sqlite"):  # Path("sqlite:///x") has become "sqlite:/x"
             return cls(SqliteStore(text))
         if scheme == "sqlite" and rest.startswith("/") and len(rest) > 1:
             return cls(SqliteStore(rest[1:]))
@@ -91,24 +107,28 @@ class Ledger:
 
     @property
     def url(self) -> str:
-        """Names the ledger, free of secrets."""
+        """The ledger's URL without passwords. The same for every `Ledger` of one database on this machine."""
         return self._store.url
 
     def __repr__(self) -> str:
         return f"Ledger({self.url!r})"
 
     def exists(self) -> bool:
-        """Whether the ledger has been made already. Creates nothing."""
+        """Return whether the ledger's database exists already. Creates nothing."""
         return self._store.exists()
 
     def close(self) -> None:
-        """Close the connection. The ledger may be used again; it then opens anew."""
+        """Close the database connections of this ledger. The ledger stays usable: its next use opens new ones."""
         self._store.close()
 
-    # -- what a user asks -------------------------------------------------------------------------------------------------
+    # -- for users --------------------------------------------------------------------------------------------------------
 
     def payments(self, *, state: PaymentState | str | None = None, origin: str | None = None) -> Iterator[PaymentRow]:
-        """All payments, oldest first, or those of one state or origin."""
+        """Yield all payments, oldest first, or only those of one ``state`` or ``origin`` (``scheme://host[:port]``).
+
+        Rows are read in pages of `PAGE_ROWS`, so that a long ledger never fills the memory. A payment that is opened or changes its
+        state during the iteration may or may not be included.
+        """
         wanted = None if state is None else PaymentState(state).value
         after: tuple[int, str] = (-1, "")
         while True:
@@ -126,18 +146,21 @@ class Ledger:
             after = (rows[-1]["created_at_ms"], rows[-1]["payment_hash"])
 
     def payment(self, payment_hash: str) -> PaymentRow | None:
-        """The row of ``payment_hash`` (hex), or None."""
+        """Return the row of ``payment_hash`` (64 hex digits), or None if the ledger has no such payment."""
         with self._store.read() as tx:
             return _first(tx.execute("SELECT * FROM payments WHERE payment_hash = ?", (payment_hash,)))
 
     def envelopes(self) -> Iterator[EnvelopeRow]:
-        """All envelopes, by id."""
+        """Return all envelopes, sorted by id."""
         with self._store.read() as tx:
             rows = tx.execute("SELECT * FROM envelopes ORDER BY id")
             return iter([envelopes.as_row(tx, row, self._clock()) for row in rows])
 
     def envelope(self, id: str) -> EnvelopeRow:
-        """The envelope ``id``; EnvelopeNotFoundError."""
+        """Return the envelope ``id``.
+
+        Raises: EnvelopeNotFoundError if the ledger has no such envelope.
+        """
         with self._store.read() as tx:
             rows = tx.execute("SELECT * FROM envelopes WHERE id = ?", (id,))
             if not rows:
@@ -145,25 +168,28 @@ class Ledger:
             return envelopes.as_row(tx, rows[0], self._clock())
 
     def snapshot(self) -> LedgerSnapshot:
-        """Every figure of the ledger at one moment, for `routeweiler_sync.audit`. All of it in memory, tokens left out."""
+        """Return every amount in the ledger at one moment, for `routeweiler_sync.audit`. All in memory; without tokens."""
         with self._store.read() as tx:
             return snapshot.read(tx)
 
     def forget(self, payment_hash: str, *, abandon: bool = False) -> PaymentRow:
-        """Stop offering the token of a payment; the next call may buy a new one.
+        """Stop offering the token of a payment, so that the next call may buy a new one. Return the changed row.
 
-        The sessions of this process stop at once; one of another process that has the token in memory goes on until the server
-        refuses it, or the session is made anew.
+        The sessions of this process stop at once. A session of another process that has the token in memory goes on using it until
+        the server refuses it or the session is replaced.
 
-        ``abandon=True`` ends an unfinished row in so many words: its reservation returns, whatever the node may still do. Use it
-        only for a payment of which you know that it won't be made. Raises LedgerError for an unknown hash, or for an unfinished
-        row without ``abandon``. No money moves.
+        ``abandon=True`` ends a payment whose outcome isn't known: its reservation is returned to the envelope, whatever the node
+        may still do. Use it only if you know that the payment won't be made.
+
+        Raises: LedgerError for an unknown ``payment_hash``, and for an unfinished payment without ``abandon``.
+        Money: none moves. If the node makes an abandoned payment after all, it is a spend that the budget hadn't reserved;
+        ``session.recover()`` records it.
         """
 
         def decide(row: PaymentRow) -> Change | None:
             if row.unfinished and not abandon:
                 raise LedgerError(
-                    f"Payment {payment_hash} is unfinished: it may still be made, so it can't be forgotten, and nothing was changed.",
+                    f"Payment {payment_hash} is unfinished: it may still be made, so it wasn't forgotten. Nothing was changed.",
                     advice="Call session.recover(), or pass abandon=True if you know that it won't be made.",
                     payment_hash=payment_hash,
                     spent=None,
@@ -178,20 +204,31 @@ class Ledger:
 
     @property
     def forgotten(self) -> set[str]:
-        """The payment hashes (hex) whose tokens this process was told to `forget`: one set for all openers of the ledger."""
+        """The payment hashes (hex) passed to `forget` in this process. All `Ledger` objects of one database share the set.
+
+        Token caches look here, so that a token in memory isn't offered any more.
+        """
         return self._forgotten.setdefault(self.url, set())
 
     def freeze(self, envelope_id: str) -> EnvelopeRow:
-        """Refuse every further purchase from this envelope, in all sessions that share the ledger, until `thaw`."""
+        """Refuse every further purchase from this envelope, in all sessions that share the ledger, until `thaw`. Return its row.
+
+        A payment that is under way goes on, but its invoice isn't sent again.
+
+        Raises: EnvelopeNotFoundError if the ledger has no such envelope. The safe default is created if it isn't there yet.
+        """
         return self._set_frozen(envelope_id, 1)
 
     def thaw(self, envelope_id: str) -> EnvelopeRow:
-        """End a `freeze`."""
+        """End a `freeze`: purchases from this envelope are allowed again. Return its row.
+
+        Raises: EnvelopeNotFoundError if the ledger has no such envelope.
+        """
         return self._set_frozen(envelope_id, 0)
 
     def _set_frozen(self, envelope_id: str, frozen: int) -> EnvelopeRow:
         def work(tx: Transaction) -> EnvelopeRow:
-            if envelope_id == SAFE_DEFAULT.id:  # it is there before anything has been spent
+            if envelope_id == SAFE_DEFAULT.id:  # it must be possible to freeze it before anything was spent
                 envelopes.make(tx, SAFE_DEFAULT)
             rows = tx.execute("UPDATE envelopes SET frozen = ? WHERE id = ? RETURNING *", (frozen, envelope_id))
             if not rows:
@@ -200,24 +237,28 @@ class Ledger:
 
         return self._store.run(work, binding=True)
 
-    # -- what a purchase asks ---------------------------------------------------------------------------------------------
+    # -- for purchases ----------------------------------------------------------------------------------------------------
 
     def live(self, origin: str, scope: str | None = None) -> list[PaymentRow]:
-        """Rows of ``origin`` (and ``scope``) that hold a live token or an unfinished purchase; at most one a scope.
+        """Return the rows of ``origin`` that have a live token or are unfinished: at most one for each scope.
 
-        Of an origin with more than `MAX_LIVE` scopes that many, the first by name: the others' are to be asked for by scope.
+        With ``scope``, return the row of that scope alone. Without it, return at most `MAX_LIVE` rows, those whose scopes come
+        first in alphabetical order; ask for any other by its scope.
         """
         with self._store.read() as tx:
             return self._live(tx, origin, scope)
 
     def unfinished(self) -> list[PaymentRow]:
-        """All rows whose outcome isn't known, oldest first."""
+        """Return all payments whose outcome isn't known yet, oldest first."""
         with self._store.read() as tx:
             rows = tx.execute("SELECT * FROM payments WHERE state IN ('open', 'failed') ORDER BY created_at_ms, payment_hash")
         return [_payment(row) for row in rows]
 
     def abandoned(self) -> list[PaymentRow]:
-        """Rows that the user has ended by `forget`, oldest first: if the node pays one after all, it is money that was spent."""
+        """Return the payments that the user ended by ``forget(…, abandon=True)``, oldest first.
+
+        The node may pay one of them after all; that is a spend which has to be recorded.
+        """
         with self._store.read() as tx:
             rows = tx.execute(
                 "SELECT * FROM payments WHERE state = 'dead' AND failure_code = 'abandoned' ORDER BY created_at_ms, payment_hash"
@@ -225,7 +266,7 @@ class Ledger:
         return [_payment(row) for row in rows]
 
     def unreported(self) -> list[PaymentRow]:
-        """Settled payments that no trace has told of: their call ended in a crash."""
+        """Return the settled payments that no trace has reported, oldest first: their calls ended in a crash."""
         with self._store.read() as tx:
             rows = tx.execute(
                 "SELECT * FROM payments WHERE told = 0 AND settled_at_ms IS NOT NULL ORDER BY created_at_ms, payment_hash"
@@ -233,12 +274,17 @@ class Ledger:
         return [_payment(row) for row in rows]
 
     def open_payment(self, intent: Intent, draw: Draw | None) -> tuple[PaymentRow, bool]:
-        """Reserve within the limits and write the intent down, in one transaction. The row, and whether it is new.
+        """Reserve a payment within the limits and insert its row, in one transaction. Return the row and whether it is new.
 
-        Where the ledger has a row of this invoice, or a live one of this scope, that row is given and nothing is changed. A new
-        row counts its first send already: the caller may send the order once. ``max_fee_msat`` of the row is the fee limit that
-        fits: ``intent.fee_cap_msat`` or less. Raises BudgetExceededError, EnvelopeFrozenError, EnvelopeExpiredError,
-        EnvelopeNotFoundError, LedgerError: nothing spent. Limits that the draw brings hold from then on, even if it is refused.
+        If the ledger already has a row of this invoice, or a live or unfinished row of this scope, return that row and change
+        nothing. A new row already counts its first send: the caller may send the payment order once. The new row's ``max_fee_msat``
+        is the routing fee that fits under every limit: ``intent.fee_cap_msat`` or less. ``draw=None`` means that no budget applies.
+
+        The limits of ``draw.envelope`` replace those in the ledger, even if the draw itself is then refused.
+
+        Raises: BudgetExceededError, BudgetError (wrong currency), EnvelopeFrozenError, EnvelopeExpiredError, EnvelopeNotFoundError,
+        PolicyDeniedError, RailNotSupportedError, LedgerError.
+        Money: none moves here. After any of these errors nothing is reserved.
         """
         now_s = self._clock()
 
@@ -253,7 +299,7 @@ class Ledger:
 
         opened = self._store.run(work, binding=True)
         if isinstance(opened, RouteweilerError):
-            raise opened  # behind the commit: a limit that was lowered holds for the others too
+            raise opened  # only after the commit: a limit that this draw lowered must hold for other sessions too
         return opened
 
     def _open(self, tx: Transaction, intent: Intent, draw: Draw | None, now_s: float) -> tuple[PaymentRow, bool]:
@@ -286,17 +332,19 @@ class Ledger:
                         (reserved_micro, envelope["granted_at_ms"], envelope["grant_base_micro"], envelope["id"]),
                     )
                 return _payment(rows[0]), True
-            # Another machine was first, between our look and our insert: nothing is reserved, its row is used.
+            # 1. This transaction looked for a row and found none. 2. Another process inserted one and committed. 3. So the insert
+            # above did nothing. The other process's row is used; nothing was reserved for this one.
             standing = self._standing(tx, intent)
             if standing is not None:
                 return standing, False
-            # And by now that row has ended: it no longer stands in the way.
-        raise LedgerError("The ledger refused a new payment without a row that explains it.", advice="Call again.")
+            # 4. Its row has already ended when this transaction looks for it, so it no longer blocks a new one: insert again.
+        raise LedgerError("The ledger refused to insert a new payment, and no existing row explains why.", advice="Call again.")
 
     def count_send(self, payment_hash: str) -> PaymentRow | None:
-        """Count one more send of an unfinished row, before it leaves; None where the row has ended meanwhile.
+        """Count one more send of an unfinished payment, before the order leaves. Return the row, or None if it has ended meanwhile.
 
-        EnvelopeFrozenError where the row's envelope is frozen: nothing is counted, and nothing may be sent.
+        Money: none moves here. The order may be sent only if a row is returned.
+        Raises: EnvelopeFrozenError if the row's envelope is frozen. Nothing is counted then.
         """
 
         def work(tx: Transaction) -> PaymentRow | None:
@@ -317,7 +365,10 @@ class Ledger:
         return self._store.run(work, binding=True)
 
     def bring(self, envelope: BudgetEnvelope) -> None:
-        """Make ``envelope``'s limits those that hold, as a purchase that draws on it does. No money moves."""
+        """Write ``envelope``'s limits to the ledger, as a purchase from it would, so that they hold for all sessions.
+
+        Money: none moves.
+        """
         self._store.run(lambda tx: envelopes.bring(tx, envelope))
 
     def change(
@@ -327,21 +378,26 @@ class Ledger:
         *,
         before_commit: Callable[[PaymentRow], None] = lambda row: None,
     ) -> PaymentRow:
-        """Change a row as ``decide`` says of what the row is at this moment, and book the money that follows, in one transaction.
+        """Apply the change that ``decide`` returns for the current row, and what it means for the budget, in one transaction.
 
-        ``decide`` is pure, and may be asked again where the database had to begin anew; None changes nothing. The step to SETTLED
-        (from whatever state: the wallet's word that it paid is the truth) turns the reservation into a spend, fees included; the
-        step to DEAD returns it. ``before_commit`` is called with the row as ``decide`` saw it, when all is written and nothing is
-        visible to others yet; it may be called again, too.
+        Return the row as it is afterwards. ``decide`` gets the locked row and returns a `Change`, or None to change nothing. It
+        must be pure: it is called again if the database had to restart the transaction.
 
-        Raises: LedgerError for an unknown hash or a ledger that can't be used.
+        A change to SETTLED turns the reservation into a spend, fees included. It is possible from any state, because a wallet's
+        reply that it has paid is always true. A change to DEAD returns the reservation.
+
+        ``before_commit`` is called with the row that ``decide`` got, after everything is written and before another transaction can
+        see it. It may be called more than once, for the same reason as ``decide``.
+
+        Raises: LedgerError for an unknown ``payment_hash``, and if the ledger can't be written.
+        Money: none moves. Money that the wallet has paid is recorded.
         """
 
         def work(tx: Transaction) -> PaymentRow:
             seen = _first(tx.execute("SELECT * FROM payments WHERE payment_hash = ?", (payment_hash,)))
             if seen is None:
                 raise LedgerError(
-                    f"The ledger has no payment {payment_hash}; nothing was changed.", advice="See Ledger.payments()."
+                    f"The ledger has no payment {payment_hash}. Nothing was changed.", advice="Ledger.payments() lists all payments."
                 )
             if seen.envelope_id is not None:
                 tx.execute("UPDATE envelopes SET frozen = frozen WHERE id = ?", (seen.envelope_id,))
@@ -355,11 +411,18 @@ class Ledger:
         return self._store.run(work)
 
     def retire(self, payment_hash: str) -> PaymentRow:
-        """Note that the server no longer takes the token of a settled payment, for one thing at least."""
+        """Mark a settled payment's token as refused by the server, for one page at least. Return the row.
+
+        The token is no longer offered unasked. A payment in any other state isn't changed.
+        """
         return self.change(payment_hash, lambda row: _retirement(row, REFUSED, "refused by the server"))
 
     def retired(self, origin: str, scope: str, resource_digest: str) -> PaymentRow | None:
-        """The latest payment for this very ``target`` whose token was taken once and refused later, maybe for something else."""
+        """Return the newest payment for this very resource whose token was accepted once and refused since, or None.
+
+        ``resource_digest`` is `PaymentRow.resource_digest`. The refusal may have been for another page, so the token is worth a try
+        before another one is bought.
+        """
         with self._store.read() as tx:
             return _first(
                 tx.execute(
@@ -370,7 +433,10 @@ class Ledger:
             )
 
     def unserved(self, origin: str, resource_digest: str) -> PaymentRow | None:
-        """The earliest payment for this very ``target`` whose token, of whatever scope, is live and was never taken."""
+        """Return the oldest payment for this very resource whose token is live and was never accepted, whatever its scope, or None.
+
+        ``resource_digest`` is `PaymentRow.resource_digest`. Nothing else is bought for a resource that has such a payment.
+        """
         with self._store.read() as tx:
             return _first(
                 tx.execute(
@@ -381,7 +447,10 @@ class Ledger:
             )
 
     def mark(self, payment_hash: str, *, accepted: bool = False, reported: bool = False) -> None:
-        """Note that the server has taken the token, that a trace has told of the payment. Cheap: not forced to disk."""
+        """Record that the server accepted the token (``accepted``), or that a trace reported the payment (``reported``), or both.
+
+        Cheap: the write isn't forced to disk, so a power cut may undo it.
+        """
         self._store.run(
             lambda tx: tx.execute(
                 "UPDATE payments SET taken = CASE WHEN ? = 1 THEN 1 ELSE taken END, told = CASE WHEN ? = 1 THEN 1 ELSE told END "
@@ -392,7 +461,10 @@ class Ledger:
         )
 
     def learn(self, origin: str, path: str, scope: str) -> None:
-        """Remember that ``path`` needs a token of ``scope``. Cheap: not forced to disk."""
+        """Remember that ``path`` of ``origin`` needs a token of ``scope``. Cheap: the write isn't forced to disk.
+
+        An origin with `MAX_LEARNED_PATHS` paths starts over: all its earlier paths are dropped.
+        """
 
         def work(tx: Transaction) -> None:
             known = tx.execute("SELECT count(*) AS paths FROM learned_paths WHERE origin = ?", (origin,))[0]["paths"]
@@ -407,7 +479,7 @@ class Ledger:
         self._store.run(work, durable=False)
 
     def learned(self, origin: str) -> dict[str, str]:
-        """The scope of each path of ``origin`` that was seen to need one."""
+        """Return the scope for each path of ``origin`` that was remembered by `learn`."""
         with self._store.read() as tx:
             rows = tx.execute("SELECT path, scope FROM learned_paths WHERE origin = ?", (origin,))
         return {row["path"]: row["scope"] for row in rows}
@@ -423,7 +495,7 @@ class Ledger:
         return [_payment(row) for row in rows]
 
     def _standing(self, tx: Transaction, intent: Intent) -> PaymentRow | None:
-        """The row that stands in the way of a new one: of the same invoice, or a live one of the same scope."""
+        """Return the row that blocks a new one, or None: it has the same invoice, or is live or unfinished for the same scope."""
         same = _first(tx.execute("SELECT * FROM payments WHERE payment_hash = ?", (intent.payment_hash,)))
         if same is not None:
             return same
@@ -431,7 +503,7 @@ class Ledger:
         return live[0] if live else None
 
     def _book(self, tx: Transaction, row: PaymentRow, change: Change) -> PaymentRow:
-        """Write ``change`` and what follows from it for the money."""
+        """Write ``change`` to the row, and what it means for the envelope: a spend, or a returned reservation. Return the row."""
         state, values = change.state, self._failure(change)
         values["sends_unanswered"] = max(0, row.sends_unanswered - change.answered)
         now_s = self._clock()
@@ -440,10 +512,10 @@ class Ledger:
             values.update(reserved_micro=0, settled_micro=spent_micro, fee_msat=change.fee_msat, settled_at_ms=int(now_s * 1000))
             if change.preimage is not None:
                 if hashlib.sha256(change.preimage).hexdigest() != row.payment_hash:
-                    raise AssertionError("a preimage that doesn't fit its payment hash never gets as far as the ledger")
+                    raise AssertionError("the preimage doesn't match the payment hash; callers must check it first")
                 values["preimage"] = change.preimage.hex()
             if not row.unfinished and any(r.payment_hash != row.payment_hash for r in self._live(tx, row.origin, row.scope)):
-                state = PaymentState.RETIRED  # abandoned, then paid after all; another purchase has taken its place
+                state = PaymentState.RETIRED  # abandoned by the user, then paid after all; meanwhile another payment of this scope is live
         elif state is PaymentState.DEAD and row.reserved_micro:
             tx.execute(
                 "UPDATE envelopes SET reserved_micro = reserved_micro - ? WHERE id = ?", (row.reserved_micro, row.envelope_id)
@@ -452,7 +524,7 @@ class Ledger:
         values["state"] = state.value
         assignments = ", ".join(f"{name} = ?" for name in values)
         rows = tx.execute(
-            f"UPDATE payments SET {assignments} WHERE payment_hash = ? RETURNING *",  # noqa: S608  (names are ours)
+            f"UPDATE payments SET {assignments} WHERE payment_hash = ? RETURNING *",  # noqa: S608  (column names from this module)
             (*values.values(), row.payment_hash),
         )
         return _payment(rows[0])
@@ -490,12 +562,12 @@ def _payment(row: Mapping[str, Any]) -> PaymentRow:
         if values["currency"] is not None:
             Rate(currency=values["currency"], btc_price=values["btc_price"])
         return PaymentRow(**values)
-    except (ValueError, TypeError, ArithmeticError, OSError):  # from None: their words may hold what the row holds
+    except (ValueError, TypeError, ArithmeticError, OSError):  # from None: such an error's text may repeat a token
         raise LedgerError(
-            f"The ledger's row {row['payment_hash']} is damaged (a preimage that doesn't fit, a value that can't be).",
-            advice="Restore the ledger, or upgrade if a newer version wrote it; the node still knows the preimage.",
+            f"The ledger's row {row['payment_hash']} is damaged: a preimage doesn't match its payment hash, or a value is impossible.",
+            advice="Restore the ledger, or upgrade if a newer version wrote it. The node still knows the preimage.",
             payment_hash=str(row["payment_hash"]),
         ) from None
 
 
-assert ([state.value for state in UNFINISHED], REFUSED) == (["open", "failed"], "refused")  # the SQL above says the same
+assert ([state.value for state in UNFINISHED], REFUSED) == (["open", "failed"], "refused")  # the SQL above repeats these values

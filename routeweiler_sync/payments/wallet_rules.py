@@ -149,6 +149,7 @@ WALLET_RULES: dict[tuple[PaymentState, WalletEvent], Rule] = {
 _PLAIN = {
     WalletReply.SUCCEEDED: WalletEvent.PAID,
     WalletReply.WRONG_PREIMAGE: WalletEvent.PAID_WRONG_PREIMAGE,
+    WalletReply.FAILED_FOR_GOOD: WalletEvent.FAILED_FOR_GOOD,
     WalletReply.IN_FLIGHT: WalletEvent.IN_FLIGHT,
     WalletReply.EXISTS: WalletEvent.EXISTS,
     WalletReply.EXPIRED: WalletEvent.EXPIRED,
@@ -160,6 +161,7 @@ _ANSWERS_A_SEND = {
     WalletReply.SUCCEEDED,
     WalletReply.WRONG_PREIMAGE,
     WalletReply.FAILED,
+    WalletReply.FAILED_FOR_GOOD,
     WalletReply.EXISTS,
     WalletReply.EXPIRED,
     WalletReply.REFUSED,

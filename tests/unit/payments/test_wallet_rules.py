@@ -70,6 +70,7 @@ def told(situation: tuple[PaymentRow, NextStep, WalletAnswer]) -> str:
 SAME_FOR_ALL = {
     WalletReply.SUCCEEDED: WalletEvent.PAID,
     WalletReply.WRONG_PREIMAGE: WalletEvent.PAID_WRONG_PREIMAGE,
+    WalletReply.FAILED_FOR_GOOD: WalletEvent.FAILED_FOR_GOOD,
     WalletReply.IN_FLIGHT: WalletEvent.IN_FLIGHT,
 }
 
@@ -112,6 +113,7 @@ def test_only_a_sends_own_answer_counts_it_off() -> None:
         WalletReply.SUCCEEDED,
         WalletReply.WRONG_PREIMAGE,
         WalletReply.FAILED,
+        WalletReply.FAILED_FOR_GOOD,
         WalletReply.EXISTS,
         WalletReply.EXPIRED,
         WalletReply.REFUSED,
@@ -174,6 +176,7 @@ def test_a_row_dies_of_proof_alone() -> None:
         others = at.sends_unanswered - answered(asked, said)
         proofs = (
             said.reply is WalletReply.FAILED and asked is not NextStep.LAST_LOOK and (at.sends_ever == 1 or others == 0),
+            said.reply is WalletReply.FAILED_FOR_GOOD,
             said.reply is WalletReply.REFUSED and asked is NextStep.SEND and at.sends_ever == 1,
             asked is NextStep.LAST_LOOK and said.reply in (WalletReply.NOT_FOUND, WalletReply.FAILED),
         )
