@@ -1,7 +1,8 @@
-"""`LightningFundingSource`: a wallet, the network it pays on, and what routing may cost. Purchases reach wallets only through it.
+"""`LightningFundingSource`: a wallet, its network, and what routing may cost. A purchase reaches a wallet only through this class.
 
 Turns what a wallet does into `WalletAnswer`s. A `WalletClient` (lnd's client is one) answers in them itself; any other client is
-called through the `LightningNodeClient` Protocol. What follows from an answer is decided in `routeweiler_sync.payments.wallet_rules`.
+called through the `LightningNodeClient` Protocol. What follows from an answer for the money is decided in
+`routeweiler_sync.payments.wallet_rules`.
 """
 
 from __future__ import annotations
@@ -65,11 +66,11 @@ class LightningFundingSource:
     def ready(self, timeout_s: float) -> str:
         """Return the node's public key, once the node is up and known to be the configured one.
 
-        Takes about ``timeout_s`` seconds at most. A `WalletClient` is asked each time whether it is ready; the node's key and
-        network are asked for once per process. If ``node_pubkey`` was given, a macaroon that doesn't permit GetInfo is enough: the
-        key is then believed.
+        A `WalletClient` is asked each time whether it is ready, and has ``timeout_s`` seconds for all its answers; any other client
+        may block for longer. Key and network are asked for once per process. A macaroon that doesn't permit GetInfo is enough if
+        ``node_pubkey`` was given, which is then taken for the node's key.
 
-        Raises: FundingError if the node can't be reached, is locked, has another key than ``node_pubkey``, or is on another network.
+        Raises: FundingError if the node can't be reached, is locked, has another key than ``node_pubkey`` or is on another network.
         Money: none moves.
         """
         client, deadline = self.client, time.monotonic() + timeout_s
@@ -144,7 +145,7 @@ class LightningFundingSource:
             return WalletAnswer(reply=WalletReply.WRONG_PREIMAGE, preimage=preimage, fee_msat=max_fee_msat)
         if (tracked := self._ask(payment_hash)).reply is WalletReply.SUCCEEDED:
             return tracked
-        # The preimage proves the payment, but the fee isn't known. To keep the limits safe, the most that it can have cost is booked.
+        # The preimage proves the payment, but the fee isn't known. So the most that it can have cost is booked, to keep the limits.
         return WalletAnswer(
             reply=WalletReply.SUCCEEDED,
             preimage=preimage,

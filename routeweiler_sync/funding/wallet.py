@@ -113,7 +113,7 @@ class LightningNodeClient(Protocol):
         ...
 
     def track_payment(self, payment_hash: bytes) -> PaymentStatus:
-        """Return what has become of the payment of this hash (32 bytes), with its routing fee. Don't wait for the payment to end."""
+        """Return what has become of the payment of this hash (32 bytes), with its routing fee. Don't wait for it to end."""
         ...
 
     def get_node_pubkey(self) -> str:
@@ -133,7 +133,7 @@ class WalletClient(Protocol):
     def send(self, bolt11: str, *, payment_hash: bytes, max_fee_msat: int, timeout_s: float) -> WalletAnswer:
         """Order the payment of ``bolt11``, and wait at most ``timeout_s`` seconds for the outcome.
 
-        ``payment_hash`` is the invoice's (32 bytes). Routing may cost at most ``max_fee_msat``. The reply is REFUSED only if nothing
+        ``payment_hash`` is the invoice's (32 bytes). Routing may cost at most ``max_fee_msat``. REFUSED is the reply only if nothing
         can have started.
 
         Money: the invoice's amount and the routing fee.
@@ -148,9 +148,9 @@ class WalletClient(Protocol):
         ...
 
     def check_ready(self, timeout_s: float) -> None:
-        """Return once the wallet accepts payment orders, after at most ``timeout_s`` seconds.
+        """Return once the wallet accepts payment orders. Wait for at most ``timeout_s`` seconds.
 
-        Raises: FundingError with the cause if it doesn't.
+        Raises: FundingError with the cause if it accepts none.
         Money: none moves.
         """
         ...

@@ -1,15 +1,20 @@
-"""Deeds done in a thread of their own, so that nothing that interrupts the caller can interrupt them.
+"""Calls that run in a worker thread, so that an interrupt of the caller can't break them off halfway.
 
-An interrupt - Ctrl-C, an exception raised by a signal's handler - lands in the main thread at any instruction. In the midst of
-grpc's Python code it leaves a lock of grpc's taken for ever, and the next call on that channel waits for it without end: grpc's
-deadlines are told by a thread that waits for it, too. Here the caller touches nothing but a queue written in C, and waits no longer
-than its own bound. Knows threads and queues; what the deed is, and what its silence means, is left to `connection`.
+What would happen if grpc ran in the caller's thread:
+
+1. An interrupt (Ctrl-C, or an exception raised by a signal handler) reaches the main thread at any instruction.
+2. If that instruction is in grpc's Python code, one of grpc's locks stays taken for ever.
+3. The next call on the same channel waits for that lock without end. grpc's deadline doesn't help: the thread that watches the
+   deadlines waits for the same lock.
+
+Here the caller touches nothing but a queue written in C, and waits no longer than its own bound. This module knows threads and
+queues. What a call does, and what its silence means, is left to `lnd.channel`.
 """
 
 from __future__ import annotations
 
 import time
-from _thread import start_new_thread  # a Thread's start waits for the thread, under a lock that an interrupt could leave taken
+from _thread import start_new_thread  # Thread.start() waits for the thread, under a lock that an interrupt could leave taken
 from collections.abc import Callable, Generator
 from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
@@ -18,107 +23,121 @@ from ..errors import RouteweilerError
 
 _Item = TypeVar("_Item")
 
-#: A deed that has been told that its caller is gone needs so long at most to clean up; nobody waits longer for it.
+#: Seconds that a caller who leaves waits for the worker thread to clean up.
 _LEAVING_S_MAX = 1.0
 
 
 class NoThreadError(Exception):
-    """The system gives no thread. The deed was not begun."""
+    """The system can't start another thread. The call was not begun."""
 
 
 class SilentError(Exception):
-    """The deed didn't end in time, and goes on, or hangs, in its thread. What it has done isn't known."""
+    """The call didn't end in time. It goes on, or hangs, in its worker thread; what it has done isn't known."""
 
 
-class _LeftError(BaseException):
-    """Ends a deed whose caller doesn't wait for it any more."""
+class _CallerLeftError(BaseException):
+    """Ends the function in the worker thread once its caller no longer waits for it."""
 
 
 class WorkerCall(Generic[_Item]):
-    """What a deed sees of its caller. It goes on only where the caller asks for more, so that both are never at work at once."""
+    """One call of a function in a worker thread, as that function sees it.
 
-    def __init__(self, ends: float) -> None:
-        #: Called in another thread if the caller leaves while the deed is at work: makes it end early.
+    The function goes on only when the caller asks for the next item, so the two threads never work at the same time.
+    """
+
+    def __init__(self, deadline: float) -> None:
+        #: Called from a third thread if the caller leaves while the function is working: makes the function end early.
         self.cancel: Callable[[], object] | None = None
-        self._ends = ends
-        self._asked: SimpleQueue[bool] = SimpleQueue()
-        self._said: SimpleQueue[tuple[bool, _Item | BaseException]] = SimpleQueue()
+        self._deadline = deadline
+        # True asks the function to go on; False ends it.
+        self._requests: SimpleQueue[bool] = SimpleQueue()
+        # (whether it is the last one, an item or the exception that the function raised)
+        self._items: SimpleQueue[tuple[bool, _Item | BaseException]] = SimpleQueue()
 
     def tell(self, item: _Item) -> None:
-        """Hand ``item`` to the caller, and wait until it asks for more. Where it doesn't, this raises what ends the deed."""
-        self._said.put((False, item))
+        """Pass ``item`` to the caller, and wait until the caller asks for the next one.
+
+        Raises: the exception that ends the function, if the caller asks for none before the deadline.
+        """
+        self._items.put((False, item))
         self._wait()
 
     def _wait(self) -> None:
         try:
-            goes_on = self._asked.get(timeout=max(self._ends - time.monotonic(), 0))
+            goes_on = self._requests.get(timeout=max(self._deadline - time.monotonic(), 0))
         except Empty:
             goes_on = False
         if not goes_on:
-            raise _LeftError
+            raise _CallerLeftError
 
     def _run(self, do: Callable[[WorkerCall[_Item]], _Item]) -> None:
         try:
             self._wait()
-            last = do(self)
-        except BaseException as error:  # noqa: BLE001 - whatever it is, it is the caller's
-            if isinstance(error, RouteweilerError):  # it tells all by itself; its frames hold what is to be let go of here
+            result = do(self)
+        except BaseException as error:  # noqa: BLE001 - every exception is passed on to the caller
+            # This package's errors need no traceback, and its frames would keep alive what this thread is about to release.
+            if isinstance(error, RouteweilerError):
                 error.__traceback__ = error.__context__ = None
-            self._said.put((True, error))
+            self._items.put((True, error))
         else:
-            self._said.put((True, last))
+            self._items.put((True, result))
 
     def _next(self) -> tuple[bool, _Item]:
-        self._asked.put(True)
+        self._requests.put(True)
         try:
-            is_last, item = self._said.get(timeout=max(self._ends - time.monotonic(), 0))
+            is_last, item = self._items.get(timeout=max(self._deadline - time.monotonic(), 0))
         except Empty:
             raise SilentError from None
         if isinstance(item, BaseException):
             try:
                 raise item
             finally:
-                del item  # else its traceback and it would hold each other
+                del item  # otherwise the exception and its traceback, which holds this frame, would keep each other alive
         return is_last, item
 
-    def _leave(self, *, waits: bool) -> None:
-        self._asked.put(False)
-        if waits:  # it is in tell(): it cleans up by itself, and a caller that forks next finds no lock taken
+    def _leave(self, *, in_tell: bool) -> None:
+        """End the function. ``in_tell``: it is waiting in `tell`, not working."""
+        self._requests.put(False)
+        if in_tell:
+            # It wakes up, cleans up and ends. This waits for the end: a caller that forks next then finds no lock taken.
             try:
-                self._said.get(timeout=_LEAVING_S_MAX)
+                self._items.get(timeout=_LEAVING_S_MAX)
             except Empty:
                 return
         elif self.cancel is not None:
             try:
                 start_new_thread(self.cancel, ())
-            except RuntimeError:  # no thread: it ends at its own deadline then
+            except RuntimeError:  # no thread can be started, so the function ends at its own deadline
                 return
 
 
 def items_of(do: Callable[[WorkerCall[_Item]], _Item], *, timeout_s: float) -> Generator[_Item, None, None]:
-    """What ``do`` tells, and, last, what it returns; what it raises is raised here. It runs in a thread of its own.
+    """Run ``do`` in a worker thread. Yield each item that it passes to `WorkerCall.tell`, and last the value that it returns.
 
-    Raises NoThreadError, before ``do`` has begun, and SilentError ``timeout_s`` after the start. Closing the iterator early, and an
-    interrupt of the caller, end the deed at its next `WorkerCall.tell`, or by its ``cancel``.
+    Closing the iterator early, or an interrupt of the caller, ends ``do``: at once if it is in `WorkerCall.tell`, otherwise through
+    its ``cancel``, or else at its next `WorkerCall.tell`.
+
+    Raises: NoThreadError before ``do`` has begun. SilentError if ``do`` is still working ``timeout_s`` seconds after the start.
+    Whatever ``do`` raises.
     """
     worker_call: WorkerCall[_Item] = WorkerCall(time.monotonic() + timeout_s)
-    is_last = waits = False
+    is_last = in_tell = False
     try:
         try:
             start_new_thread(worker_call._run, (do,))
         except RuntimeError as error:
             raise NoThreadError(str(error)) from None
         while not is_last:
-            waits = False
+            in_tell = False
             is_last, item = worker_call._next()
-            waits = True
+            in_tell = True
             yield item
     finally:
         if not is_last:
-            worker_call._leave(waits=waits)
+            worker_call._leave(in_tell=in_tell)
 
 
 def result_of(do: Callable[[WorkerCall[_Item]], _Item], *, timeout_s: float) -> _Item:
-    """As `items_of`, for a deed that tells nothing but its result."""
+    """Run ``do``, which passes no items, in a worker thread and return its result. Raises: as `items_of`."""
     (result,) = items_of(do, timeout_s=timeout_s)
     return result

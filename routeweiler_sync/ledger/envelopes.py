@@ -1,7 +1,9 @@
-"""Envelopes in the ledger: what a draw may take, and what becomes of it. Functions of one transaction, called by the ledger.
+"""Budget envelopes in the ledger: whether a payment fits under the limits, how much it reserves, and how it becomes a spend.
 
-Limits are checked against running totals and buckets of five minutes, never against sums over history: a purchase costs the same
-after a million others.
+Every function works inside a transaction that `ledger.ledger` has begun. Payment rows are written there, not here.
+
+Limits are checked against running totals and buckets of five minutes, never against sums over history: a purchase takes the same
+time after a million others.
 """
 
 from __future__ import annotations
@@ -28,20 +30,20 @@ from ..protocol.schemes import rail_of
 from .store import Transaction
 from .types import Change, EnvelopeRow, Intent, PaymentRow
 
-#: Spends are counted in buckets of five minutes: a window may count a spend that much longer than itself, never shorter.
+#: Spends are summed in buckets of this many seconds. So a window may count a spend up to five minutes too long, never too short.
 BUCKET_S = 300
-#: Buckets of an envelope that are kept whatever the clock says: two days of spending in every one.
+#: How many of an envelope's newest buckets are kept however old they look: enough for two days with spending in every bucket.
 KEPT_BUCKETS = 2 * DAY_S // BUCKET_S
-#: Totals stay below what a signed 64-bit column holds.
+#: Highest total of an envelope, in millionths of a minor unit: what a signed 64-bit column holds, with room to spare.
 MAX_TOTAL_MICRO = 2**62
 
 
 @dataclass(frozen=True, kw_only=True)
 class Draw:
-    """What a purchase draws on: an envelope (or the id of one that the ledger holds) at a rate of this moment.
+    """What a purchase is paid from: an envelope, or the id of one in the ledger, and the exchange rate at this moment.
 
-    ``spent_in_call_msat``: what the same call has paid already, on the hops before. ``session_started_s``: when the session was
-    made, unix seconds; an envelope whose grant ended before that is granted anew.
+    ``session_started_s``: when the session was made, in unix seconds. A session made after the envelope's grant (``ttl_seconds``)
+    ended starts a new grant. ``spent_in_call_msat``: what the same call has paid already, at earlier redirects, fees included.
     """
 
     envelope: BudgetEnvelope | str
@@ -51,7 +53,7 @@ class Draw:
 
 
 def make(tx: Transaction, envelope: BudgetEnvelope) -> None:
-    """Put ``envelope`` into the database, unless one of its id is there."""
+    """Insert ``envelope`` into the ledger, unless an envelope with its id exists."""
     tx.execute(
         "INSERT INTO envelopes (id, limits, currency) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
         (envelope.id, dump(envelope), envelope.cap_currency),
@@ -59,7 +61,10 @@ def make(tx: Transaction, envelope: BudgetEnvelope) -> None:
 
 
 def check_allowed(limits: BudgetEnvelope, origin: str, rail: str) -> None:
-    """Refuse a rail or an origin that the envelope doesn't allow. Nothing spent."""
+    """Refuse a rail or an origin that the envelope doesn't allow.
+
+    Raises: RailNotSupportedError, PolicyDeniedError.
+    """
     if rail not in limits.allowed_rails:
         raise RailNotSupportedError(f"Envelope {limits.id!r} doesn't allow the rail {rail}.", advice="Add it to allowed_rails.")
     if not limits.allows_origin(origin):
@@ -67,7 +72,7 @@ def check_allowed(limits: BudgetEnvelope, origin: str, rail: str) -> None:
 
 
 def bring(tx: Transaction, envelope: BudgetEnvelope) -> None:
-    """Make ``envelope``'s limits those that hold, unless the one of its id counts in another currency."""
+    """Write ``envelope``'s limits to the ledger, unless the stored envelope with its id counts in another currency."""
     make(tx, envelope)
     tx.execute(
         "UPDATE envelopes SET limits = ? WHERE id = ? AND currency = ?", (dump(envelope), envelope.id, envelope.cap_currency)
@@ -75,9 +80,13 @@ def bring(tx: Transaction, envelope: BudgetEnvelope) -> None:
 
 
 def locked(tx: Transaction, draw: Draw, now_s: float) -> Mapping[str, Any]:
-    """The envelope's row, locked; made or changed as the draw says. Refuses what mustn't be drawn on.
+    """Lock the draw's envelope and return its row. If the draw brings a `BudgetEnvelope`, insert it or update its limits first.
 
-    A new grant is in the row that is given, not yet in the database: a draw that is refused is no use.
+    If the grant has expired, the returned row starts a new one. It is saved only when a payment is opened, so a refused draw
+    doesn't start the TTL.
+
+    Raises: EnvelopeNotFoundError, EnvelopeFrozenError, EnvelopeExpiredError (the grant ended during the session), BudgetError (the
+    currency differs).
     """
     given = draw.envelope
     envelope_id = given if isinstance(given, str) else given.id
@@ -90,7 +99,7 @@ def locked(tx: Transaction, draw: Draw, now_s: float) -> Mapping[str, Any]:
     for currency in (draw.rate.currency, row["currency"] if isinstance(given, str) else given.cap_currency):
         if currency != row["currency"]:
             raise BudgetError(
-                f"Envelope {envelope_id!r} counts in {row['currency']}, and its totals can't be turned into {currency}.",
+                f"Envelope {envelope_id!r} counts in {row['currency']}, and its totals can't be converted into {currency}.",
                 advice="Use another envelope id.",
             )
     if not isinstance(given, str) and row["limits"] != dump(given):
@@ -103,8 +112,8 @@ def locked(tx: Transaction, draw: Draw, now_s: float) -> Mapping[str, Any]:
     if granted_ms is not None and ttl_s is not None and now_s * 1000 >= granted_ms + ttl_s * 1000:
         if draw.session_started_s * 1000 < granted_ms + ttl_s * 1000:
             raise EnvelopeExpiredError(
-                f"The grant of envelope {envelope_id!r} ended after its {ttl_s} s.",
-                advice="Make a new session with the envelope to grant it anew.",
+                f"The grant of envelope {envelope_id!r} has ended: it lasted {ttl_s} s.",
+                advice="Make a new session with the envelope, which starts a new grant.",
             )
         granted_ms = None
     if granted_ms is None:
@@ -113,14 +122,16 @@ def locked(tx: Transaction, draw: Draw, now_s: float) -> Mapping[str, Any]:
 
 
 def fit(tx: Transaction, envelope: Mapping[str, Any], draw: Draw, intent: Intent, now_s: float) -> tuple[int, int]:
-    """(fee limit in msat, reservation in millionths) that fit under every limit; BudgetExceededError where none does.
+    """Return the highest routing fee (msat) that fits under every limit, and what to reserve (millionths of a minor unit).
 
-    PolicyDeniedError, RailNotSupportedError for what the envelope doesn't allow at all.
+    ``envelope`` is the row that `locked` returned. The fee is ``intent.fee_cap_msat`` or less; the reservation covers amount and
+    fee.
+
+    Raises: BudgetExceededError if the amount alone doesn't fit under a limit. PolicyDeniedError, RailNotSupportedError if the
+    envelope doesn't allow the origin or the rail.
     """
     limits = load(envelope["limits"])
-    check_allowed(
-        limits, intent.origin, rail_of(intent.scheme)
-    )  # as they are at this moment: maybe others than when the call began
+    check_allowed(limits, intent.origin, rail_of(intent.scheme))  # again: the limits may have changed since the call began
     most_msat = intent.amount_msat + intent.fee_cap_msat
     for name, used in _used(tx, envelope, limits, now_s, in_call_micro=draw.rate.micro_of(draw.spent_in_call_msat)).items():
         fits_msat = draw.rate.msat_within((limits.limit_micro(name) or 0) - used)
@@ -128,19 +139,25 @@ def fit(tx: Transaction, envelope: Mapping[str, Any], draw: Draw, intent: Intent
             raise BudgetExceededError(
                 f"The price of {_price(intent.amount_msat, draw.rate)} doesn't fit under {name}={getattr(limits, name)} "
                 f"of envelope {limits.id!r}, of which {minor_units(used).normalize():f} are spent or reserved.",
-                advice="Raise the limit, or wait until the window has moved on.",
+                advice="Raise the limit, or call again when earlier spends have left the hour or the day.",
             )
         most_msat = min(most_msat, fits_msat)
     reserve = draw.rate.micro_of(most_msat)
     if envelope["settled_micro"] + envelope["reserved_micro"] + reserve > MAX_TOTAL_MICRO:
-        raise BudgetExceededError(f"Envelope {limits.id!r} can't count as much as this payment.", advice="Use a new envelope id.")
+        raise BudgetExceededError(
+            f"The totals of envelope {limits.id!r} are so high that this payment can't be added to them.",
+            advice="Use a new envelope id.",
+        )
     return most_msat - intent.amount_msat, reserve
 
 
 def _used(
     tx: Transaction, envelope: Mapping[str, Any], limits: BudgetEnvelope, now_s: float, *, in_call_micro: int = 0
 ) -> dict[str, int]:
-    """What counts against each limit that is set, reservations included, in millionths of a minor unit."""
+    """Return what counts against each limit that is set, by the limit's field name, in millionths of a minor unit.
+
+    Reservations are included. ``in_call_micro`` is what the call in progress has paid already.
+    """
     reserved = envelope["reserved_micro"]
     count: dict[str, Callable[[], int]] = {
         "cap_minor_units": lambda: reserved + envelope["settled_micro"] - envelope["grant_base_micro"],
@@ -152,7 +169,7 @@ def _used(
 
 
 def _spent_within(tx: Transaction, envelope_id: str, window_s: int, now_s: float) -> int:
-    # A bucket counts until all of it lies outside the window. Future ones count as well: a clock may have been set back.
+    # A bucket counts until all of it lies outside the window. Buckets in the future count too: the clock may have been set back.
     oldest = int((now_s - window_s) // BUCKET_S)
     rows = tx.execute(
         "SELECT CAST(COALESCE(SUM(micro), 0) AS BIGINT) AS micro FROM spends WHERE envelope_id = ? AND bucket >= ?",
@@ -162,7 +179,10 @@ def _spent_within(tx: Transaction, envelope_id: str, window_s: int, now_s: float
 
 
 def spend(tx: Transaction, row: PaymentRow, change: Change, now_s: float) -> int:
-    """Turn the reservation into a spend; what it comes to in millionths of a minor unit."""
+    """Turn ``row``'s reservation into a spend of amount and fee. Return the spend in millionths of a minor unit.
+
+    The rate is the one stored in the row when the payment was opened. Return 0 if no envelope counts the payment.
+    """
     if row.envelope_id is None or row.currency is None:
         return 0
     rate = Rate(currency=row.currency, btc_price=row.btc_price, quality=row.rate_quality or "")
@@ -177,7 +197,9 @@ def spend(tx: Transaction, row: PaymentRow, change: Change, now_s: float) -> int
         "ON CONFLICT (envelope_id, bucket) DO UPDATE SET micro = spends.micro + excluded.micro",
         (row.envelope_id, bucket, micro),
     )
-    # Old ones go; but the latest stay however old they look, for the clock may be ahead for a while, and be set right.
+    # Drop old buckets, but keep the newest `KEPT_BUCKETS` however old they look. Otherwise: 1. the clock runs ahead for a while; 2.
+    # a spend at that time drops today's buckets as old; 3. the clock is corrected, and today's limits have forgotten today's
+    # spends.
     tx.execute(
         "DELETE FROM spends WHERE envelope_id = ? AND bucket < ? "
         "AND bucket <= (SELECT bucket FROM spends WHERE envelope_id = ? ORDER BY bucket DESC LIMIT 1 OFFSET ?)",
@@ -187,7 +209,7 @@ def spend(tx: Transaction, row: PaymentRow, change: Change, now_s: float) -> int
 
 
 def as_row(tx: Transaction, row: Mapping[str, Any], now_s: float) -> EnvelopeRow:
-    """A row of the table as the user sees it at this moment."""
+    """Return a row of the table ``envelopes`` as an `EnvelopeRow`, with what counts against each limit at ``now_s``."""
     granted_ms, limits = row["granted_at_ms"], load(row["limits"])
     return EnvelopeRow(
         limits=limits,
@@ -201,38 +223,41 @@ def as_row(tx: Transaction, row: Mapping[str, Any], now_s: float) -> EnvelopeRow
 
 
 def dump(envelope: BudgetEnvelope) -> str:
-    """An envelope's limits as the ledger keeps them."""
+    """Return an envelope's limits as JSON, the form in which the ledger stores them."""
     return json.dumps({k: getattr(envelope, k) for k in BudgetEnvelope.__dataclass_fields__}, sort_keys=True)
 
 
 def load(text: str) -> BudgetEnvelope:
-    """The reverse of `dump`. LedgerError for what no `dump` has written."""
+    """Return the envelope that `dump` has written as ``text``.
+
+    Raises: LedgerError if ``text`` can't have been written by `dump`.
+    """
     try:
         return BudgetEnvelope(**json.loads(text))
-    except (ValueError, TypeError, RecursionError):  # from None: their words may hold what the row holds
+    except (ValueError, TypeError, RecursionError):  # from None: such an error's text may repeat the row
         raise LedgerError(
-            "The limits that the ledger holds of an envelope are damaged.",
+            "The limits of an envelope in the ledger are damaged.",
             advice=(
-                "Give the session the BudgetEnvelope in place of its id, which writes them anew; or restore the ledger, or "
+                "Give the session the BudgetEnvelope instead of its id, which writes the limits again; or restore the ledger; or "
                 "upgrade if a newer version wrote them."
             ),
         ) from None
 
 
 def _price(amount_msat: int, rate: Rate) -> str:
-    """An amount for people, in the envelope's currency too where that isn't the sat."""
+    """Return an amount for an error text: in sat, and also in the envelope's currency if that isn't the sat."""
     if rate.currency == "sat":
         return sats(amount_msat)
     return f"{sats(amount_msat)} ({rate.minor_units_of(amount_msat).normalize():f} minor units of {rate.currency})"
 
 
 def not_found(envelope_id: str) -> EnvelopeNotFoundError:
-    """The error for an unknown id."""
+    """Return (not raise) the error for an envelope id that the ledger doesn't have."""
     return EnvelopeNotFoundError(
-        f"The ledger holds no envelope {envelope_id!r}.", advice="Correct the id, or give a BudgetEnvelope in its place."
+        f"The ledger has no envelope {envelope_id!r}.", advice="Correct the id, or give a BudgetEnvelope instead of it."
     )
 
 
 def moment(ms: int) -> datetime:
-    """Milliseconds since 1970, as the database has them, as a time in UTC."""
+    """Return milliseconds since 1970, the form of every time in the ledger, as a `datetime` in UTC."""
     return datetime.fromtimestamp(ms / 1000, tz=timezone.utc)

@@ -50,7 +50,7 @@ MAX_FAILURE_CHARS = 500
 
 
 class Ledger:
-    """The record of what may be spent and what was spent, shared by all sessions that name the same database. See `Ledger.open`.
+    """The record of what may be spent and what was spent. `Ledger.open` makes one; sessions that name the same database share it.
 
     Raises: LedgerError from any method if the database can't be used.
     Money: the ledger never moves any. It only records.
@@ -93,7 +93,7 @@ class Ledger:
             return cls(PostgresStore(text))
         if not separator and is_conninfo(text):
             raise LedgerError(
-                "The ledger is named in libpq's form host=… dbname=…, which isn't supported (it isn't shown: it may hold a password).",
+                "The ledger is named in libpq's form host=… dbname=…, which isn't supported. It isn't shown: it may hold a password.",
                 advice="Write postgresql://user:password@host/database. If it is the name of a file, put ./ in front of it.",
             )
         if not separator and scheme.partition(":")[0] not in (*SCHEMES, "sqlite"):  # Path("sqlite:///x") has become "sqlite:/x"
@@ -124,7 +124,7 @@ class Ledger:
     # -- for users --------------------------------------------------------------------------------------------------------
 
     def payments(self, *, state: PaymentState | str | None = None, origin: str | None = None) -> Iterator[PaymentRow]:
-        """Yield all payments, oldest first, or only those of one ``state`` or ``origin`` (``scheme://host[:port]``).
+        """Yield all payments, oldest first, or only those in one ``state`` or of one ``origin`` (``scheme://host[:port]``).
 
         Rows are read in pages of `PAGE_ROWS`, so that a long ledger never fills the memory. A payment that is opened or changes its
         state during the iteration may or may not be included.
@@ -266,7 +266,7 @@ class Ledger:
         return [_payment(row) for row in rows]
 
     def unreported(self) -> list[PaymentRow]:
-        """Return the settled payments that no trace has reported, oldest first: their calls ended in a crash."""
+        """Return the paid payments that no trace has reported, oldest first: their calls ended in a crash."""
         with self._store.read() as tx:
             rows = tx.execute(
                 "SELECT * FROM payments WHERE told = 0 AND settled_at_ms IS NOT NULL ORDER BY created_at_ms, payment_hash"
@@ -332,12 +332,13 @@ class Ledger:
                         (reserved_micro, envelope["granted_at_ms"], envelope["grant_base_micro"], envelope["id"]),
                     )
                 return _payment(rows[0]), True
-            # 1. This transaction looked for a row and found none. 2. Another process inserted one and committed. 3. So the insert
-            # above did nothing. The other process's row is used; nothing was reserved for this one.
+            # 1. This transaction looked for a row and found none.
+            # 2. Another process inserted one and committed, so the insert above did nothing and nothing was reserved.
+            # 3. The other process's row is used.
             standing = self._standing(tx, intent)
             if standing is not None:
                 return standing, False
-            # 4. Its row has already ended when this transaction looks for it, so it no longer blocks a new one: insert again.
+            # 4. If that row has already ended, it no longer blocks a new one: insert again.
         raise LedgerError("The ledger refused to insert a new payment, and no existing row explains why.", advice="Call again.")
 
     def count_send(self, payment_hash: str) -> PaymentRow | None:
@@ -397,7 +398,8 @@ class Ledger:
             seen = _first(tx.execute("SELECT * FROM payments WHERE payment_hash = ?", (payment_hash,)))
             if seen is None:
                 raise LedgerError(
-                    f"The ledger has no payment {payment_hash}. Nothing was changed.", advice="Ledger.payments() lists all payments."
+                    f"The ledger has no payment {payment_hash}. Nothing was changed.",
+                    advice="Ledger.payments() lists all payments.",
                 )
             if seen.envelope_id is not None:
                 tx.execute("UPDATE envelopes SET frozen = frozen WHERE id = ?", (seen.envelope_id,))
@@ -515,7 +517,8 @@ class Ledger:
                     raise AssertionError("the preimage doesn't match the payment hash; callers must check it first")
                 values["preimage"] = change.preimage.hex()
             if not row.unfinished and any(r.payment_hash != row.payment_hash for r in self._live(tx, row.origin, row.scope)):
-                state = PaymentState.RETIRED  # abandoned by the user, then paid after all; meanwhile another payment of this scope is live
+                # The user abandoned this payment, another one was begun for the scope, and then the node paid this one after all.
+                state = PaymentState.RETIRED
         elif state is PaymentState.DEAD and row.reserved_micro:
             tx.execute(
                 "UPDATE envelopes SET reserved_micro = reserved_micro - ? WHERE id = ?", (row.reserved_micro, row.envelope_id)
@@ -564,7 +567,7 @@ def _payment(row: Mapping[str, Any]) -> PaymentRow:
         return PaymentRow(**values)
     except (ValueError, TypeError, ArithmeticError, OSError):  # from None: such an error's text may repeat a token
         raise LedgerError(
-            f"The ledger's row {row['payment_hash']} is damaged: a preimage doesn't match its payment hash, or a value is impossible.",
+            f"The ledger's row {row['payment_hash']} is damaged: its preimage doesn't fit its payment hash, or a value is impossible.",
             advice="Restore the ledger, or upgrade if a newer version wrote it. The node still knows the preimage.",
             payment_hash=str(row["payment_hash"]),
         ) from None

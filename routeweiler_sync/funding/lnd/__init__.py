@@ -1,1 +1,1 @@
-"""lnd over gRPC."""
+"""The wallet lnd, reached over gRPC."""

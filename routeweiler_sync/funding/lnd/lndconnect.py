@@ -1,6 +1,6 @@
-"""Where the node is, as told by an lndconnect URI or by the environment. Reads text into keyword arguments of `LndClient`.
+"""Where the node is: read an lndconnect URI, or environment variables, into keyword arguments of `LndClient`.
 
-Knows no connection. No message here holds any part of a macaroon.
+Opens no connection; that is left to `channel`. No error text of this module holds any part of a macaroon.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ...errors import FundingError
 
 DEFAULT_PORT = 10009
 
-# (host, certificate, macaroon); the first host that is set wins
+# The variables of (host, certificate, macaroon). The first row whose host is set is used.
 _VARIABLES = (
     (env_vars.LND_GRPC_HOST, env_vars.LND_TLS_CERT_PATH, env_vars.LND_MACAROON_PATH),
     (env_vars.POLAR_LND_HOST, env_vars.POLAR_LND_TLS_CERT, env_vars.POLAR_LND_MACAROON),
@@ -25,7 +25,7 @@ _VARIABLES = (
 
 
 class ClientArguments(TypedDict, total=False):
-    """The arguments of `LndClient` that a text can give."""
+    """The arguments of `LndClient` that a URI or the environment can give."""
 
     grpc_host: str
     grpc_port: int
@@ -36,22 +36,24 @@ class ClientArguments(TypedDict, total=False):
 
 
 def parse_lndconnect(uri: str) -> ClientArguments:
-    """Read ``lndconnect://host:port?[cert=<base64url DER>&]macaroon=<base64url>``, both unpadded (the lndconnect specification).
+    """Return the arguments in ``lndconnect://host:port?[cert=<base64url DER>&]macaroon=<base64url>``.
 
-    Raises FundingError, which never repeats the URI: it holds the macaroon.
+    Certificate and macaroon are unpadded (the lndconnect specification); padding is accepted. The default port is 10009.
+
+    Raises: FundingError for a URI that can't be used. Its text never repeats the URI, which holds the macaroon.
     """
     try:
         parts = urlsplit(uri.strip())
         host, port = parts.hostname, parts.port
     except ValueError:
-        raise _unusable("host or port is malformed") from None
+        raise _unusable("its host or port is malformed") from None
     if parts.scheme != "lndconnect":
         raise _unusable("it doesn't begin with lndconnect://")
     if not host or parts.username is not None or parts.path not in ("", "/"):
-        raise _unusable("it isn't lndconnect://host:port?…")
+        raise _unusable("it isn't of the form lndconnect://host:port?…")
     query = parse_qs(parts.query, keep_blank_values=True)
     if any(len(query.get(key, ())) > 1 for key in ("cert", "macaroon")):
-        raise _unusable("cert or macaroon is given twice")
+        raise _unusable("it gives cert or macaroon twice")
     if "macaroon" not in query:
         raise _unusable("it has no macaroon")
     arguments = ClientArguments(
@@ -63,9 +65,11 @@ def parse_lndconnect(uri: str) -> ClientArguments:
 
 
 def from_environment(environ: Mapping[str, str]) -> ClientArguments:
-    """Read ``ROUTEWEILER_LNDCONNECT``, else the ``LND_…``, else the ``POLAR_…`` variables. An empty one counts as unset.
+    """Return the arguments in ``ROUTEWEILER_LNDCONNECT``, else in the ``LND_…``, else in the ``POLAR_…`` variables.
 
-    A host may have a scheme before it and a port behind it (default 10009). Raises FundingError that names what is missing.
+    An empty variable counts as unset. A host may have a scheme before it and a port after it (10009 by default).
+
+    Raises: FundingError that names the variable that is missing or can't be used.
     """
     if uri := environ.get(env_vars.LNDCONNECT):
         return parse_lndconnect(uri)
@@ -73,26 +77,26 @@ def from_environment(environ: Mapping[str, str]) -> ClientArguments:
         if not (where := environ.get(host_name)):
             continue
         if not (macaroon_path := environ.get(macaroon_name)):
-            raise FundingError(f"{host_name} is set but {macaroon_name} isn't.", advice="Set it to a macaroon file.")
+            raise FundingError(f"{host_name} is set but {macaroon_name} isn't.", advice=f"Set {macaroon_name} to lnd's macaroon file.")
         try:
             parts = urlsplit("//" + where.strip().rpartition("://")[2])
             host, port = parts.hostname, parts.port
         except ValueError:
             host = port = None
         if not host:
-            raise FundingError(f"{host_name}={where!r} isn't host:port.", advice="Correct it, e.g. localhost:10009.")
+            raise FundingError(f"{host_name}={where!r} isn't host:port.", advice="Correct it, for example to localhost:10009.")
         return ClientArguments(
             grpc_host=host,
             grpc_port=port or DEFAULT_PORT,
             macaroon_path=macaroon_path,
             tls_cert_path=environ.get(cert_name) or None,
         )
-    sets = " or ".join(", ".join(names) for names in _VARIABLES)
-    raise FundingError("no node is configured.", advice=f"Set {env_vars.LNDCONNECT}, or {sets}.")
+    sets = "; or ".join(", ".join(names) for names in _VARIABLES)
+    raise FundingError("No node is configured.", advice=f"Set {env_vars.LNDCONNECT}; or {sets}.")
 
 
 def names_node(environ: Mapping[str, str]) -> bool:
-    """Whether the environment names a node at all, well or badly."""
+    """Return whether the environment names a node at all, even if what it says can't be used."""
     return any(environ.get(name) for name in (env_vars.LNDCONNECT, *(host_name for host_name, _, _ in _VARIABLES)))
 
 
@@ -104,4 +108,4 @@ def _base64url(text: str, what: str) -> bytes:
 
 
 def _unusable(cause: str) -> FundingError:
-    return FundingError(f"the lndconnect URI can't be used: {cause}.", advice="Copy it again from the node.")
+    return FundingError(f"The lndconnect URI can't be used: {cause}.", advice="Copy it again from the node.")

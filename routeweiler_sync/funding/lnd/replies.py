@@ -1,19 +1,19 @@
-"""Reads every answer of lnd, 0.17 to 0.21, into the words of `answers`. This is the only place that knows lnd's texts.
+"""Read every answer of lnd, 0.17 to 0.21, into a `WalletAnswer`. This is the only module that knows lnd's error texts.
 
-Pure: code, text and message fields in, `WalletAnswer` out; no grpc, no I/O. What a word means for the money is decided elsewhere.
+Pure: a code, a text and message fields go in, a `WalletAnswer` comes out; no grpc, no I/O. What a reply means for the money is left
+to `routeweiler_sync.payments.wallet_rules`.
 
-The rule behind the table: an error is believed only where lnd's source shows that it is raised before a payment starts. All else,
-each broken stream among it, is UNKNOWN, for lnd pays on when its client is gone.
+The rule behind the table: an error is believed only if lnd's source shows that it is raised before a payment starts. Everything
+else, a broken stream included, is UNKNOWN, because lnd goes on paying when its client is gone.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from ..replies import WalletAnswer, WalletReply, tidy
+from ..replies import WalletAnswer, WalletReply, preimage_fits, tidy
 
 Rpc = Literal["send", "track"]
 
@@ -26,7 +26,11 @@ _FAILURE_REASONS = ("NONE", "TIMEOUT", "NO_ROUTE", "ERROR", "INCORRECT_PAYMENT_D
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplyRule:
-    """One error that proves something. ``text`` is searched in lnd's text whatever its case; None takes any text."""
+    """One error of lnd that proves something, namely ``reply``.
+
+    ``code`` is the name of a gRPC StatusCode. ``text`` is a regular expression that is searched for in lnd's error text, in any case;
+    None fits any text. ``why`` is what in lnd's source proves the reply.
+    """
 
     rpc: Rpc
     code: str
@@ -44,21 +48,21 @@ RULES: tuple[ReplyRule, ...] = (
         code="ALREADY_EXISTS",
         text=None,
         reply=WalletReply.EXISTS,
-        why="InitPayment refused the hash: paid, in flight or just created; lnd gives this code for nothing else",
+        why="InitPayment refused the hash: it is paid, in flight or just created; lnd uses this code for nothing else",
     ),
     ReplyRule(
         rpc="send",
         code="UNKNOWN",
         text=r"(^|: )(invoice is already paid|payment is in transition|payment already exists)\W*$",
         reply=WalletReply.EXISTS,
-        why="the same refusal without its code in 0.17; native SQL (0.21) puts a prefix before the text",
+        why="the same refusal: 0.17 sends it without the code, and native SQL (0.21) puts a prefix before the text",
     ),
     ReplyRule(
         rpc="send",
         code="UNKNOWN",
         text=r"^invoice expired",
         reply=WalletReply.EXPIRED,
-        why="checked after the decoding and before the database: no payment starts, an earlier one isn't ruled out",
+        why="checked after the decoding and before the database: this send starts no payment, but an earlier one may have",
     ),
     ReplyRule(
         rpc="send",
@@ -74,21 +78,21 @@ RULES: tuple[ReplyRule, ...] = (
         r"|cannot have both route hints and blinded|amount must be non-empty|number must be non-empty|unknown multiplier"
         r"|minimum amount is|amount \d+ pBTC not expressible)",
         reply=WalletReply.REFUSED,
-        why="zpay32 can't read the invoice, or it is for another network: the first thing SendPaymentV2 does",
+        why="zpay32 can't read the invoice, or it is for another network: SendPaymentV2 checks this before anything else",
     ),
     ReplyRule(
         rpc="send",
         code="UNKNOWN",
         text=r"^(amount must (not )?be specified|amount cannot be negative|invalid vertex length of 0, want 33)",
         reply=WalletReply.REFUSED,
-        why="no amount in the invoice and none given, a negative limit, no invoice at all: checked with the decoding",
+        why="no amount in the invoice and none given, a negative limit, or no invoice at all: checked with the decoding",
     ),
     ReplyRule(
         rpc="send",
         code="UNKNOWN",
         text=r"^(self-payments not allowed|payment request must contain|the AMP flag|cltv limit \d|total time lock of \d)",
         reply=WalletReply.REFUSED,
-        why="checks on the decoded invoice (own invoice, no payment secret, AMP, time lock) that come before the database",
+        why="checks of the decoded invoice (the node's own, no payment secret, AMP, time lock) that come before the database",
     ),
     ReplyRule(
         rpc="send",
@@ -111,20 +115,20 @@ RULES: tuple[ReplyRule, ...] = (
         code="UNIMPLEMENTED",
         text=None,
         reply=WalletReply.REFUSED,
-        why="no such method (not lnd, or lnd without its router server): nobody has read the order",
+        why="no such method (not lnd, or lnd without its router server), so nothing has read the order",
     ),
     ReplyRule(
         rpc="track",
         code="NOT_FOUND",
         text=None,
         reply=WalletReply.NOT_FOUND,
-        why="ErrPaymentNotInitiated; an order may still be on its way. From a send the same code proves nothing",
+        why="ErrPaymentNotInitiated; an order may still be on its way. As an answer to a send the same code proves nothing",
     ),
 )
 
 
 class PaymentMessage(Protocol):
-    """The fields of lnrpc.Payment that are read."""
+    """The fields of lnrpc.Payment that are read here: the preimage in hex, amounts in msat, enums as numbers."""
 
     payment_preimage: str
     value_msat: int
@@ -134,9 +138,10 @@ class PaymentMessage(Protocol):
 
 
 def read_error(rpc: Rpc, code: str, text: str | None, *, started: bool = False) -> WalletAnswer:
-    """Read a gRPC error (``code`` is the name of its StatusCode). ``started``: a message of the payment came before it.
+    """Return the answer that a gRPC error amounts to: by `RULES`, or UNKNOWN if no rule fits.
 
-    After a message the payment exists, so that no error can say any more that the send started nothing.
+    ``code`` is the name of the error's StatusCode, ``text`` is lnd's error text. ``started``: a message of the payment came before
+    the error. The payment exists then, so no error can prove any more that the send started nothing, and the reply is UNKNOWN.
     """
     text = (text or "").strip()
     reason = tidy(f"{code}: {text}")
@@ -148,13 +153,13 @@ def read_error(rpc: Rpc, code: str, text: str | None, *, started: bool = False) 
 
 
 def read_payment(message: PaymentMessage, payment_hash: bytes) -> WalletAnswer:
-    """Read one message of SendPaymentV2 or TrackPaymentV2.
+    """Return the answer in one message of SendPaymentV2 or TrackPaymentV2. ``payment_hash`` is 32 bytes.
 
-    ``status`` alone decides: a failure reason may be set while the payment is in flight, and with a success.
+    ``status`` alone decides: lnd may set a failure reason while the payment is still in flight, and along with a success.
     """
     if message.status == _SUCCEEDED:
         preimage = _preimage(message.payment_preimage)
-        fits = preimage is not None and hashlib.sha256(preimage).digest() == payment_hash
+        fits = preimage_fits(preimage, payment_hash)
         return WalletAnswer(
             reply=WalletReply.SUCCEEDED if fits else WalletReply.WRONG_PREIMAGE,
             preimage=preimage,
@@ -169,12 +174,12 @@ def read_payment(message: PaymentMessage, payment_hash: bytes) -> WalletAnswer:
 
 
 def failure_reason(number: int) -> str:
-    """Name of a PaymentFailureReason without its prefix, e.g. ``NO_ROUTE``."""
+    """Return the name of a PaymentFailureReason without its prefix, e.g. ``NO_ROUTE``; ``REASON_7`` for the unknown number 7."""
     return _FAILURE_REASONS[number] if 0 <= number < len(_FAILURE_REASONS) else f"REASON_{number}"
 
 
 def is_permission_denied(code: str, text: str | None) -> bool:
-    """Whether the macaroon is good but lacks the right to this call."""
+    """Return whether the error says that the macaroon is valid but doesn't permit the call."""
     return code == "UNKNOWN" and (text or "").strip().lower() == "permission denied"
 
 
