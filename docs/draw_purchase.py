@@ -1,5 +1,6 @@
-"""Draws docs/purchase.md's tables and diagram from those in `routeweiler_sync.payments.wallet_rules`, so that they say what the
-code does.
+"""Draw the tables and the diagram of docs/purchase.md from the tables in the code, so that the page says what the code does.
+
+The tables are in `routeweiler_sync.payments.wallet_rules` and `routeweiler_sync.paywall.server_rules`.
 
 python docs/draw_purchase.py        writes them into docs/purchase.md
 """
@@ -18,7 +19,7 @@ UNFINISHED = (PaymentState.OPEN, PaymentState.FAILED)
 
 
 def diagram() -> str:
-    """The steps from one state to another, as a Mermaid state diagram. Steps that change nothing are in the table alone."""
+    """Return the changes of a row's state as a Mermaid state diagram. Rules that keep the state are in the table alone."""
     steps: dict[tuple[str, str], list[str]] = {}
     for (state, event), rule in WALLET_RULES.items():
         if rule.state is not state:
@@ -30,38 +31,38 @@ def diagram() -> str:
 
 
 def table() -> str:
-    """What each word of lnd leads to while a row is unfinished."""
-    lines = ["| what lnd said | row was | row is | next | why |", "|---|---|---|---|---|"]
+    """Return the Markdown table of wallet rules for unfinished rows."""
+    lines = ["| the wallet's reply | row was | row is | next step | why |", "|---|---|---|---|---|"]
     for event in WalletEvent:
         rules = {state: WALLET_RULES.get((state, event)) for state in UNFINISHED}
         for state, rule in rules.items():
             if rule is None:
-                lines.append(f"| {event.value} | {state.value} | | can't be | a failed row has seen two sends at least |")
+                lines.append(f"| {event.value} | {state.value} | | can't occur | a failed row has had at least two sends |")
             else:
                 lines.append(f"| {event.value} | {state.value} | {rule.state.value} | {rule.next_step.value} | {rule.why} |")
     return "\n".join(lines)
 
 
 def server_table() -> str:
-    """What each word of the server leads to; tokens that fare alike share a line."""
-    lines = ["| the server said | the token | what follows | why |", "|---|---|---|---|"]
-    for said in ServerAnswer:
-        alike: dict[Rule, list[str]] = {}
-        for known in TokenStatus:
-            if (known, said) in SERVER_RULES:
-                alike.setdefault(SERVER_RULES[known, said], []).append(known.name)
-        for ruling, names in alike.items():
-            lines.append(f"| {said.value} | {', '.join(names)} | {ruling.verdict.value} | {ruling.why} |")
+    """Return the Markdown table of server rules. Token statuses that have the same rule share a line."""
+    lines = ["| the server's answer | the token | what to do | why |", "|---|---|---|---|"]
+    for answer in ServerAnswer:
+        statuses: dict[Rule, list[str]] = {}
+        for status in TokenStatus:
+            if (status, answer) in SERVER_RULES:
+                statuses.setdefault(SERVER_RULES[status, answer], []).append(status.name)
+        for rule, names in statuses.items():
+            lines.append(f"| {answer.value} | {', '.join(names)} | {rule.verdict.value} | {rule.why} |")
     return "\n".join(lines)
 
 
 def tokens() -> str:
-    """The names that the server's table gives to what is known of a token."""
-    return "\n".join(f"- **{known.name}**: {known.value}." for known in TokenStatus)
+    """Return the Markdown list of the token statuses that the server table names."""
+    return "\n".join(f"- **{status.name}**: {status.value}." for status in TokenStatus)
 
 
 def page(text: str) -> str:
-    """``text`` with all of it drawn anew."""
+    """Return ``text``, the page, with its diagram, tables and list drawn anew."""
     for mark, drawn in (("diagram", diagram()), ("table", table()), ("tokens", tokens()), ("server", server_table())):
         text = re.sub(rf"(<!-- {mark} -->\n).*?(\n<!-- end -->)", lambda m, new=drawn: m[1] + new + m[2], text, flags=re.DOTALL)
     return text

@@ -1,8 +1,12 @@
-"""Do the accounts add up? Compares the ledger with itself, with what traces tell, and with the node's own list of payments.
+"""The audit: does the ledger agree with itself, with the payments in traces, and with the node's own list of payments?
 
-Pure: the three accounts come in as values (`Ledger.books`, `trace.reader.read_traces`, `NodeAccount.of`), a `Report` comes out.
-It changes nothing and can't move money. Who takes the accounts takes the node's first, then the ledger's, then the trace's: what
-the node has paid is then in the ledger, for a row is written before its order leaves.
+No I/O: the three accounts come in as values (`Ledger.snapshot`, `trace.reader.read_traces`, `NodeAccount.of`), and a `Report` comes
+out. Reading the accounts and showing the report is left to `cli.audit`. The audit changes nothing and can't move money.
+
+Read the accounts in this order: node, ledger, trace. A row is written before its payment order leaves, so every payment in the
+node's list is then in the ledger too.
+
+The checks are in `ledger_checks` (the ledger with itself) and `external_checks` (with trace and node), their results in `findings`.
 """
 
 from __future__ import annotations
@@ -17,22 +21,27 @@ from .findings import Difference, Kind, NodeAccount, Open, Report
 
 __all__ = ["Difference", "Kind", "NodeAccount", "Open", "Report", "compare", "confirmed"]
 
-_GRAVITY = {kind: at for at, kind in enumerate(Kind)}
+#: Rank of each kind of difference, the most serious first: `Kind` lists them in this order.
+_SEVERITY_RANK = {kind: rank for rank, kind in enumerate(Kind)}
 
 
 def compare(ledger: LedgerSnapshot, *, trace: TraceAccount | None, node: NodeAccount | None, now_s: float) -> Report:
-    """The audit of accounts that were taken one after the other. What was under way meanwhile may differ: see `confirmed`."""
+    """Compare the accounts and return a report. ``trace`` or ``node`` is None if there is none to compare with.
+
+    The accounts were read one after the other, so a payment in progress may be in one and not yet in another: see `confirmed`.
+    ``now_s`` is in unix seconds; a payment settled only a short while ago needn't be in the trace yet.
+    """
     rows = ledger.payments.values()
     differences, notes = ledger_checks.differences(ledger), []
     trace_compared = node_compared = 0
     if unproved := sum(row.paid and row.preimage is None for row in rows):
-        notes.append(f"{unproved} payments are booked without proof: the node's preimage didn't fit, so no token came of them.")
+        notes.append(f"{unproved} payments are booked without proof: the node's preimage didn't fit, so they gave no token.")
     if trace is not None:
-        trace_compared, found, said = external_checks.with_trace(ledger, trace, now_s)
-        differences, notes = differences + found, notes + said
+        trace_compared, trace_differences, trace_notes = external_checks.with_trace(ledger, trace, now_s)
+        differences, notes = differences + trace_differences, notes + trace_notes
     if node is not None:
-        node_compared, found, said = external_checks.with_node(ledger, node)
-        differences, notes = differences + found, notes + said
+        node_compared, node_differences, node_notes = external_checks.with_node(ledger, node)
+        differences, notes = differences + node_differences, notes + node_notes
     at_node = () if node is None else node.payments.values()
     foreign = [each for each in at_node if each.status == "SUCCEEDED" and each.payment_hash not in ledger.payments]
     return Report(
@@ -43,16 +52,17 @@ def compare(ledger: LedgerSnapshot, *, trace: TraceAccount | None, node: NodeAcc
         node_compared=node_compared,
         foreign=len(foreign),
         foreign_msat=sum(payment.amount_msat + payment.fee_msat for payment in foreign),
-        differences=tuple(sorted(differences, key=lambda found: _GRAVITY[found.kind])),
+        differences=tuple(sorted(differences, key=lambda difference: _SEVERITY_RANK[difference.kind])),
         open=tuple(external_checks.still_open(ledger, node)),
         notes=tuple(notes),
     )
 
 
 def confirmed(audit: Callable[[], Report], pause: Callable[[], None]) -> Report:
-    """The report of ``audit``; of differences, only those that a second one after a ``pause`` finds too.
+    """Call ``audit``. If it finds differences, call ``pause`` and audit again; report only the differences found both times.
 
-    A payment that is being settled or told while the accounts are taken, one after the other, differs for that moment.
+    A payment that is settled or reported while the accounts are being read differs between them for that moment only. The report
+    returned is that of the last audit.
     """
     first = audit()
     if first.agrees:
@@ -60,4 +70,4 @@ def confirmed(audit: Callable[[], Report], pause: Callable[[], None]) -> Report:
     pause()
     seen = {difference.key for difference in first.differences}
     second = audit()
-    return replace(second, differences=tuple(found for found in second.differences if found.key in seen))
+    return replace(second, differences=tuple(each for each in second.differences if each.key in seen))

@@ -1,4 +1,7 @@
-"""The ledger held against the two accounts that others keep: the trace's, and the node's."""
+"""Checks of the ledger with two accounts from outside: the payments reported in traces, and the node's list of payments.
+
+The ledger's agreement with itself is left to `ledger_checks`.
+"""
 
 from __future__ import annotations
 
@@ -13,27 +16,38 @@ from ..trace.reader import ReportedPayment, TraceAccount
 from .findings import MEND, Difference, Kind, NodeAccount, Open, in_currency, told_node, told_row, told_trace
 from .ledger_checks import fits
 
-#: A payment so young that no trace has told of it may belong to a call that still waits for its page.
+#: A payment settled less than this long ago needn't be in a trace yet: its call may still be waiting for the page.
 UNTOLD_GRACE_S = 300.0
 
 
 def with_trace(ledger: LedgerSnapshot, trace: TraceAccount, now_s: float) -> tuple[int, list[Difference], list[str]]:
-    """How many payments were held against the trace, where it differs, and what of it couldn't be compared."""
-    held = [row for row in ledger.payments.values() if row.paid and (row.payment_hash in trace.payments or _expected(row, trace))]
-    return len(held), list(_trace(ledger, trace, held, now_s)), list(_trace_notes(ledger, trace, held))
+    """Compare the ledger's paid payments with the trace.
+
+    Return how many were compared, the differences, and notes on what couldn't be compared. ``now_s`` is in unix seconds.
+    """
+    compared = [
+        row for row in ledger.payments.values() if row.paid and (row.payment_hash in trace.payments or _expected(row, trace))
+    ]
+    return len(compared), list(_trace(ledger, trace, compared, now_s)), list(_trace_notes(ledger, trace, compared))
 
 
 def with_node(ledger: LedgerSnapshot, node: NodeAccount) -> tuple[int, list[Difference], list[str]]:
-    """As `with_trace`, for the payments of this node."""
-    mine = [row for row in ledger.payments.values() if row.node_pubkey == node.pubkey]
+    """Compare the ledger's payments from this node with the node's list. Return what `with_trace` returns.
+
+    Another node's payments aren't compared: only the node that a payment was sent from knows about it.
+    """
+    compared = [row for row in ledger.payments.values() if row.node_pubkey == node.pubkey]
     notes = []
-    if others := len(ledger.payments) - len(mine):
-        notes.append(f"{others} payments are other nodes' than {node.pubkey}, and only those can tell of them. Audit there too.")
-    return len(mine), [found for row in mine for found in _at_node(row, node.payments.get(row.payment_hash))], notes
+    if elsewhere := len(ledger.payments) - len(compared):
+        notes.append(
+            f"{elsewhere} payments are from other nodes than {node.pubkey}. Only those nodes know about them: run the audit with "
+            "them too."
+        )
+    return len(compared), [found for row in compared for found in _at_node(row, node.payments.get(row.payment_hash))], notes
 
 
 def still_open(ledger: LedgerSnapshot, node: NodeAccount | None) -> list[Open]:
-    """Payments without an end: in the ledger, or at the node where the ledger has given them up."""
+    """Return the payments without a final outcome: unfinished in the ledger, or abandoned there and in flight at the node."""
     return [_open(row, node) for row in ledger.payments.values() if row.unfinished or _may_yet_be_paid(row, node)]
 
 
@@ -41,130 +55,138 @@ def still_open(ledger: LedgerSnapshot, node: NodeAccount | None) -> list[Open]:
 
 
 def _expected(row: BookedPayment, trace: TraceAccount) -> bool:
-    """Whether a paid row must be in the trace: before its first line, another file may have told of it."""
+    """Return whether the trace must contain the paid ``row``.
+
+    No, if it was reported before the trace's first line: an older file may contain it.
+    """
     if not row.reported:
         return True
     return trace.since_s is not None and (row.settled_at_ms or 0) >= trace.since_s * 1000
 
 
-def _trace(ledger: LedgerSnapshot, trace: TraceAccount, held: Iterable[BookedPayment], now_s: float) -> Iterator[Difference]:
-    for payment_hash, tellings in trace.payments.items():
+def _trace(ledger: LedgerSnapshot, trace: TraceAccount, compared: Iterable[BookedPayment], now_s: float) -> Iterator[Difference]:
+    for payment_hash, reports in trace.payments.items():
         row = ledger.payments.get(payment_hash)
         if row is None or not row.paid:
             yield Difference(
                 kind=Kind.TOLD_NOT_BOOKED,
                 payment_hash=payment_hash,
-                what="the trace tells of a payment that the ledger hasn't booked",
-                says=(("ledger", "no such payment" if row is None else told_row(row)), ("trace", told_trace(tellings[0]))),
-                advice=_told_advice(row),
+                what="the trace reports a payment that the ledger hasn't booked",
+                says=(("ledger", "no such payment" if row is None else told_row(row)), ("trace", told_trace(reports[0]))),
+                advice=_not_booked_advice(row),
             )
-    for row in held:
+    for row in compared:
         found = trace.payments.get(row.payment_hash)
         if found is not None:
-            yield from (each for telling in found for each in _telling(row, telling))
+            yield from (difference for reported in found for difference in _report(row, reported))
         elif row.reported:
             yield Difference(
                 kind=Kind.MISSING_IN_TRACE,
                 payment_hash=row.payment_hash,
-                what="a trace has told of it, but not this one",
-                says=(("ledger", f"{told_row(row)}, told"), ("trace", "nothing")),
+                what="the payment is marked as reported, but this trace doesn't contain it",
+                says=(("ledger", f"{told_row(row)}, reported"), ("trace", "nothing")),
                 advice="Was it paid by a session with another trace or none, or was the file rotated? Give all files with --trace.",
             )
         elif now_s * 1000 - (row.settled_at_ms or 0) >= UNTOLD_GRACE_S * 1000:
             yield Difference(
                 kind=Kind.UNTOLD,
                 payment_hash=row.payment_hash,
-                what="no trace has told of it: its call ended in a crash, or its line couldn't be written",
-                says=(("ledger", f"{told_row(row)}, not told"), ("trace", "nothing")),
-                advice="session.recover() of a session with this trace tells of it; so does the next call that uses the token.",
+                what="no trace has reported the payment: its call ended in a crash, or its line couldn't be written",
+                says=(("ledger", f"{told_row(row)}, not reported"), ("trace", "nothing")),
+                advice="session.recover() with this trace reports it. So does the next call that uses the token.",
             )
 
 
-def _told_advice(row: BookedPayment | None) -> str:
+def _not_booked_advice(row: BookedPayment | None) -> str:
+    """Return the advice for a payment that a trace reports and whose ``row`` is missing or not paid."""
     if row is not None and row.unfinished:
-        return "session.recover() asks the node, and books what it says."
+        return "Call session.recover(): it asks the node and books the outcome."
     return (
-        "Was it paid from another ledger, or this one restored from an old backup? Then budgets count too little: lower their "
-        "limits by as much."
+        "Was it paid with another ledger, or was this ledger restored from an old backup? Then this ledger's budgets count too "
+        "little: lower their limits by the amount."
     )
 
 
-def _telling(row: BookedPayment, told: ReportedPayment) -> Iterator[Difference]:
-    if (told.amount_msat, told.fee_msat, _charge(told)) != (row.amount_msat, row.fee_msat, _charge(row)):
+def _report(row: BookedPayment, reported: ReportedPayment) -> Iterator[Difference]:
+    """Compare one report of a payment, from a trace, with the payment's row."""
+    if (reported.amount_msat, reported.fee_msat, _charge(reported)) != (row.amount_msat, row.fee_msat, _charge(row)):
         yield Difference(
             kind=Kind.TRACE_AMOUNT,
             payment_hash=row.payment_hash,
-            what="trace and ledger tell different amounts",
+            what="trace and ledger have different amounts",
             says=(
-                ("ledger", f"{told_row(row)}, charged {_told_charge(row)}"),
-                ("trace", f"{told_trace(told)}, charged {_told_charge(told)}"),
+                ("ledger", f"{told_row(row)}, charged {_charge_text(row)}"),
+                ("trace", f"{told_trace(reported)}, charged {_charge_text(reported)}"),
             ),
-            advice="See which of the two the node's list bears out; the other was changed from outside.",
+            advice="See which of the two agrees with the node's list. The other one was changed by another program.",
         )
-    if told.proof is not None and told.proof != row.preimage:
-        proves = fits(told.proof, row.payment_hash)
+    if reported.proof is not None and reported.proof != row.preimage:
+        proves = fits(reported.proof, row.payment_hash)
         yield Difference(
             kind=Kind.TRACE_PROOF,
             payment_hash=row.payment_hash,
-            what="the trace holds a proof that the ledger lacks" if proves else "the trace's proof doesn't fit the payment hash",
+            what="the trace has a preimage, the ledger lacks it" if proves else "the trace's preimage doesn't fit its payment hash",
             says=(
                 ("ledger", "another preimage, or none" if proves else told_row(row)),
-                ("trace", "the preimage" if proves else "no preimage of it"),
+                ("trace", "the preimage" if proves else "another value"),
             ),
-            advice=MEND if proves else "The trace was changed from outside; the ledger has the proof.",
+            advice=MEND if proves else "The trace was changed by another program. The ledger has the preimage.",
         )
 
 
-def _charge(said: BookedPayment | ReportedPayment) -> tuple[Decimal, str] | None:
-    """What an envelope was charged: millionths of a minor unit, and their currency. None without an envelope."""
-    if isinstance(said, BookedPayment):
-        return None if said.currency is None else (Decimal(said.settled_micro), said.currency)
-    return None if said.booked_minor_units is None else (said.booked_minor_units * MICRO, said.currency or "")
+def _charge(payment: BookedPayment | ReportedPayment) -> tuple[Decimal, str] | None:
+    """Return what an envelope was charged, in millionths of a minor unit, and the currency. None if no envelope was charged."""
+    if isinstance(payment, BookedPayment):
+        return None if payment.currency is None else (Decimal(payment.settled_micro), payment.currency)
+    return None if payment.booked_minor_units is None else (payment.booked_minor_units * MICRO, payment.currency or "")
 
 
-def _told_charge(said: BookedPayment | ReportedPayment) -> str:
-    charge = _charge(said)
+def _charge_text(payment: BookedPayment | ReportedPayment) -> str:
+    charge = _charge(payment)
     return "to no envelope" if charge is None else in_currency(int(charge[0]), charge[1])
 
 
-def _trace_notes(ledger: LedgerSnapshot, trace: TraceAccount, held: Iterable[BookedPayment]) -> Iterator[str]:
-    here = {row.payment_hash for row in held}
-    older = [row for row in ledger.payments.values() if row.paid and row.payment_hash not in here]
+def _trace_notes(ledger: LedgerSnapshot, trace: TraceAccount, compared: Iterable[BookedPayment]) -> Iterator[str]:
+    compared_hashes = {row.payment_hash for row in compared}
+    older = [row for row in ledger.payments.values() if row.paid and row.payment_hash not in compared_hashes]
     if older:
         spent = sats(sum(row.amount_msat + row.fee_msat for row in older))
         yield (
-            f"{len(older)} payments ({spent}) are older than the trace's first line: not compared with it. Give the older files "
-            "too, with --trace."
+            f"{len(older)} payments ({spent}) are older than the trace's first line, so they weren't compared with it. Give the "
+            "older files too, with --trace."
         )
-    if bare := sum(
-        row.preimage is not None and any(told.proof is None for told in trace.payments.get(row.payment_hash, ())) for row in held
+    if without_proof := sum(
+        row.preimage is not None and any(each.proof is None for each in trace.payments.get(row.payment_hash, ()))
+        for row in compared
     ):
-        yield f"{bare} payments are told without proof (a redacted trace): their proofs aren't compared."
+        yield f"{without_proof} payments are reported without proof (a redacted trace), so their preimages weren't compared."
     if trace.unreadable:
-        yield f"{trace.unreadable} lines of the trace aren't events; a killed writer may leave one."
+        yield f"{trace.unreadable} lines of the trace aren't events. A process that is killed while writing may leave one."
 
 
 # The node
 
 
-def _at_node(row: BookedPayment, there: NodePayment | None) -> Iterator[Difference]:
-    has_paid = there is not None and there.status == "SUCCEEDED"
+def _at_node(row: BookedPayment, payment: NodePayment | None) -> Iterator[Difference]:
+    """Compare a row with the node's ``payment`` of the same hash, None if the node's list has none."""
+    has_paid = payment is not None and payment.status == "SUCCEEDED"
     if has_paid and not row.paid:
         if row.unfinished:
-            what, advice = "the node has paid, the ledger doesn't know it yet", "session.recover() books it and keeps its token."
+            what = "the node has paid, and the ledger doesn't know it yet"
+            advice = "Call session.recover(): it books the payment and keeps its token."
         else:
-            what = "the node has paid what the ledger has given up: money was spent that no budget counts"
+            what = "the node has made a payment that the ledger has as not made: money was spent that no budget counts"
             advice = (
-                "Lower the envelope's limits by as much, or freeze it. Was it abandoned by hand, or paid by hand? The node's list "
-                "holds the proof of payment."
+                "Lower the envelope's limits by the amount, or freeze it. Was the payment abandoned by hand, or paid by hand? The "
+                "node's list has the proof of payment."
             )
         kind = Kind.PAID_NOT_BOOKED
     elif row.paid and not has_paid:
         kind, what = Kind.BOOKED_NOT_PAID, "the ledger has booked what the node hasn't paid"
         advice = "Were payments deleted from the node, or was it restored from a backup? If not, keep both records as they are."
-    elif there is not None and row.paid and (there.amount_msat, there.fee_msat) != (row.amount_msat, row.fee_msat):
-        kind, what = Kind.NODE_AMOUNT, "node and ledger tell different amounts"
-        advice = "The node's word counts. If the ledger wasn't changed from outside, keep both records as they are."
+    elif payment is not None and row.paid and (payment.amount_msat, payment.fee_msat) != (row.amount_msat, row.fee_msat):
+        kind, what = Kind.NODE_AMOUNT, "node and ledger have different amounts"
+        advice = "The node's amounts are the true ones. If no other program changed the ledger, keep both records as they are."
     else:
         return
     yield Difference(
@@ -172,31 +194,31 @@ def _at_node(row: BookedPayment, there: NodePayment | None) -> Iterator[Differen
         payment_hash=row.payment_hash,
         envelope_id=row.envelope_id,
         what=what,
-        says=(("ledger", told_row(row)), ("node", told_node(there))),
+        says=(("ledger", told_row(row)), ("node", told_node(payment))),
         advice=advice,
     )
 
 
 def _may_yet_be_paid(row: BookedPayment, node: NodeAccount | None) -> bool:
-    """Abandoned by the user, while the node still has it in flight."""
-    there = None if node is None or row.node_pubkey != node.pubkey else node.payments.get(row.payment_hash)
-    return row.state is PaymentState.DEAD and there is not None and there.status not in ("SUCCEEDED", "FAILED")
+    """Return whether the user abandoned the payment while the node still has it in flight."""
+    payment = None if node is None or row.node_pubkey != node.pubkey else node.payments.get(row.payment_hash)
+    return row.state is PaymentState.DEAD and payment is not None and payment.status not in ("SUCCEEDED", "FAILED")
 
 
 def _open(row: BookedPayment, node: NodeAccount | None) -> Open:
     asked = node is not None and row.node_pubkey == node.pubkey
-    there = node.payments.get(row.payment_hash) if node is not None and asked else None
+    payment = node.payments.get(row.payment_hash) if node is not None and asked else None
     if not row.unfinished:
-        advice = "It was abandoned by hand, but the node may still pay it; then the spend is in no budget. Audit again later."
-    elif there is not None and there.status not in ("SUCCEEDED", "FAILED"):
-        advice = "Wait; session.recover() books its end. If the node never ends it: ledger.forget(hash, abandon=True)."
+        advice = "It was abandoned by hand, but the node may still pay it, and no budget would count it. Run the audit again later."
+    elif payment is not None and payment.status not in ("SUCCEEDED", "FAILED"):
+        advice = "Wait, then call session.recover(). If the node never ends the payment: ledger.forget(hash, abandon=True)."
     else:
-        advice = "Call again for the page, which goes on with this payment, or session.recover(), which only asks the node."
+        advice = "Get the page again, which continues this payment; or call session.recover(), which only asks the node."
     return Open(
         payment_hash=row.payment_hash,
         state=row.state,
         amount_msat=row.amount_msat,
         max_fee_msat=row.max_fee_msat,
-        node=told_node(there) if asked else None,
+        node=told_node(payment) if asked else None,
         advice=advice,
     )

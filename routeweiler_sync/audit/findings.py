@@ -1,4 +1,7 @@
-"""What an audit finds, as values and in words. No word of it holds a secret."""
+"""What an audit finds: the values of its report, and texts for people. None of them contains a token or preimage.
+
+Finding the differences is left to `ledger_checks` and `external_checks`.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,15 @@ from ..ledger.snapshot import BookedPayment
 from ..ledger.types import PaymentState
 from ..trace.reader import ReportedPayment
 
-#: What to do about a ledger that contradicts itself.
-MEND = "The ledger is damaged or was changed from outside: restore it from a backup; payments aren't affected."
+#: Advice for a ledger that contradicts itself.
+MEND = "The ledger is damaged or was changed by another program: restore it from a backup. Payments aren't affected."
 
 
 class Kind(str, Enum):
-    """What kinds of difference there are, the gravest first."""
+    """The kinds of difference, the most serious first. The values are in the JSON output and don't change.
+
+    "told" is the JSON's older word for what is called "reported" elsewhere.
+    """
 
     PAID_NOT_BOOKED = "paid_not_booked"
     TOLD_NOT_BOOKED = "told_not_booked"
@@ -37,9 +43,10 @@ class Kind(str, Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """Something on which the accounts don't agree. ``says``: each account's name and what it says, in words, without secrets.
+    """One point on which the accounts differ.
 
-    About a payment (``payment_hash``, hex), an envelope (``envelope_id``), or a payment in an envelope.
+    It is about a payment (``payment_hash``, hex), an envelope (``envelope_id``), or a payment drawn on an envelope. ``says`` has
+    pairs: the name of an account, and what that account says, as text without secrets. ``advice`` is what to do next.
     """
 
     kind: Kind
@@ -51,15 +58,15 @@ class Difference:
 
     @property
     def key(self) -> tuple[Kind, str | None, str | None]:
-        """The same in two audits of the same difference."""
+        """What identifies the difference: two audits that find the same difference give it the same key."""
         return self.kind, self.payment_hash, self.envelope_id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Open:
-    """A payment whose outcome the ledger doesn't know: no difference, but not the end of it. Amounts in msat.
+    """A payment without a final outcome. That isn't a difference, but somebody should look after it. Amounts in msat.
 
-    ``node``: the node's word on it, None if it wasn't asked.
+    ``payment_hash`` is hex. ``node``: what the node says of the payment, as text; None if its node wasn't asked.
     """
 
     payment_hash: str
@@ -72,21 +79,28 @@ class Open:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeAccount:
-    """What one node says: its pubkey, and its payments by hash (the latest word on each)."""
+    """One node's account: its pubkey (hex), and its payments by payment hash (hex), each in its latest state."""
 
     pubkey: str
     payments: Mapping[str, NodePayment]
 
     @classmethod
     def of(cls, pubkey: str, payments: Iterable[NodePayment]) -> NodeAccount:
-        """From `LndClient.get_node_pubkey` and `LndClient.list_payments`. A payment tried anew is listed anew, behind."""
+        """Make the account from the results of `LndClient.get_node_pubkey` and `LndClient.list_payments`.
+
+        lnd lists a payment again, further back, when it is tried again. The last entry counts.
+        """
         return cls(pubkey=pubkey, payments={payment.payment_hash: payment for payment in payments})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What an audit has found. ``spent_msat``, fees included, and ``paid`` are the ledger's; ``…_compared`` how many of these
-    payments were held against trace and node. ``foreign``: payments that succeeded at the node and that this ledger doesn't know.
+    """The result of an audit.
+
+    ``payments`` counts the ledger's rows, ``paid`` those that are paid, and ``spent_msat`` is what they cost, fees included.
+    ``trace_compared`` and ``node_compared`` count the payments compared with the trace and the node. ``foreign`` counts the
+    payments that succeeded at the node and aren't in the ledger, ``foreign_msat`` is what they cost. ``notes`` say what couldn't be
+    compared, and why.
     """
 
     payments: int
@@ -102,28 +116,29 @@ class Report:
 
     @property
     def agrees(self) -> bool:
-        """Whether there is no difference."""
+        """Whether no difference was found."""
         return not self.differences
 
 
 def told_row(row: BookedPayment) -> str:
-    """What the ledger says of a payment."""
+    """Return what the ledger says of a payment, as text: state, amount, and the fee if it is paid."""
     return f"{row.state.value}, {sats(row.amount_msat)}" + (f" + {sats(row.fee_msat)} fee" if row.paid else "")
 
 
-def told_trace(told: ReportedPayment) -> str:
-    """What a trace says of one."""
-    return f"paid {sats(told.amount_msat)} + {sats(told.fee_msat)} fee"
+def told_trace(reported: ReportedPayment) -> str:
+    """Return what a trace says of a payment, as text: amount and fee."""
+    return f"paid {sats(reported.amount_msat)} + {sats(reported.fee_msat)} fee"
 
 
-def told_node(there: NodePayment | None) -> str:
-    """What the node says of one."""
-    if there is None:
+def told_node(payment: NodePayment | None) -> str:
+    """Return what the node says of a payment, as text: lnd's status, amount, and the fee if it succeeded. None: not in its list."""
+    if payment is None:
         return "no such payment"
-    return f"{there.status}, {sats(there.amount_msat)}" + (f" + {sats(there.fee_msat)} fee" if there.status == "SUCCEEDED" else "")
+    fee = f" + {sats(payment.fee_msat)} fee" if payment.status == "SUCCEEDED" else ""
+    return f"{payment.status}, {sats(payment.amount_msat)}{fee}"
 
 
 def in_currency(micro: int, currency: str | None) -> str:
-    """Millionths of a minor unit, for people."""
+    """Return an amount in millionths of a minor unit as text, in minor units. ``currency=None`` counts as sat."""
     unit = "sat" if currency in ("sat", None) else f"minor units of {currency}"
     return f"{minor_units(micro).normalize():f} {unit}"

@@ -1,4 +1,7 @@
-"""The ledger held against itself: envelopes against rows, each row against its own state and amounts."""
+"""Checks of the ledger with itself: envelopes with the sums of their rows, and each row with its own state and amounts.
+
+The comparison with trace and node is left to `external_checks`.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,15 @@ from .findings import MEND, Difference, Kind, in_currency, told_row
 
 
 def differences(ledger: LedgerSnapshot) -> list[Difference]:
-    """All that the ledger says of itself and that doesn't fit together."""
+    """Return everything in the ledger that contradicts something else in it."""
     return [*_envelopes(ledger), *_rows(ledger), *_two_live(ledger.payments.values())]
 
 
 def _envelopes(ledger: LedgerSnapshot) -> Iterator[Difference]:
-    """Running totals and buckets against the sums of the rows: what the limits are held against is what was reserved and spent."""
+    """Compare every envelope's running totals and buckets with the sums of its rows.
+
+    Limits are checked against totals and buckets, so they only hold if those are what was really reserved and spent.
+    """
     reserved: dict[str, int] = {}
     spends: dict[str, dict[int, int]] = {}
     for row in ledger.payments.values():
@@ -31,36 +37,39 @@ def _envelopes(ledger: LedgerSnapshot) -> Iterator[Difference]:
             buckets[bucket] = buckets.get(bucket, 0) + row.settled_micro
     for id in sorted(reserved.keys() | ledger.envelopes.keys()):
         envelope = ledger.envelopes.get(id)
-        mine = spends.get(id, {})
+        rows_by_bucket = spends.get(id, {})
         if envelope is None:
             yield _envelope_difference(
-                id, "its payments are there, but the envelope isn't", "no such envelope", f"{len(mine)} rows"
+                id, "the envelope is missing, though it has payments", "no such envelope", f"{len(rows_by_bucket)} rows"
             )
             continue
         if not envelope.readable:
             yield Difference(
                 kind=Kind.ENVELOPE_LIMITS,
                 envelope_id=id,
-                what="its limits can't be read, so nothing can be bought with it by its id",
-                says=(("envelope", "limits that aren't such as this version writes"),),
-                advice="The next purchase of a session that is given the BudgetEnvelope, not its id, writes them anew.",
+                what="the envelope's limits can't be read, so nothing can be bought by a session that names it by its id",
+                says=(("envelope", "limits in a form that this version doesn't write"),),
+                advice="Give a session the BudgetEnvelope instead of its id: its next purchase writes the limits again.",
             )
         for name, total, of_rows in (
             ("reserved", envelope.reserved_micro, reserved.get(id, 0)),
-            ("settled", envelope.settled_micro, sum(mine.values())),
+            ("settled", envelope.settled_micro, sum(rows_by_bucket.values())),
         ):
             if total != of_rows:
                 yield _envelope_difference(
                     id,
-                    f"what it counts as {name} isn't what its payments come to",
+                    f"the envelope's {name} total isn't the sum of its payments",
                     f"{name} {in_currency(total, envelope.currency)}",
                     f"{name} {in_currency(of_rows, envelope.currency)}",
                 )
-        yield from _windows(envelope, mine)
+        yield from _windows(envelope, rows_by_bucket)
 
 
 def _windows(envelope: BookedEnvelope, of_rows: Mapping[int, int]) -> Iterator[Difference]:
-    """Hour and day are held against buckets; old ones may be gone, but not the latest `KEPT_BUCKETS`."""
+    """Compare the envelope's buckets, against which hour and day limits are checked, with the sums of its rows.
+
+    The ledger drops old buckets, so one that is missing is a difference only among the latest `KEPT_BUCKETS`.
+    """
     latest = sorted(of_rows, reverse=True)[:KEPT_BUCKETS]
     wrong = [
         bucket
@@ -73,7 +82,7 @@ def _windows(envelope: BookedEnvelope, of_rows: Mapping[int, int]) -> Iterator[D
         yield replace(
             _envelope_difference(
                 envelope.id,
-                "what its hour and day limits are held against isn't what was paid then",
+                "the spends that count against the envelope's hour and day limits aren't what was paid at that time",
                 f"{in_currency(counted, envelope.currency)} in {len(wrong)} x {BUCKET_S // 60} minutes, the first at {begin}",
                 in_currency(paid, envelope.currency),
             ),
@@ -87,17 +96,17 @@ def _envelope_difference(id: str, what: str, counted: str, of_rows: str) -> Diff
         envelope_id=id,
         what=what,
         says=(("envelope", counted), ("payments", of_rows)),
-        advice=f"Its limits don't hold as they should: freeze it. {MEND}",
+        advice=f"The envelope's limits may not hold: freeze it. {MEND}",
     )
 
 
 def _rows(ledger: LedgerSnapshot) -> Iterator[Difference]:
-    """Each row for itself: state, times, reservation, booking and preimage fit together."""
+    """Check that each row's state, settlement time, reservation, spend and preimage agree with each other."""
     for row in ledger.payments.values():
         reserved = row.micro_of(row.amount_msat + row.max_fee_msat) if row.unfinished else 0
         booked = row.micro_of(row.amount_msat + row.fee_msat) if row.paid else 0
         if (row.reserved_micro, row.settled_micro, row.settled_at_ms is not None) != (reserved, booked, row.paid):
-            kept, due = (
+            stored, due = (
                 f"reserved {in_currency(each[0], row.currency)}, booked {in_currency(each[1], row.currency)}"
                 for each in ((row.reserved_micro, row.settled_micro), (reserved, booked))
             )
@@ -105,22 +114,22 @@ def _rows(ledger: LedgerSnapshot) -> Iterator[Difference]:
                 kind=Kind.ROW_AMOUNT,
                 payment_hash=row.payment_hash,
                 envelope_id=row.envelope_id,
-                what="what its row reserves and books isn't what its state and amounts come to",
-                says=(("ledger", f"{told_row(row)}; {kept}"), ("due", due)),
+                what="the row's reservation and spend don't follow from its state and amounts",
+                says=(("ledger", f"{told_row(row)}; {stored}"), ("due", due)),
                 advice=MEND,
             )
         if row.preimage is not None and not (row.paid and fits(row.preimage, row.payment_hash)):
             yield Difference(
                 kind=Kind.ROW_PREIMAGE,
                 payment_hash=row.payment_hash,
-                what="its preimage isn't one of a paid invoice" if not row.paid else "its preimage doesn't fit its payment hash",
+                what="the row has a preimage but isn't paid" if not row.paid else "the preimage doesn't fit the payment hash",
                 says=(("ledger", told_row(row)),),
-                advice=f"Its token can't be used. {MEND} The node still knows the preimage.",
+                advice=f"The token can't be used. {MEND} The node still knows the preimage.",
             )
 
 
 def fits(preimage: str, payment_hash: str) -> bool:
-    """Whether a preimage (hex) is the payment hash's."""
+    """Return whether SHA-256 of ``preimage`` is ``payment_hash``, both in hex. False if ``preimage`` isn't hex."""
     try:
         return hashlib.sha256(bytes.fromhex(preimage)).hexdigest() == payment_hash
     except ValueError:
@@ -128,7 +137,7 @@ def fits(preimage: str, payment_hash: str) -> bool:
 
 
 def _two_live(rows: Iterable[BookedPayment]) -> Iterator[Difference]:
-    """One need has one live row: two would be two purchases of one thing."""
+    """Find two live rows of the same (origin, scope): that would be the same token bought twice."""
     live: dict[tuple[str, str], BookedPayment] = {}
     for row in rows:
         if not (row.unfinished or row.state is PaymentState.SETTLED):
@@ -138,7 +147,7 @@ def _two_live(rows: Iterable[BookedPayment]) -> Iterator[Difference]:
             yield Difference(
                 kind=Kind.TWO_LIVE_ROWS,
                 payment_hash=row.payment_hash,
-                what=f"two live payments for one need, {row.scope} of {row.origin}",
+                what=f"two live payments for one scope, {row.scope} of {row.origin}",
                 says=(("ledger", told_row(row)), ("and", f"{other.payment_hash}, {told_row(other)}")),
-                advice=f"The index that keeps purchases apart is gone. {MEND}",
+                advice=f"The database index that prevents this is missing. {MEND}",
             )

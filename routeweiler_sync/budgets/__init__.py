@@ -1,1 +1,1 @@
-"""What may be spent: envelopes, the ledger that holds them and every payment, and the price of bitcoin."""
+"""What may be spent: budget envelopes, and the price of bitcoin for those in a fiat currency. The ledger is in `ledger`."""

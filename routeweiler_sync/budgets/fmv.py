@@ -1,4 +1,8 @@
-"""Fair value: what a bitcoin costs in the currency of an envelope."""
+"""The fair market value (FMV): what one bitcoin costs in the currency of a budget envelope.
+
+This module knows the interface of a price source, `FmvProvider`, and one with a fixed price. `coingecko` has one that asks a
+server. Converting amounts is left to `Rate` in `_core.money`.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +16,23 @@ from ..errors import FmvUnavailableError
 
 @runtime_checkable
 class FmvProvider(Protocol):
-    """Who knows the price of bitcoin. ``quality`` names how it is known, for the trace."""
+    """A source for the price of bitcoin. Implement it to use prices of your own for envelopes in a fiat currency."""
 
     @property
     def quality(self) -> str:
-        """How the price is known, e.g. ``static``."""
+        """How the price is known, e.g. ``static``. The trace writes it as ``fmvQuality``."""
 
     def btc_price(self, currency: str) -> Decimal:
-        """The price of one bitcoin in ``currency`` (``usd``, ``eur``, …); raises where it isn't known."""
+        """Return the price of one bitcoin in ``currency`` (``usd``, ``eur``, …), in units, not minor units.
+
+        Raises: any exception if the price isn't known. The payment is then refused with FmvUnavailableError.
+        """
 
 
 class StaticRate:
-    """A fixed price of bitcoin: one for every currency, or one for each.
+    """A fixed price of bitcoin: the same number for every currency, or a mapping with one price for each.
+
+    ``quality`` is what the trace writes as ``fmvQuality``.
 
     >>> StaticRate(60_000).btc_price("usd")
     Decimal('60000')
@@ -34,24 +43,30 @@ class StaticRate:
         self.quality = quality
 
     def btc_price(self, currency: str) -> Decimal:
-        """The fixed price; FmvUnavailableError for a currency without one."""
+        """Return the fixed price of one bitcoin in ``currency``.
+
+        Raises: FmvUnavailableError for a currency without a price.
+        """
         if isinstance(self._prices, Decimal):
             return self._prices
         try:
             return self._prices[currency]
         except KeyError:
             raise FmvUnavailableError(
-                f"No fixed rate was given for {currency}.", advice="Give StaticRate a price for it."
+                f"StaticRate has no price of bitcoin in {currency}.", advice=f"Give StaticRate a price in {currency}."
             ) from None
 
 
 def rate_for(currency: str, provider: FmvProvider | None) -> Rate:
-    """The rate at which a draw is converted now. Fails closed: FmvUnavailableError, nothing spent."""
+    """Return the rate at which a payment is converted to ``currency`` now. ``sat`` needs no provider.
+
+    Raises: FmvUnavailableError if there is no usable price, whatever the provider raised. Without a price, nothing is paid.
+    """
     if currency == "sat":
         return Rate(currency="sat")
     if provider is None:
         raise FmvUnavailableError(
-            f"The budget is in {currency}, and no fmv_provider was given to tell the price of bitcoin.",
+            f"The budget is in {currency}, and no fmv_provider was given for the price of bitcoin.",
             advice="Give the session an fmv_provider, or an envelope in sat.",
         )
     try:
@@ -62,6 +77,6 @@ def rate_for(currency: str, provider: FmvProvider | None) -> Rate:
         raise
     except Exception as error:
         raise FmvUnavailableError(
-            f"The price of bitcoin in {currency} can't be had: {type(error).__name__}: {error}.",
+            f"The price of bitcoin in {currency} isn't available: {type(error).__name__}: {error}.",
             advice="Try again later, or use an envelope in sat.",
         ) from error

@@ -1,4 +1,7 @@
-"""What may be spent and what was: the values that the ledger takes and tells. No I/O."""
+"""The budget envelope: what may be spent, over which time, and where. A value with checks; no I/O.
+
+How much of an envelope is spent or reserved is left to `ledger.envelopes`, the patterns for origins to `policy.patterns`.
+"""
 
 from __future__ import annotations
 
@@ -11,21 +14,24 @@ from ..policy import patterns
 
 HOUR_S = 3_600
 DAY_S = 86_400
-#: Bound on each of the globs and rails that end up in the ledger.
+#: Most characters in each pattern and rail name: they are stored in the ledger.
 MAX_TEXT_CHARS = 2_048
-#: Bound on an envelope's id: it is a key in the ledger, and PostgreSQL indexes no text above 2704 bytes.
+#: Most bytes in an envelope's id. It is a key in the ledger, and PostgreSQL indexes no text above 2704 bytes.
 MAX_ID_BYTES = 512
 
 
 @dataclass(frozen=True)
 class BudgetEnvelope:
-    """A budget: what may be spent, over a lifetime, a call, an hour, a day, and where.
+    """A budget: how much may be spent in all (the cap), per call, per hour and per day, and to whom.
 
-    Limits are whole minor units of ``cap_currency`` (``sat``, ``usd``, ``eur``, ``gbp``, ``jpy``: sat, cent, cent, penny, yen);
-    None means no such limit. A limit counts reservations and spends, routing fees included. Hour and day roll.
-    ``ttl_seconds`` runs from the first use. ``allowed_origins_glob``: fnmatch on ``scheme://host[:port]``, or on
-    ``host[:port]`` where the pattern has no ``://``. ``owner_agent_id`` says whose it is, and keeps nobody from it. Raises
-    ValueError for what can't be a budget.
+    Limits are whole minor units of ``cap_currency``: ``sat`` (sat), ``usd`` (cent), ``eur`` (cent), ``gbp`` (penny), ``jpy`` (yen).
+    None means no such limit. A limit counts spends and reservations, routing fees included. Hour and day are rolling windows.
+
+    ``ttl_seconds`` runs from the first use. When it is over, the envelope's grant has ended: a new session with the envelope starts
+    a new grant, with the whole cap. ``allowed_origins_glob`` has fnmatch patterns for ``scheme://host[:port]``, or for
+    ``host[:port]`` if a pattern has no ``://``. ``owner_agent_id`` is a note on whose budget it is; it isn't enforced.
+
+    Raises: ValueError for values that can't be a budget.
     """
 
     id: str
@@ -41,36 +47,37 @@ class BudgetEnvelope:
 
     def __post_init__(self) -> None:
         if not isinstance(self.id, str) or not _can_be_id(self.id):
-            raise ValueError(f"a budget envelope's id is a string of 1 to {MAX_ID_BYTES} bytes in UTF-8, without NUL")
+            raise ValueError(f"a budget envelope's id is a string of 1 to {MAX_ID_BYTES} bytes in UTF-8, without NUL characters")
         if self.owner_agent_id is not None and not isinstance(self.owner_agent_id, str):
-            raise ValueError(f"envelope {self.id!r}: owner_agent_id is a string or None, not {self.owner_agent_id!r}")
+            raise ValueError(f"envelope {self.id!r}: owner_agent_id must be a string or None, not {self.owner_agent_id!r}")
         if self.cap_currency not in CURRENCIES:
-            raise ValueError(f"envelope {self.id!r}: unknown currency {self.cap_currency!r}, one of {', '.join(CURRENCIES)}")
+            known = ", ".join(CURRENCIES)
+            raise ValueError(f"envelope {self.id!r}: cap_currency must be one of {known}, not {self.cap_currency!r}")
         for name in ("cap_minor_units", "per_call_minor_units", "per_hour_minor_units", "per_day_minor_units", "ttl_seconds"):
             value = getattr(self, name)
             if value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int):
-                raise ValueError(f"envelope {self.id!r}: {name} is a whole number or None, not {value!r}")
+                raise ValueError(f"envelope {self.id!r}: {name} must be a whole number or None, not {value!r}")
             if not 0 <= value <= MAX_MINOR_UNITS:
                 raise ValueError(f"envelope {self.id!r}: {name} must be between 0 and {MAX_MINOR_UNITS}, not {value}")
         for name in ("allowed_rails", "allowed_origins_glob"):
             value = getattr(self, name)
             if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
-                raise ValueError(f"envelope {self.id!r}: {name} is a list of strings")
+                raise ValueError(f"envelope {self.id!r}: {name} must be a list of strings")
             value = tuple(value)
             if not all(isinstance(v, str) and len(v) <= MAX_TEXT_CHARS for v in value):
-                raise ValueError(f"envelope {self.id!r}: {name} is a list of strings")
+                raise ValueError(f"envelope {self.id!r}: {name} must be a list of strings of at most {MAX_TEXT_CHARS} characters")
             object.__setattr__(self, name, value)
         if problem := next(filter(None, map(patterns.problem_of_origin, self.allowed_origins_glob)), None):
             raise ValueError(f"envelope {self.id!r}: allowed_origins_glob: {problem}")
 
     def allows_origin(self, origin: str) -> bool:
-        """Whether ``origin`` (``scheme://host[:port]``) matches one of the patterns."""
+        """Return whether ``origin`` (``scheme://host[:port]``) matches a pattern of ``allowed_origins_glob``."""
         return any(patterns.matches_origin(origin, glob) for glob in self.allowed_origins_glob)
 
     def limit_micro(self, name: str) -> int | None:
-        """A limit in millionths of a minor unit; ``name`` is the field's."""
+        """Return the limit in the field ``name``, in millionths of a minor unit. None if it isn't set."""
         value: int | None = getattr(self, name)
         return None if value is None else value * MICRO
 
@@ -78,9 +85,9 @@ class BudgetEnvelope:
 def _can_be_id(text: str) -> bool:
     try:
         return 0 < len(text.encode()) <= MAX_ID_BYTES and "\0" not in text
-    except UnicodeEncodeError:  # half of a surrogate pair: no database takes it
+    except UnicodeEncodeError:  # a lone surrogate, which no database accepts
         return False
 
 
-#: In force where nothing else is said: 1 000 sat a call, 10 000 an hour, 50 000 a day.
+#: The budget of a session that is given none: 1 000 sat a call, 10 000 an hour, 50 000 a day.
 SAFE_DEFAULT = BudgetEnvelope("default", per_call_minor_units=1_000, per_hour_minor_units=10_000, per_day_minor_units=50_000)

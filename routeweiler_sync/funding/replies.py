@@ -20,7 +20,7 @@ class WalletReply(str, Enum):
     SUCCEEDED = "succeeded"  #: settled; the answer holds the preimage
     WRONG_PREIMAGE = "wrong_preimage"  #: the node reports it settled, but the preimage doesn't hash to the payment hash
     FAILED = "failed"  #: the payment ended unpaid; lnd starts it anew when the same payment hash is sent again
-    FAILED_FOR_GOOD = "failed_for_good"  #: the payment ended without being made; the wallet never starts one of this hash again
+    FAILED_FOR_GOOD = "failed_for_good"  #: the payment ended unpaid, and this wallet never starts it again
     IN_FLIGHT = "in_flight"  #: not ended yet (lnd's IN_FLIGHT and INITIATED)
     EXISTS = "exists"  #: this send was refused: its payment hash is paid, in flight or just created (lnd's ALREADY_EXISTS)
     EXPIRED = "expired"  #: this send was refused: the invoice has expired by the node's clock
@@ -33,7 +33,7 @@ class WalletReply(str, Enum):
 class WalletAnswer:
     """A node's answer to a payment order or to a question about a payment. Amounts are in msat.
 
-    ``reason`` is lnd's failure reason (for FAILED) or an error text (for REFUSED, EXPIRED, UNKNOWN), free of secrets.
+    ``reason`` is the wallet's reason for a failure, or an error text (for EXISTS, EXPIRED, REFUSED, UNKNOWN), free of secrets.
     ``preimage`` is set for SUCCEEDED and WRONG_PREIMAGE alone; for SUCCEEDED it is 32 bytes.
     """
 

@@ -133,8 +133,8 @@ class WalletClient(Protocol):
     def send(self, bolt11: str, *, payment_hash: bytes, max_fee_msat: int, timeout_s: float) -> WalletAnswer:
         """Order the payment of ``bolt11``, and wait at most ``timeout_s`` seconds for the outcome.
 
-        ``payment_hash`` is the invoice's (32 bytes). Routing may cost at most ``max_fee_msat``. REFUSED is the reply only if nothing
-        can have started.
+        ``payment_hash`` is the invoice's (32 bytes). Routing may cost at most ``max_fee_msat``. The reply is REFUSED only if
+        nothing can have started.
 
         Money: the invoice's amount and the routing fee.
         """

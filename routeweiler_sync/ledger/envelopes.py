@@ -139,7 +139,7 @@ def fit(tx: Transaction, envelope: Mapping[str, Any], draw: Draw, intent: Intent
             raise BudgetExceededError(
                 f"The price of {_price(intent.amount_msat, draw.rate)} doesn't fit under {name}={getattr(limits, name)} "
                 f"of envelope {limits.id!r}, of which {minor_units(used).normalize():f} are spent or reserved.",
-                advice="Raise the limit, or call again when earlier spends have left the hour or the day.",
+                advice="Raise the limit, or wait until the window has moved on.",
             )
         most_msat = min(most_msat, fits_msat)
     reserve = draw.rate.micro_of(most_msat)
@@ -254,7 +254,7 @@ def _price(amount_msat: int, rate: Rate) -> str:
 def not_found(envelope_id: str) -> EnvelopeNotFoundError:
     """Return (not raise) the error for an envelope id that the ledger doesn't have."""
     return EnvelopeNotFoundError(
-        f"The ledger has no envelope {envelope_id!r}.", advice="Correct the id, or give a BudgetEnvelope instead of it."
+        f"The ledger holds no envelope {envelope_id!r}.", advice="Correct the id, or give a BudgetEnvelope instead of it."
     )
 
 

@@ -79,7 +79,9 @@ class Ledger:
         try:
             text = os.fspath(url)
         except TypeError:
-            raise LedgerError(f"{url!r} doesn't name a ledger.", advice="Give a path, sqlite:///… or postgresql://….") from None
+            raise LedgerError(
+                f"{url!r} doesn't name a ledger.", advice="Give a path, or a URL that begins with sqlite:/// or postgresql://."
+            ) from None
         if text in ("", ":memory:"):
             raise LedgerError(
                 f"{text!r} doesn't name a ledger: a ledger must outlive the process, or paid tokens are lost.",
@@ -87,13 +89,13 @@ class Ledger:
             )
         scheme, separator, rest = text.partition("://")
         if scheme in SCHEMES:
-            with importing:  # only who has such a ledger pays for the import
+            with importing:  # users of SQLite don't need these modules
                 from .postgres.store import PostgresStore
 
             return cls(PostgresStore(text))
         if not separator and is_conninfo(text):
             raise LedgerError(
-                "The ledger is named in libpq's form host=… dbname=…, which isn't supported. It isn't shown: it may hold a password.",
+                "The ledger is named in libpq's form host=… dbname=…, which isn't supported. (Not shown: it may hold a password.)",
                 advice="Write postgresql://user:password@host/database. If it is the name of a file, put ./ in front of it.",
             )
         if not separator and scheme.partition(":")[0] not in (*SCHEMES, "sqlite"):  # Path("sqlite:///x") has become "sqlite:/x"
@@ -567,7 +569,7 @@ def _payment(row: Mapping[str, Any]) -> PaymentRow:
         return PaymentRow(**values)
     except (ValueError, TypeError, ArithmeticError, OSError):  # from None: such an error's text may repeat a token
         raise LedgerError(
-            f"The ledger's row {row['payment_hash']} is damaged: its preimage doesn't fit its payment hash, or a value is impossible.",
+            f"The ledger's row {row['payment_hash']} is damaged: its preimage doesn't fit its hash, or a value is impossible.",
             advice="Restore the ledger, or upgrade if a newer version wrote it. The node still knows the preimage.",
             payment_hash=str(row["payment_hash"]),
         ) from None

@@ -1,7 +1,7 @@
-"""The ledger as its own bookkeeper sees it: every envelope's totals and every payment's figures, as they are in the database.
+"""A snapshot of the ledger for an audit: every envelope's totals and every payment's amounts, exactly as the database has them.
 
-Nothing is judged here, and nothing is left out for being wrong: that is `routeweiler_sync.audit`'s. Only what isn't a figure at all
-is refused. Tokens aren't read.
+Nothing is judged here, and no row is left out because it looks wrong: judging is left to `routeweiler_sync.audit`. Only a value of
+the wrong type is refused. Tokens aren't read.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from . import envelopes
 from .store import Transaction
 from .types import UNFINISHED, PaymentState
 
-#: Rows read at a time.
+#: How many rows are read at a time.
 PAGE_ROWS = 1_000
 
 _COLUMNS = (
@@ -28,7 +28,11 @@ _COLUMNS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BookedPayment:
-    """The figures of one payment's row. Amounts in msat, ``…_micro`` in millionths of a minor unit, hash and preimage hex."""
+    """The amounts and the state of one payment's row.
+
+    ``…_msat`` is in msat, ``…_micro`` in millionths of a minor unit of ``currency``. Payment hash and preimage are 64 hex digits,
+    unless the ledger is damaged. ``btc_price`` is the price of one bitcoin in ``currency`` when the row was opened.
+    """
 
     payment_hash: str
     origin: str
@@ -49,7 +53,7 @@ class BookedPayment:
 
     @property
     def unfinished(self) -> bool:
-        """Whether the outcome isn't known yet."""
+        """Whether the outcome isn't known yet: the payment may still be made."""
         return self.state in UNFINISHED
 
     @property
@@ -58,7 +62,10 @@ class BookedPayment:
         return self.state in (PaymentState.SETTLED, PaymentState.RETIRED)
 
     def micro_of(self, amount_msat: int) -> int:
-        """``amount_msat`` at the rate that was kept in the row; 0 where no envelope counts it."""
+        """Convert ``amount_msat`` to millionths of a minor unit, at the rate stored in the row.
+
+        Return 0 if no envelope counts the payment.
+        """
         if self.envelope_id is None or self.currency is None:
             return 0
         return Rate(currency=self.currency, btc_price=self.btc_price).micro_of(amount_msat)
@@ -66,9 +73,10 @@ class BookedPayment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BookedEnvelope:
-    """An envelope's running totals, and its spends by bucket of `envelopes.BUCKET_S`, in millionths of a minor unit.
+    """An envelope's running totals, in millionths of a minor unit of ``currency``.
 
-    ``readable``: its limits are such as we write.
+    ``spends_micro`` has the spends by bucket number, which is the unix time divided by `envelopes.BUCKET_S`. ``readable`` is False
+    if the envelope's limits can't be read.
     """
 
     id: str
@@ -81,14 +89,17 @@ class BookedEnvelope:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerSnapshot:
-    """The whole ledger at one moment: envelopes by id, payments by hash."""
+    """The whole ledger at one moment: envelopes by id, payments by payment hash (hex)."""
 
     envelopes: Mapping[str, BookedEnvelope]
     payments: Mapping[str, BookedPayment]
 
 
 def read(tx: Transaction) -> LedgerSnapshot:
-    """All of it, in one transaction, so that totals and rows are of the same moment. LedgerError where a figure isn't one."""
+    """Read the whole ledger in the transaction ``tx``, so that totals and rows are of the same moment.
+
+    Raises: LedgerError if a state, amount, rate or time in a row is of the wrong type or impossible.
+    """
     spends: dict[str, dict[int, int]] = {}
     for row in tx.execute("SELECT envelope_id, bucket, micro FROM spends"):
         spends.setdefault(row["envelope_id"], {})[row["bucket"]] = row["micro"]
@@ -104,7 +115,7 @@ def read(tx: Transaction) -> LedgerSnapshot:
     after = ""
     while True:
         rows = tx.execute(
-            f"SELECT {_COLUMNS} FROM payments WHERE payment_hash > ? ORDER BY payment_hash LIMIT ?",  # noqa: S608  (ours)
+            f"SELECT {_COLUMNS} FROM payments WHERE payment_hash > ? ORDER BY payment_hash LIMIT ?",  # noqa: S608  (constants)
             (after, PAGE_ROWS),
         )
         for row in rows:
@@ -133,9 +144,9 @@ def _payment(row: Mapping[str, Any]) -> BookedPayment:
             envelopes.moment(row["settled_at_ms"])
         booked = BookedPayment(**values)
         booked.micro_of(booked.amount_msat)
-    except (ValueError, TypeError, ArithmeticError, OSError):  # from None: their words may hold what the row holds
+    except (ValueError, TypeError, ArithmeticError, OSError):  # from None: such an error's text may repeat the row
         raise LedgerError(
-            f"The ledger's row {row['payment_hash']} is damaged: a state, amount, rate or time of it can't be.",
+            f"The ledger's row {row['payment_hash']} is damaged: its state, amount, rate or time is impossible.",
             advice="Restore the ledger, or upgrade if a newer version wrote it.",
             payment_hash=str(row["payment_hash"]),
         ) from None

@@ -1,11 +1,14 @@
-"""The ledger's SQLite file: the default. One file, many threads and processes of one machine.
+"""A ledger in an SQLite file, which is the default: one file for many threads and processes of one machine.
 
-WAL with ``synchronous=FULL``: a commit is on disk before lnd hears of an invoice. Every write transaction is ``BEGIN
-IMMEDIATE``, so writers queue and never meet halfway. Two connections a process, one for writing and one for reading, so that
-who only looks never waits for a writer; both are closed before a fork and made anew after it.
+This module knows how the file is opened, locked and migrated. Which statements run is left to `ledger.ledger`.
 
-A file that is deleted or replaced while it is open lives on unseen (where the system allows that), and what is written into it is
-lost with the process. So every write that money may follow (``binding``) first makes sure that the path still names the open file.
+- The journal mode is WAL with ``synchronous=FULL``, so that a commit is on disk before lnd receives an invoice.
+- Every write transaction begins with ``BEGIN IMMEDIATE``, so that writers wait for each other and none has to be undone.
+- Each process has two connections, one for writing and one for reading, so that a reader never waits for a writer. Both are closed
+  before a fork and opened again after it.
+
+A deleted or replaced file can live on while a process has it open (where the system allows that). What is written to it is lost
+when the process ends. So every write that money may follow (``binding``) first checks that the path still names the open file.
 """
 
 from __future__ import annotations
@@ -28,43 +31,47 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("routeweiler_sync")
 
-#: ``PRAGMA application_id`` of a ledger of ours: "RWSL". A file without it isn't one.
+#: ``PRAGMA application_id`` of a routeweiler_sync ledger: "RWSL" in ASCII. A database without it isn't a ledger.
 APPLICATION_ID = 0x5257534C
-#: How long a writer waits for the others before the ledger counts as locked.
+#: How long a writer waits for other writers before SQLite reports "database is locked".
 BUSY_TIMEOUT_S = 30.0
 
-#: What to do about words of SQLite's.
+#: Advice for an error, by a word in SQLite's message.
 _ADVICE = (
-    ("locked", "Another program holds it: call again when that is done."),
+    ("locked", "Another program is writing to it: call again when that program is done."),
     ("full", "Make room on the disk, then call again."),
     ("readonly", "Let this user write the file and its folder, then call again."),
     ("unable to open", "Let this user read and write the file and its folder, then call again."),
-    ("malformed", "Restore the file, or move it away and ask the node what it has paid."),
+    ("malformed", "Restore the file; or move it away, and see the node's list of payments for what was paid."),
     ("not a database", "Name another file as the ledger, or restore this one."),
 )
-#: SQLite's word for text that can't be read holds that text: maybe a token.
-_TELLS_TEXT = "Could not decode"
+#: SQLite's message about text that isn't UTF-8 begins with this and repeats the text, which may be a token.
+_REPEATS_TEXT = "Could not decode"
 
-#: Stores of this process; the lock guards the set, and a store's change of process.
+#: All stores of this process. The lock guards this set, and the moment when a store notices that it lives in a forked child.
 _stores: weakref.WeakSet[SqliteStore] = weakref.WeakSet()
 _stores_lock = threading.Lock()
-#: Locks of the stores that a fork under way keeps still.
-_held: list[threading.RLock] = []
+#: The stores' locks that are held during a fork.
+_locked_for_fork: list[threading.RLock] = []
 
-#: Those of a parent process that forked without a word to Python, kept so that the child never closes them.
+#: Connections of a parent process whose fork Python didn't notice (one made by C code). The child must never close them, so they
+#: are kept here.
 _inherited: list[_Line] = []
 
 
 class SqliteStore:
-    """A ledger in the SQLite file ``path``, made with mode 0600 on first use. See `routeweiler_sync.ledger.store.Store`."""
+    """A ledger in the SQLite file ``path``, created with mode 0600 on first use. See `routeweiler_sync.ledger.store.Store`.
+
+    Raises: LedgerError if ``~user`` in ``path`` names an unknown user.
+    """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         try:
             self.path = Path(path).expanduser().absolute()
         except RuntimeError as error:  # ~nobody/…, or no home at all
-            raise LedgerError(f"The ledger {path} can't be found: {error}.", advice="Name another.") from error
+            raise LedgerError(f"The ledger {path} can't be found: {error}.", advice="Give another path.") from error
         self._writer, self._reader = _Line(), _Line()
-        #: The file that was opened first; only `close` forgets it.
+        #: Identity of the file that was opened first, so that a replaced file is noticed; None before, and again after `close`.
         self._file: object = None
         self._pid = os.getpid()
         with _stores_lock:
@@ -72,19 +79,19 @@ class SqliteStore:
 
     @property
     def url(self) -> str:
-        """The canonical file name."""
+        """``sqlite:///`` and the file's absolute path with links resolved: the same for every store of one file."""
         return f"sqlite:///{os.path.realpath(self.path)}"
 
     def exists(self) -> bool:
-        """Whether the file is there."""
+        """Return whether the file exists, or may exist."""
         try:
             return self._file is not None or self.path.exists()
-        except OSError:  # a folder that may not be looked into: there may be one
+        except OSError:  # the folder isn't readable, so the file may exist
             return True
 
     @contextlib.contextmanager
     def transaction(self, *, durable: bool = True, binding: bool = False) -> Iterator[SqliteTransaction]:
-        """BEGIN IMMEDIATE … COMMIT; LedgerError for whatever SQLite refuses."""
+        """Begin a write transaction with BEGIN IMMEDIATE, commit it at the end of the block. See `Store.transaction`."""
         with self._connected(writes=True) as connection:
             if not durable:
                 connection.execute("PRAGMA synchronous=NORMAL")
@@ -99,32 +106,32 @@ class SqliteStore:
                     connection.execute("PRAGMA synchronous=FULL")
 
     def run(self, work: Callable[[Transaction], T], *, durable: bool = True, binding: bool = False) -> T:
-        """``work`` in one transaction: writers queue, so none is ever undone for another's sake."""
+        """Call ``work`` once, in one transaction. SQLite never undoes it in favour of another: writers wait for each other."""
         with self.transaction(durable=durable, binding=binding) as tx:
             return work(tx)
 
     @contextlib.contextmanager
     def read(self) -> Iterator[SqliteTransaction]:
-        """One consistent sight: BEGIN … COMMIT. Waits for no writer."""
+        """Begin a read transaction: every statement sees the file as of one moment. Never waits for a writer."""
         with self._connected(writes=False) as connection, _block(connection, "BEGIN"):
             yield SqliteTransaction(connection)
 
     def close(self) -> None:
-        """Close this process's connections; the next use opens what the path names then."""
+        """Close this process's connections. The next use opens the file that the path names by then."""
         self._start_over_after_fork()
-        with self._writer.lock, self._reader.lock:  # both: nobody connects in between
+        with self._writer.lock, self._reader.lock:  # both, so that no thread connects in between
             self._writer.close()
             self._reader.close()
             self._file = None
 
     def _start_over_after_fork(self) -> None:
-        """In a child, inherited locks may be held by threads that aren't here any more."""
+        """In a forked child, replace the connections and locks: the parent's threads may hold the locks, and don't exist here."""
         if self._pid != os.getpid():
             with _stores_lock:
                 if self._pid != os.getpid():
                     _inherited.extend((self._writer, self._reader))
                     self._writer, self._reader = _Line(), _Line()
-                    self._pid = os.getpid()  # last: it is looked at without the lock
+                    self._pid = os.getpid()  # last, because it is read without the lock
 
     @contextlib.contextmanager
     def _connected(self, *, writes: bool) -> Iterator[sqlite3.Connection]:
@@ -139,7 +146,7 @@ class SqliteStore:
             try:
                 yield connection
             finally:
-                if connection.in_transaction:  # not even the rollback worked: a new connection finds what is on disk
+                if connection.in_transaction:  # even ROLLBACK failed: a new connection will see what is on disk
                     line.close()
 
     @contextlib.contextmanager
@@ -148,17 +155,17 @@ class SqliteStore:
 
         try:
             yield
-        except RouteweilerError:  # an OSError too, as requests' are
+        except RouteweilerError:  # is an OSError too, as every requests.RequestException is
             raise
-        except UnicodeError:  # its words hold the text
-            raise self._error("a text that was given can't be written in UTF-8") from None
+        except UnicodeError:  # from None: such an error repeats the text
+            raise self._error("a text to be stored can't be encoded in UTF-8") from None
         except (sqlite3.Error, OSError, OverflowError) as error:
-            if _TELLS_TEXT in str(error):
-                raise self._error("a row of it holds text that can't be decoded (database disk image is malformed)") from None
+            if _REPEATS_TEXT in str(error):
+                raise self._error("a row contains text that can't be decoded (database disk image is malformed)") from None
             raise self._error(str(error)) from error
 
     def _error(self, why: str) -> LedgerError:
-        advice = next((advice for word, advice in _ADVICE if word in why), "Mend the file, its folder's rights or the disk.")
+        advice = next((advice for word, advice in _ADVICE if word in why), "Repair the file, its folder's rights or the disk.")
         return LedgerError(f"The ledger {self.path} can't be used: {why}.", advice=f"The rows that it holds aren't lost. {advice}")
 
     def _connect(self) -> sqlite3.Connection:
@@ -174,7 +181,7 @@ class SqliteStore:
         try:
             connection.row_factory = sqlite3.Row
             with _block(connection, "BEGIN"):
-                version = self._version(connection)  # before anything is changed: it may be somebody else's file
+                version = self._version(connection)  # before anything is changed: the file may belong to another program
             self._make_wal(connection)
             connection.execute("PRAGMA synchronous=FULL")
             connection.execute("PRAGMA foreign_keys=ON")
@@ -192,13 +199,16 @@ class SqliteStore:
             raise LedgerError(
                 f"The ledger {self.path} was deleted, moved or replaced while this process had it open.",
                 advice=(
-                    "Put it back; or, if that was meant, close() the session (and the Ledger, if it was given one): the next "
-                    "call then uses what is there."
+                    "Put it back. If that was intended, close() the session (and the Ledger, if the session was given one): the "
+                    "next call then uses the file that is there."
                 ),
             )
 
     def _make_wal(self, connection: sqlite3.Connection) -> None:
-        """Switch to WAL. Raced by several openers on a fresh file this says "locked" at once, whatever the busy timeout."""
+        """Switch the file to WAL, retrying for `BUSY_TIMEOUT_S`.
+
+        If several processes do this on a new file at once, SQLite reports "locked" immediately, despite its busy timeout.
+        """
         import sqlite3
 
         import tenacity
@@ -216,7 +226,7 @@ class SqliteStore:
                 connection.execute("PRAGMA journal_mode=WAL")
 
     def _migrate(self, connection: sqlite3.Connection) -> None:
-        with _block(connection, "BEGIN IMMEDIATE"):  # whoever comes first migrates; the others then find it done
+        with _block(connection, "BEGIN IMMEDIATE"):  # the first process migrates; later ones find the version up to date
             version = self._version(connection)
             for step in range(version + 1, SCHEMA_VERSION + 1):
                 for statement in MIGRATIONS[step]:
@@ -225,7 +235,11 @@ class SqliteStore:
             connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
 
     def _version(self, connection: sqlite3.Connection) -> int:
-        """The ledger's version, 0 for an empty file. Inside a transaction: another process may be making the ledger."""
+        """Return the schema version of the ledger, 0 for an empty file. Call it in a transaction: another process may be creating
+        it.
+
+        Raises: LedgerError for a database that isn't a ledger, or that a newer release wrote.
+        """
         application: int = connection.execute("PRAGMA application_id").fetchone()[0]
         version: int = connection.execute("PRAGMA user_version").fetchone()[0]
         if application != APPLICATION_ID:
@@ -233,7 +247,7 @@ class SqliteStore:
             if application or version or tables:
                 raise LedgerError(
                     f"{self.path} is a database, but not a ledger of routeweiler_sync.",
-                    advice="Nothing was changed in it. Name another file as the ledger.",
+                    advice="The file wasn't changed. Name another file as the ledger.",
                 )
             return 0
         self._refuse_if_newer(connection)
@@ -243,13 +257,13 @@ class SqliteStore:
         version: int = connection.execute("PRAGMA user_version").fetchone()[0]
         if version > SCHEMA_VERSION:
             raise LedgerError(
-                f"The ledger {self.path} was written by a newer version (schema {version}, this one knows {SCHEMA_VERSION}).",
-                advice="Nothing was changed in it. Upgrade routeweiler-sync.",
+                f"The ledger {self.path} was written by a newer version (schema {version}; this version knows {SCHEMA_VERSION}).",
+                advice="The ledger wasn't changed. Upgrade routeweiler-sync.",
             )
 
 
 class _Line:
-    """A connection, and the lock of the threads that share it."""
+    """A database connection (None until it is needed), and the lock under which the threads of this process share it."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -262,17 +276,17 @@ class _Line:
 
     def __del__(self) -> None:
         with contextlib.suppress(Exception):
-            self.close()  # of a session that was dropped: SQLite would close it too, but with a ResourceWarning
+            self.close()  # the session was dropped without close(): SQLite would close it too, but warn
 
 
 class SqliteTransaction:
-    """Statements of one transaction."""
+    """A `routeweiler_sync.ledger.store.Transaction` on an SQLite connection."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
 
     def execute(self, sql: str, parameters: Sequence[object] = ()) -> list[Mapping[str, Any]]:
-        """Run one statement and give its rows."""
+        """Run one statement. Return its rows, each by column name."""
         return [dict(row) for row in self._connection.execute(sql, tuple(parameters)).fetchall()]
 
 
@@ -286,13 +300,16 @@ def _block(connection: sqlite3.Connection, begin: str) -> Iterator[None]:
         if connection.in_transaction:
             try:
                 connection.execute("ROLLBACK")
-            except Exception as worse:  # noqa: BLE001  (what went wrong first is what is told)
+            except Exception as worse:  # noqa: BLE001  (the first error is the one to raise)
                 log.debug("rollback failed too: %s", worse)
         raise
 
 
 def _identity(path: Path) -> object:
-    """Which file ``path`` names, through links; None for none. On Windows an open file can be neither deleted nor replaced."""
+    """Return a value that identifies the file at ``path``, links followed. None if there is no file.
+
+    On Windows it is the path itself: an open file can be neither deleted nor replaced there.
+    """
     if os.name == "nt":
         return path
     try:
@@ -303,31 +320,34 @@ def _identity(path: Path) -> object:
 
 
 def _before_fork() -> None:
-    """Keep every store still, and closed: SQLite's account of a process's file locks is inherited, the locks are not.
+    """Wait for the transactions of all stores, keep new ones from beginning, and close all connections.
 
-    A child that opens the file beside an inherited connection believes in locks that it hasn't got: when the parent then closes,
-    the write-ahead log is deleted under the child, and what it commits is lost.
+    Otherwise a child would inherit SQLite's list of the process's file locks, but not the locks themselves:
+
+    1. The child opens the file beside the inherited connection, and SQLite believes that the child has locks which it hasn't.
+    2. The parent closes its connection. As it sees no other user of the file, it deletes the write-ahead log.
+    3. What the child commits from then on is lost.
     """
     _stores_lock.acquire()
     for store in _stores:
-        if store._pid != os.getpid():  # unused since an earlier fork: its lock may be held by a thread that isn't here
+        if store._pid != os.getpid():  # unused since an earlier fork: a thread of the parent may hold its lock for ever
             continue
         for line in (store._writer, store._reader):
             line.lock.acquire()
-            _held.append(line.lock)
+            _locked_for_fork.append(line.lock)
             if line.connection is not None and not line.connection.in_transaction:
                 line.close()
 
 
 def _after_fork_in_parent() -> None:
-    while _held:
-        _held.pop().release()
+    while _locked_for_fork:
+        _locked_for_fork.pop().release()
     _stores_lock.release()
 
 
 def _after_fork_in_child() -> None:
     global _stores_lock
-    _held.clear()  # each store makes itself a new lock
+    _locked_for_fork.clear()  # each store makes new locks when it is next used
     _stores_lock = threading.Lock()
 
 

@@ -1,7 +1,7 @@
-"""What the ledger needs of a database, and the schema it keeps there.
+"""What the ledger needs of a database (`Store`, `Transaction`), and the schema of its tables with all migrations.
 
-SQL is written once, in the subset that SQLite and PostgreSQL share, with ``?`` for a parameter. A `Store` gives transactions;
-what is done in them is `routeweiler_sync.ledger.ledger`'s.
+The stores are `sqlite.SqliteStore` and `postgres.store.PostgresStore`. The statements that they run come from `ledger.ledger`,
+`envelopes` and `snapshot`. SQL is written once, in the subset that SQLite and PostgreSQL share, with ``?`` for a parameter.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
 
-#: Number of the newest step in `MIGRATIONS`; a ledger with a higher one was written by a newer version.
+#: The newest version in `MIGRATIONS`. A ledger with a higher version was written by a newer release.
 SCHEMA_VERSION = 1
 
-#: Each entry brings a ledger from the version before it to its own. Never edited once released; new ones are appended.
+#: By version: the statements that bring a ledger from the version before to this one. An entry is never edited once it is released;
+#: new ones are appended. Columns of ``payments`` that have another name in `PaymentRow` are listed in `ledger.COLUMN_NAMES`.
 MIGRATIONS: dict[int, tuple[str, ...]] = {
     1: (
         """
@@ -72,7 +73,7 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
             settled_at_ms    BIGINT
         )
         """,
-        # The single flight: one purchase, or one live token, per need. No process can get around it.
+        # One unfinished purchase or one live token for each (origin, scope). The database enforces it, so no process can buy twice.
         """
         CREATE UNIQUE INDEX payments_one_live_per_scope ON payments (origin, scope)
             WHERE state IN ('open', 'failed', 'settled')
@@ -80,18 +81,18 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         "CREATE INDEX payments_unfinished ON payments (created_at_ms) WHERE state IN ('open', 'failed')",
         "CREATE INDEX payments_abandoned ON payments (created_at_ms) WHERE state = 'dead' AND failure_code = 'abandoned'",
         "CREATE INDEX payments_untold ON payments (created_at_ms) WHERE told = 0 AND settled_at_ms IS NOT NULL",
-        # Tokens that a server has refused for one thing may still be taken for another: looked for before anything is bought again.
-        # By age too, for a page that is bought every hour has thousands of them.
+        # A token that the server has refused for one page may still be accepted for another: `Ledger.retired` finds it before
+        # anything is bought again. Ordered by age too, because a page that is bought every hour has thousands of them.
         """
         CREATE INDEX payments_refused ON payments (origin, scope, target, created_at_ms)
             WHERE state = 'retired' AND taken = 1 AND failure_code = 'refused' AND preimage IS NOT NULL
         """,
-        # Tokens that no server has taken yet: nothing more is bought for what they were bought for.
+        # Tokens that no server has accepted yet: `Ledger.unserved` finds them, and nothing else is bought for their resource.
         """
         CREATE INDEX payments_unserved ON payments (origin, target, created_at_ms)
             WHERE state = 'settled' AND taken = 0 AND preimage IS NOT NULL
         """,
-        # Which scope a path was seen to need, so that a token goes along unasked.
+        # The scope that each path is known to need, so that a token can be sent with the first request.
         """
         CREATE TABLE learned_paths (
             origin TEXT NOT NULL,
@@ -105,10 +106,10 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
 
 
 class Transaction(Protocol):
-    """A transaction under way."""
+    """A transaction in progress."""
 
     def execute(self, sql: str, parameters: Sequence[object] = ()) -> list[Mapping[str, Any]]:
-        """Run one statement; the rows that it gives (of a SELECT or a RETURNING), by column name."""
+        """Run one statement. Return the rows of a SELECT or RETURNING, each by column name; else an empty list."""
 
 
 class Store(Protocol):
@@ -116,28 +117,40 @@ class Store(Protocol):
 
     @property
     def url(self) -> str:
-        """Names the database without secrets: the same for every opener of the same ledger on this machine."""
+        """The database's URL without passwords. The same for every `Store` of one database on this machine."""
 
     def exists(self) -> bool:
-        """Whether there may be a ledger already; cheap, and creates nothing."""
+        """Return whether there may be a ledger already. Cheap, and creates nothing."""
 
     def transaction(self, *, durable: bool = True, binding: bool = False) -> AbstractContextManager[Transaction]:
-        """A read-write transaction, alone among writers of the rows it touches; commits at the end of the block.
+        """Begin a read-write transaction that commits at the end of the block. No other writer changes the rows that it has
+        touched.
 
-        ``durable``: the commit is on disk when the block ends. Without it a power cut may undo the transaction, nothing else.
-        ``binding``: money may follow from it, so it is refused where others, or a later run, wouldn't find it: the database is
-        no longer the one that was opened, or a newer version has taken it over. What ends a payment isn't: the row's own
-        database is the only place for it. Raises LedgerError; after a COMMIT that failed, only a new look tells what is there.
+        ``durable=True``: the commit is on disk when the block ends. With False, a power cut may undo the transaction; nothing else
+        can.
+
+        ``binding=True``: money may follow from this transaction, so other processes and later runs must be able to find what it
+        wrote. It is refused if the database is no longer the one that was opened (deleted, replaced), or if a newer release has
+        migrated it. A transaction that ends a payment isn't binding: it belongs in the database that holds the row, whatever has
+        become of that.
+
+        Raises: LedgerError. If COMMIT itself failed, only reading again shows whether the transaction was committed.
         """
 
     def run(self, work: Callable[[Transaction], T], *, durable: bool = True, binding: bool = False) -> T:
-        """What ``work`` returns, done in a `transaction`; run again where the database undid it for the sake of others.
+        """Call ``work`` in a `transaction` and return its result. If the database undoes the transaction in favour of another, try
+        again.
 
-        ``work`` therefore does nothing but through its transaction. Raises LedgerError, and what ``work`` raises.
+        So ``work`` may be called several times, and must have no effect except through its transaction.
+
+        Raises: LedgerError, and whatever ``work`` raises.
         """
 
     def read(self) -> AbstractContextManager[Transaction]:
-        """A read-only transaction: one consistent sight. Waits for no writer. Raises LedgerError."""
+        """Begin a read-only transaction: every statement sees the database as of one moment. It never waits for a writer.
+
+        Raises: LedgerError.
+        """
 
     def close(self) -> None:
-        """Close; the next transaction opens anew. May be called twice."""
+        """Close this process's connections. The next transaction opens new ones. May be called twice."""

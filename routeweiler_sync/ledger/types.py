@@ -1,4 +1,7 @@
-"""TYPES"""
+"""The values that the ledger takes and returns: rows, states, and the change to a row. No SQL, no I/O.
+
+`ledger.ledger` reads and writes them. How one state follows from another is decided in `payments.wallet_rules`.
+"""
 
 from __future__ import annotations
 
@@ -10,31 +13,31 @@ from enum import Enum
 
 from ..budgets.schema import BudgetEnvelope
 
-#: Limits less totals: digits enough for both, whatever the program's own decimal context says.
+#: Decimal context for limits minus totals: enough digits for both, whatever precision the user's program has set.
 EXACT = Context(prec=40)
 
 
 class PaymentState(str, Enum):
-    """The life of a payment; what leads from one to the next is told in `routeweiler_sync.payments.wallet_rules`."""
+    """The states of a payment. `routeweiler_sync.payments.wallet_rules` has the table of what leads from one to the next."""
 
-    OPEN = "open"  #: on disk, lnd may have heard of it: unfinished
-    FAILED = "failed"  #: lnd said FAILED, but a send of it is unanswered: unfinished
-    SETTLED = "settled"  #: paid and booked; its token is live
-    RETIRED = "retired"  #: paid and booked; its token is no longer offered
-    DEAD = "dead"  #: nothing was paid, and nothing can be any more
+    OPEN = "open"  #: unfinished: the row is on disk, and lnd may have received the order
+    FAILED = "failed"  #: unfinished: lnd replied FAILED, but another send is unanswered and would start the payment again
+    SETTLED = "settled"  #: paid, and recorded as spent; the token is live
+    RETIRED = "retired"  #: paid, and recorded as spent; the token is no longer offered unasked
+    DEAD = "dead"  #: not paid, and it can't be paid any more; or the user abandoned it
 
 
-#: States in which the outcome isn't known; their reservation stands.
+#: States in which the outcome isn't known yet. The reservation is kept.
 UNFINISHED = (PaymentState.OPEN, PaymentState.FAILED)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EnvelopeRow:
-    """An envelope as the ledger holds it. Totals in minor units of its currency, exact to the millionth.
+    """A budget envelope in the ledger: its limits and totals. Totals are in minor units of its currency, exact to the millionth.
 
-    ``settled_minor_units`` counts all that was ever spent; ``grant_settled_minor_units`` what was spent under the present grant
-    (``ttl_seconds``), against which the cap is held. ``used_minor_units``: for each limit that is set, by the name of its
-    field, what counts against it at this moment, reservations included.
+    ``settled_minor_units`` is everything ever spent. ``grant_settled_minor_units`` is what was spent during the current grant
+    (``ttl_seconds``); it counts against the cap. ``used_minor_units`` has, for each limit that is set, by the name of the limit's
+    field, what counts against it at this moment, reservations included. ``granted_at`` is None before the first purchase.
     """
 
     limits: BudgetEnvelope
@@ -52,22 +55,27 @@ class EnvelopeRow:
 
     @property
     def headrooms_minor_units(self) -> dict[str, Decimal]:
-        """What each limit that is set still leaves, by the name of its field. (A new grant has the cap's anew.)"""
+        """What each limit that is set still allows, in minor units, by its field's name. A new grant starts with the whole cap."""
         with localcontext(EXACT):
             return {name: max(Decimal(0), getattr(self.limits, name) - used) for name, used in self.used_minor_units.items()}
 
     @property
     def headroom_minor_units(self) -> Decimal | None:
-        """What may still be spent at this moment, by however many calls: the least that cap, hour, day leave, if set."""
+        """What all calls together may still spend at this moment, in minor units: the least that cap, hour and day allow.
+
+        None if none of the three is set. The limit per call isn't considered.
+        """
         shared = {name: left for name, left in self.headrooms_minor_units.items() if name != "per_call_minor_units"}
         return min(shared.values(), default=None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Intent:
-    """A purchase about to be made, as it is written before lnd hears of it. Amounts in msat, ``payment_hash`` hex.
+    """A purchase about to be made. `Ledger.open_payment` writes it to disk before the wallet receives the payment order.
 
-    ``target``: a digest of path and query, so that it is known what exactly was bought without keeping what a query may hold.
+    Amounts are in msat, ``payment_hash`` is 64 hex digits, ``valid_until`` is in unix seconds. ``fee_cap_msat`` is the highest
+    routing fee that the caller allows; the budget may allow less. ``resource_digest`` is a digest of path and query: it shows which
+    page was paid for, without storing what a query may contain.
     """
 
     payment_hash: str
@@ -87,11 +95,13 @@ class Intent:
 
 @dataclass(frozen=True, kw_only=True)
 class PaymentRow:
-    """One payment's whole life: budget draw, write-ahead record and token at once.
+    """One payment from beginning to end. The row is a draw on the budget, the record written before paying, and the token at once.
 
-    ``payment_hash``, ``preimage`` are hex. ``fee_msat`` is what lnd charged (0 until settled), ``max_fee_msat`` what it was
-    allowed to. ``sends_ever`` and ``sends_unanswered`` count the orders that left. ``taken``: the server has taken the token
-    before. ``told``: a trace has told of the payment.
+    ``payment_hash`` and ``preimage`` are 64 hex digits. ``fee_msat`` is the routing fee that lnd charged (0 until settled),
+    ``max_fee_msat`` the highest fee it was allowed to charge. ``reserved_micro`` and ``settled_micro`` are in millionths of a minor
+    unit of ``currency``. ``sends_ever`` counts the payment orders that may have left, ``sends_unanswered`` those that lnd hasn't
+    answered for good. ``valid_until`` is in unix seconds. ``accepted``: the server has accepted the token before. ``reported``: a
+    trace has reported the payment. ``resource_digest``: see `Intent`.
     """
 
     payment_hash: str
@@ -127,16 +137,16 @@ class PaymentRow:
 
     @property
     def unfinished(self) -> bool:
-        """Whether the outcome isn't known yet."""
+        """Whether the outcome isn't known yet: the payment may still be made."""
         return self.state in UNFINISHED
 
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """What one word of the node or the server changes in a row, decided by `routeweiler_sync.payments.wallet_rules`.
+    """What one reply of the wallet or the server changes in a row. `routeweiler_sync.payments.wallet_rules` decides it.
 
-    ``answered``: how many sends the word counts off. ``preimage`` and ``fee_msat`` belong to the change to SETTLED; without a
-    preimage the payment is booked but gives no token.
+    ``answered``: how many sends the reply answers, to be subtracted from ``sends_unanswered``. ``preimage`` (32 bytes) and
+    ``fee_msat`` belong to a change to SETTLED. Without a preimage the payment is recorded as spent, but there is no token.
     """
 
     state: PaymentState

@@ -1,18 +1,24 @@
-"""The life of one payment as a table. Whatever decides about money is here, and nothing else is: no I/O, no clock.
+"""The life of one payment as a table. Every decision about a payment's money is made here. Pure: no I/O, no clock.
 
-    (state of the row, what lnd said) → (state of the row, next act), each with its why
-    (what is known of a token, what the server said to it) → what becomes of token and answer, each with its why
+    (state of the ledger row, the wallet's reply) → (new state of the row, next step), each with the reason why
 
-`read` turns a node's answer into an `WalletEvent`, given what was asked and how many sends the row counts; `TABLE` says what
-follows. `hear` turns a server's answer into what it has `Said`; `SERVER_TABLE` says what follows.
-Illegal pairs aren't in the tables: meeting one is a fault of ours, and raises AssertionError before anything is changed.
+`read` turns a wallet's answer into a `WalletEvent`, given the step that it answers and the number of sends that the row counts.
+`WALLET_RULES` has one `Rule` for each pair of state and event, and `decide` looks it up. Pairs that can't occur aren't in the
+table: meeting one is a bug of this package, and raises AssertionError before anything is changed.
 
-The rules rest on three facts of lnd (facts as read in its source, and observed):
-  - It starts a payment for a hash that it doesn't know or that has FAILED; any other send of the hash it refuses. So sending the
-    *same* invoice to the *same* node again is always safe, and sending another one never is while the first may still be made.
-  - An order may arrive after its sender's death, and after a TrackPaymentV2 that said NOT_FOUND or FAILED. So a send counts as
+`lifecycle` does the steps. What a web server's answer means for a token is left to `paywall.server_rules`.
+
+A *send* is one payment order for the row's invoice that leaves for the node (lnd: SendPaymentV2). The row counts each send before
+it leaves. Any other request to the node is a *question* about the payment (lnd: TrackPaymentV2).
+
+The rules rest on three facts about lnd, read in its source and observed:
+  - lnd starts a payment if it doesn't know the payment hash, or if the payment of that hash has FAILED. It refuses every other send
+    of the hash. So it is always safe to send the *same* invoice to the *same* node again. It is never safe to send another invoice
+    while the first one may still be paid.
+  - A send may arrive after its sender's death, and after a TrackPaymentV2 that replied NOT_FOUND or FAILED. So a send counts as
     unanswered until lnd has answered that very send.
-  - Once lnd says "expired", no send of that invoice can start it any more; whether one has before, TrackPaymentV2 tells.
+  - Once lnd has replied "expired", no send of that invoice can start the payment any more. An earlier send may have started it:
+    TrackPaymentV2 says whether one has.
 """
 
 from __future__ import annotations
@@ -25,47 +31,50 @@ from ..ledger.types import Change, PaymentRow, PaymentState
 
 
 class NextStep(str, Enum):
-    """What to do next for a row."""
+    """What to do next for a ledger row."""
 
-    SEND = "send the same invoice to its node (counted first)"
+    SEND = "send the same invoice to the row's node, counting the send first"
     TRACK = "ask the node for the payment's state"
-    FOLLOW = "ask the node, and wait with it until the payment ends"
-    LAST_LOOK = "ask once more: lnd's word was that the invoice has expired"
-    HAND_OVER = "the token is there: use it"
+    FOLLOW = "ask the node, and wait until the payment ends"
+    LAST_LOOK = "ask the node once more, now that the invoice has expired"
+    HAND_OVER = "use the token"
     RAISE_FAILED = "raise InvoicePaymentError: nothing spent"
     RAISE_EXPIRED = "raise ChallengeExpiredError: nothing spent"
     RAISE_REFUSED = "raise FundingError: nothing spent"
     RAISE_PENDING = "raise PaymentPendingError: not known yet"
     RAISE_MISMATCH = "raise PreimageMismatchError: spent"
-    RAISE_AS_ENDED = "raise what the row ended with"
+    RAISE_AS_ENDED = "raise the error that the row ended with"
 
     @property
     def asks_wallet(self) -> bool:
-        """Whether the act is one of sending or asking; the others end the purchase."""
+        """Whether this step sends the invoice or asks about it. Every other step ends the purchase."""
         return self in (NextStep.SEND, NextStep.TRACK, NextStep.FOLLOW, NextStep.LAST_LOOK)
 
 
 class WalletEvent(str, Enum):
-    """A node's answer, seen in the light of what was asked and of the sends that the row counts."""
+    """What a wallet's answer proves about the payment, given the step that it answers and the sends that the row counts."""
 
-    PAID = "SUCCEEDED, and the preimage fits"
-    PAID_WRONG_PREIMAGE = "SUCCEEDED, but the preimage doesn't fit"
-    FAILED_FOR_GOOD = "FAILED, and no send is unanswered, or there was but one and lnd knows the hash"
-    FAILED_OWN_SEND = "FAILED in answer to this send, while another is unanswered"
+    PAID = "SUCCEEDED, and the preimage fits the payment hash"
+    PAID_WRONG_PREIMAGE = "SUCCEEDED, but the preimage doesn't fit the payment hash"
+    FAILED_FOR_GOOD = (
+        "FAILED, and nothing can start the payment again: no send is unanswered, or the row's only send has reached the node, or "
+        "the wallet never starts a failed payment anew"
+    )
+    FAILED_OWN_SEND = "FAILED in answer to this send, while another send is unanswered"
     FAILED_SEEN = "FAILED in answer to a question, while a send is unanswered"
     IN_FLIGHT = "IN_FLIGHT or INITIATED"
-    EXISTS = "this send was refused: the hash is paid, in flight or just made"
-    EXPIRED = "this send was refused: the invoice has expired by lnd's clock"
-    REFUSED_ONLY_SEND = "refused before the start, and no other send was ever made"
-    REFUSED_BESIDE = "refused before the start, but another send was made"
-    NOT_FOUND = "lnd knows no payment of this hash"
-    GONE = "expired by lnd's word, and at a last look NOT_FOUND or FAILED"
-    SILENCE = "no answer, a broken stream, a deadline, an error that proves nothing"
+    EXISTS = "this send was refused: a payment of this hash is settled, in flight or just created"
+    EXPIRED = "this send was refused: the invoice has expired by the node's clock"
+    REFUSED_ONLY_SEND = "this send was refused before the payment started, and it is the only one ever made"
+    REFUSED_BESIDE = "this send was refused before the payment started, but another one was made"
+    NOT_FOUND = "the node knows no payment of this hash"
+    GONE = "the invoice has expired by the node's clock, and the question after that was answered NOT_FOUND or FAILED"
+    SILENCE = "no answer, a broken stream, a deadline, or an error that proves nothing"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """One cell of the table."""
+    """One cell of the table: the row's new state, the next step, and the reason why."""
 
     state: PaymentState
     next_step: NextStep
@@ -77,76 +86,89 @@ _SETTLED, _RETIRED, _DEAD = PaymentState.SETTLED, PaymentState.RETIRED, PaymentS
 
 
 def _unfinished(state: PaymentState) -> dict[tuple[PaymentState, WalletEvent], Rule]:
-    """The rules that ``open`` and ``failed`` share: where nothing is proved, the state stays as it is."""
+    """Return the rules that ``open`` and ``failed`` share. Where an event proves nothing, the row keeps its ``state``."""
     return {
         (state, WalletEvent.PAID): Rule(
-            state=_SETTLED, next_step=NextStep.HAND_OVER, why="lnd proves that it paid, whoever sent it"
+            state=_SETTLED, next_step=NextStep.HAND_OVER, why="the preimage proves the payment, whoever sent the invoice"
         ),
         (state, WalletEvent.PAID_WRONG_PREIMAGE): Rule(
-            state=_SETTLED, next_step=NextStep.RAISE_MISMATCH, why="the money is gone, so it is booked; no token can be made of it"
+            state=_SETTLED,
+            next_step=NextStep.RAISE_MISMATCH,
+            why="the money has left, so the spend is booked; without the preimage there is no token",
         ),
         (state, WalletEvent.FAILED_FOR_GOOD): Rule(
-            state=_DEAD, next_step=NextStep.RAISE_FAILED, why="every send has arrived and ended, so nothing can start it any more"
+            state=_DEAD, next_step=NextStep.RAISE_FAILED, why="no send can start the payment any more"
         ),
         (state, WalletEvent.FAILED_OWN_SEND): Rule(
             state=_FAILED,
             next_step=NextStep.RAISE_PENDING,
-            why="the unanswered send would start it anew: the scope sticks to it",
+            why="the unanswered send may start the payment again, so nothing else is bought for the scope",
         ),
         (state, WalletEvent.FAILED_SEEN): Rule(
-            state=_FAILED, next_step=NextStep.SEND, why="the same invoice can't be paid twice, and its answer may end the row"
+            state=_FAILED,
+            next_step=NextStep.SEND,
+            why="the same invoice can't be paid twice, and the answer to one more send may end the row",
         ),
-        (state, WalletEvent.IN_FLIGHT): Rule(state=state, next_step=NextStep.FOLLOW, why="only its end tells"),
+        (state, WalletEvent.IN_FLIGHT): Rule(
+            state=state, next_step=NextStep.FOLLOW, why="the outcome is known only when the payment ends"
+        ),
         (state, WalletEvent.EXISTS): Rule(
-            state=state, next_step=NextStep.FOLLOW, why="this send started nothing; of the other, tracking tells"
+            state=state, next_step=NextStep.FOLLOW, why="this send started nothing; tracking shows what became of the other one"
         ),
         (state, WalletEvent.EXPIRED): Rule(
             state=state,
             next_step=NextStep.LAST_LOOK,
-            why="nothing can start it now; but lnd checks expiry first: it may be paid",
+            why="no send can start the payment now, but lnd checks expiry before duplicates: it may be paid already",
         ),
         (state, WalletEvent.REFUSED_BESIDE): Rule(
-            state=state, next_step=NextStep.RAISE_PENDING, why="this send started nothing, which says nothing of the other"
+            state=state, next_step=NextStep.RAISE_PENDING, why="this send started nothing, which proves nothing about the other one"
         ),
         (state, WalletEvent.NOT_FOUND): Rule(
-            state=state, next_step=NextStep.SEND, why="the unanswered send may still arrive: only the same invoice is safe to send"
+            state=state,
+            next_step=NextStep.SEND,
+            why="an unanswered send may still arrive, so only the same invoice is safe to send",
         ),
         (state, WalletEvent.GONE): Rule(
-            state=_DEAD, next_step=NextStep.RAISE_EXPIRED, why="not paid, and by lnd's own word it can't be any more"
+            state=_DEAD,
+            next_step=NextStep.RAISE_EXPIRED,
+            why="it isn't paid, and the node refuses every send of an expired invoice",
         ),
-        (state, WalletEvent.SILENCE): Rule(state=state, next_step=NextStep.TRACK, why="unknown isn't failed: ask"),
+        (state, WalletEvent.SILENCE): Rule(
+            state=state, next_step=NextStep.TRACK, why="an unknown outcome isn't a failure, so the node is asked"
+        ),
     }
 
 
 def _ended(state: PaymentState, next_step: NextStep, why: str) -> dict[tuple[PaymentState, WalletEvent], Rule]:
-    """The rules of a row that someone else has ended meanwhile: its end stands."""
+    """Return the rules for a row that another caller has ended meanwhile. The row keeps its ``state`` whatever the event."""
     return {(state, event): Rule(state=state, next_step=next_step, why=why) for event in WalletEvent}
 
 
-#: (state, event) → what follows. `(open, refused, only send)` is the one rule that ``failed`` doesn't share: a failed row has seen
-#: two sends at least.
+#: (state of the row, event) → rule. (OPEN, REFUSED_ONLY_SEND) is the one rule of ``open`` that ``failed`` doesn't share: a failed
+#: row has had at least two sends.
 WALLET_RULES: dict[tuple[PaymentState, WalletEvent], Rule] = {
     **_unfinished(_OPEN),
     **_unfinished(_FAILED),
     (_OPEN, WalletEvent.REFUSED_ONLY_SEND): Rule(
         state=_DEAD, next_step=NextStep.RAISE_REFUSED, why="the only send ever made started nothing, so nothing can be paid"
     ),
-    **_ended(_SETTLED, NextStep.HAND_OVER, "another has settled it meanwhile: its token serves us too"),
-    **_ended(_RETIRED, NextStep.RAISE_AS_ENDED, "settled and given up meanwhile"),
-    **_ended(_DEAD, NextStep.RAISE_AS_ENDED, "ended meanwhile, unpaid; its end is shared"),
+    **_ended(_SETTLED, NextStep.HAND_OVER, "another caller has settled the row meanwhile, and its token serves here too"),
+    **_ended(_RETIRED, NextStep.RAISE_AS_ENDED, "the row was settled meanwhile, and its token then retired"),
+    **_ended(_DEAD, NextStep.RAISE_AS_ENDED, "another caller has ended the row meanwhile, unpaid, and its error is shared"),
     (_DEAD, WalletEvent.PAID): Rule(
         state=_SETTLED,
         next_step=NextStep.HAND_OVER,
-        why="the user abandoned it, and it was paid after all: the spend is booked, the token kept",
+        why="the user abandoned the row, and the invoice was paid after all: the spend is booked, the token kept",
     ),
     (_DEAD, WalletEvent.PAID_WRONG_PREIMAGE): Rule(
         state=_SETTLED,
         next_step=NextStep.RAISE_MISMATCH,
-        why="the user abandoned it, and it was paid after all: the spend is booked",
+        why="the user abandoned the row, and the invoice was paid after all: the spend is booked",
     ),
 }
 
-_PLAIN = {
+#: What a reply proves where `read` has no rule of its own for it.
+_DEFAULT_EVENTS = {
     WalletReply.SUCCEEDED: WalletEvent.PAID,
     WalletReply.WRONG_PREIMAGE: WalletEvent.PAID_WRONG_PREIMAGE,
     WalletReply.FAILED_FOR_GOOD: WalletEvent.FAILED_FOR_GOOD,
@@ -156,7 +178,7 @@ _PLAIN = {
     WalletReply.NOT_FOUND: WalletEvent.NOT_FOUND,
     WalletReply.UNKNOWN: WalletEvent.SILENCE,
 }
-#: Words with which lnd has answered a send for good: the send can start nothing later.
+#: Replies that answer a send for good: that send can start nothing later.
 _ANSWERS_A_SEND = {
     WalletReply.SUCCEEDED,
     WalletReply.WRONG_PREIMAGE,
@@ -169,10 +191,13 @@ _ANSWERS_A_SEND = {
 
 
 def read(row: PaymentRow, asked: NextStep, answer: WalletAnswer) -> WalletEvent:
-    """What ``answer`` means for ``row`` when ``asked`` was done. ``row`` counts the send that is being answered, if one is."""
+    """Return what ``answer`` proves about the payment of ``row``.
+
+    ``asked`` is the step that ``answer`` answers. If it was SEND, ``row`` counts that send already.
+    """
     reply = answer.reply
     if asked is not NextStep.SEND and reply in (WalletReply.EXISTS, WalletReply.EXPIRED, WalletReply.REFUSED):
-        return WalletEvent.SILENCE  # a question that was refused says nothing of the payment
+        return WalletEvent.SILENCE  # only the question was refused, which proves nothing about the payment
     if asked is NextStep.SEND and reply is WalletReply.NOT_FOUND:
         return WalletEvent.SILENCE
     if asked is NextStep.LAST_LOOK and reply in (WalletReply.NOT_FOUND, WalletReply.FAILED):
@@ -180,21 +205,24 @@ def read(row: PaymentRow, asked: NextStep, answer: WalletAnswer) -> WalletEvent:
     if reply is WalletReply.REFUSED:
         return WalletEvent.REFUSED_ONLY_SEND if row.sends_ever == 1 else WalletEvent.REFUSED_BESIDE
     if reply is WalletReply.FAILED:
-        others = row.sends_unanswered - answered(asked, answer)
-        if row.sends_ever == 1 or others <= 0:
+        others_unanswered = row.sends_unanswered - answered(asked, answer)
+        if row.sends_ever == 1 or others_unanswered <= 0:
             return WalletEvent.FAILED_FOR_GOOD
         return WalletEvent.FAILED_OWN_SEND if asked is NextStep.SEND else WalletEvent.FAILED_SEEN
-    return _PLAIN[reply]
+    return _DEFAULT_EVENTS[reply]
 
 
 def answered(asked: NextStep, answer: WalletAnswer) -> int:
-    """How many sends ``answer`` counts off: the one that it answers, or none."""
+    """Return by how many the row's unanswered sends go down: 1 if ``answer`` answers a send for good, else 0."""
     return int(asked is NextStep.SEND and answer.reply in _ANSWERS_A_SEND)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What follows from one answer: the change to write, then the act. ``settles``: it is this answer that ends the row as paid."""
+    """What follows from one answer: ``change`` is written to the ledger row, then ``rule.next_step`` is done.
+
+    ``settles`` is True if this answer is the one that takes the row to SETTLED.
+    """
 
     event: WalletEvent
     rule: Rule
@@ -203,7 +231,10 @@ class Step:
 
 
 def decide(row: PaymentRow, asked: NextStep, answer: WalletAnswer) -> Step:
-    """The table's word on ``answer``. Pure; AssertionError for a pair that can't be."""
+    """Return what the table says about ``answer``, which answers the step ``asked`` for ``row``. Pure.
+
+    Raises: AssertionError if the row's state and the event can't occur together.
+    """
     event = read(row, asked, answer)
     rule = WALLET_RULES.get((row.state, event))
     assert rule is not None, f"no rule for ({row.state.value}, {event.name}): sends {row.sends_ever}/{row.sends_unanswered}"

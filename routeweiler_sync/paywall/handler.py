@@ -129,8 +129,8 @@ class PaywallHandler:
             verdict = self._verdict(token, judged, request)
             if verdict is Verdict.AS_IT_IS:
                 return self._finished()
-            if judged is not None and verdict in (Verdict.TAKEN, Verdict.NOT_TOLD):
-                return self._answered(judged, accepted=verdict is Verdict.TAKEN)
+            if judged is not None and verdict in (Verdict.ACCEPTED, Verdict.KEEP):
+                return self._answered(judged, accepted=verdict is Verdict.ACCEPTED)
             if verdict is Verdict.WITHDRAW:
                 self._withdraw_guess()
                 token, is_guess = None, False

@@ -1,222 +1,276 @@
-"""SERVER RULES"""
+"""What a web server's answer means for the token that was sent with the request, as a table. Pure: no I/O, no clock.
+
+    (what is known of the token, the server's answer) → what to do with the answer and the token, each with the reason why
+
+`read_answer` turns a status and its challenges into a `ServerAnswer`, `token_status` turns what is known of a token into a
+`TokenStatus`. `SERVER_RULES` has one `Rule` for each pair that can occur, and `judge` looks it up. Meeting any other pair is a bug
+of this package, and raises AssertionError before anything is done.
+
+`negotiation` remembers what the table needs to know of a call, and `handler` does what the table says. What a wallet's reply means
+for a payment is left to `payments.wallet_rules`.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
 
-# -- what the server says of a token ------------------------------------------------------------------------------------------
-
 
 class ServerAnswer(str, Enum):
-    """A server's answer, in the light of the token that went along, if one did."""
+    """A server's answer, given the token that was sent with the request, if any."""
 
-    DELIVERED = "2xx; or 3xx, where without the token it was a 402 just before"
+    DELIVERED = "2xx; or 3xx, if the request without the token was answered with 402 just before"
     REFUSED = "402 (or 401) with an L402 challenge of the token's own scope"
-    REPLAYED = "the same, but for an invoice that was paid long ago: an old answer, of a cassette or a cache"
-    PRICED = "402 (or, to a token, 401) with an L402 challenge of another scope than the token's, if one went along"
+    REPLAYED = (
+        "402 (or 401) with an L402 challenge of the token's own scope whose invoice is paid in the ledger already: an old answer, "
+        "from a cassette or a cache"
+    )
+    PRICED = (
+        "402 (or, to a token, 401) with an L402 challenge of another scope than the token's, or of any scope if no token was sent"
+    )
     OTHER_402 = "402 without an L402 challenge"
-    LOGIN = "401 with challenges, none of them L402's"
+    LOGIN = "401 with challenges, none of them L402"
     BARE_401 = "401 without a challenge"
-    UNREAD_401 = "401, whatever it holds, where no token went along that it could be about"
+    UNREAD_401 = "401, with or without challenges, if no token was sent or only a guess"
     TURNED_DOWN = "400 or 403"
-    ELSE = "anything else: 3xx, 404, 429, 5xx, 1xx"
-    NO_ANSWER = "no answer: the connection was refused or cut, timed out, or didn't speak HTTP"
+    ELSE = "anything else: 1xx, 3xx, 404, 429, 5xx"
+    NO_ANSWER = "no answer: the connection was refused or cut, the request timed out, or the server didn't speak HTTP"
 
 
 class TokenStatus(str, Enum):
-    """What is known of the token that went along."""
+    """What is known of the token that was sent with the request."""
 
-    NONE = "none went along"
-    GUESS = "a guess: nothing says that this page takes it"
-    FRESH = "never taken yet, and not refused for longer than a settlement may lag"
-    WAITED = "never taken, and refused for that long"
-    UNTIMELY = "never taken, and past its own valid_until"
-    TAKEN = "taken before, on this path"
-    ELSEWHERE = "taken before, but never on this path"
-    DOUBTED = "taken before, on this path; and the server has just been asked without it"
-    EXPIRED = "taken before, and past its own valid_until"
+    NONE = "no token was sent"
+    GUESS = "sent as a guess: nothing says that this page accepts it"
+    FRESH = "never accepted so far, and refused for less time than a settlement may lag, or not at all"
+    WAITED = "never accepted, and refused for as long as a settlement may lag"
+    UNTIMELY = "never accepted, and past its own valid_until"
+    ACCEPTED = "accepted before, on this path"
+    ELSEWHERE = "accepted before, but never on this path"
+    DOUBTED = "accepted before, on this path, and the server has just been asked without it"
+    EXPIRED = "accepted before, and past its own valid_until"
 
 
 class Verdict(str, Enum):
     """What to do with the answer and with the token."""
 
-    AS_IT_IS = "the caller's, as free traffic is"
-    TAKEN = "the caller's; the token is noted as taken"
-    NOT_TOLD = "the caller's; the token stays as it is"
-    WITHDRAW = "ask again without the token; this path is sent no guess any more"
+    AS_IT_IS = "return the answer to the caller, as for free traffic"
+    ACCEPTED = "return the answer to the caller, and note that the token was accepted"
+    KEEP = "return the answer to the caller, and keep the token as it is"
+    WITHDRAW = "ask again without the token, and send no guess to this path any more"
     OFFER_AGAIN = "offer the token again, a little later"
-    GIVE_UP = "TokenRefusedError: the row stays, and nothing more is paid for the scope"
-    ASK_BARE = "ask without the token; if an L402 challenge of its scope comes, offer it once more"
-    RETIRE = "retire the token; get one for the challenge, or first ask without for one. At most one is bought in a call"
+    GIVE_UP = "raise TokenRefusedError: the row stays, and nothing more is paid for the scope"
+    ASK_BARE = "ask without the token; if the answer is an L402 challenge of the token's scope, offer the token once more"
+    RETIRE = (
+        "retire the token, then get one for the challenge; without a challenge, ask without a token first. A call buys at most one "
+        "token"
+    )
     GET_ONE = (
-        "get a token of the challenge's scope: a live one, else a new one. At most one is bought in a call, and none beside one "
-        "that was bought for this very page and never taken"
+        "get a token of the challenge's scope: a live one, else a new one. A call buys at most one token, and none if one was "
+        "bought for this very page and never accepted"
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """One cell of the server's table."""
+    """One cell of the table: what to do with the answer and the token, and the reason why."""
 
     verdict: Verdict
     why: str
 
 
-#: Tokens that an answer may be about: those that were bought for this scope, or learned to open this path.
-_JUDGED_STATUSES = tuple(known for known in TokenStatus if known not in (TokenStatus.NONE, TokenStatus.GUESS))
+#: The statuses of tokens that an answer may be about: tokens bought for this scope, or known to open this path.
+_JUDGED_STATUSES = tuple(status for status in TokenStatus if status not in (TokenStatus.NONE, TokenStatus.GUESS))
 
 
-def _same(
-    said: ServerAnswer, of: tuple[TokenStatus, ...], verdict: Verdict, why: str
+def _rule_for(
+    answer: ServerAnswer, statuses: tuple[TokenStatus, ...], verdict: Verdict, why: str
 ) -> dict[tuple[TokenStatus, ServerAnswer], Rule]:
-    return {(known, said): Rule(verdict=verdict, why=why) for known in of}
+    """Return the same rule for ``answer`` to a token of each of ``statuses``."""
+    return {(status, answer): Rule(verdict=verdict, why=why) for status in statuses}
 
 
-#: (what is known of the token, what the server said) → what follows. A token that was taken is given up only on an answer that is
-#: about tokens: each one given up costs a purchase, and an application behind the paywall has 401s and 402s of its own.
+#: (what is known of the token, the server's answer) → rule. A token that was accepted before is retired only on an answer that is
+#: about tokens: each retired token costs a purchase, and an application behind the paywall has 401s and 402s of its own.
 SERVER_RULES: dict[tuple[TokenStatus, ServerAnswer], Rule] = {
-    **_same(ServerAnswer.DELIVERED, (TokenStatus.NONE,), Verdict.AS_IT_IS, "nothing was asked for it"),
-    **_same(
+    **_rule_for(ServerAnswer.DELIVERED, (TokenStatus.NONE,), Verdict.AS_IT_IS, "the page came without a token"),
+    **_rule_for(
         ServerAnswer.DELIVERED,
         (TokenStatus.GUESS,),
         Verdict.AS_IT_IS,
-        "the page may be free: nothing says that the token opened it",
+        "the page may be free: nothing shows that the token opened it",
     ),
-    **_same(ServerAnswer.DELIVERED, _JUDGED_STATUSES, Verdict.TAKEN, "it opened the page"),
-    **_same(
-        ServerAnswer.REFUSED, (TokenStatus.GUESS,), Verdict.GET_ONE, "its scope is asked for: now it can be offered for what it is"
+    **_rule_for(ServerAnswer.DELIVERED, _JUDGED_STATUSES, Verdict.ACCEPTED, "the token opened the page"),
+    **_rule_for(
+        ServerAnswer.REFUSED,
+        (TokenStatus.GUESS,),
+        Verdict.GET_ONE,
+        "the server asks for the token's scope, so the token is no longer a guess",
     ),
-    **_same(
+    **_rule_for(
         ServerAnswer.REFUSED,
         (TokenStatus.FRESH,),
         Verdict.OFFER_AGAIN,
-        "the server may hear late of the settlement: never pay again",
+        "the server may learn of the settlement late, so nothing is paid again",
     ),
-    **_same(
-        ServerAnswer.REFUSED, (TokenStatus.WAITED,), Verdict.GIVE_UP, "a server that never delivers gets one payment, and no second"
+    **_rule_for(
+        ServerAnswer.REFUSED, (TokenStatus.WAITED,), Verdict.GIVE_UP, "a server that never delivers gets one payment, not two"
     ),
-    **_same(ServerAnswer.REFUSED, (TokenStatus.UNTIMELY,), Verdict.RETIRE, "its time was over before it could serve"),
-    **_same(
+    **_rule_for(
         ServerAnswer.REFUSED,
-        (TokenStatus.TAKEN, TokenStatus.ELSEWHERE, TokenStatus.DOUBTED, TokenStatus.EXPIRED),
+        (TokenStatus.UNTIMELY,),
         Verdict.RETIRE,
-        "it has served, and the server asks for another in so many words: used up, expired or revoked",
+        "the token's time was over before the server accepted it once",
     ),
-    **_same(
+    **_rule_for(
+        ServerAnswer.REFUSED,
+        (TokenStatus.ACCEPTED, TokenStatus.ELSEWHERE, TokenStatus.DOUBTED, TokenStatus.EXPIRED),
+        Verdict.RETIRE,
+        "the token has served, and the server explicitly asks for another one: it is used up, expired or revoked",
+    ),
+    **_rule_for(
         ServerAnswer.REPLAYED,
         (TokenStatus.FRESH,),
         Verdict.OFFER_AGAIN,
-        "the server may hear late of the settlement: never pay again",
+        "the server may learn of the settlement late, so nothing is paid again",
     ),
-    **_same(
+    **_rule_for(
         ServerAnswer.REPLAYED,
         (TokenStatus.WAITED,),
         Verdict.GIVE_UP,
-        "a server that never delivers gets one payment, and no second",
+        "a server that never delivers gets one payment, not two",
     ),
-    **_same(ServerAnswer.REPLAYED, (TokenStatus.UNTIMELY,), Verdict.RETIRE, "its time was over before it could serve"),
-    **_same(
+    **_rule_for(
         ServerAnswer.REPLAYED,
-        (TokenStatus.TAKEN, TokenStatus.ELSEWHERE, TokenStatus.DOUBTED, TokenStatus.EXPIRED),
-        Verdict.OFFER_AGAIN,
-        "an old answer says nothing of it, and the page may be the next: heard once for each token",
+        (TokenStatus.UNTIMELY,),
+        Verdict.RETIRE,
+        "the token's time was over before the server accepted it once",
     ),
-    **_same(ServerAnswer.PRICED, (TokenStatus.NONE,), Verdict.GET_ONE, "that is the price"),
-    **_same(
+    **_rule_for(
+        ServerAnswer.REPLAYED,
+        (TokenStatus.ACCEPTED, TokenStatus.ELSEWHERE, TokenStatus.DOUBTED, TokenStatus.EXPIRED),
+        Verdict.OFFER_AGAIN,
+        "an old answer proves nothing about the token, and the next answer may be the page; followed once for each token",
+    ),
+    **_rule_for(ServerAnswer.PRICED, (TokenStatus.NONE,), Verdict.GET_ONE, "the server asks for a payment"),
+    **_rule_for(
         ServerAnswer.PRICED,
         (TokenStatus.GUESS, *_JUDGED_STATUSES),
         Verdict.GET_ONE,
-        "another token is asked for: this one isn't refused by that",
+        "the server asks for another token, which is no refusal of this one",
     ),
-    **_same(ServerAnswer.OTHER_402, (TokenStatus.NONE,), Verdict.AS_IT_IS, "other ways to pay are the caller's business"),
-    **_same(ServerAnswer.OTHER_402, (TokenStatus.GUESS,), Verdict.WITHDRAW, "without the token it might be another answer"),
-    **_same(
-        ServerAnswer.OTHER_402, (TokenStatus.FRESH,), Verdict.OFFER_AGAIN, "it may be the paywall's word on a settlement that lags"
+    **_rule_for(ServerAnswer.OTHER_402, (TokenStatus.NONE,), Verdict.AS_IT_IS, "other ways to pay are left to the caller"),
+    **_rule_for(ServerAnswer.OTHER_402, (TokenStatus.GUESS,), Verdict.WITHDRAW, "without the token the answer might be another"),
+    **_rule_for(
+        ServerAnswer.OTHER_402, (TokenStatus.FRESH,), Verdict.OFFER_AGAIN, "the paywall may answer so while the settlement lags"
     ),
-    **_same(ServerAnswer.OTHER_402, (TokenStatus.WAITED,), Verdict.GIVE_UP, "nothing was delivered for the payment"),
-    **_same(
+    **_rule_for(ServerAnswer.OTHER_402, (TokenStatus.WAITED,), Verdict.GIVE_UP, "nothing was delivered for the payment"),
+    **_rule_for(
         ServerAnswer.OTHER_402,
         (TokenStatus.UNTIMELY, TokenStatus.EXPIRED),
         Verdict.RETIRE,
-        "its time is over, whatever the server means",
+        "the token's time is over, whatever the server means",
     ),
-    **_same(
+    **_rule_for(
         ServerAnswer.OTHER_402,
-        (TokenStatus.TAKEN, TokenStatus.ELSEWHERE, TokenStatus.DOUBTED),
-        Verdict.NOT_TOLD,
-        "an application behind the paywall has 402s of its own (a quota used up)",
+        (TokenStatus.ACCEPTED, TokenStatus.ELSEWHERE, TokenStatus.DOUBTED),
+        Verdict.KEEP,
+        "an application behind the paywall has 402s of its own (a used-up quota, for instance)",
     ),
-    **_same(ServerAnswer.LOGIN, _JUDGED_STATUSES, Verdict.NOT_TOLD, "a login is asked for, whatever the token is worth"),
-    **_same(
-        ServerAnswer.BARE_401, (TokenStatus.FRESH,), Verdict.OFFER_AGAIN, "the specification's refusal; the settlement may lag"
+    **_rule_for(
+        ServerAnswer.LOGIN, _JUDGED_STATUSES, Verdict.KEEP, "the server asks for a login, which says nothing about the token"
     ),
-    **_same(ServerAnswer.BARE_401, (TokenStatus.WAITED,), Verdict.GIVE_UP, "nothing was delivered for the payment"),
-    **_same(
+    **_rule_for(
+        ServerAnswer.BARE_401,
+        (TokenStatus.FRESH,),
+        Verdict.OFFER_AGAIN,
+        "the specification has servers refuse a token in this way, and the settlement may lag",
+    ),
+    **_rule_for(ServerAnswer.BARE_401, (TokenStatus.WAITED,), Verdict.GIVE_UP, "nothing was delivered for the payment"),
+    **_rule_for(
         ServerAnswer.BARE_401,
         (TokenStatus.UNTIMELY, TokenStatus.EXPIRED),
         Verdict.RETIRE,
-        "its time is over, whatever the server means",
+        "the token's time is over, whatever the server means",
     ),
-    **_same(ServerAnswer.BARE_401, (TokenStatus.TAKEN,), Verdict.ASK_BARE, "a refusal or a login: it doesn't say"),
-    **_same(
+    **_rule_for(
+        ServerAnswer.BARE_401,
+        (TokenStatus.ACCEPTED,),
+        Verdict.ASK_BARE,
+        "the answer doesn't say whether it refuses the token or asks for a login",
+    ),
+    **_rule_for(
         ServerAnswer.BARE_401,
         (TokenStatus.DOUBTED,),
         Verdict.RETIRE,
-        "without it the server asks for such a token, and refuses this one",
+        "without the token the server asks for one of its scope, and it refuses this one",
     ),
-    **_same(
+    **_rule_for(
         ServerAnswer.BARE_401,
         (TokenStatus.ELSEWHERE,),
-        Verdict.NOT_TOLD,
-        "a login, maybe: nothing says that this page takes such tokens",
+        Verdict.KEEP,
+        "it may ask for a login: nothing says that this page accepts such tokens",
     ),
-    **_same(ServerAnswer.UNREAD_401, (TokenStatus.NONE,), Verdict.AS_IT_IS, "L402 asks with 402: a 401 is about something else"),
-    **_same(ServerAnswer.UNREAD_401, (TokenStatus.GUESS,), Verdict.WITHDRAW, "it may be about the token, which nobody asked for"),
-    **_same(ServerAnswer.TURNED_DOWN, (TokenStatus.NONE,), Verdict.AS_IT_IS, "nothing was asked for it"),
-    **_same(ServerAnswer.TURNED_DOWN, (TokenStatus.GUESS,), Verdict.WITHDRAW, "it may be about the token, which nobody asked for"),
-    **_same(ServerAnswer.TURNED_DOWN, _JUDGED_STATUSES, Verdict.NOT_TOLD, "about the request, or from in front of the paywall"),
-    **_same(ServerAnswer.ELSE, (TokenStatus.NONE, TokenStatus.GUESS), Verdict.AS_IT_IS, "not about tokens"),
-    **_same(
-        ServerAnswer.ELSE, _JUDGED_STATUSES, Verdict.NOT_TOLD, "not about tokens; from in front of the paywall or from behind it"
+    **_rule_for(
+        ServerAnswer.UNREAD_401,
+        (TokenStatus.NONE,),
+        Verdict.AS_IT_IS,
+        "L402 asks for payment with 402, so a 401 is about something else",
     ),
-    **_same(
+    **_rule_for(
+        ServerAnswer.UNREAD_401, (TokenStatus.GUESS,), Verdict.WITHDRAW, "it may be about the token, which nobody asked for"
+    ),
+    **_rule_for(ServerAnswer.TURNED_DOWN, (TokenStatus.NONE,), Verdict.AS_IT_IS, "no token was sent that it could be about"),
+    **_rule_for(
+        ServerAnswer.TURNED_DOWN, (TokenStatus.GUESS,), Verdict.WITHDRAW, "it may be about the token, which nobody asked for"
+    ),
+    **_rule_for(
+        ServerAnswer.TURNED_DOWN, _JUDGED_STATUSES, Verdict.KEEP, "it is about the request, or comes from in front of the paywall"
+    ),
+    **_rule_for(ServerAnswer.ELSE, (TokenStatus.NONE, TokenStatus.GUESS), Verdict.AS_IT_IS, "it isn't about tokens"),
+    **_rule_for(
+        ServerAnswer.ELSE,
+        _JUDGED_STATUSES,
+        Verdict.KEEP,
+        "it isn't about tokens, whether it comes from in front of the paywall or from behind it",
+    ),
+    **_rule_for(
         ServerAnswer.NO_ANSWER,
         (TokenStatus.NONE, TokenStatus.GUESS),
         Verdict.AS_IT_IS,
-        "the error is the caller's, as `requests` raises it",
+        "the caller gets the error that `requests` raises",
     ),
-    **_same(
+    **_rule_for(
         ServerAnswer.NO_ANSWER,
         _JUDGED_STATUSES,
-        Verdict.NOT_TOLD,
-        "the error is the caller's; the token is in the ledger, the next call offers it",
+        Verdict.KEEP,
+        "the caller gets the error; the token is in the ledger, and the next call offers it",
     ),
 }
 
-#: Answers whose meaning depends on what is known of the token: they may refuse it.
+#: Answers that may refuse the token. What they mean depends on what is known of the token.
 MAYBE_REFUSALS = (ServerAnswer.REFUSED, ServerAnswer.REPLAYED, ServerAnswer.OTHER_402, ServerAnswer.BARE_401)
 
 
 class Wants(str, Enum):
     """What the WWW-Authenticate lines of a 401 or 402 ask for."""
 
-    SAME = "L402, of the scope of the token that went along"
-    PAID = "the same, by an invoice that the ledger has as paid"
-    CHALLENGE = "L402, of another scope, or no token went along"
-    OTHER = "something else"
-    NOTHING = "they don't say"
+    SAME = "L402, of the scope of the token that was sent"
+    PAID = "L402, of the scope of the token that was sent, with an invoice that is paid in the ledger"
+    CHALLENGE = "L402, of another scope than the token's, or no token was sent"
+    OTHER = "another scheme than L402"
+    NOTHING = "nothing: they name no scheme"
 
 
 _CHALLENGES = {Wants.SAME: ServerAnswer.REFUSED, Wants.PAID: ServerAnswer.REPLAYED, Wants.CHALLENGE: ServerAnswer.PRICED}
 
 
 def read_answer(status: int | None, *, wants: Wants = Wants.NOTHING, judged: bool, after_402: bool = False) -> ServerAnswer:
-    """What an answer of ``status`` (None: there was none) says.
+    """Return the kind of an answer with HTTP status ``status``, None if there was no answer.
 
-    ``wants``: of a 402, and of a 401 to a token that is judged; it isn't looked at otherwise. ``judged``: a token went along that
-    is no guess. ``after_402``: without the token the answer was a 402, just before. A redirect that none preceded may stand in
-    front of the paywall: it doesn't say that the token was taken.
+    ``wants`` is what the answer's challenges ask for. It is used for a 402, and for a 401 if ``judged``. ``judged``: a token was
+    sent that isn't a guess. ``after_402``: the same request was answered with 402 before. A redirect that no 402 preceded may come
+    from in front of the paywall, so it doesn't show that the token was accepted.
     """
     if status is None:
         return ServerAnswer.NO_ANSWER
@@ -234,11 +288,12 @@ def read_answer(status: int | None, *, wants: Wants = Wants.NOTHING, judged: boo
 
 
 def token_status(*, accepted: bool, accepted_here: bool, expired: bool, asked_bare: bool, patience_left: bool) -> TokenStatus:
-    """What is known of a token that is no guess.
+    """Return the status of a token that isn't a guess.
 
-    ``taken``: the server has taken it before; ``accepted_here``: this path has taken tokens of its scope. ``expired`` by its own
-    valid_until and our clock. ``asked_bare``: the server was asked without it meanwhile. ``patience_left``: it was refused for
-    less than a settlement may lag, or not at all.
+    ``accepted``: the server has accepted the token before. ``accepted_here``: this path has accepted tokens of its scope.
+    ``expired``: by this machine's clock, the token is past its own valid_until. ``asked_bare``: since the token was refused, the
+    server has been asked without it. ``patience_left``: the token has been refused for less time than a settlement may lag, or not
+    at all.
     """
     if not accepted:
         return TokenStatus.UNTIMELY if expired else TokenStatus.FRESH if patience_left else TokenStatus.WAITED
@@ -246,11 +301,14 @@ def token_status(*, accepted: bool, accepted_here: bool, expired: bool, asked_ba
         return TokenStatus.EXPIRED
     if not accepted_here:
         return TokenStatus.ELSEWHERE
-    return TokenStatus.DOUBTED if asked_bare else TokenStatus.TAKEN
+    return TokenStatus.DOUBTED if asked_bare else TokenStatus.ACCEPTED
 
 
-def judge(known: TokenStatus, said: ServerAnswer) -> Rule:
-    """The table's word on a server's answer. Pure; AssertionError for a pair that can't be."""
-    ruling = SERVER_RULES.get((known, said))
-    assert ruling is not None, f"no ruling for ({known.name}, {said.name})"
-    return ruling
+def judge(status: TokenStatus, answer: ServerAnswer) -> Rule:
+    """Return what the table says about ``answer`` to a token of ``status``. Pure.
+
+    Raises: AssertionError if the two can't occur together.
+    """
+    rule = SERVER_RULES.get((status, answer))
+    assert rule is not None, f"no rule for ({status.name}, {answer.name})"
+    return rule

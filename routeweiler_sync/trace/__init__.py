@@ -1,6 +1,7 @@
-"""What happened: one event a call, to a JSON-lines file or to SQLite. What the events say is the adapter's to decide.
+"""The trace: one event for each call, written to a JSON-lines file or an SQLite database.
 
-Light on purpose: a sink's own module, and sqlite3, are imported when such a sink is made.
+What a call's event contains is decided in `paywall.call_record`. Importing this package is cheap: a sink's own module, and sqlite3,
+are imported when such a sink is made.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A lock between processes on an open file: flock on POSIX, a byte lock on Windows. The system frees it when its holder dies."""
+"""A lock between processes on an open file: flock on POSIX, a byte lock on Windows. The system frees it when the process dies."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MAX_PAUSE_S = 0.01
 if sys.platform == "win32":
     import msvcrt
 
-    #: Locks are mandatory on Windows: a byte that no trace reaches, so that readers aren't shut out.
+    #: Offset of the locked byte. On Windows a locked byte can't be read, so it lies beyond the end of any trace.
     _LOCKED_BYTE = 0x7FFF_FFF0
 
     def _try_lock(fd: int) -> None:
@@ -37,9 +37,10 @@ else:
 
 @contextmanager
 def locked(fd: int, *, timeout_s: float) -> Iterator[bool]:
-    """Hold the lock on ``fd``, or go on without it after ``timeout_s`` (a stopped holder) or where the file system has none.
+    """Hold the lock on ``fd`` during the block. Yield whether it is held.
 
-    Yields whether it is held.
+    It isn't, and the block runs all the same, if another process keeps it for ``timeout_s`` seconds (that process may be stopped),
+    or if the file system has no locks.
     """
     held = _wait_for(fd, timeout_s)
     try:
@@ -51,12 +52,13 @@ def locked(fd: int, *, timeout_s: float) -> Iterator[bool]:
 
 
 def _wait_for(fd: int, timeout_s: float) -> bool:
+    """Try to take the lock for ``timeout_s`` seconds. Return whether it was taken."""
     deadline = time.monotonic() + timeout_s
     pause_s = _FIRST_PAUSE_S
     while True:
         try:
             _try_lock(fd)
-        except (BlockingIOError, PermissionError):  # held by another, as POSIX and as Windows say it
+        except (BlockingIOError, PermissionError):  # another process has it: POSIX raises the first, Windows the second
             if time.monotonic() >= deadline:
                 return False
             time.sleep(pause_s)

@@ -1,4 +1,4 @@
-"""Reads what traces tell of payments, from files of either kind. What it means is for others: `routeweiler_sync.audit`."""
+"""Read the payments reported in trace files, JSON lines or SQLite. Comparing them with the ledger is left to `audit`."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from typing import Any
 
 _SQLITE_MAGIC = b"SQLite format 3\x00"
 _BUSY_TIMEOUT_S = 5.0
-#: Above any amount that a ledger's columns hold, in whatever unit.
+#: Amounts from here on, in whatever unit, are refused: no column of a ledger can hold them.
 MAX_FIGURE = 2**63
 
 
 class TraceUnreadableError(Exception):
-    """A trace file isn't there, or can't be read; says which and why."""
+    """A trace file is missing or can't be read. The message names the file and the reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportedPayment:
-    """What one line says of a payment. Amounts in msat; ``booked_minor_units`` of ``currency``: what the envelope was charged.
+    """What one trace event reports of a payment. Amounts are in msat.
 
-    ``proof`` is the preimage (hex), None in a redacted line.
+    ``booked_minor_units`` is what the envelope was charged, in minor units of ``currency``; both are None if there was no envelope.
+    ``proof`` is the preimage (hex), None in a redacted event.
     """
 
     amount_msat: int
@@ -38,10 +39,12 @@ class ReportedPayment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraceAccount:
-    """What a trace tells: its payments by hash (not those whose tokens were used again), each with its distinct tellings.
+    """Everything that traces report of payments. Calls that used an earlier token (``reused``) aren't included.
 
-    ``since_s``: the earliest end of a call in it, unix seconds: what was paid before may have been told in files that aren't here.
-    ``unreadable``: lines that aren't events; a killed writer may leave one.
+    ``payments`` has, by payment hash (hex), the different reports of each payment; more than one if events disagree. ``since_s`` is
+    when the earliest call in the trace ended, in unix seconds, None for an empty trace: payments from before may be in files that
+    weren't given. ``lines`` counts the events. ``unreadable`` counts the lines that aren't events; a process killed while writing
+    may leave one.
     """
 
     files: tuple[str, ...]
@@ -52,24 +55,27 @@ class TraceAccount:
 
 
 def read_traces(paths: Iterable[str | os.PathLike[str]]) -> TraceAccount:
-    """The account of all ``paths``, JSON lines or SQLite whatever their names. Writes nothing; TraceUnreadableError."""
+    """Read the trace files at ``paths`` as one account. The kind of each file is recognised by its content. Writes nothing.
+
+    Raises: TraceUnreadableError if a file is missing or can't be read.
+    """
     files = tuple(os.fspath(path) for path in paths)
     payments: dict[str, dict[ReportedPayment, None]] = {}
     since_s: float | None = None
     lines = unreadable = 0
     for text in (text for file in files for text in _texts(Path(file).expanduser())):
         try:
-            ended_s, told = _read(text)
+            ended_s, reported = _read(text)
         except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError):
             unreadable += 1
             continue
         lines += 1
         since_s = ended_s if since_s is None else min(since_s, ended_s)
-        if told is not None:
-            payments.setdefault(told[0], {})[told[1]] = None
+        if reported is not None:
+            payments.setdefault(reported[0], {})[reported[1]] = None
     return TraceAccount(
         files=files,
-        payments={payment_hash: tuple(tellings) for payment_hash, tellings in payments.items()},
+        payments={payment_hash: tuple(reports) for payment_hash, reports in payments.items()},
         since_s=since_s,
         lines=lines,
         unreadable=unreadable,
@@ -77,7 +83,7 @@ def read_traces(paths: Iterable[str | os.PathLike[str]]) -> TraceAccount:
 
 
 def _texts(path: Path) -> Iterator[str | bytes]:
-    """The JSON of each event of one file."""
+    """Yield the JSON text of each event in one file."""
     import sqlite3
 
     try:
@@ -96,27 +102,33 @@ def _texts(path: Path) -> Iterator[str | bytes]:
 
 
 def _read(text: str | bytes) -> tuple[float, tuple[str, ReportedPayment] | None]:
-    """When the call of an event ended, and the payment that it made, if any."""
+    """Return when an event's call ended (unix seconds), and the hash and report of the payment that it made, None if it made none.
+
+    Raises: ValueError, KeyError and the like for a text that isn't an event.
+    """
     event: Any = json.loads(text, parse_float=Decimal)
     ended_s = datetime.fromisoformat(event["timestampEnd"].replace("Z", "+00:00")).timestamp()
     payment = event["payment"]
     if payment is None or payment["reused"]:
         return ended_s, None
     booked, proof = payment["amountEnvelope"], payment["proofValue"]
-    told = ReportedPayment(
+    reported = ReportedPayment(
         amount_msat=_whole(payment["amountMsat"]),
         fee_msat=_whole(payment["feeMsat"]),
         booked_minor_units=None if booked is None else Decimal(booked),
         currency=None if booked is None else str(payment["amountEnvelopeCurrency"]),
         proof=None if proof is None else str(proof),
     )
-    if told.booked_minor_units is not None and not abs(told.booked_minor_units) < MAX_FIGURE:
+    if reported.booked_minor_units is not None and not abs(reported.booked_minor_units) < MAX_FIGURE:
         raise ValueError("no amount")
-    return ended_s, (str(payment["paymentHash"]), told)
+    return ended_s, (str(payment["paymentHash"]), reported)
 
 
 def _whole(amount_msat: object) -> int:
-    """A line that was changed may hold what would take a machine's whole memory to write out."""
+    """Return ``amount_msat`` if it is an integer of plausible size.
+
+    Raises: ValueError otherwise. A line that was tampered with may hold a number so long that printing it takes all memory.
+    """
     if type(amount_msat) is not int or abs(amount_msat) >= MAX_FIGURE:
         raise ValueError("no amount in msat")
     return amount_msat

@@ -1,4 +1,4 @@
-"""What a trace may leave out: pure functions from an event's JSON to less of it."""
+"""Leave secrets and private data out of an event's JSON, as the sink's ``redact`` and ``url_mode`` say. Pure functions."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _QUERY = re.compile(r"[?#].*", re.DOTALL)
 
 
 def redacted(payload: dict[str, Any], *, redact: bool, drop_urls: bool) -> dict[str, Any]:
-    """``payload`` (as `TraceEvent.to_json_dict` gives it) less what the sink is not to write.
+    """Return ``payload`` (the result of `TraceEvent.to_json_dict`) without what the sink must not write.
 
-    ``redact`` takes out the preimages, query strings and fragments of URLs, and texts that others wrote (the error's message,
-    the invoice's description): sums, hashes, hosts, paths and error codes stay. ``drop_urls`` takes out every URL, also from
-    texts, and a scope that is a path.
+    ``redact`` removes the preimage, the query strings and fragments of URLs, and texts from elsewhere (the error's message, the
+    invoice's description). Amounts, hashes, hosts, paths and error codes stay. ``drop_urls`` removes every URL, also inside texts,
+    and a scope that is a path.
     """
     if redact:
         payload = _changed(payload, url=_without_query, text=lambda _: None)
@@ -36,6 +36,8 @@ def _without_query(url: str) -> str:
 
 
 def _changed(payload: dict[str, Any], *, url: _Change, text: _Change) -> dict[str, Any]:
+    """Return ``payload`` with ``url`` applied to its URLs, and ``text`` to the error's message and the invoice's description."""
+
     def apply(change: _Change, value: str | None) -> str | None:
         return None if value is None else change(value)
 

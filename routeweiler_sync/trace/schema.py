@@ -1,7 +1,7 @@
-"""The trace event: its parts and its JSON. It knows no files; where events go is `routeweiler_sync.trace.sink`'s to know.
+"""The trace event: its parts, and their JSON. Writing events to files is left to `routeweiler_sync.trace.sink`.
 
-There is no field for a token, a macaroon or a credential, and user:password@ is cut from every URL and message. The preimage
-(``proofValue``) is the payer's proof of payment and opens nothing without the token.
+No field holds a token, a macaroon or a credential, and user:password@ is cut from every URL and message. The preimage
+(``proofValue``) is the payer's proof of payment; without the token it opens nothing.
 """
 
 from __future__ import annotations
@@ -19,16 +19,20 @@ _URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
 
 
 def timestamp(moment: datetime) -> str:
-    """ISO 8601 in UTC with microseconds and ``Z``: all of one width, so that they sort as text. A naive time is taken as local."""
+    """Return ``moment`` as ISO 8601 in UTC, with microseconds and ``Z``. All have the same length, so that they sort as text.
+
+    A naive datetime counts as local time.
+    """
     return moment.astimezone(timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def _sats(amount_msat: int) -> int:
+    """Return whole sats, rounded up."""
     return -(-amount_msat // 1000)
 
 
 def _number(amount: Decimal | None) -> int | float | str | None:
-    """A JSON number from which ``Decimal(str(number))`` gives ``amount`` back, or a string where no double can."""
+    """Return a JSON number from which ``Decimal(str(number))`` gives ``amount`` back, or a string if no double can represent it."""
     if amount is None:
         return None
     if amount == amount.to_integral_value():
@@ -38,7 +42,7 @@ def _number(amount: Decimal | None) -> int | float | str | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraceChallenge:
-    """The challenge that a call met: what it asked for. ``amount_msat`` is the signed invoice's."""
+    """The challenge of a 402 that the call received. ``url`` is what answered it, ``amount_msat`` the signed invoice's amount."""
 
     scheme: str
     url: str
@@ -50,7 +54,7 @@ class TraceChallenge:
     description: str | None = None
 
     def to_json_dict(self) -> dict[str, Any]:
-        """The ``challenge`` object of the event."""
+        """Return the ``challenge`` object of the event's JSON."""
         return {
             "scheme": self.scheme,
             "url": without_userinfo(self.url),
@@ -65,11 +69,11 @@ class TraceChallenge:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TracePayment:
-    """The payment that a call made or the token that it used (``reused``, which adds nothing to any sum).
+    """The payment that a call made, or that paid for the token it used (``reused=True``; such an event adds nothing to any sum).
 
-    ``payment_hash`` and ``proof_value`` (the preimage; None where the node's didn't fit) are 64 hex digits. ``amount_msat``
-    leaves out ``fee_msat``. ``amount_envelope`` is what was booked in the envelope, in minor units of its currency and up to
-    six decimal places. ``settlement_latency_ms``: from the order to the node's word.
+    ``payment_hash`` and ``proof_value`` are 64 hex digits. ``proof_value`` is the preimage, None if the node's preimage didn't fit.
+    ``amount_msat`` doesn't include ``fee_msat``. ``amount_envelope`` is what the envelope was charged, in minor units of its
+    currency, with up to six decimal places. ``settlement_latency_ms`` is the time from the payment order to the node's final reply.
     """
 
     payment_hash: str
@@ -83,10 +87,11 @@ class TracePayment:
     reused: bool = False
 
     def to_json_dict(self) -> dict[str, Any]:
-        """The ``payment`` object. ``amountNative`` is in whole sats, rounded up; ``amountMsat`` is exact.
+        """Return the ``payment`` object of the event's JSON. ``amountNative`` is in whole sats, rounded up; ``amountMsat`` is
+        exact.
 
-        ``amountEnvelope`` is a JSON number, and a string where no double can hold it (above 15 digits):
-        ``Decimal(str(…))`` gives back the exact amount from either.
+        ``amountEnvelope`` is a JSON number, or a string if no double can represent it (above 15 digits). ``Decimal(str(…))`` gives
+        the exact amount from either.
         """
         return {
             "paymentHash": self.payment_hash,
@@ -106,19 +111,19 @@ class TracePayment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraceError:
-    """Why a call failed: ``code`` is stable (`RouteweilerError.code`), ``message`` is for people, less user:password@ of URLs."""
+    """Why a call failed. ``code`` is stable (`RouteweilerError.code`), ``message`` is for people."""
 
     code: str
     message: str
 
     def to_json_dict(self) -> dict[str, Any]:
-        """The ``error`` object of the outcome."""
+        """Return the ``error`` object of the outcome's JSON, with user:password@ cut from URLs in the message."""
         return {"code": self.code, "message": _URL_IN_TEXT.sub(lambda url: without_userinfo(url[0]), self.message)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraceOutcome:
-    """How a call ended. ``http_status`` is None where no response came."""
+    """How a call ended. ``http_status`` is None if there was no response."""
 
     http_status: int | None = None
     service_delivered: bool = False
@@ -126,7 +131,7 @@ class TraceOutcome:
     error: TraceError | None = None
 
     def to_json_dict(self) -> dict[str, Any]:
-        """The ``outcome`` object of the event."""
+        """Return the ``outcome`` object of the event's JSON."""
         return {
             "httpStatus": self.http_status,
             "serviceDelivered": self.service_delivered,
@@ -137,11 +142,12 @@ class TraceOutcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraceEvent:
-    """One call, or a further payment of the call ``parent_request_id``.
+    """The event of one call; or, with ``parent_request_id``, of a further payment that the call of that request id made.
 
-    ``event_id`` is the event's own: written a second time, the event is still told once (SQLite). ``funding_source`` is the
-    node's pubkey. ``authorization_replaced``: a token went out in the place of the caller's own ``Authorization``. Building an
-    event never fails for what the strings hold, for a call must not fail for its trace.
+    ``event_id`` identifies the event: an SQLite sink stores an event only once, even if it is written twice. ``funding_source`` is
+    the node's pubkey (hex). ``authorization_replaced``: a token was sent in place of the caller's own ``Authorization``.
+
+    No content of a string makes building an event fail, because a call must not fail because of its trace.
     """
 
     request_id: str
@@ -163,9 +169,9 @@ class TraceEvent:
     event_id: str = field(default_factory=lambda: str(uuid.uuid4()))
 
     def to_json_dict(self) -> dict[str, Any]:
-        """The event as it is written: camelCase, ready for `json.dumps`.
+        """Return the event as it is written: camelCase keys, ready for `json.dumps`.
 
-        ``parentRequestId`` and ``authorizationReplaced`` (true) are there only where there is something to say.
+        ``parentRequestId`` and ``authorizationReplaced`` are left out if they are None or False.
         """
         parent = {} if self.parent_request_id is None else {"parentRequestId": self.parent_request_id}
         replaced = {"authorizationReplaced": True} if self.authorization_replaced else {}

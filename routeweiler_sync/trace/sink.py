@@ -1,6 +1,7 @@
-"""Where trace events go: the base of all sinks, and the promise that a trace never costs a payment or a response.
+"""The base class of all trace sinks. It makes sure that a trace that can't be written never loses a payment or a response.
 
-Which bytes are written, and how many writers share a file, is known to `sink_jsonl` and `sink_sqlite`.
+How events are stored, and how several writers share one file, is left to `sink_jsonl` and `sink_sqlite`; what an event contains to
+`schema`.
 """
 
 from __future__ import annotations
@@ -22,27 +23,31 @@ from .schema import TraceEvent
 
 _log = logging.getLogger("routeweiler_sync")
 
-#: Pure ASCII: neither a lone surrogate nor a character that some reader takes for a line's end gets into a file.
+#: The encoder writes ASCII only. So no lone surrogate gets into a file, and no character that some reader takes for the end of a
+#: line.
 _to_json = json.JSONEncoder(separators=(",", ":")).encode
 
 UrlMode = Literal["raw", "drop"]
 
 
 class TraceSink(ABC):
-    """Takes trace events; made by `TraceSink.jsonl` or `TraceSink.sqlite`.
+    """Writes trace events to a file. `TraceSink.jsonl` and `TraceSink.sqlite` make one.
 
-    ``redact=True`` leaves out preimages, query strings and fragments, error messages and invoice descriptions;
-    ``url_mode="drop"`` leaves out all URLs (null). user:password@ is never written.
+    ``redact=True`` leaves out preimages, query strings and fragments, error messages and invoice descriptions. ``url_mode="drop"``
+    leaves out all URLs (they become null). user:password@ is never written.
 
-    A sink may be shared by threads and survives a fork; copies and unpickled sinks write to the same file. The file is opened
-    at the first event, created with mode 0600 (its folder with 0700); one that exists keeps its mode. One that was moved or
-    deleted is made anew, so logs may be rotated. Making a sink touches no file.
+    Threads may share a sink, and it survives a fork. Copies and unpickled sinks write to the same file. Making a sink touches no
+    file: the file is opened at the first event and created with mode 0600 (its folder with 0700). A file that exists keeps its
+    mode. If the file was moved or deleted, a new one is created, so that logs can be rotated.
     """
 
     def __init__(self, path: str | os.PathLike[str], redact: bool = False, url_mode: UrlMode = "raw") -> None:
-        """``path``: relative ones are bound to the folder of now, ``~`` is the user's. Raises ValueError for an unknown mode."""
+        """Make a sink for the file ``path``. A relative path is resolved now, against the current folder; ``~`` is expanded.
+
+        Raises: ValueError for an unknown ``url_mode``.
+        """
         if url_mode not in ("raw", "drop"):
-            raise ValueError(f"url_mode is 'raw' or 'drop', not {url_mode!r}")
+            raise ValueError(f"url_mode must be 'raw' or 'drop', not {url_mode!r}")
         self.path = Path(os.path.abspath(os.path.expanduser(os.fspath(path))))
         self.redact = redact
         self.url_mode: UrlMode = url_mode
@@ -52,7 +57,7 @@ class TraceSink(ABC):
 
     @classmethod
     def jsonl(cls, path: str | os.PathLike[str], redact: bool = False, url_mode: UrlMode = "raw") -> TraceSink:
-        """A file of JSON lines, one event a line, whole also where many processes write at once."""
+        """Make a sink that writes JSON lines, one event per line. Lines stay whole even if many processes write at once."""
         with importing:
             from .sink_jsonl import JsonlSink
 
@@ -60,9 +65,9 @@ class TraceSink(ABC):
 
     @classmethod
     def sqlite(cls, path: str | os.PathLike[str], redact: bool = False, url_mode: UrlMode = "raw") -> TraceSink:
-        """An SQLite database with the table ``trace_events``, whose ``payload`` is the event's JSON.
+        """Make a sink that writes to the table ``trace_events`` of an SQLite database. The column ``payload`` has the event's JSON.
 
-        Don't move or delete the file while a process has it open; SQLite doesn't bear that.
+        Don't move or delete the file while a process has it open: SQLite doesn't support that.
         """
         with importing:
             from .sink_sqlite import SqliteSink
@@ -70,10 +75,10 @@ class TraceSink(ABC):
         return SqliteSink(path, redact, url_mode)
 
     def emit(self, event: TraceEvent) -> bool:
-        """Write ``event``; blocks until the operating system has it. Returns whether it has.
+        """Write ``event`` and return True once the operating system has it. Return False if the event couldn't be written.
 
-        Raises no Exception: an event that can't be written is lost. The loss is told: a log record for each event, and one
-        `RuntimeWarning` a sink.
+        Raises no Exception. An event that can't be written is lost; each loss is logged, and the first of a sink is also a
+        `RuntimeWarning`.
         """
         try:
             payload = redacted(event.to_json_dict(), redact=self.redact, drop_urls=self.url_mode == "drop")
@@ -82,33 +87,33 @@ class TraceSink(ABC):
                 self._write(event.event_id, payload, text)
         except Exception as error:  # noqa: BLE001 - whatever it is, the payment and the response matter more
             with suppress(Exception):
-                self._tell(event, error)
+                self._warn_of_loss(event, error)
             return False
         return True
 
     def close(self) -> None:
-        """Close the file. May be called again; an event after it opens the file anew, for other sessions may share the sink."""
+        """Close the file. May be called twice. A later event opens the file again, because other sessions may share the sink."""
         with self._lock:
             self._close()
 
     @abstractmethod
     def _write(self, event_id: str, payload: dict[str, Any], text: str) -> None:
-        """Write one event; ``text`` is ``payload`` as JSON. Called under the sink's lock; may raise."""
+        """Write one event. ``text`` is ``payload`` as JSON. Called while the sink's lock is held; may raise any Exception."""
 
     @abstractmethod
     def _close(self) -> None:
-        """Let go of the file, if it is open."""
+        """Close the file if it is open."""
 
     @abstractmethod
     def _forget_after_fork(self) -> None:
-        """In a forked child: let go of what the parent opened, without touching the parent's file."""
+        """In a forked child, give up the file that the parent opened, without any effect on the parent."""
 
-    def _tell(self, event: TraceEvent, error: Exception) -> None:
+    def _warn_of_loss(self, event: TraceEvent, error: Exception) -> None:
         payment = getattr(event, "payment", None)
         paid = f" of payment {payment.payment_hash}" if payment is not None else ""
         cause = f"{type(error).__name__}: {error}"
         loss = f"trace event {getattr(event, 'request_id', None)}{paid} is lost: {self.path} can't be written ({cause})"
-        _log.warning("%s. The call itself isn't affected; the ledger has its payment.", loss)
+        _log.warning("%s. The call itself isn't affected, and the ledger has its payment.", loss)
         if not self._has_warned:
             self._has_warned = True
             warnings.warn(f"{loss}. Further losses are only logged.", RuntimeWarning, stacklevel=3)
@@ -125,9 +130,11 @@ class TraceSink(ABC):
 
 
 def open_private(path: Path, *, exclusive: bool = False) -> int:
-    """A descriptor of ``path`` for reading and appending; a file not there is made with mode 0600, its folder with 0700.
+    """Open ``path`` for reading and appending, and return the file descriptor.
 
-    Raises OSError; FileExistsError where ``exclusive`` and there is a file.
+    A missing file is created with mode 0600, a missing folder with 0700.
+
+    Raises: OSError; FileExistsError if ``exclusive`` and the file exists.
     """
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | (os.O_EXCL if exclusive else 0) | getattr(os, "O_BINARY", 0)
     try:
@@ -143,6 +150,6 @@ _sinks: weakref.WeakSet[TraceSink] = weakref.WeakSet()
 @in_child
 def _renew_after_fork() -> None:
     for sink in list(_sinks):
-        sink._lock = threading.RLock()  # the parent's may have been held by a thread that doesn't exist here
+        sink._lock = threading.RLock()  # a thread of the parent may have held the old one, and doesn't exist here
         with suppress(Exception):
             sink._forget_after_fork()

@@ -1,8 +1,8 @@
-"""Trace events as JSON lines. Knows how many writers share one file; what is in a line is known to `schema`.
+"""Trace events as JSON lines. This module knows how several writers share one file; what a line contains is left to `schema`.
 
-A line is one write of the whole line to a file opened for appending, under a lock between processes. On POSIX the first alone
-keeps lines apart; the lock is for Windows, for lines that the system writes in pieces, and for mending the line that a killed
-writer left half-written.
+Each line is written with one call to a file opened for appending, while a lock between processes is held. On POSIX a single append
+already keeps lines apart. The lock is for Windows, for lines that the system writes in several pieces, and for ending the half line
+that a killed process has left.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from .sink import TraceSink, open_private
 
 __all__ = ["JsonlSink", "TraceSink"]
 
-#: A writer that was stopped while it held the lock must not stop the others: then they write without it.
+#: How long to wait for the lock. After that the line is written without it, so that a stopped process can't block the others.
 LOCK_TIMEOUT_S = 1.0
-#: Bound on following a path whose file is replaced again and again.
+#: How often the file is opened again for one event if it keeps being replaced.
 MAX_OPENS = 3
 
 
 class JsonlSink(TraceSink):
-    """`TraceSink.jsonl`. Readers skip a line that isn't JSON: a killed writer may leave one."""
+    """The sink that `TraceSink.jsonl` makes. Readers skip lines that aren't JSON: a process killed while writing may leave one."""
 
     _fd: int | None = None
 
@@ -44,7 +44,7 @@ class JsonlSink(TraceSink):
         return self._fd
 
     def _is_at_path(self, fd: int) -> bool:
-        """Whether the path still means the open file: false after the log was rotated or deleted."""
+        """Return whether the path still names the open file. It doesn't after the log was rotated or deleted."""
         try:
             return os.path.samestat(os.fstat(fd), os.stat(self.path))
         except FileNotFoundError:
@@ -56,10 +56,11 @@ class JsonlSink(TraceSink):
             os.close(fd)
 
     def _forget_after_fork(self) -> None:
-        self._close()  # this process's descriptor alone: the parent's file, and its lock, stay
+        self._close()  # closes only this process's descriptor: the parent's stays open and keeps its lock
 
 
 def _ends_torn(fd: int) -> bool:
+    """Return whether the file ends without a newline: a process was killed while it wrote a line."""
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode) or status.st_size == 0:
         return False

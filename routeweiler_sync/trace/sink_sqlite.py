@@ -1,4 +1,4 @@
-"""Trace events in SQLite. Knows the table and how processes share it; what is in an event is known to `schema`."""
+"""Trace events in SQLite. This module knows the table and how processes share it; what an event contains is left to `schema`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SqliteSink", "TraceSink"]
 
-#: How long an event waits for other writers before it is given up.
+#: How long an event waits for other writers before it is lost.
 BUSY_TIMEOUT_S = 5.0
 _RETRY_PAUSE_S = 0.01
 
@@ -37,20 +37,22 @@ _SCHEMA = (
 _INSERT = """INSERT INTO trace_events (event_id, timestamp_start, selected_rail, envelope_id, payment_hash, payload)
     VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (event_id) DO NOTHING"""
 
-#: Whoever is inside SQLite holds this, and a fork waits for it: a child forked while another thread is inside gets SQLite's own
-#: mutexes locked, for ever (observed). It also keeps the making of a file from being interleaved with its use: closing any
-#: descriptor of a file drops all POSIX locks that the process holds on it, SQLite's too (sqlite.org/howtocorrupt.html, 2.2).
+#: Held during every call into SQLite, for two reasons. A fork waits for it: a child forked while another thread is inside SQLite
+#: would inherit SQLite's own mutexes locked for ever (observed). And a file is never created while another thread uses it: closing
+#: any descriptor of a file drops all POSIX locks that the process holds on it, SQLite's too (sqlite.org/howtocorrupt.html, 2.2).
 _inside = threading.RLock()
-#: A forked child's connections of its parent: they must be neither used nor, while both live, closed (howtocorrupt.html, 2.6).
+#: Connections that a forked child inherited. It must neither use them nor close them while the parent lives (howtocorrupt.html,
+#: 2.6).
 _abandoned: list[sqlite3.Connection] = []
 
 around_fork(before=_inside.acquire, in_parent=_inside.release, in_child=_inside.release)
 
 
 class SqliteSink(TraceSink):
-    """`TraceSink.sqlite`. ``payment_hash`` is that of the event's payment, null where there is none.
+    """The sink that `TraceSink.sqlite` makes. The column ``payment_hash`` is the hash of the event's payment, null if it has none.
 
-    WAL with synchronous=NORMAL: an event survives the process's death at once, a power cut after the next checkpoint.
+    WAL with synchronous=NORMAL: a written event survives the death of the process at once, and a power cut after the next
+    checkpoint.
     """
 
     _connection: sqlite3.Connection | None = None
@@ -61,7 +63,7 @@ class SqliteSink(TraceSink):
         row = (event_id, payload["timestampStart"], payload["selectedRail"], payload["envelopeId"], payment_hash, text)
         with _inside:
             if self._connection is not None and _identity(self.path) != self._identity:
-                self._close()  # SQLite leaves the files at this path alone: it sees that its own has moved
+                self._close()  # SQLite notices that its file has moved, and leaves the files now at this path alone
             if self._connection is None:
                 self._connection = _open(self.path)
                 self._identity = _identity(self.path)
@@ -80,6 +82,7 @@ class SqliteSink(TraceSink):
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
+    """Return device and inode of the file at ``path``, None if there is no file."""
     try:
         status = os.stat(path)
     except FileNotFoundError:
@@ -88,7 +91,10 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def _open(path: Path) -> sqlite3.Connection:
-    """A connection to the database at ``path``, made where there is none. Raises OSError and sqlite3.Error."""
+    """Open the database at ``path`` and create its table; create the database if it is missing.
+
+    Raises: OSError, sqlite3.Error.
+    """
     with importing:
         import sqlite3
 
@@ -100,11 +106,11 @@ def _open(path: Path) -> sqlite3.Connection:
         try:
             _prepare(connection)
         except sqlite3.OperationalError as error:
-            # Raced openers of a fresh file get "database is locked" at once for journal_mode, despite the busy timeout.
+            # If several processes open a new file at once, journal_mode fails with "database is locked", despite the busy timeout.
             if "locked" not in str(error) or time.monotonic() >= deadline:
                 connection.close()
                 raise
-            time.sleep(_RETRY_PAUSE_S * (1 + random.random()))  # noqa: S311 - no secret hangs on it
+            time.sleep(_RETRY_PAUSE_S * (1 + random.random()))  # noqa: S311 - no secret depends on it
         except BaseException:
             connection.close()
             raise

@@ -1,1 +1,1 @@
-"""How requests and urllib3 send a request, and where a 402 is noticed. What a 402 means is left to `paywall`."""
+"""Sends requests through `requests` and urllib3, and notices 402s. What a 402 means is left to `paywall`."""

@@ -25,7 +25,7 @@ XFAILS = {"test_response_iter_lines_reentrant"}
 #: The suite has had more than 500 tests for all of the versions that we take.
 MIN_PASSED = 500
 
-pytestmark = pytest.mark.timeout(TEST_TIMEOUT_S)
+pytestmark = [pytest.mark.timeout(TEST_TIMEOUT_S), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

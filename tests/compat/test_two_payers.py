@@ -114,6 +114,7 @@ def test_a_payer_on_the_adapter_and_one_of_the_session(
     assert len(books.rows) == 1
 
 
+@pytest.mark.slow
 def test_a_server_that_takes_no_token(paying: Paying, paywall: Paywall, lnd: FakeLnd, tmp_path: Path) -> None:
     """The worst that can come through two layers: paid for, and a 402 again. The second must not take it for a first one."""
     mine, other = two(paying, lnd, tmp_path)

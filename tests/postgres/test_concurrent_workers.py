@@ -55,6 +55,7 @@ def _opens_first(n: int, urls: list[str], barrier: Any) -> list[int]:
     return seen
 
 
+@pytest.mark.slow
 def test_of_many_who_come_first_together_all_find_a_ledger(server: Server) -> None:
     """Else of a fleet that is started on an empty database, all workers but one would fail, or make half a ledger each."""
     urls = [server.url(server.new_database()) for _ in range(5)]
@@ -91,6 +92,7 @@ def _buys_one_need(n: int, url: str, needs: int, barrier: Any) -> list[list[tupl
     return told
 
 
+@pytest.mark.slow
 def test_of_many_workers_one_buys(url: str, make_ledger: Make) -> None:
     """Else a fleet would pay for one page as often as it has workers; also where they draw on different envelopes."""
     needs = 8
@@ -131,6 +133,7 @@ def _spends(n: int, url: str, cap_sat: int, barrier: Any) -> tuple[int, int]:
     return bought, n
 
 
+@pytest.mark.slow
 def test_the_cap_is_reached_exactly_and_never_passed(url: str, make_ledger: Make) -> None:
     """Else a fleet would spend more than its owner allowed: each worker a little, all together a lot."""
     cap_sat = 700  # of the 1280 sat that they would spend

@@ -67,6 +67,7 @@ def lnd() -> Iterator[FakeLnd]:
         yield node
 
 
+@pytest.mark.slow
 def test_a_death_at_any_step_costs_nothing(worlds: Iterator[World]) -> None:
     """As on SQLite: a worker dies at the one moment that nobody thought of; its connection's end must undo what it hadn't done."""
     taken = points.deaths(worlds, points._plain)
@@ -74,6 +75,7 @@ def test_a_death_at_any_step_costs_nothing(worlds: Iterator[World]) -> None:
     assert sorted(points.PLAIN, key=taken.index) == points.PLAIN
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["failed", "dropped before_init", "replaced"])  # those that differ in what the ledger does
 def test_a_death_at_any_step_of_a_bad_day_costs_nothing(worlds: Iterator[World], way: str) -> None:
     """As on SQLite: the crash comes while something else has gone wrong already."""
@@ -81,17 +83,20 @@ def test_a_death_at_any_step_of_a_bad_day_costs_nothing(worlds: Iterator[World],
     assert points.MARKS[way] in taken
 
 
+@pytest.mark.slow
 def test_an_interrupt_at_any_step_costs_nothing(worlds: Iterator[World]) -> None:
     """Ctrl-C in the midst of a message to the database: the same session must go on, on a connection that is in order."""
     points.interrupts(worlds, points.WAYS["dropped before_init"], points.INTENT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", points.FIRST_DEATHS)
 def test_a_death_at_any_step_of_a_recovery_costs_nothing(worlds: Iterator[World], first: str) -> None:
     """A recovery that is itself cut short must leave the rows as good as it found them."""
     points.deaths(worlds, points._died(first), does=lambda world, session: session.recover())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(points.os, "fork"), reason="no fork here")
 def test_a_process_that_truly_dies_costs_nothing(worlds: Iterator[World], lnd: FakeLnd) -> None:
     """What is played above says goodbye to the server; a process that ends by `os._exit` doesn't."""

@@ -99,6 +99,7 @@ DEEDS: dict[str, tuple[Callable[[Ledger, int], None], bool, tuple[str, int, tupl
 }
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("how", ["rst", "fin"])
 @pytest.mark.parametrize("deed", DEEDS)
@@ -396,7 +397,7 @@ def test_somebody_elses_tables_are_refused_unchanged(server: Server, database: s
     server.admin(f"CREATE TABLE {table} (mine TEXT); INSERT INTO {table} VALUES ('x')", database)
     assert not ledger.exists()
     for use in (ledger.unfinished, lambda: ledger.open_payment(intent(1), None)):
-        with pytest.raises(LedgerError, match="tables of others") as refused:
+        with pytest.raises(LedgerError, match="tables of another program") as refused:
             use()
         assert refused.value.spent is False
     tables = server.admin("SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace", database)

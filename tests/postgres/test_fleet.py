@@ -63,6 +63,7 @@ def worker(wall: Paywall, url: str, tmp_path: Path) -> Callable[..., subprocess.
     return start
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["before its order left", "in flight"])
 def test_a_dead_workers_purchase_is_carried_on_over_its_own_node_alone(
     network: Network,
@@ -108,6 +109,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(postgres, "PATIENCE_S", 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("impatient")
 def test_a_database_that_dies_between_payment_and_settlement_leaves_it_pending_and_then_found(
     network: Network, wall: Paywall, url: str, over: Callable[..., Routeweiler], server: Server
@@ -167,6 +169,7 @@ def test_a_page_that_came_isnt_lost_with_the_database(
     assert list(session._payer.ledger.unreported()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("impatient")
 def test_whose_order_has_left_is_never_told_that_nothing_was_spent(
     network: Network,
@@ -198,6 +201,7 @@ def test_whose_order_has_left_is_never_told_that_nothing_was_spent(
     assert [(each.payment_hash, each.status) for each in own.payments] == [(pending.value.payment_hash, "SUCCEEDED")]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240, func_only=True)
 def test_a_fleet_at_its_limits_overspends_nothing_pays_each_need_once_and_stays_with_its_nodes(
     server: Server, tmp_path: Path

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.support.ledger_contract import LedgerContract
+
+pytestmark = pytest.mark.slow
 
 
 class TestPostgresLedger(LedgerContract):

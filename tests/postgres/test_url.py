@@ -155,6 +155,7 @@ def test_a_missing_driver_says_what_to_install(monkeypatch: pytest.MonkeyPatch) 
         assert refused.value.spent is False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("listens", [False, True])
 def test_a_server_that_is_down_or_mute_is_refused_soon(listens: bool) -> None:
     """Else a purchase, and free traffic beside it, would hang on a database that isn't there."""

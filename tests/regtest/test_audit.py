@@ -56,6 +56,7 @@ def accounts(world: World, tmp_path: Path) -> Accounts:
     return Accounts(world, tmp_path)
 
 
+@pytest.mark.slow
 def test_real_purchases_agree_and_what_is_changed_is_found(world: World, accounts: Accounts) -> None:
     """A fake lists what we think that lnd lists. Fees, amounts and failures must be read as lnd means them."""
     invoice = world.payee.add_invoice(7_000)
@@ -85,6 +86,7 @@ def test_a_failed_payment_is_dead_on_both_sides(world: World, accounts: Accounts
     world.payer.lncli_text("resetmc")
 
 
+@pytest.mark.slow
 def test_what_was_abandoned_and_paid_after_all_is_found(world: World, accounts: Accounts) -> None:
     """The gravest difference, made by a real node: the router hangs, the user gives up, the payment goes through."""
     session = accounts.session(payment_timeout=3)

@@ -23,6 +23,8 @@ from tests.support.tcp_relay import Way, Wire
 from .processes import wait_for
 from .world import World
 
+pytestmark = pytest.mark.slow
+
 ENVELOPE = BudgetEnvelope("faults", cap_minor_units=10**6)
 TIMEOUT_S, SHORT_TIMEOUT_S = 30.0, 3.0
 #: A frozen connection is told by time alone, so each point costs this much; paying takes some 0.2 s.

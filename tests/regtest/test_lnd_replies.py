@@ -85,6 +85,7 @@ def test_too_little_money_is_a_failure_that_says_so(world: World, client: LndCli
     assert (answer.reply, answer.reason) == (WalletReply.FAILED, "INSUFFICIENT_BALANCE")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", [Node.kill, Node.stop], ids=["killed", "stopped"])
 def test_a_node_that_goes_down_says_nothing_of_the_payment(world: World, client: LndClient, end: Callable[[Node], None]) -> None:
     """Otherwise a restart of lnd in the middle of a payment would read as "not paid", and the next call pay again."""
@@ -166,6 +167,7 @@ def test_a_macaroon_that_lnd_refuses_has_spent_nothing(world: World, make: Calla
     assert world.payer.payments_of(invoice.payment_hash) == []
 
 
+@pytest.mark.slow
 def test_an_order_to_a_starting_node_waits_for_it(world: World, client: LndClient) -> None:
     """Otherwise every call during a restart of lnd would fail, or tell the user to unlock a wallet that unlocks itself."""
     invoice = world.payee.add_invoice(10_000)

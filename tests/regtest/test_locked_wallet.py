@@ -22,6 +22,8 @@ from tests.support.node_contract import SEND
 from .processes import CommandError, Daemon, free_port, wait_for
 from .world import World
 
+pytestmark = pytest.mark.slow
+
 PASSWORD = base64.b64encode(b"password").decode()
 
 

@@ -91,6 +91,7 @@ def test_each_service_asks_its_own_price(world: World, service: object) -> None:
     assert int(world.payer.lncli("decodepayreq", invoice)["num_msat"]) == known.price_sat * 1_000
 
 
+@pytest.mark.slow
 def test_a_short_lived_token_ends(world: World) -> None:
     """Otherwise nothing would show what a client does when a token that it holds has expired."""
     credential, _ = buy(world, world.url("short-lived", "one"))
@@ -132,6 +133,7 @@ def test_bodies_arrive_unchanged(world: World, chunked: bool) -> None:
     assert answer.json()["body_sha256"] == hashlib.sha256(body).hexdigest()
 
 
+@pytest.mark.slow
 def test_a_killed_payer_comes_back_with_its_payments_and_pays(world: World) -> None:
     """Otherwise the tests that kill the node in the middle of a purchase would end in a broken world."""
     _, payment = buy(world, world.url("service-a", "one"))
@@ -162,6 +164,7 @@ def test_a_frozen_router_keeps_a_payment_in_flight_until_it_thaws(world: World) 
     assert world.payee.lookup_invoice(invoice.payment_hash)["state"] == "SETTLED"
 
 
+@pytest.mark.slow
 def test_what_a_test_leaves_broken_is_mended(world: World) -> None:
     """Otherwise one failed test would fail all that follow."""
     world.router.freeze()
@@ -183,6 +186,7 @@ def test_a_baked_macaroon_allows_what_it_says_and_no_more(world: World) -> None:
         world.payer.lncli(f"--macaroonpath={elsewhere}", "getinfo")
 
 
+@pytest.mark.slow
 def test_all_payments_are_listed_beyond_one_page(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise a second payment could hide behind the first page."""
     for _ in range(3):
@@ -200,6 +204,7 @@ def test_mining_is_seen_by_every_node(world: World) -> None:
     assert {node.lncli("getinfo")["block_height"] for node in world.nodes} == {before + 2}
 
 
+@pytest.mark.slow
 def test_a_program_that_dies_fails_the_wait_at_once_and_shows_its_log(world: World) -> None:
     """Otherwise a broken start would take minutes and say nothing."""
     world.payee.kill()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import requests
 
 from routeweiler_sync.testing import Paywall
 from routeweiler_sync.testing.paywall import PaywallLogic
-from tests.compat.conftest import Books
+
+if TYPE_CHECKING:
+    from tests.compat.conftest import Books
 
 OTHER_PRICE_MSAT = 25_000
 FILE = b"0123456789"

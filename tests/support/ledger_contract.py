@@ -124,6 +124,7 @@ class RowsContract:
         assert len(list(handles[0].payments())) == 1
         assert held_msat(handles[0]) == (11_000, 0)
 
+    @pytest.mark.slow
     def test_of_many_processes_one_buys(self, url: str, make_ledger: Callable[..., Ledger]) -> None:
         """Else a fleet of workers, started together on a ledger that isn't there yet, would pay once each."""
         barrier, answers = SPAWN.Barrier(PROCESSES), SPAWN.Queue()

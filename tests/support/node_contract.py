@@ -232,6 +232,7 @@ class NodeContract:
         answer = _send(node.client, bolt11, max_fee_msat=node.fee_msat)
         assert (answer.reply, answer.fee_msat) == (WalletReply.SUCCEEDED, node.fee_msat)
 
+    @pytest.mark.slow
     def test_a_payment_in_flight_is_told_and_followed_to_its_end(self, node: ContractNode) -> None:
         """The first message tells a node at work from a dead one; following brings the token without a second purchase."""
         _needs(node, "hold")

@@ -18,7 +18,7 @@ from hypothesis import event, strategies as st
 
 from routeweiler_sync import BudgetEnvelope, BudgetExceededError, Funding, Policy, PolicyRule, Routeweiler, RuleMatch, StaticRate
 from routeweiler_sync.ledger.ledger import Ledger
-from routeweiler_sync.payments import report_claims as telling, single_flight as flight
+from routeweiler_sync.payments import first_use, report_claims as telling, single_flight as flight
 from routeweiler_sync.testing import FakeLnd, Paywall
 
 from .crash_points import Died, Steps, stepping
@@ -235,6 +235,7 @@ class Walk:
                 if deed.dies_at is not None:
                     telling._start_over_after_fork()
                     flight._start_over_after_fork()
+                    first_use._start_over_after_fork()
             if limit is not None and deed.block_sats is not None:
                 assert limit.spent_msat + limit.reserved_msat <= deed.block_sats * 1_000, "a block's limit is passed"
         return answer, blocks

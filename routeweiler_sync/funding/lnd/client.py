@@ -1,7 +1,7 @@
 """The user's own lnd over gRPC: `LndClient`.
 
-Knows which calls pay, ask and track, and in what order. How lnd's answers are read is in `replies`, how it is reached in `channel`
-(imported at first use: grpc and protobuf are heavy).
+Knows which calls pay, ask and track, and in what order. How lnd's answers are read is left to `replies`, and how lnd is reached to
+`channel`. That module is imported at the first use, because grpc and protobuf are heavy.
 
 RPCs and their meaning: lnd, lnrpc/routerrpc/router.proto (SendPaymentV2, TrackPaymentV2), lnrpc/lightning.proto, 0.17 to 0.21.
 """
@@ -35,12 +35,12 @@ if TYPE_CHECKING:
     from .channel import LndChannel
 
 
-#: lnd stops starting new attempts so long before our own deadline, so that its FAILED is heard and not guessed.
+#: lnd stops starting new attempts this long before this package's deadline, so that its FAILED arrives and needn't be guessed.
 LND_MARGIN_S = 1.0
 _LND_TIMEOUT_S_MAX = 2**31 - 1
-#: Nobody waits longer for one call, and much beyond it no timer of the system's can be set.
+#: The largest timeout. Nobody waits longer for one call, and the system's timers can't be set to much more.
 TIMEOUT_S_MAX = 7 * 86_400
-#: A TrackPaymentV2 that has been silent about changes to within this of its deadline ended because of the deadline.
+#: A TrackPaymentV2 stream that reported no change until this long before its deadline was ended by the deadline, not by a fault.
 _DEADLINE_SLACK_S = 0.25
 _PAYMENTS_A_PAGE = 100
 
@@ -48,15 +48,15 @@ _PAYMENTS_A_PAGE = 100
 class LndClient:
     """An lnd node, reached over gRPC with a macaroon and its pinned TLS certificate.
 
-    Constructing one reads and connects nothing. Files are read, and the channel is made, at the first use, and anew in a forked
-    process (with the environment's ``GRPC_ENABLE_FORK_SUPPORT=0``, grpc itself hangs in a fork). Safe to share between threads.
-    A pickled client keeps paths and drops ``macaroon_hex``; a copy is the same client.
+    ``grpc_host`` is a name or an address without a port. Give one of ``macaroon_path`` and ``macaroon_hex``. Give at most one of
+    ``tls_cert_path`` and ``tls_cert_pem``; with neither, gRPC's default roots are trusted (for nodes with a public certificate).
+    ``~`` in a path is the home folder. ``timeout_seconds`` bounds every call, payments included.
 
-    ``grpc_host`` is a name or an address without port. Give one of ``macaroon_path`` and ``macaroon_hex``, at most one of
-    ``tls_cert_path`` and ``tls_cert_pem``; with neither, gRPC's default roots are trusted (for nodes behind a public
-    certificate). ``~`` in a path is the home folder. ``timeout_seconds`` bounds every call, payments included.
+    The constructor reads no file and makes no connection. That happens at the first use, and once more in a forked process. (With
+    ``GRPC_ENABLE_FORK_SUPPORT=0`` in the environment, grpc itself hangs in a forked process.) A client is safe to share between
+    threads. A pickled client keeps paths and drops ``macaroon_hex``. A copy is the same client.
 
-    Raises ValueError for arguments that can't be meant.
+    Raises: ValueError for arguments that can't be right.
     """
 
     def __init__(
@@ -71,17 +71,17 @@ class LndClient:
     ) -> None:
         host = grpc_host.strip().removeprefix("[").removesuffix("]")
         if not host or "/" in host or host.count(":") == 1:
-            raise ValueError(f"grpc_host is a host name or an address, without scheme and port (give grpc_port): {grpc_host!r}")
+            raise ValueError(f"grpc_host must be a host name or an address without scheme and port (give grpc_port), not {grpc_host!r}")
         if not 0 < grpc_port < 65536:
-            raise ValueError(f"grpc_port is out of range: {grpc_port}")
+            raise ValueError(f"grpc_port must be from 1 to 65535, not {grpc_port}")
         if (macaroon_path is None) == (macaroon_hex is None):
-            raise ValueError("give one of macaroon_path and macaroon_hex")
+            raise ValueError("give either macaroon_path or macaroon_hex")
         if macaroon_hex is not None and not re.fullmatch(r"([0-9a-fA-F]{2})+", macaroon_hex):
             raise ValueError("macaroon_hex isn't hex")
         if tls_cert_path is not None and tls_cert_pem is not None:
-            raise ValueError("give one of tls_cert_path and tls_cert_pem")
+            raise ValueError("give tls_cert_path or tls_cert_pem, not both")
         if not 0 < timeout_seconds <= TIMEOUT_S_MAX:
-            raise ValueError(f"timeout_seconds must be above 0 and at most {TIMEOUT_S_MAX}: {timeout_seconds}")
+            raise ValueError(f"timeout_seconds must be above 0 and at most {TIMEOUT_S_MAX}, not {timeout_seconds}")
         self.grpc_host = host
         self.grpc_port = grpc_port
         self.macaroon_path = None if macaroon_path is None else os.fspath(macaroon_path)
@@ -92,26 +92,32 @@ class LndClient:
 
     @classmethod
     def from_lndconnect(cls, uri: str) -> LndClient:
-        """The node of an ``lndconnect://host:port?cert=…&macaroon=…`` URI. Raises FundingError, which doesn't repeat the URI."""
+        """Return a client for the node of an ``lndconnect://host:port?cert=…&macaroon=…`` URI.
+
+        Raises: FundingError for a URI that can't be used. Its text doesn't repeat the URI.
+        """
         return cls(**parse_lndconnect(uri))
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> LndClient:
-        """The node that the environment names; raises FundingError that tells the variables if none is set.
+        """Return a client for the node that the environment names (``environ``, by default `os.environ`).
 
-        ``ROUTEWEILER_LNDCONNECT``, else ``LND_GRPC_HOST`` (host:port), ``LND_TLS_CERT_PATH``, ``LND_MACAROON_PATH``, else
-        ``POLAR_LND_HOST``, ``POLAR_LND_TLS_CERT``, ``POLAR_LND_MACAROON``.
+        ``ROUTEWEILER_LNDCONNECT`` names it, else ``LND_GRPC_HOST`` (host:port), ``LND_TLS_CERT_PATH`` and ``LND_MACAROON_PATH``, else
+        ``POLAR_LND_HOST``, ``POLAR_LND_TLS_CERT`` and ``POLAR_LND_MACAROON``.
+
+        Raises: FundingError that names the variables, if none is set or one can't be used.
         """
         return cls(**from_environment(os.environ if environ is None else environ))
 
     # Paying
 
     def pay_invoice(self, bolt11: str, *, max_fee_msat: int) -> bytes:
-        """Pay an invoice and return the 32-byte preimage. Money moves: the amount, and at most ``max_fee_msat`` for routing.
+        """Pay an invoice and return the 32-byte preimage. A second call for the same invoice pays nothing more.
 
-        Paying the same invoice twice pays once. Raises InvoicePaymentError (lnd's word is FAILED) and FundingError (nothing was
-        sent, or lnd refused before it began), both with nothing spent; PaymentPendingError where the outcome isn't known in time:
-        call again with the same invoice, or ask `track_payment`; PreimageMismatchError (spent, but lnd's preimage doesn't fit).
+        Raises: InvoicePaymentError if lnd reports FAILED (nothing spent). FundingError if nothing was sent, or lnd refused the order
+        before it began (nothing spent). PaymentPendingError if the outcome isn't known in time: call again with the same invoice, or
+        ask `track_payment`. PreimageMismatchError if lnd reports success but its preimage doesn't fit (spent).
+        Money: the invoice's amount, and at most ``max_fee_msat`` for routing.
         """
         return self.send_payment_sync(bolt11, max_fee_msat=max_fee_msat).payment_preimage
 
@@ -123,13 +129,16 @@ class LndClient:
         fee_limit_msat: int | None = None,
         timeout_seconds: float | None = None,
     ) -> SentPayment:
-        """`pay_invoice` with all that is known of the payment; blocks, on SendPaymentV2 (lnd 0.21 has no SendPaymentSync).
+        """Pay an invoice and return all that is known of the payment. Otherwise as `pay_invoice`.
 
-        ``fee_limit_msat`` is another name of ``max_fee_msat``; without either the limit is max(10 000 msat, 5 % of the amount).
-        ``timeout_seconds`` may shorten the client's.
+        Uses SendPaymentV2, since lnd 0.21 has no SendPaymentSync. ``fee_limit_msat`` is another name of ``max_fee_msat``; with neither
+        the limit is max(10 000 msat, 5 % of the amount). ``timeout_seconds`` may shorten the client's timeout.
+
+        Raises: as `pay_invoice`. ValueError if both names of the limit are given.
+        Money: as `pay_invoice`.
         """
         if max_fee_msat is not None and fee_limit_msat is not None:
-            raise ValueError("give one of max_fee_msat and fee_limit_msat, which are the same")
+            raise ValueError("give max_fee_msat or fee_limit_msat, not both: they are the same")
         invoice = _read_invoice(payment_request)
         payment_hash, amount_msat = invoice.payment_hash, invoice.amount_msat
         limit = max_fee_msat if max_fee_msat is not None else fee_limit_msat
@@ -138,7 +147,7 @@ class LndClient:
         deadline = time.monotonic() + timeout_s
         answer = sent = self.send(payment_request, payment_hash=payment_hash, max_fee_msat=limit, timeout_s=timeout_s)
         if sent.reply in (WalletReply.EXISTS, WalletReply.EXPIRED):
-            # "Expired" is said before lnd looks whether the invoice is paid: only a track tells.
+            # lnd checks the expiry before it looks whether the invoice is paid, so only tracking shows whether it is.
             answer = self.track(payment_hash, timeout_s=max(deadline - time.monotonic(), 1.0), follow=True)
         if answer.reply is WalletReply.SUCCEEDED and answer.preimage is not None:
             return SentPayment(
@@ -150,10 +159,14 @@ class LndClient:
         raise _outcome_error(sent, answer, payment_hash.hex())
 
     def send(self, bolt11: str, *, payment_hash: bytes, max_fee_msat: int, timeout_s: float) -> WalletAnswer:
-        """Send one order to pay, and read its stream to the end. Money moves. For the purchase, which counts the sends.
+        """Send one payment order, and return the answer that ends its stream. Meant for a purchase, which counts the sends.
 
-        Any error is an Answer. REFUSED is said only where not a byte of the order has left or lnd said no before it began; once the
-        order is on its way, a broken stream and a deadline are UNKNOWN. An interrupt passes through; lnd pays on.
+        ``payment_hash`` is the invoice's (32 bytes). Errors are returned as answers, not raised. The reply is REFUSED only if not a
+        byte of the order has left, or lnd refused the order before it began. Once the order is on its way, a broken stream or a
+        passed deadline is UNKNOWN. An interrupt passes through.
+
+        Raises: ValueError if ``max_fee_msat`` is negative.
+        Money: the invoice's amount, and at most ``max_fee_msat`` for routing. After an interrupt lnd goes on paying.
         """
         if max_fee_msat < 0:
             raise ValueError(f"max_fee_msat is negative: {max_fee_msat}")
@@ -161,7 +174,7 @@ class LndClient:
         deadline = time.monotonic() + timeout_s
         try:
             connection = self._connection
-            # Asked before each order, and not remembered: an order into a dead connection would be UNKNOWN and not REFUSED.
+            # Asked anew before each order: an order sent into a dead connection would be UNKNOWN, whereas now it is REFUSED.
             connection.check_ready(timeout_s)
             remaining_s = deadline - time.monotonic()
             from .stubs import routeweiler_lnd_pb2 as pb
@@ -176,12 +189,13 @@ class LndClient:
         except FundingError as error:
             return WalletAnswer(reply=WalletReply.REFUSED, reason=error.brief)
 
-    # Asking: nothing here can move money
+    # Asking: none of these methods can move money
 
     def track(self, payment_hash: bytes, *, timeout_s: float, follow: bool) -> WalletAnswer:
-        """Ask lnd about a payment. ``follow`` waits for its end, but not beyond ``timeout_s``; a stream that breaks ends it early.
+        """Ask lnd about the payment of this hash (32 bytes). ``follow`` waits for its end, at most ``timeout_s`` seconds.
 
-        Any error is an Answer. UNKNOWN says nothing at all; IN_FLIGHT is the last that lnd said.
+        Errors are returned as answers, not raised; a stream that breaks ends the wait early. UNKNOWN proves nothing at all. IN_FLIGHT
+        is the last state that lnd reported.
         """
         from .stubs import routeweiler_lnd_pb2 as pb
 
@@ -204,13 +218,14 @@ class LndClient:
         return answer
 
     def track_payment(self, payment_hash: bytes | str) -> PaymentStatus:
-        """What lnd knows of a payment (32 bytes or 64 hex digits), now: it doesn't wait for the end of one in flight.
+        """Return what lnd knows now of the payment of this hash (32 bytes or 64 hex digits). Don't wait if it is in flight.
 
-        Raises FundingError where lnd can't be asked, PreimageMismatchError where its preimage doesn't fit the hash.
+        Raises: FundingError if lnd can't be asked. PreimageMismatchError if lnd's preimage doesn't fit the payment hash. ValueError
+        for a hash of another length.
         """
         key = bytes.fromhex(payment_hash) if isinstance(payment_hash, str) else payment_hash
         if len(key) != 32:
-            raise ValueError(f"a payment hash has 32 bytes, this has {len(key)}")
+            raise ValueError(f"a payment hash has 32 bytes, not {len(key)}")
         answer = self.track(key, timeout_s=self.timeout_seconds, follow=False)
         match answer.reply:
             case WalletReply.SUCCEEDED:
@@ -228,14 +243,19 @@ class LndClient:
         )
 
     def check_ready(self, timeout_s: float) -> None:
-        """Return once the node takes orders; raises FundingError with the exact cause, at the latest after ``timeout_s``.
+        """Return once the node accepts payment orders. Wait for at most ``timeout_s`` seconds. Needs no macaroon.
 
-        Needs no macaroon. A wallet that is starting is waited for, a locked one isn't.
+        A node that is starting is waited for, a locked wallet isn't.
+
+        Raises: FundingError with the exact cause if the node doesn't accept orders.
         """
         self._connection.check_ready(self._bounded(timeout_s))
 
     def get_info(self, *, timeout_s: float | None = None) -> NodeInfo:
-        """The node's identity and state (GetInfo). ``timeout_s`` may shorten the client's. Raises FundingError."""
+        """Return the node's identity and state (GetInfo). ``timeout_s`` may shorten the client's timeout.
+
+        Raises: FundingError if lnd can't be asked.
+        """
         from .stubs import routeweiler_lnd_pb2 as pb
 
         info = self._ask("/lnrpc.Lightning/GetInfo", pb.GetInfoRequest(), pb.GetInfoResponse, timeout_s)
@@ -250,20 +270,22 @@ class LndClient:
         )
 
     def get_node_pubkey(self) -> str:
-        """The node's identity key, 66 hex digits. Raises FundingError."""
+        """Return the node's public key, 66 hex digits. Raises: FundingError if lnd can't be asked."""
         return self.get_info().identity_pubkey
 
     def channel_balance(self) -> ChannelBalance:
-        """What its channels hold. Raises FundingError."""
+        """Return what the node's channels hold. Raises: FundingError if lnd can't be asked."""
         from .stubs import routeweiler_lnd_pb2 as pb
 
         reply = self._ask("/lnrpc.Lightning/ChannelBalance", pb.ChannelBalanceRequest(), pb.ChannelBalanceResponse)
         return ChannelBalance(local_msat=reply.local_balance.msat, remote_msat=reply.remote_balance.msat)
 
     def list_payments(self) -> Iterator[NodePayment]:
-        """All payments that the node knows, failed ones and those under way too, oldest first; asks page by page.
+        """Yield all payments that the node knows, failed and unfinished ones too, oldest first. Asks page by page.
 
-        Raises FundingError. Needs a macaroon with ListPayments, which paying doesn't.
+        Needs a macaroon that permits ListPayments, which paying doesn't need.
+
+        Raises: FundingError if lnd can't be asked.
         """
         from .stubs import routeweiler_lnd_pb2 as pb
 
@@ -285,7 +307,7 @@ class LndClient:
             offset = page.last_index_offset
 
     def close(self) -> None:
-        """Close the connection; may be called twice. A payment under way goes on in lnd. A later call connects anew."""
+        """Close the connection. May be called twice; a later call connects anew. lnd goes on with payments that have begun."""
         if (connection := self.__dict__.get("_opened")) is not None:
             connection.close()
 
@@ -303,7 +325,7 @@ class LndClient:
                 tls_cert_path=self.tls_cert_path,
                 tls_cert_pem=self.tls_cert_pem,
             )
-            # setdefault is atomic: of threads that come here at once, all get the same one.
+            # setdefault is atomic: threads that come here at the same time all get the same channel.
             connection = self.__dict__.setdefault("_opened", LndChannel(endpoint))
         opened: LndChannel = connection
         return opened
@@ -329,42 +351,45 @@ class LndClient:
 
 
 def _read_invoice(text: str) -> Invoice:
-    """Return the invoice in ``text``. Raises: FundingError for what can't be read, or names no amount."""
+    """Return the invoice in ``text``. Raises: FundingError for a text that can't be read or an invoice that can't be paid."""
     prepare_to_pay()
     try:
         return decode_invoice(text)
     except ChallengeParseError as error:
-        raise FundingError(f"this isn't a BOLT-11 invoice that can be paid: {error}.", advice="Ask for another.") from error
+        raise FundingError(f"This isn't a BOLT-11 invoice that can be paid: {error}.", advice="Ask for another one.") from error
 
 
 def _outcome_error(sent: WalletAnswer, answer: WalletAnswer, payment_hash: str) -> Exception:
-    """What to raise for a payment that didn't succeed: ``sent`` is the order's own answer, ``answer`` the last word."""
+    """Return the error to raise for a payment that didn't succeed.
+
+    ``sent`` is the answer to the payment order, ``answer`` the last one: to the order, or to a track after it.
+    """
     match sent.reply, answer.reply:
         case _, WalletReply.FAILED:
             return InvoicePaymentError(
-                f"the payment of {payment_hash} failed: {answer.reason}.",
-                advice="The same invoice may be paid again.",
+                f"The payment of {payment_hash} failed: {answer.reason}.",
+                advice="The same invoice may be paid again until it expires.",
                 payment_hash=payment_hash,
                 failure_reason=answer.reason,
             )
         case _, WalletReply.WRONG_PREIMAGE:
             return PreimageMismatchError(
-                f"lnd says that {payment_hash} is paid, but its preimage doesn't fit.",
-                advice="Keep lnd's records.",
+                f"lnd reports that {payment_hash} is paid, but its preimage doesn't fit the payment hash.",
+                advice="Keep lnd's records as evidence.",
                 payment_hash=payment_hash,
             )
         case WalletReply.REFUSED, _:
             return FundingError(
-                f"lnd doesn't take the order to pay {payment_hash}: {sent.reason}.", advice="", payment_hash=payment_hash
+                f"lnd didn't accept the order to pay {payment_hash}: {sent.reason}.", advice="", payment_hash=payment_hash
             )
         case WalletReply.EXPIRED, WalletReply.NOT_FOUND:
             return FundingError(
-                f"lnd doesn't pay {payment_hash}: {sent.reason}.",
+                f"lnd doesn't pay {payment_hash} any more: {sent.reason}.",
                 advice="Ask for a new invoice.",
                 payment_hash=payment_hash,
             )
     return PaymentPendingError(
         f"The outcome of {payment_hash} isn't known ({answer.reason or answer.reply.value}).",
-        advice="Pay the same invoice again, or track it: that pays nothing twice.",
+        advice="Pay the same invoice again, or track it: neither pays it twice.",
         payment_hash=payment_hash,
     )

@@ -77,7 +77,7 @@ def from_environment(environ: Mapping[str, str]) -> ClientArguments:
         if not (where := environ.get(host_name)):
             continue
         if not (macaroon_path := environ.get(macaroon_name)):
-            raise FundingError(f"{host_name} is set but {macaroon_name} isn't.", advice=f"Set {macaroon_name} to lnd's macaroon file.")
+            raise FundingError(f"{host_name} is set but {macaroon_name} isn't.", advice="Set that to the path of lnd's macaroon.")
         try:
             parts = urlsplit("//" + where.strip().rpartition("://")[2])
             host, port = parts.hostname, parts.port

@@ -28,8 +28,8 @@ _FAILURE_REASONS = ("NONE", "TIMEOUT", "NO_ROUTE", "ERROR", "INCORRECT_PAYMENT_D
 class ReplyRule:
     """One error of lnd that proves something, namely ``reply``.
 
-    ``code`` is the name of a gRPC StatusCode. ``text`` is a regular expression that is searched for in lnd's error text, in any case;
-    None fits any text. ``why`` is what in lnd's source proves the reply.
+    ``code`` is the name of a gRPC StatusCode. ``text`` is a regular expression, searched for in lnd's error text without regard to
+    case; None fits any text. ``why`` says what in lnd proves the reply.
     """
 
     rpc: Rpc

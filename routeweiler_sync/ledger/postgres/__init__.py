@@ -1,1 +1,1 @@
-"""The ledger in a PostgreSQL database, for programs that share one budget."""
+"""A ledger in a PostgreSQL database, for programs on several machines that share one budget. Imported only for such a ledger."""

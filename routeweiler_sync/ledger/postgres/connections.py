@@ -1,7 +1,7 @@
-"""Connections to the PostgreSQL server of a ledger: a few for each process, each bounded in how long it may be waited for.
+"""Connections to the PostgreSQL server of a ledger: a few for each process, with a bound on how long any of them is waited for.
 
-Known here is how a transaction begins and ends, and what is wrong where one fails. What is done in it, and whether it is done
-again, is `routeweiler_sync.ledger.postgres.store`'s.
+This module knows how a connection is opened, how a transaction begins, what its failure means, and how to find out whether it was
+committed. When that is asked, and whether a transaction is run again, is left to `routeweiler_sync.ledger.postgres.store`.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 
     Connection = psycopg.Connection[dict[str, Any]]
 
-#: Most connections of one process; more threads wait for one another.
+#: The most connections of one process. Further threads wait until one is free.
 MAX_CONNECTIONS = 4
-#: How long one statement waits for others' locks before the transaction is run anew.
+#: How long a statement waits for a lock of another transaction, before the server cancels it and the transaction is run again.
 LOCK_TIMEOUT_S = 10
-#: The server ends a transaction whose client says nothing for so long: nobody waits longer for the locks of a frozen machine.
+#: The server ends a transaction whose client is silent for this long, so that the locks of a frozen machine are released.
 IDLE_TIMEOUT_S = 10
-#: A transaction that takes longer has its connection cut: a server that is frozen holds nobody up for ever.
+#: A transaction that takes longer has its connection cut, so that a frozen server can't block a thread for ever.
 TRANSACTION_LIMIT_S = 25.0
-#: Connection settings of libpq, where the URL doesn't say otherwise.
+#: Connection parameters of libpq, unless the URL sets them itself.
 CONNECTING: Mapping[str, str | int] = {
     "connect_timeout": 5,
     "keepalives_idle": 10,
@@ -43,32 +43,40 @@ CONNECTING: Mapping[str, str | int] = {
     "tcp_user_timeout": 20_000,
     "fallback_application_name": "routeweiler_sync",
 }
-#: Rows of writers that were last seen so long ago go.
+#: Rows of ``routeweiler_writers`` not used for this long are deleted.
 WRITERS_KEPT = "7 days"
 
-#: SQLSTATEs of a transaction that had no effect and may be run again: serialisation, deadlock, lock timeout, cancelled, a row that
-#: another brought in between, ended by the server (idle, shutdown, crash), not yet up, too many clients.
+#: SQLSTATEs of a transaction that had no effect and may be run again: serialisation failure, deadlock, lock timeout, query
+#: cancelled, unique violation (another transaction inserted the row in between), session ended by the server (idle in transaction,
+#: shutdown, crash, idle session), server starting up, too many connections.
 AGAIN = frozenset({"40001", "40P01", "55P03", "57014", "23505", "25P03", "57P01", "57P02", "57P03", "57P05", "53300"})
-#: What a standby says to BEGIN … READ WRITE (and to a write): behind a pooler or a proxy the server may have become one, and the
-#: connection is as good as lost.
+#: SQLSTATEs with which a standby refuses BEGIN … READ WRITE and writes. Behind a pooler or proxy the server may have become a
+#: standby; the connection is then of no use, as if it were lost.
 STANDBY = frozenset({"0A000", "25006"})
 
 _BOUNDS = f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S}s'; SET LOCAL idle_in_transaction_session_timeout = '{IDLE_TIMEOUT_S}s'; "
 BEGIN_READING = f"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {_BOUNDS}"
 BEGIN_WRITING = f"BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; {_BOUNDS}"
 _PRUNE = (
-    "DELETE FROM routeweiler_writers WHERE writer IN (SELECT writer FROM routeweiler_writers "  # noqa: S608  (ours)
+    "DELETE FROM routeweiler_writers WHERE writer IN (SELECT writer FROM routeweiler_writers "  # noqa: S608  (constants)
     f"WHERE seen_at < now() - interval '{WRITERS_KEPT}' LIMIT 1000 FOR UPDATE SKIP LOCKED); "
 )
 
-#: Held while the driver is imported and a store changes its process; a fork waits for it, so no child finds it half done.
+#: Held while psycopg is imported, and while a store replaces its pool in a forked child. A fork waits for this lock, so that no
+#: child inherits either half done.
 changing = threading.RLock()
 around_fork(before=changing.acquire, in_parent=changing.release, in_child=changing.release)
 
 
 @dataclass(slots=True, kw_only=True)
 class Link:
-    """A connection, and what its transactions are numbered by. Methods raise psycopg's errors."""
+    """A database connection that numbers its write transactions, so that their commits can be looked up later.
+
+    ``writer`` is the key of this connection's row in ``routeweiler_writers``, ``serial`` the number of its latest write
+    transaction.
+
+    Raises: psycopg's own errors, from every method.
+    """
 
     connection: Connection
     writer: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -76,7 +84,7 @@ class Link:
 
     @classmethod
     def open(cls, address: Address) -> Link:
-        """A new connection."""
+        """Connect to the database at ``address``."""
         from psycopg.rows import dict_row
 
         given = driver().conninfo.conninfo_to_dict(address.conninfo)
@@ -84,11 +92,14 @@ class Link:
         return cls(connection=driver().connect(**settings, autocommit=True, prepare_threshold=None, row_factory=dict_row))
 
     def begin_reading(self) -> None:
-        """BEGIN; one consistent sight."""
+        """Begin a read transaction: every statement sees the database as of one moment."""
         self.connection.execute(BEGIN_READING)
 
     def begin_writing(self, durable: bool) -> None:
-        """BEGIN, in one message with the transaction's number and a look whether the ledger is still one that we know."""
+        """Begin a write transaction, write its number to ``routeweiler_writers``, and check the ledger's version: one round trip.
+
+        Raises: LedgerError if the ledger has been migrated by a newer release.
+        """
         self.serial += 1
         rows = self._last_rows(
             f"{BEGIN_WRITING}SET LOCAL synchronous_commit = {'on' if durable else 'off'}; {_PRUNE if self.serial == 1 else ''}"  # noqa: S608
@@ -99,7 +110,11 @@ class Link:
         known_version(rows)
 
     def was_committed(self, lost: Link) -> bool:
-        """Whether the latest transaction of a ``lost`` link was committed; waits for its end, if it is still under way."""
+        """Return whether the latest write transaction of the ``lost`` link was committed.
+
+        The insert conflicts with the lost transaction's own row, so it waits until that transaction has ended, if it is still
+        running.
+        """
         rows = self._last_rows(
             f"{BEGIN_WRITING}INSERT INTO routeweiler_writers (writer, serial, seen_at) VALUES ('{lost.writer}', 0, now()) "  # noqa: S608
             "ON CONFLICT (writer) DO UPDATE SET seen_at = excluded.seen_at RETURNING serial"
@@ -108,7 +123,10 @@ class Link:
         return bool(rows[0]["serial"] == lost.serial)
 
     def undo(self, error: BaseException) -> None:
-        """Roll back. After an interrupt the connection may be in the midst of a message: closing it rolls back as well."""
+        """Roll back after ``error``, or close the connection if that fails or ``error`` is an interrupt such as KeyboardInterrupt.
+
+        An interrupted connection may be in the middle of a message. Closing it rolls back too.
+        """
         if isinstance(error, Exception):
             with contextlib.suppress(driver().Error):
                 self.connection.execute("ROLLBACK")
@@ -116,7 +134,7 @@ class Link:
         self.connection.close()
 
     def is_lost(self, error: psycopg.Error) -> bool:
-        """Whether the connection is gone, and with it the server's answer."""
+        """Return whether ``error`` means that the connection is lost, and the server's answer with it."""
         return self.connection.closed or is_loss(error) or (error.sqlstate or "").startswith("57P")
 
     def _last_rows(self, statements: str) -> list[dict[str, Any]]:
@@ -127,28 +145,28 @@ class Link:
 
 
 class Pool:
-    """The connections of one process to one ledger."""
+    """The connections of one process to one ledger: at most `MAX_CONNECTIONS`, counted by ``slots``."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()
         self.slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
-        #: Whether a ledger that we know was met: the server can be reached, and the tables are there.
+        #: ``met``: this process has reached the server before and found the tables in a known version.
         self.met = self.closed = False
         self._lock = threading.Lock()
         self._idle: list[Link] = []
 
     @property
     def is_mine(self) -> bool:
-        """Whether this is still the process whose connections these are."""
+        """Whether this process opened the pool. False in a forked child, which must not use its parent's connections."""
         return self.pid == os.getpid()
 
     def take(self) -> Link | None:
-        """A connection that was used before, if there is one."""
+        """Take an idle connection out of the pool, or return None if there is none."""
         with self._lock:
             return self._idle.pop() if self._idle else None
 
     def give(self, link: Link) -> None:
-        """Keep ``link`` for the next, or close it where it is of no more use."""
+        """Put ``link`` back for the next transaction, or close it if it is broken or the pool is closed."""
         with self._lock:
             if not self.closed and link.connection.info.transaction_status == driver().pq.TransactionStatus.IDLE:
                 self._idle.append(link)
@@ -156,7 +174,7 @@ class Pool:
         link.connection.close()
 
     def empty(self) -> None:
-        """Close what isn't in use."""
+        """Close all idle connections."""
         with self._lock:
             idle, self._idle = self._idle, []
         for link in idle:
@@ -164,7 +182,10 @@ class Pool:
 
 
 class Guard:
-    """Cuts the connection that it watches after `TRANSACTION_LIMIT_S`; whoever waits on it finds it lost."""
+    """A timer that cuts the watched connection after `TRANSACTION_LIMIT_S`. A thread that waits for it then gets an error.
+
+    Calling the object starts the timer for the length of a ``with`` block; `watch` names the connection.
+    """
 
     def __init__(self) -> None:
         self._watched: Connection | None = None
@@ -181,7 +202,7 @@ class Guard:
             timer.cancel()
 
     def watch(self, link: Link) -> None:
-        """From now on ``link`` is the one to cut."""
+        """Make ``link`` the connection to cut when the time is over."""
         self._watched = link.connection
 
     def _cut(self) -> None:
@@ -192,27 +213,30 @@ class Guard:
 
 
 def known_version(rows: Sequence[Mapping[str, Any]]) -> int:
-    """The version in the ``rows`` of ``routeweiler_ledger``; LedgerError where it isn't one that we know."""
+    """Return the schema version from ``rows``, all rows of ``routeweiler_ledger``.
+
+    Raises: LedgerError if the version is newer than `SCHEMA_VERSION`, or isn't there exactly once.
+    """
     version = int(rows[0]["version"]) if len(rows) == 1 else -1
     if not 0 < version <= SCHEMA_VERSION:
         raise LedgerError(
-            f"The ledger was written by a newer version (schema {version}, this one knows {SCHEMA_VERSION}), or is damaged.",
-            advice="Nothing was changed in it. Upgrade routeweiler-sync.",
+            f"The ledger was written by a newer version (schema {version}; this version knows {SCHEMA_VERSION}), or is damaged.",
+            advice="The ledger wasn't changed. Upgrade routeweiler-sync.",
         )
     return version
 
 
 def is_loss(error: BaseException) -> bool:
-    """Whether ``error`` is of the connection, not of the server."""
+    """Return whether ``error`` comes from a broken connection, rather than being the server's answer."""
     if not isinstance(error, driver().OperationalError):
         return False
     return error.sqlstate is None or error.sqlstate.startswith("08")
 
 
 def clean(error: Exception, secrets: Sequence[str] = ()) -> Exception:
-    """``error`` without what it may show of rows and passwords.
+    """Return ``error`` with a text that repeats no rows and none of ``secrets``; an error that isn't psycopg's as a LedgerError.
 
-    Of the server's words the first line alone: its DETAIL shows whole rows, with token and preimage.
+    Only the primary message of the server is kept: its DETAIL shows whole rows, with token and preimage.
     """
     primary = getattr(getattr(error, "diag", None), "message_primary", None)
     text = primary or "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
@@ -223,13 +247,17 @@ def clean(error: Exception, secrets: Sequence[str] = ()) -> Exception:
 
 
 def driver() -> Any:
-    """psycopg, imported when it is needed. LedgerError where it isn't installed."""
+    """Import psycopg and return it.
+
+    Raises: LedgerError if psycopg isn't installed.
+    """
     with changing:
         try:
             psycopg = importlib.import_module("psycopg")
             importlib.import_module("psycopg.conninfo")
         except ImportError as error:
             raise LedgerError(
-                f"A ledger in PostgreSQL needs psycopg ({error}).", advice='Install it: pip install "routeweiler-sync[postgres]".'
+                f"A ledger in PostgreSQL needs the package psycopg ({error}).",
+                advice='Install it: pip install "routeweiler-sync[postgres]".',
             ) from error
     return psycopg

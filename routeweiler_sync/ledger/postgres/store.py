@@ -1,13 +1,20 @@
-"""The ledger in a PostgreSQL database (12 or newer): one budget, and one purchase of each need, for a fleet of machines.
+"""A ledger in a PostgreSQL database (12 or newer), so that many machines share one budget and buy each token only once.
 
-What the rows mean is `routeweiler_sync.ledger.ledger`'s; this room knows what may become of a transaction. Every one is READ
-COMMITTED: the ledger locks what it decides on, and the unique index keeps a need to one purchase. What the server undid for the
-sake of others (a deadlock, a lock not to be had) is run again.
+This module knows what can happen to a transaction: when it is run again, and whether a lost one was committed. What the rows mean
+is left to `routeweiler_sync.ledger.ledger`, and single connections to `connections`.
 
-**Was it committed?** A connection that is lost while COMMIT is under way leaves that open, and it is asked, not guessed: each
-transaction begins by writing its number into its connection's row of ``routeweiler_writers``. Another connection then writes to
-that row, which waits for the end of the lost transaction whatever it is, and reads the number. (``pg_xact_status`` would not do:
-after a crash the server gives the number of a transaction that wasn't flushed to another one, and then tells of that stranger.)
+Every write transaction is READ COMMITTED. That is enough: the ledger locks the rows that its decisions depend on, and a unique
+index allows one live payment for each (origin, scope). A transaction that the server undid in favour of another (deadlock, lock
+timeout) is run again.
+
+**Was it committed?** If the connection is lost during COMMIT, the client can't know. The answer is looked up, never guessed:
+
+1. Each write transaction begins by writing its number to its connection's row in ``routeweiler_writers``.
+2. When the connection is lost, another connection writes to the same row. That waits until the lost transaction has ended.
+3. The number that is then in the row shows whether the lost transaction was committed.
+
+``pg_xact_status`` can't be used for this: after a crash the server may give the number of a transaction that wasn't flushed to
+another one, and would then answer for that other transaction.
 """
 
 from __future__ import annotations
@@ -40,30 +47,33 @@ if TYPE_CHECKING:
 
     from .connections import Connection
 
-#: How long a transaction is tried again, a lost one asked after, and a free connection waited for.
+#: How long a transaction is tried again; how long the fate of a lost one is asked for; how long a thread waits for a free
+#: connection.
 PATIENCE_S = 30.0
-#: Most times that a transaction is tried.
+#: The most times that a transaction is tried.
 MAX_TRIES = 30
-#: Advisory lock under which the tables are made: "RWSL", as SQLite's application id.
+#: Key of the advisory lock under which the tables are created: "RWSL" in ASCII, as the application id of an SQLite ledger.
 MIGRATION_LOCK = 0x5257534C
-#: SQLSTATE where a table is there already.
+#: SQLSTATE of CREATE TABLE if a table of that name exists.
 DUPLICATE_TABLE = "42P07"
 
-#: What only this database needs, beside the tables of all ledgers.
+#: Tables that only a PostgreSQL ledger has, besides those of `MIGRATIONS`: the schema's version, and the numbers of transactions.
 _TABLES = (
     "CREATE TABLE routeweiler_ledger (version INTEGER NOT NULL)",
     "CREATE TABLE routeweiler_writers (writer TEXT PRIMARY KEY, serial BIGINT NOT NULL, seen_at TIMESTAMPTZ NOT NULL)",
     "INSERT INTO routeweiler_ledger (version) VALUES (0)",
 )
 
-#: Pools of a parent process, kept so that a child neither uses nor closes their connections.
+#: Pools inherited from a parent process. Kept here, so that a child neither uses nor closes their connections.
 _inherited: list[Pool] = []
 
 
 class PostgresStore:
-    """A ledger in the database at ``url`` (libpq's URI), made on first use. See `routeweiler_sync.ledger.store.Store`.
+    """A ledger in the database at ``url`` (libpq's URI). Its tables are created on first use. See `ledger.store.Store`.
 
-    A password in the URL stays in this process: `url` is without it. Raises LedgerError for a URL that can't be read.
+    A password in the URL stays in this process: the property `url` is without it.
+
+    Raises: LedgerError for a URL that can't be read.
     """
 
     def __init__(self, url: str) -> None:
@@ -72,11 +82,14 @@ class PostgresStore:
 
     @property
     def url(self) -> str:
-        """The URI as it was given, without passwords."""
+        """The URI that was given, without passwords."""
         return self._address.url
 
     def exists(self) -> bool:
-        """Whether the tables are there. Raises LedgerError where the server can't be asked."""
+        """Return whether the tables exist in this release's version.
+
+        Raises: LedgerError if the server can't be reached.
+        """
         pool = self._pool_here()
         if not pool.met:
             with self._as_ledger_error(), self._slot(pool), Guard()() as guard:
@@ -89,9 +102,10 @@ class PostgresStore:
         return pool.met
 
     def run(self, work: Callable[[Transaction], T], *, durable: bool = True, binding: bool = False) -> T:
-        """``work`` in a transaction, again where it had no effect: undone for others' sake, or its connection lost before.
+        """Call ``work`` in a transaction, and again if that had no effect: the server undid it, or the connection was lost before
+        COMMIT.
 
-        Every transaction that writes is ``binding`` here: each looks whether the schema is still the one it knows.
+        ``binding`` makes no difference here: every write transaction checks that the schema still has a known version.
         """
         import tenacity
 
@@ -110,19 +124,19 @@ class PostgresStore:
 
     @contextlib.contextmanager
     def transaction(self, *, durable: bool = True, binding: bool = False) -> Iterator[PostgresTransaction]:
-        """BEGIN … COMMIT, once."""
+        """Begin a write transaction, commit it at the end of the block. It is tried once only; see `run`."""
         with self._as_ledger_error(), self._writing(durable) as tx:
             yield tx
 
     @contextlib.contextmanager
     def read(self) -> Iterator[PostgresTransaction]:
-        """One consistent sight: REPEATABLE READ, READ ONLY."""
+        """Begin a read transaction (REPEATABLE READ, READ ONLY): every statement sees the database as of one moment."""
         with self._as_ledger_error(), self._begun(Link.begin_reading) as link:
             yield PostgresTransaction(link.connection)
             link.connection.execute("COMMIT")
 
     def close(self) -> None:
-        """Close this process's connections; the next use opens new ones."""
+        """Close this process's connections. The next use opens new ones."""
         with changing:
             pool, self._pool = self._pool_here(), Pool()
         pool.closed = True
@@ -150,7 +164,10 @@ class PostgresStore:
                 raise self._error("the server answered COMMIT with ROLLBACK")
 
     def _was_committed(self, lost: Link, loss: psycopg.Error) -> bool:
-        """Whether the transaction of a ``lost`` link was committed. LedgerError where that can't be asked."""
+        """Return whether the transaction of the ``lost`` link was committed. ``loss`` is the error that COMMIT raised.
+
+        Raises: LedgerError if that can't be asked within `PATIENCE_S`.
+        """
         import tenacity
 
         def ask() -> bool:
@@ -173,21 +190,21 @@ class PostgresStore:
         except driver().Error as error:
             problem = clean(error, self._address.secrets)
         raise LedgerError(
-            f"The connection to the ledger {self.url} was lost in the midst of a commit, and whether it was done can't be asked: "
+            f"The connection to the ledger {self.url} was lost during a commit, and whether it was committed can't be asked: "
             f"{problem}.",
-            advice="Call again when the database is back: what was written is found then.",
+            advice="Call again when the database is back: the next call finds what was written.",
         ) from clean(loss, self._address.secrets)
 
     @contextlib.contextmanager
     def _begun(self, begin: Callable[[Link], None]) -> Iterator[Link]:
-        """A link on which ``begin`` was done; rolled back where the block raises."""
+        """Yield a link on which ``begin`` has begun a transaction. Roll back if the block raises."""
         pool = self._pool_here()
         with self._slot(pool), Guard()() as guard:
             link = self._start(pool, begin, guard)
             try:
                 yield link
             except BaseException as error:
-                if pool.is_mine:  # else a forked child throws away what its parent's threads were doing
+                if pool.is_mine:  # otherwise this is a forked child, and the transaction is its parent's
                     link.undo(error)
                 raise
             finally:
@@ -208,7 +225,7 @@ class PostgresStore:
                     pool.give(link)
                     raise
             link.connection.close()
-            pool.empty()  # the server was restarted, or the network is another: they are all as dead
+            pool.empty()  # the server was restarted, or the network has changed: the others are lost too
         link = Link.open(self._address)
         guard.watch(link)
         try:
@@ -222,7 +239,10 @@ class PostgresStore:
         return link
 
     def _make_tables(self, connection: Connection) -> None:
-        """Make the tables, or bring them to this version, unless they are. Whoever comes first does it, the others find it done."""
+        """Create the tables, or migrate them to this version, unless that is done. The first process does it, others wait for it.
+
+        Raises: LedgerError if the schema has tables of the same names from another program.
+        """
         if _version(connection) == SCHEMA_VERSION:
             return
         connection.execute(f"{BEGIN_WRITING}SELECT pg_advisory_xact_lock({MIGRATION_LOCK})".encode())
@@ -237,12 +257,12 @@ class PostgresStore:
                 raise
             problem = clean(error)
         else:
-            connection.execute(f"UPDATE routeweiler_ledger SET version = {SCHEMA_VERSION}".encode())  # noqa: S608  (ours)
+            connection.execute(f"UPDATE routeweiler_ledger SET version = {SCHEMA_VERSION}".encode())  # noqa: S608  (constants)
             connection.execute("COMMIT")
             return
         raise LedgerError(
-            f"The schema at {self.url} holds tables of others where the ledger's would be ({problem}).",
-            advice="Nothing was changed in it. Give the ledger a schema of its own: …?options=-csearch_path%3Drouteweiler.",
+            f"The schema at {self.url} holds tables of another program that have the names of the ledger's ({problem}).",
+            advice="The schema wasn't changed. Give the ledger a schema of its own: …?options=-csearch_path%3Drouteweiler.",
         )
 
     # -- this process -----------------------------------------------------------------------------------------------------
@@ -269,7 +289,7 @@ class PostgresStore:
     def _may_be_run_again(self, error: BaseException) -> bool:
         if not isinstance(error, driver().Error):
             return False
-        # A server that this process has never reached isn't restarting: it is down, or its name is wrong.
+        # A server that this process has never reached isn't restarting. It is down, or its name is wrong: fail at once.
         return error.sqlstate in AGAIN or (is_loss(error) and self._pool_here().met)
 
     @contextlib.contextmanager
@@ -277,7 +297,7 @@ class PostgresStore:
         errors = (driver().Error, OSError, OverflowError, UnicodeError)
         try:
             yield
-        except RouteweilerError:  # an OSError too, as requests' are
+        except RouteweilerError:  # is an OSError too, as every requests.RequestException is
             raise
         except errors as error:
             problem = clean(error, self._address.secrets)
@@ -286,37 +306,40 @@ class PostgresStore:
     def _error(self, why: str) -> LedgerError:
         return LedgerError(
             f"The ledger {self.url} can't be used: {why}.",
-            advice="Mend the database, this role's rights or the network, or name another ledger; the rows it holds aren't lost.",
+            advice="The rows it holds aren't lost. Repair the database, this role's rights or the network, or name another ledger.",
         )
 
 
 class PostgresTransaction:
-    """Statements of one transaction."""
+    """A `routeweiler_sync.ledger.store.Transaction` on a PostgreSQL connection."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     def execute(self, sql: str, parameters: Sequence[object] = ()) -> list[Mapping[str, Any]]:
-        """Run one statement and give its rows."""
+        """Run one statement. Return its rows, each by column name."""
         try:
             cursor = self._connection.execute(_translated(sql, len(parameters)), tuple(parameters))
             return [*cursor.fetchall()] if cursor.description else []
         except driver().Error as error:
             problem = clean(error)
-        raise problem  # here, so that no traceback holds the server's own words, which show whole rows
+        raise problem  # outside of the except block: its error would be in the traceback, and shows whole rows
 
 
 @functools.lru_cache(maxsize=256)
 def _translated(sql: str, parameters: int) -> bytes:
-    """``sql`` with psycopg's placeholders."""
+    """Return ``sql``, which has ``?`` for each of its ``parameters``, with psycopg's placeholder ``%s`` instead."""
     assert "%" not in sql, sql
     assert sql.count("?") == parameters, sql
     return sql.replace("?", "%s").encode()
 
 
 def _version(connection: Connection) -> int:
-    """The ledger's version, 0 where there is none. LedgerError for a newer one."""
-    found = connection.execute(  # not by to_regclass: it may not have heard yet of what another has just made
+    """Return the schema version of the ledger, 0 if there is no ledger.
+
+    Raises: LedgerError for a ledger that a newer release has written.
+    """
+    found = connection.execute(  # not to_regclass(): it may not see yet what another connection has just created
         "SELECT FROM pg_catalog.pg_class JOIN pg_catalog.pg_namespace ON pg_namespace.oid = relnamespace "
         "WHERE relname = 'routeweiler_ledger' AND nspname = current_schema()"
     ).fetchall()

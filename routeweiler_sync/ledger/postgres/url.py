@@ -1,6 +1,7 @@
-"""The name of a PostgreSQL ledger: libpq's URI, and that URI without its secrets. Pure but for what this process was given.
+"""The URL of a PostgreSQL ledger: libpq's connection URI, and the same without its secrets. No I/O.
 
-The rest of the URI is libpq's to understand (https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNSTRING-URIS).
+The module remembers, for this process, which URLs were given with a password. Everything else in the URI is left to libpq
+(https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNSTRING-URIS).
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ from urllib.parse import unquote
 from ...errors import LedgerError
 
 SCHEMES = ("postgresql", "postgres")
-#: Parameters that no text of ours may show.
+#: Parameters whose values must not be shown in any text of this package.
 SECRET_PARAMETERS = frozenset({"password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key"})
 
-#: What was given with a password, by the name without: a copy of a session knows the name only.
+#: By URL without secrets: the full URL and its secrets, if this process was given them. An unpickled session has only the URL
+#: without.
 _given: dict[str, tuple[str, tuple[str, ...]]] = {}
 
-#: Who writes one of these as ``name=value`` means libpq's other form of an address, not a file.
+#: A text with one of these as ``name=value`` is libpq's other form of an address, not the name of a file.
 _CONNINFO_NAMES = frozenset({"host", "hostaddr", "port", "dbname", "user", "password", "passfile", "service"})
 
 _HOST = re.compile(r"(\[[^][]*]|[^][:]*)(:[0-9]*)?")
@@ -26,7 +28,7 @@ _HOST = re.compile(r"(\[[^][]*]|[^][:]*)(:[0-9]*)?")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Address:
-    """``url`` is without secrets, ``conninfo`` with them; ``secrets`` are what no error text may repeat."""
+    """The address of a database: ``url`` without secrets, ``conninfo`` with them. No error text may repeat any of ``secrets``."""
 
     url: str
     conninfo: str = field(repr=False)
@@ -34,9 +36,11 @@ class Address:
 
 
 def read_url(text: str) -> Address:
-    """The address that ``text`` gives. Raises LedgerError, which shows nothing of ``text``, for what libpq would read otherwise.
+    """Return the address that the URL ``text`` gives.
 
-    Where ``text`` has no password and this process was given the same URL with one, that one is meant.
+    If ``text`` has no password, and this process was given the same URL with one before, that password is used.
+
+    Raises: LedgerError for a URL that libpq might read in another way. Its text shows nothing of ``text``.
     """
     scheme, _, rest = text.partition("://")
     authority, tail = _split(rest)
@@ -53,9 +57,9 @@ def read_url(text: str) -> Address:
     )
     if not well_formed:
         raise LedgerError(
-            "The PostgreSQL URL of the ledger can't be read: a character of its user, password or parameters isn't "
+            "The PostgreSQL URL of the ledger can't be read: a character in its user, password or parameters must be "
             "percent-encoded (@ is %40, / is %2F, ? is %3F).",
-            advice="Correct it: postgresql://user:password@host/database.",
+            advice="Correct the URL: postgresql://user:password@host/database.",
         )
     shown = "&".join(pair for name, _, pair in named if name not in SECRET_PARAMETERS)
     url = f"postgresql://{user}{at if user else ''}{hosts}{path}{question if shown else ''}{shown}"
@@ -68,12 +72,15 @@ def read_url(text: str) -> Address:
 
 
 def is_conninfo(text: str) -> bool:
-    """Whether ``text`` is libpq's ``host=… password=…``. As a file's name it would show its password in every text."""
+    """Return whether ``text`` has libpq's form ``host=… password=…``.
+
+    Taken as the name of a file, its password would be shown in every text that names the ledger.
+    """
     named = re.findall(r"(\w+)\s*=", text) if re.match(r"\s*\w+\s*=", text) else []
     return not _CONNINFO_NAMES.isdisjoint(name.lower() for name in named)
 
 
 def _split(rest: str) -> tuple[str, str]:
-    """(authority, the rest from its first ``/`` or ``?``)."""
+    """Split what follows ``://`` into the authority and the rest, which begins with the first ``/`` or ``?``."""
     found = re.search(r"[/?]", rest)
     return (rest, "") if found is None else (rest[: found.start()], rest[found.start() :])

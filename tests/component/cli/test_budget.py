@@ -75,6 +75,7 @@ def test_accounts_that_agree(command: Command, session: Routeweiler, dynamic: Pa
     assert lnd.calls["SendPaymentV2"] == sends
 
 
+@pytest.mark.slow
 def test_an_sqlite_trace_is_found_out(
     command: Command, make_session: Callable[..., Routeweiler], paywall: Paywall, tmp_path: Path
 ) -> None:
@@ -88,6 +89,7 @@ def test_an_sqlite_trace_is_found_out(
     assert kinds(command) == ["trace_amount"]
 
 
+@pytest.mark.slow
 def test_a_payment_that_no_budget_counts_is_shown_first_with_what_to_do(
     command: Command, session: Routeweiler, paywall: Paywall, books: Books, lnd: FakeLnd
 ) -> None:
@@ -113,6 +115,7 @@ def test_a_payment_that_no_budget_counts_is_shown_first_with_what_to_do(
     assert said.rstrip().endswith("The accounts differ in 1 places.")
 
 
+@pytest.mark.slow
 def test_a_crash_between_paying_and_booking_is_found_and_recovered_from(
     command: Command, make_session: Callable[..., Routeweiler], paywall: Paywall, books: Books, lnd: FakeLnd
 ) -> None:
@@ -125,6 +128,7 @@ def test_a_crash_between_paying_and_booking_is_found_and_recovered_from(
     assert command("budget", "audit", "--json") == 0
 
 
+@pytest.mark.slow
 def test_a_payment_that_a_crash_kept_from_the_trace_is_found_once_it_is_old(
     command: Command, make_session: Callable[..., Routeweiler], paywall: Paywall, books: Books, lnd: FakeLnd
 ) -> None:
@@ -168,6 +172,7 @@ def test_a_damaged_preimage_neither_stops_the_audit_nor_is_shown(
     assert "ab" * 32 not in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limits", ["{s3cret", "[]", '{"s3cret": 1}', '{"id": "default", "cap_currency": "s3cret"}', "[" * 100_000])
 def test_damaged_limits_of_an_envelope_are_said_and_not_shown(
     command: Command, session: Routeweiler, dynamic: Paywall, books: Books, lnd: FakeLnd, limits: str
@@ -189,6 +194,7 @@ def test_damaged_limits_of_an_envelope_are_said_and_not_shown(
     assert command("budget", "audit", "--json") == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -227,6 +233,7 @@ def test_an_id_that_cant_be_written_is_refused(books: Books, lnd: FakeLnd, paywa
     assert (refused.value.spent, lnd.payments) == (False, [])
 
 
+@pytest.mark.slow
 def test_a_line_taken_out_of_the_trace_is_found(command: Command, session: Routeweiler, dynamic: Paywall, books: Books) -> None:
     """Who sums the trace would count too little. What is older than its first line may be in another file: said, not guessed."""
     for path in ("/a", "/b", "/c"):
@@ -256,6 +263,7 @@ def test_a_trace_from_another_ledger_is_found(command: Command, session: Routewe
     assert command.json["nodeForeign"] == {"payments": 1, "spentMsat": 10_000}
 
 
+@pytest.mark.slow
 def test_what_others_pay_over_the_node_is_no_difference(
     command: Command, session: Routeweiler, paywall: Paywall, lnd: FakeLnd
 ) -> None:
@@ -271,6 +279,7 @@ def test_what_others_pay_over_the_node_is_no_difference(
     assert command.json["nodeCompared"] == 1
 
 
+@pytest.mark.slow
 def test_a_macaroon_without_the_right_is_told_and_the_rest_is_compared(
     command: Command, session: Routeweiler, paywall: Paywall, books: Books, lnd: FakeLnd
 ) -> None:
@@ -306,6 +315,7 @@ def test_an_account_that_cant_be_read_is_told(
     assert command("budget", "audit", "--json", "--no-node", **environ) == (3 if what == "trace" else 0)
 
 
+@pytest.mark.slow
 def test_purchases_under_way_raise_no_alarm(
     command: Command, make_session: Callable[..., Routeweiler], dynamic: Paywall, lnd: FakeLnd
 ) -> None:
@@ -331,6 +341,7 @@ def test_purchases_under_way_raise_no_alarm(
     assert command.json["paid"] > 5
 
 
+@pytest.mark.slow
 def test_a_hundred_purchases_with_failures_and_crashes_leave_no_difference(
     command: Command, make_session: Callable[..., Routeweiler], dynamic: Paywall, books: Books, lnd: FakeLnd
 ) -> None:
@@ -440,6 +451,7 @@ def test_freeze_stops_every_session_and_thaw_lets_them_go_on(
     assert session.get(dynamic.url_for("/b")).status_code == 200
 
 
+@pytest.mark.slow
 def test_what_isnt_there_is_a_usage_error_and_nothing_is_made(command: Command, tmp_path: Path, books: Books) -> None:
     """Who freezes the wrong ledger believes to have frozen the right one."""
     for args in (["show"], ["freeze", "default"], ["thaw", "default"], ["audit"]):

@@ -45,6 +45,7 @@ def test_the_demo_is_plain_and_fits_the_screen(columns: int) -> None:
     assert not re.search(r"[0-9a-f]{64}", shown)
 
 
+@pytest.mark.slow
 def test_the_demos_colours_can_be_had_and_be_refused() -> None:
     """NO_COLOR is the user's word."""
     assert re.search(r"\x1b\[[0-9;]*3[0-9]m", demo(FORCE_COLOR="1", PYTHONIOENCODING="utf-8").stdout)
@@ -57,7 +58,10 @@ def test_the_demo_fails_where_it_did_not_go_as_told(monkeypatch: pytest.MonkeyPa
     assert honest is not None
     monkeypatch.setattr(FakeLnd, "spent_msat", property(lambda lnd: honest(lnd) + 1))
     told = CliRunner().invoke(main, ["demo"])
-    assert (told.exit_code, "didn't go as described: ledger, budget, trace and node agree" in " ".join(told.output.split())) == (1, True)
+    assert (told.exit_code, "didn't go as described: ledger, budget, trace and node agree" in " ".join(told.output.split())) == (
+        1,
+        True,
+    )
     monkeypatch.undo()
 
     one = FakeLnd.payments.fget

@@ -23,6 +23,8 @@ from routeweiler_sync.testing import FakeLnd, Paywall
 from tests.support.accounts import Books
 from tests.support.cli_process import NO_NODE, TIMEOUT_S, Command
 
+pytestmark = pytest.mark.slow
+
 posix_only = pytest.mark.skipif(os.name != "posix", reason="pipes and signals as POSIX has them")
 
 

@@ -141,6 +141,7 @@ def test_what_follows_the_script_is_the_script_s(python: Interpreter, args: list
     assert repr(args)[1:].encode() in python.same("-m", "args", *args).stdout
 
 
+@pytest.mark.slow
 def test_the_interpreter_s_options_hold(python: Interpreter) -> None:
     """With ``-W error`` or ``-O`` a program is another; ``-P`` keeps the folder of a script off the path."""
     python.write("who.py", WHO)
@@ -292,6 +293,7 @@ POOL = """
 STDIN = {"breaks": b"p x + 1\nx = 5\nc\n", "reads": b"some\r\ntext"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", PROGRAMS)
 def test_a_program_ends_as_under_python(python: Interpreter, what: str) -> None:
     """A frame of ours in a traceback, or an exit code that isn't the program's, sends its user looking in the wrong place."""
@@ -327,6 +329,7 @@ threading.Thread(target=tell, daemon=True).start()
 """
 
 
+@pytest.mark.slow
 @posix_only
 @pytest.mark.parametrize(
     "program",
@@ -424,6 +427,7 @@ def test_run_within_run_adds_nothing() -> None:
     assert paying_environ(once) == once
 
 
+@pytest.mark.slow
 def test_python_m_with_a_file_runs_it_and_commands_go_first(python: Interpreter) -> None:
     """``python -m routeweiler_sync script.py`` is what people type who know ``python -m cProfile script.py``."""
     python.write("program.py", "import sys; print(sys.argv); sys.exit(3)")
@@ -479,6 +483,7 @@ WAYS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_a_program_pays_however_it_imports_requests(
     buying: Interpreter, paywall: Paywall, lnd: FakeLnd, books: Books, way: str
@@ -519,6 +524,7 @@ CHILDREN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", CHILDREN)
 def test_a_program_s_children_pay_and_share_what_is_bought(
     buying: Interpreter, paywall: Paywall, lnd: FakeLnd, books: Books, how: str

@@ -12,6 +12,8 @@ from tests.support.accounts import Books
 from tests.support.connection_sweep import SEED, offsets, sweep, whole_purchase
 from tests.support.tcp_relay import Way, Wire
 
+pytestmark = pytest.mark.slow
+
 #: A frozen connection is told by time alone, so each point costs this much.
 FROZEN_TIMEOUT_S = 0.6
 TIMEOUT_S = 30.0

@@ -71,6 +71,7 @@ print(json.dumps(told))
 """
 
 
+@pytest.mark.slow
 @posix
 def test_an_interrupt_at_any_instant_leaves_a_session_that_pays_on(lnd: FakeLnd, books: Books) -> None:
     """Ctrl-C in a notebook would make the next purchase of the same session hang for ever, far past its payment_timeout."""
@@ -109,6 +110,7 @@ except KeyboardInterrupt:
 """
 
 
+@pytest.mark.slow
 @posix
 def test_a_program_that_is_interrupted_in_mid_payment_ends_quietly(lnd: FakeLnd) -> None:
     """The thread that still listens to lnd would keep the program from ending, or make it crash on its way out."""

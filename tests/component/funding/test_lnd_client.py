@@ -61,6 +61,7 @@ def in_time(began: float, timeout_s: float) -> bool:
 # What is refused before an order leaves
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("on_connection", "told"),
     [("refused", "nothing listens there"), ("frozen", "didn't answer"), ("reset", ""), ("closed", ""), ("http", "TLS handshake")],
@@ -210,6 +211,7 @@ def test_an_order_is_executed_after_its_client_has_gone(lnd: FakeLnd) -> None:
     assert follow(lnd.client(), invoice).reply is WalletReply.SUCCEEDED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("break_it", ["cut", "freeze"])
 def test_a_connection_that_breaks_under_an_order_is_unknown(lnd: FakeLnd, proxy: Proxy, break_it: str) -> None:
     """A laptop sleeps, a VPN drops: the payment runs on in the node, and its token must be found again."""
@@ -273,6 +275,7 @@ def test_a_connection_found_dead_before_the_order_is_replaced_and_the_order_sent
     assert [answer.reply for answer in answers] == [WalletReply.SUCCEEDED]
 
 
+@pytest.mark.slow
 def test_a_frozen_connection_is_nobody_elses_and_is_not_used_again(lnd: FakeLnd, proxy: Proxy) -> None:
     """gRPC shares connections between channels of one target: one that hangs would hang every session of the process."""
     client, bystander = lnd.client(grpc_port=proxy.port), lnd.client(grpc_port=proxy.port)
@@ -324,6 +327,7 @@ def test_a_node_that_comes_back_is_used_at_once(lnd: FakeLnd) -> None:
     assert send(client, lnd.invoice(AMOUNT_MSAT)).reply is WalletReply.SUCCEEDED
 
 
+@pytest.mark.slow
 def test_an_orphan_stays_in_flight(lnd: FakeLnd) -> None:
     """lnd killed at a bad moment leaves such payments (observed); no reading of them may invent an end."""
     invoice, client = lnd.invoice(AMOUNT_MSAT), lnd.client()

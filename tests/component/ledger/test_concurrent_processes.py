@@ -60,6 +60,7 @@ sys.exit(7)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("deed", ["open", "settle"])
 def test_death_at_any_statement_leaves_all_of_it_or_nothing(tmp_path: Path, deed: str) -> None:
     """Else kill -9 could leave a reservation without a row, a spend without its token, or a row that nothing covers."""

@@ -137,6 +137,7 @@ os._exit(7)
 """
 
 
+@pytest.mark.slow
 def test_a_death_in_the_middle_of_a_migration_leaves_all_of_it_or_nothing(tmp_path: Path) -> None:
     """Else a ledger half migrated would be neither version's: nobody could read its tokens any more."""
     seen = set()

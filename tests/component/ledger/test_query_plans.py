@@ -75,6 +75,8 @@ def test_no_statement_of_a_purchase_scans_a_table_of_sqlite(tmp_path: Path) -> N
             assert len(scans(plans, "SCAN")) == 1, "a scan isn't seen"
 
 
+@pytest.mark.real
+@pytest.mark.slow
 def test_no_statement_of_a_purchase_scans_a_table_of_postgresql(server: Any, database: str, url: str) -> None:
     """As before; here the planner knows how much there is, and how it is spread."""
     with contextlib.closing(Ledger.open(url)) as ledger:
@@ -113,6 +115,7 @@ def test_the_past_is_what_the_ledger_itself_would_have_written(tmp_path: Path) -
         assert newest.created_at == max(r.created_at for r in rows if r.origin == ORIGIN and r.state.value == "retired")
 
 
+@pytest.mark.slow
 def test_the_benchmark_runs_and_its_check_bites(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Else a slow ledger would pass, or the check be skipped, with nobody the wiser."""
     run: Callable[..., int] = ledger_cost.main

@@ -39,7 +39,7 @@ Fault = Callable[[Routeweiler], AbstractContextManager[None]]
 #: Beyond this nothing is waited for that works.
 PATIENCE_S = 60
 #: Advice that a fault's error must give.
-MEND = r"call again|Put it back|[Rr]estore|Name another|Mend|room"
+MEND = r"call again|Put it back|[Rr]estore|Name another|Repair|room"
 
 
 @pytest.fixture(autouse=True)
@@ -218,6 +218,7 @@ def test_before_paying_it_is_refused(session: Routeweiler, paywall: Paywall, lnd
     books.check()
 
 
+@pytest.mark.slow
 @every_fault
 @pytest.mark.parametrize("found_by", ["the next call", "recover"])
 def test_after_paying_nothing_is_lost(

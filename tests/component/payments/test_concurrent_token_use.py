@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from routeweiler_sync import ChallengeExpiredError, PaymentState, RouteweilerError, TokenRefusedError
-from routeweiler_sync.payments import checkout, first_use
+from routeweiler_sync.payments import checks, first_use
 from routeweiler_sync.paywall import negotiation
 from routeweiler_sync.testing import FakeLnd
 from routeweiler_sync.testing._paywall_logic import mint
@@ -167,6 +167,7 @@ def rush(sessions: list[Any], urls: list[str]) -> Counter[str]:
 # -- tokens of others ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(("threads", "sessions"), [(12, 1), (12, 3), (64, 1)])
 @pytest.mark.parametrize("kind", KINDS)
@@ -356,6 +357,6 @@ def test_a_token_that_lives_too_short_to_serve_is_not_paid_for(
 
 def test_one_that_lives_long_enough_is(make_session, serve, lnd: FakeLnd, books: Books) -> None:
     """Pages that are sold by the minute would be out of reach."""
-    server = serve(every, lambda number: ["services=x:0", f"x_valid_until={int(time.time()) + checkout.MIN_TOKEN_LIFE_S + 20}"])
+    server = serve(every, lambda number: ["services=x:0", f"x_valid_until={int(time.time()) + checks.MIN_TOKEN_LIFE_S + 20}"])
     assert outcome(make_session(), f"{server.url}/page") == "200"
     books.check()

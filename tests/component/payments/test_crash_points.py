@@ -200,6 +200,7 @@ def deaths(
     raise AssertionError(f"no end after {MAX_STEPS} steps")
 
 
+@pytest.mark.slow
 def test_a_death_at_any_step_costs_nothing(worlds) -> None:
     """The machine loses power at the one moment that nobody thought of: paid twice, or paid and nothing to show for it."""
     taken = deaths(worlds, _plain)
@@ -208,6 +209,7 @@ def test_a_death_at_any_step_costs_nothing(worlds) -> None:
     assert taken[-1] == "ledger mark: after COMMIT"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_a_death_at_any_step_of_a_bad_day_costs_nothing(worlds, way: str) -> None:
     """The crash comes while something else has gone wrong already, which is when crashes come."""
@@ -217,6 +219,7 @@ def test_a_death_at_any_step_of_a_bad_day_costs_nothing(worlds, way: str) -> Non
     assert taken[-1] == "ledger mark: after COMMIT"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["dropped before_init", "replaced"])
 def test_an_interrupt_at_any_step_costs_nothing(worlds, way: str) -> None:
     """Ctrl-C in a notebook: what is left in memory must not keep the same session from the page, or have its payment untold."""
@@ -251,6 +254,7 @@ FIRST_DEATHS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", FIRST_DEATHS)
 def test_a_second_death_at_any_step_of_the_next_call_costs_nothing(worlds, first: str) -> None:
     """Whatever kills a process is likely to kill the next as well: mending what a crash left must bear a crash."""
@@ -265,6 +269,7 @@ def test_a_death_at_any_step_of_a_recovery_costs_nothing(worlds, first: str) -> 
     assert f"lnd {SEND}: before it is sent" not in taken
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_dead_senders_order_may_arrive_at_any_step_of_the_next_call(worlds, fails: bool) -> None:
     """The order of a dead process sits in a socket's buffer, and is read at the worst of moments: beside a new purchase it pays
@@ -275,12 +280,14 @@ def test_a_dead_senders_order_may_arrive_at_any_step_of_the_next_call(worlds, fa
     assert "ledger count_send: after COMMIT" in taken
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_second_death_while_an_order_is_in_the_air_costs_nothing(worlds, fails: bool) -> None:
     """As before, but the order arrives only after two deaths and a purchase: it must find nothing that it could still pay."""
     assert "ledger count_send: after COMMIT" in deaths(worlds, functools.partial(_in_the_air, fails=fails), since=QUESTION)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_lost_order_may_arrive_at_any_step_of_its_own_call(worlds, fails: bool) -> None:
     """A broken connection isn't an order that has gone: the very call that sent it must reckon with it to the end."""
@@ -289,17 +296,19 @@ def test_a_lost_order_may_arrive_at_any_step_of_its_own_call(worlds, fails: bool
     assert "ledger count_send: after COMMIT" in taken
 
 
+@pytest.mark.slow
 def test_held_orders_are_read_at_any_step_of_the_next_call(worlds) -> None:
     """lnd is stuck: orders of the dead and of the living wait in its queue, and are read together."""
     taken = deaths(worlds, _held, since=QUESTION, deed=World.deliver_held)
     assert f"lnd {SEND}: sent" in taken
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_process_that_truly_dies_costs_nothing(worlds, lnd: FakeLnd) -> None:
     """What is played above might be kinder than death: here the process ends by `os._exit`, with all that it holds open."""
     nursery = Nursery(lnd)
-    for at in range(1, MAX_STEPS, 2):
+    for at in range(1, MAX_STEPS):
         world = next(worlds)
         died = nursery.dies(world, at, INTENT)
         world.check()

@@ -38,7 +38,7 @@ WINDOW_WALKS = 3_000 if DEEP else 500
 RACES = 150 if DEEP else 6
 QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
 
-pytestmark = pytest.mark.timeout(4 * 3600 if DEEP else 600)
+pytestmark = [pytest.mark.timeout(4 * 3600 if DEEP else 600), pytest.mark.model]
 quickly = pytest.fixture(autouse=True, scope="module")(hurry)
 
 
@@ -55,7 +55,7 @@ def walls(node: FakeLnd) -> Iterator[list[Paywall]]:
         yield [one, other]
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+@pytest.fixture(scope="module", params=["sqlite", pytest.param("postgresql", marks=pytest.mark.real)])
 def new_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], str]:
     """Names a ledger that isn't there yet, each time another."""
     numbers = count()
@@ -91,6 +91,7 @@ def stable(node: FakeLnd) -> Iterator[Stable]:
 # -- one deed after another ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=WALKS, suppress_health_check=QUIET)
 @given(walk=st.lists(deeds, min_size=DEEDS // 2, max_size=DEEDS), policy_sats=st.sampled_from([30, 60]))
 def test_no_walk_passes_a_limit_and_the_node_agrees(
@@ -115,6 +116,7 @@ moments = st.tuples(
 one_limit = [st.fixed_dictionaries({name: st.integers(6, 11)}) for name in SHARED]
 
 
+@pytest.mark.slow
 def test_no_hour_no_day_and_no_grant_is_ever_passed(new_url: Callable[[], str]) -> None:
     """Else what was spent just within the window, or is still reserved from the grant before, would be free to be spent again."""
 
@@ -151,6 +153,7 @@ def test_no_hour_no_day_and_no_grant_is_ever_passed(new_url: Callable[[], str]) 
 # -- all at once -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=RACES, suppress_health_check=QUIET)
 @given(race=races())
 def test_no_race_passes_a_limit_and_the_node_agrees(

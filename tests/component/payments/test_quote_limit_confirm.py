@@ -160,6 +160,7 @@ def test_the_price_of_what_cant_be_paid_is_an_error(session: Routeweiler, make_s
             asking.quote("GET", paywall.url)
 
 
+@pytest.mark.slow
 def test_an_unfinished_purchase_is_quoted_not_carried_on(
     session: Routeweiler, make_session: Make, paywall: Paywall, lnd: FakeLnd, books: Books
 ) -> None:
@@ -279,6 +280,7 @@ def test_what_isnt_paid_returns_at_once(make_session: Make, pages: list[str], ln
         assert (limit.spent_msat, limit.reserved_msat) == (0, 0)
 
 
+@pytest.mark.slow
 def test_a_payment_of_unknown_outcome_stays_counted(
     session: Routeweiler, make_session: Make, pages: list[str], lnd: FakeLnd, books: Books
 ) -> None:
@@ -315,6 +317,7 @@ def test_a_payment_that_another_ends_is_noted_when_it_is_met(
     books.check()
 
 
+@pytest.mark.slow
 def test_a_payment_ordered_before_the_block_is_no_spend_of_it(
     session: Routeweiler, make_session: Make, pages: list[str], lnd: FakeLnd, books: Books
 ) -> None:
@@ -329,6 +332,7 @@ def test_a_payment_ordered_before_the_block_is_no_spend_of_it(
     books.check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sats", [19, 20])
 def test_an_order_is_sent_again_only_where_it_fits(
     session: Routeweiler, make_session: Make, pages: list[str], lnd: FakeLnd, books: Books, sats: int

@@ -13,7 +13,6 @@ from routeweiler_sync import (
     BudgetExceededError,
     ChallengeExpiredError,
     EnvelopeFrozenError,
-    Ledger,
     PaymentPendingError,
     PaymentState,
     Policy,
@@ -37,6 +36,7 @@ def begin(make_session: Any, paywall: Paywall, lnd: FakeLnd, **kwargs: Any) -> N
     assert not lnd.payments
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -78,6 +78,7 @@ def test_who_says_yes_is_asked_and_pays(make_session, paywall: Paywall, lnd: Fak
     books.check()
 
 
+@pytest.mark.slow
 def test_what_is_only_asked_after_needs_nobodys_leave(make_session, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
     """What the node has paid already is everybody's: refusing it would lose the page and spare nothing."""
     lnd.hang_next()
@@ -115,6 +116,7 @@ def test_recover_books_what_is_abandoned_and_paid_after_all(make_session, paywal
     books.check()
 
 
+@pytest.mark.slow
 def test_an_invoice_that_expires_meanwhile_isnt_paid(
     make_session, paywall: Paywall, lnd: FakeLnd, books: Books, monkeypatch
 ) -> None:
@@ -182,19 +184,3 @@ def test_a_refused_sessions_limits_hold_for_the_others(make_session, paywall: Pa
             make_session(budget_envelope=envelope).get(paywall.url)
     assert books.ledger.envelope("e").limits == narrow
     assert lnd.orders == []
-
-
-def test_a_commit_that_failed_and_was_one_is_found(make_session, paywall: Paywall, lnd: FakeLnd, books: Books, monkeypatch) -> None:
-    """An I/O error behind the last write: the row is settled, and the page mustn't be refused to who has paid for it."""
-    from routeweiler_sync import LedgerError
-
-    change = Ledger.change
-
-    def unsure(self: Ledger, payment_hash: str, decide: Any, **how: Any) -> Any:
-        change(self, payment_hash, decide, **how)
-        raise LedgerError("disk I/O error. Nothing was spent.")
-
-    monkeypatch.setattr(Ledger, "change", unsure)
-    assert make_session().get(paywall.url).status_code == 200
-    monkeypatch.undo()
-    books.check()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import time
 from decimal import Decimal
 
@@ -32,7 +31,6 @@ from routeweiler_sync import (
     RouteweilerError,
     RuleMatch,
     StaticRate,
-    UnreplayableBodyError,
 )
 from routeweiler_sync.testing import FakeLnd, Paywall
 from tests.support.accounts import Books
@@ -88,25 +86,6 @@ def test_an_invoice_without_an_amount(session, paywall: Paywall, lnd: FakeLnd) -
     """What it costs can't be bounded (promise 3)."""
     paywall.service.price_msat = None  # type: ignore[assignment]
     check_refused(session, paywall.url, ChallengeParseError, lnd)
-
-
-def test_a_body_that_cant_be_sent_again(session, paywall: Paywall, lnd: FakeLnd) -> None:
-    """The money would buy a request without its body."""
-    error = check_refused(session, paywall.url, UnreplayableBodyError, lnd, method="POST", data=(c for c in (b"a", b"b")))
-    assert "bytes" in str(error)
-
-
-def test_a_file_that_is_closed_meanwhile(session, paywall: Paywall, lnd: FakeLnd) -> None:
-    """As above: the rewind would fail after the payment."""
-
-    class ClosesAtItsEnd(io.BytesIO):
-        def read(self, *args):
-            data = super().read(*args)
-            if not data:
-                self.close()
-            return data
-
-    check_refused(session, paywall.url, UnreplayableBodyError, lnd, method="POST", data=ClosesAtItsEnd(b"body"))
 
 
 def test_a_price_above_the_limit_of_a_call(session, paywall: Paywall, lnd: FakeLnd) -> None:

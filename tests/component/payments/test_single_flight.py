@@ -123,6 +123,7 @@ def test_64_threads_that_come_at_once_pay_once(
     books.check()
 
 
+@pytest.mark.slow
 def test_8_processes_of_8_threads_that_come_at_once_pay_once(job, lnd: FakeLnd, books: Books) -> None:
     """Else workers of one machine that begin together each buy the same token: the ledger alone can keep them from it."""
     with crowd(job(), processes=PROCESSES) as buyers:
@@ -134,6 +135,7 @@ def test_8_processes_of_8_threads_that_come_at_once_pay_once(job, lnd: FakeLnd, 
     books.check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("faults", [False, True], ids=["a good day", "bad days"])
 def test_cold_starts_round_after_round(tmp_path: Path, faults: bool) -> None:
     """Else the one race in a hundred that pays twice is found by a user. `python -m tests.torture.cold_starts` does a thousand."""
@@ -165,6 +167,7 @@ def test_the_database_itself_refuses_a_second_purchase_of_a_need(
 # -- the buyer dies ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["never sent", "in the wire", "in flight", "paid and not heard of"])
 def test_a_buyer_killed_under_its_order_is_outlived_by_those_who_wait(
     job, session, paywall: Paywall, lnd: FakeLnd, books: Books, order: str
@@ -202,6 +205,7 @@ def test_a_buyer_killed_under_its_order_is_outlived_by_those_who_wait(
 # -- the payment hangs ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_wait_ends_with_its_payment_timeout_and_the_purchase_goes_on(
     job, make_session, session, paywall: Paywall, lnd: FakeLnd, books: Books
 ) -> None:
@@ -254,6 +258,7 @@ def test_who_gives_up_waiting_is_told_which_payment_is_in_doubt(
 # -- the wait is quiet ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_those_who_wait_hammer_neither_the_ledger_nor_the_node(make_session, paywall: Paywall, books: Books) -> None:
     """Else a hundred waiters would keep disk and node busy for as long as a payment takes, and slow down what they wait for.
 
@@ -408,12 +413,13 @@ def test_a_failed_payment_is_shared_or_followed_by_one_that_pays(
 # -- the token serves some before it serves all -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whose", ["own session", "another session"])
 def test_a_refusal_that_was_on_its_way_as_another_call_was_served_costs_no_second_payment(
     make_session, paywall: Paywall, lnd: FakeLnd, books: Books, whose: str
 ) -> None:
-    """Else, where settlement lags, each thread of a crowd that was refused an instant too early gives up a token that has just
-    begun to serve, and pays for another.
+    """Where settlement lags, one call's offer is refused and the next one's is accepted a moment later. Who reads the refusal after
+    that success as "refused, though accepted before" gives up a token that has just begun to serve, and pays for another.
     """
     refused, served = threading.Event(), threading.Event()
     answer, paywall.faults.settle_lag = paywall.answer, 1

@@ -28,6 +28,8 @@ from tests.support.state_machine_world import StateWorld
 
 from .test_crash_points import INTENT, QUESTION
 
+pytestmark = pytest.mark.model
+
 DEEP = "ROUTEWEILER_DEEP_TESTS" in os.environ
 EXAMPLES, STEPS = (1_500, 60) if DEEP else (25, 25)
 SENT = "lnd SendPaymentV2: sent"
@@ -244,6 +246,7 @@ class Purchases(RuleBasedStateMachine):
         event(type(answer).__name__ if isinstance(answer, Exception) else str(answer.status_code))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(4 * 3600 if DEEP else 900)
 def test_no_walk_breaks_a_promise() -> None:
     """Else some order of faults that nobody thought of pays twice, loses a token, overspends, or tells its caller a lie."""

@@ -37,6 +37,8 @@ from routeweiler_sync.testing._paywall_logic import PaywallRequest
 from tests.support.accounts import Books
 from tests.support.digest_paywall import FrugalPaywall
 
+pytestmark = pytest.mark.slow
+
 REQUESTS = tuple(int(part) for part in requests.__version__.split(".")[:2])
 SENDS_UTF8 = not urllib3.__version__.startswith("1.")
 CONTENT = bytes(range(256)) * 300  # more than a block of urllib3's or of a buffered file
@@ -446,6 +448,8 @@ def test_a_body_that_can_be_sent_only_once_isnt_paid_for_and_says_what_to_pass(
     with pytest.raises(UnreplayableBodyError) as caught:
         either_session.post(paywall.url, data=make())
     assert caught.value.spent is False
+    assert isinstance(caught.value, requests.RequestException)
+    assert caught.value.request is not None
     assert caught.value.response.status_code == 402
     told, spent, advice = str(caught.value).partition("Nothing was spent. ")
     assert what in told

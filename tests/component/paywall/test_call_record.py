@@ -133,6 +133,7 @@ def test_nor_is_it_told_by_one_who_comes_as_another_has_just_told(
     assert [line["payment"] for line in books.lines] == [None]
 
 
+@pytest.mark.slow
 def test_a_recovery_that_breaks_off_tells_of_what_it_ended(
     make_session, paywall: Paywall, lnd: FakeLnd, books: Books, monkeypatch
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import sqlite3
 from pathlib import Path
@@ -101,50 +100,6 @@ def test_every_method_pays(session, paywall: Paywall, method: str) -> None:
     assert [r.method for r in paywall.requests] == [method, method]
 
 
-@pytest.mark.parametrize(
-    ("body", "sent"),
-    [
-        (b"bytes", b"bytes"),
-        ("text", b"text"),
-        ({"a": "1"}, b"a=1"),
-        (bytearray(b"array"), b"array"),
-    ],
-)
-def test_a_body_is_sent_again_as_it_was(session, paywall: Paywall, body: object, sent: bytes) -> None:
-    """The paid request would arrive without its body: the money buys an error."""
-    assert session.post(paywall.url, data=body).status_code == 200
-    assert [r.body for r in paywall.requests] == [sent, sent]
-
-
-def test_a_file_is_sent_again_from_where_it_stood(session, paywall: Paywall, tmp_path: Path) -> None:
-    """A file half read before the call must be sent from there, both times."""
-    path = tmp_path / "body"
-    path.write_bytes(b"0123456789" * 1000)
-    with path.open("rb") as file:
-        file.seek(5)
-        assert session.post(paywall.url, data=file).status_code == 200
-    assert [r.body for r in paywall.requests] == [(b"0123456789" * 1000)[5:]] * 2
-
-
-def test_multipart_and_json_are_sent_again(session, paywall: Paywall) -> None:
-    """As above, for the two commonest bodies."""
-    assert session.post(paywall.url, files={"f": io.BytesIO(b"payload")}).status_code == 200
-    paywall.revoke_tokens()
-    assert session.post(paywall.url, json={"k": [1, 2]}).status_code == 200
-    first, second, *_, last = paywall.requests
-    assert first.body == second.body
-    assert b"payload" in first.body
-    assert json.loads(last.body) == {"k": [1, 2]}
-
-
-def test_a_stored_token_serves_a_body_that_can_be_sent_only_once(session, paywall: Paywall) -> None:
-    """A generator can't be sent twice, but with a token it needn't be."""
-    assert session.get(paywall.url).status_code == 200
-    response = session.post(paywall.url, data=(chunk for chunk in (b"a", b"b")))
-    assert response.status_code == 200
-    assert paywall.requests[-1].body == b"ab"
-
-
 def test_redirects_before_the_paywall_are_followed(session, paywall: Paywall, books: Books) -> None:
     """The URL that answered 402 is the one that is paid; one call, one trace line."""
     start = paywall.url_for("/redirect?to=" + paywall.url)
@@ -208,21 +163,6 @@ def test_the_seeds_query_works_on_the_sqlite_trace(make_session, paywall: Paywal
     assert payload["payment"]["settlementLatencyMs"] >= 0
 
 
-def test_cookies_of_the_402_go_into_the_session_and_the_retry(session, paywall: Paywall) -> None:
-    """Load balancers pin a client by a cookie on the first answer; without it the paid retry meets another server."""
-    seen = []
-
-    def respond(request):
-        seen.append(request.headers.get("Cookie"))
-        return 200, {"Set-Cookie": "page=2"}, b""
-
-    paywall.respond = respond
-    session.cookies.set("own", "1")
-    session.get(paywall.url)
-    assert "own=1" in seen[0]
-    assert session.cookies["page"] == "2"
-
-
 def test_an_unrecognised_402_comes_back_unchanged(session, paywall: Paywall, lnd: FakeLnd) -> None:
     """Other schemes of payment are their clients' business."""
     paywall.service.scheme = ("Payment",)
@@ -231,14 +171,6 @@ def test_an_unrecognised_402_comes_back_unchanged(session, paywall: Paywall, lnd
     assert response.content == b"payment required\n"
     assert response.history == []
     assert lnd.payments == []
-
-
-def test_streaming_responses_stay_streams(session, paywall: Paywall) -> None:
-    """A paid download is read as the caller reads it."""
-    paywall.content = b"x" * 100_000
-    with session.get(paywall.url, stream=True) as response:
-        assert not response._content_consumed
-        assert sum(len(chunk) for chunk in response.iter_content(10_000)) == 100_000
 
 
 def test_an_endless_402_body_costs_neither_memory_nor_the_page(session, paywall: Paywall) -> None:

@@ -137,6 +137,7 @@ def serves_the_next_calls_unpaid(
     books.check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", AS_REQUESTS_HAS_IT)
 def test_the_caller_gets_what_requests_would_give_and_the_token_is_kept(
     session, make_session, wall: OutspokenPaywall, lnd: FakeLnd, books: Books, name: str
@@ -234,6 +235,7 @@ def test_so_may_the_same_challenge_again(session, make_session, wall: OutspokenP
     serves_the_next_calls_unpaid(wall, lnd, books, session, make_session, taken=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*REFUSALS, "402, the same challenge"])
 def test_a_refusal_that_goes_on_ends_in_an_error_with_the_money_accounted_for(
     session, make_session, wall: OutspokenPaywall, lnd: FakeLnd, books: Books, name: str

@@ -61,6 +61,7 @@ def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return tmp_path / f"trace.{request.param}"
 
 
+@pytest.mark.slow
 def test_many_processes_and_threads_lose_nothing_and_never_interleave(path: Path):
     """Workers that share a trace would shred each other's lines: the audit of what was spent would be unreadable."""
     barrier = SPAWN.Barrier(PROCESSES)

@@ -12,7 +12,7 @@ import pytest
 from routeweiler_sync.testing import FakeLnd, Paywall
 from tests.support.accounts import Books
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+pytestmark = [pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here"), pytest.mark.slow]
 
 #: Argument ``name``: the main thread forks when the other is in the midst of importing that module. Without one, all are printed.
 CODE = """
@@ -93,43 +93,6 @@ def test_a_fork_in_the_midst_of_any_import(paywall: Paywall, lnd: FakeLnd, books
         done = run(lnd, paywall.url, tmp_path_factory.mktemp("fork"), name)
         assert (done.returncode, done.stderr) == (0, ""), name
     assert {row.status for row in lnd.payments} == {"SUCCEEDED"}
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system doesn't fork")
-def test_a_fork_while_another_thread_makes_the_first_payment(paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
-    """A module that is being imported at the fork stays locked in the child: its first payment would hang for ever."""
-    code = """
-import os, sys, threading, time
-from routeweiler_sync import Funding, LndClient, Routeweiler
-url, ledger, wait_s = sys.argv[1:]
-session = Routeweiler(funding=[Funding.lightning_lnd(client=LndClient.from_env(), network="bitcoin-regtest")], ledger=ledger)
-thread = threading.Thread(target=session.get, args=(url,))
-thread.start()
-time.sleep(float(wait_s))
-pid = os.fork()
-if pid == 0:
-    os._exit(0 if session.get(url, timeout=20).status_code == 200 else 1)
-end = time.monotonic() + 60
-while time.monotonic() < end:
-    done, status = os.waitpid(pid, os.WNOHANG)
-    if done:
-        break
-    time.sleep(0.05)
-else:
-    os.kill(pid, 9)
-    sys.exit(2)
-thread.join()
-sys.exit(os.waitstatus_to_exitcode(status))
-"""
-    for wait_s in ("0.02", "0.05", "0.12", "0.25"):
-        done = subprocess.run(
-            [sys.executable, "-c", code, paywall.url, f"{books.ledger_path}.{wait_s}", wait_s],
-            env={**os.environ, **lnd.environ},
-            timeout=100,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, (wait_s, done.stderr)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system doesn't fork")

@@ -300,6 +300,7 @@ def every_error(kind: type[RouteweilerError] = RouteweilerError) -> Iterator[typ
         yield from every_error(each)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", list(every_error()), ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 def test_every_error_is_what_it_was(
@@ -343,6 +344,7 @@ def unreplayable(session: Routeweiler, paywall: Paywall) -> None:
     session.post(paywall.url, data=iter([b"once"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("act", "kind"),
     [
@@ -388,6 +390,7 @@ def fetch_response(session: requests.Session, url: str) -> requests.Response:
 METHODS = [name for name in ("spawn", "forkserver", "fork") if name in multiprocessing.get_all_start_methods()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "kind"),
     [*((method, paying) for method in METHODS), *(("spawn", kind) for kind in KINDS if kind is not paying)],

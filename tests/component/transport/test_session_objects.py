@@ -359,6 +359,7 @@ assert last == first, (first, last)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ends", ["closed", "dropped"])
 def test_nothing_is_left_of_a_session(ends: str, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
     """A program that makes a session a call would run out of files or threads within the hour."""
@@ -497,6 +498,7 @@ def test_a_coroutine_that_uses_grpcs_own_loop(session: Routeweiler, paywall: Pay
     books.check()
 
 
+@pytest.mark.slow
 def test_an_error_holds_no_session(arguments: dict[str, Any], paywall: Paywall) -> None:
     """Errors are kept, in logs and futures; the session and its connections mustn't be kept with them."""
     session = Routeweiler(**arguments)

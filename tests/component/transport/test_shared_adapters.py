@@ -41,6 +41,7 @@ def test_a_prepared_request_with_nothing_in_it(session, paywall: Paywall) -> Non
     assert session.send(request).status_code == 200
 
 
+@pytest.mark.slow
 def test_closing_one_session_leaves_the_others_their_node(make_session, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
     """Sessions of a worker pool share a client; each closes when its job is done."""
     shared = lnd.funding()

@@ -258,7 +258,7 @@ def test_a_redacted_trace_is_compared_but_for_its_proofs(world: World) -> None:
         world.with_telling(n, proof=None)
     report = world.audit()
     assert report.agrees
-    assert any(note.startswith("4 payments are told without proof") for note in report.notes)
+    assert any(note.startswith("4 payments are reported without proof") for note in report.notes)
     world.with_telling(2, proof=None, fee_msat=1)
     assert world.kinds() == [(Kind.TRACE_AMOUNT, hash_of(2), None)]
 
@@ -348,7 +348,7 @@ def test_another_nodes_payments_are_told_and_not_judged(world: World) -> None:
     report = world.audit()
     assert report.agrees
     assert report.node_compared == 0
-    assert any(note.startswith("6 payments are other nodes'") for note in report.notes)
+    assert any(note.startswith("6 payments are from other nodes than") for note in report.notes)
 
 
 def test_payments_of_others_over_the_same_node_are_no_difference(world: World) -> None:

@@ -65,6 +65,7 @@ _PIECES = [
 ]
 
 
+@pytest.mark.slow
 @given(st.lists(st.sampled_from(_PIECES), max_size=8), st.sampled_from(["http://", "https://", "HTTP://"]))
 @settings(max_examples=2_000)
 def test_a_quick_look_at_a_url_sees_what_its_parser_sees(pieces: list[str], scheme: str) -> None:

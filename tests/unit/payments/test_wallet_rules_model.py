@@ -23,6 +23,8 @@ from tests.support import purchase_model as purchase_world
 from tests.support.ledger_builders import draw, hash_of, intent, limits, preimage
 from tests.support.purchase_model import DEAD, FAILED, OPEN, SETTLED, Book, Row, World, canonical, explore, faults, start, steps
 
+pytestmark = pytest.mark.model
+
 DEEP = "ROUTEWEILER_DEEP_TESTS"
 SMALL = start(invoices=2, buyers=2, crashes=1, breaks=1, refusals=1)
 TINY = start(invoices=2, buyers=2, crashes=1, breaks=0, refusals=1)
@@ -30,6 +32,7 @@ TINY = start(invoices=2, buyers=2, crashes=1, breaks=0, refusals=1)
 # -- the real table ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "world",
     [
@@ -193,6 +196,7 @@ def test_a_table_that_pays_twice_is_found_out(monkeypatch: pytest.MonkeyPatch, m
     assert set(explore(SMALL, all_of_it=False).broken) & breaks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mutate",
     [
@@ -208,6 +212,7 @@ def test_each_promise_is_checked(monkeypatch: pytest.MonkeyPatch, mutate: Mutati
     assert explore(TINY).broken.keys() >= {"once", "covered"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mutate",
     [

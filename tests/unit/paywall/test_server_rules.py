@@ -23,7 +23,7 @@ from routeweiler_sync.paywall.server_rules import (
 )
 
 JUDGED = [known for known in TokenStatus if known not in (TokenStatus.NONE, TokenStatus.GUESS)]
-SERVED = [TokenStatus.TAKEN, TokenStatus.ELSEWHERE, TokenStatus.DOUBTED, TokenStatus.EXPIRED]
+SERVED = [TokenStatus.ACCEPTED, TokenStatus.ELSEWHERE, TokenStatus.DOUBTED, TokenStatus.EXPIRED]
 #: What a real HTTP client may meet, 1xx that aren't swallowed and numbers of nobody's standard included.
 STATUSES = [None, 100, 103, 200, 201, 202, 204, 206, 299, 300, 301, 302, 303, 304, 307, 308, 399, 400, 401, 402, 403, 404, 405, 409,
             410, 418, 429, 451, 500, 502, 503, 504, 599, 600, 999]  # fmt: skip
@@ -57,7 +57,7 @@ def design_says(status: int, wants: Wants, *, accepted: bool, accepted_here: boo
     if wants is Wants.CHALLENGE:
         return Verdict.GET_ONE  # another token is wanted
     if status == 401 and wants is Wants.OTHER:
-        return Verdict.NOT_TOLD  # a login
+        return Verdict.KEEP  # a login
     if not accepted:
         if expired:
             return Verdict.RETIRE
@@ -69,9 +69,9 @@ def design_says(status: int, wants: Wants, *, accepted: bool, accepted_here: boo
     if expired:
         return Verdict.RETIRE
     if not accepted_here:
-        return Verdict.NOT_TOLD  # nothing says that this page has ever accepted such a token
+        return Verdict.KEEP  # nothing says that this page has ever accepted such a token
     if status == 402:
-        return Verdict.NOT_TOLD  # an application's own
+        return Verdict.KEEP  # an application's own
     return Verdict.RETIRE if asked_bare else Verdict.ASK_BARE
 
 
@@ -119,7 +119,7 @@ def test_any_other_answer_never_costs_a_token(status: int | None) -> None:
     """Else a server's fault, or a page that isn't there, would retire a token that was paid for."""
     taken = status is not None and 200 <= status < 300
     for token in tokens():
-        assert verdict_on(status, Wants.NOTHING, **token) is (Verdict.TAKEN if taken else Verdict.NOT_TOLD)
+        assert verdict_on(status, Wants.NOTHING, **token) is (Verdict.ACCEPTED if taken else Verdict.KEEP)
 
 
 @pytest.mark.parametrize("status", [status for status in STATUSES if status is not None])
@@ -127,7 +127,7 @@ def test_a_redirect_says_that_the_token_was_taken_only_where_a_402_came_before(s
     """Else a maintenance page in front of the paywall takes a token that was never delivered for, and it is bought again."""
     for token in tokens():
         verdict = verdict_on(status, Wants.NOTHING, after_402=True, **token)
-        assert (verdict is Verdict.TAKEN) == (200 <= status < 400), (status, token)
+        assert (verdict is Verdict.ACCEPTED) == (200 <= status < 400), (status, token)
 
 
 @pytest.mark.parametrize("status", STATUSES)

@@ -339,6 +339,7 @@ def _written(draw: st.DrawFn) -> list[str]:
     return folded
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(_written())
 def test_order_quotes_case_blanks_and_folding_change_nothing(lines: list[str]) -> None:
@@ -373,6 +374,7 @@ _PIECES = st.sampled_from(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=300)
 @given(
     st.text()
@@ -391,6 +393,7 @@ def test_any_header_is_an_offer_none_or_a_parse_error(lines: str | list[str]) ->
         assert read is None or (is_sendable(read.token) and read.invoice.amount_msat > 0)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=300)
 @given(
     st.sampled_from([[LSAT, L402], [_OPAQUE], [f'Basic realm="a", {L402}'], [PAYMENT, L402]]),
@@ -410,6 +413,7 @@ def test_a_doctored_offer_is_the_same_another_or_refused(lines: list[str], edits
         assert (read.invoice.amount_msat, read.payment_hash) == (10_000, PAYMENT_HASH)
 
 
+@pytest.mark.slow
 def test_lines_apart_or_folded_are_the_same_list() -> None:
     """If failing: what is paid depends on whether urllib3 or requests handed over the header."""
     parts = ["Negotiate", PAYMENT, LSAT, 'Basic realm="x, y"', _OPAQUE]
