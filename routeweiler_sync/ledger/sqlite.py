@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .._core.files import connect_sqlite, file_identity, make_private_sqlite, while_locked
 from .._core.forks import around_fork
 from ..errors import LedgerError, RouteweilerError
 from .store import MIGRATIONS, SCHEMA_VERSION, T, Transaction
@@ -172,30 +173,28 @@ class SqliteStore:
         import sqlite3
 
         if self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with contextlib.suppress(FileExistsError):
-                os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+            make_private_sqlite(self.path)
         else:
             self._refuse_if_gone()
-        connection = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+        connection = connect_sqlite(self.path, timeout_s=BUSY_TIMEOUT_S)
         try:
             connection.row_factory = sqlite3.Row
             with _block(connection, "BEGIN"):
                 version = self._version(connection)  # before anything is changed: the file may belong to another program
-            self._make_wal(connection)
+            while_locked(lambda: connection.execute("PRAGMA journal_mode=WAL"), timeout_s=BUSY_TIMEOUT_S)
             connection.execute("PRAGMA synchronous=FULL")
             connection.execute("PRAGMA foreign_keys=ON")
             if version < SCHEMA_VERSION:
                 self._migrate(connection)
             if self._file is None:
-                self._file = _identity(self.path)
+                self._file = file_identity(self.path)
         except BaseException:
             connection.close()
             raise
         return connection
 
     def _refuse_if_gone(self) -> None:
-        if self._file != _identity(self.path):
+        if self._file != file_identity(self.path):
             raise LedgerError(
                 f"The ledger {self.path} was deleted, moved or replaced while this process had it open.",
                 advice=(
@@ -203,27 +202,6 @@ class SqliteStore:
                     "next call then uses the file that is there."
                 ),
             )
-
-    def _make_wal(self, connection: sqlite3.Connection) -> None:
-        """Switch the file to WAL, retrying for `BUSY_TIMEOUT_S`.
-
-        If several processes do this on a new file at once, SQLite reports "locked" immediately, despite its busy timeout.
-        """
-        import sqlite3
-
-        import tenacity
-
-        def locked(error: BaseException) -> bool:
-            return isinstance(error, sqlite3.OperationalError) and "locked" in str(error)
-
-        for attempt in tenacity.Retrying(
-            retry=tenacity.retry_if_exception(locked),
-            wait=tenacity.wait_random(0.005, 0.05),
-            stop=tenacity.stop_after_delay(BUSY_TIMEOUT_S),
-            reraise=True,
-        ):
-            with attempt:
-                connection.execute("PRAGMA journal_mode=WAL")
 
     def _migrate(self, connection: sqlite3.Connection) -> None:
         with _block(connection, "BEGIN IMMEDIATE"):  # the first process migrates; later ones find the version up to date
@@ -303,20 +281,6 @@ def _block(connection: sqlite3.Connection, begin: str) -> Iterator[None]:
             except Exception as worse:  # noqa: BLE001  (the first error is the one to raise)
                 log.debug("rollback failed too: %s", worse)
         raise
-
-
-def _identity(path: Path) -> object:
-    """Return a value that identifies the file at ``path``, links followed. None if there is no file.
-
-    On Windows it is the path itself: an open file can be neither deleted nor replaced there.
-    """
-    if os.name == "nt":
-        return path
-    try:
-        found = os.stat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return found.st_dev, found.st_ino
 
 
 def _before_fork() -> None:

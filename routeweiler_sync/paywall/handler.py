@@ -1,8 +1,10 @@
-"""Exchange: what one request and a paywall say to each other, up to the answer that the caller gets.
+"""One request and the 402s that answer it, up to the answer that the caller gets.
 
-Which token is offered, the challenge, the retry, the server's word on the token. Whether and how to pay is the checkout's. The
-retry follows `requests.auth.HTTPDigestAuth.handle_401`: the refused response is drained and closed, goes into ``history``, and the
-same request goes out again through the same adapter.
+This module sends the request, with and without tokens, and does what the decisions ask for. What an answer means is decided in
+`server_rules`, which token is offered next in `negotiation`. Whether and how to pay is left to `payments.checkout`.
+
+Sending again follows `requests.auth.HTTPDigestAuth.handle_401`: the superseded response is drained and closed, goes into
+``history``, and the same request goes out again through the same adapter.
 """
 
 from __future__ import annotations
@@ -52,7 +54,10 @@ Send = Callable[[requests.PreparedRequest], requests.Response]
 
 @dataclass
 class PaywallHandler:
-    """One hop: a request, its answers, and what was offered in between."""
+    """Handles one hop of a call: a request, its answers, and the tokens that were offered in between.
+
+    ``send`` sends a request through the hop's own adapter. ``origin`` and ``path`` are those of the request's URL.
+    """
 
     payer: Payer
     call: CallContext
@@ -60,9 +65,9 @@ class PaywallHandler:
     send: Send
     origin: str = ""
     path: str = ""
-    #: Answers that were superseded, the first one first.
+    #: The answers that were superseded, oldest first.
     history: list[requests.Response] = field(default_factory=list)
-    #: The last answer.
+    #: The newest answer.
     latest: requests.Response = field(init=False)
     negotiation: Negotiation = field(init=False)
 
@@ -71,29 +76,44 @@ class PaywallHandler:
 
     @property
     def record(self) -> CallRecord:
-        """The call's."""
+        """The record of the call that this hop belongs to."""
         return self.call.record
 
     @property
     def is_cached(self) -> bool:
-        """Whether the session writes down what it gets, the history too, as those of requests-cache do. (Not known of others'.)"""
+        """Whether the session may write its responses to a cache, ``history`` included, as a session of requests-cache does.
+
+        True as well where the session isn't known, which is so for an adapter that is mounted on a foreign session.
+        """
         return self.call.session is None or hasattr(self.call.session, "cache")
 
     def send_with_token(self, token: Token, *, is_guess: bool) -> requests.Response:
-        """Send the request with a token that nobody has asked for yet, and go on from there."""
+        """Send the request with a token before any 402 has asked for one. Return the answer that the caller gets.
+
+        Raises: as `handle_response`.
+        Money: a payment may be made, if the server answers 402.
+        """
         self._set_origin()
         with errors_with_original_request(self.request):
-            response = self.send(self._carrying(token))
+            response = self.send(self._with_token(token))
         return self._handled(response, token, is_guess=is_guess)
 
     def handle_response(
         self, response: requests.Response, token: Token | None = None, *, is_guess: bool = False
     ) -> requests.Response:
-        """The answer that the caller gets, where ``response`` is the one to the request with ``held``, or to the bare one."""
+        """Return the answer that the caller gets, given that the server has answered the request with ``response``.
+
+        ``token`` is the token that the request was sent with, None if it was sent without one. ``is_guess``: nothing said that the
+        page accepts that token.
+
+        Raises: an error of `routeweiler_sync.errors` for a 402 that isn't paid, or a paid token that the server refuses; what
+        `requests` raises when the request is sent again.
+        Money: a payment may be made, if ``response`` is a 402.
+        """
         try:
             self._set_origin()
         except ValueError:
-            return response  # mounted on a scheme of its own: nothing that could be paid
+            return response  # the URL isn't an http one (the adapter is mounted on a scheme of its own), so it can't be paid for
         return self._handled(response, token, is_guess=is_guess)
 
     def _set_origin(self) -> None:
@@ -107,9 +127,9 @@ class PaywallHandler:
         except RouteweilerError as error:
             if self.record.spent_msat and error.spent is False:
                 error.spent, error.paid_before_msat = True, self.record.spent_msat
-            unpaid = error.spent is False and error.payment_hash is None  # no order was sent for it
+            unpaid = error.spent is False and error.payment_hash is None  # without a payment hash, no payment order was sent
             if self.payer.unpayable == "return" and unpaid and self.latest.status_code == 402 and not quoting.get():
-                log.warning("%s %s wants to be paid and wasn't: %s", self.request.method, self.origin + self.path, error)
+                log.warning("%s %s isn't paid for, its 402 is returned: %s", self.request.method, self.origin + self.path, error)
                 self.record.noted = error
                 return mark_refused(self._finished())
             if error.response is None:
@@ -121,7 +141,11 @@ class PaywallHandler:
             self._end_first_use()
 
     def _run(self, token: Token | None, *, is_guess: bool) -> requests.Response:
-        """Go on until the server is satisfied or the rules say stop. ``token`` is what the latest request carried, if anything."""
+        """Do what the server rules say, answer by answer, until one of them is for the caller. Return that one.
+
+        ``token`` is the token that the latest request was sent with, if any. ``judged`` below is the same token unless it is a
+        guess: an answer never counts for or against a guess.
+        """
         while True:
             judged = token if not is_guess else None
             may_ask = self.latest.status_code in ((402,) if judged is None else (401, 402))
@@ -130,17 +154,17 @@ class PaywallHandler:
             if verdict is Verdict.AS_IT_IS:
                 return self._finished()
             if judged is not None and verdict in (Verdict.ACCEPTED, Verdict.KEEP):
-                return self._answered(judged, accepted=verdict is Verdict.ACCEPTED)
+                return self._finish_with_token(judged, accepted=verdict is Verdict.ACCEPTED)
             if verdict is Verdict.WITHDRAW:
                 self._withdraw_guess()
                 token, is_guess = None, False
                 continue
             check_replayable(self.request)
             if judged is not None and verdict is Verdict.GIVE_UP:
-                token = self._resend(self._earlier_instead_of(judged))
+                token = self._resend(self._retired_instead_of(judged))
             elif judged is not None and verdict is Verdict.OFFER_AGAIN:
                 time.sleep(self.negotiation.pause_s(time.monotonic()))
-                token = self._resend(self._as_others_know(judged) or judged)
+                token = self._resend(self._token_in_ledger(judged) or judged)
             elif judged is not None and verdict is Verdict.ASK_BARE:
                 self.negotiation.hold_back(judged)
                 token = self._resend(None)
@@ -150,16 +174,22 @@ class PaywallHandler:
                 if request is not None and quoting.get():
                     drain(self.latest)
                     raise QuoteReady(self.payer.checkout.quote(request), self._finished())
-                # Without a challenge: bare, to learn what the server wants now.
+                # If the answer holds no challenge, the request goes out without a token, to learn what the server asks for now.
                 token = self._resend(None if request is None else self._token_to_offer(request))
                 is_guess = False
 
     def _token_to_offer(self, request: TokenRequest) -> Token:
-        """Return the token to offer for ``request``: the one that was held back, if it fits; else one from the checkout."""
+        """Return the token to offer for ``request``: the one that was held back, if it fits, else one from the checkout.
+
+        Money: a payment may be made.
+        """
         return self.negotiation.take_back(request.scope) or self._token_from_checkout(request)
 
     def _parse_challenge(self) -> TokenRequest | None:
-        """What the latest answer asks for. None where it holds no L402 challenge; ChallengeParseError where that can't be used."""
+        """Return what the latest answer asks for, or None if it holds no L402 challenge.
+
+        Raises: ChallengeParseError if it holds one that can't be used.
+        """
         lines = _challenge_lines(self.latest)
         challenge = parse_challenge(lines)
         if challenge is None:
@@ -181,7 +211,11 @@ class PaywallHandler:
         return token_request
 
     def _token_from_checkout(self, request: TokenRequest) -> Token:
-        """Return a token that fits ``request``: a live one, or one bought now. At most one is bought in a call."""
+        """Return a token that fits ``request``: a live one, or one bought now. A call buys at most one token for a scope.
+
+        Raises: TokenRefusedError if neither is to be had any more; what `Checkout.token_for` raises.
+        Money: a payment may be made.
+        """
         negotiation, purchase = self.negotiation, None
         self._end_first_use()
         may_buy = not negotiation.bought and (request.origin, request.scope) not in self.record.bought_scopes
@@ -199,51 +233,54 @@ class PaywallHandler:
         negotiation.note_offer(purchase, request.scope)
         if purchase.bought:
             self.record.bought_scopes.add((request.origin, request.scope))
-            self.record.add_purchase(purchase, request.url)  # before the retry: whatever becomes of that, the payment is reported
+            self.record.add_purchase(purchase, request.url)  # before the token is sent, so that the payment is reported in any case
             self.payer.token_cache.put(purchase.token, self.path)
         return purchase.token
 
     def _end_first_use(self) -> None:
+        """Let other calls use the token that this hop has bought, if it has bought one."""
         bought, token = self.negotiation.bought, self.negotiation.last_offered
         if bought and token is not None:
             end_first_use(token.payment_hash)
 
     def _no_more_tokens(self, request: TokenRequest) -> TokenRefusedError:
-        """Return the error for a server that wants one more token than this call may offer."""
+        """Return the error for a server that asks for one more token than this call may offer."""
         status, last, retired = self.latest.status_code, self.negotiation.last_offered, self.negotiation.retired
         if last is not None and last.payment_hash in self.negotiation.refused - retired:
             return refused_error(last, status)
         return no_more_tokens_error(last, request, status, retired=last is not None and last.payment_hash in retired)
 
     def _resend(self, token: Token | None) -> Token | None:
-        """Send again: with ``held``, or bare. Gives ``held`` back."""
+        """Send the request again, with ``token`` or without any. Return ``token``."""
         rewind(self.request)
         drain(self.latest)
         self.latest.payment = None  # type: ignore[attr-defined]
-        # A hook may have brought it, and answers before it: digest authentication's does.
+        # A response hook may have replaced the answer, and left earlier ones in its history: digest authentication's hook does.
         self.history += [
             *self.latest.history,
             droppable(scrub_for_history(self.latest, self.request) if self.is_cached else self.latest),
         ]
         self.record.service_started_s = time.time()
-        request = self._carrying(token) if token is not None else self._again()
+        request = self._with_token(token) if token is not None else self._without_token()
         try:
             with errors_with_original_request(self.request):
                 self.latest = self.send(request)
         except requests.RequestException as error:
             if token is not None:
                 why = judge(self._status_of(token, ServerAnswer.NO_ANSWER), read_answer(None, judged=True)).why
-                log.warning("%s gave no answer to the token of payment %s (%s): %s", self.origin, token.payment_hash,
+                log.warning("%s didn't answer the request with the token of payment %s (%s): %s", self.origin, token.payment_hash,
                             type(error).__name__, why)  # fmt: skip
             raise
         return token
 
-    def _again(self) -> requests.PreparedRequest:
+    def _without_token(self) -> requests.PreparedRequest:
+        """Return a copy of the request to send without a token."""
         request = again(self.request, self.history)
         remove_hooks(request)
         return request
 
-    def _carrying(self, token: Token) -> requests.PreparedRequest:
+    def _with_token(self, token: Token) -> requests.PreparedRequest:
+        """Return a copy of the request that carries ``token``, which replaces an Authorization header of the caller's."""
         if "Authorization" in (self.request.headers or {}):
             self.record.authorization_replaced = True
         request = with_credential(self.request, token, self.history)
@@ -251,9 +288,10 @@ class PaywallHandler:
         return request
 
     def _verdict(self, token: Token | None, judged: Token | None, request: TokenRequest | None) -> Verdict:
-        """Return what the latest answer means for ``token``, which went along; ``judged`` is the same, unless it was a guess.
+        """Return what to do about the latest answer, which is to a request with ``token``.
 
-        ``request`` is what the answer's challenge asks for, None where it holds none that can be paid.
+        ``judged`` is ``token``, or None if that was a guess. ``request`` is what the answer's challenge asks for, None if it holds
+        no L402 challenge.
         """
         status = self.latest.status_code
         names_schemes = request is None and status in (401, 402) and bool(schemes_offered(_challenge_lines(self.latest)))
@@ -267,17 +305,20 @@ class PaywallHandler:
         return self.negotiation.verdict(answer, TokenStatus.NONE if token is None else TokenStatus.GUESS)
 
     def _is_replay(self, token: Token, request: TokenRequest) -> bool:
-        """Return whether the answer that refuses ``token`` wants an invoice paid that was paid long ago."""
+        """Return whether the answer that refuses ``token`` asks to pay an invoice that the ledger has as paid.
+
+        That is an old answer, from a cassette or a cache. It is looked up once for each token.
+        """
         if not self.negotiation.checks_replay(token):
             return False
         row = self.payer.ledger.payment(request.challenge.payment_hash.hex())
         return row is not None and row.settled_at is not None
 
     def _status_of(self, token: Token, answer: ServerAnswer) -> TokenStatus:
-        """Return what is known of ``token``. The ledger is asked only where ``answer`` may be a refusal."""
+        """Return what is known of ``token``, which isn't a guess. The ledger is read only if ``answer`` may be a refusal."""
         accepted = token.accepted
         if answer in MAYBE_REFUSALS:
-            accepted = self.negotiation.note_refusal(token, self._as_others_know(token), monotonic_s=time.monotonic())
+            accepted = self.negotiation.note_refusal(token, self._token_in_ledger(token), monotonic_s=time.monotonic())
         return self.negotiation.status_of(
             token,
             accepted=accepted,
@@ -286,10 +327,12 @@ class PaywallHandler:
             monotonic_s=time.monotonic(),
         )
 
-    def _earlier_instead_of(self, token: Token) -> Token:
-        """Return a retired token that was bought for this very page and may still open it, in place of ``token``, which is given up.
+    def _retired_instead_of(self, token: Token) -> Token:
+        """Return a retired token to offer in place of ``token``, which isn't offered again in this hop.
 
-        Raises: TokenRefusedError where there is none.
+        It was bought for this very page (path and query), so it may still open it.
+
+        Raises: TokenRefusedError if there is no such token.
         """
         row = self.payer.ledger.retired(self.origin, token.scope, self.negotiation.resource_digest)
         earlier = None if row is None or row.payment_hash in self.negotiation.refused else Token.of(row)
@@ -300,49 +343,64 @@ class PaywallHandler:
         return earlier
 
     def _withdraw_guess(self) -> None:
-        """Send again without the token that nobody asked for. The caller never hears of it; the path gets no guess any more."""
+        """Send the request again without the guessed token, and remember that this path gets no guess any more.
+
+        The answer to the guess doesn't go into ``history``: the caller never asked for it.
+        """
         drain(self.latest)
         self.payer.token_cache.rejects_guesses(self.origin, self.path)
         rewind(self.request)
-        self.latest = self.send(self._again())
+        self.latest = self.send(self._without_token())
 
     def _retire(self, token: Token) -> None:
-        """Note in ledger, cache and negotiation that the server no longer accepts ``token``."""
+        """Write to ledger, token cache and negotiation that the server no longer accepts ``token``."""
         self.payer.ledger.retire(token.payment_hash)
         self.payer.token_cache.drop(token)
         self.negotiation.note_retired(token)
-        log.info("the token of payment %s is no longer taken by %s", token.payment_hash, self.origin)
+        log.info("the token of payment %s is retired: %s no longer accepts it", token.payment_hash, self.origin)
 
-    def _as_others_know(self, token: Token) -> Token | None:
-        """``held`` as the ledger has it: another thread or process may have seen it taken. None where one has given it up."""
+    def _token_in_ledger(self, token: Token) -> Token | None:
+        """Return ``token`` as the ledger has it now, or None if another call has retired it.
+
+        Another thread or process may have noted meanwhile that the server accepted it.
+        """
         row = self.payer.ledger.payment(token.payment_hash)
         if row is None or row.state.value != "settled":
             return None
         return Token.of(row) or token
 
-    def _answered(self, token: Token, *, accepted: bool) -> requests.Response:
-        """The server's answer to a request that carried ``held``, as the caller gets it."""
+    def _finish_with_token(self, token: Token, *, accepted: bool) -> requests.Response:
+        """Return the latest answer, which is to a request with ``token``, as the caller gets it.
+
+        ``accepted``: the answer shows that the server accepted the token, which is noted first.
+        """
         if accepted:
             self._note_accepted(token)
         return self._finished(self.record.add_reuse(token, self.request.url or ""))
 
     def _note_accepted(self, token: Token) -> None:
-        ledger, failed = self.payer.ledger, "the ledger can't note that a token was taken: %s"
-        known = self.payer.token_cache.knows_path(token, self.path)
-        try:  # apart: whether the token may be replaced when it is refused hangs on the first note, and not on the second
+        """Write to ledger and token cache that the server has accepted ``token``, and that this path accepts tokens of its scope.
+
+        A ledger that can't be written is logged: the caller gets the page all the same.
+        """
+        ledger, failed = self.payer.ledger, "the ledger can't note that a token was accepted: %s"
+        knows_path = self.payer.token_cache.knows_path(token, self.path)
+        # Two writes, each with its own `try`: only the first one decides whether the token may be replaced when it is refused.
+        try:
             if not token.accepted:
                 ledger.mark(token.payment_hash, accepted=True)
         except LedgerError as error:
             log.warning(failed, error)
         try:
-            if not known:
+            if not knows_path:
                 ledger.learn(self.origin, self.path, token.scope)
         except LedgerError as error:
             log.warning(failed, error)
-        if not (token.accepted and known):
+        if not (token.accepted and knows_path):
             self.payer.token_cache.put(replace(token, accepted=True), self.path)
 
     def _finished(self, payment: Payment | None = None) -> requests.Response:
+        """Return the latest answer as the caller gets it: with the superseded ones in ``history`` and ``payment`` on it."""
         response = drop_credential_if_varied(scrub_redirect(self.latest) if self.is_cached else self.latest)
         response.history = [*self.history, *response.history]
         response.payment = self.call.payment = payment  # type: ignore[attr-defined]
@@ -352,12 +410,12 @@ class PaywallHandler:
 
 
 def _resource_digest(request: requests.PreparedRequest) -> str:
-    """Return a digest of path and query: what exactly is asked for, without keeping what a query may hold."""
+    """Return a digest of path and query. It identifies the page, and doesn't keep the secrets that a query may hold."""
     return hashlib.sha256((request.path_url or "").encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _challenge_lines(response: requests.Response) -> list[str]:
-    """The WWW-Authenticate lines, apart where urllib3 made the response, else as `requests` has folded them."""
+    """Return the WWW-Authenticate lines: separate if urllib3 made the response, else as `requests` has folded them into one."""
     headers = getattr(response.raw, "headers", None)
     getlist = getattr(headers, "getlist", None)
     lines = list(getlist("WWW-Authenticate")) if getlist is not None else []

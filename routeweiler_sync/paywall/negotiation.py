@@ -1,7 +1,8 @@
-"""What one hop has offered and been refused so far, and what follows. Pure: no I/O; clocks and the ledger's facts are passed in.
+"""Which tokens one hop has offered so far, which were refused, and what to offer next. Pure: no I/O.
 
-`server_rules` says what a server's answer to a token means. This module remembers what the table asks about: which tokens were
-offered, since when one is refused, whether the server was asked without any. `handler` does what is decided here.
+The caller passes in the time and what it has read in the ledger. What a server's answer to a token means is decided in
+`server_rules`. This module remembers the facts that those rules ask about: which tokens were offered, how long the present one has
+been refused, whether the server was asked without any token. `handler` does what is decided here.
 """
 
 from __future__ import annotations
@@ -18,19 +19,24 @@ if TYPE_CHECKING:
 
 #: A token that the server has never accepted is offered again for this long: settlement may lag on the server's side.
 OFFER_AGAIN_S = 5.0
-#: Tokens that one call offers before it insists on its own: an old one, one that another process bought meanwhile, a new one.
+#: After this many tokens, a call offers no more tokens of others, only one that it buys itself. Four leaves room for an old token,
+#: one that another process bought meanwhile, and a new one.
 MAX_TOKENS_PER_CALL = 4
-#: Tokens that one call offers at all. Only other processes, each with a token that no server has accepted yet, can make it so many.
+#: The most tokens that one call offers. So many occur only if other processes keep buying tokens that no server has accepted yet.
 MAX_OFFERS_PER_CALL = 32
-#: Pauses before a token is offered again, growing.
+#: The shortest and the longest pause before a token is offered again. Pauses grow.
 MIN_PAUSE_S, MAX_PAUSE_S = 0.05, 1.0
-#: The ledger keeps times in milliseconds, rounded down.
+#: The ledger keeps times in whole milliseconds, rounded down, so a time read from it may lie this much too early.
 CLOCK_GRAIN_S = 0.001
 
 
 @dataclass(kw_only=True)
 class Negotiation:
-    """The state of one hop. ``resource_digest`` is the digest of the page that is asked for, ``call_started_s`` in unix seconds."""
+    """The state of one hop.
+
+    ``resource_digest`` is the digest of the page that is requested (its path and query), ``call_started_s`` the time when the call
+    began, in unix seconds.
+    """
 
     resource_digest: str
     call_started_s: float
@@ -38,7 +44,7 @@ class Negotiation:
     bought: bool = False
     #: How many tokens from the checkout were offered.
     offers: int = 0
-    #: The token that the checkout gave last.
+    #: The token that the checkout returned last.
     last_offered: Token | None = None
     #: Payment hashes of tokens that aren't offered again in this hop.
     refused: set[str] = field(default_factory=set)
@@ -46,43 +52,54 @@ class Negotiation:
     retired: set[str] = field(default_factory=set)
     #: Payment hashes of tokens that other calls have bought for other pages since this call began.
     bought_for_others: set[str] = field(default_factory=set)
-    #: Since when, on the monotonic clock, the token at hand has been refused.
+    #: When the present token was first refused, on the monotonic clock. None if it hasn't been refused.
     refused_since_s: float | None = None
-    #: Whether the server was asked without a token, to learn what it makes of the one it refused.
+    #: Whether the server was asked without a token, to learn what it meant when it refused the present one.
     asked_bare: bool = False
+    #: The refused token that is to be offered once more, after the server was asked without it.
     _held_back: Token | None = None
+    #: Payment hashes of tokens for which a replayed invoice was looked up already.
     _replays_checked: set[str] = field(default_factory=set)
 
     # -- what an answer means -------------------------------------------------------------------------------------------------
 
     def checks_replay(self, token: Token) -> bool:
-        """Return whether to look up if the invoice that refuses ``token`` was paid long ago. True once for each token."""
+        """Return whether to look up if the answer that refuses ``token`` repeats a paid invoice. True once for each token."""
         if token.payment_hash in self._replays_checked:
             return False
         self._replays_checked.add(token.payment_hash)
         return True
 
     def verdict(self, answer: ServerAnswer, status: TokenStatus) -> Verdict:
-        """Return the table's verdict on ``answer`` to a token of ``status``."""
+        """Return the verdict of the server rules on ``answer`` to a token of ``status``, and remember if it is ASK_BARE."""
         verdict = judge(status, answer).verdict
         self.asked_bare = self.asked_bare or verdict is Verdict.ASK_BARE
         return verdict
 
-    def note_refusal(self, token: Token, known_now: Token | None, *, monotonic_s: float) -> bool:
+    def note_refusal(self, token: Token, in_ledger: Token | None, *, monotonic_s: float) -> bool:
         """Note that an answer may refuse ``token``. Return whether the token counts as accepted before.
 
-        ``known_now`` is the token as the ledger has it, None where another call has retired it: then its time is over. "Accepted
-        before" means when the request left. Of requests that go out together while a settlement lags, some are refused and a later
-        one is accepted: such a refusal is no reason to give up, and pay for, a token that has just begun to serve.
+        ``in_ledger`` is the token as the ledger has it now. It is None if another call has retired the token: the result is True
+        then, and the token can be replaced.
+
+        "Accepted before" means before the request left, for this reason:
+          1. Two calls send the same new token while its settlement lags on the server's side.
+          2. The server refuses the first request, and then accepts the second. The second call notes that in the ledger.
+          3. The first call handles its refusal. If the token counted as accepted before, this call would retire it and buy another,
+             although the token has just begun to serve. So the call offers the token again, with new patience.
         """
-        if known_now is None:
+        if in_ledger is None:
             return True
-        if self.refused_since_s is None or (known_now.accepted and not token.accepted):
+        if self.refused_since_s is None or (in_ledger.accepted and not token.accepted):
             self.refused_since_s = monotonic_s
         return token.accepted
 
     def status_of(self, token: Token, *, accepted: bool, accepted_here: bool, now_s: float, monotonic_s: float) -> TokenStatus:
-        """Return what is known of a token that is no guess; ``accepted_here``: this path has accepted tokens of its scope."""
+        """Return what is known of a token that isn't a guess.
+
+        ``accepted``: the server has accepted it before, by `note_refusal`. ``accepted_here``: this path has accepted tokens of its
+        scope. ``now_s`` is in unix seconds, ``monotonic_s`` on the monotonic clock.
+        """
         return token_status(
             accepted=accepted,
             accepted_here=accepted_here,
@@ -94,47 +111,48 @@ class Negotiation:
     # -- what to offer next ---------------------------------------------------------------------------------------------------
 
     def may_offer(self, *, may_buy: bool) -> bool:
-        """Return whether one more token may be offered. More are allowed where it may be this call's own."""
+        """Return whether one more token may be offered. More tokens are allowed if this call may still buy one (``may_buy``)."""
         return self.offers < (MAX_OFFERS_PER_CALL if may_buy else MAX_TOKENS_PER_CALL)
 
     def is_worth_an_offer(self, row: PaymentRow) -> bool:
-        """Return whether to offer a token bought by another call. False once one bought during this call for another page failed here.
+        """Return whether to offer the token of ``row``, which another call has bought.
 
-        A token that was bought a moment ago and didn't serve shows that tokens here don't fit every page. An older one may have been
-        used up or expired, which says nothing of its successor.
+        True if it was bought for this very page. Else False once a token that was bought during this call for another page has
+        failed here: it was new, so its failure shows that tokens here don't open every page. An older token may have been used up or
+        expired, which says nothing about the next one. False in any case after `MAX_TOKENS_PER_CALL` offers.
         """
         if self.offers >= MAX_TOKENS_PER_CALL:
             return False
         return row.resource_digest == self.resource_digest or not self.bought_for_others & self.retired
 
     def note_offer(self, purchase: Purchase, scope: str) -> None:
-        """Note that the checkout's token for ``scope`` is offered next."""
+        """Note that the token of ``purchase`` is offered next. ``scope`` is the scope of the challenge that it answers."""
         token, row = purchase.token, purchase.row
         self.offers, self.last_offered = self.offers + 1, token
         self.bought = self.bought or purchase.bought
         if token.scope != scope:
-            self.refused.add(token.payment_hash)  # bought for this page, under another scope: once is enough
+            self.refused.add(token.payment_hash)  # it was bought for this page but for another scope, so one offer is enough
         elif row.resource_digest != self.resource_digest and row.created_at.timestamp() >= self.call_started_s - CLOCK_GRAIN_S:
             self.bought_for_others.add(token.payment_hash)
-        self._begin_with_another()
+        self._start_next_token()
 
     def note_earlier_offer(self, refused: Token) -> None:
-        """Note that a token that was once bought for this very page is offered next, in place of ``refused``."""
+        """Note that a retired token is offered next, in place of ``refused``. It was bought for this very page."""
         self.refused.add(refused.payment_hash)
         self.refused_since_s = None
 
     def note_retired(self, token: Token) -> None:
-        """Note that the server no longer accepts ``token``, here at least."""
+        """Note that ``token`` is retired, since the server no longer accepts it, at least not for this page."""
         self.refused.add(token.payment_hash)
         self.retired.add(token.payment_hash)
-        self._begin_with_another()
+        self._start_next_token()
 
     def hold_back(self, token: Token) -> None:
-        """Keep ``token``, which was refused without a reason, for one more offer after the server was asked without it."""
+        """Keep ``token``, which was refused without a reason, to offer it once more after the server was asked without it."""
         self._held_back = token
 
     def take_back(self, scope: str) -> Token | None:
-        """Return the token that was held back, if it fits ``scope``. It is kept no longer, whether it fits or not."""
+        """Return the token that was held back if it is one for ``scope``, else None. It is no longer held back in either case."""
         token, self._held_back = self._held_back, None
         return token if token is not None and token.scope == scope else None
 
@@ -144,17 +162,19 @@ class Negotiation:
         return min(MAX_PAUSE_S, max(MIN_PAUSE_S, self._refused_for_s(monotonic_s) / 2))
 
     def _refused_for_s(self, monotonic_s: float) -> float:
+        """Return for how long the present token has been refused, in seconds; 0 if it hasn't been."""
         return 0.0 if self.refused_since_s is None else monotonic_s - self.refused_since_s
 
-    def _begin_with_another(self) -> None:
+    def _start_next_token(self) -> None:
+        """Forget what was noted about the present token: another one is offered next."""
         self.refused_since_s, self.asked_bare = None, False
 
 
 def wants_of(scope: str | None, token: Token | None, *, names_schemes: bool) -> Wants:
     """Return what a 401 or 402 asks for.
 
-    ``scope`` is that of its challenge, None where there is none that can be paid; ``token`` went along; ``names_schemes``: the answer
-    names any scheme at all.
+    ``scope`` is the scope of its L402 challenge, None if it holds none. ``token`` is the token that was sent, if any.
+    ``names_schemes``: the answer names some authentication scheme.
     """
     if scope is not None:
         return Wants.SAME if token is not None and token.scope == scope else Wants.CHALLENGE

@@ -1,6 +1,7 @@
-"""A testing kit for programs that pay: a fake lnd and a paywall, both real servers, and fixtures. Needs the extra ``testing``.
+"""A testing kit for programs that pay: a fake lnd and a paywall (both are real servers), and pytest fixtures for them.
 
-Imported on first use: pytest loads the plugin in every run, also in those without the extra.
+It needs the extra ``testing``. Each name is imported on first use, because pytest loads `pytest_plugin` in every run, also where
+the extra isn't installed. The kit itself is in `fake_lnd` and `paywall`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _HOME = dict.fromkeys(("FakeInvoice", "FakeLnd", "FakePayment"), "fake_lnd") | d
 )
 
 
-if not TYPE_CHECKING:  # a checker would take any misspelt name for one of those
+if not TYPE_CHECKING:  # with __getattr__ in view, a type checker would accept any misspelt name
 
     def __getattr__(name: str) -> Any:
         if name not in _HOME:

@@ -1,7 +1,7 @@
 """The database of the fake lnd: invoices, payments, and the rules by which a payment starts, runs and ends.
 
-The rules are those of lnd's control tower (payments/db) and router; the gRPC around them is in `_lnd_service`. `NodeContract` in
-the tests runs the same promises against this and against the real lnd.
+The rules are those of lnd's control tower (payments/db) and router. The gRPC methods are left to `_lnd_service`. `NodeContract` in
+the tests checks the same promises with this fake and with the real lnd, so that the two can't drift apart.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import bolt11
 from ..funding.lnd.stubs import routeweiler_lnd_pb2 as pb
 
 Status = Literal["IN_FLIGHT", "SUCCEEDED", "FAILED"]
-_INVOICE_CHARS_MAX = 7_089  # what fits into the largest QR code (zpay32)
+_INVOICE_CHARS_MAX = 7_089  # lnd's limit: what fits into the largest QR code (zpay32)
 NO_PREIMAGE = "0" * 64  # how lnd writes the preimage of a payment that hasn't settled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FakeInvoice:
-    """An invoice that the fake's payee has issued. ``amount_msat`` is 0 where it names none."""
+    """An invoice that the fake lnd has issued. Hash and preimage are 32 bytes; ``amount_msat`` is 0 if it names no amount."""
 
     bolt11: str
     payment_hash: bytes
@@ -36,9 +36,10 @@ class FakeInvoice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FakePayment:
-    """A payment as the fake's payer has it in its database. ``payment_hash`` is hex; amounts in msat.
+    """A payment in the database of the paying node. ``payment_hash`` is 64 hex digits; amounts are in msat.
 
-    ``sends`` counts the orders that came as far as the database, refused ones (ALREADY_EXISTS) too.
+    ``failure_reason`` is lnd's PaymentFailureReason without its prefix, None unless the payment FAILED. ``sends`` counts the orders
+    for this hash that reached the database, including those that it refused (ALREADY_EXISTS).
     """
 
     payment_hash: str
@@ -51,7 +52,7 @@ class FakePayment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FakeOrder:
-    """An order to pay as it reached the node, whatever became of it."""
+    """A payment order (SendPaymentV2) as it reached the node, whether it was refused, failed or paid."""
 
     bolt11: str
     fee_limit_msat: int
@@ -60,7 +61,12 @@ class FakeOrder:
 
 @dataclass(kw_only=True)
 class Attempt:
-    """How the payment that an order starts is to go. ``deadline``: lnd starts no further HTLC then (``timeout_seconds``)."""
+    """How the payment that an order starts is to go: the order's own limits, and the faults planned for it.
+
+    ``deadline`` is unix seconds by the node's clock: lnd starts no HTLC after it (the order's ``timeout_seconds``). ``parts``: how
+    many HTLCs carry the payment. ``hang``: it stays IN_FLIGHT until it is released; ``orphan``: for ever. ``fail``: the failure
+    reason to end with. ``wrong_preimage``: it succeeds with a preimage that doesn't fit its hash.
+    """
 
     fee_limit_msat: int
     fee_msat: int
@@ -74,7 +80,10 @@ class Attempt:
 
 @dataclass(kw_only=True)
 class Entry:
-    """A payment with the messages that its streams tell, in order. ``sent``: an HTLC has left, or is about to."""
+    """A payment with the messages that its streams send, in order.
+
+    ``index`` is lnd's ``payment_index``. ``sent``: an HTLC has left the node, or is about to.
+    """
 
     index: int
     payment: FakePayment
@@ -87,7 +96,7 @@ class Entry:
 
 
 class OrderError(Exception):
-    """lnd's no to an order, with gRPC code and text."""
+    """A gRPC error with which lnd refuses a call: the name of its status code, and its text."""
 
     def __init__(self, code: str, text: str) -> None:
         super().__init__(code, text)
@@ -95,7 +104,12 @@ class OrderError(Exception):
 
 
 class Book:
-    """All that survives a restart of the fake. ``changed`` guards and announces every change."""
+    """The fake lnd's database: everything that survives a restart.
+
+    ``changed`` must be held to read or change anything, and is notified of every change. ``node_key`` and ``payee_key`` are
+    private keys in hex. ``invoices`` and ``entries`` are by payment hash; ``entries`` is in lnd's order, the latest payment last.
+    ``settled`` holds the hashes for which the payee has the money, ``started`` counts the payments that have started.
+    """
 
     def __init__(self, *, node_key: str, payee_key: str, balance_msat: int) -> None:
         self.changed = threading.Condition()
@@ -111,13 +125,18 @@ class Book:
         self.payee_online = True
 
     def check_order(self, payment_request: str, fee_limit_msat: int, now: float) -> Any:
-        """What lnd checks before its database: fee limit, decoding, network, expiry, payment secret, amount, self-payment, in that
-        order (routerrpc/router_backend.go, extractIntentFromSendRequest).
+        """Return the decoded invoice of an order that passes all checks that lnd makes before it looks into its database.
+
+        The checks come as in lnd: fee limit, decoding, network, expiry, payment secret, amount, self-payment
+        (routerrpc/router_backend.go, extractIntentFromSendRequest). ``now`` is unix seconds by the node's clock.
+
+        Raises: OrderError with lnd's text for the first check that fails.
         """
         if fee_limit_msat < 0:
             raise OrderError("UNKNOWN", "amount cannot be negative")
         if not payment_request:
-            raise OrderError("UNKNOWN", "invalid vertex length of 0, want 33")  # read as an order to a node, not for an invoice
+            # Without an invoice, lnd reads the order as one to pay a node, whose pubkey is missing.
+            raise OrderError("UNKNOWN", "invalid vertex length of 0, want 33")
         invoice = decode(payment_request)
         if now > invoice.date + invoice.expiry:
             valid_until = time.strftime("%Y-%m-%d %H:%M:%S +0000 UTC", time.gmtime(invoice.date + invoice.expiry))
@@ -131,9 +150,11 @@ class Book:
         return invoice
 
     def init_payment(self, invoice: Any, payment_request: str, attempt: Attempt) -> tuple[Entry, int]:
-        """Write the payment down as IN_FLIGHT, if its hash is unknown or FAILED. Returns the index of its first message too.
+        """Store the payment as IN_FLIGHT, if its hash is unknown or FAILED. Return it, and the index of its first message.
 
-        A failed one that starts anew has a new index and a new time of birth, and is the last in lnd's list.
+        A FAILED payment that starts anew gets a new payment index and creation time, and moves to the end of lnd's list.
+
+        Raises: OrderError (ALREADY_EXISTS) if a payment of this hash is in flight or has succeeded.
         """
         key = bytes.fromhex(invoice.payment_hash)
         with self.changed:
@@ -156,12 +177,13 @@ class Book:
                 created_ns=time.time_ns(),
                 messages=messages,
             )
-            self._tell(entry)
+            self._add_message(entry)
             return entry, len(messages) - 1
 
     def run(self, entry: Entry, *, now: float) -> None:
-        """Let a started payment go its way, at ``now`` by the node's clock, whoever still listens. What lnd sees by itself ends
-        it before an HTLC leaves.
+        """Run a payment that has started, at ``now`` by the node's clock, whether or not a client still follows it.
+
+        An obstacle that lnd sees by itself (balance, route) ends the payment before an HTLC leaves.
         """
         with self.changed:
             reason = self._obstacle(entry)
@@ -170,34 +192,38 @@ class Book:
                 return
             entry.sent = True
             for _ in range(entry.attempt.parts):
-                self._tell(entry)
+                self._add_message(entry)
             if not entry.attempt.hang and not entry.attempt.orphan:
                 self.finish(entry, now=now)
 
     def finish(self, entry: Entry, *, now: float, fail: str | None = None) -> None:
-        """End a payment in flight, at ``now`` by the node's clock; paying moves the money."""
+        """End a payment in flight, at ``now`` by the node's clock: pay it, or fail it with the reason ``fail``.
+
+        Does nothing to a payment that has ended already.
+        """
         with self.changed:
             key, attempt, amount_msat = bytes.fromhex(entry.payment.payment_hash), entry.attempt, entry.payment.amount_msat
             if entry.payment.status != "IN_FLIGHT":
                 return
-            if not entry.sent:  # released before it has begun to hang: it won't
+            if not entry.sent:  # released before run() has let it hang: so it won't hang
                 attempt.hang, attempt.fail = False, fail or attempt.fail
                 return
-            reason = fail or attempt.fail or self._payees_no(entry, now)
+            reason = fail or attempt.fail or self._refusal_on_the_way(entry, now)
             if reason is not None:
-                # The HTLC has come back. The payee's own no ends the payment, and is told before the payment has ended.
-                self._tell(entry, reason=reason if reason == "INCORRECT_PAYMENT_DETAILS" else None)
+                # The HTLC has come back. lnd sends one more message while the payment is IN_FLIGHT. It names the reason already if
+                # the payee itself refused the HTLC, for that ends the payment.
+                self._add_message(entry, reason=reason if reason == "INCORRECT_PAYMENT_DETAILS" else None)
                 self._fail(entry, reason)
                 return
             preimage = secrets.token_hex(32) if attempt.wrong_preimage else self.invoices[key].preimage.hex()
             for settled in range(1, attempt.parts):
                 entry.payment = replace(entry.payment, fee_msat=attempt.fee_msat * settled // attempt.parts)
-                self._tell(entry, preimage)
+                self._add_message(entry, preimage)
             self.settled.add(key)
             self.balance_msat -= amount_msat + attempt.fee_msat
             self.received_msat += amount_msat
             entry.payment = replace(entry.payment, status="SUCCEEDED", fee_msat=attempt.fee_msat)
-            self._tell(entry, preimage)
+            self._add_message(entry, preimage)
 
     def add_invoice(
         self,
@@ -210,7 +236,10 @@ class Book:
         own: bool = False,
         currency: str = "bcrt",
     ) -> FakeInvoice:
-        """Issue an invoice, signed by the payee, or by the payer's own node."""
+        """Issue an invoice, signed by the payee, or by the paying node itself if ``own``.
+
+        ``preimage`` None makes a random one. ``created_at`` is unix seconds; ``currency`` is the network's BOLT-11 prefix.
+        """
         secret = preimage if preimage is not None else secrets.token_bytes(32)
         payment_hash = hashlib.sha256(secret).digest()
         text = sign_invoice(
@@ -229,15 +258,15 @@ class Book:
         return invoice
 
     def _obstacle(self, entry: Entry) -> str | None:
-        """Why no HTLC can leave: lnd looks at its own balance first, then for a route."""
+        """Return the failure reason if no HTLC can leave, else None. lnd looks at its own balance first, then for a route."""
         attempt = entry.attempt
         if entry.payment.amount_msat + attempt.fee_msat > self.balance_msat:
             return "INSUFFICIENT_BALANCE"
         unreachable = entry.invoice.payee != self.payee_pubkey
         return "NO_ROUTE" if unreachable or attempt.fee_msat > attempt.fee_limit_msat else None
 
-    def _payees_no(self, entry: Entry, now: float) -> str | None:
-        """Why an HTLC that has left comes back."""
+    def _refusal_on_the_way(self, entry: Entry, now: float) -> str | None:
+        """Return the failure reason if an HTLC that has left comes back, else None."""
         if not self.payee_online:
             return "TIMEOUT" if now > entry.attempt.deadline else "NO_ROUTE"
         key, invoice = bytes.fromhex(entry.payment.payment_hash), entry.invoice
@@ -246,9 +275,10 @@ class Book:
 
     def _fail(self, entry: Entry, reason: str) -> None:
         entry.payment = replace(entry.payment, status="FAILED", failure_reason=reason)
-        self._tell(entry)
+        self._add_message(entry)
 
-    def _tell(self, entry: Entry, preimage: str = NO_PREIMAGE, *, reason: str | None = None) -> None:
+    def _add_message(self, entry: Entry, preimage: str = NO_PREIMAGE, *, reason: str | None = None) -> None:
+        """Add the payment's present state to the messages that its streams send."""
         payment = entry.payment
         reason = "FAILURE_REASON_" + (reason or payment.failure_reason or "NONE")
         entry.messages.append(
@@ -270,52 +300,58 @@ class Book:
 
 
 def _exists(entry: Entry) -> str:
-    """lnd's no to an order for a payment that it has (payments/db/errors.go)."""
+    """Return lnd's text of the error for an order whose payment exists already (payments/db/errors.go)."""
     if entry.payment.status == "SUCCEEDED":
         return "invoice is already paid"
     return "payment is in transition" if entry.sent else "payment already exists"
 
 
 def decode(payment_request: str) -> Any:
-    """Read an invoice, or raise OrderError in lnd's words (zpay32/decode.go, bech32.go), in the order in which lnd looks."""
+    """Return the decoded invoice. The checks and their order are lnd's (zpay32/decode.go, bech32.go).
+
+    Raises: OrderError with lnd's text.
+    """
     text = payment_request
     if len(text) > _INVOICE_CHARS_MAX:
         raise OrderError("UNKNOWN", "invoice is too large")
     if len(text) < 8:
         raise OrderError("UNKNOWN", f"invalid bech32 string length {len(text)}")
-    odd = next((byte for byte in text.encode() if not 33 <= byte <= 126), None)
-    if odd is not None:
-        raise OrderError("UNKNOWN", f"invalid character in string: '{chr(odd)}'")
+    invalid_byte = next((byte for byte in text.encode() if not 33 <= byte <= 126), None)
+    if invalid_byte is not None:
+        raise OrderError("UNKNOWN", f"invalid character in string: '{chr(invalid_byte)}'")
     if text not in (text.lower(), text.upper()):
         raise OrderError("UNKNOWN", "string not all lowercase or all uppercase")
     text = text.lower()
     separator = text.rfind("1")
     if separator < 1 or separator + 7 > len(text):
         raise OrderError("UNKNOWN", "invalid index of 1")
-    human, data = text[:separator], text[separator + 1 :]
-    stranger = next((char for char in data if char not in bech32.CHARSET), None)
-    if stranger is not None:
-        raise OrderError("UNKNOWN", f"failed converting data to bytes: invalid character not part of charset: {ord(stranger)}")
+    prefix, data = text[:separator], text[separator + 1 :]
+    invalid = next((char for char in data if char not in bech32.CHARSET), None)
+    if invalid is not None:
+        raise OrderError("UNKNOWN", f"failed converting data to bytes: invalid character not part of charset: {ord(invalid)}")
     values = [bech32.CHARSET.find(char) for char in data]
-    wanted = "".join(bech32.CHARSET[value] for value in bech32.bech32_create_checksum(human, values[:-6]))
-    if data[-6:] != wanted:
-        raise OrderError("UNKNOWN", f"checksum failed. Expected {wanted}, got {data[-6:]}.")
-    if len(human) < 3:
+    expected = "".join(bech32.CHARSET[value] for value in bech32.bech32_create_checksum(prefix, values[:-6]))
+    if data[-6:] != expected:
+        raise OrderError("UNKNOWN", f"checksum failed. Expected {expected}, got {data[-6:]}.")
+    if len(prefix) < 3:
         raise OrderError("UNKNOWN", "hrp too short")
-    if not human.startswith("ln"):
+    if not prefix.startswith("ln"):
         raise OrderError("UNKNOWN", 'prefix should be "ln"')
-    if not human.startswith("lnbcrt"):
+    if not prefix.startswith("lnbcrt"):
         raise OrderError("UNKNOWN", "invoice not for current active network 'regtest'")
     try:
         return bolt11.decode(text, ignore_exceptions=True)
-    except Exception:  # noqa: BLE001 - the library raises many kinds, and lnd has some thirty words for what is left
+    except Exception:  # noqa: BLE001 - the library raises many kinds; of lnd's some thirty texts for them, one stands for all
         raise OrderError("UNKNOWN", "short invoice") from None
 
 
 def sign_invoice(
     key: str, *, payment_hash: bytes, amount_msat: int | None, memo: str, expiry_s: int, created_at: int, currency: str
 ) -> str:
-    """A BOLT-11 invoice as lnd makes them: payment secret, features, final time lock."""
+    """Return a BOLT-11 invoice such as lnd makes: with payment secret, features and final time lock.
+
+    ``key`` is a private key in hex. ``amount_msat`` None or 0 means no amount. ``created_at`` is unix seconds.
+    """
     from bolt11.models.features import Feature, Features, FeatureState
 
     needed = (Feature.var_onion_optin, Feature.payment_secret)
@@ -338,6 +374,9 @@ def sign_invoice(
 
 @cache
 def public_key(key: str) -> str:
-    """Hex of the public key: read from a signature made with the private one, which spares a library of its own."""
+    """Return the public key (66 hex digits) of a private key (hex).
+
+    It is read from the signature of a throw-away invoice. That saves a dependency on an elliptic curve library.
+    """
     text = sign_invoice(key, payment_hash=b"\x00" * 32, amount_msat=None, memo="", expiry_s=1, created_at=0, currency="bcrt")
     return str(bolt11.decode(text).payee)

@@ -1,6 +1,7 @@
-"""The gRPC face of the fake lnd: real method paths, the interceptor's checks in lnd's words, and the faults.
+"""The gRPC methods of the fake lnd: real method paths, the interceptor's checks with lnd's texts, and the planned faults.
 
-What a payment is and when it starts is in `_lnd_book`; the server's life and the names that tests use are in `fake_lnd`.
+The rules by which payments start and end are left to `_lnd_book`. The server's start and stop, and the public names, are left to
+`fake_lnd`.
 """
 
 from __future__ import annotations
@@ -19,32 +20,39 @@ from pymacaroons.serializers import BinarySerializer
 from ..funding.lnd.stubs import routeweiler_lnd_pb2 as pb
 from ._lnd_book import Attempt, Book, Entry, FakeOrder, OrderError, decode
 
-#: What lnd's interceptor says in each state but RPC_ACTIVE and SERVER_ACTIVE (rpcperms/interceptor.go).
+#: The error text of lnd's interceptor in every state but RPC_ACTIVE and SERVER_ACTIVE (rpcperms/interceptor.go).
 _NOT_UP = {
     "NON_EXISTING": "wallet not created, create one to enable full RPC access",
     "LOCKED": "wallet locked, unlock it to enable full RPC access",
     "UNLOCKED": "the RPC server is in the process of starting up, but not yet ready to accept calls",
     "WAITING_TO_START": "waiting to start, RPC services not available",
 }
+#: How many payments a ListPayments without max_payments returns.
 _PAGE_DEFAULT = 100
-#: What a SendPaymentV2 without timeout_seconds gets (routerrpc/router_backend.go, DefaultPaymentTimeout).
+#: The timeout of a SendPaymentV2 without timeout_seconds (routerrpc/router_backend.go, DefaultPaymentTimeout).
 _TIMEOUT_S_DEFAULT = 60
+#: How often a waiting call looks whether the test's main thread still lives.
 _WAKE_S = 1.0
 
 
 @dataclass(kw_only=True)
 class Faults:
-    """What is to go wrong, by kind: [how many times more (None: always), the fault's value]."""
+    """The faults of the fake lnd.
+
+    ``planned``: for each kind of fault, how many times more it strikes (None: always) and its value. ``fee_msat`` is the routing
+    fee of each payment, ``clock_offset_s`` how far the node's clock is ahead.
+    """
 
     planned: dict[str, tuple[int | None, Any]] = field(default_factory=dict)
     fee_msat: int = 0
     clock_offset_s: float = 0.0
 
     def plan(self, kind: str, value: Any, times: int | None) -> None:
+        """Plan a fault for the next ``times`` orders that it can strike (None: for all). Replaces a plan of the same kind."""
         self.planned[kind] = (times, value)
 
     def take(self, kind: str) -> Any:
-        """The planned fault's value, counted off; None if none is planned."""
+        """Use a planned fault once, and return its value; None if no fault of this kind is planned."""
         times, value = self.planned.get(kind, (0, None))
         if times is not None:
             if times <= 1:
@@ -55,7 +63,12 @@ class Faults:
 
 
 class Service:
-    """Answers lnd's calls from the book. One per start of the server: ``stop`` wakes whatever waits in it."""
+    """Answers lnd's gRPC calls from the database ``book``. Each start of the server has its own.
+
+    ``macaroons``: by the macaroon in hex, the method paths that it permits (None: all), or the text with which it is refused.
+    ``calls`` counts the calls by method name. ``now`` returns unix seconds by the node's clock. ``state`` is lnd's wallet state.
+    While ``holding``, orders wait unread; ``held`` counts them.
+    """
 
     def __init__(
         self,
@@ -72,6 +85,7 @@ class Service:
         self.stopped = False
 
     def handlers(self) -> tuple[grpc.GenericRpcHandler[Any, Any], ...]:
+        """Return the gRPC handlers of all methods."""
         unary, stream = grpc.unary_unary_rpc_method_handler, grpc.unary_stream_rpc_method_handler
         methods: dict[str, dict[str, tuple[Any, Any, Any]]] = {
             "lnrpc.State": {"GetState": (unary, self._get_state, pb.GetStateRequest)},
@@ -104,11 +118,14 @@ class Service:
         )
 
     def stop(self) -> None:
+        """Wake all calls that wait, so that they end."""
         with self.book.changed:
             self.stopped = True
             self.book.changed.notify_all()
 
     def _intercepted(self, path: str, behaviour: Callable[[Any, grpc.ServicerContext], Any]) -> Callable[..., Any]:
+        """Return the handler of a method: it counts the call, checks state and macaroon as lnd's interceptor does, and answers."""
+
         def handle(request: Any, context: grpc.ServicerContext) -> Any:
             with self.book.changed:
                 self.calls[path.rpartition("/")[2]] += 1
@@ -126,7 +143,10 @@ class Service:
         return handle
 
     def _wait_for_delivery(self) -> None:
-        """An order that is held has been sent and not yet read: it is executed when delivered, whether its client lives or not."""
+        """Wait while orders are held. A held order has been sent, not read: once delivered, it is executed even if its client is gone.
+
+        Raises: RuntimeError if the server stops before; the order is then lost.
+        """
         with self.book.changed:
             if not self.holding:
                 return
@@ -136,7 +156,7 @@ class Service:
             self.held -= 1
             self.book.changed.notify_all()
             if self.stopped:
-                raise RuntimeError("the fake stopped before this order was read")
+                raise RuntimeError("The fake lnd stopped before it read this order.")
 
     def _check_state(self) -> None:
         if (text := _NOT_UP.get(self.state)) is not None:
@@ -172,7 +192,8 @@ class Service:
                 raise _dropped()
             entry, first = self.book.init_payment(invoice, request.payment_request, self._attempt(request))
         if drop in ("after_init", "in_flight"):
-            # lnd pays on when the stream is gone: so does this, and not before.
+            # lnd goes on paying without the stream. Here the payment runs only once the stream has ended, so that the client never
+            # receives the outcome. (add_callback returns False if the stream has ended already.)
             if not context.add_callback(lambda: self.book.run(entry, now=self.now())):
                 self.book.run(entry, now=self.now())
         else:
@@ -205,7 +226,10 @@ class Service:
     def _stream(
         self, entry: Entry, first: int, context: grpc.ServicerContext, *, quiet: bool, drop: bool = False
     ) -> Iterator[pb.Payment]:
-        """The payment's messages from ``first`` on, to its end; ``drop`` breaks the stream after one."""
+        """Send the payment's messages, beginning with number ``first``, until the payment ends.
+
+        ``quiet`` leaves out IN_FLIGHT messages; ``drop`` breaks the stream (UNAVAILABLE) after one message.
+        """
         context.add_callback(self._wake)
         for number in range(first, 2**31):
             with self.book.changed:
@@ -223,11 +247,15 @@ class Service:
                 return
 
     def _wake(self) -> None:
+        """Make all waiting calls look again: a client has left."""
         with self.book.changed:
             self.book.changed.notify_all()
 
     def _wait(self, predicate: Callable[[], bool]) -> None:
-        """Wait for the predicate or the stop. A test that has died without stopping the fake mustn't keep its process alive."""
+        """Wait until ``predicate`` holds or the server stops. ``book.changed`` must be held.
+
+        It also ends with the main thread: a test that has died without stopping the fake mustn't keep its process alive.
+        """
         while not (self.stopped or predicate() or not threading.main_thread().is_alive()):
             self.book.changed.wait(_WAKE_S)
 
@@ -319,12 +347,15 @@ class Service:
 
 
 def _macaroon_fault(macaroon: str) -> str:
-    """What lnd says of a macaroon that isn't its own: hex, then the format, then the signature (macaroon.v2, macaroon-bakery)."""
+    """Return lnd's error text for a macaroon that it didn't issue.
+
+    lnd checks the hex digits first, then the format, then the signature (macaroon.v2, macaroon-bakery).
+    """
     if not macaroon:
         return "empty macaroon data"
-    stranger = next((char for char in macaroon if char not in string.hexdigits), None)
-    if stranger is not None:
-        return f"encoding/hex: invalid byte: U+{ord(stranger):04X} {stranger!r}"
+    invalid = next((char for char in macaroon if char not in string.hexdigits), None)
+    if invalid is not None:
+        return f"encoding/hex: invalid byte: U+{ord(invalid):04X} {invalid!r}"
     if len(macaroon) % 2:
         return "encoding/hex: odd length hex string"
     data = bytes.fromhex(macaroon)
@@ -338,4 +369,5 @@ def _macaroon_fault(macaroon: str) -> str:
 
 
 def _dropped() -> OrderError:
+    """Return the error with which gRPC reports a broken connection."""
     return OrderError("UNAVAILABLE", "Stream removed (Socket closed)")

@@ -1,7 +1,7 @@
-"""`FakeLnd`: an lnd to test against - a real gRPC server with TLS and macaroon, and faults on demand - without Bitcoin.
+"""`FakeLnd`: an lnd to test against, without Bitcoin. It is a real gRPC server with TLS and macaroons, and has faults on demand.
 
-Plays two nodes in one: the payer, whose database follows lnd's rules, and a payee that issues the invoices. Those rules are in
-`_lnd_book`, the calls in `_lnd_service`; here are the server's life and the names that tests use.
+It plays two nodes: the paying node, whose database follows lnd's rules, and a payee that issues the invoices. The rules are left to
+`_lnd_book`, the gRPC methods to `_lnd_service`; this module has the server's start and stop, and the names that tests use.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ._lnd_service import Faults, Service
 
 __all__ = ["FakeInvoice", "FakeLnd", "FakeOrder", "FakePayment"]
 
-#: Each stream that is followed takes a thread.
+#: Each open stream occupies a thread.
 _THREADS_MAX = 200
 _STOP_S_MAX = 10.0
 _BALANCE_MSAT = 10**12
@@ -41,17 +41,19 @@ DropWhen = Literal["before_init", "after_init", "in_flight", "after_paying"]
 
 
 class FakeLnd:
-    """A fake lnd on 127.0.0.1, running inside ``with``.
+    """A fake lnd on 127.0.0.1 that runs inside ``with``.
 
         with FakeLnd() as lnd:
             invoice = lnd.invoice(10_000)
             preimage = lnd.client().pay_invoice(invoice.bolt11, max_fee_msat=1_000)
             assert lnd.settled(invoice.payment_hash)
 
-    Faults: those named ``…_next`` hold for the next order that comes as far as they bite, or the next ``times``, or with
-    ``times=None`` until `clear_faults`; they combine. ``fee_msat`` is what routing costs (an order that allows less FAILs with
-    NO_ROUTE), ``clock_offset_s`` is how far the node's clock is ahead. ``cert_names`` are the host names and addresses in its
-    certificate.
+    The faults named ``…_next`` strike the next order that gets as far as the step at which they act, or the next ``times`` such orders.
+    With ``times=None`` they act until `clear_faults`. Faults of several kinds combine. ``fee_msat`` is what routing costs (an order that
+    allows less FAILs with NO_ROUTE), ``clock_offset_s`` is how far the node's clock is ahead. ``cert_names`` are the host names and IP
+    addresses in the node's certificate.
+
+    Money: none is real. The paying node starts with 10^12 msat, and payments move them to the payee.
     """
 
     def __init__(self, *, cert_names: Sequence[str] = ("localhost", "127.0.0.1")) -> None:
@@ -67,7 +69,7 @@ class FakeLnd:
         self._service = self._new_service()
         self._server: grpc.Server | None = None
 
-    # Life
+    # Start and stop
 
     def __enter__(self) -> FakeLnd:
         self.start()
@@ -78,7 +80,7 @@ class FakeLnd:
         self._folder.cleanup()
 
     def start(self) -> None:
-        """Listen; after a stop on the same port, with the same database, certificate and macaroons."""
+        """Start to listen. After a `stop`, the port, database, certificate and macaroons are the same as before."""
         if self._server is not None:
             return
         service = self._new_service()
@@ -90,45 +92,45 @@ class FakeLnd:
         self._service, self._server = service, server
 
     def stop(self) -> None:
-        """Go down at once: streams break, orders still held are lost, payments in flight stay in flight."""
+        """Stop at once: streams break, held orders are lost, payments in flight stay in flight."""
         server, self._server = self._server, None
         if server is not None:
             self._service.stop()
             server.stop(None).wait(_STOP_S_MAX)
 
     def restart(self) -> None:
-        """`stop` and `start`."""
+        """Stop and start the server. What survives is listed at `start` and `stop`."""
         self.stop()
         self.start()
 
     def set_state(self, state: str) -> None:
-        """Be in one of lnd's wallet states, e.g. ``LOCKED``, ``UNLOCKED`` (starting), ``SERVER_ACTIVE``. Survives no restart."""
+        """Set one of lnd's wallet states: ``LOCKED``, ``UNLOCKED`` (starting), ``SERVER_ACTIVE``, … A restart makes it active again."""
         with self._book.changed:
             self._service.state = state
 
     def lock(self) -> None:
-        """Lock the wallet: every call but GetState is refused."""
+        """Lock the wallet: all calls but GetState are refused."""
         self.set_state("LOCKED")
 
     def unlock(self) -> None:
-        """Be ready again."""
+        """Make the node ready again after `lock` or `set_state`."""
         self.set_state("SERVER_ACTIVE")
 
-    # Where it is
+    # Address, credentials, clients
 
     @property
     def node_pubkey(self) -> str:
-        """Identity of the paying node, 66 hex digits."""
+        """The public key of the paying node, 66 hex digits."""
         return self._book.node_pubkey
 
     @property
     def payee_pubkey(self) -> str:
-        """Identity of the node that issues the invoices."""
+        """The public key of the node that issues the invoices, 66 hex digits."""
         return self._book.payee_pubkey
 
     @property
     def lndconnect_uri(self) -> str:
-        """The node's ``lndconnect://`` URI: holds the macaroon."""
+        """The node's ``lndconnect://`` URI. It contains the macaroon."""
         der = ssl.PEM_cert_to_DER_cert(self._cert_pem.decode())
         cert, macaroon = (
             base64.urlsafe_b64encode(data).decode().rstrip("=") for data in (der, Path(self.macaroon_path).read_bytes())
@@ -137,7 +139,7 @@ class FakeLnd:
 
     @property
     def environ(self) -> dict[str, str]:
-        """The environment variables that name this node, for a child process."""
+        """The environment variables that name this node, for a program under test that runs as a process of its own."""
         return {
             "LND_GRPC_HOST": f"{self.host}:{self.port}",
             "LND_TLS_CERT_PATH": self.tls_cert_path,
@@ -145,17 +147,18 @@ class FakeLnd:
         }
 
     def bake_macaroon(self, *paths: str) -> str:
-        """Make a macaroon that permits these method paths alone (none: all), and return its file, of mode 0600."""
+        """Make a macaroon that permits only these gRPC method paths (none given: all). Return the path of its file, mode 0600."""
         return self._bake(frozenset(paths) or None)
 
     def bake_refused_macaroon(self, text: str = _ROOT_KEY_GONE) -> str:
-        """Make a macaroon that is refused with ``text``: as one whose root key was deleted, that has expired, or is bound to a
-        place. Return its file.
+        """Make a macaroon that is refused with ``text``. Return the path of its file.
+
+        lnd refuses a macaroon whose root key was deleted (the default text), that has expired, or that is bound to another place.
         """
         return self._bake(text)
 
     def client(self, **kwargs: Any) -> LndClient:
-        """A client of this node; keyword arguments replace those of `LndClient`."""
+        """Return a client of this node; ``kwargs`` are arguments of `LndClient`, and replace those set here."""
         arguments: dict[str, Any] = {"grpc_host": self.host, "grpc_port": self.port}
         if "macaroon_hex" not in kwargs:
             arguments["macaroon_path"] = self.macaroon_path
@@ -164,13 +167,13 @@ class FakeLnd:
         return LndClient(**arguments | kwargs)
 
     def funding(self, **kwargs: Any) -> LightningFundingSource:
-        """A funding source over `client`; keyword arguments replace those of `Funding.lightning_lnd`."""
+        """Return a funding source that pays with this node; ``kwargs`` are arguments of `Funding.lightning_lnd`, and replace those set here."""
         arguments: dict[str, Any] = {"network": "bitcoin-regtest"}
         if "client" not in kwargs:
             arguments["client"] = self.client()
         return Funding.lightning_lnd(**arguments | kwargs)
 
-    # Money
+    # Invoices and payments
 
     def invoice(
         self,
@@ -183,7 +186,11 @@ class FakeLnd:
         self_payment: bool = False,
         currency: str = "bcrt",
     ) -> FakeInvoice:
-        """A new invoice of the payee (of the paying node itself with ``self_payment``), by the node's clock. None: no amount."""
+        """Issue a new invoice of the payee, or of the paying node itself if ``self_payment``. ``amount_msat`` None: no amount.
+
+        ``preimage`` is 32 bytes, random if None. ``created_at`` is unix seconds, by default the node's clock. ``currency`` is the BOLT-11
+        prefix of the network (``bcrt``, ``bc``, ``tb``).
+        """
         return self._book.add_invoice(
             amount_msat,
             memo=memo,
@@ -196,45 +203,50 @@ class FakeLnd:
 
     @property
     def payments(self) -> list[FakePayment]:
-        """The payer's database, oldest first."""
+        """All payments in the paying node's database, oldest first."""
         with self._book.changed:
             return [entry.payment for entry in self._book.entries.values()]
 
     @property
     def orders(self) -> list[FakeOrder]:
-        """Every order that passed state and macaroon, in order of arrival; a held one arrives when it is delivered."""
+        """All orders that passed the checks of wallet state and macaroon, in order of arrival. A held one arrives when it is delivered."""
         with self._book.changed:
             return list(self._book.orders)
 
     def settled(self, payment_hash: bytes | str) -> bool:
-        """Whether the payee has the money for this invoice."""
+        """Return whether the payee has the money for the invoice with this payment hash (32 bytes, or hex)."""
         key = bytes.fromhex(payment_hash) if isinstance(payment_hash, str) else payment_hash
         with self._book.changed:
             return key in self._book.settled
 
     @property
     def settled_msat(self) -> int:
-        """What the payee has received, in msat; the payer has paid the fees besides (``spent_msat``)."""
+        """What the payee has received, in msat, without routing fees (see ``spent_msat``)."""
         with self._book.changed:
             return self._book.received_msat
 
     @property
     def spent_msat(self) -> int:
-        """What has left the payer's channels, routing fees included, in msat."""
+        """What the paying node has paid, in msat, routing fees included."""
         with self._book.changed:
             return _BALANCE_MSAT - self._book.balance_msat
 
     @property
     def calls(self) -> Counter[str]:
-        """Calls that came in, by method name, e.g. ``SendPaymentV2``."""
+        """How often each gRPC method was called, by name (``SendPaymentV2``), refused calls included."""
         with self._book.changed:
             return Counter(self._calls)
 
     def wait_for(self, predicate: Callable[[FakeLnd], bool], timeout_s: float = 30.0) -> None:
-        """Block until the predicate holds; it is looked at on every change. Raises TimeoutError."""
+        """Wait until ``predicate`` holds for this node. It is called after every change in the node.
+
+        Raises: TimeoutError after ``timeout_s`` seconds.
+        """
         with self._book.changed:
             if not self._book.changed.wait_for(lambda: predicate(self), timeout_s):
-                raise TimeoutError(f"not so within {timeout_s:g} s; payments: {self.payments}, calls: {dict(self.calls)}")
+                raise TimeoutError(
+                    f"The condition didn't hold within {timeout_s:g} s. Payments: {self.payments}, calls: {dict(self.calls)}."
+                )
 
     # Faults
 
@@ -249,7 +261,7 @@ class FakeLnd:
 
     @property
     def clock_offset_s(self) -> float:
-        """How far the node's clock is ahead of ours, in seconds."""
+        """How far the node's clock is ahead of this machine's, in seconds."""
         return self._faults.clock_offset_s
 
     @clock_offset_s.setter
@@ -258,8 +270,8 @@ class FakeLnd:
 
     @property
     def payee_online(self) -> bool:
-        """Whether HTLCs reach the payee. False: they come back, and the payment FAILs with NO_ROUTE, or with TIMEOUT once the
-        order's ``timeout_seconds`` have passed.
+        """Whether HTLCs reach the payee. If False, they come back, and the payment FAILs with NO_ROUTE, or with TIMEOUT if the order's
+        ``timeout_seconds`` have passed.
         """
         return self._book.payee_online
 
@@ -268,11 +280,11 @@ class FakeLnd:
         self._book.payee_online = value
 
     def refuse_next(self, text: str, *, code: str = "UNKNOWN", times: int | None = 1) -> None:
-        """Answer an order with this gRPC error before anything is looked at."""
+        """Refuse an order with this gRPC error, before any other check of the order."""
         self._plan("refuse", (code, text), times)
 
     def fail_next(self, reason: str = "NO_ROUTE", *, times: int | None = 1) -> None:
-        """Let a payment start and end FAILED with this PaymentFailureReason (without its prefix)."""
+        """Let a payment start and then end FAILED. ``reason`` is a PaymentFailureReason without its prefix."""
         self._plan("fail", reason, times)
 
     def hang_next(self, *, times: int | None = 1) -> None:
@@ -280,7 +292,7 @@ class FakeLnd:
         self._plan("hang", True, times)
 
     def split_next(self, parts: int = 3, *, times: int | None = 1) -> None:
-        """Pay in so many parts (MPP). As each part but the last settles, a message tells the preimage while still IN_FLIGHT."""
+        """Pay in this many parts (MPP). As each part but the last settles, a message has the preimage and is still IN_FLIGHT."""
         self._plan("split", parts, times)
 
     def orphan_next(self, *, times: int | None = 1) -> None:
@@ -288,22 +300,27 @@ class FakeLnd:
         self._plan("orphan", True, times)
 
     def drop_next(self, when: DropWhen, *, times: int | None = 1) -> None:
-        """Break an order's stream (UNAVAILABLE): before the payment is written down, after that (silently, or after an IN_FLIGHT
-        message) and before it is paid, or once paid. As with lnd, a payment written down goes on without its stream.
+        """Break the stream of an order with UNAVAILABLE, at one of four moments. As with lnd, a stored payment goes on without it.
+
+        ``before_init``: before the payment is stored. ``after_init``: once it is stored, before any message. ``in_flight``: after
+        the first IN_FLIGHT message, before it is paid. ``after_paying``: once it is paid.
         """
         self._plan("drop", when, times)
 
     def wrong_preimage_next(self, *, times: int | None = 1) -> None:
-        """Let a payment succeed with a preimage that doesn't fit its hash."""
+        """Let a payment succeed with a preimage that doesn't fit the payment hash."""
         self._plan("wrong_preimage", True, times)
 
     def clear_faults(self) -> None:
-        """Plan no more faults; what has begun goes on as it began."""
+        """Cancel all planned faults. A payment that has started keeps those that it started with."""
         with self._book.changed:
             self._faults.planned.clear()
 
     def release(self, payment_hash: bytes | str | None = None, *, fail: str | None = None) -> None:
-        """End one hanging payment, or all: paid, or FAILED with the reason ``fail``."""
+        """End the hanging payment of this payment hash (32 bytes, or hex), or all that hang.
+
+        They are paid, or FAILED if ``fail`` is given: a PaymentFailureReason without its prefix.
+        """
         with self._book.changed:
             for entry in self._book.entries.values():
                 wanted = payment_hash in (None, entry.payment.payment_hash, bytes.fromhex(entry.payment.payment_hash))
@@ -311,19 +328,19 @@ class FakeLnd:
                     self._book.finish(entry, now=self._now(), fail=fail)
 
     def hold_orders(self) -> None:
-        """Let orders arrive and stay unread until `deliver_orders`, as bytes in a socket do; the database doesn't know them yet."""
+        """From now on, leave arriving orders unread until `deliver_orders`, like bytes in a socket. They aren't in the database yet."""
         with self._book.changed:
             self._service.holding = True
 
     def deliver_orders(self) -> None:
-        """Read the held orders, whether their clients still live or not, and hold no more."""
+        """Read the held orders, even those whose clients are gone, and hold no more."""
         with self._book.changed:
             self._service.holding = False
             self._book.changed.notify_all()
 
     @property
     def held_orders(self) -> int:
-        """How many orders are held."""
+        """How many orders are held at this moment."""
         with self._book.changed:
             return self._service.held
 
@@ -354,7 +371,7 @@ class FakeLnd:
 
 
 def _certificate(names: Sequence[str]) -> tuple[bytes, bytes]:
-    """Key and certificate (PEM) as lnd makes its own: P-256, self-signed, CA:TRUE."""
+    """Return a private key and a certificate (PEM) such as lnd makes for itself: P-256, self-signed, CA:TRUE."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec

@@ -1,10 +1,10 @@
-"""Fixtures for pytest: a fake lnd, a paywall, and a session that pays the one from the other.
+"""Fixtures for pytest: a fake lnd, a paywall whose invoices that lnd can pay, and a session that pays with it.
 
     def test_my_program(paying_session, paywall):
         assert my_program(paying_session, paywall.url) == ...
         assert paywall.requests[-1].paid
 
-Light to import: pytest loads it in every run.
+This module imports the kit only inside the fixtures, because pytest loads it in every run.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def fake_lnd() -> Iterator[FakeLnd]:
-    """A running `FakeLnd`."""
+    """A running `FakeLnd`; it stops at the end of the test."""
     from .fake_lnd import FakeLnd
 
     with FakeLnd() as lnd:
@@ -33,7 +33,7 @@ def fake_lnd() -> Iterator[FakeLnd]:
 
 @pytest.fixture
 def paywall(fake_lnd: FakeLnd) -> Iterator[Paywall]:
-    """A running `Paywall`, 10 sats a call, whose invoices are ``fake_lnd``'s."""
+    """A running `Paywall` that sells at 10 sats a token; ``fake_lnd`` issues its invoices."""
     from .paywall import Paywall
 
     with Paywall(fake_lnd) as paywall:
@@ -42,7 +42,7 @@ def paywall(fake_lnd: FakeLnd) -> Iterator[Paywall]:
 
 @pytest.fixture
 def paying_session(fake_lnd: FakeLnd, tmp_path: Path) -> Iterator[Routeweiler]:
-    """A session that pays through ``fake_lnd``: within the default budget, ledger and trace in ``tmp_path``."""
+    """A session that pays through ``fake_lnd``, within the default budget. Its ledger and trace are files in ``tmp_path``."""
     from routeweiler_sync import Routeweiler, TraceSink
 
     sink = TraceSink.jsonl(tmp_path / "trace.jsonl")

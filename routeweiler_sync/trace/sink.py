@@ -129,21 +129,6 @@ class TraceSink(ABC):
             self._close()
 
 
-def open_private(path: Path, *, exclusive: bool = False) -> int:
-    """Open ``path`` for reading and appending, and return the file descriptor.
-
-    A missing file is created with mode 0600, a missing folder with 0700.
-
-    Raises: OSError; FileExistsError if ``exclusive`` and the file exists.
-    """
-    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | (os.O_EXCL if exclusive else 0) | getattr(os, "O_BINARY", 0)
-    try:
-        return os.open(path, flags, 0o600)
-    except FileNotFoundError:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return os.open(path, flags, 0o600)
-
-
 _sinks: weakref.WeakSet[TraceSink] = weakref.WeakSet()
 
 

@@ -11,8 +11,9 @@ import os
 import stat
 from typing import Any
 
+from .._core.files import open_private
 from .filelock import locked
-from .sink import TraceSink, open_private
+from .sink import TraceSink
 
 __all__ = ["JsonlSink", "TraceSink"]
 

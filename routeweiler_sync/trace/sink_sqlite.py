@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import random
 import threading
-import time
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .._core.files import connect_sqlite, file_identity, make_private_sqlite, while_locked
 from .._core.forks import around_fork, importing
-from .sink import TraceSink, open_private
+from .sink import TraceSink
 
 if TYPE_CHECKING:
     import sqlite3
@@ -20,7 +17,6 @@ __all__ = ["SqliteSink", "TraceSink"]
 
 #: How long an event waits for other writers before it is lost.
 BUSY_TIMEOUT_S = 5.0
-_RETRY_PAUSE_S = 0.01
 
 _SCHEMA = (
     """CREATE TABLE IF NOT EXISTS trace_events (
@@ -56,17 +52,17 @@ class SqliteSink(TraceSink):
     """
 
     _connection: sqlite3.Connection | None = None
-    _identity: tuple[int, int] | None = None
+    _identity: object = None
 
     def _write(self, event_id: str, payload: dict[str, Any], text: str) -> None:
         payment_hash = payload["payment"] and payload["payment"]["paymentHash"]
         row = (event_id, payload["timestampStart"], payload["selectedRail"], payload["envelopeId"], payment_hash, text)
         with _inside:
-            if self._connection is not None and _identity(self.path) != self._identity:
+            if self._connection is not None and file_identity(self.path) != self._identity:
                 self._close()  # SQLite notices that its file has moved, and leaves the files now at this path alone
             if self._connection is None:
                 self._connection = _open(self.path)
-                self._identity = _identity(self.path)
+                self._identity = file_identity(self.path)
             self._connection.execute(_INSERT, row)
 
     def _close(self) -> None:
@@ -81,41 +77,22 @@ class SqliteSink(TraceSink):
             self._connection = None
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
-    """Return device and inode of the file at ``path``, None if there is no file."""
-    try:
-        status = os.stat(path)
-    except FileNotFoundError:
-        return None
-    return status.st_dev, status.st_ino
-
-
 def _open(path: Path) -> sqlite3.Connection:
     """Open the database at ``path`` and create its table; create the database if it is missing.
 
     Raises: OSError, sqlite3.Error.
     """
     with importing:
-        import sqlite3
+        import sqlite3  # noqa: F401  (the functions below use it)
 
-    with suppress(FileExistsError):
-        os.close(open_private(path, exclusive=True))  # SQLite gives the -wal and -shm files the mode of the database
-    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
-    deadline = time.monotonic() + BUSY_TIMEOUT_S
-    while True:
-        try:
-            _prepare(connection)
-        except sqlite3.OperationalError as error:
-            # If several processes open a new file at once, journal_mode fails with "database is locked", despite the busy timeout.
-            if "locked" not in str(error) or time.monotonic() >= deadline:
-                connection.close()
-                raise
-            time.sleep(_RETRY_PAUSE_S * (1 + random.random()))  # noqa: S311 - no secret depends on it
-        except BaseException:
-            connection.close()
-            raise
-        else:
-            return connection
+    make_private_sqlite(path)
+    connection = connect_sqlite(path, timeout_s=BUSY_TIMEOUT_S)
+    try:
+        while_locked(lambda: _prepare(connection), timeout_s=BUSY_TIMEOUT_S)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def _prepare(connection: sqlite3.Connection) -> None:

@@ -71,7 +71,7 @@ class LndClient:
     ) -> None:
         host = grpc_host.strip().removeprefix("[").removesuffix("]")
         if not host or "/" in host or host.count(":") == 1:
-            raise ValueError(f"grpc_host must be a host name or an address without scheme and port (give grpc_port), not {grpc_host!r}")
+            raise ValueError(f"grpc_host must be a host or an address without scheme and port (give grpc_port), not {grpc_host!r}")
         if not 0 < grpc_port < 65536:
             raise ValueError(f"grpc_port must be from 1 to 65535, not {grpc_port}")
         if (macaroon_path is None) == (macaroon_hex is None):
@@ -102,8 +102,8 @@ class LndClient:
     def from_env(cls, environ: Mapping[str, str] | None = None) -> LndClient:
         """Return a client for the node that the environment names (``environ``, by default `os.environ`).
 
-        ``ROUTEWEILER_LNDCONNECT`` names it, else ``LND_GRPC_HOST`` (host:port), ``LND_TLS_CERT_PATH`` and ``LND_MACAROON_PATH``, else
-        ``POLAR_LND_HOST``, ``POLAR_LND_TLS_CERT`` and ``POLAR_LND_MACAROON``.
+        The variables are ``ROUTEWEILER_LNDCONNECT``; else ``LND_GRPC_HOST`` (host:port), ``LND_TLS_CERT_PATH``,
+        ``LND_MACAROON_PATH``; else ``POLAR_LND_HOST``, ``POLAR_LND_TLS_CERT``, ``POLAR_LND_MACAROON``.
 
         Raises: FundingError that names the variables, if none is set or one can't be used.
         """
@@ -114,9 +114,9 @@ class LndClient:
     def pay_invoice(self, bolt11: str, *, max_fee_msat: int) -> bytes:
         """Pay an invoice and return the 32-byte preimage. A second call for the same invoice pays nothing more.
 
-        Raises: InvoicePaymentError if lnd reports FAILED (nothing spent). FundingError if nothing was sent, or lnd refused the order
-        before it began (nothing spent). PaymentPendingError if the outcome isn't known in time: call again with the same invoice, or
-        ask `track_payment`. PreimageMismatchError if lnd reports success but its preimage doesn't fit (spent).
+        Raises: InvoicePaymentError if lnd reports FAILED (nothing spent). FundingError if nothing was sent, or lnd refused the
+        order before it began (nothing spent). PaymentPendingError if the outcome isn't known in time: call again with the same
+        invoice, or ask `track_payment`. PreimageMismatchError if lnd reports success but its preimage doesn't fit (spent).
         Money: the invoice's amount, and at most ``max_fee_msat`` for routing.
         """
         return self.send_payment_sync(bolt11, max_fee_msat=max_fee_msat).payment_preimage
@@ -131,8 +131,9 @@ class LndClient:
     ) -> SentPayment:
         """Pay an invoice and return all that is known of the payment. Otherwise as `pay_invoice`.
 
-        Uses SendPaymentV2, since lnd 0.21 has no SendPaymentSync. ``fee_limit_msat`` is another name of ``max_fee_msat``; with neither
-        the limit is max(10 000 msat, 5 % of the amount). ``timeout_seconds`` may shorten the client's timeout.
+        Uses SendPaymentV2, since lnd 0.21 has no SendPaymentSync, and waits for the outcome. ``fee_limit_msat`` is another name of
+        ``max_fee_msat``; with neither the limit is max(10 000 msat, 5 % of the amount). ``timeout_seconds`` may shorten the client's
+        timeout.
 
         Raises: as `pay_invoice`. ValueError if both names of the limit are given.
         Money: as `pay_invoice`.
@@ -194,8 +195,8 @@ class LndClient:
     def track(self, payment_hash: bytes, *, timeout_s: float, follow: bool) -> WalletAnswer:
         """Ask lnd about the payment of this hash (32 bytes). ``follow`` waits for its end, at most ``timeout_s`` seconds.
 
-        Errors are returned as answers, not raised; a stream that breaks ends the wait early. UNKNOWN proves nothing at all. IN_FLIGHT
-        is the last state that lnd reported.
+        Errors are returned as answers, not raised; a stream that breaks ends the wait early. UNKNOWN proves nothing at all.
+        IN_FLIGHT is the last state that lnd reported.
         """
         from .stubs import routeweiler_lnd_pb2 as pb
 
@@ -380,7 +381,9 @@ def _outcome_error(sent: WalletAnswer, answer: WalletAnswer, payment_hash: str) 
             )
         case WalletReply.REFUSED, _:
             return FundingError(
-                f"lnd didn't accept the order to pay {payment_hash}: {sent.reason}.", advice="", payment_hash=payment_hash
+                f"lnd didn't accept the order to pay {payment_hash}: {sent.reason}.",
+                advice="Remove the cause, or ask for a new invoice.",
+                payment_hash=payment_hash,
             )
         case WalletReply.EXPIRED, WalletReply.NOT_FOUND:
             return FundingError(

@@ -58,10 +58,8 @@ def test_the_demo_fails_where_it_did_not_go_as_told(monkeypatch: pytest.MonkeyPa
     assert honest is not None
     monkeypatch.setattr(FakeLnd, "spent_msat", property(lambda lnd: honest(lnd) + 1))
     told = CliRunner().invoke(main, ["demo"])
-    assert (told.exit_code, "didn't go as described: ledger, budget, trace and node agree" in " ".join(told.output.split())) == (
-        1,
-        True,
-    )
+    shown = " ".join(told.output.split())
+    assert (told.exit_code, "didn't go as described: ledger, budget, trace and node agree" in shown) == (1, True)
     monkeypatch.undo()
 
     one = FakeLnd.payments.fget

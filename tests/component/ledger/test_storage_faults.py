@@ -446,7 +446,7 @@ def test_a_paid_page_is_handed_over_though_nothing_can_be_noted(
         with caplog.at_level(logging.WARNING):
             response = session.get(paywall.url)
         assert response.content == b"paid"
-        assert "can't note that a token was taken" in caplog.text
+        assert "can't note that a token was accepted" in caplog.text
     paywall.respond = None
     assert session.get(paywall.url).status_code == 200
     session.recover()

@@ -303,7 +303,7 @@ def test_a_limit_that_is_passed_is_seen(world: StateWorld, monkeypatch: pytest.M
 
 def test_a_good_token_that_is_replaced_is_seen(world: StateWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each token given up without need costs its price again."""
-    monkeypatch.setattr(exchange.PaywallHandler, "_as_others_know", lambda self, held: None)
+    monkeypatch.setattr(exchange.PaywallHandler, "_token_in_ledger", lambda self, held: None)
     world.walls[0].faults.settle_lag = 1
     world.call(world.sessions[0], 0)
     world.call(world.sessions[0], 0)
