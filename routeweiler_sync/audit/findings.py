@@ -58,7 +58,7 @@ class Difference:
 
     @property
     def key(self) -> tuple[Kind, str | None, str | None]:
-        """What identifies the difference: two audits that find the same difference give it the same key."""
+        """The identity of the difference: two audits that find the same difference give it the same key."""
         return self.kind, self.payment_hash, self.envelope_id
 
 
@@ -88,7 +88,7 @@ class NodeAccount:
     def of(cls, pubkey: str, payments: Iterable[NodePayment]) -> NodeAccount:
         """Make the account from the results of `LndClient.get_node_pubkey` and `LndClient.list_payments`.
 
-        lnd lists a payment again, further back, when it is tried again. The last entry counts.
+        A payment that lnd tries again is listed again, at a later position. The last entry counts.
         """
         return cls(pubkey=pubkey, payments={payment.payment_hash: payment for payment in payments})
 

@@ -122,7 +122,7 @@ def _rows(ledger: LedgerSnapshot) -> Iterator[Difference]:
             yield Difference(
                 kind=Kind.ROW_PREIMAGE,
                 payment_hash=row.payment_hash,
-                what="the row has a preimage but isn't paid" if not row.paid else "the preimage doesn't fit the payment hash",
+                what="the row has a preimage but isn't paid" if not row.paid else "the preimage doesn't fit its payment hash",
                 says=(("ledger", told_row(row)),),
                 advice=f"The token can't be used. {MEND} The node still knows the preimage.",
             )

@@ -150,8 +150,7 @@ class CoinGecko:
         self._given_up: tuple[threading.Thread, ...] = ()
 
     def btc_price(self, currency: str) -> Decimal:
-        """Return the price of one bitcoin in ``currency`` (``usd``, ``eur``, ``gbp``, ``jpy``), at most ``max_stale_s`` seconds
-        old.
+        """Return the price of one bitcoin in ``currency`` (``usd``, ``eur``, ``gbp``, ``jpy``), at most ``max_stale_s`` old.
 
         Raises: FmvUnavailableError if there is none.
         """

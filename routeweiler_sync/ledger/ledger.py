@@ -424,8 +424,8 @@ class Ledger:
     def retired(self, origin: str, scope: str, resource_digest: str) -> PaymentRow | None:
         """Return the newest payment for this very resource whose token was accepted once and refused since, or None.
 
-        ``resource_digest`` is `PaymentRow.resource_digest`. The refusal may have been for another page, so the token is worth a try
-        before another one is bought.
+        ``resource_digest`` is `PaymentRow.resource_digest`. The server may have refused the token on another page, so it is worth
+        offering it for this resource again before another one is bought.
         """
         with self._store.read() as tx:
             return _first(

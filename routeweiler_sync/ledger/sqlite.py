@@ -213,8 +213,9 @@ class SqliteStore:
             connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
 
     def _version(self, connection: sqlite3.Connection) -> int:
-        """Return the schema version of the ledger, 0 for an empty file. Call it in a transaction: another process may be creating
-        it.
+        """Return the schema version of the ledger, 0 for an empty file.
+
+        Call it in a transaction, because another process may be creating the ledger.
 
         Raises: LedgerError for a database that isn't a ledger, or that a newer release wrote.
         """

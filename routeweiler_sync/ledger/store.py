@@ -123,8 +123,9 @@ class Store(Protocol):
         """Return whether there may be a ledger already. Cheap, and creates nothing."""
 
     def transaction(self, *, durable: bool = True, binding: bool = False) -> AbstractContextManager[Transaction]:
-        """Begin a read-write transaction that commits at the end of the block. No other writer changes the rows that it has
-        touched.
+        """Begin a read-write transaction that commits at the end of the block.
+
+        No other writer changes the rows that it has touched.
 
         ``durable=True``: the commit is on disk when the block ends. With False, a power cut may undo the transaction; nothing else
         can.
@@ -138,10 +139,10 @@ class Store(Protocol):
         """
 
     def run(self, work: Callable[[Transaction], T], *, durable: bool = True, binding: bool = False) -> T:
-        """Call ``work`` in a `transaction` and return its result. If the database undoes the transaction in favour of another, try
-        again.
+        """Call ``work`` in a `transaction` and return its result.
 
-        So ``work`` may be called several times, and must have no effect except through its transaction.
+        If the database undoes the transaction in favour of another one, it is tried again. So ``work`` may be called several times,
+        and must have no effect except through its transaction.
 
         Raises: LedgerError, and whatever ``work`` raises.
         """

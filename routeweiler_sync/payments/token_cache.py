@@ -14,14 +14,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .._core.forks import in_child
-from .._core.urls import path_of
+from .._core.urls import origin_at, path_of
 from .first_use import in_first_use
+from .token import Token
 
 if TYPE_CHECKING:
     from ..ledger.ledger import Ledger
 
-from .._core.urls import origin_at
-from .token import Token
 
 log = logging.getLogger("routeweiler_sync")
 

@@ -1,4 +1,4 @@
-"""Who may be paid: rules (`dsl`) and what they say of one payment (`engine`). Pure; nothing here pays or asks anyone."""
+"""Who may be paid: the rules (`dsl`), and their verdict on one payment (`engine`). Nothing here pays, or asks anybody."""
 
 from __future__ import annotations
 

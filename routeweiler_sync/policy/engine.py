@@ -1,6 +1,7 @@
-"""What a policy says of one payment. Pure: no clock, no rate, no I/O, and it raises nothing.
+"""Apply a policy to one payment. Pure: no clock, no exchange rate, no I/O, and nothing is raised.
 
-Whether a price is above the verdict's limit, and refusing, is the checkout's part: it knows the rate, and what the call has paid.
+Comparing the price with the verdict's limit, and refusing, is left to `payments.checks`, which knows the exchange rate and what the
+call has already paid.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ from .dsl import Policy, PolicyRule, RuleMatch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What the policy says: ``rule`` is the deciding rule's name, None where none matched.
+    """A policy's decision about one payment.
 
-    ``max_per_call_minor_units`` is in the policy's currency, and for amounts without fees. ``rail`` is the one to pay over: the
-    one on offer where the policy prefers it or has no preference, else the one that it prefers.
+    - ``rule``: the name of the rule that decided; None if no rule matched.
+    - ``denied``: the payment is forbidden. ``reason`` says why.
+    - ``max_per_call_minor_units``: the most that the call may cost without routing fees, in minor units of the policy's currency.
+    - ``rail``: the rail to pay over. It is the offered rail if the policy prefers that or has no preference. Otherwise it is the
+      rail that the policy prefers.
     """
 
     rule: str | None = None
@@ -30,9 +34,10 @@ class Verdict:
 
 
 def evaluate(policy: Policy, *, url: str, scheme: str, network: str | None, rail: str = L402) -> Verdict:
-    """The verdict of ``policy`` on paying for ``url``.
+    """Return the verdict of ``policy`` on paying for ``url``.
 
-    ``url`` is the one that answered 402, ``scheme`` the challenge's, ``network`` the invoice's, ``rail`` the one on offer.
+    ``url`` is the URL that answered 402, ``scheme`` the challenge's scheme, ``network`` the invoice's network, ``rail`` the offered
+    rail.
     """
     urls = _spellings(url)
     for rule in policy.rules:
@@ -63,10 +68,10 @@ def _matches(when: RuleMatch, urls: tuple[str, ...], scheme: str, network: str |
 
 
 def _spellings(url: str) -> tuple[str, ...]:
-    """``url`` as patterns mean it, with and without a default port.
+    """Return the spellings of ``url`` that a pattern may match: normalised, with and without a default port.
 
-    Spellings that lead to the same server mustn't dodge a rule: user:password@, upper case, a host's final dot and the fragment
-    are taken out, an empty path is ``/``, and an IPv6 address is written shortest too.
+    Another spelling that leads to the same server mustn't evade a rule. So user:password@, upper case, a host's final dot and the
+    fragment are removed, an empty path becomes ``/``, and an IPv6 address is also written in its shortest form.
     """
     try:
         parts = urlsplit(url)

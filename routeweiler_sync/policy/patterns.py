@@ -1,7 +1,8 @@
-"""Patterns (`fnmatch`) for URLs and origins, read as they are meant. Pure; what follows from a match is for policy and budgets.
+"""Match URLs and origins with `fnmatch` patterns, read as their authors mean them.
 
-Only in its host does a pattern mean something else than its letters: ``[::1]`` is an address, not one of three characters, and
-upper case is lower. A pattern that no URL can match is refused: in a ban it would ban nothing.
+Pure. What follows from a match is left to `policy.engine` and `budgets`. Only in its host a pattern has another meaning than
+`fnmatch` gives it: ``[::1]`` is an address, not one of three characters, and upper case counts as lower case. A pattern that no URL
+can match is refused, because in a denial it would deny nothing.
 """
 
 from __future__ import annotations
@@ -15,21 +16,22 @@ _BEGINNINGS = ("http://", "https://")
 _WILD = re.compile(r"[*?[]")
 _SCHEME = re.compile(r"([A-Za-z*?]*://)(.*)", re.DOTALL)
 _BRACKETS = re.compile(r"\[([^]]*:[^]]*)\](.*)", re.DOTALL)
-# Behind a * only where that can't stand for another port then.
+# A default port is removed from a pattern only if its host has no *, or a letter or dot after its last *. Otherwise the * could match
+# another port too: https://*1:443 would become https://*1, which matches https://a:8441.
 _HOST = r"[^/*]+|[^/]*\*[^/*]*[a-z.][^/*]*"
 _DEFAULT_PORT = re.compile(rf"(http://(?:{_HOST})):80|(https://(?:{_HOST})):443")
 
 
 def problem_of_url(pattern: str) -> str | None:
-    """Why no URL can match ``pattern`` as it is meant, and what to write instead; None where one can."""
+    """Return why no URL can match ``pattern`` as it is meant, and what to write instead; None if a URL can."""
     scheme, rest = _split(pattern)
     host = rest.partition("/")[0]
     if not _can_begin(pattern):
         return f"{pattern!r} begins with neither http:// nor https://: write https://host/* or *://host/*"
     if "#" in pattern:
-        return f"{pattern!r} has a #: what stands behind it isn't sent to a server. Leave it out"
+        return f"{pattern!r} has a #: the part after it isn't sent to a server. Leave it out"
     if scheme and "@" in host:
-        return f"{pattern!r} has user info, which is no part of a URL here: leave out what stands before the @"
+        return f"{pattern!r} has user info, which is never part of the URL that is compared: leave out what is before the @"
     if scheme and re.search(r"\.(:[0-9*]+)?$", host):
         return f"{pattern!r} has a final dot in its host: leave it out"
     if problem := _problem(pattern, host):
@@ -41,25 +43,31 @@ def problem_of_url(pattern: str) -> str | None:
 
 
 def problem_of_origin(pattern: str) -> str | None:
-    """As `problem_of_url`, for ``scheme://host[:port]`` or ``host[:port]``."""
+    """Return why no origin can match ``pattern``, and what to write instead; None if one can.
+
+    The pattern is for ``scheme://host[:port]`` or ``host[:port]``.
+    """
     scheme, rest = _split(pattern)
     host, slash, _ = rest.partition("/")
     if slash:
         return f"{pattern!r} has a path, and an origin has none: write {scheme}{host}"
     if "@" in host:
-        return f"{pattern!r} has user info, and an origin has none: leave out what stands before the @"
+        return f"{pattern!r} has user info, and an origin has none: leave out what is before the @"
     if scheme and not _can_begin(pattern):
         return f"{pattern!r} begins with neither http:// nor https://"
     return _problem(pattern, host)
 
 
 def matches(text: str, pattern: str) -> bool:
-    """Whether ``text`` fits ``pattern``, as written or with its host as URLs have it."""
+    """Return whether ``text`` matches ``pattern``, either as the pattern is written or with its host written as URLs have it."""
     return any(fnmatchcase(text, each) for each in _meant(pattern))
 
 
 def matches_origin(origin: str, pattern: str) -> bool:
-    """Whether ``origin``, as `l402.credential.origin_of` writes it, fits ``pattern``: in any case, a default port or none."""
+    """Return whether ``origin``, as `_core.urls.origin_of` writes it, matches ``pattern``.
+
+    The pattern may be in any case, and may name a default port or leave it out.
+    """
     pattern = pattern.lower()
     if _DEFAULT_PORT.fullmatch(pattern):
         pattern = pattern.rpartition(":")[0]
@@ -78,7 +86,7 @@ def _meant(pattern: str) -> tuple[str, ...]:
 
 
 def _split(pattern: str) -> tuple[str, str]:
-    """The scheme with its ``://``, or nothing, and the rest."""
+    """Return the pattern's scheme with its ``://`` (empty if it has none), and the rest."""
     found = _SCHEME.fullmatch(pattern)
     return (found[1], found[2]) if found else ("", pattern)
 
@@ -99,7 +107,7 @@ def _problem(pattern: str, host: str) -> str | None:
 
 
 def shortest(address: str) -> str | None:
-    """An IPv6 address as it is written shortest; None for what isn't one."""
+    """Return an IPv6 address in its shortest form; None if ``address`` isn't one."""
     try:
         return str(IPv6Address(address))
     except AddressValueError:

@@ -1,1 +1,1 @@
-"""The protocols, pure: bytes and text in, frozen values out. No I/O, no clock, no money."""
+"""The payment protocols: bytes and text go in, frozen values come out. Pure: no I/O, no clock, no money."""

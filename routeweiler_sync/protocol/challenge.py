@@ -1,7 +1,7 @@
 """A challenge of any scheme: what is offered, for which invoice, until when, and how often its credential can be used.
 
-Each scheme's room makes these values from its own part of ``WWW-Authenticate``. Nothing that buys looks behind them, so that no
-code outside `protocol` knows a scheme by name.
+Each scheme's folder makes these values from its own challenges in ``WWW-Authenticate``. Code that buys reads nothing but these
+values, so no code outside `protocol` knows a scheme by name.
 """
 
 from __future__ import annotations
@@ -14,13 +14,16 @@ from .invoice import Invoice
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Challenge:
-    """An offer that can be paid: this token, once that invoice is paid.
+    """An offer that can be paid: once ``invoice`` is paid, the server accepts ``token``.
 
-    ``scheme`` is the one to answer with, as in ``Authorization`` (``L402``, ``LSAT``), ``rail`` its name in budgets, policies and
-    traces. ``token`` is what the credential repeats, exactly as it came. ``names_scope`` is what the token says it opens
-    (``services=…``), None where it doesn't say. ``names_payment_hash`` (32 bytes) is the payment that the token says it belongs to,
-    None where it doesn't say; compare it with ``payment_hash`` before paying. ``valid_until``: unix seconds after which the token
-    is refused, paid or not; None where it doesn't say. ``reusable``: whether the credential opens more than one request.
+    - ``scheme``: the scheme to answer with, as it is written in ``Authorization`` (``L402``, ``LSAT``).
+    - ``rail``: the scheme's name in budgets, policies and traces.
+    - ``token``: what the credential repeats, exactly as it came.
+    - ``names_scope``: what the token opens, by its own account (``services=…``); None if it doesn't say.
+    - ``names_payment_hash``: the hash (32 bytes) of the payment that the token belongs to, by its own account; None if it doesn't
+      say. It must be compared with ``payment_hash`` before paying.
+    - ``valid_until``: the unix time in seconds after which the token is refused, paid or not; None if the token doesn't say.
+    - ``reusable``: whether the credential opens more than one request.
     """
 
     scheme: str
@@ -34,13 +37,14 @@ class Challenge:
 
     @property
     def payment_hash(self) -> bytes:
-        """The invoice's payment hash, 32 bytes. It names the purchase in the ledger."""
+        """The invoice's payment hash, 32 bytes. It is the key of the purchase's ledger row."""
         return self.invoice.payment_hash
 
 
 def scope_of(challenge: Challenge, path: str) -> str:
-    """Return what a token for ``challenge`` opens at its origin: the ledger's key, at most `MAX_SCOPE_CHARS` of printable ASCII.
+    """Return what a token for ``challenge`` opens at its origin: the scope, at most `MAX_SCOPE_CHARS` of printable ASCII.
 
-    What the token says of itself; else ``path`` (of the URL that answered 402), since nothing wider is known.
+    The scope is the one that the token names. If it names none, it is ``path`` (the path of the URL that answered 402), because
+    nothing wider is known. The ledger uses the scope as a key.
     """
     return challenge.names_scope if challenge.names_scope is not None else bounded_key(path or "/")

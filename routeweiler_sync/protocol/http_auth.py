@@ -1,16 +1,16 @@
-"""Read ``WWW-Authenticate`` as the list of challenges that RFC 9110 section 11.6.1 says it is, whatever their schemes.
+"""Read ``WWW-Authenticate`` as a list of challenges of any scheme (RFC 9110 section 11.6.1).
 
-Knows the grammar: schemes mixed, parameters or token68, quoted strings, lines apart or folded into one. What a parameter means is
-for the scheme's own room.
+Knows the grammar: mixed schemes, parameters or token68, quoted strings, lines that are separate or folded into one. What a
+parameter means is left to the scheme's own folder.
 
-aperture sends two lines with the same values, LSAT first, and ``Payment …`` lines where its MPP option is on. requests folds them
-into one, joined with ``", "``. So a comma may end a parameter or a challenge, and only the grammar tells which:
+aperture sends two lines with the same values, LSAT first, and ``Payment …`` lines too if its MPP option is on. requests folds the
+lines into one, joined with ``", "``. So a comma may end a parameter or a challenge, and only the grammar shows which:
 
     WWW-Authenticate = [ element *( "," element ) ]
     element          = scheme | scheme SP param | scheme SP token68 | param        ; a param belongs to the scheme before it
 
-What breaks the grammar spoils the challenge that it stands in; the next comma outside quotes is a safe place to go on. A quote that
-never closes spoils the rest of its line: what follows may be the inside of a string that somebody else wrote.
+An element that breaks the grammar spoils the challenge that it is in. Reading goes on safely at the next comma outside quotes. A
+quote that never closes spoils the rest of its line, which may be the inside of a string that somebody else wrote.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-#: All lines together. Python's http.client takes no line above it.
+#: The most characters in all lines together. Python's http.client accepts no line longer than this.
 MAX_HEADER_CHARS = 64 * 1024
 MAX_CHALLENGES = 64
 MAX_PARAMS = 64
-#: A longer "scheme" is more likely a stray token, which has no place in a log.
+#: A longer "scheme" is more likely a stray token, and a token mustn't be logged.
 MAX_SCHEME_CHARS = 32
 
 _BLANKS = " \t"
-# RFC 9110 section 5.5: a recipient replaces these by a space (obsolete line folding leaves them).
+# RFC 9110 section 5.5: a recipient replaces these with a space. (Obsolete line folding leaves them in a value.)
 _CONTROLS_TO_BLANK = str.maketrans("\r\n\0", "   ")
 
 _NAME = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _QUOTED = r'"[^"\\]*(?:\\.[^"\\]*)*"'
 _ELEMENT = re.compile(rf'(?:[^",]+|{_QUOTED})*')
-# A bare value may hold what base64 does, which RFC 9110 would have quoted.
+# A value without quotes may hold all characters of base64, though RFC 9110 demands quotes around some of them.
 _PARAM = re.compile(rf'({_NAME})[ \t]*=[ \t]*(?:({_QUOTED})|([^\s",]*))')
 _START = re.compile(rf"({_NAME})(?:[ \t]+(.+))?")
 _ESCAPED = re.compile(r"\\(.)")
@@ -41,7 +41,11 @@ _ESCAPED = re.compile(r"\\(.)")
 
 @dataclass(slots=True)
 class ListedChallenge:
-    """One challenge of the list, any scheme. Parameter names in lower case, in order, doubles included."""
+    """One challenge of the list, of any scheme.
+
+    ``params`` are (name, value) in their order, repeated names included; names are in lower case. ``spoiled``: the challenge breaks
+    the grammar or a bound, so it can't be used.
+    """
 
     scheme: str
     params: list[tuple[str, str]] = field(default_factory=list, repr=False)
@@ -49,13 +53,13 @@ class ListedChallenge:
 
 
 class OversizedHeaderError(Exception):
-    """The header is beyond `MAX_HEADER_CHARS` or `MAX_CHALLENGES`, and wasn't read to its end."""
+    """The header exceeds `MAX_HEADER_CHARS` or `MAX_CHALLENGES`, and wasn't read to its end."""
 
 
 def schemes_offered(lines: str | Sequence[str]) -> tuple[str, ...]:
-    """The names of all schemes in ``WWW-Authenticate``, as written, each once, for a log line on a 402 that isn't ours.
+    """Return the names of all schemes in ``WWW-Authenticate``, as written, each once.
 
-    Never raises; empty where the header is oversized.
+    Meant for the log line about a 402 that can't be paid. Never raises; returns an empty tuple if the header is oversized.
     """
     try:
         listed = read_challenges([lines] if isinstance(lines, str) else list(lines))
@@ -65,15 +69,15 @@ def schemes_offered(lines: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def read_challenges(lines: Iterable[str]) -> list[ListedChallenge]:
-    """Return all challenges, of any scheme, in order. Each character is looked at a bounded number of times.
+    """Return all challenges, of any scheme, in order. Each character is examined a bounded number of times.
 
-    Raises: OversizedHeaderError.
+    Raises: OversizedHeaderError if the header exceeds a bound.
     """
     found: list[ListedChallenge] = []
-    room = MAX_HEADER_CHARS
+    chars_left = MAX_HEADER_CHARS
     for line in lines:
-        room -= len(line)
-        if room < 0:
+        chars_left -= len(line)
+        if chars_left < 0:
             raise OversizedHeaderError
         closed = _read_line(line.translate(_CONTROLS_TO_BLANK), found)
         if not closed and found:
@@ -82,14 +86,15 @@ def read_challenges(lines: Iterable[str]) -> list[ListedChallenge]:
 
 
 def _read_line(line: str, found: list[ListedChallenge]) -> bool:
-    """Adds the line's challenges to ``found``. A parameter that leads it goes to the last one: lines are one list, cut anywhere.
+    """Append the line's challenges to ``found``. Return False if a quote doesn't close and the rest of the line wasn't read.
 
-    Returns False where a quote doesn't close; the rest of the line wasn't read.
+    A parameter at the beginning of the line belongs to the last challenge of the line before: the lines are one list, which may be
+    cut into lines at any comma.
     """
     at = 0
     while at < len(line):
         element = _ELEMENT.match(line, at)
-        assert element is not None  # it matches the empty text
+        assert element is not None  # the pattern matches the empty text too
         text = element.group().strip(_BLANKS)
         if text:
             _add(text, found)
@@ -108,9 +113,9 @@ def _add(text: str, found: list[ListedChallenge]) -> None:
         found.append(ListedChallenge(start[1]))
         if start[2] is None:
             return
-        param = _PARAM.fullmatch(start[2])  # else a token68, which L402 has no use for
+        param = _PARAM.fullmatch(start[2])  # otherwise it is a token68, which L402 doesn't use
     if not found:
-        return  # belongs to no scheme
+        return  # a parameter before the first scheme belongs to none
     last = found[-1]
     if param is None or len(last.params) == MAX_PARAMS:
         last.spoiled = True

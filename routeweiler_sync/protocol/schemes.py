@@ -1,7 +1,7 @@
-"""The schemes that can be paid. All other rooms reach a scheme through this one.
+"""The schemes that can be paid. Code outside `protocol` reaches a scheme only through this module.
 
-A scheme is a folder beside `l402` and one entry of `SCHEMES`. Whatever hides secrets (`redact`, `is_credential`) asks every entry,
-so a scheme that is entered here can't be forgotten there.
+A scheme is a folder beside `l402` and one entry of `SCHEMES`. The functions that find secrets (`redact`, `is_credential`) ask every
+entry, so none of them can miss a scheme that is in the list.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from .l402 import challenge as l402_challenge, credential as l402_credential
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PaidScheme:
-    """What a scheme's room offers.
+    """One scheme: its names, and the functions that its folder offers.
 
-    ``names``: the scheme's names in ``WWW-Authenticate`` and ``Authorization``, in upper case. ``rail``: its name in
-    budgets, policies and traces. ``parse``: `parse_challenge` for this
-    scheme alone. ``authorization``: (name, token, preimage) to the value of ``Authorization``. ``is_credential``: whether a
-    header's whole value is such a credential. ``redact``: a text with this scheme's credentials and tokens replaced.
+    - ``names``: the scheme's names in ``WWW-Authenticate`` and ``Authorization``, in upper case.
+    - ``rail``: its name in budgets, policies and traces.
+    - ``parse``: `parse_challenge` for this scheme alone.
+    - ``authorization``: returns the value of ``Authorization`` for (name, token, preimage).
+    - ``is_credential``: returns whether a header's whole value is a credential of this scheme.
+    - ``redact``: returns a text with this scheme's credentials and tokens replaced.
     """
 
     names: tuple[str, ...]
@@ -32,7 +34,7 @@ class PaidScheme:
     redact: Callable[[str], str]
 
 
-#: In order of preference: of several offers that can be used, the first scheme's is answered.
+#: The schemes in order of preference: of several offers that can be used, the one of the first scheme is answered.
 SCHEMES = (
     PaidScheme(
         names=l402_credential.NAMES,
@@ -46,9 +48,9 @@ SCHEMES = (
 
 
 def parse_challenge(lines: str | Sequence[str]) -> Challenge | None:
-    """Return the challenge to answer in the lines of ``WWW-Authenticate``; None where no scheme in it can be paid.
+    """Return the challenge to answer, out of the lines of ``WWW-Authenticate``; None if no scheme in them can be paid.
 
-    Raises: ChallengeParseError where a scheme of ours is named and none of its challenges can be used. The text never holds a
+    Raises: ChallengeParseError if a scheme of `SCHEMES` is named but none of its challenges can be used. The text never holds a
     token.
     """
     lines = [lines] if isinstance(lines, str) else list(lines)

@@ -143,7 +143,7 @@ class Service:
         return handle
 
     def _wait_for_delivery(self) -> None:
-        """Wait while orders are held. A held order has been sent, not read: once delivered, it is executed even if its client is gone.
+        """Wait while orders are held. A held order is sent but not read. Once delivered, it is executed even if its client is gone.
 
         Raises: RuntimeError if the server stops before; the order is then lost.
         """

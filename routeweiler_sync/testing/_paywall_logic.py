@@ -1,7 +1,7 @@
-"""How aperture (v0.5) answers: challenges, macaroons and their verification, and faults on demand. No sockets.
+"""What a paywall answers, as aperture (v0.5) does: challenges, macaroons and their verification, and faults on demand.
 
-`Paywall` puts it behind HTTP, `add_paywall` behind the ``responses`` library. Sources: aperture's ``mint/mint.go``,
-``l402/identifier.go``, ``l402/header.go``, ``l402/satisfier.go``.
+Sockets are left to `paywall`: `Paywall` serves this over HTTP, `add_paywall` through the ``responses`` library. Sources: aperture's
+``mint/mint.go``, ``l402/identifier.go``, ``l402/header.go``, ``l402/satisfier.go``.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _IDENTIFIER = struct.Struct(">H32s32s")
 _EXPIRED_FOR_S = 3_600
 
 CutWhen = Literal["before", "after"]
-#: What the paid page is: status, headers, body.
+#: A page: status, headers, body.
 Page = tuple[int, Mapping[str, str], bytes]
 
 
 class Invoice(Protocol):
-    """What the paywall needs of an invoice."""
+    """What the paywall needs of an invoice. ``payment_hash`` is 32 bytes."""
 
     @property
     def bolt11(self) -> str: ...
@@ -44,23 +44,24 @@ class Invoice(Protocol):
 
 
 class InvoiceIssuer(Protocol):
-    """What the paywall needs of a node; `FakeLnd` is one.
+    """What the paywall needs of the node that issues its invoices. `FakeLnd` has it.
 
-    ``invoice(amount_msat, *, memo, expiry_s)`` issues one (the faults also give ``created_at`` and ``currency``).
+    ``invoice(amount_msat, *, memo, expiry_s)`` issues an `Invoice`. Some faults also pass ``created_at`` and ``currency``.
     """
 
     @property
     def invoice(self) -> Callable[..., Invoice]: ...
     def settled(self, payment_hash: bytes) -> bool:
-        """Whether the payee has the money for this hash."""
+        """Return whether the payee has the money for the invoice with this payment hash (32 bytes)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PaywallRequest:
-    """A request as the paywall met it, without its credential.
+    """A request as the paywall received it, without its credential.
 
-    ``authorized``: it carried an L402 or LSAT credential, of ``scheme``; ``paid``: a good one, for ``payment_hash`` (hex).
-    ``status``: what was answered, 0 where the connection was cut before that. ``path`` comes without the query.
+    ``path`` is without the query. ``authorized``: the request had an ``Authorization`` for L402 or LSAT. ``scheme`` is which of the
+    two, None without a well-formed credential. ``paid``: the credential was good; ``payment_hash`` (64 hex digits) is the payment
+    that it proves. ``status`` is the status of the answer, 0 if the connection was cut before the request was handled.
     """
 
     method: str
@@ -77,7 +78,10 @@ class PaywallRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """What goes back: ``headers`` as lines, repeated names and all. ``cut``: nothing goes back, the connection is closed."""
+    """An answer of the paywall. ``headers`` are the header lines; a name may occur in several.
+
+    ``cut``: nothing is sent, and the connection is closed. ``endless``: the body never ends.
+    """
 
     status: int
     headers: tuple[tuple[str, str], ...] = ()
@@ -88,10 +92,11 @@ class Reply:
 
 @dataclass(slots=True, kw_only=True)
 class Service:
-    """What is sold under a path prefix; its fields may be changed while the paywall runs.
+    """What is sold under a path prefix. The fields may be changed while the paywall runs.
 
-    ``valid_for_s``: tokens carry ``<name>_valid_until`` (negative: long expired). ``dynamic``: a token opens one exact path,
-    and carries no other caveat. ``scheme``: one header line for each, in this order.
+    ``valid_for_s``: tokens have the caveat ``<name>_valid_until``, this many seconds ahead (negative: they have expired already).
+    ``dynamic``: a token opens one exact path, and has no caveat but ``services``. ``scheme``: a challenge has one header line for
+    each of these, in this order.
     """
 
     prefix: str
@@ -102,24 +107,29 @@ class Service:
     scheme: Sequence[str] = ("LSAT", "L402")
 
     def sells(self, path: str) -> bool:
-        """Whether ``path`` is the prefix or lies under it."""
+        """Return whether ``path`` is the prefix or lies under it."""
         return path == self.prefix or path.startswith(self.prefix.rstrip("/") + "/")
 
     def name_for(self, path: str) -> str:
-        """The name in the ``services`` caveat: for dynamic prices it holds the path."""
+        """Return the name in the ``services`` caveat. If ``dynamic``, it contains the path."""
         return self.name + path if self.dynamic else self.name
 
 
 @dataclass(slots=True, kw_only=True)
 class Faults:
-    """What goes wrong; all may be set and combined at any time.
+    """What goes wrong. All faults may be set and combined at any time.
 
-    ``refuse_tokens``: refuse good credentials: True for ever, or the next so many. ``settle_lag``: refuse the first so many
-    offers of each good credential, as a server does that hears late of the settlement. ``bare_401``: refused credentials are
-    answered 401 without a challenge. ``expire_invoices``: they have expired an hour ago. ``currency``: BOLT-11 prefix of
-    another network (``bc``, ``tb``). ``mismatch``: the token is for another payment hash. ``repeat_invoice``: each service keeps
-    giving the challenge it gave last. ``opaque_tokens``: no macaroons. ``token_param``: ``token`` is the specification's spelling.
-    ``delay_s`` before each answer, ``endless_402``: the body of a 402 never ends (both need the socket).
+    - ``refuse_tokens``: refuse good credentials, all of them (True) or the next so many (a number).
+    - ``settle_lag``: refuse each good credential so many times first, like a server that learns late of the settlement.
+    - ``bare_401``: answer refused credentials with 401 and no challenge.
+    - ``expire_invoices``: invoices have expired an hour ago.
+    - ``currency``: invoices are for another network, by its BOLT-11 prefix (``bc``, ``tb``).
+    - ``mismatch``: the token names another payment hash than the invoice.
+    - ``repeat_invoice``: each service repeats the last challenge that it gave.
+    - ``opaque_tokens``: tokens are random strings, not macaroons.
+    - ``token_param``: the token's name in the challenge: ``macaroon`` as in aperture, ``token`` as in the specification.
+    - ``delay_s``: seconds to wait before each answer (`Paywall` only).
+    - ``endless_402``: the body of a 402 never ends (`Paywall` only).
     """
 
     refuse_tokens: bool | int = 0
@@ -130,13 +140,18 @@ class Faults:
     mismatch: bool = False
     repeat_invoice: bool = False
     opaque_tokens: bool = False
-    token_param: Literal["macaroon", "token"] = "macaroon"  # noqa: S105 - a header's word
+    token_param: Literal["macaroon", "token"] = "macaroon"  # noqa: S105 - the name of a parameter
     delay_s: float = 0.0
     endless_402: bool = False
 
 
 class PaywallLogic:
-    """The paywall without its server; see `Paywall` for what each argument means. Safe for threads."""
+    """A paywall without a server. Safe for threads.
+
+    ``lnd`` issues the invoices (`FakeLnd`). The service at ``/`` sells everything for ``price_msat`` under the name ``service``;
+    ``valid_for_s``, ``dynamic`` and ``scheme`` are those of `Service`. A paid request gets ``content``, or what
+    ``respond(request)`` returns. ``faults`` may be changed at any time.
+    """
 
     def __init__(
         self,
@@ -168,7 +183,7 @@ class PaywallLogic:
             "/", name=service, price_msat=price_msat, valid_for_s=valid_for_s, dynamic=dynamic, scheme=scheme
         )
 
-    # For tests
+    # What tests set, call and read
 
     def add_service(
         self,
@@ -180,7 +195,7 @@ class PaywallLogic:
         dynamic: bool = False,
         scheme: Sequence[str] = ("LSAT", "L402"),
     ) -> Service:
-        """Sell something else under ``prefix`` (the longest that fits counts)."""
+        """Sell another service under the path ``prefix``, and return it. Of several prefixes that fit, the longest counts."""
         service = Service(prefix=prefix, name=name, price_msat=price_msat, valid_for_s=valid_for_s, dynamic=dynamic, scheme=scheme)
         with self._changed:
             self._services = sorted([*self._services, service], key=lambda each: len(each.prefix), reverse=True)
@@ -188,7 +203,7 @@ class PaywallLogic:
 
     @property
     def price_msat(self) -> int:
-        """Price of the service at ``/``; may be set at any time."""
+        """The price of the service at ``/``, in msat. It may be set at any time."""
         return self.service.price_msat
 
     @price_msat.setter
@@ -197,7 +212,7 @@ class PaywallLogic:
 
     @property
     def price(self) -> int:
-        """`price_msat` in sats, rounded up; may be set at any time."""
+        """`price_msat` in sats, rounded up. It may be set at any time."""
         return -(-self.price_msat // 1000)
 
     @price.setter
@@ -206,41 +221,50 @@ class PaywallLogic:
 
     @property
     def requests(self) -> list[PaywallRequest]:
-        """All requests so far, in the order of their answers."""
+        """All requests so far, in the order in which they were answered."""
         with self._changed:
             return list(self._requests)
 
     def wait_for(self, predicate: Callable[[], Any], timeout_s: float = 30.0) -> None:
-        """Wait until ``predicate`` holds; it is asked after each request, and every 50 ms. Raises TimeoutError."""
+        """Wait until ``predicate`` holds. It is called after each request, and every 50 ms.
+
+        Raises: TimeoutError after ``timeout_s`` seconds.
+        """
         deadline = time.monotonic() + timeout_s
         while not predicate():
             if time.monotonic() >= deadline:
-                raise TimeoutError(f"the paywall waited {timeout_s} s in vain")
+                raise TimeoutError(f"Timed out after {timeout_s:g} s.")
             with self._changed:
                 self._changed.wait(0.05)
 
     def cut_next(self, when: CutWhen = "before", *, times: int = 1) -> None:
-        """Close the connection of the next ``times`` requests with a good credential, before or after handling them."""
+        """Close the connection of the next ``times`` requests with a good credential, without an answer.
+
+        ``before``: before the request is handled, so `respond` isn't called; ``after``: after that.
+        """
         with self._changed:
             self._cuts += [when] * times
 
     def answer_next(
         self, status: int, *, times: int = 1, headers: Mapping[str, str] | None = None, body: bytes = b"not now\n"
     ) -> None:
-        """Answer the next ``times`` requests with a good credential like this (429, 500, …)."""
+        """Answer the next ``times`` requests with a good credential with this status (429, 500, …), these headers and this body."""
         with self._changed:
             self._planned += [(status, headers or {}, body)] * times
 
     def revoke_tokens(self) -> None:
-        """Take none of the tokens issued so far any more."""
+        """Refuse all tokens issued so far."""
         with self._changed:
             self._root_keys.clear()
             self._opaque.clear()
 
-    # What goes over the wire
+    # Answers
 
     def answer(self, method: str, target: str, headers: Iterable[tuple[str, str]], body: bytes) -> Reply:
-        """The reply to a request; ``target`` is its path with the query, ``headers`` its lines in their order."""
+        """Return the reply to a request, and record the request. ``target`` is the path with the query.
+
+        ``headers`` are the header lines in their order.
+        """
         lines = list(headers)
         authorization = [value for name, value in lines if name.lower() == "authorization"]
         credential = _CREDENTIAL.fullmatch(authorization[-1]) if authorization else None  # aperture takes the last line
@@ -291,7 +315,7 @@ class PaywallLogic:
         return reply, replace(request, status=status)
 
     def _challenge(self, service: Service, path: str) -> Reply:
-        """402 as aperture says it: a header line for each scheme, with one token and one invoice."""
+        """Return a 402 such as aperture sends: a header line for each scheme, all with the same token and invoice."""
         name = service.name_for(path)
         with self._changed:
             challenge = self._last_challenges.get(name) if self.faults.repeat_invoice else None
@@ -301,7 +325,7 @@ class PaywallLogic:
             with self._changed:
                 self._last_challenges[name] = challenge
         token, bolt11 = challenge
-        version = 'version="0", ' if self.faults.token_param == "token" else ""  # noqa: S105 - a header's word
+        version = 'version="0", ' if self.faults.token_param == "token" else ""  # noqa: S105 - the name of a parameter
         lines = [
             ("WWW-Authenticate", f'{scheme} {version}{self.faults.token_param}="{token}", invoice="{bolt11}"')
             for scheme in service.scheme
@@ -310,14 +334,16 @@ class PaywallLogic:
         return Reply(status=402, headers=headers, body=b"payment required\n", endless=self.faults.endless_402)
 
     def _invoice(self, service: Service) -> Invoice:
-        odd: dict[str, Any] = {}
+        """Issue an invoice for the service, with the faults that concern invoices."""
+        faulty: dict[str, Any] = {}
         if self.faults.expire_invoices:
-            odd["created_at"] = int(time.time()) - 2 * _EXPIRED_FOR_S
+            faulty["created_at"] = int(time.time()) - 2 * _EXPIRED_FOR_S
         if self.faults.currency is not None:
-            odd["currency"] = self.faults.currency
-        return self.lnd.invoice(service.price_msat, memo=f"L402 {service.name}", expiry_s=_EXPIRED_FOR_S, **odd)
+            faulty["currency"] = self.faults.currency
+        return self.lnd.invoice(service.price_msat, memo=f"L402 {service.name}", expiry_s=_EXPIRED_FOR_S, **faulty)
 
     def _token(self, service: Service, name: str, payment_hash: bytes) -> str:
+        """Make a token for this payment hash (32 bytes): a macaroon, or a random string if ``opaque_tokens`` is set."""
         if self.faults.mismatch:
             payment_hash = hashlib.sha256(payment_hash).digest()
         if self.faults.opaque_tokens:
@@ -336,7 +362,10 @@ class PaywallLogic:
         return mint(root_key, token_id, payment_hash, caveats)
 
     def _verified(self, name: str, credential: re.Match[str]) -> bytes | None:
-        """The payment hash of a good credential for the service ``name``, as aperture's strict verification judges; else None."""
+        """Return the payment hash (32 bytes) of a credential that is good for the service ``name``, else None.
+
+        The checks are as strict as aperture's. The faults ``refuse_tokens`` and ``settle_lag`` are applied here.
+        """
         token, preimage = credential[2], bytes.fromhex(credential[3])
         with self._changed:
             opaque = self._opaque.get(token)
@@ -352,6 +381,7 @@ class PaywallLogic:
         return payment_hash if offers > self.faults.settle_lag else None
 
     def _macaroon_hash(self, token: str, name: str) -> bytes | None:
+        """Return the payment hash in the macaroon ``token`` if signature, services and expiry are good for ``name``, else None."""
         macaroon = parse(token)
         if macaroon is None or len(macaroon.identifier_bytes) != _IDENTIFIER.size:
             return None
@@ -369,7 +399,10 @@ class PaywallLogic:
 
 
 def mint(root_key: bytes, token_id: bytes, payment_hash: bytes, caveats: Sequence[str]) -> str:
-    """A macaroon as aperture mints it: version 2, identifier of 66 bytes, standard padded base64."""
+    """Return a macaroon such as aperture mints: version 2, identifier of 66 bytes, standard padded base64.
+
+    ``root_key``, ``token_id`` and ``payment_hash`` are 32 bytes each; ``caveats`` are texts like ``services=weather:0``.
+    """
     from pymacaroons import MACAROON_V2, Macaroon
     from pymacaroons.serializers import BinarySerializer
 
@@ -381,20 +414,20 @@ def mint(root_key: bytes, token_id: bytes, payment_hash: bytes, caveats: Sequenc
 
 
 def parse(token: str) -> Macaroon | None:
-    """The macaroon in ``token``; None unless it is padded standard base64 of the one way to write that macaroon."""
+    """Return the macaroon in ``token``. None unless ``token`` is padded standard base64 of its one canonical encoding."""
     from pymacaroons.serializers import BinarySerializer
 
     try:
         raw = base64.b64decode(token, validate=True)
         macaroon = BinarySerializer().deserialize_raw(raw)
         rewritten = BinarySerializer().serialize_raw(macaroon)
-    except Exception:  # noqa: BLE001 - pymacaroons raises whatever junk leads to
+    except Exception:  # noqa: BLE001 - pymacaroons raises many kinds of errors for junk
         return None
     return macaroon if rewritten == raw and base64.standard_b64encode(raw).decode("ascii") == token else None
 
 
 def is_signed(macaroon: Macaroon, root_key: bytes) -> bool:
-    """Whether the HMAC chain of ``macaroon`` starts at ``root_key``; what its caveats say isn't looked at."""
+    """Return whether the HMAC chain of ``macaroon`` starts at ``root_key``. The caveats' conditions aren't checked."""
     from pymacaroons import Verifier
     from pymacaroons.exceptions import MacaroonVerificationFailedException
 

@@ -48,10 +48,10 @@ class FakeLnd:
             preimage = lnd.client().pay_invoice(invoice.bolt11, max_fee_msat=1_000)
             assert lnd.settled(invoice.payment_hash)
 
-    The faults named ``…_next`` strike the next order that gets as far as the step at which they act, or the next ``times`` such orders.
-    With ``times=None`` they act until `clear_faults`. Faults of several kinds combine. ``fee_msat`` is what routing costs (an order that
-    allows less FAILs with NO_ROUTE), ``clock_offset_s`` is how far the node's clock is ahead. ``cert_names`` are the host names and IP
-    addresses in the node's certificate.
+    The faults named ``…_next`` strike the next order that gets as far as the step at which they act, or the next ``times`` such
+    orders. With ``times=None`` they act until `clear_faults`. Faults of several kinds combine. ``fee_msat`` is what routing costs
+    (an order that allows less FAILs with NO_ROUTE), ``clock_offset_s`` is how far the node's clock is ahead. ``cert_names`` are the
+    host names and IP addresses in the node's certificate.
 
     Money: none is real. The paying node starts with 10^12 msat, and payments move them to the payee.
     """
@@ -104,7 +104,7 @@ class FakeLnd:
         self.start()
 
     def set_state(self, state: str) -> None:
-        """Set one of lnd's wallet states: ``LOCKED``, ``UNLOCKED`` (starting), ``SERVER_ACTIVE``, … A restart makes it active again."""
+        """Set lnd's wallet state, e.g. ``LOCKED``, ``UNLOCKED`` (starting) or ``SERVER_ACTIVE``. A restart sets it back."""
         with self._book.changed:
             self._service.state = state
 
@@ -167,7 +167,7 @@ class FakeLnd:
         return LndClient(**arguments | kwargs)
 
     def funding(self, **kwargs: Any) -> LightningFundingSource:
-        """Return a funding source that pays with this node; ``kwargs`` are arguments of `Funding.lightning_lnd`, and replace those set here."""
+        """Return a funding source on this node; ``kwargs`` are arguments of `Funding.lightning_lnd`, and replace those set here."""
         arguments: dict[str, Any] = {"network": "bitcoin-regtest"}
         if "client" not in kwargs:
             arguments["client"] = self.client()
@@ -188,8 +188,8 @@ class FakeLnd:
     ) -> FakeInvoice:
         """Issue a new invoice of the payee, or of the paying node itself if ``self_payment``. ``amount_msat`` None: no amount.
 
-        ``preimage`` is 32 bytes, random if None. ``created_at`` is unix seconds, by default the node's clock. ``currency`` is the BOLT-11
-        prefix of the network (``bcrt``, ``bc``, ``tb``).
+        ``preimage`` is 32 bytes, random if None. ``created_at`` is unix seconds, by default the node's clock. ``currency`` is the
+        BOLT-11 prefix of the network (``bcrt``, ``bc``, ``tb``).
         """
         return self._book.add_invoice(
             amount_msat,
@@ -209,7 +209,10 @@ class FakeLnd:
 
     @property
     def orders(self) -> list[FakeOrder]:
-        """All orders that passed the checks of wallet state and macaroon, in order of arrival. A held one arrives when it is delivered."""
+        """All orders that passed the checks of wallet state and macaroon, in order of arrival.
+
+        A held order arrives when it is delivered.
+        """
         with self._book.changed:
             return list(self._book.orders)
 
@@ -244,9 +247,7 @@ class FakeLnd:
         """
         with self._book.changed:
             if not self._book.changed.wait_for(lambda: predicate(self), timeout_s):
-                raise TimeoutError(
-                    f"The condition didn't hold within {timeout_s:g} s. Payments: {self.payments}, calls: {dict(self.calls)}."
-                )
+                raise TimeoutError(f"Timed out after {timeout_s:g} s. Payments: {self.payments}, calls: {dict(self.calls)}.")
 
     # Faults
 
@@ -270,8 +271,8 @@ class FakeLnd:
 
     @property
     def payee_online(self) -> bool:
-        """Whether HTLCs reach the payee. If False, they come back, and the payment FAILs with NO_ROUTE, or with TIMEOUT if the order's
-        ``timeout_seconds`` have passed.
+        """Whether HTLCs reach the payee. If False, they come back, and the payment FAILs with NO_ROUTE, or with TIMEOUT if
+        the order's ``timeout_seconds`` have passed.
         """
         return self._book.payee_online
 
@@ -328,7 +329,10 @@ class FakeLnd:
                     self._book.finish(entry, now=self._now(), fail=fail)
 
     def hold_orders(self) -> None:
-        """From now on, leave arriving orders unread until `deliver_orders`, like bytes in a socket. They aren't in the database yet."""
+        """Leave orders that arrive from now on unread until `deliver_orders`, like bytes in a socket.
+
+        They aren't in the database yet.
+        """
         with self._book.changed:
             self._service.holding = True
 

@@ -1,6 +1,6 @@
-"""`Paywall`: an HTTP server that wants to be paid, as aperture does; and the same behind the ``responses`` library.
+"""`Paywall`: an HTTP server that asks for payment as aperture does. `add_paywall`: the same through the ``responses`` library.
 
-What is answered is known to `_paywall_logic`; here are the sockets, and the faults that only a socket has.
+What is answered is left to `_paywall_logic`. This module has the sockets, and the faults that need a socket.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ __all__ = ["Faults", "Page", "Paywall", "PaywallLogic", "PaywallRequest", "Servi
 _POLL_S = 0.02
 _STOP_S_MAX = 10.0
 _CHUNK_BYTES = 64 * 1024
-#: A reply that fits goes out in one segment: header and body apart would cost 40 ms a call (delayed acknowledgement).
+#: Replies up to this size are sent at once. Header and body sent apart would cost 40 ms a call (delayed acknowledgement).
 _BUFFER_BYTES = 1 << 20
-#: No news. Any other error is a fault of this process or of the test, and is told on stderr.
+#: Errors that mean only that the client has left. Any other is a fault of this process or of the test, and is printed on stderr.
 _CLIENT_LEFT = (ConnectionError, TimeoutError, ssl.SSLError)
 
 
 class Paywall(PaywallLogic):
-    """A paywall on 127.0.0.1, running inside ``with``.
+    """A paywall on 127.0.0.1 that runs inside ``with``.
 
         with FakeLnd() as lnd, Paywall(lnd, price_msat=10_000) as paywall:
             response = session.get(paywall.url)
             assert [request.status for request in paywall.requests] == [402, 200]
 
-    ``/free`` and what lies under it costs nothing, ``/redirect?to=URL[&status=…]`` redirects, all else is sold by the service
-    (`add_service` sells more, at other prices). Paid requests get ``content``, or what ``respond(request)`` returns: status,
-    headers, body. What goes wrong on demand: ``faults``, `cut_next`, `answer_next`, `revoke_tokens`. ``ssl_context``: serve https.
+    ``/free`` and all paths under it cost nothing, ``/redirect?to=URL[&status=…]`` redirects, everything else is sold by one service
+    (`add_service` adds more, at other prices). Paid requests get ``content``, or what ``respond(request)`` returns: status,
+    headers, body. Faults on demand: ``faults``, `cut_next`, `answer_next`, `revoke_tokens`. With ``ssl_context`` it serves https.
     """
 
     def __init__(self, lnd: InvoiceIssuer, *, ssl_context: ssl.SSLContext | None = None, **options: Any) -> None:
-        """``options``: those of `PaywallLogic` (``price_msat``, ``service``, ``valid_for_s``, ``dynamic``, ``scheme``, …)."""
+        """``options`` are those of `PaywallLogic` (``price_msat``, ``service``, ``valid_for_s``, ``dynamic``, ``scheme``, …)."""
         super().__init__(lnd, **options)
         self._ssl_context = ssl_context
         self._server: _Server | None = None
@@ -61,7 +61,7 @@ class Paywall(PaywallLogic):
         self.stop()
 
     def start(self) -> None:
-        """Listen; after a stop on the same port."""
+        """Start to listen; after a `stop`, on the same port as before."""
         if self._server is not None:
             return
         self._server = _Server(self._address, self, self._ssl_context)
@@ -70,7 +70,7 @@ class Paywall(PaywallLogic):
         self._thread.start()
 
     def stop(self) -> None:
-        """Go down at once: open connections are closed."""
+        """Stop at once, and close all open connections."""
         server, self._server = self._server, None
         if server is not None and self._thread is not None:
             server.stop()
@@ -78,20 +78,22 @@ class Paywall(PaywallLogic):
 
     @property
     def base_url(self) -> str:
-        """Scheme, host and port, without a slash at the end."""
+        """Scheme, host and port of the paywall, without a slash at the end."""
         return f"{'http' if self._ssl_context is None else 'https'}://{self._address[0]}:{self._address[1]}"
 
     @property
     def url(self) -> str:
-        """A page that costs `price`."""
+        """The URL of a page that costs `price`."""
         return self.url_for("/paid")
 
     def url_for(self, path: str) -> str:
-        """The URL of ``path``, which begins with a slash."""
+        """Return the URL of ``path``, which begins with a slash."""
         return self.base_url + path
 
 
 class _Server(ThreadingHTTPServer):
+    """An HTTP server that knows its open connections, so that `stop` can close them."""
+
     allow_reuse_address = os.name == "posix"  # Windows would let two servers share the port
     request_queue_size = 128
     daemon_threads = True
@@ -103,11 +105,11 @@ class _Server(ThreadingHTTPServer):
         self._connections: set[socket.socket] = set()
         self._guard = threading.Lock()
         super().__init__(address, _Handler)
-        if ssl_context is not None:  # the handshake is left to the connection's own thread
+        if ssl_context is not None:  # the connection's own thread does the handshake
             self.socket = ssl_context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
 
     def server_bind(self) -> None:
-        TCPServer.server_bind(self)  # not HTTPServer's, which asks the DNS for this host's name
+        TCPServer.server_bind(self)  # HTTPServer's own server_bind would look up this host's name in the DNS
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
     def opened(self, connection: socket.socket) -> None:
@@ -133,6 +135,8 @@ class _Server(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
+    """Serves the requests of one connection."""
+
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     wbufsize = _BUFFER_BYTES
@@ -147,6 +151,7 @@ class _Handler(BaseHTTPRequestHandler):
         super().finish()
 
     def serve(self) -> None:
+        """Answer one request, of any method."""
         paywall = self.server.paywall
         body = self._body()
         reply = paywall.answer(self.command, self.path, self.headers.items(), body)
@@ -195,28 +200,29 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.flush()
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing: the request lines of a test run are no news."""
+        """Log nothing: the request lines would only fill the output of a test run."""
 
     def address_string(self) -> str:
         return str(self.client_address[0])
 
 
 def _cut(connection: socket.socket) -> None:
+    """Close a connection that another thread may be using."""
     try:
         connection.shutdown(socket.SHUT_RDWR)
     except OSError:
-        return  # gone already
+        return  # closed already
 
 
 def add_paywall(mock: Any, url: str, lnd: InvoiceIssuer, **options: Any) -> PaywallLogic:
-    """A paywall at ``url`` and all that lies under it, without a socket: for every method, on a ``responses`` mock.
+    """Put a paywall at ``url`` and all URLs under it, for every method, on a ``responses`` mock. It needs no socket. Return it.
 
         with responses.RequestsMock() as mock, FakeLnd() as lnd:
             paywall = add_paywall(mock, "https://api.example", lnd, price_msat=10_000)
             session.get("https://api.example/paid")
 
-    ``mock`` is the module ``responses`` or a `responses.RequestsMock`; ``options`` are those of `Paywall`. A cut connection is
-    a `requests.ConnectionError`. Returns the paywall.
+    ``mock`` is the module ``responses`` or a `responses.RequestsMock`. ``options`` are those of `PaywallLogic`. A cut
+    connection raises `requests.ConnectionError` in the caller.
     """
     import responses
 
@@ -228,8 +234,8 @@ def add_paywall(mock: Any, url: str, lnd: InvoiceIssuer, **options: Any) -> Payw
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         headers = [(_text(name), _text(value)) for name, value in request.headers.items()]
         reply = paywall.answer(request.method or "GET", target, headers, _bytes(request.body))
-        gone = requests.ConnectionError("the paywall cut the connection", request=request)
-        return reply.status, list(reply.headers), gone if reply.cut else reply.body
+        cut = requests.ConnectionError("the paywall cut the connection", request=request)
+        return reply.status, list(reply.headers), cut if reply.cut else reply.body
 
     class AnyMethod(responses.CallbackResponse):
         def matches(self, request: requests.PreparedRequest) -> tuple[bool, str]:

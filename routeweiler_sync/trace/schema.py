@@ -69,7 +69,7 @@ class TraceChallenge:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TracePayment:
-    """The payment that a call made, or that paid for the token it used (``reused=True``; such an event adds nothing to any sum).
+    """The payment that a call made. With ``reused=True``, an earlier payment whose token it used; that adds nothing to any sum.
 
     ``payment_hash`` and ``proof_value`` are 64 hex digits. ``proof_value`` is the preimage, None if the node's preimage didn't fit.
     ``amount_msat`` doesn't include ``fee_msat``. ``amount_envelope`` is what the envelope was charged, in minor units of its
@@ -87,11 +87,10 @@ class TracePayment:
     reused: bool = False
 
     def to_json_dict(self) -> dict[str, Any]:
-        """Return the ``payment`` object of the event's JSON. ``amountNative`` is in whole sats, rounded up; ``amountMsat`` is
-        exact.
+        """Return the ``payment`` object of the event's JSON.
 
-        ``amountEnvelope`` is a JSON number, or a string if no double can represent it (above 15 digits). ``Decimal(str(…))`` gives
-        the exact amount from either.
+        ``amountNative`` is in whole sats, rounded up; ``amountMsat`` is exact. ``amountEnvelope`` is a JSON number, or a string if
+        no double can represent it (above 15 digits). ``Decimal(str(…))`` gives the exact amount from either.
         """
         return {
             "paymentHash": self.payment_hash,

@@ -1,7 +1,8 @@
-"""PaywallAdapter: sends a request, and has what a paywall answers seen to.
+"""`PaywallAdapter`, the HTTP adapter that pays: it sends a request, with a token that fits, and hands on a 402.
 
-What that takes is in `exchange`, imported when a paywall is met: free traffic costs next to nothing. (For adapters that aren't ours
-there is `net`.)
+What a 402 means, and sending again, is left to `paywall.handler`. That module is imported on the first 402 or with the first token,
+so that traffic without a 402 costs next to nothing more than with `requests`. 402s of other adapters are left to
+`foreign_adapters`, connections in a forked child to `fork_pools`.
 """
 
 from __future__ import annotations
@@ -29,33 +30,36 @@ if TYPE_CHECKING:
     from ..paywall.handler import PaywallHandler, Send
     from ..settings import AdapterSettings, Settings
 
-#: Methods that may be sent twice without a second thought: only with these does a guessed token go along.
+#: Methods that may be sent twice without harm. A guessed token goes along with these only.
 GUESSED_METHODS = ("GET", "HEAD", "OPTIONS")
 
 
 class PaywallAdapter(HTTPAdapter):
-    """An HTTPAdapter that pays: mount it where paid pages are, on any session. `Routeweiler` mounts it on both its prefixes.
+    """An HTTPAdapter that pays. Mount it where paid pages are, on any session. `Routeweiler` mounts it for both its prefixes.
 
         session = requests.Session()
         session.mount("https://example.com/", PaywallAdapter(funding=[...], max_retries=3))
 
-    Takes HTTPAdapter's arguments, and Routeweiler's, all by name. Without any of the latter it pays for the Routeweiler that it is
-    mounted on, and on another session as the environment says. Money moves where a response is a 402 with an L402 challenge and
-    the budget allows it. On a session that isn't a Routeweiler each request is a call of its own, also one that follows a redirect.
-    Raises ValueError for arguments that can't be.
+    It takes the arguments of HTTPAdapter and those of Routeweiler, all by name. Without any of Routeweiler's arguments it pays with
+    the settings of the Routeweiler that it is mounted on, and on any other session as the environment says. On a session that isn't
+    a Routeweiler each request counts as a call of its own, also one that follows a redirect.
+
+    Raises: ValueError for an argument that can't be used.
+    Money: moves if a response is a 402 with an L402 challenge and the budget allows the payment.
     """
 
     payer: Payer | None = None
+    #: Whether `payer` was made from this adapter's own arguments. Then the adapter closes and pickles it.
     _owns_payer = False
-    #: Whether it was a `Routeweiler`'s, and its pickle or copy isn't mounted on one.
+    #: Whether this is the copy or pickle of an adapter with a `Routeweiler`'s payer, and that payer isn't here (again).
     _lost_payer = False
-    #: The process that its connections are of.
+    #: The id of the process that opened the connections.
     _pid: int | None = None
 
     def __init__(self, payer: Payer | None = None, **kwargs: Unpack[AdapterSettings]) -> None:
-        others: dict[str, Any] = {**kwargs}  # HTTPAdapter's, and those of classes that come after ours
-        settings: Any = {name: others.pop(name) for name in SETTINGS & others.keys()}
-        super().__init__(**others)
+        remaining: dict[str, Any] = {**kwargs}  # in the end those of HTTPAdapter, and of classes after this one in the MRO
+        settings: Any = {name: remaining.pop(name) for name in SETTINGS & remaining.keys()}
+        super().__init__(**remaining)
         self._pid = os.getpid()
         if settings:
             self.payer, self._owns_payer = made_payer(**settings), True
@@ -63,7 +67,7 @@ class PaywallAdapter(HTTPAdapter):
             self.payer = payer
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # Whenever it is set: libraries write it into adapters that are there.
+        # On each assignment, not only in __init__: libraries set max_retries on adapters that exist already.
         super().__setattr__(name, _without_402(value) if name == "max_retries" else value)
 
     def send(
@@ -73,53 +77,57 @@ class PaywallAdapter(HTTPAdapter):
         timeout: Any = None,
         verify: Any = True,
         cert: Any = None,
-        proxies: Any = None,  # a dict to some versions of requests' types, a Mapping to others
+        proxies: Any = None,  # a dict in some versions of requests' types, a Mapping in others
     ) -> requests.Response:
-        """Send, pay if need be, send again. Raises what `requests` raises, and the errors of `routeweiler_sync.errors`."""
+        """Send ``request``. If the answer is a 402 that can be paid, pay and send again. Return the last answer.
+
+        Raises: what `requests` raises, and the errors of `routeweiler_sync.errors`.
+        Money: moves as the class says.
+        """
         if self._pid != os.getpid():
             connect_anew(self)
             self._pid = os.getpid()
         call = current.get()
         if call is None and contexts and not in_thread.get():
             context = contexts.get(id(request))
-            if context is not None:  # in a thread of an adapter in between
-                how = {"stream": stream, "timeout": timeout, "verify": verify, "cert": cert, "proxies": proxies}
-                return context.copy().run(self._sent_in_thread, request, how)
+            if context is not None:  # a foreign adapter in front sends in a thread of its own, which lacks the caller's context
+                send_kwargs = {"stream": stream, "timeout": timeout, "verify": verify, "cert": cert, "proxies": proxies}
+                return context.copy().run(self._send_in_thread, request, send_kwargs)
         payer = self.payer
         if call is not None:
-            call.handled = True
+            call.handled = True  # the response hook leaves this hop alone
             payer = payer or call.payer
         if payer is None and not self._lost_payer:
             payer = _environment_payer()
-        # A lost payer's place isn't the environment's, which may allow what the budget or policy of that one forbade.
+        # The environment's payer doesn't stand in for a lost one: it may allow what the lost payer's budget or policy forbade.
         pays = payer is not None and (not payer.idle or quoting.get())
-        if payer is not None and pays and (call is None or call.payer is not payer):  # a session not ours, or that pays otherwise
+        if payer is not None and pays and (call is None or call.payer is not payer):  # a plain session, or another payer
             with CallContext(payer, request, around=call) as own:
                 own.response = self.send(request, stream, timeout, verify, cert, proxies)
                 return own.response
         if isinstance(request, CredentialedRequest):
-            request = request.copy()  # without the credential: a request of ours that is sent again is like any other
+            request = request.copy()  # drops the old credential: a request that the caller sends again is treated like a new one
         along = token_along(payer, request) if payer is not None and pays else None
         if along is None:
-            # By name, as `requests` gives them: a library that puts its own in place of HTTPAdapter's send may rely on it.
+            # Arguments go by name, as `requests` passes them: a library that replaces HTTPAdapter.send may rely on that.
             response = super().send(request, stream=stream, timeout=timeout, verify=verify, cert=cert, proxies=proxies)
             if response.status_code != 402 or not pays:
                 response.payment = None  # type: ignore[attr-defined]
                 if response.status_code == 402:
                     warn_unpaid(response)
                 return response
-        assert call is not None  # here somebody pays
-        how = {"stream": stream, "timeout": timeout, "verify": verify, "cert": cert, "proxies": proxies}
-        handler = handler_for(call.payer, call, request, functools.partial(super().send, **how))
+        assert call is not None  # since `pays`, a call was found or begun above
+        send_kwargs = {"stream": stream, "timeout": timeout, "verify": verify, "cert": cert, "proxies": proxies}
+        handler = handler_for(call.payer, call, request, functools.partial(super().send, **send_kwargs))
         return handler.handle_response(response) if along is None else handler.send_with_token(along[0], is_guess=along[1])
 
-    def _sent_in_thread(self, request: requests.PreparedRequest, how: dict[str, Any]) -> requests.Response:
-        current.set(None)  # a call of its own: the other may end first, with a timeout
+    def _send_in_thread(self, request: requests.PreparedRequest, send_kwargs: dict[str, Any]) -> requests.Response:
+        current.set(None)  # makes it a call of its own: the caller's call may end first, with a timeout
         in_thread.set(True)
-        return self.send(request, **how)
+        return self.send(request, **send_kwargs)
 
     def close(self) -> None:
-        """As HTTPAdapter.close; and the ledger and the trace, where it was given its own. All open anew if used again."""
+        """Close the connections; also ledger and trace, if the adapter has settings of its own. All open anew if used again."""
         super().close()
         if self._owns_payer and self.payer is not None:
             self.payer.close()
@@ -134,35 +142,38 @@ class PaywallAdapter(HTTPAdapter):
 
 
 def is_default(adapter: object) -> bool:
-    """Whether ``adapter`` is what each session of `requests` begins with: one that nobody has chosen."""
-    return type(adapter) is HTTPAdapter and _look(adapter) == _default_look()
+    """Return whether ``adapter`` is like those with which each session of `requests` begins, so that nobody has chosen it."""
+    return type(adapter) is HTTPAdapter and _configuration(adapter) == _default_configuration()
 
 
-def _look(adapter: HTTPAdapter) -> dict[str, Any]:
-    look = {name: value for name, value in vars(adapter).items() if name not in ("poolmanager", "proxy_manager")}
-    retries = look.get("max_retries")
-    return {**look, "max_retries": (type(retries), getattr(retries, "__dict__", retries))}
+def _configuration(adapter: HTTPAdapter) -> dict[str, Any]:
+    found = {name: value for name, value in vars(adapter).items() if name not in ("poolmanager", "proxy_manager")}
+    retries = found.get("max_retries")
+    return {**found, "max_retries": (type(retries), getattr(retries, "__dict__", retries))}
 
 
 @functools.cache
-def _default_look() -> dict[str, Any]:
-    return _look(HTTPAdapter())
+def _default_configuration() -> dict[str, Any]:
+    return _configuration(HTTPAdapter())
 
 
 def _without_402(retries: Any) -> Any:
-    """``retries`` with 402 taken off its list: urllib3 would ask for it again until it gives up without a response."""
-    listed = getattr(retries, "status_forcelist", None)  # a number does for urllib3, too
+    """Return ``retries`` with 402 taken off its list: urllib3 would repeat the request until it gives up without a response."""
+    listed = getattr(retries, "status_forcelist", None)  # ``retries`` may also be a number
     return retries.new(status_forcelist=set(listed) - {402}) if listed and 402 in listed else retries
 
 
 def token_along(payer: Payer, request: requests.PreparedRequest) -> tuple[Token, bool] | None:
-    """The token that goes along with ``request`` unasked, and whether it is a guess; None: it goes out as it is."""
+    """Return the token to send with ``request`` before the server asks for one, and whether it is a guess.
+
+    None if ``request`` goes out as it is: no token fits, it has an ``Authorization`` of the caller's, or only a quote is wanted.
+    """
     along = payer.token_cache.token_for_url(request.url or "")
     if along is None:
         return None
     if "Authorization" in (request.headers or {}) or quoting.get():
-        return None  # a caller's own Authorization goes out as it is
-    if along[1]:  # may it be sent a second time just because a guessed token wasn't welcome?
+        return None
+    if along[1]:  # a guess may be refused, and then the request is sent twice: that must do no harm
         from ..paywall.replay import is_in_memory
 
         if (request.method or "").upper() not in GUESSED_METHODS or not is_in_memory(request):
@@ -171,18 +182,21 @@ def token_along(payer: Payer, request: requests.PreparedRequest) -> tuple[Token,
 
 
 def handler_for(payer: Payer, call: CallContext, request: requests.PreparedRequest, send: Send) -> PaywallHandler:
-    """The exchange about ``request``, whose further requests go out by ``send``."""
+    """Return a handler for ``request`` that sends its further requests by ``send``. Imports what only paying needs."""
     prepare_to_pay()
     from ..paywall.handler import PaywallHandler
 
     return PaywallHandler(payer, call, request, send)
 
 
-# Who pays
+# -- who pays -------------------------------------------------------------------------------------------------------------
 
 
 def made_payer(**settings: Unpack[Settings]) -> Payer:
-    """Who pays by ``settings``, Routeweiler's arguments. ValueError."""
+    """Return a new payer for ``settings``, the arguments of Routeweiler.
+
+    Raises: ValueError for an argument that can't be used.
+    """
     from .._core.preload import prepare_session
 
     prepare_session()
@@ -198,7 +212,7 @@ def _environment_payer() -> Payer:
 
 
 def warn_unpaid(response: requests.Response) -> None:
-    """Tell once that there is something to be paid for, and nothing to pay with."""
+    """Warn, once in a process, that ``response`` asks for a payment and no node is configured. Other 402s pass silently."""
     from ..config.environment import NO_NODE
     from ..protocol.schemes import mentions_scheme
 
@@ -212,7 +226,7 @@ _PACKAGE = __name__.partition(".")[0]
 
 
 def _callers_level() -> int:
-    """The ``stacklevel``, seen from who asks, of the program's own line: the first that is neither ours nor `requests`'."""
+    """Return the ``stacklevel`` of the user's line for a warning of the calling function: the first outside us and `requests`."""
     level, frame = 1, sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("requests", _PACKAGE):
         level, frame = level + 1, frame.f_back

@@ -1,9 +1,11 @@
-"""The net: pays what comes through adapters that aren't ours.
+"""The response hook that sees 402s of foreign adapters, those that aren't `PaywallAdapter`s.
 
-A program that mounts an adapter of its own, or a library that does, would switch paying off without a word. So for the length of
-each hop `Routeweiler` puts one response hook before all others, before a user's ``raise_for_status`` above all. It is a function of
-this module, so that requests and responses pickle at any moment, and is taken off again. Net and adapter share the call under way:
-who of them has seen to a hop has done so for both, and nothing is paid twice.
+A program or library that mounts an adapter of its own would silently switch paying off. So for the length of each hop
+`Routeweiler.send` puts one response hook before all others, above all before a user's ``raise_for_status``, and takes it off again.
+The hook is a function of this module, so that requests and responses can be pickled at any moment. Hook and `PaywallAdapter` share
+the `CallContext`: whichever handles the hop first sets ``handled``, so nothing is paid twice.
+
+What a 402 means is left to `paywall.handler`, how a `PaywallAdapter` sends to `adapter`.
 """
 
 from __future__ import annotations
@@ -24,9 +26,9 @@ from .fork_pools import connect_anew_if_forked
 
 
 def _stock(name: str) -> object:
-    """That method of `requests.Session`; None where another library has replaced it already."""
-    found = vars(requests.Session).get(name)
-    return found if getattr(found, "__module__", None) == "requests.sessions" else None
+    """Return the method ``name`` of `requests.Session`; None if another library has replaced it already."""
+    method = vars(requests.Session).get(name)
+    return method if getattr(method, "__module__", None) == "requests.sessions" else None
 
 
 _SEND, _GET_ADAPTER = _stock("send"), _stock("get_adapter")
@@ -37,52 +39,55 @@ def send_with_hook(
     session: requests.Session,
     send: Callable[..., requests.Response],
     request: requests.PreparedRequest,
-    how: Any,
+    send_kwargs: Any,
 ) -> requests.Response:
-    """Send one hop of ``call`` by ``send``, which is a session's, with the net in place where it may be needed.
+    """Send one hop of ``call`` by ``send``, the ``send`` of a session, with the response hook in place if it may be needed.
 
-    Whose adapter will be asked isn't always known before: libraries for tests put theirs in place inside `requests.Session.send`.
-    The net lets pass what one of ours has seen to.
+    ``send_kwargs`` are what the session's ``send`` was given. Which adapter will send isn't always known beforehand: libraries for
+    tests put their own in place inside `requests.Session.send`. The hook does nothing if a `PaywallAdapter` has handled the hop.
+
+    Money: moves if the answer is a 402 that can be paid.
     """
-    if _is_ours_throughout(session, send):
-        return send(request, **how)
+    if _only_paywall_adapters(session, send):
+        return send(request, **send_kwargs)
     if isinstance(request, CredentialedRequest):
-        request = request.copy()  # without the credential: a request of ours that is sent again is like any other
+        request = request.copy()  # drops the old credential: a request that the caller sends again is treated like a new one
         call.begin_hop(request)
     outgoing = request
     sent_from: contextvars.Context | None = None
     if not all(type(each) is PaywallAdapter for each in session.adapters.values()):
-        sent_from = contextvars.copy_context()
+        sent_from = contextvars.copy_context()  # for a foreign adapter that sends in a thread of its own
         outgoing = _with_token(call, session, request)
     hooks: Any = outgoing.hooks
     listed = (hooks or {}).get("response") or ()
-    if callable(listed) or handle_foreign_response in listed:  # set by hand; a redirect's, copied from the request before
-        listed = _rest(hooks)
+    if callable(listed) or handle_foreign_response in listed:  # a single function; or the hook, copied by a redirect
+        listed = _other_hooks(hooks)
         hooks = {**hooks, "response": listed}
     outgoing.hooks = {**(hooks or {}), "response": [handle_foreign_response, *listed]}
     if sent_from is not None and contexts.setdefault(id(outgoing), sent_from) is not sent_from:
-        contexts[id(outgoing)] = None
+        contexts[id(outgoing)] = None  # several threads send this request at once: none may get another's context
     try:
         if call.carried is None:
-            response = send(outgoing, **how)
+            response = send(outgoing, **send_kwargs)
         else:
             with errors_with_original_request(request):
-                response = send(outgoing, **how)
+                response = send(outgoing, **send_kwargs)
     finally:
         outgoing.hooks = hooks
         if sent_from is not None:
             contexts.pop(id(outgoing), None)
     if response.status_code == 402 and not call.handled and not is_refused(response):
-        # Another thread has sent the same request, and taken the net off too early, or a hook has brought a 402.
+        # The hook hasn't seen this 402: another thread sent the same request and took the hook off too early, or a user's hook
+        # has put the 402 in place of another response.
         call.request = _answered_by(response, call.request)
-        return _handle_402(call, session, response, _how(session, call.request, how))
-    if call.payment is not None and not hasattr(response, "payment"):  # a recorder above our adapter makes responses of its own
+        return _handle_402(call, session, response, _adapter_kwargs(session, call.request, send_kwargs))
+    if call.payment is not None and not hasattr(response, "payment"):  # a recorder in front of the adapter made a new response
         response.payment = call.payment  # type: ignore[attr-defined]
     return response
 
 
-def _is_ours_throughout(session: requests.Session, send: Callable[..., requests.Response]) -> bool:
-    """Whether what ``send`` sends goes through an adapter of ours, whatever the request: nobody has put anything in between."""
+def _only_paywall_adapters(session: requests.Session, send: Callable[..., requests.Response]) -> bool:
+    """Return whether ``send`` passes every request directly to a `PaywallAdapter`: nobody has put anything in between."""
     if getattr(send, "__func__", None) is not _SEND or type(session).get_adapter is not _GET_ADAPTER:
         return False
     for each in session.adapters.values():
@@ -91,35 +96,46 @@ def _is_ours_throughout(session: requests.Session, send: Callable[..., requests.
     return "get_adapter" not in session.__dict__
 
 
-def handle_foreign_response(response: requests.Response, **how: Any) -> requests.Response | None:
-    """The response hook that `Routeweiler.send` puts before all others: sees to what came from an adapter that isn't ours."""
+def handle_foreign_response(response: requests.Response, **adapter_kwargs: Any) -> requests.Response | None:
+    """Handle a response of a foreign adapter: the hook that `Routeweiler.send` puts before all others.
+
+    Return the response to put in its place, or None to leave it. ``adapter_kwargs`` are what the adapter's ``send`` was given.
+
+    Money: moves if ``response`` is a 402 that can be paid.
+    """
     call = current.get()
     if call is None or call.session is None or call.handled or (response.status_code != 402 and call.carried is None):
         return None
     if is_refused(response):
         return None
-    return _handle_402(call, call.session, response, how)
+    return _handle_402(call, call.session, response, adapter_kwargs)
 
 
 def _handle_402(
-    call: CallContext, session: requests.Session, response: requests.Response, how: Mapping[str, Any]
+    call: CallContext, session: requests.Session, response: requests.Response, adapter_kwargs: Mapping[str, Any]
 ) -> requests.Response:
-    """What a `PaywallAdapter` would have made of ``response``. ``how`` is what the adapter's send was given."""
+    """Return what a `PaywallAdapter` would have returned for ``response``: a 402, or an answer to a token.
+
+    ``adapter_kwargs`` are what the adapter's ``send`` was given.
+    """
     call.handled = True
     adapter = session.get_adapter(url=call.request.url or "")
-    handler = handler_for(call.payer, call, call.request, functools.partial(adapter.send, **how))
+    handler = handler_for(call.payer, call, call.request, functools.partial(adapter.send, **adapter_kwargs))
     token, is_guess = call.carried or (None, False)
     begun_s = time.monotonic()
-    seen = handler.handle_response(response, token, is_guess=is_guess)
-    if seen is not response:  # which the session has told how long it took
-        seen.elapsed = response.elapsed + timedelta(seconds=time.monotonic() - begun_s)
-    return seen
+    handled = handler.handle_response(response, token, is_guess=is_guess)
+    if handled is not response:  # `requests` has set `elapsed` on the first response only
+        handled.elapsed = response.elapsed + timedelta(seconds=time.monotonic() - begun_s)
+    return handled
 
 
 def _with_token(call: CallContext, session: requests.Session, request: requests.PreparedRequest) -> requests.PreparedRequest:
-    """``request`` with the token that goes along unasked, if there is one, and the adapter doesn't lead to one of ours."""
+    """Return a copy of ``request`` with the token that fits it.
+
+    Return ``request`` itself if no token fits, or if the adapter leads to a `PaywallAdapter`, which adds the token.
+    """
     adapter = _adapter(session, request)
-    if adapter is None or _leads_to_ours(adapter):
+    if adapter is None or _has_paywall_adapter(adapter):
         return request
     connect_anew_if_forked(adapter)
     along = token_along(call.payer, request)
@@ -130,35 +146,35 @@ def _with_token(call: CallContext, session: requests.Session, request: requests.
 
 
 def _answered_by(response: requests.Response, sent: requests.PreparedRequest) -> requests.PreparedRequest:
-    """The request that ``response`` is the answer to: a hook may have asked something else, or somebody else, than ``sent`` does.
+    """Return the request that ``response`` answers. It may differ from ``sent``: a user's hook may have sent one of its own.
 
-    A token of the one must not be looked for, or used, at the other.
+    The user's request may have gone to another server, and no token of one server may be looked up for, or sent to, another.
     """
-    asked: object = response.request
-    if isinstance(asked, CredentialedRequest):
-        return asked.copy()
-    return asked if isinstance(asked, requests.PreparedRequest) else sent
+    answered: object = response.request
+    if isinstance(answered, CredentialedRequest):
+        return answered.copy()
+    return answered if isinstance(answered, requests.PreparedRequest) else sent
 
 
-def _how(session: requests.Session, request: requests.PreparedRequest, how: Mapping[str, Any]) -> dict[str, Any]:
-    """What `requests.Session.send` makes of its arguments for the adapter's send."""
-    own: dict[str, Any] = {"stream": session.stream, "timeout": None, "verify": session.verify, "cert": session.cert}
-    if "proxies" not in how:
-        own["proxies"] = requests.utils.resolve_proxies(request, session.proxies, session.trust_env)
-    return own | {name: how[name] for name in (*own, "proxies") if name in how}
+def _adapter_kwargs(session: requests.Session, request: requests.PreparedRequest, send_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments that `requests.Session.send` would pass to the adapter's ``send``, were it given ``send_kwargs``."""
+    defaults: dict[str, Any] = {"stream": session.stream, "timeout": None, "verify": session.verify, "cert": session.cert}
+    if "proxies" not in send_kwargs:
+        defaults["proxies"] = requests.utils.resolve_proxies(request, session.proxies, session.trust_env)
+    return defaults | {name: send_kwargs[name] for name in (*defaults, "proxies") if name in send_kwargs}
 
 
 def _adapter(session: requests.Session, request: requests.PreparedRequest) -> requests.adapters.BaseAdapter | None:
     try:
         return session.get_adapter(url=request.url or "")
     except requests.exceptions.InvalidSchema:
-        return None  # which sending it will say
+        return None  # the caller gets this error when the request is sent
 
 
-def _leads_to_ours(adapter: requests.adapters.BaseAdapter) -> bool:
-    """Whether ``adapter`` is one of ours, or has one behind it, as a recorder's has: that one attaches what there is to attach.
+def _has_paywall_adapter(adapter: requests.adapters.BaseAdapter) -> bool:
+    """Return whether ``adapter`` is a `PaywallAdapter` or sends through one, as a recorder may.
 
-    A recorder must not see a token: it would write it down.
+    Then the token is left to that `PaywallAdapter`: a recorder in front of it must not see a token, since it writes requests down.
     """
     if isinstance(adapter, PaywallAdapter):
         return True
@@ -170,8 +186,8 @@ def _leads_to_ours(adapter: requests.adapters.BaseAdapter) -> bool:
     return False
 
 
-def _rest(hooks: Any) -> list[Any]:
-    """The response hooks but the net."""
+def _other_hooks(hooks: Any) -> list[Any]:
+    """Return the response hooks in ``hooks`` without `handle_foreign_response`."""
     listed = (hooks or {}).get("response") or ()
     return [listed] if callable(listed) else [each for each in listed if each is not handle_foreign_response]
 

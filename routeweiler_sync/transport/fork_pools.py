@@ -1,7 +1,8 @@
-"""The HTTP connections of an adapter in a forked child.
+"""New HTTP connection pools for adapters in a forked child process.
 
-The child inherits its parent's open connections: both would send on them, and each would read what the other was answered. A 402
-would be lost, or somebody else's be paid. `requests` leaves that to its users; who pays can't.
+A forked child inherits its parent's open connections. If both processes sent on one, each would read answers to the other's
+requests: a 402 would be lost, or the 402 of another request paid. `requests` leaves this to its users; a session that pays can't.
+Locks and imports at a fork are left to `_core.forks`.
 """
 
 from __future__ import annotations
@@ -12,25 +13,25 @@ from weakref import WeakKeyDictionary
 
 from requests.adapters import BaseAdapter, HTTPAdapter
 
-#: In which process an adapter that isn't ours was seen first.
+#: The id of the process that last sent through a foreign adapter.
 _seen_in: WeakKeyDictionary[BaseAdapter, int] = WeakKeyDictionary()
-#: Inherited pools, unused: to close one would wait for its lock, which a thread that didn't survive the fork may hold.
+#: Inherited pools, kept but never used. Closing one could wait for ever for its lock, which a thread of the parent may have held.
 _inherited: list[Any] = []
 
 
 def connect_anew(adapter: HTTPAdapter) -> None:
-    """Use ``adapter``'s connections no more; it makes new ones."""
+    """Give ``adapter`` new, empty pools. The inherited ones are neither used again nor closed."""
     _inherited.append((adapter.poolmanager, adapter.proxy_manager))
     adapter.proxy_manager = {}
     adapter.init_poolmanager(adapter._pool_connections, adapter._pool_maxsize, block=adapter._pool_block)
 
 
 def connect_anew_if_forked(adapter: BaseAdapter) -> None:
-    """`connect_anew`, where ``adapter``, which isn't one of ours, was used before the fork that made this process."""
+    """Give a foreign ``adapter`` new pools if it was last used in another process, which this one was forked from."""
     pid = os.getpid()
     try:
         seen_in = _seen_in.setdefault(adapter, pid)
-    except TypeError:  # it can't be remembered: its class says what `==` means, or has slots
+    except TypeError:  # no key for the dict: the class of ``adapter`` defines `==` or has slots
         return
     if seen_in != pid:
         _seen_in[adapter] = pid

@@ -1,4 +1,8 @@
-"""Routeweiler: a `requests.Session` that pays. Wiring, nothing else."""
+"""`Routeweiler`, the `requests.Session` that pays, `wrap`, and classes that combine it with other kinds of session.
+
+This module only connects: what a session pays with is left to `config.payer`, sending to `adapter` and `foreign_adapters`, a call's
+402s to `paywall`, buying to `payments`.
+"""
 
 from __future__ import annotations
 
@@ -34,23 +38,34 @@ if TYPE_CHECKING:
 class Routeweiler(requests.Session):
     """A `requests.Session` that pays for what it fetches: 402 answers with an L402 challenge are paid over Lightning.
 
-    ``funding``: who pays, `LightningFundingSource` objects. ``budget_envelope``: what may be spent, a `BudgetEnvelope`, the id of
-    one that the ledger holds, or None for no limit; by default 1 000 sat a call, 10 000 an hour, 50 000 a day. ``policy``: who may
-    be paid. ``trace_sink``: where each call leaves its line. ``ledger``: a path, ``sqlite:///…`` or a `Ledger`; by default
-    ``$ROUTEWEILER_LEDGER``, else ``ledger.db`` in the user's state folder. ``payment_timeout``: seconds that one call waits for
-    the wallet. ``confirm(quote) -> bool`` is asked before each payment. ``unpayable="return"``: a 402 that was refused before
-    paying comes back as the response it is. Nothing is opened or connected here. Raises ValueError for arguments that can't be.
+    - ``funding``: the wallets that pay, a list of `LightningFundingSource`.
+    - ``budget_envelope``: what may be spent. A `BudgetEnvelope`, the id of one that the ledger holds, or None for no limit. The
+      default allows 1 000 sat a call, 10 000 sat an hour and 50 000 sat a day.
+    - ``policy``: which URLs may be paid, and how much, a `Policy`.
+    - ``trace_sink``: where each call writes its trace line, a `TraceSink` or a path.
+    - ``ledger``: a path, ``sqlite:///…``, ``postgresql://…`` or a `Ledger`. The default is ``$ROUTEWEILER_LEDGER``, else
+      ``ledger.db`` in the user's state folder.
+    - ``fmv_provider``: the price of bitcoin, for a budget in another currency than sat.
+    - ``payment_timeout``: for how many seconds one call waits for the wallet.
+    - ``confirm(quote) -> bool``: a function that is asked before each payment.
+    - ``unpayable``: with ``"return"``, a 402 that was refused before paying is returned. The default ``"raise"`` raises the reason.
+    - ``agent_id``, ``session_id``: names for the trace.
 
-    An ``Authorization`` of the caller's own (a header, ``auth=``, netrc) goes out as it is. There is one such header: on a 402 the
-    token goes in its place, to that origin only, and the trace line says so (``authorizationReplaced``). A server that wants both
-    can't be served. Redirects strip the caller's own as `requests` does it; tokens go to nobody but their issuer. A proxy of plain
-    ``http`` reads what goes through it, tokens too, and a 402 of its own can't be told from the server's.
+    Making a session opens and connects nothing.
 
-    A paid response has the 402 in ``history`` and its `Payment` in ``response.payment`` (see `payment_of`). Every error of ours
-    is a `routeweiler_sync.RouteweilerError`, and so a `requests.RequestException`; its ``spent`` tells what became of the money.
+    An ``Authorization`` of the caller's own (a header, ``auth=``, netrc) goes out as it is. A request has only one such header: on a
+    402 the token takes its place, for that origin only, and the trace line says so (``authorizationReplaced``). A server that wants
+    both can't be served. On redirects the caller's own header is stripped as `requests` does it; a token goes only to its issuer.
+    A proxy for plain ``http`` reads what passes through it, tokens too, and a 402 of the proxy looks like one of the server.
+
+    A paid response has the 402 in ``history`` and its `Payment` in ``response.payment`` (see `payment_of`). Every error of this
+    package is a `RouteweilerError`, and so a `requests.RequestException`; its ``spent`` says what became of the money.
+
+    Raises: ValueError for an argument that can't be used.
+    Money: none moves here. `send`, and every method that sends, may pay.
     """
 
-    if TYPE_CHECKING:  # who misspells a name is told; what mixins that come after ours take is told by no signature
+    if TYPE_CHECKING:  # checkers find misspelt names by this signature, which can't name what mixins later in the MRO take
 
         def __init__(self, **settings: Unpack[Settings]) -> None: ...
 
@@ -83,19 +98,20 @@ class Routeweiler(requests.Session):
     def _pays_by(self, payer: Payer) -> None:
         self._payer = payer
         for prefix in ("https://", "http://"):
-            if is_default(self.adapters.get(prefix)):  # what a class behind ours has chosen stays: see `net`
+            if is_default(self.adapters.get(prefix)):  # what a class later in the MRO has chosen stays: see `foreign_adapters`
                 self.mount(prefix, PaywallAdapter(payer))
 
     @classmethod
     def wrap(cls, session: requests.Session, **settings: Unpack[Settings]) -> Self:
-        """A session that pays, with ``session``'s adapters, headers, cookies, hooks, auth and all else that it has.
+        """Return a session that pays, with the adapters, headers, cookies, hooks, auth and all other attributes of ``session``.
 
-        They share these: a header that one of the two sets the other sends too. ``session`` itself goes on without paying. What it
-        is besides, by its class, the new one is as well. ``settings`` are Routeweiler's arguments. Raises ValueError for arguments
-        that can't be, and for a session that pays already.
+        The two sessions share these: a header that is set on one is sent by the other too. ``session`` itself goes on without
+        paying. The new session is also an instance of the class of ``session``. ``settings`` are Routeweiler's arguments.
+
+        Raises: ValueError for an argument that can't be used, or if ``session`` pays already.
         """
         if isinstance(session, Routeweiler):
-            raise ValueError(f"{session!r} pays already: give a plain one, or make one with the arguments that you want")
+            raise ValueError(f"{session!r} pays already: pass a plain session, or make a new one with the arguments that you want")
         kind = combined_class(cls, type(session))
         wrapped: Any = kind.__new__(kind)
         wrapped.__dict__.update(session.__dict__)
@@ -103,21 +119,24 @@ class Routeweiler(requests.Session):
         return wrapped  # type: ignore[no-any-return]
 
     def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
-        """Send a prepared request; may move money. The way of a request:
+        """Send a prepared request, and pay for it if the server asks for that. The way of a request:
 
-        1. `requests.Session.send` does what it does: adapters, hooks, cookies, redirects.
+        1. `requests.Session.send` does its usual work: adapters, hooks, cookies, redirects.
         2. Each hop goes through `PaywallAdapter.send`. A token that fits goes along.
-        3. On a 402 the challenge is read, and what can be known to make a payment useless is refused.
-        4. A live token of the challenge's scope is offered; else the checkout buys one: policy, budget, ledger row, payment.
+        3. On a 402 the challenge is read. If anything makes a payment useless or forbidden, it is refused now.
+        4. A live token of the challenge's scope is offered; without one the checkout buys one: policy, budget, ledger row, payment.
         5. The same request goes out again with ``Authorization: L402 token:preimage``; the 402 goes to ``history``.
-        6. A trace line tells of the call, whatever became of it.
+        6. The call writes its trace line, however it ended.
+
+        Raises: what `requests` raises, and the errors of `routeweiler_sync.errors`.
+        Money: moves in step 4, if a token is bought.
         """
         if request.hooks and request.hooks.get("response") and is_for_quote(request) and not quoting.get():
-            asked = quoting.set(True)
+            reset_token = quoting.set(True)  # a subclass has passed the request of `quote` to another thread
             try:
                 return self.send(request, **kwargs)
             finally:
-                quoting.reset(asked)
+                quoting.reset(reset_token)
         payer = self._payer
         if (payer.idle and not quoting.get()) or isinstance(request, requests.Request):
             response = super().send(request, **kwargs)
@@ -126,7 +145,7 @@ class Routeweiler(requests.Session):
             return response
         call = current.get()
         if call is not None and call.redirecting and call.session is self:
-            call.redirecting = False  # a hook that sends something from in there makes a call of its own
+            call.redirecting = False  # from here on, what a user's hook sends is a call of its own
             call.begin_hop(request)
             return send_with_hook(call, self, super().send, request, kwargs)
         with CallContext(payer, request, self) as call:
@@ -145,65 +164,71 @@ class Routeweiler(requests.Session):
     def resolve_redirects(
         self, resp: requests.Response, req: requests.PreparedRequest, *args: Any, **kwargs: Any
     ) -> Generator[requests.Response, None, None]:
-        """As `requests.Session.resolve_redirects`; marks the sends that belong to the call under way."""
+        """Do as `requests.Session.resolve_redirects` does, and mark its sends as hops of the call in progress."""
         if not 300 <= resp.status_code < 400 and type(self).get_redirect_target is _GET_REDIRECT_TARGET:
-            return _no_hops()  # as that would find: this way costs less than it does without us
+            return _no_hops()  # the result of super(), without its cost
         hops = super().resolve_redirects(resp, req, *args, **kwargs)
         call = current.get()
         return _marked(hops, call) if call is not None and call.session is self else hops
 
     def quote(self, method: str, url: str | bytes, **kwargs: Any) -> Quote | None:
-        """What ``request(method, url, **kwargs)`` would pay; None where the answer is free, the ledger has a token for it, or
-        the server wants nothing that could be paid here (a 402 without an L402 challenge).
+        """Return what ``request(method, url, **kwargs)`` would pay. No policy, limit or ``confirm`` is asked.
 
-        Sends the request without any token, as far as the first 402 that an L402 challenge comes with, and pays nothing. (A
-        server that lets the request through does what it asks for.) Policy, limits and ``confirm`` aren't asked. Raises what
-        `requests` raises, and for a challenge that can't be paid what the call would; nothing is spent. Leaves a trace line.
+        None if the answer is free, if the ledger has a token for it, or if the server asks for nothing that can be paid here (a 402
+        without an L402 challenge). The request is sent without any token, up to the first 402 with an L402 challenge; a server that
+        doesn't answer 402 carries it out. The call writes its trace line.
+
+        Raises: what `requests` raises; for a challenge that can't be paid, the error that the call would raise.
+        Money: none moves.
         """
-        given = kwargs.get("hooks") or {}
-        hooks = given.get("response") or self.hooks.get("response") or ()
-        marked = {**given, "response": [for_quote, *([hooks] if callable(hooks) else hooks)]}
-        asked = quoting.set(True)
+        own_hooks = kwargs.get("hooks") or {}
+        listed = own_hooks.get("response") or self.hooks.get("response") or ()
+        marked = {**own_hooks, "response": [for_quote, *([listed] if callable(listed) else listed)]}
+        reset_token = quoting.set(True)
         try:
             response: Any = self.request(method, url, **{**kwargs, "stream": True, "hooks": marked})
-            if not hasattr(response, "close"):  # requests-futures'
+            if not hasattr(response, "close"):  # a Future of requests-futures
                 response = response.result()
             response.close()
         except QuoteReady as answer:
             return answer.quote
         finally:
-            quoting.reset(asked)
+            quoting.reset(reset_token)
         return None
 
     def limit(self, *, sats: int) -> AbstractContextManager[SpendingLimit]:
-        """A block whose calls spend at most ``sats``, routing fees included; ``.spent_msat`` of what it gives tells how much.
+        """Return a context manager whose block spends at most ``sats``, routing fees included. ``.spent_msat`` is what it spent.
 
             with session.limit(sats=50) as limit:
                 for url in urls:
                     session.get(url)
             print(limit.spent_msat)
 
-        Blocks nest: what is spent inside counts for all of them, and the tightest holds. A call that would pass the limit is
-        refused before it pays: BudgetExceededError. A token that was paid for before costs nothing. A payment whose outcome the
-        block hasn't heard of stays counted in full; one that was ordered before the block is none of its spends, but isn't sent
-        again where it doesn't fit. Envelope and policy hold besides.
+        Blocks nest: what is spent inside counts for all of them, so the tightest limit holds. Envelope and policy hold as well. A
+        call that would pass the limit is refused before it pays, with BudgetExceededError. A token that was paid for earlier costs
+        nothing. A payment whose outcome isn't known when the block ends stays counted in full. A payment that was ordered before the
+        block doesn't count, but its order is sent again only if it fits under the limit.
 
-        It holds for this session, in the context (`contextvars`) of the block. A thread begins with a context of its own: to
-        have it share the limit, start it with ``contextvars.copy_context().run``. A generator with the block inside is limited only
-        where each of its steps runs in the context of the first (a web framework may give each step another: it then spends
-        unlimited): an envelope's limits hold everywhere. A forked child has a copy: child and parent may each spend what is left.
-        One block a limit: entering it again raises RuntimeError.
-        ValueError for what can't be a limit.
+        The limit holds for this session, in the context (`contextvars`) of the block.
+
+        - A thread begins with a context of its own. For it to share the limit, start it with ``contextvars.copy_context().run``.
+        - A generator with the block inside is limited only if each of its steps runs in the context of the first. A web framework
+          may run each step in another context: then the generator spends without limit. An envelope's limits hold everywhere.
+        - A forked child has a copy: child and parent may each spend what is left.
+
+        Raises: ValueError for ``sats`` that can't be a limit; RuntimeError when the same limit is entered a second time.
         """
         from ..payments.block_limit import Block
 
         return Block(self._payer, sats)
 
     def recover(self) -> list[PaymentRow]:
-        """Ask the node about all unfinished payments of the ledger, book what it says, and return them as they are now.
+        """Ask the node about all unfinished payments in the ledger, book its answers, and return their rows as they are now.
 
-        Starts no payment. Each row that it ends, and each payment that a crash kept from being told, gets a trace line. Raises
-        LedgerError or PaymentPendingError where the ledger can't be used.
+        Each row that this ends gets a trace line, and so does each payment that a crash kept from being reported.
+
+        Raises: LedgerError or PaymentPendingError if the ledger can't be used.
+        Money: no payment is started or sent again. Payments that the node has made are booked.
         """
         from ..paywall.recovery_report import report_recovered
 
@@ -216,7 +241,7 @@ class Routeweiler(requests.Session):
         return rows
 
     def close(self) -> None:
-        """Close the adapters, the ledger and the trace; the connection to a node is its client's. All open anew if used again."""
+        """Close the adapters, the ledger and the trace. All open anew if used again. Close a node's connection by its client."""
         super().close()
         self._payer.close()
 
@@ -251,7 +276,7 @@ def _marked(hops: Iterator[requests.Response], call: CallContext) -> Generator[r
 
 
 def _remove_call_hooks(request: object, response: requests.Response | None) -> None:
-    """Off the requests that a call leaves behind."""
+    """Take this package's response hooks off every request that the caller can reach from ``request`` and ``response``."""
     remove_hooks(request)
     if response is not None:
         for each in (response, *response.history):
@@ -259,13 +284,16 @@ def _remove_call_hooks(request: object, response: requests.Response | None) -> N
             remove_hooks(each.next)
 
 
-# -- classes that are a paying session and another kind of session -----------------------------------------------------------
+# -- classes combined from a paying session and another kind of session ------------------------------------------------------
 
 _made: dict[tuple[type, type], type[Routeweiler]] = {}
 
 
 def combined_class(paying: type[Routeweiler], kind: type[requests.Session]) -> type[Routeweiler]:
-    """A class that is a ``paying`` one and a ``kind`` too; ``paying`` itself where that is one already. Its objects pickle."""
+    """Return a class that inherits from ``paying``, then from ``kind``; ``paying`` itself if it inherits from ``kind`` already.
+
+    The methods of ``kind`` run after those of ``paying`` in the MRO. The class is made once, and its instances can be pickled.
+    """
     if issubclass(paying, kind):
         return paying
     made = _made.get((paying, kind))
@@ -286,5 +314,5 @@ def _blank(paying: type[Routeweiler], kind: type[requests.Session]) -> Routeweil
 
 
 def wrap(session: requests.Session, **settings: Unpack[Settings]) -> Routeweiler:
-    """A session that pays, with all that ``session`` has: see `Routeweiler.wrap`."""
+    """Return a session that pays, with all attributes of ``session``: see `Routeweiler.wrap`."""
     return Routeweiler.wrap(session, **settings)

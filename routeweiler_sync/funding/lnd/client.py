@@ -131,9 +131,9 @@ class LndClient:
     ) -> SentPayment:
         """Pay an invoice and return all that is known of the payment. Otherwise as `pay_invoice`.
 
-        Uses SendPaymentV2, since lnd 0.21 has no SendPaymentSync, and waits for the outcome. ``fee_limit_msat`` is another name of
-        ``max_fee_msat``; with neither the limit is max(10 000 msat, 5 % of the amount). ``timeout_seconds`` may shorten the client's
-        timeout.
+        Uses SendPaymentV2, since lnd 0.21 has no SendPaymentSync, and waits for the outcome. ``timeout_seconds`` may shorten the
+        client's timeout. ``fee_limit_msat`` is another name of ``max_fee_msat``; with neither the limit is max(10 000 msat, 5 % of
+        the amount).
 
         Raises: as `pay_invoice`. ValueError if both names of the limit are given.
         Money: as `pay_invoice`.

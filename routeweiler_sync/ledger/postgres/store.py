@@ -102,8 +102,9 @@ class PostgresStore:
         return pool.met
 
     def run(self, work: Callable[[Transaction], T], *, durable: bool = True, binding: bool = False) -> T:
-        """Call ``work`` in a transaction, and again if that had no effect: the server undid it, or the connection was lost before
-        COMMIT.
+        """Call ``work`` in a transaction and return its result. Try again if the transaction had no effect.
+
+        It had none if the server undid it, or if the connection was lost before COMMIT.
 
         ``binding`` makes no difference here: every write transaction checks that the schema still has a known version.
         """

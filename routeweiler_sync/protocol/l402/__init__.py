@@ -1,1 +1,1 @@
-"""The L402 scheme (LSAT is its older name)."""
+"""The L402 scheme: challenges, credentials and macaroons. LSAT is its older name."""

@@ -1,7 +1,7 @@
-"""Which L402 or LSAT challenge of a 402 to answer, and what it offers.
+"""Choose the L402 or LSAT challenge of a 402 to answer, and read what it offers.
 
-Leaves to `payments` whether it may and should be paid, and whether token and invoice belong together. The grammar of the header is
-read in `http_auth`.
+Whether it may and should be paid, and whether token and invoice belong together, is left to `payments`. The grammar of the header
+is left to `http_auth`.
 """
 
 from __future__ import annotations
@@ -18,43 +18,49 @@ from ..invoice import decode_invoice
 from .credential import MAX_TOKEN_CHARS, NAMES, is_sendable
 from .macaroon import parse_macaroon
 
-#: L402 and LSAT challenges that are tried. Each may cost a signature check, some 80 ms for the longest invoice.
+#: The most L402 and LSAT challenges that are tried. Each may cost a signature check, some 80 ms for the longest invoice.
 MAX_CANDIDATES = 4
 _SERVICES = "services="
-_NAMES_OURS = re.compile(r"(?<![^\s,])(?:L402|LSAT)(?![^\s,])", re.IGNORECASE)
+# One of the scheme's names, as a word of its own.
+_NAMED = re.compile(r"(?<![^\s,])(?:L402|LSAT)(?![^\s,])", re.IGNORECASE)
 
 
 def parse_challenge(lines: str | Sequence[str]) -> Challenge | None:
-    """The offer to answer in the value or values of ``WWW-Authenticate``, lines apart or folded; None where none is L402 or LSAT.
+    """Return the first usable L402 challenge, else the first usable LSAT one; None if there is neither.
 
-    The first usable L402 challenge, else the first usable LSAT one. Raises ChallengeParseError where L402 or LSAT is named but none
-    can be used; its text tells why for each, and never holds the token. No money moves.
+    ``lines`` are the value or values of ``WWW-Authenticate``, in separate lines or folded into one.
+
+    Raises: ChallengeParseError if there are L402 or LSAT challenges but none can be used. The text gives the reason for each, and
+    never holds the token.
     """
     lines = [lines] if isinstance(lines, str) else list(lines)
     try:
-        ours = [listed for listed in read_challenges(lines) if _name(listed)]
+        candidates = [listed for listed in read_challenges(lines) if _name(listed)]
     except OversizedHeaderError:
-        if not any(_NAMES_OURS.search(line) for line in lines):
+        if not any(_NAMED.search(line) for line in lines):
             return None
         reasons = [f"the header is above {MAX_HEADER_CHARS} characters or {MAX_CHALLENGES} challenges"]
     else:
-        if not ours:
+        if not candidates:
             return None
-        ours.sort(key=lambda listed: _name(listed) != "L402")
+        candidates.sort(key=lambda listed: _name(listed) != "L402")
         reasons = []
-        for listed in ours[:MAX_CANDIDATES]:
+        for listed in candidates[:MAX_CANDIDATES]:
             try:
                 return _challenge(listed)
             except ChallengeParseError as exc:
                 reasons.append(f"{_name(listed)}: {exc}")
     raise ChallengeParseError(
         f"The server wants to be paid by L402, but its challenge can't be used ({'; '.join(dict.fromkeys(reasons))}).",
-        advice="The server has to mend its WWW-Authenticate header.",
+        advice="The server's operator has to correct its WWW-Authenticate header.",
     )
 
 
 def _challenge(listed: ListedChallenge) -> Challenge:
-    """The usable challenge in ``listed``, an L402 or LSAT one. Raises ChallengeParseError with the reason alone."""
+    """Return the L402 or LSAT challenge in ``listed``.
+
+    Raises: ChallengeParseError if it can't be used. The text is the reason alone, as a clause.
+    """
     if listed.spoiled:
         raise ChallengeParseError(f"its parameters are malformed, or more than {MAX_PARAMS}")
     values: dict[str, str] = {}
@@ -80,7 +86,7 @@ def _challenge(listed: ListedChallenge) -> Challenge:
 
 
 def _name(listed: ListedChallenge) -> str:
-    """Return ``L402`` or ``LSAT``, or nothing where the challenge is of another scheme."""
+    """Return ``L402`` or ``LSAT``, or an empty text if the challenge is of another scheme."""
     upper = listed.scheme.upper()
     return upper if upper in NAMES else ""
 

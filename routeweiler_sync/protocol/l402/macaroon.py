@@ -1,17 +1,18 @@
-"""What a token says of itself, where it is a macaroon. A token may as well be opaque; then this says None and nobody minds.
+"""Read what a token says about itself, if it is a macaroon. A token may be opaque instead; that is no fault.
 
-Knows the binary layout of a version-2 macaroon, L402's identifier and its caveats. Can't know whether the macaroon is genuine: the
-root key is the server's. Leaves to checkout to compare the payment hash with the invoice's and the expiry with the clock.
+Knows the binary layout of a version-2 macaroon, L402's identifier and its caveats. Can't know whether the macaroon is genuine,
+because only the server has the root key. Comparing the payment hash with the invoice's, and the expiry with the clock, is left to
+`payments.checks`.
 
-Reading only. The token goes back to the server verbatim: pymacaroons would serialise it url-safe and unpadded, which aperture
-refuses.
+This module only reads. The token goes back to the server verbatim: pymacaroons would serialise it url-safe and unpadded, which
+aperture refuses.
 
-What pymacaroons 0.13.0 lets pass, so that it is checked here:
+pymacaroons 0.13.0 accepts the following, so this module checks it:
 
-- base64: ``if '_' or '-' in s`` is always true, so it decodes the url-safe alphabet only, and drops any other character in
-  silence: standard base64 with ``+`` or ``/`` is misread;
-- anything may follow the signature, the signature may have any length, and lengths may be written with padding;
-- in the version-1 format, lengths with a sign or blanks in them (``int(…, 16)``). L402 mints version 2: version 1 is opaque here.
+- base64 of any alphabet: its ``if '_' or '-' in s`` is always true, so it decodes the url-safe alphabet only and silently drops any
+  other character. Standard base64 with ``+`` or ``/`` is misread;
+- anything after the signature, a signature of any length, and lengths written with padding;
+- in the version-1 format, lengths with a sign or blanks in them (``int(…, 16)``). L402 issues version 2; version 1 is opaque here.
 """
 
 from __future__ import annotations
@@ -33,16 +34,16 @@ _SIGNATURE_BYTES = 32
 _IDENTIFIER_BYTES = 66
 _IDENTIFIER_VERSION = b"\x00\x00"
 
-# What Go's strconv.ParseInt(…, 10, 64) takes, for that is how aperture reads an expiry.
+# The numbers that Go's strconv.ParseInt(…, 10, 64) accepts, because aperture reads an expiry with it.
 _INT64 = re.compile(r"[+-]?[0-9]{1,19}")
 _INT64_MAX = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Macaroon:
-    """What can be read in a token without the server's root key. Holds neither signature nor token id, so it opens nothing.
+    """What can be read in a token without the server's root key. It holds neither signature nor token id, so it opens nothing.
 
-    ``payment_hash`` is 32 bytes, or None where the identifier isn't L402's version 0. ``caveats`` are the first-party ones, in
+    ``payment_hash`` is 32 bytes, or None if the identifier isn't L402's version 0. ``caveats`` are the first-party caveats in their
     order, as (condition, value), split at the first ``=`` as aperture does.
     """
 
@@ -51,19 +52,19 @@ class Macaroon:
 
     @property
     def services(self) -> str | None:
-        """The value of the last ``services`` caveat, verbatim; None where there is none or it is empty.
+        """The value of the last ``services`` caveat, verbatim; None if there is none or it is empty.
 
-        Each further one may only narrow the one before (aperture's satisfiers refuse the token otherwise), so the last is what the
-        token fits.
+        Each of these caveats may only narrow the one before it (aperture's satisfiers refuse the token otherwise), so the last one
+        names what the token opens.
         """
         values = [value for condition, value in self.caveats if condition == "services"]
         return (values[-1] or None) if values else None
 
     @property
     def valid_until(self) -> int | None:
-        """Unix seconds after which the token is refused: the least of the ``[…_]valid_until`` caveats; None where there is none.
+        """The unix time in seconds after which the token is refused: the least of its ``[…_]valid_until`` caveats, or None.
 
-        A value that is no 64-bit number is passed over: what a server makes of it can't be told.
+        A value that isn't a 64-bit number is ignored, because it can't be known what a server makes of it.
         """
         times = [
             int(value)
@@ -74,7 +75,7 @@ class Macaroon:
 
 
 def parse_macaroon(token: str) -> Macaroon | None:
-    """The macaroon in ``token`` (base64, standard or url-safe, padded or not); None where it is anything else. Never raises."""
+    """Return the macaroon in ``token`` (base64, standard or url-safe, padded or not); None for anything else. Never raises."""
     raw = _decoded(token)
     if raw is None or raw[:1] != bytes([_FORMAT_V2]):
         return None
@@ -85,16 +86,16 @@ def parse_macaroon(token: str) -> Macaroon | None:
     try:
         macaroon: Any = serializer.deserialize_raw(raw)
         written = serializer.serialize_raw(macaroon)
-    except Exception:  # noqa: BLE001 - it raises Exception, UnicodeDecodeError, TypeError …; each means "no macaroon"
+    except Exception:  # noqa: BLE001 - pymacaroons raises Exception, UnicodeDecodeError, TypeError …: the token is no macaroon
         return None
-    # It writes a location, packet 01 00, even where there is none. Any other difference is something that it passed over.
+    # pymacaroons writes a location, packet 01 00, even if there is none. Any other difference is a fault that its reader ignored.
     without_location = written[:1] + written[3:] if written[1:3] == b"\x01\x00" else written
     if raw not in (written, without_location) or len(macaroon.signature_bytes) != 2 * _SIGNATURE_BYTES:
         return None
 
     identifier: bytes = macaroon.identifier_bytes
-    ours = len(identifier) == _IDENTIFIER_BYTES and identifier.startswith(_IDENTIFIER_VERSION)
-    return Macaroon(payment_hash=bytes(identifier[2:34]) if ours else None, caveats=_first_party(macaroon.caveats))
+    is_l402 = len(identifier) == _IDENTIFIER_BYTES and identifier.startswith(_IDENTIFIER_VERSION)
+    return Macaroon(payment_hash=bytes(identifier[2:34]) if is_l402 else None, caveats=_first_party(macaroon.caveats))
 
 
 def _decoded(token: str) -> bytes | None:
@@ -104,7 +105,7 @@ def _decoded(token: str) -> bytes | None:
     digits = matched[1].translate(_URL_SAFE_TO_STANDARD)
     try:
         return base64.b64decode(digits + "=" * (-len(digits) % 4))
-    except ValueError:  # one digit too many
+    except ValueError:  # a number of digits that base64 can't have
         return None
 
 
@@ -116,7 +117,7 @@ def _first_party(caveats: list[Any]) -> tuple[tuple[str, str], ...]:
         try:
             text = caveat.caveat_id_bytes.decode()
         except UnicodeDecodeError:
-            continue  # no condition of L402's; unknown caveats are skipped
+            continue  # not a condition of L402; unknown caveats are skipped
         condition, _, value = text.partition("=")
         found.append((condition, value))
     return tuple(found)
