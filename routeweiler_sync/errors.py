@@ -34,8 +34,6 @@ from typing import Any, ClassVar
 
 import requests
 
-from ._core.money import sats
-
 
 class RouteweilerError(requests.RequestException):
     """The root of all errors of this package; a `requests.RequestException`, so that handlers for `requests` catch it too.
@@ -88,6 +86,8 @@ class RouteweilerError(requests.RequestException):
     def money_sentence(self) -> str:
         """What became of the money, as a sentence."""
         if self.paid_before_msat:
+            from ._core.money import sats  # here: decimal and fractions would make each import of the package slower
+
             return f"Nothing more was spent; this call has paid {sats(self.paid_before_msat)} before, and its tokens are kept."
         if self.spent is None:
             return "Whether money was spent isn't known yet."

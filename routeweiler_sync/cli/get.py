@@ -82,7 +82,9 @@ class Fetch:
     "-d", "--data", metavar="DATA|@FILE|-", multiple=True, help="Send a body: text, file, stdin. Several are joined by '&'."
 )
 @click.option("-o", "--output", metavar="FILE", help="Write the page to FILE. Only a complete page replaces an existing FILE.")
-@click.option("--max-sats", type=click.IntRange(min=0), help="Pay at most this much, routing included. The budget applies too.")
+@click.option(
+    "--max-sats", type=click.IntRange(min=0), help="Limit each payment to this, routing included. The budget applies too."
+)
 @click.option("--dry-run", is_flag=True, help="Print the price and pay nothing. Needs no node.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object: status, headers, body, payment, error.")
 @click.pass_context
@@ -363,7 +365,7 @@ def _text_or_base64(content: bytes | None) -> tuple[str | None, str | None]:
 
 
 def _err(text: object) -> None:
-    """Write one line to stderr, without credentials or control characters."""
+    """Write one line to stderr, with credentials removed and control characters escaped."""
     click.echo(printable(text), err=True)
 
 

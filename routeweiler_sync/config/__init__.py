@@ -1,1 +1,1 @@
-"""Who pays for a session: its settings, and what the environment says."""
+"""What a session pays with: its settings, and what the environment says. Buying is left to `payments`."""

@@ -1,11 +1,12 @@
-"""What the environment says. Read when it is needed, never at import.
+"""Ledger, trace and budget as environment variables describe them. Variables are read when needed, never at import.
 
     ROUTEWEILER_LEDGER    the ledger: a path or sqlite:///…; else ledger.db in the user's state folder
     ROUTEWEILER_TRACE     the trace: a path; SQLite where it ends in .db or .sqlite, else JSON lines
-    ROUTEWEILER_BUDGET    limits, e.g. "1000 sat/call, 50000 sat/day"; "none" for no limit, in so many words
+    ROUTEWEILER_BUDGET    limits, e.g. "1000 sat/call, 50000 sat/day"; "none" for no limit
     ROUTEWEILER_NETWORK   bitcoin, bitcoin-testnet, bitcoin-signet or bitcoin-regtest; else the node is asked
 
-The node's variables (ROUTEWEILER_LNDCONNECT, LND_GRPC_HOST, …) are `LndClient.from_env`'s.
+ROUTEWEILER_NETWORK is read in `environment`. The variables of the node (ROUTEWEILER_LNDCONNECT, LND_GRPC_HOST, …) are left to
+`funding.lnd.lndconnect`, the names of all variables to `_core.env_vars`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ _FIELD = {
 
 
 def ledger_url(environ: Mapping[str, str] = os.environ) -> str:
-    """Where the ledger is when a session isn't told: ``$ROUTEWEILER_LEDGER``, else ``ledger.db`` in the user's state folder."""
+    """Return the ledger of a session that names none: ``$ROUTEWEILER_LEDGER``, else ``ledger.db`` in the user's state folder.
+
+    Raises: LedgerError if there is no such folder.
+    """
     given = environ.get(env_vars.LEDGER)
     if given:
         return given
@@ -42,30 +46,30 @@ def ledger_url(environ: Mapping[str, str] = os.environ) -> str:
 
     try:
         folder = platformdirs.user_state_dir("routeweiler", appauthor=False)
-    except (RuntimeError, OSError) as error:  # no home: a container with a made-up user
+    except (RuntimeError, OSError) as error:  # no home folder, as in a container with an unknown user id
         raise LedgerError(
-            f"There is no state folder for the ledger: {error}.", advice=f"Name a file: ledger=…, or {env_vars.LEDGER}."
+            f"The user has no state folder for the ledger: {error}.", advice=f"Name a file by ledger=… or {env_vars.LEDGER}."
         ) from error
     return str(Path(folder) / "ledger.db")
 
 
 def trace_sink(environ: Mapping[str, str] = os.environ) -> TraceSink | None:
-    """The trace that ``$ROUTEWEILER_TRACE`` names, or None."""
+    """Return the trace that ``$ROUTEWEILER_TRACE`` names; None if it is unset."""
     path = environ.get(env_vars.TRACE)
     return sink_at(path) if path else None
 
 
 def sink_at(path: str) -> TraceSink:
-    """A trace in the file ``path``: SQLite where it ends in .db or .sqlite, else JSON lines."""
+    """Return a trace in the file ``path``: SQLite if it ends in .db, .sqlite or .sqlite3, else JSON lines."""
     from ..trace.sink import TraceSink
 
     return TraceSink.sqlite(path) if path.endswith((".db", ".sqlite", ".sqlite3")) else TraceSink.jsonl(path)
 
 
 def budget(environ: Mapping[str, str] = os.environ) -> BudgetEnvelope | None:
-    """The envelope that ``$ROUTEWEILER_BUDGET`` describes, the safe default where it is unset, None where it says ``none``.
+    """Return the envelope that ``$ROUTEWEILER_BUDGET`` describes: the safe default if it is unset, None if it says ``none``.
 
-    Raises ValueError for what can't be read: a budget that isn't understood must not become no budget.
+    Raises: ValueError for a text that can't be read: a budget that isn't understood must not become no budget.
     """
     from ..budgets.schema import SAFE_DEFAULT, BudgetEnvelope
 
@@ -80,16 +84,16 @@ def budget(environ: Mapping[str, str] = os.environ) -> BudgetEnvelope | None:
         match = _LIMIT.fullmatch(part)
         if match is None:
             raise ValueError(
-                f"{env_vars.BUDGET}: {part.strip()!r} isn't a limit. Write e.g. '1000 sat/call, 50000 sat/day' (call, hour, "
-                "day, or no '/…' for a lifetime), or 'none'."
+                f"{env_vars.BUDGET}: {part.strip()!r} isn't a limit. Write for example '1000 sat/call, 50000 sat/day' (call, "
+                "hour or day; without '/…' the limit is for the lifetime), or 'none'."
             )
         field = _FIELD[(match[3] or "").lower()]
         if field in limits:
-            raise ValueError(f"{env_vars.BUDGET}: {part.strip()!r} gives a limit that was given before.")
+            raise ValueError(f"{env_vars.BUDGET}: {part.strip()!r} repeats a limit that is set already.")
         limits[field] = int(match[1])
         currencies.add(match[2].lower())
     if len(currencies) > 1:
-        raise ValueError(f"{env_vars.BUDGET}: one budget has one currency.")
+        raise ValueError(f"{env_vars.BUDGET}: all limits of a budget must have the same currency.")
     currency = currencies.pop()
     return BudgetEnvelope(
         SAFE_DEFAULT.id if currency == "sat" else f"default-{currency}",

@@ -1,6 +1,7 @@
-"""What a session pays with when nobody tells it: the environment's node, budget, ledger and trace, shared by the whole process.
+"""What a session pays with if its arguments don't say: node, budget, ledger and trace from the environment.
 
-`routeweiler_sync.get` in a loop makes a session each time; node connection, ledger and tokens stay, until a variable changes.
+They are shared by the whole process. `routeweiler_sync.get` in a loop makes a session each time; the connection to the node, ledger
+and tokens stay until a variable changes. What a variable's value means is left to `env_settings` and `funding.lnd.lndconnect`.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ if TYPE_CHECKING:
     from ..settings import Settings
 
 NO_NODE = (
-    "{url} wants to be paid, and no node is configured: the 402 is handed on as it is, and nothing was spent. Set "
-    f"{env_vars.LNDCONNECT}, or {env_vars.LND_GRPC_HOST}, {env_vars.LND_TLS_CERT_PATH} and {env_vars.LND_MACAROON_PATH}. (This warning is given once.)"
+    "{url} asks for a payment, and no node is configured. The 402 is returned as it is, and nothing was spent. Set "
+    f"{env_vars.LNDCONNECT}, or {env_vars.LND_GRPC_HOST}, {env_vars.LND_TLS_CERT_PATH} and {env_vars.LND_MACAROON_PATH}. "
+    "(This warning is shown once.)"
 )
 
 _payers: dict[tuple[str | None, ...], Payer] = {}
-#: Most of them that are kept. A program's tests may well set a ledger each; each has files and a connection open.
+#: The most payers that are kept. A program's tests may each set another ledger, and each payer has files and a connection open.
 MAX_PAYERS = 4
 
 
@@ -40,9 +42,9 @@ def _close_all() -> None:
 
 
 class EnvironmentPayer(Payer):
-    """A payer whose node is the environment's. Unpickled, it pays by the environment of where it is then."""
+    """A payer whose node is the environment's. Unpickled, it pays as the environment of the unpickling process says."""
 
-    #: Settings that the environment was to give and hasn't: it named no node, or what it said can't be understood.
+    #: Settings that the environment should have given and hasn't: it named no node, or a value couldn't be understood.
     missing: frozenset[str] = frozenset()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -50,7 +52,7 @@ class EnvironmentPayer(Payer):
         self._pay_as(payer())
 
     def _pay_as(self, other: Payer) -> None:
-        """Pay by the node of ``other``, the environment's; by its budget and with its trace where these are ``missing``."""
+        """Take over the node of ``other``, a payer made from the environment; also its budget and trace if these are ``missing``."""
         self.funding, self.idle, self.problem, self._checkout = other.funding, other.idle, other.problem, None
         if not other.idle:
             if "budget_envelope" in self.missing:
@@ -61,65 +63,76 @@ class EnvironmentPayer(Payer):
 
 
 def payer(**given: Unpack[Settings]) -> Payer:
-    """Who pays as the environment says, for one session. Connects and opens nothing.
+    """Return a payer for one session, made as the environment says. Nothing is connected or opened.
 
-    What is ``given`` holds instead. Where no node is named or given it is ``idle``. What is wrong with a variable is raised at the
-    first 402, as an error of ours: traffic without 402 needs none of them.
+    A setting in ``given`` (Routeweiler's arguments) takes the place of what the environment says. If no node is named or given, the
+    payer is ``idle``. A variable that can't be used is reported at the first 402, as a `RouteweilerError`: traffic without a 402
+    needs no variable.
+
+    Raises: ValueError for an argument that can't be used.
     """
     if given:
         return made(**given)
-    said = tuple(map(os.environ.get, env_vars.PAYER_VARIABLES))
-    shared = _payers.get(said)
+    values = tuple(map(os.environ.get, env_vars.PAYER_VARIABLES))
+    shared = _payers.get(values)
     if shared is None:
         with importing:
-            shared = _payers.get(said) or made()
-            _payers[said] = shared
-            left = [_payers.pop(oldest) for oldest in list(_payers)[:-MAX_PAYERS]]
-        for each in left:
-            each.close()  # a session that is still there opens what it needs anew
+            shared = _payers.get(values) or made()
+            _payers[values] = shared
+            dropped = [_payers.pop(oldest) for oldest in list(_payers)[:-MAX_PAYERS]]
+        for each in dropped:
+            each.close()  # a session that still uses it opens what it needs anew
     return shared.twin()
 
 
 def made(**given: Unpack[Settings]) -> Payer:
-    """One that is nobody else's."""
+    """Return a new, unshared payer, made from ``given`` and the environment.
+
+    Raises: ValueError for an argument that can't be used.
+    """
     if not given.get("funding") and not names_node(os.environ):
         idle = EnvironmentPayer(**given, idle=True)
         idle.missing = frozenset(("budget_envelope", "trace_sink")) - given.keys()
         return idle
-    said, problem = settings(**given)
+    found, problem = settings(**given)
     if "funding" in given:
-        return Payer(**said, problem=problem)
-    payer = EnvironmentPayer(**said, problem=problem)
-    payer.missing = frozenset(("budget_envelope",)) - said.keys()
+        return Payer(**found, problem=problem)
+    payer = EnvironmentPayer(**found, problem=problem)
+    payer.missing = frozenset(("budget_envelope",)) - found.keys()
     return payer
 
 
 def settings(**given: Unpack[Settings]) -> tuple[Settings, RouteweilerError | None]:
-    """What the environment says besides what is ``given``, as Routeweiler's arguments; and what is wrong with it, if anything."""
-    said: Settings = {**given}
+    """Return ``given``, completed from the environment, as Routeweiler's arguments; and the error of a variable, or None.
+
+    A setting whose variable can't be used is left out. A node's error gives way to one of the budget.
+    """
+    found: Settings = {**given}
     problem: RouteweilerError | None = None
     try:
         if "funding" not in given:
-            said["funding"] = node()
+            found["funding"] = node()
     except FundingError as error:
         problem = error
     except ValueError as error:  # an unknown network
         problem = FundingError(f"The environment's node can't be used: {error}.", advice=f"Correct {env_vars.NETWORK}.")
     try:
         if "budget_envelope" not in given:
-            said["budget_envelope"] = env_settings.budget()
+            found["budget_envelope"] = env_settings.budget()
     except ValueError as error:  # a budget that isn't understood must not become no budget
         problem = BudgetError(str(error), advice="")
     if "trace_sink" not in given:
-        said["trace_sink"] = env_settings.trace_sink()
-    return said, problem
+        found["trace_sink"] = env_settings.trace_sink()
+    return found, problem
 
 
 def node() -> list[LightningFundingSource]:
-    """The node that the environment names. Connects nothing. FundingError where it names none, ValueError for what can't be one.
+    """Return funding sources for the node that the environment names. Nothing is connected.
 
-    Where ``ROUTEWEILER_NETWORK`` doesn't tell the network, a source stands for each: the one of the invoice's network is taken,
-    and asks the node for its own before it pays.
+    Without ``ROUTEWEILER_NETWORK`` there is a source for each network. A payment uses the source of the invoice's network, which
+    asks the node for its network before it pays.
+
+    Raises: FundingError if no node is named or its variables can't be used; ValueError for an unknown network.
     """
     from ..funding.lightning import LightningFundingSource
     from ..funding.lnd.client import LndClient
@@ -129,7 +142,7 @@ def node() -> list[LightningFundingSource]:
 
 
 def networks() -> tuple[str, ...]:
-    """The network that the environment names, else all of them."""
+    """Return the network that ``ROUTEWEILER_NETWORK`` names; all networks if it is unset."""
     from ..funding.wallet import NETWORKS
 
     named = os.environ.get(env_vars.NETWORK)

@@ -1,6 +1,7 @@
-"""What a session pays with: its settings, and what is made of them on the first 402 (ledger, checkout, token book).
+"""What a session pays with: its settings, checked, and what is made from them when needed (ledger, checkout, token cache).
 
-Cheap to make: nothing is opened, read or connected until it is needed, and what only paying needs isn't imported before.
+A payer is cheap to make: nothing is opened, read or connected until it is needed, and what only paying needs isn't imported before
+that. What the environment says is left to `environment`, buying to `payments.checkout`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from ..policy.dsl import Policy
     from ..trace.sink import TraceSink
 
-#: No call waits longer for a wallet, and much beyond it no timer of the system's can be set.
+#: The longest that a call may wait for the wallet. The operating system can't set timers much longer than this.
 PAYMENT_TIMEOUT_S_MAX = 7 * 86_400
 
 
@@ -51,24 +52,32 @@ def _sink(given: TraceSink | str | os.PathLike[str] | None) -> TraceSink | None:
 
 
 def _seconds(given: object) -> float:
-    """A payment_timeout as a float; ValueError for what isn't a number of seconds that can be waited."""
+    """Return a ``payment_timeout`` as a float.
+
+    Raises: ValueError for anything but a number of seconds above 0 and up to `PAYMENT_TIMEOUT_S_MAX`.
+    """
     if isinstance(given, bool) or not isinstance(given, (numbers.Real, Decimal)):
-        raise ValueError(f"payment_timeout is a number of seconds, not {given!r}")
+        raise ValueError(f"payment_timeout must be a number of seconds, not {given!r}")
     if not 0 < float(given) <= PAYMENT_TIMEOUT_S_MAX:
-        raise ValueError(f"payment_timeout is above 0 and at most {PAYMENT_TIMEOUT_S_MAX} seconds, not {given!r}")
+        raise ValueError(f"payment_timeout must be above 0 and at most {PAYMENT_TIMEOUT_S_MAX} seconds, not {given!r}")
     return float(given)
 
 
 def _must_have(given: object, name: str, what: str, *attributes: str) -> None:
-    """ValueError for an argument that can't be what it should: found now, not after a payment."""
+    """Check now, not after a payment, that an argument has the attributes it needs. None passes.
+
+    Raises: ValueError, which names the argument and says what it must be.
+    """
     if given is not None and not all(hasattr(given, attribute) for attribute in attributes):
-        raise ValueError(f"{name} is {what}, not {given!r}")
+        raise ValueError(f"{name} must be {what}, not {given!r}")
 
 
 class Payer:
-    """The paying part of a session. The arguments are `routeweiler_sync.Routeweiler`'s; ValueError for what can't be one.
+    """The paying part of a session. Its arguments are those of `routeweiler_sync.Routeweiler`, and ``idle`` and ``problem``.
 
-    Pickled, copied or forked it keeps the settings and shares the ledger; everything else is made anew.
+    A pickle, a copy or a forked child's payer keeps the settings and shares the ledger; everything else is made anew.
+
+    Raises: ValueError for an argument that can't be used.
     """
 
     def __init__(
@@ -89,23 +98,25 @@ class Payer:
         problem: RouteweilerError | None = None,
     ) -> None:
         prepare_session()
-        #: Whether nobody has been named who could pay: the session is one of `requests`.
+        #: Whether no wallet is named anywhere. Then the session behaves as one of `requests`.
         self.idle = idle
-        #: What keeps anything from being bought: raised where something would have to be.
+        #: A fault in the settings that keeps anything from being bought. It is raised when a call would have to pay.
         self.problem = problem
         if isinstance(budget_envelope, Default):
             budget_envelope = SAFE_DEFAULT
         self.payment_timeout_s = _seconds(payment_timeout)
         if unpayable not in ("raise", "return"):
-            raise ValueError(f"unpayable is 'raise' or 'return', not {unpayable!r}")
+            raise ValueError(f"unpayable must be 'raise' or 'return', not {unpayable!r}")
         if budget_envelope is not None and not isinstance(budget_envelope, (str, BudgetEnvelope)):
-            raise ValueError(f"budget_envelope is a BudgetEnvelope, the id of one, or None for no limit, not {budget_envelope!r}")
+            raise ValueError(
+                f"budget_envelope must be a BudgetEnvelope, the id of one, or None for no limit, not {budget_envelope!r}"
+            )
         if confirm is not None and not callable(confirm):
-            raise ValueError(f"confirm is a function of a Quote that says yes or no, not {confirm!r}")
+            raise ValueError(f"confirm must be a function that takes a Quote and returns True or False, not {confirm!r}")
         _must_have(policy, "policy", "a Policy", "policy_hash", "rules")
         _must_have(fmv_provider, "fmv_provider", "an FmvProvider, e.g. StaticRate", "btc_price", "quality")
         if isinstance(funding, (str, bytes)) or not isinstance(funding, Iterable):
-            raise ValueError(f"funding is a list of funding sources (see Funding.lightning_lnd), not {funding!r}")
+            raise ValueError(f"funding must be a list of funding sources (see Funding.lightning_lnd), not {funding!r}")
         self.funding = tuple(funding)
         for source in self.funding:
             _must_have(
@@ -123,7 +134,7 @@ class Payer:
         self._twin_of: Payer | None = None
         self._started_s = time.time()
         if isinstance(ledger, (str, os.PathLike)) or (ledger is not None and not hasattr(ledger, "open_payment")):
-            self._ledger_given = _open(ledger).url  # opens nothing yet; but a relative path is one of the folder of now
+            self._ledger_given = _open(ledger).url  # opens nothing; makes a relative path absolute now
         self._make()
 
     def _make(self) -> None:
@@ -132,7 +143,7 @@ class Payer:
         self.token_cache = TokenCache(lambda: self.ledger)
 
     def twin(self) -> Payer:
-        """One for another session, with the same settings, and the same ledger, tokens, node and trace, which stay this one's."""
+        """Return a shared copy for another session. It uses this payer's settings, ledger, tokens, node and trace, and closes none."""
         made = object.__new__(type(self))
         made.__dict__.update(self.__dict__)
         made._checkout, made._twin_of, made._started_s = None, self, time.time()
@@ -140,7 +151,10 @@ class Payer:
 
     @property
     def ledger(self) -> Ledger:
-        """The ledger; nothing is opened yet. Where none was given: ``$ROUTEWEILER_LEDGER``, else the user's state folder."""
+        """The ledger, which opens its file on first use. Default: ``$ROUTEWEILER_LEDGER``, else in the user's state folder.
+
+        Raises: LedgerError if there is no place for it.
+        """
         if self._twin_of is not None:
             return self._twin_of.ledger
         if self._ledger is None:
@@ -152,7 +166,7 @@ class Payer:
     @property
     def checkout(self) -> Checkout:
         """The checkout, made on first use."""
-        ledger = self.ledger  # before the lock: a fork takes this one last
+        ledger = self.ledger  # before the lock: no other lock is taken under `importing`
         with importing:
             if self._checkout is None:
                 from ..payments.checkout import Checkout
@@ -172,19 +186,19 @@ class Payer:
 
     @property
     def envelope_id(self) -> str | None:
-        """The id of the envelope in force."""
+        """The id of the envelope in force; None if there is no limit."""
         return self.envelope if self.envelope is None or isinstance(self.envelope, str) else self.envelope.id
 
     @property
     def policy_hash(self) -> str | None:
-        """The hash of the policy in force."""
+        """The hash of the policy in force; None without a policy."""
         return None if self.policy is None else self.policy.policy_hash
 
     def close(self) -> None:
-        """Close the ledger, unless it was given open, and the trace; both open anew if used again.
+        """Close the trace, and the ledger unless a `Ledger` was given. Both open anew if used again.
 
-        The nodes' connections are those of the clients that were given: other sessions may be paying over them. A twin leaves all
-        open, for its like.
+        Connections to nodes stay open: they belong to the clients that were given, and other sessions may be paying over them. A
+        shared copy (`twin`) closes nothing: other sessions use the same ledger and trace.
         """
         if self._twin_of is not None:
             return
@@ -197,8 +211,8 @@ class Payer:
         dropped = {"_ledger", "_checkout", "_twin_of", "token_cache"}
         state = {name: value for name, value in self.__dict__.items() if name not in dropped}
         if not self.idle:
-            with suppress(LedgerError):  # which the first 402 will tell
-                state["_ledger_given"] = self.ledger.url  # also where the default applied: the copy shares this very ledger
+            with suppress(LedgerError):  # the first 402 reports it
+                state["_ledger_given"] = self.ledger.url  # even if it is the default: the copy must share this very ledger
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -30,7 +30,7 @@ class LightningFundingSource:
     ``max_fee_msat`` is the most that routing one payment may cost; None means max(10 000 msat, 5 % of the amount). The constructor
     doesn't ask the node.
 
-    A client that isn't a `WalletClient` may block for as long as it likes: no deadline reaches into its `pay_invoice`.
+    A client that isn't a `WalletClient` may block for as long as it likes: its `pay_invoice` can't be given a deadline.
 
     Raises: ValueError for an unknown network, or a ``max_fee_msat`` that isn't a whole number of msat from 0 upwards.
     """

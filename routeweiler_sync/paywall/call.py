@@ -1,6 +1,7 @@
-"""The call that is under way, over all its redirects and paid retries; what it has to account for is in `account`.
+"""The call in progress: a request of the program's, with all its redirects and paid retries.
 
-Light, since each call makes one, also where nothing is ever paid.
+What a call has to account for (tokens used, payments made) is left to `call_record`. This module is light, because every call makes
+a `CallContext`, also where nothing is ever paid.
 """
 
 from __future__ import annotations
@@ -23,77 +24,90 @@ if TYPE_CHECKING:
     from ..payments.types import Payment, Quote
     from .call_record import CallRecord
 
-#: The call that is under way in this context. Set by `Routeweiler.send`, found by the adapter.
+#: The call in progress in this context. Set by `Routeweiler.send`, read by the adapter.
 current: contextvars.ContextVar[CallContext | None] = contextvars.ContextVar("routeweiler_sync_call", default=None)
 
-#: Set inside `Routeweiler.quote`: no token goes along, and nothing is paid.
+#: True inside `Routeweiler.quote`: no token is sent, and nothing is paid.
 quoting: contextvars.ContextVar[bool] = contextvars.ContextVar("routeweiler_sync_quoting", default=False)
 
-#: By a request's id, the context that it is being sent from, through an adapter that isn't ours: such a one may have a thread of
-#: its own, which knows neither `quoting` nor limits. None: several send it at once.
+#: The context of each request that is being sent through a foreign adapter, by the request's id. Such an adapter may send in a
+#: thread of its own, where neither `quoting` nor the limits are set. None if several threads send the same request at once.
 contexts: dict[int, contextvars.Context | None] = {}
 in_child(contexts.clear)
-#: Set where such a thread has taken the context for its own.
+#: True in such a thread once it runs in the request's context.
 in_thread: contextvars.ContextVar[bool] = contextvars.ContextVar("routeweiler_sync_in_thread", default=False)
 
-#: The net (see `net`, which puts it here): it must stay on no request.
+#: The response hooks that `transport.foreign_adapters` puts on requests. That module lists them here. They are put on a request for
+#: one hop and must not stay on it.
 call_hooks: list[Callable[..., object]] = []
 
 
 def remove_hooks(request: Any) -> None:
-    """Take the net off a request that was made of one that had it."""
-    _take_off(request, call_hooks)
+    """Remove the hooks in `call_hooks` from ``request``, which is a copy of a request that has them."""
+    _remove(request, call_hooks)
 
 
 def for_quote(response: requests.Response, **kwargs: object) -> None:
-    """A response hook that does nothing: it marks the requests of `Routeweiler.quote`, for a class that sends them in a thread."""
+    """Do nothing. As a response hook, this function marks the requests of `Routeweiler.quote`.
+
+    The mark reaches a thread in which a subclass of the session sends the request. `quoting`, a context variable, doesn't.
+    """
 
 
 def is_for_quote(request: requests.PreparedRequest) -> bool:
-    """Whether ``request`` bears the mark `for_quote`, which is taken off it."""
-    return _take_off(request, [for_quote])
+    """Return whether ``request`` has the mark `for_quote`, and remove the mark."""
+    return _remove(request, [for_quote])
 
 
-def _take_off(request: Any, ours: list[Callable[..., object]]) -> bool:
-    """Take these response hooks off ``request``. Whether it had any. The caller's dict of hooks is left as it is."""
+def _remove(request: Any, unwanted: list[Callable[..., object]]) -> bool:
+    """Remove the response hooks ``unwanted`` from ``request``. Return whether it had any of them.
+
+    The request gets a new dict of hooks: the old one may be the program's own.
+    """
     hooks = getattr(request, "hooks", None)
     listed = hooks.get("response") if isinstance(hooks, dict) else None
-    if not isinstance(listed, list) or not any(each in ours for each in listed):
+    if not isinstance(listed, list) or not any(each in unwanted for each in listed):
         return False
-    request.hooks = {**hooks, "response": [each for each in listed if each not in ours]}  # type: ignore[dict-item]
+    request.hooks = {**hooks, "response": [each for each in listed if each not in unwanted]}  # type: ignore[dict-item]
     return True
 
 
-class QuoteReady(Exception):  # noqa: N818  (no error: the way out of `requests` with the answer)
-    """Inside `Routeweiler.quote`: a 402 was met. Its ``quote``, None where the ledger has a token for it."""
+class QuoteReady(Exception):  # noqa: N818  (no error: it carries the quote out of `requests`)
+    """Raised inside `Routeweiler.quote` when a 402 arrives. ``quote`` is None if the ledger has a token for the request."""
 
     def __init__(self, quote: Quote | None, response: requests.Response) -> None:
-        super().__init__(quote, response)  # it may come out of another process, pickled
+        super().__init__(quote, response)  # both as arguments, so that it pickles: it may come out of another process
         self.quote, self.response = quote, response
 
 
 def payment_of(response: requests.Response) -> Payment | None:
-    """The payment that a response was bought with, or the token that it used; None for free traffic. No money moves."""
+    """Return the payment behind ``response``, with ``reused`` set if an earlier call made it. None for free traffic.
+
+    Money: none moves.
+    """
     payment: Payment | None = getattr(response, "payment", None)
     return payment
 
 
 class CallContext:
-    """A call of ``payer``'s: who sends it, and how far its present hop is. Current inside its ``with``, accounted for at its end.
+    """A call that ``payer`` pays for, and the state of its present hop.
 
-    ``session``: the one that sends it; None for an adapter on a session that isn't ours, where each request is a call.
-    ``around``: the call that it is made in by an adapter with a payer of its own.
+    It is a context manager: inside the ``with`` it is the `current` call, and at the end its record is finished.
+
+    ``session`` sends the call. It is None for a `PaywallAdapter` on a foreign session, where each request is a call.
+    ``around`` is the call inside which this one is made, by an adapter that has a payer of its own.
     """
 
-    #: What came of it; set before its end.
+    #: The response that the caller gets. Set before the call ends.
     response: requests.Response | None = None
-    #: Set while `requests` follows a redirect: the next send is the call's next hop.
+    #: True while `requests` follows a redirect: the next send is the next hop of this call.
     redirecting = False
-    #: Whether a `PaywallAdapter` has seen to the present hop, or the net behind other adapters has.
+    #: Whether the present hop is handled already, by a `PaywallAdapter` or by the response hook of `transport.foreign_adapters`.
+    #: Whichever handles the hop first sets this, so that nothing is paid twice.
     handled = False
-    #: The token that was sent along through an adapter that isn't ours, and whether it is a guess.
+    #: The token that was sent with the present hop through a foreign adapter, and whether it is a guess.
     carried: tuple[Token, bool] | None = None
-    #: What the present hop was paid for with.
+    #: The payment of the token that the present hop used.
     payment: Payment | None = None
     _record: CallRecord | None = None
 
@@ -106,21 +120,21 @@ class CallContext:
         around: CallContext | None = None,
     ) -> None:
         self.payer = payer
-        #: Those whose `limit` blocks hold for it.
+        #: The payers whose `limit` blocks count this call's payments.
         self.payers: tuple[Payer, ...] = (payer,) if around is None else (payer, *around.payers)
         self.session = session
-        #: The present hop's, as the caller or a redirect made it.
+        #: The request of the present hop, as the caller or a redirect made it.
         self.request = request
         self.method, self.url = request.method or "", request.url or ""
         self.started_s = time.time()
 
     def begin_hop(self, request: requests.PreparedRequest) -> None:
-        """``request`` goes out next."""
+        """Begin the next hop, which sends ``request``."""
         self.request, self.handled, self.carried, self.payment = request, False, None, None
 
     @property
     def record(self) -> CallRecord:
-        """What there is to account for."""
+        """What the call has to account for. Made when it is first asked for."""
         if self._record is None:
             from .call_record import CallRecord
 
@@ -128,7 +142,7 @@ class CallContext:
         return self._record
 
     def end_with(self, response: requests.Response) -> None:
-        """``response`` is what the caller gets."""
+        """Note that the caller gets ``response``, and complete its history."""
         self.response = response
         if self._record is not None:
             self._record.complete_history(response)

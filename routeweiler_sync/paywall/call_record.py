@@ -1,6 +1,7 @@
-"""What a call has to account for: the tokens that it used, what it paid, and the trace lines that tell of it.
+"""What a call has to account for: the tokens that it used, the payments that it made, and the trace events that it writes.
 
-Made where there is something to tell; a free call without a trace has none.
+A record is made when there is something to account for. A free call without a trace sink has none. Which call of a process reports
+a payment is decided in `payments.report_claims`; how an event is written is left to `trace`.
 """
 
 from __future__ import annotations
@@ -27,13 +28,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("routeweiler_sync")
 
-#: An error text goes into the trace up to this length.
+#: An error text in the trace is cut after this many characters.
 MAX_MESSAGE_CHARS = 2_000
 
 
 @dataclass(kw_only=True)
 class TokenUse:
-    """A token that a hop of the call used. ``bought``: this call ended its payment. ``reused``: it adds nothing to any sum."""
+    """A token that a hop of the call used.
+
+    ``bought``: this call carried the token's payment to its end. ``reused``: the call doesn't report the payment, so that the trace
+    event adds nothing to any sum. ``proof``: there is a preimage. ``settlement_latency_ms`` is how long this call took to settle
+    the payment, None if it didn't settle it.
+    """
 
     token: Token
     url: str
@@ -46,7 +52,10 @@ class TokenUse:
 
 @dataclass(kw_only=True)
 class CallRecord:
-    """What a call has met so far, and the trace lines that it ends with."""
+    """What a call has met and done so far: its challenge, its tokens, its payments. `finish` writes it to the trace.
+
+    ``service_started_s`` is the time when a request was last sent again, in unix seconds; None if none was.
+    """
 
     payer: Payer
     method: str
@@ -55,16 +64,17 @@ class CallRecord:
     challenge: TraceChallenge | None = None
     uses: list[TokenUse] = field(default_factory=list)
     service_started_s: float | None = None
+    #: The error of a 402 that the caller got as a response, since the payer's ``unpayable`` is "return". The trace shows it.
     noted: RouteweilerError | None = None
-    #: Responses that were superseded on the way to one of the call's, by that one's id.
+    #: For each response of the call, by its id: the responses that were superseded before it in the same hop.
     superseded: dict[int, list[requests.Response]] = field(default_factory=dict)
-    #: What the call has bought, as (origin, scope): nothing is bought twice in it, over however many redirects.
+    #: The (origin, scope) pairs that the call has bought tokens for. It buys none of them twice, over however many redirects.
     bought_scopes: set[tuple[str, str]] = field(default_factory=set)
-    #: Set where a token of ours went out in the place of the caller's own Authorization.
+    #: True once a token was sent in place of the caller's own Authorization header.
     authorization_replaced: bool = False
 
     def challenged(self, token_request: TokenRequest) -> None:
-        """A hop answered with a challenge."""
+        """Note the challenge that a hop was answered with. The trace shows the last one."""
         invoice = token_request.challenge.invoice
         self.challenge = TraceChallenge(
             scheme=token_request.challenge.scheme,
@@ -78,32 +88,38 @@ class CallRecord:
         )
 
     def add_purchase(self, purchase: Purchase, url: str) -> Payment:
-        """A hop got a token from the checkout. Its payment is told by this call if this call ended it."""
+        """Add the token of ``purchase``, which the checkout returned for a hop to ``url``. Return its payment.
+
+        The call reports the payment if it carried the payment to its end (``purchase.bought``), or if no trace has reported it yet.
+        """
         return self._add_use(purchase.token, url, bought=purchase.bought, latency_ms=purchase.settlement_latency_ms)
 
     def add_reuse(self, token: Token, url: str) -> Payment:
-        """A hop used a token that had been there. If no trace has told of its payment (a crash came between), this call does."""
+        """Add ``token``, which an earlier call bought and a hop to ``url`` used. Return its payment.
+
+        If no trace has reported the payment, because a crash came before, this call reports it.
+        """
         return self._add_use(token, url, bought=False, latency_ms=None)
 
     def _add_use(self, token: Token, url: str, *, bought: bool, latency_ms: int | None) -> Payment:
         for use in self.uses:
             if use.token.payment_hash == token.payment_hash:
                 return _as_payment(use)
-        tells = bought or (not token.reported and self._claims_unreported(token))
+        reports = bought or (not token.reported and self._claim_if_unreported(token))
         use = TokenUse(
-            token=token, url=url, bought=bought, reused=not tells, challenge=self.challenge, settlement_latency_ms=latency_ms
+            token=token, url=url, bought=bought, reused=not reports, challenge=self.challenge, settlement_latency_ms=latency_ms
         )
         self.uses.append(use)
         return _as_payment(use)
 
-    def _claims_unreported(self, token: Token) -> bool:
-        """Whether nobody has told of ``held``'s payment, nor is about to: then this call does."""
+    def _claim_if_unreported(self, token: Token) -> bool:
+        """Claim to report the payment of ``token``. Return False if it is reported, or another call is about to report it."""
         if not claim(token.payment_hash):
             return False
         try:
-            row = self.payer.ledger.payment(token.payment_hash)  # what is in memory may be old
-        except LedgerError as error:  # the page is there, and goes to the caller; the next call that uses the token tells of it
-            log.warning("whether payment %s has been told can't be looked up: %s", token.payment_hash, error)
+            row = self.payer.ledger.payment(token.payment_hash)  # ``token`` may be older than what the ledger says
+        except LedgerError as error:  # the caller gets the page all the same; the next call that uses the token reports the payment
+            log.warning("whether payment %s has been reported can't be looked up: %s", token.payment_hash, error)
             release(token.payment_hash)
             return False
         if row is not None and row.reported:
@@ -114,35 +130,40 @@ class CallRecord:
 
     @property
     def spent_msat(self) -> int:
-        """What the call has paid so far, fees included."""
+        """What the call has paid so far, routing fees included, in msat."""
         return sum(use.token.amount_msat + use.token.fee_msat for use in self.uses if use.bought)
 
     def complete_history(self, response: requests.Response) -> None:
-        """Put each hop's 402s before it into ``response.history``: `requests` writes that anew, even if it follows no redirect."""
+        """Put the superseded 402s of each hop into ``response.history``, before that hop's response.
+
+        `requests` sets ``history`` anew at the end of a call, even if it follows no redirect, so it is completed here.
+        """
         if not self.superseded:
             return
-        known = {id(each) for each in response.history}
+        listed = {id(each) for each in response.history}
         history: list[requests.Response] = []
-        for hop in [*response.history, response]:
-            history += [each for each in self.superseded.get(id(hop), ()) if id(each) not in known]
-            history += [hop] if hop is not response else []
+        for hop_response in [*response.history, response]:
+            history += [each for each in self.superseded.get(id(hop_response), ()) if id(each) not in listed]
+            history += [hop_response] if hop_response is not response else []
         response.history = history
 
     def finish(self, response: requests.Response | None, error: BaseException | None) -> None:
-        """Write the trace line, then note in the ledger that the payment has been told. Raises nothing: the call comes first."""
+        """Write the call's trace events, note in the ledger that its payments are reported, and release its claims.
+
+        ``response`` and ``error`` are what the call ended with. Raises nothing: the call matters more than its trace.
+        """
         try:
             if not self._write_events(response, error or self.noted):
-                return  # the trace has warned; the next call that uses the token tells of its payment
+                return  # the sink has warned; the next call that uses the token reports its payment
             for use in self.uses:
                 if not use.reused and not use.token.reported:
                     self._note_reported(use.token)
             if isinstance(error, PreimageMismatchError) and error.payment_hash is not None and self.payer.trace_sink is None:
-                self.payer.ledger.mark(
-                    error.payment_hash, reported=True
-                )  # with a sink it is among the uses, if this call reports it
+                # Without a sink there are no events, so `_report_unproved` hasn't added this payment to the uses.
+                self.payer.ledger.mark(error.payment_hash, reported=True)
         except Exception as problem:  # noqa: BLE001  (the call, its payment and its response matter more than its trace)
             log.warning(
-                "a call's trace, or the note that its payment has been told, is lost; it may be told once more: %s", problem
+                "a call's trace event, or the note that its payment is reported, is lost; it may be reported once more: %s", problem
             )
         finally:
             for use in self.uses:
@@ -152,17 +173,18 @@ class CallRecord:
                 release(error.payment_hash)
 
     def _write_events(self, response: requests.Response | None, error: BaseException | None) -> bool:
-        """Write the lines; whether all were written (also where no trace is wanted)."""
+        """Write the trace events. Return True if all were written or there is no trace sink."""
         sink = self.payer.trace_sink
         written = [sink is None or sink.emit(event) is not False for event in (self._events(response, error) if sink else ())]
         return all(written)
 
     def _note_reported(self, token: Token) -> None:
+        """Write to ledger and token cache that the payment of ``token`` is reported."""
         self.payer.ledger.mark(token.payment_hash, reported=True)
         self.payer.token_cache.note(token, reported=True)
 
     def _events(self, response: requests.Response | None, error: BaseException | None) -> list[TraceEvent]:
-        """The call's own line, and one for each payment after the first."""
+        """Return the call's own event, and a further one for each payment after the first."""
         if isinstance(error, PreimageMismatchError):
             self._report_unproved(error)
         paid = [use for use in self.uses if not use.reused]
@@ -173,11 +195,15 @@ class CallRecord:
         return events
 
     def _report_unproved(self, error: PreimageMismatchError) -> None:
-        """A payment that was booked but gave no token moved money all the same."""
+        """Add a payment that was booked without a preimage, so that it is reported: it moved money, though it gave no token.
+
+        Does nothing if the payment is reported already, or another call is about to report it.
+        """
         payment_hash = error.payment_hash or ""
         if any(use.token.payment_hash == payment_hash for use in self.uses) or not claim(payment_hash):
             return
-        row = self.payer.ledger.payment(payment_hash)  # behind the claim: another may have told of it, and let go, just now
+        # Read after the claim: a moment ago, another call may have reported the payment and released its own claim.
+        row = self.payer.ledger.payment(payment_hash)
         if row is None or row.settled_at is None or row.reported:
             release(payment_hash)
             return
@@ -224,7 +250,7 @@ class CallRecord:
 
 
 def _rail(challenge: TraceChallenge | None, use: TokenUse | None) -> str | None:
-    """Return the rail of the token that was used, else of the challenge that was met; None where there was neither."""
+    """Return the rail of the token that was used, else the rail of the challenge; None if there was neither."""
     if use is not None:
         return rail_of(use.token.scheme)
     return None if challenge is None else rail_of(challenge.scheme)

@@ -118,8 +118,8 @@ class Negotiation:
         """Return whether to offer the token of ``row``, which another call has bought.
 
         True if it was bought for this very page. Else False once a token that was bought during this call for another page has
-        failed here: it was new, so its failure shows that tokens here don't open every page. An older token may have been used up or
-        expired, which says nothing about the next one. False in any case after `MAX_TOKENS_PER_CALL` offers.
+        failed here: it was new, so its failure shows that tokens here don't open every page. An older token may have been used up
+        or expired, which says nothing about the next one. False in any case after `MAX_TOKENS_PER_CALL` offers.
         """
         if self.offers >= MAX_TOKENS_PER_CALL:
             return False

@@ -1,4 +1,7 @@
-"""Write the trace lines of a recovery: one for each row that it ended, and for each payment that a crash kept unreported."""
+"""The trace events of a recovery: one for each row that it ended, and one for each payment that a crash left unreported.
+
+Which rows a recovery ends is left to `payments.checkout`, how an event is made to `call_record`.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +22,13 @@ log = logging.getLogger("routeweiler_sync")
 
 
 def report_recovered(payer: Payer, rows: list[PaymentRow]) -> None:
-    """Write the lines. ``rows`` are those that the recovery looked at, as they are now. Never raises."""
+    """Write the trace events of a recovery. ``rows`` are the rows that it looked at, as they are now. Never raises."""
     ended = {row.payment_hash: row for row in rows if not row.unfinished}
-    claimed_here = set(ended)  # claimed when they were settled
+    claimed_here = set(ended)  # this thread claimed their reports when it settled them
     try:
         ended.update((row.payment_hash, row) for row in payer.ledger.unreported())
     except LedgerError as error:
-        log.warning("payments that a crash kept unreported can't be looked up: %s", error)
+        log.warning("payments that a crash left unreported can't be looked up: %s", error)
     for row in ended.values():
         record = CallRecord(payer=payer, method="RECOVER", url=row.origin + row.path)
         if row.settled_at is not None:

@@ -1,4 +1,7 @@
-"""Sending a request a second time: whether its body bears it, the copy that goes out, and what becomes of the first answer."""
+"""Sending a request a second time: whether its body allows that, the copy to send, and draining the first answer.
+
+Why and when a request is sent again is left to `handler`.
+"""
 
 from __future__ import annotations
 
@@ -15,36 +18,41 @@ from requests.utils import super_len
 
 from ..errors import UnreplayableBodyError
 
-#: Of an answer that is superseded, this much is read, for this long; then its connection is closed. An endless body must not
-#: fill the memory, and one that isn't read at all would keep a pooled connection.
+#: A superseded answer is read up to this many bytes and for this long. If more is left then, its connection is closed. An endless
+#: body must not fill the memory, and an answer that isn't read at all would keep its pooled connection.
 MAX_DRAIN_BYTES = 64 * 1024
 MAX_DRAIN_S = 1.0
 _CHUNK_BYTES = 16 * 1024
 
 
 def is_in_memory(request: requests.PreparedRequest) -> bool:
-    """Whether ``request``'s body can be sent again and again without anybody touching it: there is none, or it is text or bytes."""
+    """Return whether the body of ``request`` can be sent any number of times as it is: there is none, or it is text or bytes."""
     return request.body is None or isinstance(request.body, (str, bytes, bytearray, memoryview))
 
 
 def check_replayable(request: requests.PreparedRequest) -> None:
-    """UnreplayableBodyError unless ``request``'s body, which has been sent, can be sent again exactly as it was.
+    """Check that the body of ``request``, which has been sent once, can be sent again exactly as it was.
 
-    It says what to pass instead. A file is left where the body begins.
+    A file is left at the position where the body begins.
+
+    Raises: UnreplayableBodyError if it can't. The error's advice says what to pass instead.
     """
     try:
         obstacle = _obstacle(request)
-    except Exception as error:  # noqa: BLE001  (a body is any object of the caller's: what it can't do now it can't do once paid)
+    except Exception as error:  # noqa: BLE001  (the caller's object may raise anything; what fails now would fail after paying)
         obstacle = _unseekable(request.body, error)
     if obstacle is not None:
         raise _error(*obstacle)
 
 
 def rewind(request: requests.PreparedRequest) -> None:
-    """Put a file back to where ``request``'s body begins. UnreplayableBodyError where it has lost that since it was checked."""
+    """Move a file back to the position where the body of ``request`` begins. Do nothing for other bodies.
+
+    Raises: UnreplayableBodyError if the file can't be moved there any more, though `check_replayable` found that it could.
+    """
     body: Any = request.body
     position = getattr(request, "_body_position", None)
-    # `responses` swaps a file for its bytes and leaves the position: rewind only what can be.
+    # The library `responses` replaces a file by its bytes and leaves the position: bytes have no seek().
     if isinstance(position, int) and hasattr(body, "seek"):
         try:
             body.seek(position)
@@ -53,9 +61,12 @@ def rewind(request: requests.PreparedRequest) -> None:
 
 
 def again(request: requests.PreparedRequest, answers: list[requests.Response]) -> requests.PreparedRequest:
-    """A copy of ``request`` to send after ``answers``: cookies merged as `HTTPDigestAuth` does it. The body is the very same."""
+    """Return a copy of ``request`` to send after ``answers``, with the cookies that they set, merged as `HTTPDigestAuth` does.
+
+    The body isn't copied: it is the same object.
+    """
     copy: requests.PreparedRequest
-    if not answers:  # nothing of it will be changed but a header: there is no need to copy the cookies
+    if not answers:  # only a header of the copy will be changed, so the cookies needn't be copied
         copy = object.__new__(requests.PreparedRequest)
         copy.__dict__.update(request.__dict__)
         copy.headers = CaseInsensitiveDict() if request.headers is None else request.headers.copy()
@@ -67,20 +78,21 @@ def again(request: requests.PreparedRequest, answers: list[requests.Response]) -
     if jar is not None:
         cookie = copy.headers.pop("Cookie", None)
         if cookie is not None and cookie != get_cookie_header(jar, copy):
-            copy.headers["Cookie"] = cookie  # the caller's own, not the jar's
+            copy.headers["Cookie"] = cookie  # the caller set this header: it wasn't made from the jar
         for answer in answers:
             extract_cookies_to_jar(jar, request, answer.raw)
         copy.prepare_cookies(jar)
     return copy
 
 
-# -- what keeps a body from being sent again, and what to pass instead ----------------------------------------------------------
+# -- why a body can't be sent again, and what to pass instead -------------------------------------------------------------------
 
+#: (why the body can't be sent again, what to pass instead), both without a full stop.
 _Obstacle = tuple[str, str]
 
 _CLOSED = "the file has been closed since", "Keep it open until the call has returned"
 _JOIN = 'Pass bytes, b"".join(…) of it, or write it to a tempfile.TemporaryFile() and pass that'
-_COPY = "Pass what it holds as bytes, data=….read(), or copy it into a tempfile.TemporaryFile() and pass that"
+_COPY = "Pass its content as bytes, data=….read(), or copy it into a tempfile.TemporaryFile() and pass that"
 
 
 def _error(what: str, instead: str) -> UnreplayableBodyError:
@@ -90,11 +102,14 @@ def _error(what: str, instead: str) -> UnreplayableBodyError:
 
 
 def _obstacle(request: requests.PreparedRequest) -> _Obstacle | None:
-    """(what it is, what to pass instead); None where there is none. Whatever the body itself raises comes through."""
+    """Return why the body of ``request`` can't be sent again and what to pass instead, or None if it can be.
+
+    Raises: whatever the body itself raises.
+    """
     body: Any = request.body
     if body is None or isinstance(body, (str, bytes)):
         return None
-    if not hasattr(body, "read"):  # else it is read, whatever else it may be: as urllib3 has it
+    if not hasattr(body, "read"):  # urllib3 reads from whatever has a read(), even if it is bytes-like too
         try:
             memoryview(body).release()
         except ValueError:
@@ -102,23 +117,23 @@ def _obstacle(request: requests.PreparedRequest) -> _Obstacle | None:
         except (TypeError, BufferError):
             pass
         else:
-            return _SHRUNK if _is_cut_short(request, body) else None
+            return _SHRUNK if _is_shorter_than_announced(request, body) else None
     position: Any = getattr(request, "_body_position", None)
     if _is_closed(body):
         return _one_shot(body, position) if _is_used_up(body) else _CLOSED
     if not isinstance(position, int) or not hasattr(body, "seek"):
         return _one_shot(body, position)
-    body.seek(position)  # many have the method and can't
+    body.seek(position)  # called to find out: many objects have a seek() that raises
     is_text = isinstance(body, io.TextIOBase)
     if not is_text and hasattr(body, "tell") and body.tell() != position:
-        return f"it is {_kind(body)}, whose seek() doesn't go where it should", _COPY
-    if _is_cut_short(request, body):
+        return f"it is {_kind(body)}, whose seek() doesn't go to the given position", _COPY
+    if _is_shorter_than_announced(request, body):
         return _SHRUNK
-    if _announced(request) and callable(getattr(body, "read", None)):
+    if _content_length(request) and callable(getattr(body, "read", None)):
         is_there = bool(body.read(1))
         body.seek(position)
         if not is_there:
-            return f"it is {_kind(body)}, whose seek() says that it went back, and it didn't", _COPY
+            return f"it is {_kind(body)}, whose seek() raises nothing but doesn't go back", _COPY
     return None
 
 
@@ -126,26 +141,26 @@ _SHRUNK = "it has become shorter since it was first sent", "Pass bytes, or a fil
 
 
 def _one_shot(body: Any, position: Any) -> _Obstacle:
-    """What a body is whose beginning can't be gone back to."""
+    """Return the obstacle of a body that can't go back to where it began. ``position`` is where, None if it wasn't noted."""
     kind = _kind(body)
     if isinstance(body, GeneratorType):
         return "it is a generator, which the first request has used up", _JOIN
     if not hasattr(body, "read"):
-        what = "an iterator" if hasattr(body, "__next__") else "an iterable, which may give something else when it is asked again"
+        what = "an iterator" if hasattr(body, "__next__") else "an iterable, which may give something else the second time"
         return f"it is {kind}, {what}", _JOIN
-    if hasattr(body, "to_string"):  # requests-toolbelt's MultipartEncoder, its monitor, and what follows them
+    if hasattr(body, "to_string"):  # requests-toolbelt's MultipartEncoder, its monitor, and classes with their interface
         return (
             f"it is {kind}, an encoder that can be read only once",
             "Pass its bytes, data=….to_string() (the Content-Type as before), or give the parts to requests itself: files=",
         )
     if isinstance(body, io.TextIOBase) and body.seekable():
-        return "it is a text file that is being iterated, and can't tell where it stands", 'Open it in binary mode, open(…, "rb")'
+        return "it is a text file that is being iterated, so its position isn't known", 'Open it in binary mode, open(…, "rb")'
     if position is None and hasattr(body, "seek") and hasattr(body, "tell"):
         return (
-            f"it is {kind}, and where it began wasn't noted when the request was prepared",
+            f"it is {kind}, and its position wasn't noted when the request was prepared",
             "Pass bytes (of an mmap: a memoryview), or an open file as data= of the request",
         )
-    return f"it is {kind}, a stream (as pipes, sockets and terminals are) that can't go back", _COPY
+    return f"it is {kind}, a stream that can't go back (as pipes, sockets and terminals are)", _COPY
 
 
 def _unseekable(body: Any, error: Exception) -> _Obstacle:
@@ -161,35 +176,39 @@ def _is_closed(body: Any) -> bool:
 
 
 def _is_used_up(body: Any) -> bool:
-    """Whether a closed ``body`` could never go back: what urllib3 answers closes itself at its end."""
+    """Return whether a closed ``body`` never could go back: a response of urllib3, for instance, closes itself at its end."""
     try:
         return hasattr(body, "seekable") and not body.seekable()
-    except ValueError:  # a closed file's
+    except ValueError:  # raised by a closed file
         return False
 
 
-def _announced(request: requests.PreparedRequest) -> int | None:
-    """The body's length in bytes, as the request's header has it; None where it goes out in chunks."""
+def _content_length(request: requests.PreparedRequest) -> int | None:
+    """Return the Content-Length header of ``request`` in bytes, or None if the body is sent in chunks."""
     if request.headers is None or "Transfer-Encoding" in request.headers:
         return None
     length = str(request.headers.get("Content-Length"))
     return int(length) if length.isdecimal() else None
 
 
-def _is_cut_short(request: requests.PreparedRequest, body: Any) -> bool:
-    """Whether less is left of ``body`` than the header announces: the server would wait for the rest, and never serve.
+def _is_shorter_than_content_length(request: requests.PreparedRequest, body: Any) -> bool:
+    """Return whether less of ``body`` is left than Content-Length announces. The server would wait for the rest and never answer.
 
-    A text file isn't measured: `requests` warns whenever it does, and measures it wrongly.
+    False for a text file, whose length isn't measured: `requests` measures it wrongly, and warns each time.
     """
-    announced = _announced(request)
-    return announced is not None and not isinstance(body, io.TextIOBase) and super_len(body) < announced
+    length = _content_length(request)
+    return length is not None and not isinstance(body, io.TextIOBase) and super_len(body) < length
 
 
-# -- the answer that is superseded ----------------------------------------------------------------------------------------------
+# -- the superseded answer ------------------------------------------------------------------------------------------------------
 
 
 def drain(response: requests.Response) -> None:
-    """Read what there is of a superseded answer, within the bounds, and give its connection back or close it. Raises nothing."""
+    """Read the rest of a superseded answer within `MAX_DRAIN_BYTES` and `MAX_DRAIN_S`, then release or close its connection.
+
+    The connection goes back to the pool if all was read, else it is closed. What was read becomes ``response.content``. Raises
+    nothing.
+    """
     if response._content_consumed:
         response.close()
         return
@@ -207,15 +226,15 @@ def drain(response: requests.Response) -> None:
 
 
 def _read(raw: Any) -> tuple[bytes, bool]:
-    """(what could be read within the bounds, whether that was all)."""
+    """Read ``raw`` within the bounds. Return what could be read, and whether that was all."""
     content, end_s = bytearray(), time.monotonic() + MAX_DRAIN_S
-    # read1 gives what has arrived; read waits for all that was asked for, however slowly it drips.
+    # read1 returns what has arrived. read waits until all the requested bytes are there, however slowly they arrive.
     read1 = getattr(raw, "read1", None)
     while len(content) < MAX_DRAIN_BYTES:
         left_s = end_s - time.monotonic()
         if left_s <= 0:
             return bytes(content), False
-        _bound(raw, left_s)
+        _set_timeout(raw, left_s)
         want = min(_CHUNK_BYTES, MAX_DRAIN_BYTES - len(content))
         chunk = read1(want, decode_content=True) if read1 is not None else raw.read(want, decode_content=True)
         if not chunk:
@@ -224,11 +243,14 @@ def _read(raw: Any) -> tuple[bytes, bool]:
     return bytes(content), False
 
 
-def _bound(raw: Any, timeout_s: float) -> None:
-    """Wait no longer than this for the next bytes, if the connection is still the answer's.
+def _set_timeout(raw: Any, timeout_s: float) -> None:
+    """Set how long the next read from ``raw`` may wait, if ``raw`` still has its connection.
 
-    With the last byte of the body it goes back to the pool, and another thread may be waiting on it at once: who touches its
-    timeout then, cuts that one's wait short or has it see an end of the connection. Whoever takes it from the pool sets its own.
+    The timeout isn't reset after the last byte, for this reason:
+      1. With the last byte of the body, the connection goes back to the pool, and ``raw`` no longer has it.
+      2. Another thread may take the connection at once, set its own timeout and wait for its own answer.
+      3. A timeout set here now would cut that wait short, or make the other thread believe that the connection has ended.
+    Whichever thread takes a connection from the pool sets a timeout of its own, so this one does no harm there.
     """
     sock = getattr(getattr(raw, "connection", None), "sock", None)
     if sock is not None:

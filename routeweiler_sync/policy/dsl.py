@@ -196,6 +196,7 @@ def _problem_of_match(match: object, depth_left: int) -> str | None:
 
 
 def _known(data: object, keys: set[str], what: str) -> dict[str, Any]:
+    """Return ``data`` as a dict. Raises: ValueError for a key that isn't one of ``keys``; ``what`` begins its text."""
     if not isinstance(data, Mapping):
         raise ValueError(f"{what} must be a table of names and values, not {data!r}")
     if unknown := sorted(map(str, set(data) - keys)):

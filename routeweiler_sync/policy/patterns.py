@@ -16,8 +16,8 @@ _BEGINNINGS = ("http://", "https://")
 _WILD = re.compile(r"[*?[]")
 _SCHEME = re.compile(r"([A-Za-z*?]*://)(.*)", re.DOTALL)
 _BRACKETS = re.compile(r"\[([^]]*:[^]]*)\](.*)", re.DOTALL)
-# A default port is removed from a pattern only if its host has no *, or a letter or dot after its last *. Otherwise the * could match
-# another port too: https://*1:443 would become https://*1, which matches https://a:8441.
+# A default port is removed from a pattern only if its host has no *, or has a letter or a dot after the last *. Otherwise the * could
+# match another port as well: https://*1:443 would become https://*1, which matches https://a:8441.
 _HOST = r"[^/*]+|[^/]*\*[^/*]*[a-z.][^/*]*"
 _DEFAULT_PORT = re.compile(rf"(http://(?:{_HOST})):80|(https://(?:{_HOST})):443")
 

@@ -303,8 +303,8 @@ class FakeLnd:
     def drop_next(self, when: DropWhen, *, times: int | None = 1) -> None:
         """Break the stream of an order with UNAVAILABLE, at one of four moments. As with lnd, a stored payment goes on without it.
 
-        ``before_init``: before the payment is stored. ``after_init``: once it is stored, before any message. ``in_flight``: after
-        the first IN_FLIGHT message, before it is paid. ``after_paying``: once it is paid.
+        ``before_init``: before the payment is stored. ``after_init``: once it is stored, without a message and before it is
+        paid. ``in_flight``: after the first IN_FLIGHT message, before it is paid. ``after_paying``: once it is paid.
         """
         self._plan("drop", when, times)
 

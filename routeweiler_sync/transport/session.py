@@ -53,10 +53,10 @@ class Routeweiler(requests.Session):
 
     Making a session opens and connects nothing.
 
-    An ``Authorization`` of the caller's own (a header, ``auth=``, netrc) goes out as it is. A request has only one such header: on a
-    402 the token takes its place, for that origin only, and the trace line says so (``authorizationReplaced``). A server that wants
-    both can't be served. On redirects the caller's own header is stripped as `requests` does it; a token goes only to its issuer.
-    A proxy for plain ``http`` reads what passes through it, tokens too, and a 402 of the proxy looks like one of the server.
+    An ``Authorization`` of the caller's own (a header, ``auth=``, netrc) goes out as it is. A request has only one such header: on
+    a 402 the token takes its place, for that origin only, and the trace line says so (``authorizationReplaced``). A server that
+    wants both can't be served. On redirects the caller's own header is stripped as `requests` does it; a token goes only to its
+    issuer. A proxy for plain ``http`` reads what passes through it, tokens too, and a 402 of the proxy looks like the server's.
 
     A paid response has the 402 in ``history`` and its `Payment` in ``response.payment`` (see `payment_of`). Every error of this
     package is a `RouteweilerError`, and so a `requests.RequestException`; its ``spent`` says what became of the money.
@@ -206,8 +206,8 @@ class Routeweiler(requests.Session):
 
         Blocks nest: what is spent inside counts for all of them, so the tightest limit holds. Envelope and policy hold as well. A
         call that would pass the limit is refused before it pays, with BudgetExceededError. A token that was paid for earlier costs
-        nothing. A payment whose outcome isn't known when the block ends stays counted in full. A payment that was ordered before the
-        block doesn't count, but its order is sent again only if it fits under the limit.
+        nothing. A payment whose outcome isn't known yet counts in full. A payment that was ordered before the block counts only if
+        the block sends its order again, and that is done only if it fits.
 
         The limit holds for this session, in the context (`contextvars`) of the block.
 

@@ -81,6 +81,7 @@ def test_one_line_makes_a_program_pay(lnd: FakeLnd, paywall: Paywall, books: Boo
     books.check()
 
 
+@pytest.mark.slow
 def test_the_demo_shows_what_the_readme_shows() -> None:
     """A README whose output is of another time shows what isn't there."""
 
@@ -92,6 +93,7 @@ def test_the_demo_shows_what_the_readme_shows() -> None:
     assert shape(block("demo")) == shape(demo(COLUMNS="80", PYTHONIOENCODING="utf-8").stdout)
 
 
+@pytest.mark.slow
 def test_the_macaroon_can_do_what_paying_needs(books: Books, paywall: Paywall, lnd: FakeLnd, tmp_path: Path) -> None:
     """Too narrow, and nobody who follows the README can pay; so they take the admin's."""
     command = Command(tmp_path, lnd, books)

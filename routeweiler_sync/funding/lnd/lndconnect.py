@@ -74,17 +74,17 @@ def from_environment(environ: Mapping[str, str]) -> ClientArguments:
     if uri := environ.get(env_vars.LNDCONNECT):
         return parse_lndconnect(uri)
     for host_name, cert_name, macaroon_name in _VARIABLES:
-        if not (where := environ.get(host_name)):
+        if not (address := environ.get(host_name)):
             continue
         if not (macaroon_path := environ.get(macaroon_name)):
             raise FundingError(f"{host_name} is set but {macaroon_name} isn't.", advice="Set that to the path of lnd's macaroon.")
         try:
-            parts = urlsplit("//" + where.strip().rpartition("://")[2])
+            parts = urlsplit("//" + address.strip().rpartition("://")[2])
             host, port = parts.hostname, parts.port
         except ValueError:
             host = port = None
         if not host:
-            raise FundingError(f"{host_name}={where!r} isn't host:port.", advice="Correct it, for example to localhost:10009.")
+            raise FundingError(f"{host_name}={address!r} isn't host:port.", advice="Correct it, for example to localhost:10009.")
         return ClientArguments(
             grpc_host=host,
             grpc_port=port or DEFAULT_PORT,

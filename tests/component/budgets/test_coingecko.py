@@ -304,6 +304,7 @@ def test_a_server_that_wants_rest_is_left_alone_as_long(gecko: Gecko, clock: Sim
     assert provider.btc_price("usd") == PRICE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [None, trickle, trickle_head, put_off])
 def test_a_server_that_takes_its_time_is_given_up(gecko: Gecko, how: Callable[[Any], None] | None) -> None:
     """A call would hang for as long as somebody else's server likes, and with it every thread that needs a price."""

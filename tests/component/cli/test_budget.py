@@ -145,6 +145,7 @@ def test_a_payment_that_a_crash_kept_from_the_trace_is_found_once_it_is_old(
     assert command("budget", "audit", "--json") == 0
 
 
+@pytest.mark.slow
 def test_what_is_changed_in_the_ledger_is_found(command: Command, session: Routeweiler, paywall: Paywall, books: Books) -> None:
     """The ledger alone tells it, without node or trace."""
     session.get(paywall.url)
@@ -157,6 +158,7 @@ def test_what_is_changed_in_the_ledger_is_found(command: Command, session: Route
     assert command.json["complete"]  # what was left out on purpose isn't missing
 
 
+@pytest.mark.slow
 def test_a_damaged_preimage_neither_stops_the_audit_nor_is_shown(
     command: Command, session: Routeweiler, paywall: Paywall, books: Books
 ) -> None:
@@ -252,6 +254,7 @@ def test_a_line_taken_out_of_the_trace_is_found(command: Command, session: Route
     assert command.json["notes"] == []
 
 
+@pytest.mark.slow
 def test_a_trace_from_another_ledger_is_found(command: Command, session: Routeweiler, paywall: Paywall, books: Books) -> None:
     """After a ledger was restored from an old backup, its budgets count too little."""
     session.get(paywall.url)
@@ -295,6 +298,7 @@ def test_a_macaroon_without_the_right_is_told_and_the_rest_is_compared(
     assert (kinds(command), command.json["complete"]) == (["envelope_window"], False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["node", "trace", "variables"])
 def test_an_account_that_cant_be_read_is_told(
     command: Command, session: Routeweiler, paywall: Paywall, books: Books, lnd: FakeLnd, what: str
@@ -467,6 +471,7 @@ def test_what_isnt_there_is_a_usage_error_and_nothing_is_made(command: Command, 
     assert b"holds no envelope yet" in command.out
 
 
+@pytest.mark.slow
 def test_a_file_that_is_no_ledger_is_left_alone(command: Command, tmp_path: Path) -> None:
     """It may be somebody's photographs."""
     other = tmp_path / "other.db"
@@ -479,6 +484,7 @@ def test_a_file_that_is_no_ledger_is_left_alone(command: Command, tmp_path: Path
     assert other.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_an_envelopes_name_cant_command_the_terminal(
     command: Command, make_session: Callable[..., Routeweiler], paywall: Paywall
 ) -> None:

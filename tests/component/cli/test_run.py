@@ -124,6 +124,7 @@ def test_a_module_is_run_as_by_python_m(python: Interpreter, args: list[str]) ->
     python.same("-m", *args)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "args",
     [

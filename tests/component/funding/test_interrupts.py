@@ -152,6 +152,7 @@ def deaf() -> Any:
     channel.freed.set()
 
 
+@pytest.mark.slow
 def test_a_grpc_that_never_answers_ends_the_call_at_our_own_bound(lnd: FakeLnd, deaf: _Deaf) -> None:
     """grpc's own locks may be taken for ever by somebody else's interrupted call: payment_timeout must hold all the same."""
     client = lnd.client()
@@ -164,6 +165,7 @@ def test_a_grpc_that_never_answers_ends_the_call_at_our_own_bound(lnd: FakeLnd, 
     assert deaf.taken == 1
 
 
+@pytest.mark.slow
 def test_an_order_that_grpc_has_swallowed_is_unknown(lnd: FakeLnd, deaf: _Deaf, monkeypatch: pytest.MonkeyPatch) -> None:
     """Called refused, it would be paid again with another invoice, while the first may be on its way."""
     client, invoice = lnd.client(), lnd.invoice(AMOUNT_MSAT)

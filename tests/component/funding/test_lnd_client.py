@@ -122,6 +122,7 @@ def test_under_a_certificate_authority_the_host_name_counts() -> None:
             lnd.client(tls_cert_path=None, tls_cert_pem=authority.cert_pem.bytes().decode()).get_info()
 
 
+@pytest.mark.slow
 def test_a_locked_wallet_is_told_at_once_with_what_to_do(lnd: FakeLnd) -> None:
     """It is the commonest state of a node after a reboot, and only its owner can end it."""
     invoice, client = lnd.invoice(AMOUNT_MSAT), lnd.client()
@@ -136,6 +137,7 @@ def test_a_locked_wallet_is_told_at_once_with_what_to_do(lnd: FakeLnd) -> None:
     assert send(client, invoice).reply is WalletReply.SUCCEEDED
 
 
+@pytest.mark.slow
 def test_a_starting_node_is_waited_for(lnd: FakeLnd) -> None:
     """A node restarts in some seconds; a purchase that comes just then needs not fail."""
     invoice = lnd.invoice(AMOUNT_MSAT)
@@ -199,6 +201,7 @@ def test_a_stream_that_breaks_before_is_just_as_unknown(lnd: FakeLnd) -> None:
     assert lnd.settled_msat == AMOUNT_MSAT
 
 
+@pytest.mark.slow
 def test_an_order_is_executed_after_its_client_has_gone(lnd: FakeLnd) -> None:
     """NOT_FOUND after a broken send proves nothing (observed with lnd 0.21.2): a new invoice bought then is a second payment."""
     invoice = lnd.invoice(AMOUNT_MSAT)
@@ -227,6 +230,7 @@ def test_a_connection_that_breaks_under_an_order_is_unknown(lnd: FakeLnd, proxy:
     assert follow(lnd.client(), invoice).reply is WalletReply.SUCCEEDED
 
 
+@pytest.mark.slow
 def test_an_order_into_a_frozen_connection_is_unknown(lnd: FakeLnd, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its bytes may lie in a socket and be read later."""
     invoice, client = lnd.invoice(AMOUNT_MSAT), lnd.client(grpc_port=proxy.port)
@@ -238,6 +242,7 @@ def test_an_order_into_a_frozen_connection_is_unknown(lnd: FakeLnd, proxy: Proxy
     assert in_time(began, 1)
 
 
+@pytest.mark.slow
 def test_a_connection_found_frozen_before_the_order_is_refused(lnd: FakeLnd, proxy: Proxy) -> None:
     """The question whether the node is ready goes unanswered, so that the order stays at home: nothing is spent."""
     invoice, client = lnd.invoice(AMOUNT_MSAT), lnd.client(grpc_port=proxy.port)
@@ -246,6 +251,7 @@ def test_a_connection_found_frozen_before_the_order_is_refused(lnd: FakeLnd, pro
     assert send(client, invoice, timeout_s=1).reply is WalletReply.REFUSED
 
 
+@pytest.mark.slow
 def test_a_connection_that_freezes_before_the_node_has_told_who_it_is_is_refused_in_time(lnd: FakeLnd, proxy: Proxy) -> None:
     """The first purchase asks for the node's key as well: that question mustn't outlast payment_timeout either."""
     source = lnd.funding(client=lnd.client(grpc_port=proxy.port))
@@ -372,6 +378,7 @@ def test_a_failure_has_its_reason_and_costs_nothing(lnd: FakeLnd, reason: str) -
     assert lnd.spent_msat == 0
 
 
+@pytest.mark.slow
 def test_pay_invoice_waits_for_a_payment_that_another_has_begun(lnd: FakeLnd) -> None:
     """The answer to "already in transition" is its outcome, not an error."""
     invoice, paid = lnd.invoice(AMOUNT_MSAT), []
@@ -417,6 +424,7 @@ def test_the_order_says_what_routing_may_cost_and_when_lnd_is_to_stop_trying(lnd
         client.send("lnbc1", payment_hash=b"", max_fee_msat=-1, timeout_s=1)
 
 
+@pytest.mark.slow
 def test_the_smaller_of_two_timeouts_wins(lnd: FakeLnd) -> None:
     """timeout_seconds is the client's promise, payment_timeout the session's: both hold."""
     lnd.hang_next(times=None)

@@ -117,6 +117,7 @@ def test_an_interrupt_as_a_transaction_begins_leaves_none_open(ledger: Ledger) -
 # -- many openers -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_fresh_file_raced_by_many_connections_is_made_once(tmp_path: Path) -> None:
     """Else workers that start together would find the ledger "locked", or "not a ledger"."""
     for turn in range(25):
@@ -224,6 +225,7 @@ def test_what_a_child_commits_outlives_its_parents_connection(ledger: Ledger, pa
         os.close(end)
 
 
+@pytest.mark.slow
 @forks
 def test_a_fork_in_the_middle_of_another_threads_purchases(ledger: Ledger) -> None:
     """Else a child forked while a thread writes would find the ledger locked for ever."""

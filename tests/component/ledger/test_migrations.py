@@ -174,6 +174,7 @@ with newer_version():
 """
 
 
+@pytest.mark.slow
 def test_processes_that_race_to_migrate_do_it_once(tmp_path: Path) -> None:
     """Else the workers of an upgraded fleet that start together would ruin the ledger, or fail."""
     path = tmp_path / "ledger.db"
@@ -199,6 +200,7 @@ def test_processes_that_race_to_migrate_do_it_once(tmp_path: Path) -> None:
         assert {row.payment_hash for row in Ledger.open(path).payments()} == {hash_of(n) for n in range(1, 6)}
 
 
+@pytest.mark.slow
 def test_threads_that_race_to_migrate_do_it_once(tmp_path: Path) -> None:
     """Else two sessions of one program would, after an upgrade."""
     for turn in range(20):

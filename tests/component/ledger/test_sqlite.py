@@ -305,6 +305,7 @@ def purchase_cost(ledger: Ledger, n: int) -> tuple[int, int]:
     return len(statements), len(steps)
 
 
+@pytest.mark.slow
 def test_a_purchase_costs_the_same_after_20_000_others(ledger: Ledger) -> None:
     """Else every payment would make the next one slower, until a busy client spends its time adding up history."""
     ledger.open_payment(intent(0), None)

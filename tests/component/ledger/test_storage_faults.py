@@ -249,6 +249,7 @@ def test_a_commit_that_failed_and_was_one_is_found_out(session: Routeweiler, pay
     books.check()
 
 
+@pytest.mark.slow
 def test_an_intent_whose_commit_failed_and_was_one_isnt_sent(
     session: Routeweiler, paywall: Paywall, lnd: FakeLnd, books: Books
 ) -> None:
@@ -271,6 +272,7 @@ def moved_away(session: Routeweiler) -> Iterator[None]:
     path.with_name("aside").rename(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [locked, pytest.param(moved_away, marks=posix)])
 def test_an_order_isnt_sent_again_uncounted(
     session: Routeweiler, paywall: Paywall, lnd: FakeLnd, books: Books, fault: Fault
@@ -345,6 +347,7 @@ def fill(folder: Path) -> Path:
     return ballast
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full(small_disk: Path, make_session: Callable[..., Routeweiler], paywall: Paywall, lnd: FakeLnd) -> None:
     """Before paying: refused. While the node pays: found again once there is room. Marks behind a page: the page is handed over."""
     session = make_session(ledger=small_disk / "ledger.db")

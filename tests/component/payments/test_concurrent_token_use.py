@@ -186,6 +186,7 @@ def test_every_call_of_a_crowd_is_served_for_what_it_needs(
     books.check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("caveats", [one_service, lambda number: [f"services=x{number}:0"]], ids=["one scope", "many"])
 def test_a_call_that_comes_later_leaves_the_first_use_to_the_buyer(
     make_session, serve, lnd: FakeLnd, books: Books, caveats
@@ -211,6 +212,7 @@ def test_a_call_that_comes_later_leaves_the_first_use_to_the_buyer(
     books.check()
 
 
+@pytest.mark.slow
 def test_a_second_crowd_finds_the_tokens_of_the_first(make_session, serve, lnd: FakeLnd, books: Books) -> None:
     """A token that made room for another's was paid for: its page would be bought each time that it is fetched."""
     server = serve(own, one_service)

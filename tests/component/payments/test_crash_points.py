@@ -261,6 +261,7 @@ def test_a_second_death_at_any_step_of_the_next_call_costs_nothing(worlds, first
     assert deaths(worlds, _died(first), since=QUESTION if first in FIRST_DEATHS[:4] else None)[-1] == "ledger mark: after COMMIT"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", FIRST_DEATHS)
 def test_a_death_at_any_step_of_a_recovery_costs_nothing(worlds, first: str) -> None:
     """A recovery that is itself cut short must leave the rows as good as it found them."""
@@ -338,6 +339,7 @@ def _order_first(open_payment: Any, world_lnd: FakeLnd) -> Any:
     return mutant
 
 
+@pytest.mark.slow
 def test_an_order_that_leaves_before_the_intent_is_found(worlds, lnd: FakeLnd) -> None:
     """The one order of things that nobody may swap: a crash in between pays, and nobody knows."""
     with (
@@ -365,6 +367,7 @@ def test_a_preimage_that_is_forgotten_is_found(worlds) -> None:
         deaths(worlds, _plain, since=INTENT)
 
 
+@pytest.mark.slow
 def test_a_payment_noted_as_told_before_it_is_is_found(worlds) -> None:
     """The trace then lacks what the ledger holds, and the two never add up again."""
     told = CallRecord._write_events
@@ -378,6 +381,7 @@ def test_a_payment_noted_as_told_before_it_is_is_found(worlds) -> None:
         deaths(worlds, _plain, since=INTENT)
 
 
+@pytest.mark.slow
 def test_a_claim_that_an_interrupt_leaves_behind_is_found(worlds) -> None:
     """The session would for ever believe that another of its calls is about to tell of the payment."""
     with patch.object(account, "release"), patch.object(lifecycle, "release"), pytest.raises(AssertionError):

@@ -300,6 +300,7 @@ def test_a_payment_of_unknown_outcome_stays_counted(
     books.check()
 
 
+@pytest.mark.slow
 def test_a_payment_that_another_ends_is_noted_when_it_is_met(
     session: Routeweiler, make_session: Make, pages: list[str], lnd: FakeLnd, books: Books
 ) -> None:

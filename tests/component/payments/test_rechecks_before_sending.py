@@ -69,6 +69,7 @@ def test_who_says_no_doesnt_pay_for_what_another_began(
     books.check()
 
 
+@pytest.mark.slow
 def test_who_says_yes_is_asked_and_pays(make_session, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
     """confirm is asked before each order that leaves, with what it would cost."""
     begin(make_session, paywall, lnd)
@@ -100,6 +101,7 @@ def test_a_frozen_envelope_stops_an_order_at_the_last_moment(make_session, paywa
     assert books.rows[0].sends_ever == sends
 
 
+@pytest.mark.slow
 def test_recover_books_what_is_abandoned_and_paid_after_all(make_session, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
     """Else the money is gone, and neither the budget nor anybody knows."""
     lnd.hang_next()

@@ -193,6 +193,7 @@ def test_a_ledger_that_cant_be_used(make_session, paywall: Paywall, lnd: FakeLnd
     assert foreign.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_node_that_is_down_or_locked(make_session, session, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
     """Not a byte of an order has left: nothing spent, and the next call may buy as if nothing had been."""
     lnd.lock()

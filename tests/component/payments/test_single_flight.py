@@ -145,6 +145,7 @@ def test_cold_starts_round_after_round(tmp_path: Path, faults: bool) -> None:
     assert sum(each.requests for each in done) == 10 * THREADS
 
 
+@pytest.mark.slow
 def test_the_database_itself_refuses_a_second_purchase_of_a_need(
     make_session, paywall: Paywall, lnd: FakeLnd, books: Books
 ) -> None:
@@ -227,6 +228,7 @@ def test_a_wait_ends_with_its_payment_timeout_and_the_purchase_goes_on(
     books.check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("buyer", ["the same process", "another process"])
 def test_who_gives_up_waiting_is_told_which_payment_is_in_doubt(
     make_session, paywall: Paywall, lnd: FakeLnd, books: Books, buyer: str
@@ -392,6 +394,7 @@ def test_all_who_waited_for_a_payment_share_its_failure(session, paywall: Paywal
     books.check()
 
 
+@pytest.mark.slow
 def test_a_failed_payment_is_shared_or_followed_by_one_that_pays(
     job, session, paywall: Paywall, lnd: FakeLnd, books: Books
 ) -> None:

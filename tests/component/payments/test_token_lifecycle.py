@@ -182,6 +182,7 @@ def test_a_server_that_never_delivers_gets_one_payment_from_all_calls_and_sessio
     books.check()
 
 
+@pytest.mark.slow
 def test_nor_from_threads_that_call_at_once(make_session, paywall: Paywall, lnd: FakeLnd, books: Books, monkeypatch) -> None:
     """As above, side by side."""
     monkeypatch.setattr(negotiation, "OFFER_AGAIN_S", 0.1)
@@ -214,6 +215,7 @@ def test_a_refused_token_stays_the_scopes_in_other_processes_until_it_is_forgott
     books.check()
 
 
+@pytest.mark.slow
 def test_a_token_taken_once_and_then_refused_for_ever_costs_one_more(
     make_session, paywall: Paywall, lnd: FakeLnd, books: Books, monkeypatch
 ) -> None:
@@ -447,6 +449,7 @@ def test_recover_books_what_the_node_says_and_never_sends(
     books.check()
 
 
+@pytest.mark.slow
 def test_recover_books_a_payment_without_its_proof(left_open, make_session, lnd: FakeLnd, books: Books) -> None:
     """The money is gone: left out of the totals, the budget would be overspent by it."""
     lnd.wrong_preimage_next()
@@ -535,6 +538,7 @@ def test_who_meets_an_open_row_asks_first_and_sends_only_the_same_invoice(left_o
     books.check()
 
 
+@pytest.mark.slow
 def test_who_meets_a_failed_row_that_was_paid_meanwhile_sends_nothing(session, make_session, paywall, lnd, books) -> None:
     """Its lost order arrived after all."""
     lnd.drop_next("before_init")
@@ -589,6 +593,7 @@ def test_ctrl_c_in_mid_payment_and_the_next_run_has_the_page_for_one_payment(
     books.check()
 
 
+@pytest.mark.slow
 @posix_only
 def test_ctrl_c_while_another_pays_leaves_that_payment_alone(process, run, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
     """Who waits for another's purchase may leave at any time."""

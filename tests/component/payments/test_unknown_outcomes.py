@@ -85,6 +85,7 @@ def test_failed_is_failed(session, paywall: Paywall, lnd: FakeLnd, books: Books,
     books.check()
 
 
+@pytest.mark.slow
 def test_failed_while_an_order_is_unanswered_isnt_final(session, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
     """The first order is lost on its way, as far as anybody knows; the second is answered FAILED. A new invoice could be paid
     beside the first, were that still to arrive: the scope sticks to its invoice, and the next call sends it again.

@@ -56,6 +56,7 @@ def test_a_server_that_repeats_anothers_payment_hash_gets_no_token(session, payw
     books.check()
 
 
+@pytest.mark.slow
 def test_nor_the_order_of_an_unfinished_one(make_session, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
     """With an invoice on a hash that it has merely seen, a server could ask for what another is being paid for at this moment."""
     lnd.hang_next()

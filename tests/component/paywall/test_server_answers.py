@@ -156,6 +156,7 @@ def test_the_caller_gets_what_requests_would_give_and_the_token_is_kept(
     serves_the_next_calls_unpaid(wall, lnd, books, session, make_session, taken=taken)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, (_, then, _) in AS_REQUESTS_HAS_IT.items() if then != "hang"])
 def test_the_same_words_to_a_token_that_has_served_cost_nothing(
     session, make_session, wall: OutspokenPaywall, lnd: FakeLnd, books: Books, name: str
@@ -210,6 +211,7 @@ REFUSALS: dict[str, Callable[[OutspokenPaywall], bytes]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", [1, 3])
 @pytest.mark.parametrize("name", REFUSALS)
 def test_a_refusal_just_after_paying_may_be_a_settlement_that_lags(

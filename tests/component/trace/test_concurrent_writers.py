@@ -85,6 +85,7 @@ def write_first_events(folder: Path, process: int, barrier: Any) -> None:
         sink.close()
 
 
+@pytest.mark.slow
 def test_processes_that_race_to_make_the_database_lose_no_event(tmp_path: Path):
     """When a fleet of workers starts, "database is locked" would swallow the first traces."""
     barrier = SPAWN.Barrier(PROCESSES)
@@ -187,6 +188,7 @@ raise SystemExit(any(codes))
     assert len([request_id for request_id in told if request_id.startswith("child")]) == 20
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="a process can't be stopped here")
 def test_a_stopped_writer_stops_no_one_else(tmp_path: Path):
     """A process frozen under a debugger would hang every paying process on the machine."""

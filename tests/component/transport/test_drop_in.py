@@ -325,6 +325,7 @@ def test_the_adapter_without_arguments_pays_as_the_environment_says(paywall: Pay
     books.check()
 
 
+@pytest.mark.slow
 def test_a_process_ends_without_a_word(lnd: FakeLnd, paywall: Paywall, books: Books) -> None:
     """What is shared by a process must be closed at its end: -X dev tells of each file that isn't."""
     program = f"import routeweiler_sync as requests; [requests.get({paywall.url!r}) for _ in range(3)]; requests.Session()"
@@ -342,6 +343,7 @@ def test_a_process_ends_without_a_word(lnd: FakeLnd, paywall: Paywall, books: Bo
     books.check()
 
 
+@pytest.mark.slow
 def test_a_ledger_without_a_home(paywall: Paywall, lnd: FakeLnd, tmp_path: Path) -> None:
     """In a container with a made-up user there is no state folder: free pages come, and what would cost says what to do."""
     program = (

@@ -125,6 +125,7 @@ def arguments(
 # Sessions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_a_twin_uses_the_tokens_and_the_budget(
@@ -193,6 +194,7 @@ def test_a_twin_shares_the_ledger_that_the_environment_named(
     assert len(lnd.payments) == 1
 
 
+@pytest.mark.slow
 def test_no_secret_that_was_given_inline_is_in_a_pickle(
     lnd: FakeLnd, arguments: dict[str, Any], paywall: Paywall, books: Books
 ) -> None:
@@ -424,6 +426,7 @@ def test_a_pool_of_processes(
     books.check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_an_error_comes_out_of_a_pool(method: str, arguments: dict[str, Any], paywall: Paywall, lnd: FakeLnd) -> None:
     """What a worker was refused is told to the parent as it is, with whether it was paid."""
@@ -441,6 +444,7 @@ def in_a_child(session: requests.Session, url: str, told: Any) -> None:
     told.put(fetch(session, url))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_a_session_as_a_processs_argument(
     method: str, arguments: dict[str, Any], paywall: Paywall, lnd: FakeLnd, books: Books
@@ -528,6 +532,7 @@ def with_an_adapter_of_the_users(**kwargs: Any) -> requests.Session:
 FORKED = [*KINDS, with_an_adapter_of_the_users]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 @pytest.mark.parametrize("kind", FORKED, ids=lambda kind: kind.__name__)
 def test_a_fork_after_use(

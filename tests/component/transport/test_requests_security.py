@@ -385,6 +385,7 @@ def test_a_server_that_wants_login_and_payment_in_one_header_is_paid_once(sessio
     books.check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("body", [None, b"order"])
 def test_digest_authentication_dances_as_ever(either_session, lnd: FakeLnd, books: Books, body: bytes | None) -> None:
     """Its 401 is none of ours, on pages that are free, that want to be paid behind the login, or that want the login behind it."""
