@@ -1,1 +1,1 @@
-"""What every room needs and what needs none of them: URLs, amounts, forks, deadlines, files."""
+"""What every other folder may use: URLs, amounts, files, forks, imports, deadlines, names. It imports from none of them."""

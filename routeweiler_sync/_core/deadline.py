@@ -1,4 +1,4 @@
-"""A moment on the monotonic clock until which something may wait."""
+"""`Deadline`: how long a call may still wait. Waiting itself is left to the callers."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Final
 
 
 class Deadline:
-    """A moment on the monotonic clock until which a call waits for the wallet."""
+    """A moment on the monotonic clock, ``timeout_s`` seconds from now, until which a call waits for the wallet."""
 
     def __init__(self, timeout_s: float) -> None:
         self._end: Final = time.monotonic() + timeout_s
 
     def left_s(self) -> float:
-        """Seconds left, never below 0."""
+        """Return the seconds that are left, never below 0."""
         return max(0.0, self._end - time.monotonic())
 
     @property

@@ -1,7 +1,7 @@
-"""The name of every environment variable that is read, once.
+"""The name of every environment variable that the package reads, each written once.
 
-What a variable means is said where it is read: `config.env_settings` (budget, ledger, trace, network), `funding.lnd.lndconnect` (the
-node) and `cli.run`.
+What a variable's value means is left to the modules that read it: `config.env_settings` (budget, ledger, trace),
+`config.environment` (network), `funding.lnd.lndconnect` (the node) and `cli.run`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ NETWORK = "ROUTEWEILER_NETWORK"
 LNDCONNECT = "ROUTEWEILER_LNDCONNECT"
 #: The node, as host:port and two paths.
 LND_GRPC_HOST, LND_TLS_CERT_PATH, LND_MACAROON_PATH = "LND_GRPC_HOST", "LND_TLS_CERT_PATH", "LND_MACAROON_PATH"
-#: The same, as Polar (a tool for test networks) names them.
+#: The same under the names that Polar, a tool for test networks, uses.
 POLAR_LND_HOST, POLAR_LND_TLS_CERT, POLAR_LND_MACAROON = "POLAR_LND_HOST", "POLAR_LND_TLS_CERT", "POLAR_LND_MACAROON"
 
-#: Set by ``routeweiler-sync run`` for the interpreters that are to pay: which installation it was.
+#: Set by ``routeweiler-sync run`` for the Python processes that shall pay: which installation of this package started them.
 RUN = "ROUTEWEILER_RUN"
 
-#: All that what a session pays with depends on.
+#: Every variable that decides what a session pays with. When one changes, later sessions pay by the new values.
 PAYER_VARIABLES = (
     LNDCONNECT,
     LND_GRPC_HOST,

@@ -1,4 +1,4 @@
-"""Files that only their user may read, and SQLite files that several processes open at once. What is in them is left to others."""
+"""Opens files that only their user may read, and SQLite files that several processes use. Their contents are left to `ledger`, `trace`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import sqlite3
 
-#: Pause before SQLite is asked again, at least; up to ten times as long at random, so that waiting processes don't keep step.
+#: The shortest pause before SQLite is asked again. It is up to ten times as long, at random, so that waiting processes don't keep step.
 _RETRY_PAUSE_S = 0.005
 
 
 def open_private(path: Path, *, exclusive: bool = False) -> int:
-    """Return a descriptor of ``path`` for reading and appending. A new file gets mode 0600, its new folders 0700.
+    """Open ``path`` for reading and appending and return its descriptor. A new file gets mode 0600, its new folders 0700.
 
     Raises: OSError; FileExistsError with ``exclusive`` if the file exists.
     """
@@ -31,10 +31,10 @@ def open_private(path: Path, *, exclusive: bool = False) -> int:
 
 
 def file_identity(path: Path) -> object:
-    """Return which file ``path`` names, through links; None if there is none.
+    """Return a value that identifies the file that ``path`` names, links followed; None if there is no file.
 
-    Two values are equal while the path names the same file. On Windows an open file can be neither deleted nor replaced, so the path
-    itself will do.
+    The value stays equal while the path names the same file. On Windows an open file can be neither deleted nor replaced, so the
+    value is the path itself.
     """
     if os.name == "nt":
         return path
@@ -46,9 +46,12 @@ def file_identity(path: Path) -> object:
 
 
 def connect_sqlite(path: Path, *, timeout_s: float) -> sqlite3.Connection:
-    """Open the SQLite file ``path`` in autocommit mode, usable from any thread. ``timeout_s`` is how long it waits for others' locks.
+    """Open the SQLite file ``path`` in autocommit mode, usable from any thread.
 
-    The caller has imported sqlite3 under the lock for imports. Raises: sqlite3.Error.
+    The connection waits at most ``timeout_s`` seconds for the locks of others. The caller has imported sqlite3 under
+    `forks.importing`.
+
+    Raises: sqlite3.Error.
     """
     import sqlite3
 
@@ -65,9 +68,9 @@ def make_private_sqlite(path: Path) -> None:
 
 
 def while_locked(step: Callable[[], object], *, timeout_s: float) -> None:
-    """Do ``step``; where SQLite says "locked", do it again, for ``timeout_s`` at most.
+    """Run ``step``, and run it again while SQLite reports "locked", for at most ``timeout_s`` seconds.
 
-    If several processes switch a new file to WAL at once, SQLite says "locked" immediately, despite its busy timeout.
+    If several processes switch a new file to WAL at once, SQLite reports "locked" at once, despite its busy timeout (seen).
 
     Raises: what ``step`` raises.
     """

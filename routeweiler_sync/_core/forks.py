@@ -1,7 +1,9 @@
-"""What a fork must not fall into: locks that another thread holds, and imports, which in the child would stay as they are for ever.
+"""Locks and imports at a fork of the process.
 
-Importing routeweiler_sync is cheap, since what a session, a payment, a trace need is imported when there is one. Here is the lock
-under which it is; after that, a function may import a name where it uses it.
+A fork copies only the thread that calls it. A lock that another thread holds at that moment stays locked in the child for ever, and
+a module that another thread is importing stays half-made. So a fork waits for `importing`, the lock under which modules are
+imported and shared objects made on first use. What is imported under it, and when, is left to `preload`; after that a function may
+import a name where it uses it. New HTTP connections in a child are left to `transport.fork_pools`.
 """
 
 from __future__ import annotations
@@ -12,33 +14,34 @@ from collections.abc import Callable
 
 
 def around_fork(*, before: Callable[[], object], in_parent: Callable[[], object], in_child: Callable[[], object]) -> None:
-    """Call ``before`` ahead of each fork of the process and the others behind it, or none of the three.
+    """Call ``before`` before each fork of the process, and ``in_parent`` and ``in_child`` after it.
 
-    None: where this is said while a fork is waiting already, as happens to a module that is imported meanwhile.
+    If a fork is already in progress when this is called, the later two are skipped for that fork: ``before`` has not run. This
+    happens to a module that is imported while a fork waits for the import to end.
     """
-    under_way: list[bool] = []
+    begun: list[bool] = []
 
     def begin() -> None:
         before()
-        under_way.append(True)
+        begun.append(True)
 
-    def end(how: Callable[[], object]) -> None:
-        if under_way:
-            under_way.clear()
-            how()
+    def end(after: Callable[[], object]) -> None:
+        if begun:
+            begun.clear()
+            after()
 
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(before=begin, after_in_parent=lambda: end(in_parent), after_in_child=lambda: end(in_child))
 
 
 def in_child(renew: Callable[[], None]) -> Callable[[], None]:
-    """Call ``renew`` in each forked child, where the threads that hold this module's locks don't exist. A decorator."""
+    """Decorator: call ``renew`` in each forked child, to replace locks that threads of the parent may have held."""
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=renew)
     return renew
 
 
-#: Held while something is imported or made on first use. A fork waits for it. No other lock is taken under it, so that whoever
-#: waits for it may hold any other.
+#: Held while modules are imported or shared objects are made on first use. A fork waits for it. No other lock is taken while it is
+#: held, so a thread that waits for it may hold any other lock without a deadlock.
 importing = threading.RLock()
 around_fork(before=importing.acquire, in_parent=importing.release, in_child=importing.release)

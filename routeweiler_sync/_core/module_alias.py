@@ -1,7 +1,8 @@
-"""A module of ours in the place of one of requests': what is set in it is set there.
+"""Makes a module of this package stand for one of `requests`: a name that is set in the one is set in the other.
 
-For tests that patch what `requests` works with (``requests.sessions.get_netrc_auth = …``): in a program that imports our names
-they'd patch a name that nobody reads.
+It is for tests that patch what `requests` works with, such as ``requests.sessions.get_netrc_auth = …``. A program that runs
+``import routeweiler_sync as requests`` patches this package's module instead, where nothing reads that name. Which names pay, and
+so stay in this package's module, is left to `api` and `sessions`.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from typing import Any
 
 
 class _AliasModule(ModuleType):
+    #: The module of `requests`.
     _theirs: ModuleType
-    #: The names that aren't ours, for good: mock takes one away and puts it back.
+    #: The names that are read, set and deleted there. Fixed once: `mock.patch` deletes a name for a while and sets it again.
     _names: frozenset[str] = frozenset()
 
     def __getattr__(self, name: str) -> Any:
@@ -35,7 +37,7 @@ class _AliasModule(ModuleType):
 
 
 def alias_module(ours: ModuleType, theirs: ModuleType) -> None:
-    """Have ``ours`` stand for ``theirs``: names that ``ours`` doesn't have by now are read, set and deleted in ``theirs``."""
+    """Make ``ours`` stand for ``theirs``: names that ``ours`` doesn't have by now are read, set and deleted in ``theirs``."""
     names = frozenset(name for name in vars(theirs) if name not in vars(ours) and not name.startswith("__"))
     public = sorted(name for name in {*vars(theirs), *vars(ours)} if not name.startswith("_"))
     vars(ours).update(_theirs=theirs, _names=names, __all__=public)

@@ -1,6 +1,7 @@
-"""Integers of money: msat, minor units (sat, cent, yen) and the millionths of a minor unit in which totals are kept.
+"""Amounts as integers: msat, minor units (sat, cent, yen) and the millionths of a minor unit in which totals are kept.
 
-Every conversion from msat rounds up, so that no rounding ever lets a limit be passed; the way back rounds down.
+Every conversion from msat rounds up, so that rounding never lets a limit be passed; the way back rounds down. Where a price of
+bitcoin comes from is left to `budgets`.
 """
 
 from __future__ import annotations
@@ -9,14 +10,14 @@ from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 
-#: Totals are kept in millionths of a minor unit: a 10-sat call doesn't cost a whole cent.
+#: Totals are kept in millionths of a minor unit, so that a 10-sat call doesn't cost a whole cent.
 MICRO = 1_000_000
 MSAT_PER_SAT = 1_000
 MSAT_PER_BTC = 100_000_000_000
 #: Decimal places of a currency's minor unit; the sat is its own minor unit.
 FIAT_DECIMALS = {"usd": 2, "eur": 2, "gbp": 2, "jpy": 0}
 CURRENCIES = ("sat", *FIAT_DECIMALS)
-#: A price of bitcoin is some units of a currency, of this many places before or behind the point: no arithmetic runs away with it.
+#: The most decimal places, before or after the point, of a price of bitcoin. The bound keeps arithmetic on a wrong price short.
 MAX_PRICE_PLACES = 18
 #: Limits are bounded so that totals in millionths fit a signed 64-bit column with room to spare.
 MAX_MINOR_UNITS = 4_000_000_000_000
@@ -24,10 +25,12 @@ MAX_MINOR_UNITS = 4_000_000_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rate:
-    """What one msat costs in an envelope's currency, and how that is known.
+    """An exchange rate from msat to an envelope's currency, and how it is known.
 
-    ``btc_price``: price of one bitcoin in units (not minor units) of ``currency``; None for ``sat``, which needs none.
-    ``quality``: how the price is known, as the trace tells it (``exact``, ``static``, ``coingecko_simple``, …).
+    ``btc_price`` is the price of one bitcoin in units (not minor units) of ``currency``; None for ``sat``, which needs no price.
+    ``quality`` says how the price is known, as the trace writes it (``exact``, ``static``, ``coingecko_simple``, …).
+
+    Raises: ValueError for an unknown currency or an impossible price.
     """
 
     currency: str
@@ -51,24 +54,24 @@ class Rate:
         return Fraction(self.btc_price) * Fraction(10 ** FIAT_DECIMALS[self.currency] * MICRO, MSAT_PER_BTC)
 
     def micro_of(self, amount_msat: int) -> int:
-        """``amount_msat`` in millionths of a minor unit, rounded up."""
+        """Return ``amount_msat`` in millionths of a minor unit, rounded up."""
         return -((-amount_msat * self._micro_per_msat) // 1)
 
     def msat_within(self, micro: int) -> int:
-        """The most msat whose `micro_of` isn't above ``micro``."""
+        """Return the most msat whose `micro_of` is at most ``micro``, millionths of a minor unit. 0 for a negative ``micro``."""
         return max(0, micro) // self._micro_per_msat
 
     def minor_units_of(self, amount_msat: int) -> Decimal:
-        """``amount_msat`` in minor units, rounded up at the sixth decimal place."""
+        """Return ``amount_msat`` in minor units, rounded up at the sixth decimal place."""
         return minor_units(self.micro_of(amount_msat))
 
 
 def minor_units(micro: int) -> Decimal:
-    """Millionths of a minor unit as minor units, exactly."""
-    return Decimal(f"{micro}E-6")  # no arithmetic: that would round as the program's decimal context says
+    """Return ``micro``, millionths of a minor unit, as minor units, exactly."""
+    return Decimal(f"{micro}E-6")  # no arithmetic, which would round as the program's decimal context says
 
 
 def sats(amount_msat: int) -> str:
-    """An amount for people: sats, with the msat where there are any."""
+    """Return an amount as a text for people, such as ``10 sat`` or ``10.500 sat``."""
     whole, rest = divmod(amount_msat, MSAT_PER_SAT)
     return f"{whole}.{rest:03d} sat" if rest else f"{whole} sat"

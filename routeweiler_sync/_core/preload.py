@@ -1,4 +1,11 @@
-"""PRELOAD"""
+"""What is imported when a session is made, and what before its first payment: two lists of modules, named as strings.
+
+`import routeweiler_sync` stays cheap, because most modules are imported only when they are needed. They are imported in these two
+steps, under `forks.importing`, rather than one by one: a fork during an import would leave the child with a half-made module. After
+the steps a function may import a name where it uses it, since the module is there. If you move a module, change the lists.
+
+What only one backend, wallet or scheme needs is left to the modules that use it.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +25,7 @@ _SESSION = (
     "trace.sink",
 )
 _PAYING = ("paywall.handler", "funding.lnd.channel")
-#: What those import not with them, but when it is used.
+#: Libraries that the modules of `_PAYING` import only when they use them.
 _LIBRARIES = ("bolt11", "pymacaroons", "tenacity", "sqlite3")
 
 _ROOT = __name__.partition(".")[0]
@@ -26,15 +33,15 @@ _done: set[str] = set()
 
 
 def prepare_session() -> None:
-    """Import what any session may need."""
+    """Import what a session may need, before a fork can come in between. Only the first call does anything."""
     if "session" not in _done:
-        _load(["netrc"])  # which requests imports in its first call
+        _load(["netrc"])  # `requests` imports it in its first call
         _load(f"{_ROOT}.{name}" for name in _SESSION)
         _done.add("session")
 
 
 def prepare_to_pay() -> None:
-    """Import what only paying needs."""
+    """Import what only paying needs. Only the first call does anything."""
     if "paying" not in _done:
         _load(_LIBRARIES)
         _load(f"{_ROOT}.{name}" for name in _PAYING)

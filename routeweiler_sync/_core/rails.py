@@ -1,4 +1,4 @@
-"""The names of rails: the ways to pay that a server can offer, as the trace, budgets and policies write them."""
+"""The names of rails: the ways to pay that a server can offer, as the trace, budgets and policies write them, each written once."""
 
 from __future__ import annotations
 

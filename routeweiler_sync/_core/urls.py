@@ -1,7 +1,7 @@
-"""Read URLs: the origin and the path that a token belongs to. All rooms read origins and paths of requests here, and nowhere else.
+"""Reads URLs: the origin and the path that a token belongs to. The whole package reads them here and nowhere else.
 
-The parser is urllib3's, with which `requests` prepares a URL. Two parsers that disagree about one (``http://a\\@b``) would let one
-host have another's tokens.
+The parser is urllib3's, with which `requests` prepares a URL. If two parsers disagreed about a URL (``http://a\\@b``), one host
+could be sent the tokens of another.
 """
 
 from __future__ import annotations
@@ -12,28 +12,28 @@ import re
 from urllib3.util import parse_url
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
-#: A longer scope or path is replaced by its hash: it is a key in the ledger, and PostgreSQL indexes no text above 2704 bytes.
+#: A longer scope or path is replaced by its hash. It is a key in the ledger, and PostgreSQL indexes no text above 2704 bytes.
 MAX_SCOPE_CHARS = 512
-#: Most origins that are remembered for a URL's beginning. Reached, all are forgotten and read anew.
+#: The most entries in `_origins`. When they are reached, all are dropped and read anew.
 MAX_REMEMBERED_ORIGINS = 1_000
 
-# A URL whose path urllib3's parser, which takes its time, leaves as it is: nothing in it is quoted, and no segment is "." or "..".
+# A URL whose path urllib3's slow parser would leave as it is: nothing in it is quoted, and no segment is "." or "..".
 _PLAIN_PATH = re.compile(
     r"https?://[a-z0-9.-]+(?::[0-9]{1,5})?((?:/(?!\.{1,2}(?:[/?#]|\Z))[A-Za-z0-9_.~-]*)+)(?:[?#]|\Z)", re.ASCII
 )
-#: What could end a URL's authority other than a slash. With one of these before the first slash, the URL is always parsed in full.
+#: Characters other than a slash that may end a URL's authority. A URL with one of them before its path is always parsed in full.
 _UNCLEAR = re.compile(r"[\\?#\s]")
 _SCHEME = re.compile(r"\s*(?:[A-Za-z][A-Za-z0-9+.-]*:)?//")
 
-#: Origins by what stands before the path in a URL. Parsing one costs more than all else that free traffic needs.
+#: Origins by the part of a URL before its path. Parsing a URL costs more than all else that traffic without a 402 needs.
 _origins: dict[str, str] = {}
 
 
 def origin_of(url: str) -> str:
     """Return ``scheme://host[:port]`` of an http or https URL.
 
-    In lower case, without a default port and user info, IPv6 in brackets, IDNA encoded. A token goes only to the origin that issued
-    it.
+    It is in lower case and IDNA encoded, without a default port and user info, and with IPv6 in brackets. A token goes only to the
+    origin that issued it.
 
     Raises: ValueError for any other URL.
     """
@@ -45,7 +45,7 @@ def origin_of(url: str) -> str:
 
 
 def origin_at(url: str) -> str:
-    """Return `origin_of` ``url``, from memory where a URL with the same beginning was read before.
+    """Return the origin of ``url`` as `origin_of` does, from memory if a URL with the same beginning was read before.
 
     Raises: ValueError as `origin_of` does.
     """
@@ -62,18 +62,18 @@ def origin_at(url: str) -> str:
 
 
 def path_of(url: str) -> str:
-    """Return the path of an http or https URL, without query and fragment; ``/`` where it is empty.
+    """Return the path of an http or https URL, without query and fragment; ``/`` if it is empty.
 
-    It is a key in the ledger, and bounded as a scope is: a path above `MAX_SCOPE_CHARS` is replaced by its hash.
+    The path is a key in the ledger, bounded like a scope: one above `MAX_SCOPE_CHARS` is replaced by its hash.
 
-    Raises: ValueError for what can't be parsed.
+    Raises: ValueError for a text that can't be parsed.
     """
     plain = _PLAIN_PATH.match(url)
     return bounded_key(plain[1] if plain is not None else parse_url(url).path or "/")
 
 
 def bounded_key(text: str, max_chars: int = MAX_SCOPE_CHARS) -> str:
-    """Return ``text`` where it can be a key in any ledger, else ``sha256:`` and the hex digest of it."""
+    """Return ``text`` if it can be a key in any ledger, else ``sha256:`` and its hex digest."""
     # ASCII also keeps out NUL, which PostgreSQL can't store, and characters that only look alike.
     if len(text) <= max_chars and text.isascii() and text.isprintable():
         return text
@@ -81,7 +81,7 @@ def bounded_key(text: str, max_chars: int = MAX_SCOPE_CHARS) -> str:
 
 
 def without_userinfo(url: str) -> str:
-    """Return ``url`` without its ``user:password@``. Also works on text that no library would take for a URL."""
+    """Return ``url`` without its ``user:password@``. Works also on a text that no library accepts as a URL."""
     scheme = _SCHEME.match(url)
     start = scheme.end() if scheme else 0
     end = next((start + at for at, char in enumerate(url[start:]) if char in "/?#"), len(url))

@@ -52,7 +52,7 @@ class EnvironmentPayer(Payer):
         self._pay_as(payer())
 
     def _pay_as(self, other: Payer) -> None:
-        """Take over the node of ``other``, a payer made from the environment; also its budget and trace if these are ``missing``."""
+        """Take the node of ``other``, a payer made from the environment; also its budget and trace if these are ``missing``."""
         self.funding, self.idle, self.problem, self._checkout = other.funding, other.idle, other.problem, None
         if not other.idle:
             if "budget_envelope" in self.missing:

@@ -143,7 +143,7 @@ class Payer:
         self.token_cache = TokenCache(lambda: self.ledger)
 
     def twin(self) -> Payer:
-        """Return a shared copy for another session. It uses this payer's settings, ledger, tokens, node and trace, and closes none."""
+        """Return a shared copy for another session: it uses, but never closes, this payer's ledger, tokens, node and trace."""
         made = object.__new__(type(self))
         made.__dict__.update(self.__dict__)
         made._checkout, made._twin_of, made._started_s = None, self, time.time()

@@ -115,7 +115,7 @@ class LightningFundingSource:
         return self._paid(bolt11, preimage, payment_hash, max_fee_msat)
 
     def track(self, payment_hash: bytes, *, timeout_s: float, follow: bool) -> WalletAnswer:
-        """Ask the node about the payment of this hash (32 bytes); ``follow`` waits for its end, at most ``timeout_s`` seconds.
+        """Ask the node about the payment with this hash (32 bytes); ``follow`` waits for its end, at most ``timeout_s`` seconds.
 
         A client's errors are returned as answers, not raised.
 
@@ -161,7 +161,7 @@ class LightningFundingSource:
             return WalletAnswer(reply=WalletReply.UNKNOWN, reason=tidy(f"{type(error).__name__}: {error}"))
 
     def _identity(self, timeout_s: float) -> tuple[str, str]:
-        """Return the node's public key and network. The network is "" if the client can't ask for it.
+        """Return the node's public key and network. The network is "" if it can't be found out.
 
         If the macaroon doesn't permit GetInfo and ``node_pubkey`` was given, that key is returned.
 

@@ -113,7 +113,7 @@ class LightningNodeClient(Protocol):
         ...
 
     def track_payment(self, payment_hash: bytes) -> PaymentStatus:
-        """Return what has become of the payment of this hash (32 bytes), with its routing fee. Don't wait for it to end."""
+        """Return what has become of the payment with this hash (32 bytes), with its routing fee. Don't wait for it to end."""
         ...
 
     def get_node_pubkey(self) -> str:
@@ -141,7 +141,9 @@ class WalletClient(Protocol):
         ...
 
     def track(self, payment_hash: bytes, *, timeout_s: float, follow: bool) -> WalletAnswer:
-        """Ask about the payment of this hash (32 bytes). Take at most ``timeout_s`` seconds; ``follow`` waits for its end.
+        """Ask about the payment with this hash (32 bytes), and return the answer within ``timeout_s`` seconds.
+
+        ``follow`` waits that long for the payment's end; otherwise the answer is what the wallet knows now.
 
         Money: none moves.
         """
@@ -170,5 +172,8 @@ def default_fee_cap_msat(amount_msat: int) -> int:
 
 
 def network_of(lnd_name: str) -> str:
-    """Return this package's name for a network that lnd calls ``lnd_name`` (``mainnet``, ``testnet4``, …)."""
+    """Return this package's name for a network that lnd calls ``lnd_name`` (``mainnet``, ``testnet4``, …).
+
+    A network that isn't in `NETWORKS` is called ``bitcoin-`` and lnd's name.
+    """
     return {"mainnet": "bitcoin", "testnet4": "bitcoin-testnet"}.get(lnd_name, f"bitcoin-{lnd_name}")

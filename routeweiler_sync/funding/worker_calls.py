@@ -23,7 +23,7 @@ from ..errors import RouteweilerError
 
 _Item = TypeVar("_Item")
 
-#: Seconds that a caller who leaves waits for the worker thread to clean up.
+#: Seconds that a caller who stops early waits for the worker thread to clean up.
 _LEAVING_S_MAX = 1.0
 
 

@@ -1,7 +1,7 @@
-"""The L402 protocol by its public names: reading a challenge, making a credential. No I/O, no money.
+"""The public names of the L402 protocol: reading a challenge, making a credential. No I/O, and no money moves.
 
-The code is in `routeweiler_sync.protocol`: `protocol.l402` for what is L402's alone, `protocol.challenge` and `protocol.invoice` for what
-all schemes share.
+The code is in `routeweiler_sync.protocol`: what only L402 has in `protocol.l402`, what all schemes share in `protocol.challenge`
+and `protocol.invoice`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,10 @@
-"""``session.limit(sats=…)``: what the calls of one block may spend, and what they did. Integers and a context variable; no I/O.
+"""``session.limit(sats=…)``: what the calls of one ``with`` block may spend, and what they have spent. No I/O.
 
-A limit counts the orders that its block sends, the first time or again, with their routing fees: before an order leaves, amount and
-most fee are held; the node's word turns that into a spend, or returns it. A payment whose outcome isn't known stays held.
+A limit counts the payment orders that its block sends, for the first time or again, with their routing fees. Before an order
+leaves, its amount and the most that its routing may cost are reserved. The node's reply turns the reservation into a spend, or
+releases it. While a payment's outcome isn't known, its reservation stays.
+
+Limits live in memory, in a context variable. What a budget envelope allows over many programs is left to `ledger.envelopes`.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from ..errors import BudgetExceededError
 if TYPE_CHECKING:
     from ..ledger.types import PaymentRow
 
-#: Guards the sums of all limits, for moments only: a payment counts for all limits around it, or for none.
+#: Guards the sums of all limits, so that a payment counts for all limits around it or for none. Never kept over a wait.
 _lock = threading.Lock()
 
 
@@ -31,7 +34,7 @@ def _start_over_after_fork() -> None:
 
 
 class SpendingLimit:
-    """A limit under way: what its block has spent so far. Made by `Routeweiler.limit`; thread-safe."""
+    """The limit of a block that is running, and what the block has spent so far. Made by `Routeweiler.limit`. Thread-safe."""
 
     def __init__(self, payer: object, limit_msat: int) -> None:
         self.limit_msat = limit_msat
@@ -41,17 +44,18 @@ class SpendingLimit:
 
     @property
     def spent_msat(self) -> int:
-        """What the block's orders came to so far, routing fees included, in msat. What isn't known yet isn't in it."""
+        """What the block has spent so far, routing fees included, in msat. Payments whose outcome isn't known aren't counted."""
         with _lock:
             return sum(self._spent.values())
 
     @property
     def reserved_msat(self) -> int:
-        """The most that payments may still come to whose outcome the block hasn't heard of yet, in msat."""
+        """The most that the block's payments with a yet unknown outcome may cost, routing fees included, in msat."""
         with _lock:
             return sum(self._reserved.values())
 
     def _headroom_msat(self) -> int:
+        """Return what the limit leaves, in msat. The caller has the lock."""
         return self.limit_msat - sum(self._spent.values()) - sum(self._reserved.values())
 
     def __repr__(self) -> str:
@@ -62,12 +66,15 @@ _active: contextvars.ContextVar[tuple[SpendingLimit, ...]] = contextvars.Context
 
 
 def active(payers: tuple[object, ...]) -> tuple[SpendingLimit, ...]:
-    """The limits around the present call of ``payers``, the outermost first."""
+    """Return the limits that hold for the present call of ``payers``, the outermost first."""
     return tuple(each for each in _active.get() if any(each._payer is payer for payer in payers))
 
 
 class Block(AbstractContextManager[SpendingLimit]):
-    """A block in which ``payer`` spends at most ``sats``. ValueError for what can't be a limit, RuntimeError if entered again."""
+    """A context manager in whose block ``payer`` spends at most ``sats``. It can be entered once.
+
+    Raises: ValueError if ``sats`` can't be a limit; RuntimeError if it is entered a second time.
+    """
 
     def __init__(self, payer: object, sats: int) -> None:
         if isinstance(sats, bool) or not isinstance(sats, int) or not 0 <= sats <= MAX_MINOR_UNITS:
@@ -77,20 +84,23 @@ class Block(AbstractContextManager[SpendingLimit]):
 
     def __enter__(self) -> SpendingLimit:
         if self._entered:
-            raise RuntimeError("a limit has one block, and this one had it already. Call session.limit(sats=…) again for another.")
+            raise RuntimeError("this limit has been used for a block already. Call session.limit(sats=…) again for another.")
         self._entered = True
         _active.set((*_active.get(), self._limit))
         return self._limit
 
     def __exit__(self, *_: object) -> None:
-        # Not by a token: a generator's block may end in another context than it began in.
+        # Not with ContextVar.reset(): a block inside a generator may end in another context than it began in.
         _active.set(tuple(each for each in _active.get() if each is not self._limit))
 
 
 def reserve(limits: Iterable[SpendingLimit], payment_hash: str, amount_msat: int, fee_cap_msat: int, *, whole: bool = False) -> int:
-    """Hold a payment's cost in all ``limits`` before its order leaves. The fee limit that fits, ``fee_cap_msat`` or less.
+    """Reserve a payment's cost in all ``limits`` before its order leaves. Return the fee limit that fits, in msat.
 
-    With ``whole`` it doesn't shrink. A payment that is held already isn't held twice. BudgetExceededError where it doesn't fit.
+    That is ``fee_cap_msat``, or less if the amount fits into a limit and ``fee_cap_msat`` doesn't. With ``whole``, the fee limit
+    doesn't shrink: all must fit. A payment that is reserved already isn't reserved twice.
+
+    Raises: BudgetExceededError if the payment doesn't fit into one of the limits. Nothing is reserved then.
     """
     with _lock:
         new = [each for each in limits if payment_hash not in each._reserved and payment_hash not in each._spent]
@@ -99,9 +109,9 @@ def reserve(limits: Iterable[SpendingLimit], payment_hash: str, amount_msat: int
             if headroom_msat < amount_msat + (fee_cap_msat if whole else 0):
                 limit = f"limit(sats={each.limit_msat // MSAT_PER_SAT})"
                 raise BudgetExceededError(
-                    f"The price of {in_sats(amount_msat)} doesn't fit under this block's {limit}, of which "
-                    f"{in_sats(max(0, headroom_msat))} are left.",
-                    advice="Give the block a higher limit, or call outside of it.",
+                    f"The price of {in_sats(amount_msat)} doesn't fit under this block's {limit}: "
+                    f"{in_sats(max(0, headroom_msat))} are left of it.",
+                    advice="Give the block a higher limit, or make the call outside of the block.",
                 )
             fee_cap_msat = min(fee_cap_msat, headroom_msat - amount_msat)
         for each in new:
@@ -111,21 +121,21 @@ def reserve(limits: Iterable[SpendingLimit], payment_hash: str, amount_msat: int
 
 @dataclass(slots=True)
 class Reservation:
-    """What `reserved` holds for one payment. ``fee_cap_msat``: the most that its routing may cost."""
+    """What `reserved` has reserved for one payment. ``fee_cap_msat`` is the most that the payment's routing may cost."""
 
     fee_cap_msat: int
     _kept: bool = False
 
     def keep(self) -> None:
-        """Keep it beyond the block: the payment's order may leave now, and `record` will end it."""
+        """Keep the reservation beyond the ``with`` block: the payment's order may leave now, and `record` will release it."""
         self._kept = True
 
 
 @contextmanager
 def reserved(limits: Sequence[SpendingLimit], payment_hash: str, amount_msat: int, fee_cap_msat: int) -> Iterator[Reservation]:
-    """`reserve`, and return it at the end of the block unless the reservation was kept.
+    """Reserve a payment's cost as `reserve` does, and release it at the end of the block, unless `Reservation.keep` was called.
 
-    Raises: BudgetExceededError.
+    Raises: BudgetExceededError if the payment doesn't fit into one of the limits.
     """
     reservation = Reservation(reserve(limits, payment_hash, amount_msat, fee_cap_msat))
     try:
@@ -138,7 +148,10 @@ def reserved(limits: Sequence[SpendingLimit], payment_hash: str, amount_msat: in
 
 
 def record(limits: Iterable[SpendingLimit], row: PaymentRow) -> None:
-    """Take note of how a payment stands, if its order was one of the block's: its spend, or that there is none."""
+    """Turn the reservation of the payment ``row`` into a spend, or release it if the row ended unpaid.
+
+    Does nothing while the row is unfinished, and in limits that have no reservation for it: its order wasn't one of their block's.
+    """
     if row.unfinished:
         return
     with _lock:

@@ -1,6 +1,11 @@
-"""A new token's first use belongs to its buyer.
+"""Which new tokens are reserved for the call that bought them, until that call has used them once.
 
-A token that opens a page but once would else be used up by those who waited for the purchase, and its buyer refused after paying.
+Without this, a token that opens a page only once could be lost to its buyer:
+  1. Call A buys a token for a scope. Call B waits for the same purchase.
+  2. The purchase ends. B gets the token too, and its request reaches the server first.
+  3. The server refuses A, which has paid.
+
+The reservation holds within this process and for at most `FIRST_USE_S`. Who buys is left to `checkout`.
 """
 
 from __future__ import annotations
@@ -10,9 +15,10 @@ import time
 
 from .._core.forks import in_child
 
-#: So long at most a new token is kept for its buyer: a server may take its time to answer.
+#: A new token is reserved for its buyer for at most this long: a server may take its time to answer.
 FIRST_USE_S = 5.0
-#: By payment hash, tokens that their buyers are about to use: until when on the monotonic clock, and what tells of the end.
+#: For each reserved token, by payment hash: the end of the reservation on the monotonic clock, and the event that is set when it
+#: ends earlier.
 _first_uses: dict[str, tuple[float, threading.Event]] = {}
 
 
@@ -22,27 +28,27 @@ def _start_over_after_fork() -> None:
 
 
 def begin_first_use(payment_hash: str) -> None:
-    """Keep the token of ``payment_hash`` for its buyer until `end_first_use`, for `FIRST_USE_S` at most."""
+    """Reserve the token of ``payment_hash`` for its buyer until `end_first_use`, for at most `FIRST_USE_S`."""
     _first_uses[payment_hash] = (time.monotonic() + FIRST_USE_S, threading.Event())
 
 
 def end_first_use(payment_hash: str) -> None:
-    """Let the others have it."""
-    kept = _first_uses.pop(payment_hash, None)
-    if kept is not None:
-        kept[1].set()
+    """End the reservation, so that other calls may use the token. Do nothing if it isn't reserved."""
+    entry = _first_uses.pop(payment_hash, None)
+    if entry is not None:
+        entry[1].set()
 
 
 def in_first_use(payment_hash: str) -> bool:
-    """Whether the token is kept for its buyer."""
-    kept = _first_uses.get(payment_hash)
-    return kept is not None and time.monotonic() < kept[0]
+    """Return whether the token is reserved for its buyer."""
+    entry = _first_uses.get(payment_hash)
+    return entry is not None and time.monotonic() < entry[0]
 
 
 def wait_for_first_use(payment_hash: str) -> bool:
-    """Wait until the token isn't kept for its buyer any more. Whether there was anything to wait for."""
-    kept = _first_uses.get(payment_hash)
-    if kept is None:
+    """Wait until the token is no longer reserved for its buyer. Return False if it wasn't reserved."""
+    entry = _first_uses.get(payment_hash)
+    if entry is None:
         return False
-    kept[1].wait(max(0.0, kept[0] - time.monotonic()))
+    entry[1].wait(max(0.0, entry[0] - time.monotonic()))
     return True

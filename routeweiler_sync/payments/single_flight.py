@@ -1,6 +1,8 @@
-"""One purchase at a time for one scope, within a process. Between processes the ledger's unique index keeps to it.
+"""One purchase at a time for one scope within a process. Between processes, the ledger's unique index ensures the same.
 
-Whoever comes while a purchase is under way waits for it, and shares how it ended.
+A caller that comes while a purchase is in progress waits for it. If the purchase ends with an error about its payment, the waiting
+callers get that error too. If it ends with a token, they find the token in the ledger. What is bought, and when, is left to
+`checkout`.
 """
 
 from __future__ import annotations
@@ -16,15 +18,19 @@ from ..errors import FundingError, PaymentDeclinedError, PaymentPendingError, Ro
 
 
 class Flight:
-    """A purchase under way in this process, and those who wait for it."""
+    """A purchase in progress in this process, and the state that it shares with the callers that wait for it."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
+        #: How many callers buy or wait. At 0 the flight is forgotten.
         self.users = 0
+        #: How many purchases of this flight have ended. A waiting caller sees by it that one ended during its wait.
         self.finished = 0
+        #: The id of the thread that is buying.
         self.owner: int | None = None
-        #: Hex; set once there is a row for the purchase: from then on a wait that is given up leaves this payment in doubt.
+        #: Hex. Set once the purchase has a ledger row: a caller that gives up waiting names the payment from then on.
         self.payment_hash: str | None = None
+        #: The error of the last purchase, if it was about its payment.
         self.error: RouteweilerError | None = None
 
 
@@ -40,18 +46,22 @@ def _start_over_after_fork() -> None:
 
 
 def _shared(error: RouteweilerError) -> RouteweilerError:
-    """``error`` for another caller: what the payment came to, without the request and the answer of the call that made it."""
-    mine = copy.copy(error)
-    mine.request = mine.response = None
-    return mine
+    """Return a copy of ``error`` for another caller, without the request and the response of the call that it came from."""
+    shared = copy.copy(error)
+    shared.request = shared.response = None
+    return shared
 
 
 @contextlib.contextmanager
 def single_flight(key: tuple[str, str, str], deadline: Deadline) -> Iterator[Flight]:
-    """Be the only one in this process to buy for ``key`` = (ledger, origin, scope).
+    """Run the block as the only one in this process that buys for ``key`` = (ledger URL, origin, scope).
 
-    Raises what the purchase that was waited for raised, if that was about a payment; PaymentPendingError where the wait outlasts
-    ``deadline``. No money moves here.
+    While another thread is in such a block for the same ``key``, wait for it, at most until ``deadline``.
+
+    Raises: the error of the purchase that was waited for, if it was about a payment. If the wait outlasts ``deadline``:
+    PaymentPendingError where that purchase has a ledger row, else FundingError. PaymentDeclinedError if this very thread is in the
+    block already.
+    Money: none moves here.
     """
     with _registry_lock:
         flight = _flights.setdefault(key, Flight())
@@ -61,16 +71,16 @@ def single_flight(key: tuple[str, str, str], deadline: Deadline) -> Iterator[Fli
         waited = not flight.lock.acquire(blocking=False)
         if waited and flight.owner == threading.get_ident():
             raise PaymentDeclinedError(
-                f"A token for {key[1]} ({key[2]}) is being bought by this very thread: a confirm() asks for the page that "
-                "it is asked about.",
-                advice="Ask for something else there, or without this session.",
+                f"This thread is buying a token for {key[1]} ({key[2]}) already: its confirm() requests the page that it is asked "
+                "about.",
+                advice="In confirm(), request another page, or use a session that doesn't pay.",
             )
         if waited and not flight.lock.acquire(timeout=deadline.left_s()):
             payment_hash = flight.payment_hash
             if payment_hash is None:
                 raise FundingError(
-                    f"Another thread hasn't decided yet whether to buy a token for {key[1]} ({key[2]}): its node, or its "
-                    "confirm(), takes its time.",
+                    f"Another thread hasn't decided yet whether to buy a token for {key[1]} ({key[2]}): its node or its confirm() "
+                    "hasn't answered.",
                     advice="Call again.",
                 )
             raise PaymentPendingError(
@@ -85,8 +95,8 @@ def single_flight(key: tuple[str, str, str], deadline: Deadline) -> Iterator[Fli
             try:
                 yield flight
             except RouteweilerError as error:
-                # Only what the payment itself came to is shared: a budget, a policy, a body is each caller's own.
-                # A copy: what the buyer's call makes of its error afterwards is the buyer's too.
+                # Only an error about the payment itself is shared: budget, policy and body are different for each caller.
+                # A copy, because the buyer's call adds its own request and response to the error afterwards.
                 flight.error = copy.copy(error) if error.payment_hash is not None else None
                 raise
             finally:

@@ -1,4 +1,7 @@
-"""TOKEN"""
+"""A paid token as a value in memory, made from its ledger row.
+
+Which token is sent with which request is left to `token_cache`, how it becomes a header to `protocol.schemes`.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Token:
-    """A paid token and what is known of it. ``payment_hash`` is hex, ``valid_until`` unix seconds.
+    """A paid token and what is known of it.
 
-    ``amount_minor_units`` (of ``currency``) is what was booked in the envelope, fee included; None without an envelope.
+    ``payment_hash`` is hex, ``preimage`` the 32 bytes that prove the payment, ``valid_until`` in unix seconds.
+    ``amount_minor_units`` is what was booked in the envelope, in minor units of ``currency``, routing fee included; None without an
+    envelope. ``rate_quality`` is the quality of the exchange rate of that amount, as its provider names it. ``accepted``: the
+    server has accepted the token before. ``reported``: a trace has reported its payment.
     """
 
     payment_hash: str
@@ -37,12 +43,12 @@ class Token:
 
     @classmethod
     def of(cls, row: PaymentRow) -> Token | None:
-        """The token that ``row`` holds, or None where the row holds none."""
+        """Return the token of ``row``, or None if the row has no preimage, and so no token."""
         return None if row.preimage is None else cls._from_row(row, bytes.fromhex(row.preimage))
 
     @classmethod
     def unproved(cls, row: PaymentRow) -> Token:
-        """What is known of a payment that was booked without a preimage. It can't be sent anywhere."""
+        """Return what is known of a payment that was booked without a preimage, to report it. The result can't be sent."""
         return cls._from_row(row, b"")
 
     @classmethod

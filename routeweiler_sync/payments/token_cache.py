@@ -39,7 +39,7 @@ def _start_over_after_fork() -> None:
     _lock = threading.Lock()
 
 
-class _Origin:
+class _OriginTokens:
     def __init__(self) -> None:
         self.by_scope: dict[str, Token] = {}
         self.learned: dict[str, str] = {}
@@ -56,14 +56,14 @@ class TokenCache:
 
     def __init__(self, ledger: Callable[[], Ledger]) -> None:
         self._ledger = ledger
-        self._origins: OrderedDict[str, _Origin] = OrderedDict()
+        self._origins: OrderedDict[str, _OriginTokens] = OrderedDict()
 
     def token_for_url(self, url: str) -> tuple[Token, bool] | None:
         """`unasked` for ``url``; None as well where that isn't one of http. Quick where the origin has no token."""
         try:
             origin = origin_at(url)
-            known = self._origins.get(origin) or self._load(origin)
-            return self.token_for_path(origin, path_of(url)) if known.by_scope else None
+            tokens_here = self._origins.get(origin) or self._load(origin)
+            return self.token_for_path(origin, path_of(url)) if tokens_here.by_scope else None
         except ValueError:
             return None
 
@@ -72,79 +72,79 @@ class TokenCache:
 
         The one whose scope was learned for this very path; else, as a guess, the origin's only live token.
         """
-        known = self._origins.get(origin) or self._load(origin)
-        if not known.by_scope:
+        tokens_here = self._origins.get(origin) or self._load(origin)
+        if not tokens_here.by_scope:
             return None
-        learned = known.learned.get(path)
+        learned = tokens_here.learned.get(path)
         if learned is not None:
-            token = known.by_scope.get(learned)
-            return None if token is None or known.withholds(token) else (token, False)
-        if path in known.rejects_guesses:
+            token = tokens_here.by_scope.get(learned)
+            return None if token is None or tokens_here.withholds(token) else (token, False)
+        if path in tokens_here.rejects_guesses:
             return None
-        live = (token for token in known.by_scope.values() if not known.withholds(token))
+        live = (token for token in tokens_here.by_scope.values() if not tokens_here.withholds(token))
         only = next(live, None)
         return (only, True) if only is not None and next(live, None) is None else None
 
     def put(self, token: Token, path: str | None = None) -> None:
         """Remember ``held``; with ``path``, that the path takes tokens of its scope."""
-        known = self._origins.get(token.origin) or self._load(token.origin)
+        tokens_here = self._origins.get(token.origin) or self._load(token.origin)
         with _lock:
-            known.by_scope = {**known.by_scope, token.scope: token}
-            if path is not None and known.learned.get(path) != token.scope:
-                known.learned = {**known.learned, path: token.scope}
+            tokens_here.by_scope = {**tokens_here.by_scope, token.scope: token}
+            if path is not None and tokens_here.learned.get(path) != token.scope:
+                tokens_here.learned = {**tokens_here.learned, path: token.scope}
 
     def rejects_guesses(self, origin: str, path: str) -> None:
         """Note that ``path`` didn't like a guessed token: it gets none any more."""
-        known = self._origins.get(origin)
-        if known is not None:
+        tokens_here = self._origins.get(origin)
+        if tokens_here is not None:
             with _lock:
-                known.rejects_guesses = (
-                    {path} if len(known.rejects_guesses) >= MAX_REJECTING_PATHS else known.rejects_guesses | {path}
+                tokens_here.rejects_guesses = (
+                    {path} if len(tokens_here.rejects_guesses) >= MAX_REJECTING_PATHS else tokens_here.rejects_guesses | {path}
                 )
 
     def knows_path(self, token: Token, path: str) -> bool:
         """Whether ``path`` is known to take tokens of ``held``'s scope."""
-        known = self._origins.get(token.origin)
-        return known is not None and known.learned.get(path) == token.scope
+        tokens_here = self._origins.get(token.origin)
+        return tokens_here is not None and tokens_here.learned.get(path) == token.scope
 
     def note(self, token: Token, *, accepted: bool = False, reported: bool = False) -> Token:
         """Note that the server has taken ``held``, or that its payment has been told. ``held`` as it is now."""
         with _lock:
-            known = self._origins.get(token.origin)
-            kept = None if known is None else known.by_scope.get(token.scope)
+            tokens_here = self._origins.get(token.origin)
+            kept = None if tokens_here is None else tokens_here.by_scope.get(token.scope)
             mine = kept is not None and kept.payment_hash == token.payment_hash
             base = kept if mine and kept is not None else token
             noted = replace(base, accepted=base.accepted or accepted, reported=base.reported or reported)
-            if mine and known is not None:
-                known.by_scope = {**known.by_scope, token.scope: noted}
+            if mine and tokens_here is not None:
+                tokens_here.by_scope = {**tokens_here.by_scope, token.scope: noted}
         return noted
 
     def drop(self, token: Token) -> None:
         """Forget ``held``: it is no longer live."""
-        known = self._origins.get(token.origin)
+        tokens_here = self._origins.get(token.origin)
         with _lock:
             if (
-                known is not None
-                and token.scope in known.by_scope
-                and known.by_scope[token.scope].payment_hash == token.payment_hash
+                tokens_here is not None
+                and token.scope in tokens_here.by_scope
+                and tokens_here.by_scope[token.scope].payment_hash == token.payment_hash
             ):
-                known.by_scope = {s: t for s, t in known.by_scope.items() if s != token.scope}
+                tokens_here.by_scope = {s: t for s, t in tokens_here.by_scope.items() if s != token.scope}
 
-    def _load(self, origin: str) -> _Origin:
-        known = _Origin()
+    def _load(self, origin: str) -> _OriginTokens:
+        tokens_here = _OriginTokens()
         try:
             ledger = self._ledger()
-            known.forgotten = ledger.forgotten
+            tokens_here.forgotten = ledger.forgotten
             if ledger.exists():
                 rows = ledger.live(origin)
                 tokens = [Token.of(row) for row in rows]
-                known.by_scope = {token.scope: token for token in tokens if token is not None}
-                known.learned = {row.path: row.scope for row in rows} | ledger.learned(origin)
+                tokens_here.by_scope = {token.scope: token for token in tokens if token is not None}
+                tokens_here.learned = {row.path: row.scope for row in rows} | ledger.learned(origin)
         except Exception as error:  # noqa: BLE001
             # Free traffic doesn't need the ledger. A 402 will, and says what is wrong with it.
             log.debug("tokens for %s can't be looked up: %s", origin, error)
         with _lock:
-            known = self._origins.setdefault(origin, known)  # another thread may have looked too, and learned more since
+            tokens_here = self._origins.setdefault(origin, known)  # another thread may have looked too, and learned more since
             while len(self._origins) > MAX_ORIGINS:
                 self._origins.popitem(last=False)
-        return known
+        return tokens_here

@@ -1,4 +1,7 @@
-"""The values that a purchase takes and gives: what is wanted, what it would cost, what was bought."""
+"""The values that go into and out of a purchase: what is requested, what it would cost, what was bought.
+
+`checkout` uses them to buy, `paywall` to ask for a token and to offer it. They hold no rules of their own.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,10 @@ from .token import Token
 
 @dataclass(frozen=True, kw_only=True)
 class Quote:
-    """What a call would pay: the signed invoice's amount, and the most that routing may cost on top.
+    """What a call would pay: ``amount_msat`` by the signed invoice, and up to ``max_fee_msat`` for routing on top.
 
-    ``amount_minor_units`` is ``amount_msat`` in minor units of ``currency`` (the budget's), rounded up at the sixth decimal.
-    ``payment_hash`` is hex.
+    ``amount_minor_units`` is ``amount_msat`` in minor units of ``currency``, the budget's, rounded up at the sixth decimal.
+    ``payment_hash`` is hex. ``description`` is the invoice's, ``expires_at`` the time when it expires.
     """
 
     url: str
@@ -34,9 +37,9 @@ class Quote:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Payment:
-    """The payment behind a response: ``response.payment``.
+    """The payment behind a response, as ``response.payment`` has it.
 
-    ``payment_hash`` is hex, amounts in msat. ``reused``: the token had been paid for before, this call paid nothing.
+    ``payment_hash`` is hex, amounts are in msat. ``reused``: an earlier call had paid for the token, and this one paid nothing.
     """
 
     payment_hash: str
@@ -47,11 +50,11 @@ class Payment:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenRequest:
-    """Who needs a token for what: the URL that answered 402, its origin, path and the scope of its challenge.
+    """A request for a token: the URL that answered 402, its origin and path, its challenge and the challenge's scope.
 
-    ``target``: a digest of path and query. ``spent_in_call_msat``: what the same call has paid already, on the hops before.
-    ``limits``: the ``limit()`` blocks around the call. ``still_useful`` is called right before the intent is written down: it
-    raises where a token would buy nothing any more.
+    ``resource_digest`` is a digest of path and query. ``spent_in_call_msat`` is what the same call has paid already, on earlier
+    hops. ``limits`` are the ``limit()`` blocks around the call. ``still_useful`` is called right before the intent is written to
+    the ledger: it raises if a token would buy nothing any more.
     """
 
     url: str
@@ -67,7 +70,11 @@ class TokenRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Purchase:
-    """A token, and whether this call ended its payment (``bought``) or found it made."""
+    """A token and its ledger row.
+
+    ``bought``: this call carried the payment to its end; False if the payment was there already. ``settlement_latency_ms`` is how
+    long the call took to settle the payment, None if it didn't settle it.
+    """
 
     token: Token
     row: PaymentRow

@@ -117,7 +117,7 @@ def _obstacle(request: requests.PreparedRequest) -> _Obstacle | None:
         except (TypeError, BufferError):
             pass
         else:
-            return _SHRUNK if _is_shorter_than_announced(request, body) else None
+            return _SHRUNK if _is_too_short(request, body) else None
     position: Any = getattr(request, "_body_position", None)
     if _is_closed(body):
         return _one_shot(body, position) if _is_used_up(body) else _CLOSED
@@ -127,13 +127,13 @@ def _obstacle(request: requests.PreparedRequest) -> _Obstacle | None:
     is_text = isinstance(body, io.TextIOBase)
     if not is_text and hasattr(body, "tell") and body.tell() != position:
         return f"it is {_kind(body)}, whose seek() doesn't go to the given position", _COPY
-    if _is_shorter_than_announced(request, body):
+    if _is_too_short(request, body):
         return _SHRUNK
     if _content_length(request) and callable(getattr(body, "read", None)):
         is_there = bool(body.read(1))
         body.seek(position)
         if not is_there:
-            return f"it is {_kind(body)}, whose seek() raises nothing but doesn't go back", _COPY
+            return f"it is {_kind(body)}, whose seek() says that it went back, although it didn't", _COPY
     return None
 
 
@@ -191,7 +191,7 @@ def _content_length(request: requests.PreparedRequest) -> int | None:
     return int(length) if length.isdecimal() else None
 
 
-def _is_shorter_than_content_length(request: requests.PreparedRequest, body: Any) -> bool:
+def _is_too_short(request: requests.PreparedRequest, body: Any) -> bool:
     """Return whether less of ``body`` is left than Content-Length announces. The server would wait for the rest and never answer.
 
     False for a text file, whose length isn't measured: `requests` measures it wrongly, and warns each time.
@@ -246,11 +246,11 @@ def _read(raw: Any) -> tuple[bytes, bool]:
 def _set_timeout(raw: Any, timeout_s: float) -> None:
     """Set how long the next read from ``raw`` may wait, if ``raw`` still has its connection.
 
-    The timeout isn't reset after the last byte, for this reason:
+    A connection that has gone back to the pool isn't touched:
       1. With the last byte of the body, the connection goes back to the pool, and ``raw`` no longer has it.
-      2. Another thread may take the connection at once, set its own timeout and wait for its own answer.
-      3. A timeout set here now would cut that wait short, or make the other thread believe that the connection has ended.
-    Whichever thread takes a connection from the pool sets a timeout of its own, so this one does no harm there.
+      2. Another thread may take the connection at once, and wait on it for an answer of its own.
+      3. A timeout set now would cut that wait short, or make the other thread see an end of the connection.
+    So the timeout isn't reset afterwards either: whichever thread takes a connection from the pool sets its own.
     """
     sock = getattr(getattr(raw, "connection", None), "sock", None)
     if sock is not None:

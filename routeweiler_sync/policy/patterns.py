@@ -1,8 +1,8 @@
 """Match URLs and origins with `fnmatch` patterns, read as their authors mean them.
 
-Pure. What follows from a match is left to `policy.engine` and `budgets`. Only in its host a pattern has another meaning than
-`fnmatch` gives it: ``[::1]`` is an address, not one of three characters, and upper case counts as lower case. A pattern that no URL
-can match is refused, because in a denial it would deny nothing.
+Pure. What follows from a match is left to `policy.engine` and `budgets`. A pattern differs from `fnmatch` in its host alone:
+``[::1]`` is an address, not one of three characters, and upper case counts as lower case. A pattern that no URL can match is
+refused, because in a denial it would deny nothing.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ _BEGINNINGS = ("http://", "https://")
 _WILD = re.compile(r"[*?[]")
 _SCHEME = re.compile(r"([A-Za-z*?]*://)(.*)", re.DOTALL)
 _BRACKETS = re.compile(r"\[([^]]*:[^]]*)\](.*)", re.DOTALL)
-# A default port is removed from a pattern only if its host has no *, or has a letter or a dot after the last *. Otherwise the * could
-# match another port as well: https://*1:443 would become https://*1, which matches https://a:8441.
+# A default port is removed from a pattern only if its host has no *, or has a letter or a dot after the last *. Otherwise the *
+# could match another port as well: https://*1:443 would become https://*1, which matches https://a:8441.
 _HOST = r"[^/*]+|[^/]*\*[^/*]*[a-z.][^/*]*"
 _DEFAULT_PORT = re.compile(rf"(http://(?:{_HOST})):80|(https://(?:{_HOST})):443")
 

@@ -92,6 +92,11 @@ class HttpProxy(_Running):
                 lines += [f"{k}: {v}" for k, v in self.headers.items() if k.lower() not in ("connection", "proxy-authorization")]
                 with socket.create_connection(proxy.hosts.get(address, address)) as origin:
                     origin.sendall("\r\n".join([*lines, "Connection: close", "", ""]).encode("latin-1") + body)
+                    head = b""
+                    while b"\r\n" not in head and (data := origin.recv(65536)):
+                        head += data
+                    # Said, not only done: else the client may send its next request just before it sees the end.
+                    self.connection.sendall(head.replace(b"\r\n", b"\r\nConnection: close\r\n", 1))
                     while data := origin.recv(65536):
                         self.connection.sendall(data)
                 self.close_connection = True

@@ -37,7 +37,8 @@ _ASK_AGAIN = -1
 #: The WalletStates of a node that will accept payment orders soon, without anybody's help.
 _STARTING = frozenset({pb.UNLOCKED, pb.RPC_ACTIVE, pb.WAITING_TO_START})
 
-#: A node that unlocks itself reports LOCKED for 0.1 to 0.3 s at each start (observed, lnd 0.21.2). After this long it stays locked.
+#: A node that unlocks itself reports LOCKED for 0.1 to 0.3 s at each start (observed, lnd 0.21.2). One that reports it for longer
+#: than this waits to be unlocked.
 LOCKED_GRACE_S = 1.0
 _START_POLL_S_MIN, _START_POLL_S_MAX = 0.05, 0.5
 #: The shortest timeout of a call. If the deadline has just passed, lnd or gRPC then reports that, and it isn't guessed.

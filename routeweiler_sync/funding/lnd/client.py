@@ -193,7 +193,7 @@ class LndClient:
     # Asking: none of these methods can move money
 
     def track(self, payment_hash: bytes, *, timeout_s: float, follow: bool) -> WalletAnswer:
-        """Ask lnd about the payment of this hash (32 bytes). ``follow`` waits for its end, at most ``timeout_s`` seconds.
+        """Ask lnd about the payment with this hash (32 bytes). ``follow`` waits for its end, at most ``timeout_s`` seconds.
 
         Errors are returned as answers, not raised; a stream that breaks ends the wait early. UNKNOWN proves nothing at all.
         IN_FLIGHT is the last state that lnd reported.
@@ -219,7 +219,7 @@ class LndClient:
         return answer
 
     def track_payment(self, payment_hash: bytes | str) -> PaymentStatus:
-        """Return what lnd knows now of the payment of this hash (32 bytes or 64 hex digits). Don't wait if it is in flight.
+        """Return what lnd knows now of the payment with this hash (32 bytes or 64 hex digits). Don't wait if it is in flight.
 
         Raises: FundingError if lnd can't be asked. PreimageMismatchError if lnd's preimage doesn't fit the payment hash. ValueError
         for a hash of another length.

@@ -34,6 +34,7 @@ def test_the_demo_goes_as_told_wherever_it_runs(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.rglob("*")] == ["tmp"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", [80, 120])
 def test_the_demo_is_plain_and_fits_the_screen(columns: int) -> None:
     """In a file or a narrow window it would be unreadable; and it shows no secret to whom it is shown."""

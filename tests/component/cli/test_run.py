@@ -99,6 +99,7 @@ WHO = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["who.py", "./who.py", "sub/../who.py", "{folder}/who.py", "app", "app.zip", "-"])
 def test_a_program_finds_itself_as_python_would_have_it(python: Interpreter, script: str) -> None:
     """Programs look for their files beside ``__file__`` and ``sys.path[0]``, and for their arguments in ``sys.argv``."""
@@ -113,6 +114,7 @@ def test_a_program_finds_itself_as_python_would_have_it(python: Interpreter, scr
     assert b"__name__ __main__" in ended.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("args", [["pkg"], ["pkg.mod"], ["who"], ["nowhere"], ["pkg.empty"], ["json.tool", "--help"]])
 def test_a_module_is_run_as_by_python_m(python: Interpreter, args: list[str]) -> None:
     """A service that is started as ``python -m service`` has relative imports, which need its package."""
@@ -192,6 +194,7 @@ def test_a_budget_that_can_t_be_read_is_refused_at_once(python: Interpreter) -> 
     assert b"'lots' isn't a limit" in ended.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["nowhere.py", "no/where.py", "void", "noise.zip"])
 def test_what_can_t_be_run_is_told_in_python_s_words(python: Interpreter, name: str) -> None:
     """Exit code 2 and the path: what a supervisor's log is searched for."""
@@ -310,6 +313,7 @@ def test_a_program_ends_as_under_python(python: Interpreter, what: str) -> None:
     python.same("program.py", stdin=STDIN.get(what, b""))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["-strange.py", "with space.py", "ümlaut.py", "noext"])
 def test_a_program_may_have_any_name(python: Interpreter, name: str) -> None:
     """A path is a path."""
@@ -374,6 +378,7 @@ def test_a_signal_is_the_program_s(python: Interpreter, program: str, signum: in
         assert plain[2] == -signum
 
 
+@pytest.mark.slow
 @posix_only
 def test_a_reader_that_leaves_ends_the_program_as_ever(python: Interpreter) -> None:
     """``… | head``: what python makes of a broken pipe, it makes here, be it while the program writes or at its end."""
@@ -395,6 +400,7 @@ def test_a_reader_that_leaves_ends_the_program_as_ever(python: Interpreter) -> N
     assert left("late.py", None)[1] == 120
 
 
+@pytest.mark.slow
 def test_the_site_s_own_customization_runs(python: Interpreter) -> None:
     """Coverage tools and companies have a sitecustomize of their own: it isn't replaced, and its faults are told as its own."""
     python.write("site/sitecustomize.py", "import sys; sys.custom = (__name__, __file__, list(sys.path))")
@@ -408,6 +414,7 @@ def test_the_site_s_own_customization_runs(python: Interpreter) -> None:
         assert (paying.stdout, paying.stderr) == (plain.stdout, 2 * plain.stderr)  # ours is a python, too
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["", None, "{os.pathsep}", "one{os.pathsep}{os.pathsep}two"])
 def test_the_path_is_the_user_s(python: Interpreter, path: str | None) -> None:
     """An empty entry of PYTHONPATH is the current folder: one too many, and a program imports what lies there."""
@@ -541,6 +548,7 @@ def test_a_program_s_children_pay_and_share_what_is_bought(
     books.check()
 
 
+@pytest.mark.slow
 def test_free_traffic_needs_no_node_and_leaves_nothing(python: Interpreter, paywall: Paywall, books: Books) -> None:
     """Who has set nothing up runs a program as ever."""
     python.environ.update(NO_NODE, ROUTEWEILER_LEDGER=str(books.ledger_path))
@@ -573,6 +581,7 @@ def test_what_a_startup_file_has_imported_pays_as_well(buying: Interpreter, payw
     assert len(lnd.payments) == 1
 
 
+@pytest.mark.slow
 def test_a_program_s_log_has_our_lines_where_it_wants_them(buying: Interpreter, paywall: Paywall) -> None:
     """The command line is silent, for it tells the money in its own words; a program's log is where such things are looked for."""
     buying.write("program.py", "import logging, requests, sys; logging.basicConfig(level='DEBUG'); requests.get(sys.argv[1])")
@@ -585,6 +594,7 @@ def test_requests_is_not_imported_before_the_program_does(buying: Interpreter, p
     assert buying.run("program.py").stdout.strip() == b"set()"
 
 
+@pytest.mark.slow
 def test_requests_looks_as_it_was_loaded(buying: Interpreter) -> None:
     """importlib.resources and pkgutil ask a module's loader for its files."""
     buying.write(

@@ -240,6 +240,7 @@ def test_a_rollback_that_fails_hides_no_interrupt(tmp_path: Path) -> None:
 # -- cut off, and flipped ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_log_that_was_cut_off_costs_no_second_payment(
     make_session: Callable[..., Routeweiler],
     paywall: Paywall,

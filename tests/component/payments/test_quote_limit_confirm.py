@@ -553,6 +553,7 @@ def test_confirm_is_told_the_fee_limit_that_holds(make_session: Make, pages: lis
     assert [quote.max_fee_msat for quote in asked] == [2_000]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_a_limit_agrees_with_the_node_whatever_happens(
     make_session: Make, paywall: Paywall, pages: list[str], lnd: FakeLnd, books: Books, seed: int

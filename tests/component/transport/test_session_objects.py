@@ -402,6 +402,7 @@ assert max(seen[12:]) <= max(seen[:12]) + 5, seen
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files are seen in /proc")
 def test_what_the_environment_named_before_doesnt_stay_open(paywall: Paywall, lnd: FakeLnd, tmp_path: Path) -> None:
     """Tests that set a ledger each, as their fixtures do, would run out of files after some 150 of them."""

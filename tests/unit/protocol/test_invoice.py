@@ -272,6 +272,7 @@ def test_any_text_is_an_invoice_or_a_parse_error(text: str) -> None:
         assert isinstance(decode_invoice(text), Invoice)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(
     head=st.sampled_from(["lnbc", "lntb", "lntbs", "lnbcrt"]).flatmap(
@@ -299,6 +300,7 @@ def test_a_doctored_invoice_with_its_checksum_remade_is_read_exactly_or_refused(
     assert read.expires_at >= read.created_at
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150)
 @given(st.lists(st.tuples(st.sampled_from("psdhnxcm9frqyz"), st.lists(st.integers(0, 31), max_size=60)), max_size=6))
 def test_any_fields_give_an_invoice_or_a_parse_error(extra: list[tuple[str, list[int]]]) -> None:
