@@ -1,7 +1,7 @@
 """routeweiler_sync: a `requests.Session` that pays for what it fetches.
 
-Where a server answers 402 with an L402 challenge, the session pays the Lightning invoice through your own LND node, within a
-budget, leaves a trace, and hands back a plain `requests.Response`.
+If a server answers 402 with an L402 challenge, the session pays the Lightning invoice through your own LND node, within a budget,
+writes a trace line, and returns a plain `requests.Response`.
 
     from routeweiler_sync import Funding, LndClient, Routeweiler
 
@@ -9,16 +9,18 @@ budget, leaves a trace, and hands back a plain `requests.Response`.
     with Routeweiler(funding=[Funding.lightning_lnd(client=client, network="bitcoin")]) as session:
         response = session.get("https://example.com/paid")
 
-Or, in a program that uses `requests`, with the node and the budget in the environment:
+A program that uses `requests` changes one line instead. The node and the budget are then in the environment:
 
     import routeweiler_sync as requests
 
     response = requests.get("https://example.com/paid")
 
-Then this module has all that `requests` has: the same objects, but for ``Session``, ``session``, ``request`` and the verbs, which
-pay. ``__version__`` and its like are those of `requests`; the version of this package is told by ``importlib.metadata``.
+This module has everything that `requests` has. All are the same objects, except ``Session``, ``session``, ``request`` and the
+verbs, which pay. ``__version__``, ``__title__`` and the like are those of `requests`; for the version of this package ask
+``importlib.metadata``.
 
-What only paying needs (grpc, bolt11, pymacaroons, tenacity, sqlite3) is imported on the first 402, not here.
+What only paying needs (grpc, bolt11, pymacaroons, tenacity) is imported on the first 402, not here, and sqlite3 when a ledger is
+first opened. Most public names are imported when they are first used.
 """
 
 from __future__ import annotations
@@ -122,7 +124,7 @@ if TYPE_CHECKING:
 else:
     from requests import packages
 
-#: Names whose modules are imported when they are first asked for.
+#: Public names, each with the module that is imported when the name is first used.
 _LAZY = {
     "BudgetEnvelope": "budgets.schema",
     "CoinGecko": "budgets.coingecko",
@@ -152,16 +154,16 @@ _LAZY = {
 }
 
 
-if not TYPE_CHECKING:  # a checker would take any misspelt name for one of those
+if not TYPE_CHECKING:  # with a __getattr__ here, a type checker would accept any misspelt name
 
     def __getattr__(name: str) -> Any:
         if name in _LAZY:
             with _importing:
                 value = getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
-        elif name == "help":  # which `requests` itself imports only when it is asked for
+        elif name == "help":  # `requests` itself imports it only when it is used
             return importlib.import_module(f"{__name__}.help")
         elif not name.startswith("_") and hasattr(requests, name):
-            return getattr(requests, name)  # what isn't meant to be public either: programs use it all the same
+            return getattr(requests, name)  # also names that aren't meant to be public: programs use them
         else:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         globals()[name] = value
@@ -231,6 +233,9 @@ __all__ = [
     "TraceSink",
     "URLRequired",
     "UnreplayableBodyError",
+    "WalletAnswer",
+    "WalletClient",
+    "WalletReply",
     "codes",
     "delete",
     "get",
@@ -245,9 +250,6 @@ __all__ = [
     "request",
     "session",
     "uninstall",
-    "WalletAnswer",
-    "WalletClient",
-    "WalletReply",
     "utils",
     "wrap",
 ]

@@ -1,11 +1,11 @@
-"""``python -m routeweiler_sync``: the command line; a file or a folder in a command's place is run."""
+"""``python -m routeweiler_sync``: the command line. A file or folder where a command would stand is run as by ``run``."""
 
 import os
 import sys
 
 from .cli import main
 
-#: What python is given to run: where there is no such file, python says so.
+#: Endings of programs. Something with such an ending is run even if there is no such file: python then reports that.
 _PROGRAMS = (".py", ".pyw", ".pyc", ".pyz")
 
 given = sys.argv[1:]

@@ -1,4 +1,4 @@
-"""`requests._internal_utils` under this package's name: the same module. Not public there, but imported all the same."""
+"""`requests._internal_utils` under this package's name: the same module. It isn't public, but programs import it."""
 
 import sys
 

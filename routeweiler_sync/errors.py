@@ -1,7 +1,7 @@
-"""The tree of errors. Each says what happened, whether money was spent, and what to do next.
+"""The tree of errors. Each error says what happened, whether money was spent, and what to do next.
 
     RouteweilerError(requests.RequestException)          .response .request .spent: False | True | None (not known yet)
-    ├─ NoFeasibleRailError                               nothing fits: no funding for this network, no rail, …
+    ├─ NoFeasibleRailError                               nothing here can pay this: no funding for its network, no rail, …
     │  ├─ NoFundingForRailError
     │  └─ RailNotSupportedError
     ├─ ChallengeParseError
@@ -17,14 +17,15 @@
     │  ├─ EnvelopeExpiredError
     │  ├─ FmvUnavailableError
     │  └─ PaymentDeclinedError
-    ├─ FundingError                                      not a byte of an order has left: nothing spent
+    ├─ FundingError                                      no order to pay was carried out: nothing spent
     ├─ LedgerError                                       before the payment: nothing spent
-    ├─ InvoicePaymentError                               lnd's word is FAILED: nothing spent
-    ├─ PaymentPendingError                               may be spent: the row is open
+    ├─ InvoicePaymentError                               lnd reports FAILED: nothing spent
+    ├─ PaymentPendingError                               may be spent: the row is unfinished
     ├─ TokenRefusedError                                 spent: the row keeps the proof
     └─ PreimageMismatchError                             spent: the row keeps the proof
 
-`RequestException` is an `OSError`: an ``except OSError`` around our own I/O would swallow these.
+`RequestException` is an `OSError`: an ``except OSError`` around this package's own I/O would catch these too. Where an error is
+raised is left to the modules that raise it; the texts at the end of a purchase are in `payments.outcome_errors`.
 """
 
 from __future__ import annotations
@@ -38,25 +39,24 @@ import requests
 class RouteweilerError(requests.RequestException):
     """The root of all errors of this package; a `requests.RequestException`, so that handlers for `requests` catch it too.
 
-    An error is made of three things, and its text of the three in this order: ``what`` happened, what became of the money (a
-    sentence made from ``spent``, in `money_sentence` and nowhere else), and ``advice``, what to do next. An error made without
-    ``advice``, by a wallet of your own for instance, has ``what`` alone as its text.
+    The text of an error has three parts, in this order: ``what`` happened (the first argument), a sentence about the money, and
+    ``advice``, what to do next. The sentence is made from ``spent`` by `money_sentence`, and nowhere else. An error that is made
+    without ``advice``, by a wallet of your own for instance, has ``what`` alone as its text.
 
-    ``spent`` says whether money has left the wallet: False (none has and, by this call, none will), True, or None where only the
-    node can tell and hasn't yet. ``payment_hash`` (64 hex digits) names the ledger row, where there is one. ``code`` is a stable
-    name of the kind of error, as the trace writes it. ``paid_before_msat`` is what the same call had paid, fees included, before
-    this happened.
+    ``spent`` says whether money has left the wallet: False (none has and, by this call, none will), True, or None if that isn't
+    known yet and only the node can say. ``payment_hash`` (64 hex digits) names the ledger row, if there is one. ``code`` is a stable
+    name of the kind of error, as the trace writes it. ``paid_before_msat`` is what the same call had paid before this happened, fees included.
     """
 
-    #: An error that may be about earlier payments says that it speaks of this call.
+    #: The sentence for ``spent`` False. A class whose errors may concern earlier payments limits it to this call.
     _NOTHING_SPENT: ClassVar[str] = "Nothing was spent."
-    #: What is known about the money for every error of the class; an instance may know better.
+    #: What is known about the money for every error of the class. An instance may know more.
     spent: bool | None = False
     #: The stable name that the trace writes.
     code: ClassVar[str] = "routeweiler_error"
-    #: Hex of the payment hash that the error is about, where there is one.
+    #: The payment hash that the error is about, in hex; None if there is none.
     payment_hash: str | None = None
-    #: What to do next; None where the text is ``what`` alone.
+    #: What to do next; None if the text is ``what`` alone.
     advice: str | None = None
     #: What the call had paid before, in msat, fees included.
     paid_before_msat: int = 0
@@ -79,12 +79,12 @@ class RouteweilerError(requests.RequestException):
 
     @property
     def what(self) -> str:
-        """What happened, without the sentence about the money and the advice."""
+        """What happened, without the sentence about the money and without the advice."""
         return super().__str__()
 
     @property
     def money_sentence(self) -> str:
-        """What became of the money, as a sentence."""
+        """The sentence that says what became of the money."""
         if self.paid_before_msat:
             from ._core.money import sats  # here: decimal and fractions would make each import of the package slower
 
@@ -95,7 +95,7 @@ class RouteweilerError(requests.RequestException):
 
     @property
     def brief(self) -> str:
-        """What happened and what to do, without the money: for a text that speaks of the money itself."""
+        """What happened and what to do, for a longer text that has its own sentence about the money."""
         return f"{self.what.rstrip('.')} ({self.advice.rstrip('.')})" if self.advice else self.what
 
     def __str__(self) -> str:
@@ -107,7 +107,7 @@ class RouteweilerError(requests.RequestException):
 
 
 class NoFeasibleRailError(RouteweilerError):
-    """The server wants to be paid in a way that nothing configured here can: nothing spent."""
+    """The server asks for a payment that nothing configured here can make: nothing spent."""
 
     code = "no_feasible_rail"
 
@@ -125,7 +125,7 @@ class RailNotSupportedError(NoFeasibleRailError):
 
 
 class ChallengeParseError(RouteweilerError):
-    """The 402 says L402 or LSAT but can't be used (malformed, oversized, bad signature, no amount): nothing spent."""
+    """The 402 has an L402 or LSAT challenge that can't be used (malformed, oversized, bad signature, no amount): nothing spent."""
 
     code = "challenge_parse_error"
 
@@ -145,9 +145,9 @@ class ChallengeMismatchError(RouteweilerError):
 class UnreplayableBodyError(RouteweilerError):
     """The request's body can be sent only once, so a payment would buy nothing: nothing spent.
 
-    It says what to pass instead. What can't be kept (a stream without end) goes to a path that has been paid for, by a GET
-    perhaps: the token goes along with the first sending then. ``spent`` is True where the body was lost while the node paid: the
-    token is kept, and the next call uses it.
+    The text says what to pass instead. A body that can't be kept, such as an endless stream, can go to a path that has been paid
+    for before, perhaps by a GET: then the token goes along when the body is first sent. ``spent`` is True if the body was lost
+    while the node paid: the token is kept, and the next call uses it.
     """
 
     code = "unreplayable_body"
@@ -196,32 +196,32 @@ class EnvelopeExpiredError(BudgetError):
 
 
 class FmvUnavailableError(BudgetError):
-    """No exchange rate is to be had for the envelope's currency, so the price can't be bounded: nothing spent."""
+    """There is no exchange rate for the envelope's currency, so the price can't be checked against it: nothing spent."""
 
     code = "fmv_unavailable"
 
 
 class PaymentDeclinedError(BudgetError):
-    """``confirm`` said no: nothing spent."""
+    """``confirm`` refused the payment: nothing spent."""
 
     code = "payment_declined"
 
 
 class FundingError(RouteweilerError):
-    """The node can't be reached, is locked, or refuses the macaroon, and no order to pay has left: nothing spent."""
+    """The node can't be reached, is locked, or refuses the macaroon, and no order to pay was carried out: nothing spent."""
 
     code = "funding_error"
 
 
 class LedgerError(RouteweilerError):
-    """The ledger can't be read or written, and no order to pay has left: nothing spent."""
+    """The ledger can't be read or written, and no order to pay has left: nothing spent by this call."""
 
     code = "ledger_error"
     _NOTHING_SPENT = "Nothing was spent by this call."
 
 
 class InvoicePaymentError(RouteweilerError):
-    """lnd's word on the payment is FAILED: nothing spent.
+    """The payment failed, as lnd reports: nothing spent.
 
     ``failure_reason`` is lnd's ``PaymentFailureReason`` without its prefix, e.g. ``NO_ROUTE``, ``TIMEOUT``,
     ``INSUFFICIENT_BALANCE``, ``INCORRECT_PAYMENT_DETAILS``.
@@ -237,10 +237,10 @@ class InvoicePaymentError(RouteweilerError):
 
 
 class PaymentPendingError(RouteweilerError):
-    """The outcome of a payment isn't known yet, or isn't booked: it may be spent.
+    """The outcome of a payment isn't known yet, or isn't booked: the money may be spent.
 
-    ``spent`` is True where the node has said paid and the ledger couldn't be written. The ledger row keeps everything needed, and
-    the node the preimage. Call again (the same purchase goes on, nothing is paid twice), or ask
+    ``spent`` is True if the node reports the payment as made and the ledger can't be written. The ledger row keeps everything that
+    is needed, and the node keeps the preimage. Call again (the same purchase goes on, nothing is paid twice), or ask by
     ``session.recover()``.
     """
 
@@ -249,10 +249,10 @@ class PaymentPendingError(RouteweilerError):
 
 
 class TokenRefusedError(RouteweilerError):
-    """The invoice is paid but the server doesn't take the token: spent. The ledger row keeps token and preimage.
+    """The invoice is paid but the server doesn't accept the token: spent. The ledger row keeps token and preimage.
 
-    ``spent`` is False, and there is no ``payment_hash``, where the server took none of the tokens that other calls had bought, and
-    this one came to buy nothing.
+    ``spent`` is False, and ``payment_hash`` None, if the server accepted none of the tokens that other calls had bought, and this
+    call bought nothing.
     """
 
     code = "token_refused"
@@ -261,7 +261,7 @@ class TokenRefusedError(RouteweilerError):
 
 
 class PreimageMismatchError(RouteweilerError):
-    """The node says paid, but its preimage doesn't fit the payment hash: spent, and booked. No token can be made of it."""
+    """The node reports a payment as made, but its preimage doesn't fit the payment hash: spent, and booked, but without a token."""
 
     code = "preimage_mismatch"
     spent = True

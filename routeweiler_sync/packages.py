@@ -1,4 +1,4 @@
-"""`requests.packages` under this package's name: the same modules, urllib3 and those within it too."""
+"""`requests.packages` under this package's name: the same modules, with urllib3 and its submodules."""
 
 import sys
 from typing import TYPE_CHECKING
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import requests.packages
 from requests.packages import *  # noqa: F403
 
-if TYPE_CHECKING:  # which requests puts there under the eyes of no checker
+if TYPE_CHECKING:  # requests adds these names at run time, where no type checker sees them
     import idna as idna
     import urllib3 as urllib3
 

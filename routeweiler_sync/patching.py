@@ -1,4 +1,7 @@
-"""``install()`` and ``uninstall()``: `requests` itself pays, for programs of which no line can be changed."""
+"""``install()`` and ``uninstall()`` make the sessions of `requests` itself pay, for programs of which no line can be changed.
+
+What such a session pays with is left to `config.environment`, paying to `transport.session`.
+"""
 
 from __future__ import annotations
 
@@ -19,27 +22,30 @@ if TYPE_CHECKING:
 
 
 class InstalledSession(Session):
-    """What ``requests.Session`` is while installed: all of a process share what they pay with."""
+    """The class that ``requests.Session`` is while installed. All its sessions share one payer."""
 
     @classmethod
     def _payer_for(cls, **given: Unpack[Settings]) -> Payer:
-        if _payer is None:  # what is left of it after `uninstall` is one of `requests`
+        if _payer is None:  # after `uninstall` a class that is still bound somewhere makes plain sessions
             return Payer(**given, idle=True)
         return super()._payer_for(**given) if given else _payer.twin()
 
 
 _payer: Payer | None = None
-#: What stood where ours stands now, and ours.
+#: The class that `install` has replaced, and the class that it has put in its place.
 _replaced: tuple[type[requests.Session], type[requests.Session]] | None = None
 
 
 def install(**settings: Unpack[Settings]) -> None:
-    """From now on ``requests.get`` and its like pay, and so do the sessions that ``requests.Session()`` makes. May be called again.
+    """Make ``requests.get`` and the other verbs pay from now on, and all sessions that ``requests.Session()`` makes.
 
-    ``settings`` are Routeweiler's arguments; what isn't given is as the environment says. Sessions of other kinds pay that are
-    made of classes derived from ``requests.Session`` from now on. What was bound to the old class before isn't reached:
-    ``from requests import Session`` in a module that was imported earlier, classes that were derived from it, and sessions that
-    are there already (see `wrap`). Raises ValueError for arguments that can't be; then nothing has changed.
+    ``settings`` are Routeweiler's arguments; a setting that isn't given is as the environment says. A second call changes the
+    settings. Sessions of classes that are derived from ``requests.Session`` from now on pay too. What was bound to the old class
+    before isn't reached: ``from requests import Session`` in a module that was imported earlier, classes derived earlier, and
+    sessions that exist already (see `wrap`).
+
+    Raises: ValueError for an argument that can't be used; then nothing has changed.
+    Money: none moves here. Calls of `requests` may pay.
     """
     global _payer, _replaced
     _payer = environment.made(**settings)
@@ -51,7 +57,7 @@ def install(**settings: Unpack[Settings]) -> None:
 
 
 def uninstall() -> None:
-    """`requests` is as it was before `install`. Sessions that were made meanwhile go on paying."""
+    """Put `requests` back as it was before `install`. Sessions that were made in between go on paying."""
     global _payer, _replaced
     if _replaced is not None:
         was, ours = _replaced
@@ -64,5 +70,5 @@ def uninstall() -> None:
 
 def _put(old: type[requests.Session], new: type[requests.Session]) -> None:
     for module in (requests, requests.sessions):
-        if vars(module)["Session"] is old:  # else somebody has put a third one there, and that one stays
+        if vars(module)["Session"] is old:  # another library may have put a third class there: that one stays
             vars(module)["Session"] = new

@@ -1,4 +1,7 @@
-"""`requests.sessions` under this package's name, with a `Session` that pays as the environment says."""
+"""`requests.sessions` under this package's name, with a `Session` that pays as the environment says.
+
+What the environment says is left to `config.environment`, paying to `transport.session`.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from ._core.preload import prepare_session
 from .settings import SETTINGS
 from .transport.session import Routeweiler
 
-if TYPE_CHECKING:  # the names of requests.sessions that one version or other of its types tells
+if TYPE_CHECKING:  # the names of requests.sessions that any version of its type stubs lists
     from collections import OrderedDict as OrderedDict
 
     from requests.adapters import HTTPAdapter as HTTPAdapter
@@ -36,7 +39,7 @@ if TYPE_CHECKING:  # the names of requests.sessions that one version or other of
         Request as Request,
         Response as Response,
     )
-    from requests.sessions import (  # type: ignore[attr-defined]  # its own imports, to some checkers
+    from requests.sessions import (  # type: ignore[attr-defined]  # to some checkers these aren't exported
         SessionRedirectMixin as SessionRedirectMixin,
         cookielib as cookielib,
         merge_hooks as merge_hooks,
@@ -62,16 +65,19 @@ if TYPE_CHECKING:  # the names of requests.sessions that one version or other of
 
 
 class Session(Routeweiler):
-    """`Routeweiler`, configured by the environment: node, ``ROUTEWEILER_BUDGET``, ``ROUTEWEILER_LEDGER``, ``ROUTEWEILER_TRACE``.
+    """A `Routeweiler` configured by the environment: node, ``ROUTEWEILER_BUDGET``, ``ROUTEWEILER_LEDGER``, ``ROUTEWEILER_TRACE``.
 
-    All sessions of a process share the connection to the node, the ledger with its tokens, and the trace. What is given by name, of
-    Routeweiler's arguments, holds instead of what the environment says. Where the environment names no node, and none is given, it
-    is a `requests.Session` that warns once where something has to be paid for. What is wrong with a variable is told by the error
-    of the first call that would have to pay. Unpickled it takes its node from the environment of where it is then.
+    All sessions of a process share the connection to the node, the ledger with its tokens, and the trace. An argument of
+    Routeweiler's that is given takes the place of what the environment says. If no node is named or given, the session is a plain
+    `requests.Session`, with one warning when a server first asks for a payment. A variable that can't be used is reported by the
+    first call that would have to pay. An unpickled session takes its node from the environment of the unpickling process.
+
+    Raises: ValueError for an argument that can't be used.
+    Money: none moves here. Calls may pay.
     """
 
     def __init__(self, **kwargs: Unpack[Settings]) -> None:
-        others: dict[str, Any] = {**kwargs}  # of classes that come after ours
+        others: dict[str, Any] = {**kwargs}  # in the end those of classes after Routeweiler in the MRO
         given: Any = {name: others.pop(name) for name in SETTINGS & others.keys()}
         super(Routeweiler, self).__init__(**others)
         prepare_session()
@@ -85,7 +91,7 @@ class Session(Routeweiler):
 
 
 def session() -> Session:
-    """A `Session`."""
+    """Return a new `Session`, as `requests.session` does."""
     return Session()
 
 

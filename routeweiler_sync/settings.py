@@ -1,4 +1,7 @@
-"""What a session can be told: the keyword arguments of `Routeweiler`, which `wrap`, `install` and `PaywallAdapter` take too."""
+"""The keyword arguments of `Routeweiler`, which `wrap`, `install` and `PaywallAdapter` take too, and their types.
+
+How their values are checked is left to `config.payer`, their meaning to the docstring of `Routeweiler`.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ Unpayable = Literal["raise", "return"]
 
 
 class Default(Enum):
-    """Stands for what is made only when it is needed."""
+    """A default value that isn't made until it is needed."""
 
     #: The envelope ``default``: 1 000 sat a call, 10 000 an hour, 50 000 a day.
     ENVELOPE = "the safe default"
@@ -33,7 +36,7 @@ class Default(Enum):
 
 
 class Settings(TypedDict, total=False):
-    """`Routeweiler` tells what each means."""
+    """The keyword arguments of a session. The docstring of `Routeweiler` says what each means."""
 
     funding: Sequence[LightningFundingSource]
     policy: Policy | None
@@ -49,7 +52,7 @@ class Settings(TypedDict, total=False):
 
 
 class AdapterSettings(Settings, total=False):
-    """What `PaywallAdapter` takes by name: `requests.adapters.HTTPAdapter`'s arguments besides."""
+    """The keyword arguments of `PaywallAdapter`: those of a session and of `requests.adapters.HTTPAdapter`."""
 
     pool_connections: int
     pool_maxsize: int
@@ -57,5 +60,5 @@ class AdapterSettings(Settings, total=False):
     pool_block: bool
 
 
-#: Their names.
+#: The names of a session's arguments.
 SETTINGS = frozenset(Settings.__annotations__)

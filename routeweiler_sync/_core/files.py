@@ -1,4 +1,4 @@
-"""Opens files that only their user may read, and SQLite files that several processes use. Their contents are left to `ledger`, `trace`."""
+"""Opens files that only their user may read, and SQLite files that several processes use. What is in them is left to the callers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import sqlite3
 
-#: The shortest pause before SQLite is asked again. It is up to ten times as long, at random, so that waiting processes don't keep step.
+#: The shortest pause before SQLite is asked again. A random pause, up to ten times as long, keeps waiting processes out of step.
 _RETRY_PAUSE_S = 0.005
 
 

@@ -1,6 +1,8 @@
-"""Every reason to refuse before paying. All are found while nothing has happened yet.
+"""Every reason to refuse before paying. Each is found before any money can move.
 
-What a challenge itself tells (`check_challenge`), and what a session allows: policy, envelope, funding, rate, confirm (`Checks`).
+`check_challenge` checks what the challenge itself says. `source_for` finds the funding for its network. `Checks` holds what one
+session allows: policy, envelope, exchange rate, confirm(). The order of the checks is left to `checkout`. Limits that depend on
+what was spent before are left to `ledger.envelopes` and `block_limit`, which check and reserve in one step.
 """
 
 from __future__ import annotations
@@ -39,51 +41,60 @@ from ..protocol.invoice import Invoice, decode_invoice
 from .outcome_errors import unsent_error
 from .types import Quote, TokenRequest
 
-#: An invoice that expires sooner than this isn't begun: the payment would race its expiry.
+#: No payment is begun for an invoice that expires sooner than this: the payment would race the expiry.
 MIN_INVOICE_LIFE_S = 2
-#: A token whose own time ends sooner isn't bought: the payment alone takes as long. (Servers do sell tokens that live for seconds.)
+#: No token is bought that expires sooner than this: the payment alone takes as long. (Servers do sell tokens that live for seconds.)
 MIN_TOKEN_LIFE_S = 1
 
 
 def check_challenge(challenge: Challenge) -> None:
-    """Refuse what could only be paid in vain: a token and an invoice that don't belong together, or one that has expired.
+    """Refuse a challenge whose payment would buy nothing.
 
-    Raises: ChallengeMismatchError, ChallengeExpiredError. Money: none is spent.
+    Raises: ChallengeMismatchError if token and invoice don't belong together; ChallengeExpiredError if one of them has expired or
+    is about to.
+    Money: none is spent.
     """
     named, invoice, now_s = challenge.names_payment_hash, challenge.invoice, time.time()
     if named is not None and named != invoice.payment_hash:
         raise ChallengeMismatchError(
-            f"The token is for payment hash {named.hex()}, the invoice for {invoice.payment_hash.hex()}: paying would buy nothing.",
-            advice="Tell the server's operator.",
+            f"The token is for payment hash {named.hex()}, and the invoice is for {invoice.payment_hash.hex()}: paying would buy "
+            "nothing.",
+            advice="Report this to the server's operator.",
         )
     clock = f"it is {int(now_s)} by this machine's clock"
     if now_s + MIN_INVOICE_LIFE_S >= invoice.expires_at:
         raise ChallengeExpiredError(
             f"The invoice {invoice.payment_hash.hex()} has expired, or is about to (at {invoice.expires_at}; {clock}).",
-            advice="Call again for a new one; if it repeats, check the clock.",
+            advice="Call again for a new invoice. If the error repeats, check this machine's clock.",
         )
     if challenge.valid_until is not None and now_s + MIN_TOKEN_LIFE_S >= challenge.valid_until:
         raise ChallengeExpiredError(
-            f"The token offered is past its own valid_until, or is about to be (at {challenge.valid_until}; {clock}): paying would "
+            f"The offered token is past its own valid_until, or is about to be (at {challenge.valid_until}; {clock}): paying would "
             "buy nothing.",
-            advice="Call again for a new one; if it repeats, check the clock.",
+            advice="Call again for a new token. If the error repeats, check this machine's clock.",
         )
 
 
 def source_for(funding: Sequence[LightningFundingSource], network: str) -> LightningFundingSource:
-    """Return the first funding source for ``network``. Raises: NoFundingForRailError where there is none."""
+    """Return the first funding source for ``network``.
+
+    Raises: NoFundingForRailError if there is none.
+    """
     for source in funding:
         if source.network == network:
             return source
     have = ", ".join(sorted({s.network for s in funding})) or "none"
     raise NoFundingForRailError(
         f"The invoice is on {network}, and no funding for that network is configured (configured: {have}).",
-        advice="Add a funding source for it.",
+        advice="Add a funding source for that network.",
     )
 
 
 class Checks:
-    """What one session allows. Thread-safe; asks the ledger and the rate's provider, and no node."""
+    """The checks of one session, made from its policy, envelope and confirm(). Thread-safe.
+
+    They read the ledger and ask the provider of exchange rates, but no node.
+    """
 
     def __init__(
         self,
@@ -104,13 +115,14 @@ class Checks:
 
     @property
     def asks_confirm(self) -> bool:
-        """Whether somebody is asked before each payment."""
+        """Whether the session has a confirm(), which is asked before each payment."""
         return self._confirm is not None
 
     def check_allowed(self, request: TokenRequest) -> None:
-        """Refuse what the policy or the envelope forbids.
+        """Refuse what the policy or the envelope forbids, whatever was spent before.
 
-        Raises: PolicyDeniedError, PolicyMaxPerCallExceededError, RailNotSupportedError, EnvelopeNotFoundError.
+        Raises: PolicyDeniedError, PolicyMaxPerCallExceededError, RailNotSupportedError, EnvelopeNotFoundError; FmvUnavailableError
+        if the policy has a limit in a currency without a rate.
         """
         self._check_policy(request)
         self._check_envelope(request)
@@ -118,7 +130,8 @@ class Checks:
     def check_confirmed(self, quote: Quote) -> None:
         """Ask confirm(), if the session has one.
 
-        Raises: PaymentDeclinedError unless the answer is True: of an async function's answer, or of a "no", `bool` would say yes.
+        Raises: PaymentDeclinedError unless the answer is True itself. Other values don't count as yes: the coroutine of an async
+        function and the string "no" are true as well.
         """
         if self._confirm is None:
             return
@@ -126,25 +139,29 @@ class Checks:
         if answer is not True:
             why = "" if answer is None or answer is False else f" (its answer, a {type(answer).__name__}, isn't True or False)"
             raise PaymentDeclinedError(
-                f"Paying {sats(quote.amount_msat)} for {quote.url} was declined by confirm(){why}.",
+                f"confirm() declined to pay {sats(quote.amount_msat)} for {quote.url}{why}.",
                 advice="",
             )
 
     def check_origin(self, row: PaymentRow, request: TokenRequest) -> None:
-        """Refuse a row that another origin was paid for. Raises: ChallengeMismatchError."""
+        """Refuse the row of a payment to another origin: its token goes only to the origin that issued it.
+
+        Raises: ChallengeMismatchError.
+        """
         if row.origin != request.origin:
             raise ChallengeMismatchError(
-                f"{request.origin} offers an invoice for a payment hash that {row.origin} was paid for: its token goes nowhere else, "
-                "and paying again would buy nothing.",
-                advice="Tell the server's operator, if you trust them.",
+                f"{request.origin} offers an invoice that was paid to {row.origin} already: the token of that payment goes to no "
+                "other server, and paying again would buy nothing.",
+                advice="Report this to the server's operator, if you trust them.",
             )
 
     def check_resend(self, row: PaymentRow, request: TokenRequest) -> None:
-        """Hold an unfinished payment that another call began against what this session allows.
+        """Check an unfinished payment of another call against what this session allows, before its invoice is sent again.
 
-        Whoever was told no mustn't pay, whoever was told yes before. What is reserved for the row stays as it is.
+        A session that may not pay doesn't send the invoice, even if another session was allowed to. The row's reservation stays as
+        it is.
 
-        Raises: PaymentPendingError, for the earlier order may still be carried out.
+        Raises: PaymentPendingError if this session doesn't allow the payment. The earlier send may still arrive.
         """
         invoice = decode_invoice(row.bolt11)
         request = replace(request, challenge=replace(request.challenge, invoice=invoice))
@@ -157,7 +174,10 @@ class Checks:
             raise unsent_error(row, error) from error
 
     def draw(self, request: TokenRequest) -> Draw | None:
-        """Return what the purchase draws on, at this moment's rate; None without an envelope. Raises: FmvUnavailableError."""
+        """Return the draw on the envelope for the purchase, at the present exchange rate; None without an envelope.
+
+        Raises: FmvUnavailableError, EnvelopeNotFoundError.
+        """
         if self._envelope is None:
             return None
         return Draw(
@@ -168,7 +188,12 @@ class Checks:
         )
 
     def quote(self, request: TokenRequest, invoice: Invoice, max_fee_msat: int, draw: Draw | None = None) -> Quote:
-        """Return the price of ``invoice`` in the budget's currency. Raises: FmvUnavailableError, EnvelopeNotFoundError."""
+        """Return the quote for ``invoice`` in the budget's currency, at the rate of ``draw`` or else at the present one.
+
+        ``max_fee_msat`` is the most that routing may cost.
+
+        Raises: FmvUnavailableError, EnvelopeNotFoundError.
+        """
         rate = draw.rate if draw is not None else self._rate()
         return Quote(
             url=request.url,
@@ -183,40 +208,48 @@ class Checks:
         )
 
     def _limits(self) -> BudgetEnvelope | None:
-        """Return the envelope in force, read from the ledger where only its id was given. Raises: EnvelopeNotFoundError."""
+        """Return the envelope in force, or None without one. If only its id was given, it is read from the ledger.
+
+        Raises: EnvelopeNotFoundError.
+        """
         return self._ledger.envelope(self._envelope).limits if isinstance(self._envelope, str) else self._envelope
 
     def _rate(self) -> Rate:
-        """Return the rate at which the budget counts now. Raises: FmvUnavailableError, EnvelopeNotFoundError."""
+        """Return the present exchange rate of the budget's currency.
+
+        Raises: FmvUnavailableError, EnvelopeNotFoundError.
+        """
         limits = self._limits()
         return Rate(currency="sat") if limits is None else rate_for(limits.cap_currency, self._fmv_provider)
 
     def _check_policy(self, request: TokenRequest) -> None:
+        """Refuse what the policy forbids: the URL, the rail, or a price above its limit for one call."""
         if self._policy is None:
             return
         invoice, rail = request.challenge.invoice, request.challenge.rail
         verdict = evaluate(self._policy, url=request.url, scheme=request.challenge.scheme, network=invoice.network, rail=rail)
         if verdict.denied:
             raise PolicyDeniedError(
-                f"The policy forbids paying {request.origin}: {verdict.reason}.", advice="Change the policy to allow it."
+                f"The policy forbids paying {request.origin}: {verdict.reason}.", advice="Change the policy to allow this payment."
             )
         if verdict.rail != rail:
             raise RailNotSupportedError(
-                f"The policy wants {request.origin} paid over {verdict.rail}, and the server was understood to offer {rail} only.",
-                advice="Change the policy to allow it.",
+                f"The policy wants {request.origin} to be paid by {verdict.rail}, and the server's challenge is for {rail}.",
+                advice="Change the policy to allow this payment.",
             )
         limit = verdict.max_per_call_minor_units
         if limit is not None:
-            price_msat = invoice.amount_msat + request.spent_in_call_msat  # a call is a call, over however many redirects
+            price_msat = invoice.amount_msat + request.spent_in_call_msat  # the limit is for the call, with all its redirects
             price = rate_for(self._policy.currency, self._fmv_provider).minor_units_of(price_msat)
             if price > limit:
                 raise PolicyMaxPerCallExceededError(
                     f"The price of {price.normalize():f} {self._policy.currency} minor units is above the {limit} that the policy's "
                     f"rule {verdict.rule!r} allows for one call.",
-                    advice="Change the policy to allow it.",
+                    advice="Change the policy to allow this payment.",
                 )
 
     def _check_envelope(self, request: TokenRequest) -> None:
+        """Refuse an origin or rail that the envelope doesn't allow."""
         limits = self._limits()
         if limits is None:
             return
@@ -225,20 +258,23 @@ class Checks:
         except (PolicyDeniedError, RailNotSupportedError):
             with contextlib.suppress(LedgerError):
                 if limits is self._envelope and self._ledger.exists():
-                    self._ledger.bring(limits)  # as a purchase would: what it forbids holds for the others too
+                    self._ledger.bring(limits)  # as a purchase would do: other sessions must see the changed envelope too
             raise
 
     def _check_standing_limits(self, row: PaymentRow, request: TokenRequest) -> None:
-        """Hold a payment that is reserved already, maybe in another envelope, against this session's: not frozen, not too much."""
+        """Check a payment that is reserved already, perhaps in another envelope, against this session's envelope.
+
+        Raises: EnvelopeFrozenError; BudgetExceededError if it may cost more than the envelope allows for one call.
+        """
         limits = self._limits()
         if limits is None:
             return
-        with contextlib.suppress(EnvelopeNotFoundError):  # nothing has been spent from it
+        with contextlib.suppress(EnvelopeNotFoundError):  # it isn't in the ledger yet, so it can't be frozen
             if self._ledger.envelope(limits.id).frozen:
                 raise EnvelopeFrozenError(f"Envelope {limits.id!r} is frozen.", advice="")
         limit_micro = limits.limit_micro("per_call_minor_units")
         most_msat = row.amount_msat + row.max_fee_msat
         if limit_micro is not None and self._rate().micro_of(most_msat + request.spent_in_call_msat) > limit_micro:
             raise BudgetExceededError(
-                f"It may cost {sats(most_msat)}, more than envelope {limits.id!r} allows for one call.", advice=""
+                f"The payment may cost {sats(most_msat)}, more than envelope {limits.id!r} allows for one call.", advice=""
             )

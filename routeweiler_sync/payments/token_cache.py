@@ -1,7 +1,8 @@
-"""Which token goes along unasked: a session's memory of the ledger's live tokens, by origin.
+"""Which token a request carries before any 402 asks for one: a session's memory of the ledger's live tokens, by origin.
 
-The ledger is asked once for each origin; after that a request costs a look into a dict. What other processes buy later is found
-on the 402 that follows, before anything is paid.
+The ledger is read once for each origin. After that, a request costs a look into a dict. Tokens that other processes buy later
+aren't in this memory: `checkout` finds them in the ledger when a request without a token is answered with 402, before anything is
+paid. What a server's answer means for a token is left to `paywall`.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("routeweiler_sync")
 
-#: Most origins that a session remembers; the one known for longest is forgotten (and asked of the ledger again).
+#: The most origins that a session remembers. Beyond that, the oldest entry is dropped, and read from the ledger again when needed.
 MAX_ORIGINS = 1_000
-#: Most paths of an origin that are remembered for not liking a guess.
+#: The most paths of an origin that are remembered as rejecting guesses. Beyond that, the memory of them starts anew.
 MAX_REJECTING_PATHS = 1_000
 
-#: Guards the books of all sessions, for moments only.
+#: Guards the caches of all sessions. Never kept over a wait.
 _lock = threading.Lock()
 
 
@@ -39,112 +40,128 @@ def _start_over_after_fork() -> None:
     _lock = threading.Lock()
 
 
-class _OriginTokens:
+class _Entry:
+    """What the cache holds of one origin."""
+
     def __init__(self) -> None:
+        #: The live tokens, by scope.
         self.by_scope: dict[str, Token] = {}
+        #: For each path that is known to accept tokens of a scope: that scope.
         self.learned: dict[str, str] = {}
+        #: The paths that get no guess any more.
         self.rejects_guesses: set[str] = set()
+        #: The payment hashes of tokens that were forgotten in this process by `Ledger.forget`.
         self.forgotten: Container[str] = ()
 
     def withholds(self, token: Token) -> bool:
-        """Whether ``held`` is not to go along unasked: the user has forgotten it, or its buyer is about to use it first."""
+        """Return whether ``token`` is kept back: the user has forgotten it, or its buyer is about to use it first."""
         return token.payment_hash in self.forgotten or in_first_use(token.payment_hash)
 
 
 class TokenCache:
-    """A session's tokens. Thread-safe; of its ledger it only reads, and only when the ledger exists."""
+    """The tokens that a session knows of. Thread-safe. It only reads its ledger, and only if the ledger exists."""
 
     def __init__(self, ledger: Callable[[], Ledger]) -> None:
         self._ledger = ledger
-        self._origins: OrderedDict[str, _OriginTokens] = OrderedDict()
+        self._origins: OrderedDict[str, _Entry] = OrderedDict()
 
     def token_for_url(self, url: str) -> tuple[Token, bool] | None:
-        """`unasked` for ``url``; None as well where that isn't one of http. Quick where the origin has no token."""
+        """Return `token_for_path` for the origin and path of ``url``. None too if ``url`` isn't an http URL.
+
+        Quick if the origin has no token.
+        """
         try:
             origin = origin_at(url)
-            tokens_here = self._origins.get(origin) or self._load(origin)
-            return self.token_for_path(origin, path_of(url)) if tokens_here.by_scope else None
+            entry = self._origins.get(origin) or self._load(origin)
+            return self.token_for_path(origin, path_of(url)) if entry.by_scope else None
         except ValueError:
             return None
 
     def token_for_path(self, origin: str, path: str) -> tuple[Token, bool] | None:
-        """The token to send along to ``path``, and whether it is a guess; None where there is none. Never raises.
+        """Return the token to send with a request for ``path``, and whether it is a guess; None if there is none. Never raises.
 
-        The one whose scope was learned for this very path; else, as a guess, the origin's only live token.
+        It is the token of the scope that was learned for this very path. Else it is the origin's only live token, as a guess.
         """
-        tokens_here = self._origins.get(origin) or self._load(origin)
-        if not tokens_here.by_scope:
+        entry = self._origins.get(origin) or self._load(origin)
+        if not entry.by_scope:
             return None
-        learned = tokens_here.learned.get(path)
+        learned = entry.learned.get(path)
         if learned is not None:
-            token = tokens_here.by_scope.get(learned)
-            return None if token is None or tokens_here.withholds(token) else (token, False)
-        if path in tokens_here.rejects_guesses:
+            token = entry.by_scope.get(learned)
+            return None if token is None or entry.withholds(token) else (token, False)
+        if path in entry.rejects_guesses:
             return None
-        live = (token for token in tokens_here.by_scope.values() if not tokens_here.withholds(token))
+        live = (token for token in entry.by_scope.values() if not entry.withholds(token))
         only = next(live, None)
         return (only, True) if only is not None and next(live, None) is None else None
 
     def put(self, token: Token, path: str | None = None) -> None:
-        """Remember ``held``; with ``path``, that the path takes tokens of its scope."""
-        tokens_here = self._origins.get(token.origin) or self._load(token.origin)
+        """Remember ``token``. With ``path``, remember also that the path accepts tokens of its scope."""
+        entry = self._origins.get(token.origin) or self._load(token.origin)
         with _lock:
-            tokens_here.by_scope = {**tokens_here.by_scope, token.scope: token}
-            if path is not None and tokens_here.learned.get(path) != token.scope:
-                tokens_here.learned = {**tokens_here.learned, path: token.scope}
+            entry.by_scope = {**entry.by_scope, token.scope: token}
+            if path is not None and entry.learned.get(path) != token.scope:
+                entry.learned = {**entry.learned, path: token.scope}
 
     def rejects_guesses(self, origin: str, path: str) -> None:
-        """Note that ``path`` didn't like a guessed token: it gets none any more."""
-        tokens_here = self._origins.get(origin)
-        if tokens_here is not None:
+        """Remember that ``path`` rejects guesses: no guess is sent there any more."""
+        entry = self._origins.get(origin)
+        if entry is not None:
             with _lock:
-                tokens_here.rejects_guesses = (
-                    {path} if len(tokens_here.rejects_guesses) >= MAX_REJECTING_PATHS else tokens_here.rejects_guesses | {path}
+                entry.rejects_guesses = (
+                    {path} if len(entry.rejects_guesses) >= MAX_REJECTING_PATHS else entry.rejects_guesses | {path}
                 )
 
     def knows_path(self, token: Token, path: str) -> bool:
-        """Whether ``path`` is known to take tokens of ``held``'s scope."""
-        tokens_here = self._origins.get(token.origin)
-        return tokens_here is not None and tokens_here.learned.get(path) == token.scope
+        """Return whether ``path`` is known to accept tokens of the scope of ``token``."""
+        entry = self._origins.get(token.origin)
+        return entry is not None and entry.learned.get(path) == token.scope
 
     def note(self, token: Token, *, accepted: bool = False, reported: bool = False) -> Token:
-        """Note that the server has taken ``held``, or that its payment has been told. ``held`` as it is now."""
+        """Note that the server has accepted ``token``, or that its payment is reported. Return the token with the notes on it.
+
+        A token that isn't in the cache (any more) isn't put into it.
+        """
         with _lock:
-            tokens_here = self._origins.get(token.origin)
-            kept = None if tokens_here is None else tokens_here.by_scope.get(token.scope)
-            mine = kept is not None and kept.payment_hash == token.payment_hash
-            base = kept if mine and kept is not None else token
+            entry = self._origins.get(token.origin)
+            cached = None if entry is None else entry.by_scope.get(token.scope)
+            is_cached = cached is not None and cached.payment_hash == token.payment_hash
+            base = cached if is_cached and cached is not None else token
             noted = replace(base, accepted=base.accepted or accepted, reported=base.reported or reported)
-            if mine and tokens_here is not None:
-                tokens_here.by_scope = {**tokens_here.by_scope, token.scope: noted}
+            if is_cached and entry is not None:
+                entry.by_scope = {**entry.by_scope, token.scope: noted}
         return noted
 
     def drop(self, token: Token) -> None:
-        """Forget ``held``: it is no longer live."""
-        tokens_here = self._origins.get(token.origin)
+        """Remove ``token`` from the cache, since it is no longer live. Another token of its scope stays."""
+        entry = self._origins.get(token.origin)
         with _lock:
             if (
-                tokens_here is not None
-                and token.scope in tokens_here.by_scope
-                and tokens_here.by_scope[token.scope].payment_hash == token.payment_hash
+                entry is not None
+                and token.scope in entry.by_scope
+                and entry.by_scope[token.scope].payment_hash == token.payment_hash
             ):
-                tokens_here.by_scope = {s: t for s, t in tokens_here.by_scope.items() if s != token.scope}
+                entry.by_scope = {s: t for s, t in entry.by_scope.items() if s != token.scope}
 
-    def _load(self, origin: str) -> _OriginTokens:
-        tokens_here = _OriginTokens()
+    def _load(self, origin: str) -> _Entry:
+        """Read the tokens of ``origin`` from the ledger into the cache, and return its entry. Raises nothing.
+
+        If the ledger can't be read, the entry is empty.
+        """
+        entry = _Entry()
         try:
             ledger = self._ledger()
-            tokens_here.forgotten = ledger.forgotten
+            entry.forgotten = ledger.forgotten
             if ledger.exists():
                 rows = ledger.live(origin)
                 tokens = [Token.of(row) for row in rows]
-                tokens_here.by_scope = {token.scope: token for token in tokens if token is not None}
-                tokens_here.learned = {row.path: row.scope for row in rows} | ledger.learned(origin)
+                entry.by_scope = {token.scope: token for token in tokens if token is not None}
+                entry.learned = {row.path: row.scope for row in rows} | ledger.learned(origin)
         except Exception as error:  # noqa: BLE001
-            # Free traffic doesn't need the ledger. A 402 will, and says what is wrong with it.
+            # Free traffic doesn't need the ledger. When a 402 comes, it is read again, and its error is raised then.
             log.debug("tokens for %s can't be looked up: %s", origin, error)
         with _lock:
-            tokens_here = self._origins.setdefault(origin, known)  # another thread may have looked too, and learned more since
+            entry = self._origins.setdefault(origin, entry)  # another thread may have loaded it meanwhile, and noted more
             while len(self._origins) > MAX_ORIGINS:
                 self._origins.popitem(last=False)
-        return tokens_here
+        return entry

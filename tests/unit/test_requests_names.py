@@ -80,7 +80,7 @@ def test_a_verb_takes_what_it_takes_in_requests(name: str) -> None:
     ]
 
 
-def test_the_star() -> None:
+def test_a_star_import_gives_all_public_names() -> None:
     """`from requests import *`."""
     program = "from routeweiler_sync import *; print(get.__module__, Session.__module__, codes.ok, Routeweiler.__name__, install)"
     done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True)

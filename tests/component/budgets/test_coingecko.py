@@ -105,7 +105,7 @@ def test_the_key_goes_into_its_header(gecko: Gecko, pro: bool, header: str) -> N
         {"max_age_s": 60, "max_stale_s": 59},
     ],
 )
-def test_bad_arguments_are_refused_untold(arguments: dict[str, Any]) -> None:
+def test_bad_arguments_are_refused_and_not_repeated_in_the_error(arguments: dict[str, Any]) -> None:
     """A slip would be found at the first payment, or the key be told in an error."""
     with pytest.raises(ValueError) as refused:
         CoinGecko(**arguments)
@@ -277,8 +277,8 @@ def test_what_may_pass_is_asked_again_a_few_times(gecko: Gecko, bad: Answer, tim
     assert len(gecko.asked) == times
 
 
-def test_a_hiccup_costs_nothing(gecko: Gecko) -> None:
-    """As above: the second attempt's price counts."""
+def test_one_failed_request_for_a_price_costs_nothing(gecko: Gecko) -> None:
+    """One bad answer would refuse a purchase, though the next answer has the price."""
 
     def hiccup(handler: Any) -> None:
         gecko.bad = None
@@ -358,7 +358,7 @@ def test_nobody_waits_for_ever_to_ask(gecko: Gecko) -> None:
     "proxy",
     ["http://me:s3cret@pro xy:80", "http://me:s3cret@h:99999", "http://me:s3cret@127.0.0.1:1", "me:s3cret@:x", "http://me:s3cret"],
 )
-def test_a_proxys_password_is_told_nowhere(gecko: Gecko, monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+def test_a_proxys_password_appears_in_no_error_or_log(gecko: Gecko, monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
     """It would be in the program's log wherever a price can't be had; and no proxy may end a call in an error that isn't ours."""
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
@@ -369,8 +369,8 @@ def test_a_proxys_password_is_told_nowhere(gecko: Gecko, monkeypatch: pytest.Mon
     assert "s3cret" not in "".join(traceback.format_exception(refused.value))
 
 
-def test_nobody_there(gecko: Gecko) -> None:
-    """As above, at once."""
+def test_an_unreachable_server_gives_no_price(gecko: Gecko) -> None:
+    """The caller would get an error of the connection, which no handler for prices catches."""
     with pytest.raises(FmvUnavailableError, match="ConnectionError"):
         CoinGecko(base_url="http://127.0.0.1:1").btc_price("usd")
 
@@ -423,7 +423,7 @@ def test_a_fork_in_the_midst_of_a_question_can_ask(gecko: Gecko) -> None:
 # -- secrets, copies, other people's patches --------------------------------------------------------------------------------
 
 
-def test_the_key_is_told_nowhere(gecko: Gecko, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+def test_the_key_appears_in_no_error_log_or_repr(gecko: Gecko, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     """Somebody else would ask on the user's account."""
     caplog.set_level(logging.DEBUG)
     provider = CoinGecko(KEY, base_url=gecko.url)

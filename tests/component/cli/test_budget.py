@@ -300,7 +300,7 @@ def test_a_macaroon_without_the_right_is_told_and_the_rest_is_compared(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["node", "trace", "variables"])
-def test_an_account_that_cant_be_read_is_told(
+def test_an_account_that_cant_be_read_is_reported(
     command: Command, session: Routeweiler, paywall: Paywall, books: Books, lnd: FakeLnd, what: str
 ) -> None:
     """A job that is to compare three accounts mustn't end well with two."""

@@ -15,7 +15,7 @@ from routeweiler_sync.testing import FakeLnd
 from tests.support.cli_process import ANY_TOKEN, TIMEOUT_S, bare_environ, demo
 
 
-def test_the_demo_goes_as_told_wherever_it_runs(tmp_path: Path) -> None:
+def test_the_demo_succeeds_wherever_it_runs(tmp_path: Path) -> None:
     """It is the first thing that anybody runs: behind a proxy, without a home, with an environment of its own, on any code page."""
     (tmp_path / "tmp").mkdir()
     shown = demo(
@@ -53,7 +53,7 @@ def test_the_demos_colours_can_be_had_and_be_refused() -> None:
     assert not re.search(r"\x1b\[[0-9;]*3[0-9]m", demo(FORCE_COLOR="1", NO_COLOR="1", PYTHONIOENCODING="utf-8").stdout)
 
 
-def test_the_demo_fails_where_it_did_not_go_as_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_demo_fails_where_the_accounts_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     """A demo that can't fail shows nothing: here lnd pays more than it says it charged, there it knows of two payments."""
     honest = FakeLnd.spent_msat.fget
     assert honest is not None

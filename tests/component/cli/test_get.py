@@ -115,7 +115,7 @@ def test_method_and_headers_are_the_users(command: Command, paywall: Paywall) ->
     assert "routeweiler" not in request.headers.get("User-Agent", "")
 
 
-def test_redirects_are_followed_and_each_payment_is_told(command: Command, paywall: Paywall, lnd: FakeLnd) -> None:
+def test_redirects_are_followed_and_each_payment_is_reported(command: Command, paywall: Paywall, lnd: FakeLnd) -> None:
     """Money that was spent on the way would not be mentioned."""
     assert command("get", paywall.url_for(f"/redirect?to={paywall.url}")) == 0
     assert command.out == paywall.content
@@ -218,7 +218,7 @@ def test_2_what_cannot_be_meant_is_refused_before_anything_is_sent(
 
 
 @pytest.mark.parametrize("url", ["example.com/page", "ftp://example.com/", "http://"])
-def test_2_a_url_that_is_none(command: Command, url: str) -> None:
+def test_2_something_that_is_no_url(command: Command, url: str) -> None:
     """A typing error isn't the network's fault."""
     assert command("get", url) == 2
 
@@ -283,7 +283,7 @@ def test_4_the_payment_fails(command: Command, paywall: Paywall, lnd: FakeLnd, b
     books.check()
 
 
-def test_5_it_is_not_known_and_the_next_run_ends_it(command: Command, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
+def test_5_the_outcome_is_unknown_and_the_next_run_ends_it(command: Command, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
     """A new purchase beside one whose order may still arrive pays twice (promise 1)."""
     lnd.drop_next("before_init", times=None)
     assert command("get", paywall.url) == 5
@@ -327,7 +327,7 @@ def test_6_the_connection_breaks_after_the_payment(command: Command, paywall: Pa
     books.check()
 
 
-def test_a_trace_that_cant_be_written_is_told_after_the_outcome(
+def test_a_trace_that_cant_be_written_is_reported_after_the_outcome(
     command: Command, paywall: Paywall, lnd: FakeLnd, tmp_path: Path
 ) -> None:
     """Else an audit finds a payment without a line, of which nobody was warned; or a script takes the warning for the outcome."""

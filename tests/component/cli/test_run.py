@@ -159,7 +159,7 @@ def test_the_interpreter_s_options_hold(python: Interpreter) -> None:
         python.same("-m", "who")
 
 
-def test_the_options_are_told_from_the_program() -> None:
+def test_options_of_the_interpreter_are_separated_from_the_program() -> None:
     """An option's value that is taken for the program, or the other way round, starts something else."""
     ours = ["-m", "routeweiler_sync", "run", "-W"]
     assert options_of(["python", *ours]) == []
@@ -451,7 +451,7 @@ def test_python_m_with_a_file_runs_it_and_commands_go_first(python: Interpreter)
     assert python.run().returncode == 2
 
 
-def test_where_exec_would_end_the_process_it_stands_by(python: Interpreter) -> None:
+def test_without_exec_the_command_waits_for_the_program(python: Interpreter) -> None:
     """On Windows a shell would go on while the program runs, and never learn its exit code."""
     python.write("program.py", "import sys; print(sys.stdin.read()); sys.exit(7)")
     python.write("stand_by.py", "from routeweiler_sync.cli.run import stand_by\nimport os, sys\n"

@@ -30,7 +30,7 @@ def wire(lnd: FakeLnd) -> Iterator[Wire]:
 
 @pytest.mark.parametrize("how", POINTS)
 @pytest.mark.parametrize("way", ["to lnd", "from lnd"])
-def test_wherever_the_connection_breaks_a_purchase_is_made_once_and_told_truly(
+def test_wherever_the_connection_breaks_a_purchase_is_made_once_and_its_error_is_true(
     lnd: FakeLnd, paywall: Paywall, books: Books, make_session: Callable[..., Routeweiler], wire: Wire, how: str, way: Way
 ) -> None:
     """A VPN that drops, a laptop that sleeps, at any byte: else the page is paid twice, or paid and lost, or the error lies."""

@@ -153,7 +153,7 @@ def deaf() -> Any:
 
 
 @pytest.mark.slow
-def test_a_grpc_that_never_answers_ends_the_call_at_our_own_bound(lnd: FakeLnd, deaf: _Deaf) -> None:
+def test_where_grpc_never_answers_the_call_still_ends_in_time(lnd: FakeLnd, deaf: _Deaf) -> None:
     """grpc's own locks may be taken for ever by somebody else's interrupted call: payment_timeout must hold all the same."""
     client = lnd.client()
     client._connection._current().channel = deaf  # type: ignore[assignment]
@@ -166,7 +166,9 @@ def test_a_grpc_that_never_answers_ends_the_call_at_our_own_bound(lnd: FakeLnd, 
 
 
 @pytest.mark.slow
-def test_an_order_that_grpc_has_swallowed_is_unknown(lnd: FakeLnd, deaf: _Deaf, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_order_that_grpc_never_answers_has_an_unknown_outcome(
+    lnd: FakeLnd, deaf: _Deaf, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Called refused, it would be paid again with another invoice, while the first may be on its way."""
     client, invoice = lnd.client(), lnd.invoice(AMOUNT_MSAT)
     connection = client._connection
@@ -180,7 +182,7 @@ def test_an_order_that_grpc_has_swallowed_is_unknown(lnd: FakeLnd, deaf: _Deaf, 
     assert client.send(invoice.bolt11, **{**ordered, "timeout_s": 10}).reply is WalletReply.SUCCEEDED
 
 
-def test_without_a_thread_nothing_is_ordered(lnd: FakeLnd, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_no_thread_can_start_no_payment_order_is_sent(lnd: FakeLnd, monkeypatch: pytest.MonkeyPatch) -> None:
     """A program at its limit of threads must be told that Nothing was spent, and not be left in doubt."""
     client, invoice = lnd.client(), lnd.invoice(AMOUNT_MSAT)
     client.check_ready(10)
@@ -201,7 +203,7 @@ class _Alarmed(BaseException):
     pass
 
 
-def test_what_a_deed_raises_is_the_callers_and_leaving_early_ends_it() -> None:
+def test_errors_of_a_wallet_call_reach_the_caller_and_leaving_early_ends_the_call() -> None:
     """An error that stays in its thread would be an answer that never comes; a call that nobody ends would hold lnd's stream."""
 
     def fails(worker_call: outside.WorkerCall[int]) -> int:

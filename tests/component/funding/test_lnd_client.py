@@ -191,7 +191,7 @@ def test_a_stream_that_breaks_once_the_payment_is_written_down_is_unknown_and_pa
     assert lnd.settled_msat == AMOUNT_MSAT
 
 
-def test_a_stream_that_breaks_before_is_just_as_unknown(lnd: FakeLnd) -> None:
+def test_a_stream_that_breaks_before_the_payment_is_written_down_is_unknown(lnd: FakeLnd) -> None:
     """From the outside it looks the same; only sending the same invoice again is safe, and pays it once."""
     invoice, client = lnd.invoice(AMOUNT_MSAT), lnd.client()
     lnd.drop_next("before_init")
@@ -334,7 +334,7 @@ def test_a_node_that_comes_back_is_used_at_once(lnd: FakeLnd) -> None:
 
 
 @pytest.mark.slow
-def test_an_orphan_stays_in_flight(lnd: FakeLnd) -> None:
+def test_a_payment_whose_client_has_left_stays_in_flight(lnd: FakeLnd) -> None:
     """lnd killed at a bad moment leaves such payments (observed); no reading of them may invent an end."""
     invoice, client = lnd.invoice(AMOUNT_MSAT), lnd.client()
     lnd.orphan_next()
@@ -348,7 +348,7 @@ def test_an_orphan_stays_in_flight(lnd: FakeLnd) -> None:
 # What lnd says of a payment's end
 
 
-def test_a_wrong_preimage_is_told_as_spent(lnd: FakeLnd) -> None:
+def test_a_wrong_preimage_is_reported_as_spent(lnd: FakeLnd) -> None:
     """The money is gone and has to be booked; the token can't be made."""
     invoice, client = lnd.invoice(AMOUNT_MSAT), lnd.client()
     lnd.wrong_preimage_next()
@@ -434,7 +434,7 @@ def test_the_smaller_of_two_timeouts_wins(lnd: FakeLnd) -> None:
     assert in_time(began, 1)
 
 
-def test_send_payment_sync_tells_all_and_defaults_the_fee_limit(lnd: FakeLnd) -> None:
+def test_send_payment_sync_returns_every_field_and_has_a_default_fee_limit(lnd: FakeLnd) -> None:
     """The seed's name, for programs that come from it; without a limit 5 %, at least 10 000 msat, and not "any fee"."""
     lnd.fee_msat = 7
     invoice = lnd.invoice(1_000_000)
@@ -601,7 +601,7 @@ def test_the_list_of_payments_goes_over_its_pages(lnd: FakeLnd, monkeypatch: pyt
         assert [payment.amount_msat for payment in listed] == [AMOUNT_MSAT + number for number in range(1, count + 1)]
 
 
-def test_a_lacking_right_is_named(lnd: FakeLnd) -> None:
+def test_an_error_names_the_macaroons_missing_right(lnd: FakeLnd) -> None:
     """ "permission denied" alone doesn't tell which permission to bake."""
     payer = lnd.client(macaroon_path=lnd.bake_macaroon("/routerrpc.Router/SendPaymentV2"))
     with pytest.raises(FundingError, match=r"doesn't permit ChannelBalance.*uri:/lnrpc.Lightning/ChannelBalance"):

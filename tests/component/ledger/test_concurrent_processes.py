@@ -118,7 +118,7 @@ def test_an_interrupt_as_a_transaction_begins_leaves_none_open(ledger: Ledger) -
 
 
 @pytest.mark.slow
-def test_a_fresh_file_raced_by_many_connections_is_made_once(tmp_path: Path) -> None:
+def test_many_connections_to_a_new_file_create_the_tables_once(tmp_path: Path) -> None:
     """Else workers that start together would find the ledger "locked", or "not a ledger"."""
     for turn in range(25):
         handles = [Ledger.open(tmp_path / f"{turn}.db") for _ in range(8)]
@@ -128,7 +128,7 @@ def test_a_fresh_file_raced_by_many_connections_is_made_once(tmp_path: Path) -> 
             handle.close()
 
 
-def test_a_ledger_that_another_makes_as_we_look_is_a_ledger(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ledger_that_another_process_creates_at_this_moment_is_used(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else who opens a fresh file at the wrong moment is told that it is somebody else's database."""
     other = Ledger.open(path)
     connect = sqlite3.connect

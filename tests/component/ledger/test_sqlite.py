@@ -249,7 +249,7 @@ def synchronous(ledger: Ledger) -> int:
     return int(store._writer.connection.execute("PRAGMA synchronous").fetchone()[0])
 
 
-def test_a_note_does_not_make_the_next_purchase_less_durable(ledger: Ledger) -> None:
+def test_marking_a_row_does_not_make_the_next_purchase_less_durable(ledger: Ledger) -> None:
     """Else after the first token a power cut could undo the record of a payment that lnd has made."""
     seen: list[int] = []
 

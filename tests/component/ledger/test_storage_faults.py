@@ -207,7 +207,9 @@ def pending(call: Future[requests.Response], lnd: FakeLnd) -> PaymentPendingErro
 
 
 @every_fault
-def test_before_paying_it_is_refused(session: Routeweiler, paywall: Paywall, lnd: FakeLnd, books: Books, fault: Fault) -> None:
+def test_a_storage_fault_before_paying_refuses_the_purchase(
+    session: Routeweiler, paywall: Paywall, lnd: FakeLnd, books: Books, fault: Fault
+) -> None:
     """Else lnd would pay for something that no record tells of: its token is lost with the process, and no budget counts it."""
     assert session.get(paywall.url_for("/other")).status_code == 200
     paywall.add_service("/second", name="second", price_msat=3_000)
@@ -221,7 +223,7 @@ def test_before_paying_it_is_refused(session: Routeweiler, paywall: Paywall, lnd
 @pytest.mark.slow
 @every_fault
 @pytest.mark.parametrize("found_by", ["the next call", "recover"])
-def test_after_paying_nothing_is_lost(
+def test_a_storage_fault_after_paying_loses_neither_token_nor_payment(
     session: Routeweiler, paywall: Paywall, lnd: FakeLnd, books: Books, fault: Fault, found_by: str
 ) -> None:
     """Else a full disk at the wrong moment costs the page, or a second payment for it."""
@@ -239,7 +241,9 @@ def test_after_paying_nothing_is_lost(
     books.check()
 
 
-def test_a_commit_that_failed_and_was_one_is_found_out(session: Routeweiler, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
+def test_a_commit_that_reported_failure_but_was_written_is_noticed(
+    session: Routeweiler, paywall: Paywall, lnd: FakeLnd, books: Books
+) -> None:
     """Else a caller is told "pending" of a payment that is booked, and doesn't get the page that is paid for."""
     with in_flight(session, paywall, lnd) as call, failing_commit(commits=True)(session):
         lnd.release()
@@ -250,7 +254,7 @@ def test_a_commit_that_failed_and_was_one_is_found_out(session: Routeweiler, pay
 
 
 @pytest.mark.slow
-def test_an_intent_whose_commit_failed_and_was_one_isnt_sent(
+def test_a_purchase_whose_first_commit_reported_failure_is_not_sent(
     session: Routeweiler, paywall: Paywall, lnd: FakeLnd, books: Books
 ) -> None:
     """Else lnd is asked to pay on the strength of a record that may not be on disk. The row that is there is carried on later."""
@@ -274,7 +278,7 @@ def moved_away(session: Routeweiler) -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", [locked, pytest.param(moved_away, marks=posix)])
-def test_an_order_isnt_sent_again_uncounted(
+def test_no_order_is_sent_again_where_the_send_cant_be_counted(
     session: Routeweiler, paywall: Paywall, lnd: FakeLnd, books: Books, fault: Fault
 ) -> None:
     """Else a second order is on its way that no record counts. The first may yet arrive: whether money was spent isn't known."""
@@ -348,7 +352,9 @@ def fill(folder: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_a_disk_that_is_full(small_disk: Path, make_session: Callable[..., Routeweiler], paywall: Paywall, lnd: FakeLnd) -> None:
+def test_a_full_disk_before_during_or_after_paying_costs_nothing(
+    small_disk: Path, make_session: Callable[..., Routeweiler], paywall: Paywall, lnd: FakeLnd
+) -> None:
     """Before paying: refused. While the node pays: found again once there is room. Marks behind a page: the page is handed over."""
     session = make_session(ledger=small_disk / "ledger.db")
     with in_flight(session, paywall, lnd) as call:
@@ -371,7 +377,9 @@ def test_a_disk_that_is_full(small_disk: Path, make_session: Callable[..., Route
     assert [row.state.value for row in ledger_of(session).payments()] == ["settled", "settled"]
 
 
-def test_a_full_database(session: Routeweiler, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
+def test_a_database_at_its_size_limit_refuses_the_purchase(
+    session: Routeweiler, paywall: Paywall, lnd: FakeLnd, books: Books
+) -> None:
     """SQLite's own word for a full disk, wherever there is one: refused before paying."""
     assert session.get(paywall.url).status_code == 200
     connection = store_of(session)._writer.connection
@@ -409,7 +417,9 @@ def somebody() -> Iterator[None]:
 
 @posix
 @pytest.mark.parametrize("what", ["file", "folder"])
-def test_without_the_right_to_write(what: str, make_session: Callable[..., Routeweiler], paywall: Paywall, lnd: FakeLnd) -> None:
+def test_a_ledger_without_write_permission_refuses_the_purchase(
+    what: str, make_session: Callable[..., Routeweiler], paywall: Paywall, lnd: FakeLnd
+) -> None:
     """Else a ledger of another user would break with an error that no handler knows, or money would move without a record."""
     client = lnd.client()
     client.get_info()

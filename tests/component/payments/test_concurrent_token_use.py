@@ -188,7 +188,7 @@ def test_every_call_of_a_crowd_is_served_for_what_it_needs(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("caveats", [one_service, lambda number: [f"services=x{number}:0"]], ids=["one scope", "many"])
-def test_a_call_that_comes_later_leaves_the_first_use_to_the_buyer(
+def test_a_later_call_leaves_the_first_use_of_a_new_token_to_its_buyer(
     make_session, serve, lnd: FakeLnd, books: Books, caveats
 ) -> None:
     """A one-time token in the session's memory, or found as never taken, would be used up by a call that hasn't paid for it."""
@@ -301,9 +301,7 @@ def test_a_server_that_names_another_scope_each_time_is_paid_once(make_session, 
     books.check()
 
 
-def test_its_token_is_offered_before_it_is_refused_and_serves_once_it_is_taken(
-    make_session, serve, lnd: FakeLnd, books: Books
-) -> None:
+def test_a_token_the_server_has_not_accepted_yet_is_offered_first_and_kept(make_session, serve, lnd: FakeLnd, books: Books) -> None:
     """A server that comes to its senses, or heard of the settlement late, would never be given what was paid for."""
     honest = threading.Event()
     server = serve(lambda *_: honest.is_set(), lambda number: [f"services=x{number}:0"])
@@ -319,7 +317,7 @@ def test_its_token_is_offered_before_it_is_refused_and_serves_once_it_is_taken(
     books.check()
 
 
-def test_what_was_never_taken_stands_in_the_way_of_nothing_else(make_session, serve, lnd: FakeLnd, books: Books) -> None:
+def test_a_token_that_was_never_accepted_blocks_no_other_page(make_session, serve, lnd: FakeLnd, books: Books) -> None:
     """One page that doesn't work would keep a user from all the others of its server; and one that has served, from a new tier."""
     server = serve(
         lambda server, token, target: target != "/broken" and own(server, token, target), lambda number: [f"services=x{number}:0"]
@@ -357,7 +355,7 @@ def test_a_token_that_lives_too_short_to_serve_is_not_paid_for(
     assert books.rows == []
 
 
-def test_one_that_lives_long_enough_is(make_session, serve, lnd: FakeLnd, books: Books) -> None:
+def test_a_token_that_lives_long_enough_is_paid_for(make_session, serve, lnd: FakeLnd, books: Books) -> None:
     """Pages that are sold by the minute would be out of reach."""
     server = serve(every, lambda number: ["services=x:0", f"x_valid_until={int(time.time()) + checks.MIN_TOKEN_LIFE_S + 20}"])
     assert outcome(make_session(), f"{server.url}/page") == "200"

@@ -368,7 +368,7 @@ def test_a_preimage_that_is_forgotten_is_found(worlds) -> None:
 
 
 @pytest.mark.slow
-def test_a_payment_noted_as_told_before_it_is_is_found(worlds) -> None:
+def test_a_payment_marked_as_reported_too_early_is_found(worlds) -> None:
     """The trace then lacks what the ledger holds, and the two never add up again."""
     told = CallRecord._write_events
 

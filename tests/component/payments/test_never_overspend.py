@@ -205,7 +205,7 @@ def finish_race(node: FakeLnd, shop: Paywall, url: str, reader: Reader) -> None:
                     session.get(row.origin + row.path, timeout=30)
 
 
-def test_the_outsider_sees_what_is_wrong(node: FakeLnd, shop: Paywall, new_url: Callable[[], str]) -> None:
+def test_the_oracle_notices_a_forged_total_limit_or_spend(node: FakeLnd, shop: Paywall, new_url: Callable[[], str]) -> None:
     """Else the two tests above might be blind: here a total, a limit and a spend are forged, and each must be seen."""
     url, paid_before = new_url(), len(node.payments)
     node.clear_faults()

@@ -84,7 +84,9 @@ def test_a_quote_does_nothing_that_the_request_asks_for(session: Routeweiler, pa
     assert [request.status for request in paywall.requests] == [402, 200, 402]
 
 
-def test_a_token_whose_time_is_over_is_no_token(session: Routeweiler, make_session: Make, paywall: Paywall, books: Books) -> None:
+def test_an_expired_token_is_quoted_as_if_there_were_none(
+    session: Routeweiler, make_session: Make, paywall: Paywall, books: Books
+) -> None:
     """The page would be said to be paid for, and cost something."""
     session.get(paywall.url)
     with books.ledger._store.transaction() as tx:
@@ -260,7 +262,9 @@ def test_a_refusal_by_one_limit_holds_nothing_in_another(session: Routeweiler, p
 
 
 @pytest.mark.parametrize("why", ["envelope", "declined", "confirm raises", "failed", "interrupted"])
-def test_what_isnt_paid_returns_at_once(make_session: Make, pages: list[str], lnd: FakeLnd, why: str) -> None:
+def test_a_refused_or_failed_payment_returns_its_headroom_at_once(
+    make_session: Make, pages: list[str], lnd: FakeLnd, why: str
+) -> None:
     """Refusals and failures would eat the limit."""
 
     def answer(quote: Quote) -> bool:
@@ -301,7 +305,7 @@ def test_a_payment_of_unknown_outcome_stays_counted(
 
 
 @pytest.mark.slow
-def test_a_payment_that_another_ends_is_noted_when_it_is_met(
+def test_a_payment_that_another_session_ended_is_counted_when_it_is_found(
     session: Routeweiler, make_session: Make, pages: list[str], lnd: FakeLnd, books: Books
 ) -> None:
     """What recover() has found would be forgotten by the limit that ordered it."""
@@ -422,7 +426,7 @@ def test_blocks_may_end_in_any_order_and_by_any_error(session: Routeweiler, page
     assert session.get(pages[1]).status_code == 200
 
 
-def test_a_limit_has_one_block(session: Routeweiler, pages: list[str], lnd: FakeLnd) -> None:
+def test_a_limit_cannot_be_entered_twice(session: Routeweiler, pages: list[str], lnd: FakeLnd) -> None:
     """Two blocks of one limit would share what it allows, or end one another: neither is what was meant."""
     once = session.limit(sats=12)
     with once as limit:
@@ -463,7 +467,7 @@ def test_each_payment_of_a_redirected_call_counts(session: Routeweiler, paywall:
 
 
 @pytest.mark.parametrize("answer", [None, False, 0, "", "yes", 1, "no", [True], Decimal(1)])
-def test_only_true_is_a_yes(make_session: Make, paywall: Paywall, lnd: FakeLnd, answer: object) -> None:
+def test_only_true_from_confirm_is_a_yes(make_session: Make, paywall: Paywall, lnd: FakeLnd, answer: object) -> None:
     """ "no" would be taken for yes, being a string with something in it."""
     session = make_session(confirm=lambda quote: answer)
     with pytest.raises(PaymentDeclinedError, match="othing was spent"):
@@ -472,7 +476,7 @@ def test_only_true_is_a_yes(make_session: Make, paywall: Paywall, lnd: FakeLnd, 
 
 
 @pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning")
-def test_an_async_confirm_is_no_yes(make_session: Make, paywall: Paywall, lnd: FakeLnd) -> None:
+def test_an_async_confirm_does_not_count_as_a_yes(make_session: Make, paywall: Paywall, lnd: FakeLnd) -> None:
     """A coroutine is true: everything would be paid, and the question never asked."""
 
     async def confirm(quote: Quote) -> bool:
@@ -525,7 +529,7 @@ def test_confirm_is_asked_once_for_a_purchase_and_never_for_a_token(
     books.check()
 
 
-def test_while_a_person_thinks_others_buy(make_session: Make, pages: list[str], books: Books) -> None:
+def test_while_confirm_waits_for_a_person_other_calls_can_buy(make_session: Make, pages: list[str], books: Books) -> None:
     """A question that nobody answers would hold the ledger, and with it all other purchases."""
     other = make_session()
 
@@ -539,7 +543,7 @@ def test_while_a_person_thinks_others_buy(make_session: Make, pages: list[str], 
     books.check()
 
 
-def test_confirm_is_told_the_fee_limit_that_holds(make_session: Make, pages: list[str]) -> None:
+def test_confirm_gets_the_fee_limit_that_will_be_used(make_session: Make, pages: list[str]) -> None:
     """A person would agree to another sum than is paid at most."""
     asked: list[Quote] = []
 
@@ -577,7 +581,7 @@ def test_a_limit_agrees_with_the_node_whatever_happens(
     books.check()
 
 
-def test_confirm_that_asks_for_its_own_page(make_session, paywall: Paywall, lnd: FakeLnd) -> None:
+def test_confirm_may_fetch_the_page_it_is_asked_about(make_session, paywall: Paywall, lnd: FakeLnd) -> None:
     """It waited for itself for a minute, and then said that money may be spent."""
     errors = []
 

@@ -49,7 +49,7 @@ def begin(make_session: Any, paywall: Paywall, lnd: FakeLnd, **kwargs: Any) -> N
         pytest.param({}, id="frozen"),
     ],
 )
-def test_who_says_no_doesnt_pay_for_what_another_began(
+def test_a_no_from_confirm_also_holds_for_an_order_that_another_call_began(
     make_session, paywall: Paywall, lnd: FakeLnd, books: Books, settings, request
 ) -> None:
     """Else a row left by a crash is a way around every limit: the next session that meets it sends its order."""
@@ -70,7 +70,9 @@ def test_who_says_no_doesnt_pay_for_what_another_began(
 
 
 @pytest.mark.slow
-def test_who_says_yes_is_asked_and_pays(make_session, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
+def test_confirm_is_also_asked_for_an_order_that_another_call_began(
+    make_session, paywall: Paywall, lnd: FakeLnd, books: Books
+) -> None:
     """confirm is asked before each order that leaves, with what it would cost."""
     begin(make_session, paywall, lnd)
     quotes: list[Any] = []
@@ -80,7 +82,7 @@ def test_who_says_yes_is_asked_and_pays(make_session, paywall: Paywall, lnd: Fak
 
 
 @pytest.mark.slow
-def test_what_is_only_asked_after_needs_nobodys_leave(make_session, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
+def test_tracking_a_payment_needs_no_confirmation(make_session, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
     """What the node has paid already is everybody's: refusing it would lose the page and spare nothing."""
     lnd.hang_next()
     with pytest.raises(PaymentPendingError):

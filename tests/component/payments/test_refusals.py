@@ -51,44 +51,44 @@ def check_refused(session, url: str, error: type[RouteweilerError], lnd: FakeLnd
     return caught.value
 
 
-def test_an_expired_invoice(session, paywall: Paywall, lnd: FakeLnd) -> None:
+def test_an_expired_invoice_is_refused(session, paywall: Paywall, lnd: FakeLnd) -> None:
     """lnd would refuse it; but only after a row and an order."""
     paywall.faults.expire_invoices = True
     check_refused(session, paywall.url, ChallengeExpiredError, lnd)
 
 
-def test_a_token_that_is_expired_already(session, paywall: Paywall, lnd: FakeLnd) -> None:
+def test_an_expired_token_is_not_paid_for(session, paywall: Paywall, lnd: FakeLnd) -> None:
     """The money would buy a token that opens nothing."""
     paywall.service.valid_for_s = -10
     check_refused(session, paywall.url, ChallengeExpiredError, lnd)
 
 
-def test_a_token_of_another_invoice(session, paywall: Paywall, lnd: FakeLnd) -> None:
+def test_a_token_for_another_invoice_is_refused(session, paywall: Paywall, lnd: FakeLnd) -> None:
     """The preimage wouldn't fit the token: paid for nothing."""
     paywall.faults.mismatch = True
     check_refused(session, paywall.url, ChallengeMismatchError, lnd)
 
 
 @pytest.mark.parametrize("currency", ["bc", "tb"])
-def test_an_invoice_of_another_network(session, paywall: Paywall, lnd: FakeLnd, currency: str) -> None:
+def test_an_invoice_of_another_network_is_refused(session, paywall: Paywall, lnd: FakeLnd, currency: str) -> None:
     """Test funding must never be asked for real coins."""
     paywall.faults.currency = currency
     error = check_refused(session, paywall.url, NoFundingForRailError, lnd)
     assert isinstance(error, NoFeasibleRailError)
 
 
-def test_no_funding_at_all(make_session, paywall: Paywall, lnd: FakeLnd) -> None:
+def test_without_any_funding_nothing_is_paid(make_session, paywall: Paywall, lnd: FakeLnd) -> None:
     """Where nothing is configured the error says so."""
     check_refused(make_session(funding=[]), paywall.url, NoFundingForRailError, lnd)
 
 
-def test_an_invoice_without_an_amount(session, paywall: Paywall, lnd: FakeLnd) -> None:
+def test_an_invoice_without_an_amount_is_refused(session, paywall: Paywall, lnd: FakeLnd) -> None:
     """What it costs can't be bounded (promise 3)."""
     paywall.service.price_msat = None  # type: ignore[assignment]
     check_refused(session, paywall.url, ChallengeParseError, lnd)
 
 
-def test_a_price_above_the_limit_of_a_call(session, paywall: Paywall, lnd: FakeLnd) -> None:
+def test_a_price_above_the_limit_of_a_call_is_refused(session, paywall: Paywall, lnd: FakeLnd) -> None:
     """The safe default holds where nobody has said anything: 1 000 sat a call."""
     paywall.price = 1_001
     check_refused(session, paywall.url, BudgetExceededError, lnd)
@@ -96,7 +96,7 @@ def test_a_price_above_the_limit_of_a_call(session, paywall: Paywall, lnd: FakeL
     assert session.get(paywall.url).status_code == 200
 
 
-def test_the_hour_and_the_cap(make_session, paywall: Paywall, lnd: FakeLnd) -> None:
+def test_the_hourly_limit_and_the_cap_are_kept(make_session, paywall: Paywall, lnd: FakeLnd) -> None:
     """Small prices add up: 3 x 10 sat don't fit under 25."""
     for name in ("per_hour_minor_units", "per_day_minor_units", "cap_minor_units"):
         session = make_session(budget_envelope=BudgetEnvelope(name, **{name: 25}))
@@ -110,7 +110,7 @@ def test_the_hour_and_the_cap(make_session, paywall: Paywall, lnd: FakeLnd) -> N
         assert paid == 2
 
 
-def test_a_frozen_envelope(session, make_session, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
+def test_a_frozen_envelope_pays_nothing(session, make_session, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
     """The hand brake must hold for running sessions."""
     session.get(paywall.url)
     books.ledger.freeze("default")
@@ -122,12 +122,12 @@ def test_a_frozen_envelope(session, make_session, paywall: Paywall, lnd: FakeLnd
     assert session.get(paywall.url).status_code == 200
 
 
-def test_an_envelope_that_isnt_there(make_session, paywall: Paywall, lnd: FakeLnd) -> None:
+def test_an_envelope_that_isnt_there_is_refused(make_session, paywall: Paywall, lnd: FakeLnd) -> None:
     """A misspelt budget must not become no budget."""
     check_refused(make_session(budget_envelope="misspelt"), paywall.url, EnvelopeNotFoundError, lnd)
 
 
-def test_origins_and_rails_that_the_envelope_doesnt_allow(make_session, paywall: Paywall, lnd: FakeLnd) -> None:
+def test_origins_and_rails_that_the_envelope_doesnt_allow_are_refused(make_session, paywall: Paywall, lnd: FakeLnd) -> None:
     """A budget for one host must not be spent at another."""
     elsewhere = BudgetEnvelope("elsewhere", allowed_origins_glob=["https://*.example", "api.example:*"])
     check_refused(make_session(budget_envelope=elsewhere), paywall.url, PolicyDeniedError, lnd)
@@ -138,7 +138,7 @@ def test_origins_and_rails_that_the_envelope_doesnt_allow(make_session, paywall:
     assert make_session(budget_envelope=here).get(paywall.url).status_code == 200
 
 
-def test_a_denied_host_after_a_redirect(make_session, paywall: Paywall, lnd: FakeLnd) -> None:
+def test_a_denied_host_is_not_paid_after_a_redirect_either(make_session, paywall: Paywall, lnd: FakeLnd) -> None:
     """The URL that counts is the one that answered 402, not the one that was asked for."""
     policy = Policy(rules=[PolicyRule(name="no", when=RuleMatch(url_matches="*/paid*"), deny=True, reason="not there")])
     session = make_session(policy=policy)
@@ -146,13 +146,13 @@ def test_a_denied_host_after_a_redirect(make_session, paywall: Paywall, lnd: Fak
     assert "not there" in str(error)
 
 
-def test_a_price_above_the_policys(make_session, paywall: Paywall, lnd: FakeLnd) -> None:
+def test_a_price_above_the_policys_limit_is_refused(make_session, paywall: Paywall, lnd: FakeLnd) -> None:
     """A rule's limit is in the policy's currency."""
     rule = PolicyRule(name="cheap", when=RuleMatch(scheme="l402"), max_per_call_minor_units=9)
     check_refused(make_session(policy=Policy(rules=[rule])), paywall.url, PolicyMaxPerCallExceededError, lnd)
 
 
-def test_confirm_says_no(make_session, paywall: Paywall, lnd: FakeLnd) -> None:
+def test_a_no_from_confirm_pays_nothing(make_session, paywall: Paywall, lnd: FakeLnd) -> None:
     """A person's no is final; what they were asked about is what would be paid."""
     quotes = []
     session = make_session(confirm=lambda quote: quotes.append(quote))
@@ -165,7 +165,7 @@ def test_confirm_says_no(make_session, paywall: Paywall, lnd: FakeLnd) -> None:
     assert make_session(confirm=lambda quote: True).get(paywall.url).status_code == 200
 
 
-def test_fiat_without_a_rate(make_session, paywall: Paywall, lnd: FakeLnd) -> None:
+def test_a_fiat_budget_without_a_rate_pays_nothing(make_session, paywall: Paywall, lnd: FakeLnd) -> None:
     """What can't be converted can't be bounded (promise 3)."""
     envelope = BudgetEnvelope("usd", cap_minor_units=100, cap_currency="usd")
     check_refused(make_session(budget_envelope=envelope), paywall.url, FmvUnavailableError, lnd)
@@ -182,7 +182,7 @@ def test_fiat_without_a_rate(make_session, paywall: Paywall, lnd: FakeLnd) -> No
         check_refused(session, paywall.url, FmvUnavailableError, lnd)
 
 
-def test_a_ledger_that_cant_be_used(make_session, paywall: Paywall, lnd: FakeLnd, tmp_path) -> None:
+def test_a_ledger_that_cant_be_used_refuses_the_purchase(make_session, paywall: Paywall, lnd: FakeLnd, tmp_path) -> None:
     """Nothing is paid that isn't on disk first; free traffic doesn't need the ledger."""
     foreign = tmp_path / "foreign.db"
     foreign.write_bytes(b"this is no database, but it is somebody's" * 100)
@@ -194,7 +194,9 @@ def test_a_ledger_that_cant_be_used(make_session, paywall: Paywall, lnd: FakeLnd
 
 
 @pytest.mark.slow
-def test_a_node_that_is_down_or_locked(make_session, session, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
+def test_a_node_that_is_down_or_locked_refuses_the_purchase(
+    make_session, session, paywall: Paywall, lnd: FakeLnd, books: Books
+) -> None:
     """Not a byte of an order has left: nothing spent, and the next call may buy as if nothing had been."""
     lnd.lock()
     error = check_refused(session, paywall.url, FundingError, lnd)

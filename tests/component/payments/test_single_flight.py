@@ -146,7 +146,7 @@ def test_cold_starts_round_after_round(tmp_path: Path, faults: bool) -> None:
 
 
 @pytest.mark.slow
-def test_the_database_itself_refuses_a_second_purchase_of_a_need(
+def test_the_database_itself_refuses_a_second_purchase_of_the_same_token(
     make_session, paywall: Paywall, lnd: FakeLnd, books: Books
 ) -> None:
     """Else all would hang on our looking before we write, which keeps nobody from it on a database where two can look at once."""
@@ -230,7 +230,7 @@ def test_a_wait_ends_with_its_payment_timeout_and_the_purchase_goes_on(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("buyer", ["the same process", "another process"])
-def test_who_gives_up_waiting_is_told_which_payment_is_in_doubt(
+def test_a_waiter_that_times_out_is_told_which_payment_is_open(
     make_session, paywall: Paywall, lnd: FakeLnd, books: Books, buyer: str
 ) -> None:
     """Else only the call that sent the order could say what to look for at the node; in the others' traces it has no name."""
@@ -329,7 +329,9 @@ def test_where_all_are_refused_each_has_its_own_refusal(
     books.check()
 
 
-def test_a_refusal_is_not_shared_with_who_may_pay(make_session, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
+def test_a_callers_refusal_does_not_stop_another_caller_from_paying(
+    make_session, paywall: Paywall, lnd: FakeLnd, books: Books
+) -> None:
     """Else the poorest session of a program would keep all others from their page."""
     asked, gathered = threading.Event(), threading.Event()
 

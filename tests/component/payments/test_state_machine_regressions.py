@@ -10,7 +10,7 @@ from tests.support.accounts import Books
 
 
 @pytest.mark.slow
-def test_a_token_that_was_never_taken_isnt_told_as_over(session, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
+def test_a_token_that_was_never_accepted_is_not_reported_as_expired(session, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
     """Told to "call again for a new one", a caller goes round in circles: nothing is bought until this token is forgotten."""
     paywall.faults.refuse_tokens = True
     with pytest.raises(TokenRefusedError, match=r"later calls offer them again\..*forget") as caught:

@@ -143,7 +143,7 @@ def test_a_token_that_expires_between_calls_is_replaced_once_within_the_call(
     books.check()
 
 
-def test_a_clock_of_ours_that_is_ahead_buys_nothing(session, paywall: Paywall, lnd: FakeLnd, books: Books, monkeypatch) -> None:
+def test_a_local_clock_that_is_ahead_causes_no_purchase(session, paywall: Paywall, lnd: FakeLnd, books: Books, monkeypatch) -> None:
     """Only the server's word ends a token: to throw it away by a wrong clock is to pay for it twice."""
     paywall.service.valid_for_s = 600
     session.get(paywall.url)
@@ -183,8 +183,10 @@ def test_a_server_that_never_delivers_gets_one_payment_from_all_calls_and_sessio
 
 
 @pytest.mark.slow
-def test_nor_from_threads_that_call_at_once(make_session, paywall: Paywall, lnd: FakeLnd, books: Books, monkeypatch) -> None:
-    """As above, side by side."""
+def test_a_server_that_never_delivers_gets_one_payment_from_threads_that_call_at_once(
+    make_session, paywall: Paywall, lnd: FakeLnd, books: Books, monkeypatch
+) -> None:
+    """The thief's other way to a second payment is many calls side by side."""
     monkeypatch.setattr(negotiation, "OFFER_AGAIN_S", 0.1)
     paywall.faults.refuse_tokens = True
     sessions = [make_session() for _ in range(3)]
@@ -343,7 +345,7 @@ def test_another_origin_never_sees_the_token_though_it_names_the_same_service(
 def test_http_https_and_each_name_of_this_machine_are_origins_of_their_own(
     session, paywall: Paywall, lnd: FakeLnd, books: Books, tmp_path: Path
 ) -> None:
-    """As above, on real sockets and real TLS."""
+    """A token would go to whoever listens on another port or under another name of this machine, or in clear."""
     trustme = pytest.importorskip("trustme")
     authority = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -611,7 +613,7 @@ def test_ctrl_c_while_another_pays_leaves_that_payment_alone(process, run, paywa
 
 
 @posix_only
-def test_ctrl_c_while_a_token_is_offered_again(process, run, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
+def test_ctrl_c_while_a_token_is_offered_again_keeps_the_token(process, run, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
     """Paid, and the server doesn't take it yet: the token waits in the ledger for the next run."""
     paywall.faults.refuse_tokens = True
     child = process(paywall.url)
@@ -650,7 +652,7 @@ def test_an_interrupt_of_the_waiting_server_call_keeps_the_token(
 
 
 @pytest.mark.parametrize("broken", ["learn", "mark"])
-def test_of_the_notes_on_a_taken_token_one_failing_keeps_none_from_being_made(
+def test_one_failing_mark_of_an_accepted_token_does_not_stop_the_others(
     make_session: Callable[..., Routeweiler], paywall: Paywall, books: Books, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
     """A token that isn't known to have been taken is never replaced when its time is over: the page would be lost for good."""

@@ -32,7 +32,7 @@ def test_a_broken_stream_is_asked_about_not_paid_again(session, paywall: Paywall
     books.check()
 
 
-def test_a_node_that_restarts_in_mid_payment(session, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
+def test_a_node_that_restarts_in_mid_payment_costs_one_payment(session, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
     """The stream breaks and the node is away for a while; the payment went through."""
     lnd.hang_next()
     with ThreadPoolExecutor(1) as pool:
@@ -71,7 +71,9 @@ def test_a_payment_in_flight_is_pending_and_then_found(make_session, paywall: Pa
 
 
 @pytest.mark.parametrize("reason", ["NO_ROUTE", "TIMEOUT", "INSUFFICIENT_BALANCE", "INCORRECT_PAYMENT_DETAILS", "ERROR"])
-def test_failed_is_failed(session, paywall: Paywall, lnd: FakeLnd, books: Books, reason: str) -> None:
+def test_a_failed_payment_frees_its_reservation_and_the_next_call_may_buy(
+    session, paywall: Paywall, lnd: FakeLnd, books: Books, reason: str
+) -> None:
     """lnd's FAILED is final where the one order was answered: the reservation returns, the next call may buy."""
     lnd.fail_next(reason)
     with pytest.raises(InvoicePaymentError) as caught:
@@ -128,7 +130,9 @@ def test_failed_after_an_unanswered_order_sticks_to_its_invoice(make_session, pa
 
 
 @pytest.mark.slow
-def test_the_invoice_expires_at_the_node(make_session, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
+def test_an_unanswered_order_ends_only_once_the_node_says_that_the_invoice_expired(
+    make_session, paywall: Paywall, lnd: FakeLnd, books: Books
+) -> None:
     """Nothing but lnd's own word ends an unanswered order's row; then the next call may buy anew."""
     lnd.hold_orders()
     with pytest.raises(PaymentPendingError):
@@ -167,7 +171,7 @@ def test_an_error_that_proves_nothing_is_pending(make_session, paywall: Paywall,
     books.check()
 
 
-def test_a_preimage_that_doesnt_fit_is_booked_and_told(session, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
+def test_a_preimage_that_doesnt_fit_is_booked_and_reported(session, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
     """The money is gone; it must be in the totals, and the next call must not spend it again."""
     lnd.wrong_preimage_next()
     for _ in range(2):
@@ -183,7 +187,7 @@ def test_a_preimage_that_doesnt_fit_is_booked_and_told(session, paywall: Paywall
 
 
 @pytest.mark.parametrize("bare_401", [False, True])
-def test_a_token_whose_time_is_over_is_replaced_once(session, paywall: Paywall, lnd: FakeLnd, books: Books, bare_401) -> None:
+def test_an_expired_token_is_replaced_once(session, paywall: Paywall, lnd: FakeLnd, books: Books, bare_401) -> None:
     """A token that was taken and is refused now has expired: retired, and one new one bought, within the same call."""
     session.get(paywall.url)
     paywall.faults.bare_401 = bare_401

@@ -219,7 +219,7 @@ def test_text_is_sent_again_as_requests_sends_it(session, paywall: Paywall, tmp_
 
 @pytest.mark.filterwarnings("ignore::requests.exceptions.FileModeWarning")
 def test_a_text_file_is_sent_again_from_its_middle(session, paywall: Paywall, tmp_path: Path) -> None:
-    """As above, with a position that holds the decoder's state."""
+    """A text file's position holds its decoder's state: read as a number of bytes, it sends the wrong half of the file."""
     path = tmp_path / "text"
     path.write_text("é" * 5000 + "the rest\n" * 2000, encoding="utf-8")
 
@@ -286,7 +286,7 @@ def dynamic(lnd: FakeLnd) -> Iterator[Paywall]:
         yield wall
 
 
-def test_any_bytes_of_any_file_from_any_offset(make_session, dynamic: Paywall, lnd: FakeLnd, books: Books, tmp_path: Path) -> None:
+def test_any_file_is_sent_again_from_any_offset(make_session, dynamic: Paywall, lnd: FakeLnd, books: Books, tmp_path: Path) -> None:
     """What nobody thought of: empty rests, offsets behind the end, newlines, blocks that end where the file does."""
     session = make_session(budget_envelope=None)
     numbers = iter(range(10_000))

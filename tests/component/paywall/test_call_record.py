@@ -19,7 +19,7 @@ from routeweiler_sync.testing import FakeLnd, Paywall
 from tests.support.accounts import Books
 
 
-def test_a_payment_is_told_once_however_many_wait_for_it(make_session, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
+def test_a_payment_is_reported_once_however_many_wait_for_it(make_session, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
     """Each of them found it settled and untold, and told it again."""
     session = make_session()
     for _ in range(8):
@@ -74,7 +74,7 @@ def test_a_trace_that_breaks_loses_no_response(make_session, paywall: Paywall, c
     assert "broken" in caplog.text
 
 
-def test_a_waiter_hears_of_its_own_money_only(make_session, paywall: Paywall, lnd: FakeLnd) -> None:
+def test_a_waiting_call_reports_only_what_it_has_paid_itself(make_session, paywall: Paywall, lnd: FakeLnd) -> None:
     """The buyer has paid on the hop before, and its error says so; those who wait for the same page have paid nothing."""
     paywall.add_service("/next", name="next", price_msat=1_000)
     paywall.respond = lambda request: (302, {"Location": "/next"}, b"") if request.path == "/first" else (200, {}, b"")
@@ -98,7 +98,7 @@ def test_a_waiter_hears_of_its_own_money_only(make_session, paywall: Paywall, ln
         assert "has paid before" not in str(errors[1])
 
 
-def test_a_wrong_preimage_is_told_once(session, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
+def test_a_payment_with_a_wrong_preimage_is_reported_once(session, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
     """It moved money, once, however many waited for it."""
     lnd.wrong_preimage_next()
     together = threading.Barrier(8)
@@ -116,7 +116,7 @@ def test_a_wrong_preimage_is_told_once(session, paywall: Paywall, lnd: FakeLnd, 
     books.check()
 
 
-def test_nor_is_it_told_by_one_who_comes_as_another_has_just_told(
+def test_a_payment_that_another_call_has_just_reported_is_not_reported_again(
     session, paywall: Paywall, lnd, books: Books, monkeypatch
 ) -> None:
     """Looking before claiming leaves a moment in which another tells of it and lets go."""
@@ -134,7 +134,7 @@ def test_nor_is_it_told_by_one_who_comes_as_another_has_just_told(
 
 
 @pytest.mark.slow
-def test_a_recovery_that_breaks_off_tells_of_what_it_ended(
+def test_a_recovery_that_breaks_off_reports_the_payments_it_ended(
     make_session, paywall: Paywall, lnd: FakeLnd, books: Books, monkeypatch
 ) -> None:
     """The second row's ledger write fails: the first row's payment must be told all the same, and by nobody else."""
@@ -163,7 +163,7 @@ def test_a_recovery_that_breaks_off_tells_of_what_it_ended(
     books.check()
 
 
-def test_a_sink_that_says_nothing_has_written(make_session, paywall: Paywall, books: Books) -> None:
+def test_a_sink_of_the_users_that_returns_none_counts_as_having_written(make_session, paywall: Paywall, books: Books) -> None:
     """A sink of one's own may return None: that isn't "not written"."""
 
     class Silent:

@@ -57,7 +57,9 @@ def test_a_server_that_repeats_anothers_payment_hash_gets_no_token(session, payw
 
 
 @pytest.mark.slow
-def test_nor_the_order_of_an_unfinished_one(make_session, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
+def test_a_server_that_repeats_an_unfinished_payments_hash_gets_no_order(
+    make_session, paywall: Paywall, lnd: FakeLnd, books: Books
+) -> None:
     """With an invoice on a hash that it has merely seen, a server could ask for what another is being paid for at this moment."""
     lnd.hang_next()
     with pytest.raises(requests.RequestException):
@@ -90,7 +92,9 @@ def test_an_answer_that_isnt_about_the_token_doesnt_cost_it(session, paywall: Pa
     books.check()
 
 
-def test_a_bare_401_is_doubted_before_anything_is_bought(session, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
+def test_after_a_bare_401_the_same_token_is_offered_again_before_anything_is_bought(
+    session, paywall: Paywall, lnd: FakeLnd, books: Books
+) -> None:
     """A 401 without a word may be about the token or not: the same token is offered once more."""
     session.get(paywall.url)
     paywall.answer_next(401)
@@ -230,7 +234,7 @@ def test_a_policys_limit_holds_over_redirects(make_session, paywall: Paywall, ln
     assert lnd.spent_msat == 10_000
 
 
-def test_a_withdrawn_guess_leaves_no_mark(session, paywall: Paywall, lnd: FakeLnd) -> None:
+def test_a_guessed_token_that_a_free_page_refuses_is_not_tried_again(session, paywall: Paywall, lnd: FakeLnd) -> None:
     """A free page that doesn't like the token answers as it does without it, and is asked once the next time."""
     session.get(paywall.url)
     seen = []

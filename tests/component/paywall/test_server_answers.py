@@ -158,10 +158,10 @@ def test_the_caller_gets_what_requests_would_give_and_the_token_is_kept(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, (_, then, _) in AS_REQUESTS_HAS_IT.items() if then != "hang"])
-def test_the_same_words_to_a_token_that_has_served_cost_nothing(
+def test_the_same_answers_to_a_token_that_was_accepted_before_cost_nothing(
     session, make_session, wall: OutspokenPaywall, lnd: FakeLnd, books: Books, name: str
 ) -> None:
-    """As above, a day later: the token goes along unasked, and the page is out of order."""
+    """A day later the token goes along unasked, and the page is out of order: a token given up for that is paid for twice."""
     session.get(wall.url)
     said, then, _ = AS_REQUESTS_HAS_IT[name]
     wall.say(said, then, times=2)
@@ -182,7 +182,9 @@ def test_no_answer_to_a_paid_request_is_logged_with_its_payment(session, wall: O
     assert row.token not in caplog.text
 
 
-def test_a_stream_that_breaks_under_the_caller(session, make_session, wall: OutspokenPaywall, lnd: FakeLnd, books: Books) -> None:
+def test_a_paid_stream_that_breaks_raises_the_readers_error_and_keeps_the_token(
+    session, make_session, wall: OutspokenPaywall, lnd: FakeLnd, books: Books
+) -> None:
     """A paid download is read after the call has ended: its break is the reader's error, and the token's none."""
     wall.say(http(200, body=b"half a pa", length=100), "close")
     with session.get(wall.url, stream=True) as response:
@@ -227,7 +229,9 @@ def test_a_refusal_just_after_paying_may_be_a_settlement_that_lags(
     serves_the_next_calls_unpaid(wall, lnd, books, session, make_session, taken=True)
 
 
-def test_so_may_the_same_challenge_again(session, make_session, wall: OutspokenPaywall, lnd: FakeLnd, books: Books) -> None:
+def test_the_same_challenge_just_after_paying_may_be_a_settlement_that_lags(
+    session, make_session, wall: OutspokenPaywall, lnd: FakeLnd, books: Books
+) -> None:
     """A server, or a cache before it, that repeats the 402 with its invoice: paid already."""
     wall.faults.repeat_invoice = True
     wall.faults.settle_lag = 1

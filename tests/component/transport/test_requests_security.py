@@ -271,7 +271,7 @@ def test_an_origin_is_the_same_however_it_is_spelt(
 def test_international_names_are_one_origin_with_their_ascii_form(
     session, paywall: Paywall, hosts, lnd: FakeLnd, books: Books
 ) -> None:
-    """As above: a link with an umlaut, and one that a machine has encoded."""
+    """A link with an umlaut, and one that a machine has encoded: taken for two origins, the page is paid for twice."""
     pytest.importorskip("idna")
     hosts["xn--bcher-kva.example", 80] = address_of(paywall)
     assert session.get("http://bücher.example/paid").status_code == 200
@@ -282,7 +282,7 @@ def test_international_names_are_one_origin_with_their_ascii_form(
 
 
 def test_ipv6_addresses_are_origins(session, paywall: Paywall, hosts, lnd: FakeLnd, books: Books) -> None:
-    """As above: brackets, letters in any case, the default port."""
+    """Brackets, letters in any case, the default port: taken for two origins, the page is paid for twice."""
     hosts["2001:db8::a", 80] = hosts["2001:db8::a", 8080] = address_of(paywall)
     assert session.get("http://[2001:db8::a]/paid").status_code == 200
     assert session.get("http://[2001:DB8::A]:80/paid").payment.reused
@@ -342,7 +342,7 @@ def test_the_callers_own_authorization_goes_out_and_the_trace_says_where_a_token
     books.check()
 
 
-def test_no_own_authorization_no_word_of_it(session, paywall: Paywall, books: Books) -> None:
+def test_without_an_own_authorization_the_trace_has_no_such_field(session, paywall: Paywall, books: Books) -> None:
     """The trace would cry wolf on every call."""
     session.get(paywall.url)
     session.get(paywall.url)
@@ -387,7 +387,7 @@ def test_a_server_that_wants_login_and_payment_in_one_header_is_paid_once(sessio
 
 @pytest.mark.slow
 @pytest.mark.parametrize("body", [None, b"order"])
-def test_digest_authentication_dances_as_ever(either_session, lnd: FakeLnd, books: Books, body: bytes | None) -> None:
+def test_digest_authentication_works_as_in_requests(either_session, lnd: FakeLnd, books: Books, body: bytes | None) -> None:
     """Its 401 is none of ours, on pages that are free, that want to be paid behind the login, or that want the login behind it."""
     nonce = ("WWW-Authenticate", 'Digest realm="r", nonce="0123", qop="auth", algorithm=MD5')
     seen: list[tuple[str, str, bytes]] = []
@@ -593,7 +593,7 @@ def test_a_certificate_that_isnt_trusted_gets_neither_a_request_nor_money(
 
 
 def test_a_certificate_of_another_host_gets_neither(session, secure: Paywall, hosts, lnd: FakeLnd, books: Books, tls: Tls) -> None:
-    """As above."""
+    """Whoever has a good certificate for his own name would be paid in the shop's place."""
     hosts["bank.example", 443] = address_of(secure)
     with pytest.raises(requests.exceptions.SSLError):
         session.get("https://bank.example/paid", verify=tls.ca)
@@ -724,7 +724,7 @@ def test_a_proxy_that_wants_to_be_paid_for_a_tunnel_is_a_proxy_error(
     assert (line["payment"], line["outcome"]["error"]["code"]) == (None, "ProxyError")
 
 
-def test_a_402_of_an_http_proxys_own_is_taken_for_the_servers(session, lnd: FakeLnd, books: Books) -> None:
+def test_a_402_that_an_http_proxy_makes_itself_is_handled_as_the_servers(session, lnd: FakeLnd, books: Books) -> None:
     """In plain http nobody can tell them apart, which the docs say: policy, budget and confirm see the URL that was asked for."""
     challenge = f'L402 token="t", invoice="{lnd.invoice(1_000).bolt11}"'
     with HttpProxy({}) as proxy:

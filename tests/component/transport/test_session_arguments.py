@@ -34,7 +34,7 @@ from tests.support.accounts import Books
         {"payment_timeout": "60"},
     ],
 )
-def test_an_argument_that_cant_be_is_told_at_once(make_session, bad: dict[str, Any]) -> None:
+def test_an_impossible_argument_is_refused_at_construction(make_session, bad: dict[str, Any]) -> None:
     """Found at the first 402, or after a payment, it loses what was bought."""
     with pytest.raises(ValueError, match=next(iter(bad))):
         make_session(**bad)
@@ -53,7 +53,7 @@ def test_a_client_is_no_funding_source_and_a_source_no_list(make_session, lnd: F
         lnd.client(timeout_seconds=float("inf"))
 
 
-def test_a_ledger_that_cant_be_is_told_at_once(tmp_path: Path, monkeypatch) -> None:
+def test_an_impossible_ledger_is_refused_at_construction(tmp_path: Path, monkeypatch) -> None:
     """And a relative one is of the folder where the session was made."""
     for bad in (123, "", ":memory:", "redis://x", "~nobody-of-this-name/ledger.db"):
         with pytest.raises(LedgerError):
@@ -72,7 +72,7 @@ def test_a_path_is_a_trace_and_a_uuid_an_id(make_session, paywall: Paywall, book
     assert books.lines[0]["sessionId"] == str(session_id)
 
 
-def test_arguments_in_unusual_clothes(make_session, paywall: Paywall, lnd: FakeLnd) -> None:
+def test_arguments_of_unusual_types_are_accepted(make_session, paywall: Paywall, lnd: FakeLnd) -> None:
     """Generators, Decimals and a subclass with a field of its own mean what they say."""
     import dataclasses
 
@@ -102,7 +102,7 @@ def test_bad_arguments_are_refused_at_construction(make_session) -> None:
             BudgetEnvelope("x", **bad)
 
 
-def test_what_cant_be_an_argument_is_told_at_once() -> None:
+def test_arguments_of_a_wrong_type_are_refused_at_construction() -> None:
     """A misspelled limit would be no limit."""
     with pytest.raises(TypeError):
         Routeweiler(budget="10 sat")

@@ -45,7 +45,7 @@ def arguments(lnd: FakeLnd, books: Books) -> dict[str, Any]:
 # What it is
 
 
-def test_it_is_a_session(session: Routeweiler, lnd: FakeLnd) -> None:
+def test_a_paying_session_is_a_requests_session(session: Routeweiler, lnd: FakeLnd) -> None:
     """Programs ask `isinstance`, keep sessions in sets and weak maps, ask ``if session``, and print them: with no secret."""
     assert isinstance(session, requests.Session)
     assert isinstance(session, requests.sessions.SessionRedirectMixin)
@@ -439,7 +439,7 @@ def test_many_threads_one_session(session: Routeweiler, paywall: Paywall, lnd: F
     books.check()
 
 
-def test_in_a_running_event_loop(session: Routeweiler, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
+def test_a_call_in_a_running_event_loop_pays(session: Routeweiler, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
     """As in a notebook's cell: the loop runs in this very thread, and waits."""
 
     async def cell() -> requests.Response:

@@ -221,13 +221,13 @@ def test_two_live_rows_of_one_need_are_found(world: World) -> None:
     "changes",
     [{"amount_msat": 10_001}, {"fee_msat": 1_001}, {"booked_minor_units": Decimal("11.000001")}, {"currency": "usd"}],
 )
-def test_a_telling_of_another_amount_is_found(world: World, changes: dict[str, Any]) -> None:
+def test_a_trace_line_with_another_amount_is_found(world: World, changes: dict[str, Any]) -> None:
     """Whoever sums the trace gets another spend than the budget."""
     world.with_telling(1, **changes)
     assert world.kinds() == [(Kind.TRACE_AMOUNT, hash_of(1), None)]
 
 
-def test_two_tellings_that_differ_are_found(world: World) -> None:
+def test_two_trace_lines_that_differ_are_found(world: World) -> None:
     """A payment may be told twice; but then alike."""
     (told,) = world.trace.payments[hash_of(1)]
     world.trace = replace(world.trace, payments={**world.trace.payments, hash_of(1): (told, replace(told, fee_msat=1))})
@@ -264,7 +264,7 @@ def test_a_redacted_trace_is_compared_but_for_its_proofs(world: World) -> None:
 
 
 @pytest.mark.parametrize("n", [6, 99])
-def test_a_telling_of_what_isnt_booked_is_found(world: World, n: int) -> None:
+def test_a_trace_line_of_a_payment_that_isnt_booked_is_found(world: World, n: int) -> None:
     """Money was spent, so the trace says, that no budget counts."""
     told = ReportedPayment(amount_msat=10_000, fee_msat=0, booked_minor_units=None, currency=None, proof=None)
     world.trace = replace(world.trace, payments={**world.trace.payments, hash_of(n): (told,)})
@@ -299,7 +299,7 @@ def test_what_is_older_than_the_trace_is_said_and_not_guessed(world: World) -> N
     assert report.trace_compared == 0
 
 
-def test_lines_that_cant_be_read_are_told(world: World) -> None:
+def test_lines_that_cant_be_read_are_counted_in_the_report(world: World) -> None:
     """They might have told of a payment."""
     world.trace = replace(world.trace, unreadable=2)
     assert any(note.startswith("2 lines") for note in world.audit().notes)

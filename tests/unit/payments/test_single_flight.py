@@ -109,7 +109,7 @@ def buy(bought: list[str], name: str = "") -> str:
     return "token"
 
 
-def test_one_at_a_time() -> None:
+def test_purchases_of_one_token_run_one_at_a_time() -> None:
     """Else threads that need the same token would all buy it, or all wait for the disk to tell them not to."""
     inside, most = [0], [0]
 

@@ -72,7 +72,7 @@ def test_a_path_known_to_need_another_token_gets_none(ledger: Ledger) -> None:
     "origin",
     ["http://api.example", "https://api.example:8443", "https://api.example.evil", "https://b.api.example", "https://example", ""],
 )
-def test_no_other_origin_gets_it(ledger: Ledger, origin: str) -> None:
+def test_no_other_origin_gets_the_token(ledger: Ledger, origin: str) -> None:
     """Else a token would leak to a server that could use it in our place."""
     held, book = bought(ledger, 1), book_of(ledger)
     assert book.token_for_path(origin, "/pages/1") is None

@@ -100,7 +100,7 @@ def design_says(at: PaymentRow, asked: NextStep, reply: WalletReply) -> WalletEv
     return WalletEvent.FAILED_FOR_GOOD if only_send or not at.sends_unanswered else WalletEvent.FAILED_SEEN
 
 
-def test_every_word_is_read_as_the_design_says() -> None:
+def test_every_reply_of_the_wallet_is_handled_as_the_design_says() -> None:
     """Else a word would prove more than it does (paid twice), or less (pending for ever)."""
     for situation in situations(*PaymentState):
         at, asked, said = situation
@@ -146,7 +146,7 @@ def test_every_situation_has_a_rule_and_every_rule_a_situation() -> None:
     assert missing == {(FAILED, WalletEvent.REFUSED_ONLY_SEND)}
 
 
-def test_a_row_with_one_send_never_fails_half() -> None:
+def test_a_row_with_one_send_is_dead_not_failed() -> None:
     """Else (failed, refused only send) could be met, which has no rule."""
     for situation in situations(OPEN):
         if situation[0].sends_ever == 1:
@@ -239,7 +239,7 @@ def test_the_change_holds_what_the_step_says() -> None:
 
 
 @pytest.mark.parametrize("event", [WalletEvent.FAILED_FOR_GOOD, WalletEvent.GONE, WalletEvent.REFUSED_ONLY_SEND])
-def test_who_waited_hears_the_same_end(event: WalletEvent) -> None:
+def test_a_call_that_waited_gets_the_same_outcome(event: WalletEvent) -> None:
     """Else who shares a failed purchase would hear of another failure than the one that bought."""
     first = error_for(
         WALLET_RULES[OPEN, event].next_step, row(DEAD, 1, 0, failure_code=event.name.lower(), failure_text="why"), "why"

@@ -59,7 +59,7 @@ def test_no_interleaving_breaks_a_promise(world: World) -> None:
     ],
 )
 def test_no_longer_interleaving_breaks_a_promise(world: World) -> None:
-    """As above, with more of everything."""
+    """A longer walk may break a promise that no short one does: more buyers, more replies, more orders."""
     assert explore(world).broken == {}
 
 

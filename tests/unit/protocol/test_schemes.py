@@ -59,8 +59,8 @@ def test_only_the_schemes_of_the_list_are_hidden() -> None:
 
 
 @pytest.mark.parametrize(("value", "expected"), [(OURS, True), (THEIRS, True), ("Basic dXNlcjpwYXNz", False), ("", False)])
-def test_a_credential_of_any_scheme_is_seen_for_one(barter: PaidScheme, value: str, expected: bool) -> None:
-    """One that isn't seen stays on a request that is pickled, copied or redirected, and goes to whoever gets that."""
+def test_a_credential_of_any_scheme_is_recognised(barter: PaidScheme, value: str, expected: bool) -> None:
+    """One that isn't recognised stays on a request that is pickled, copied or redirected, and goes to whoever gets that."""
     assert schemes.is_credential(value) is expected
 
 

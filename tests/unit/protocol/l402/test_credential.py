@@ -49,7 +49,7 @@ def test_the_token_goes_back_verbatim(scheme: str) -> None:
     ],
     ids=itertools.count(),
 )
-def test_what_no_server_takes_is_never_sent_nor_told(scheme: str, text: str, preimage: bytes) -> None:
+def test_a_token_that_cant_be_sent_is_refused_without_being_repeated(scheme: str, text: str, preimage: bytes) -> None:
     """If failing: a token smuggles header lines into the request, or its refusal prints it."""
     with pytest.raises(ValueError) as caught:
         authorization(scheme, text, preimage)
