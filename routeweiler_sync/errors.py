@@ -44,8 +44,9 @@ class RouteweilerError(requests.RequestException):
     without ``advice``, by a wallet of your own for instance, has ``what`` alone as its text.
 
     ``spent`` says whether money has left the wallet: False (none has and, by this call, none will), True, or None if that isn't
-    known yet and only the node can say. ``payment_hash`` (64 hex digits) names the ledger row, if there is one. ``code`` is a stable
-    name of the kind of error, as the trace writes it. ``paid_before_msat`` is what the same call had paid before this happened, fees included.
+    known yet and only the node can say. ``payment_hash`` (64 hex digits) names the ledger row, if there is one. ``code`` is a
+    stable name of the kind of error, as the trace writes it. ``paid_before_msat`` is what the same call had paid before this
+    happened, fees included.
     """
 
     #: The sentence for ``spent`` False. A class whose errors may concern earlier payments limits it to this call.

@@ -1,4 +1,4 @@
-"""Opens files that only their user may read, and SQLite files that several processes use. What is in them is left to the callers."""
+"""Open files that only their user may read, and SQLite files that several processes use. Their content is left to the callers."""
 
 from __future__ import annotations
 

@@ -1,15 +1,16 @@
-"""Checkout buys one token: the only door to the money.
+"""Buy one token. Every payment that is begun or continued goes through this module.
 
-The order of things, none of which may be swapped:
-  1. what the challenge itself tells (token and invoice belong together, not expired);
-  2. a live token, or an unfinished purchase, for the same request: used, or carried to its end, before anything new is bought;
-  3. policy, envelope, funding, node, rate, confirm: every reason to refuse, while nothing has happened yet;
-  4. the ledger reserves and writes the intent down, on disk;
-  5. the wallet pays; on any doubt it is asked, never guessed;
-  6. the ledger books the spend and keeps the token, in one transaction.
+The steps of a purchase, whose order must not change:
+  1. Look for a live token or an unfinished purchase for the same request. The token is used, the purchase is carried to its end,
+     before anything new is bought.
+  2. Check the challenge itself: token and invoice belong together and haven't expired.
+  3. Check policy, envelope, funding, node, exchange rate and confirm(): every reason to refuse, before anything has happened.
+  4. Reserve the cost and write the intent to the ledger, on disk.
+  5. Let the wallet pay. If the outcome is in doubt, the wallet is asked; it is never guessed.
+  6. Book the spend and store the token in the ledger, in one transaction.
 
-The reasons to refuse are in `checks`, steps 5 and 6 in `lifecycle`. What is bought for which request, and what the server then says
-of it, is `paywall`'s.
+The reasons to refuse are in `checks`, steps 5 and 6 in `lifecycle`. Which token a request needs, and what the server's answer to it
+means, is left to `paywall`.
 """
 
 from __future__ import annotations
@@ -42,9 +43,12 @@ log = logging.getLogger("routeweiler_sync")
 
 
 class Checkout:
-    """Buys tokens within a budget. Thread-safe; shared by all requests of a session.
+    """Buys tokens within a budget. Thread-safe. One checkout serves all requests of a session.
 
-    `token_for` may move money, `recover` asks but never sends.
+    ``problem`` is an error of the configuration that forbids new purchases: it is raised when a token would be bought.
+    ``session_started_s`` is in unix seconds; None means now.
+
+    Money: `token_for` may pay. `recover` asks the node but never sends an invoice. `quote` asks no node.
     """
 
     def __init__(
@@ -82,50 +86,55 @@ class Checkout:
         may_buy: bool = True,
         worth_an_offer: Callable[[PaymentRow], bool] = lambda row: True,
     ) -> Purchase | None:
-        """Return the token for ``request``: a live one, one whose purchase is carried to its end, or a new one.
+        """Return a token for ``request``: a live one, one whose purchase is carried to its end now, or a new one.
 
-        ``refused``: payment hashes (hex) of tokens that the server has just refused; they aren't returned again. Without
-        ``may_buy`` nothing new is bought: None where there is nothing to return. ``worth_an_offer`` is asked about a live token
-        that the server has accepted before; if it says no, that token is retired and another may be bought. A new token is kept for
-        its buyer's first use: call `first_use.end_first_use` when that is over.
+        ``refused`` are the payment hashes (hex) of tokens that the server has just refused: they aren't returned again. Without
+        ``may_buy`` nothing new is bought, and the result is None if there is nothing else to return.
+
+        ``worth_an_offer`` is called with the row of a live token that the server has accepted before. If it returns False, that
+        token is retired and another may be bought. It is also called with the row of a retired token, which is returned only if it
+        returns True.
+
+        A new token is reserved for its buyer: call `first_use.end_first_use` after the token's first use.
 
         Raises: an error of `routeweiler_sync.errors`, each of which says what became of the money.
         Money: a payment may be made.
         """
         deadline = Deadline(self._payment_timeout_s)
         with single_flight((self.ledger.url, request.origin, request.scope), deadline) as flight:
-            standing = self._standing(request, refused)
-            if standing is not None and may_buy and _has_served(standing) and not worth_an_offer(standing):
-                self.ledger.retire(standing.payment_hash)
-                standing = None
-            if standing is not None:
-                flight.payment_hash = standing.payment_hash
-                return _kept_for_buyer(self._lifecycle.purchase_for(standing, request, deadline))
+            existing = self._existing_row(request, refused)
+            if existing is not None and may_buy and _has_served(existing) and not worth_an_offer(existing):
+                self.ledger.retire(existing.payment_hash)
+                existing = None
+            if existing is not None:
+                flight.payment_hash = existing.payment_hash
+                return _reserved_for_buyer(self._lifecycle.purchase_for(existing, request, deadline))
             earlier = self.ledger.retired(request.origin, request.scope, request.resource_digest)
             if earlier is not None and earlier.payment_hash not in refused and worth_an_offer(earlier):
-                return as_purchase(earlier, bought=False)  # refused for something else, maybe: asking costs nothing
+                return as_purchase(earlier, bought=False)  # another page may have refused it, and offering it costs nothing
             if not may_buy:
                 return None
-            unserved = self._unserved(request)
+            unserved = self._unserved_row(request)
             if unserved is None:
-                return _kept_for_buyer(self._buy(request, deadline, flight))
+                return _reserved_for_buyer(self._buy(request, deadline, flight))
             if unserved.payment_hash not in refused:
                 return as_purchase(unserved, bought=False)
-        raise unserved_error(unserved, request)  # outside: those who wait for the scope may want it for something else
+        # Raised outside the flight: callers that wait for the same scope may want it for another page, which isn't concerned.
+        raise unserved_error(unserved, request)
 
     def quote(self, request: TokenRequest) -> Quote | None:
-        """Return what a call for ``request`` would pay, or None where the ledger has a token for it.
+        """Return what a call for ``request`` would pay, or None if the ledger has a token for it.
 
-        Policy and limits aren't asked: what a call may pay is another question. No node is asked.
+        Policy and limits aren't checked, so a call may be refused all the same. No node is asked.
 
-        Raises: ChallengeExpiredError, ChallengeMismatchError, and FmvUnavailableError where the budget's currency has no rate.
+        Raises: ChallengeExpiredError, ChallengeMismatchError; FmvUnavailableError if the budget's currency has no exchange rate.
         Money: none moves.
         """
         live = self.ledger.live(request.origin, request.scope) if self.ledger.exists() else []
-        standing = live[0] if live else None
-        if standing is not None and standing.unfinished:  # a call would carry this one to its end
-            return self._checks.quote(request, decode_invoice(standing.bolt11), standing.max_fee_msat)
-        if standing is not None and (standing.valid_until is None or time.time() < standing.valid_until):
+        existing = live[0] if live else None
+        if existing is not None and existing.unfinished:  # a call would carry this purchase to its end
+            return self._checks.quote(request, decode_invoice(existing.bolt11), existing.max_fee_msat)
+        if existing is not None and (existing.valid_until is None or time.time() < existing.valid_until):
             return None
         check_challenge(request.challenge)
         invoice = request.challenge.invoice
@@ -134,53 +143,65 @@ class Checkout:
         return self._checks.quote(request, invoice, fee_cap_msat)
 
     def recover(self) -> Iterator[PaymentRow]:
-        """Ask the node about every unfinished row of its own, book what it says, and yield each row as it is now.
+        """Ask each unfinished row's node about its payment, change the row by the reply, and yield the row as it is now.
 
-        A row that was abandoned, and that the node has paid after all, is booked too. A row whose node can't be asked stays as it
-        is.
+        An abandoned row that its node has paid after all is booked and yielded too. A row whose node can't be asked stays as it is.
 
-        Raises: LedgerError where the ledger can't be read. PaymentPendingError where it can't be written: the row stays as it was,
-        ``spent`` says whether the node has paid it; call again once it can be.
-        Money: no payment is started.
+        Raises: LedgerError if the ledger can't be read. PaymentPendingError if it can't be written: the row stays as it was, and
+        ``spent`` says whether the node has paid it. Call again once the ledger can be written.
+        Money: no payment is started. A payment that a node has made is booked.
         """
         deadline = Deadline(self._payment_timeout_s)
         for row in self.ledger.abandoned():
-            now = self._look_at(row, deadline)
-            if now is not None and now.settled_at is not None:
-                yield now
+            changed = self._ask_once(row, deadline)
+            if changed is not None and changed.settled_at is not None:
+                yield changed
         for row in self.ledger.unfinished():
-            yield self._look_at(row, deadline) or row
+            yield self._ask_once(row, deadline) or row
 
-    def _look_at(self, row: PaymentRow, deadline: Deadline) -> PaymentRow | None:
-        """Ask the row's node once, and book what it says. Return the row as it is now, or None where its node can't be asked."""
+    def _ask_once(self, row: PaymentRow, deadline: Deadline) -> PaymentRow | None:
+        """Ask the row's node once, and change the row by its reply. Return the row, or None if its node can't be asked."""
         source, problem = self._lifecycle.source_of(row, deadline)
         if source is None:
-            log.info("payment %s stays as it is: %s", row.payment_hash, problem or "no funding source has its node")
+            log.info("payment %s stays as it is: %s", row.payment_hash, problem or "no funding source is for its node")
             return None
         answer = source.track(bytes.fromhex(row.payment_hash), timeout_s=deadline.left_s(), follow=False)
         return self._lifecycle.book(row, NextStep.TRACK, answer)[1]
 
-    def _standing(self, request: TokenRequest, refused: frozenset[str]) -> PaymentRow | None:
-        """Return the row that answers ``request`` or stands in the way of a new purchase, or None."""
+    def _existing_row(self, request: TokenRequest, refused: frozenset[str]) -> PaymentRow | None:
+        """Return the row that must be used or finished before anything is bought for ``request``, or None.
+
+        It is a live or unfinished row of the request's scope, else a row of the very invoice that the server offers. ``refused``
+        are the payment hashes (hex) of rows that aren't returned.
+
+        Raises: what the row of that very invoice ended with, if it is among ``refused``: the server repeats an invoice.
+        """
         live = self.ledger.live(request.origin, request.scope)
         if live and wait_for_first_use(live[0].payment_hash):
             live = self.ledger.live(request.origin, request.scope)
         if live and live[0].payment_hash not in refused:
             return live[0]
-        same = self.ledger.payment(request.challenge.payment_hash.hex())
-        if same is not None and same.payment_hash in refused:
-            raise repeated_invoice_error(same)
-        return same
+        same_invoice = self.ledger.payment(request.challenge.payment_hash.hex())
+        if same_invoice is not None and same_invoice.payment_hash in refused:
+            raise repeated_invoice_error(same_invoice)
+        return same_invoice
 
-    def _unserved(self, request: TokenRequest) -> PaymentRow | None:
-        """Return a payment for this very page whose token the server has never accepted: it gets no second one."""
+    def _unserved_row(self, request: TokenRequest) -> PaymentRow | None:
+        """Return the row of a payment for this very page whose token the server has never accepted, or None.
+
+        While there is one, nothing else is bought for the page.
+        """
         row = self.ledger.unserved(request.origin, request.resource_digest) if request.resource_digest else None
         if row is not None and wait_for_first_use(row.payment_hash):
             row = self.ledger.unserved(request.origin, request.resource_digest)
         return row
 
     def _buy(self, request: TokenRequest, deadline: Deadline, flight: Flight) -> Purchase:
-        """Look for every reason to refuse, put the intent on disk, then order the payment."""
+        """Do steps 2 to 6 of the module's docstring. Return the purchase.
+
+        Raises: as `token_for`.
+        Money: a payment may be made.
+        """
         check_challenge(request.challenge)
         if self._problem is not None:
             raise copy.copy(self._problem)
@@ -194,10 +215,11 @@ class Checkout:
         with block_limit.reserved(request.limits, payment_hash, invoice.amount_msat, most_fee_msat) as reservation:
             if self._checks.asks_confirm:
                 self._checks.check_confirmed(self._checks.quote(request, invoice, reservation.fee_cap_msat, draw))
-                check_challenge(request.challenge)  # a person may take longer to answer than an invoice lives
-                deadline = Deadline(self._payment_timeout_s)  # the wallet's time doesn't run while a person thinks
-                draw = self._checks.draw(request)  # nor does a rate keep for as long
-            request.still_useful()  # while the node was asked, or a person, the request's body may have been closed
+                # A person may take minutes to answer, so what depends on the time is done anew.
+                check_challenge(request.challenge)  # the invoice may have expired
+                deadline = Deadline(self._payment_timeout_s)  # the wait for a person doesn't count as time of the wallet
+                draw = self._checks.draw(request)  # the exchange rate may have changed
+            request.still_useful()  # the request's body may have been closed while the node or a person was asked
             flight.payment_hash = payment_hash
             row, is_new = self.ledger.open_payment(_intent(request, node_pubkey, reservation.fee_cap_msat), draw)
             if is_new:
@@ -210,6 +232,7 @@ class Checkout:
 
 
 def _intent(request: TokenRequest, node_pubkey: str, fee_cap_msat: int) -> Intent:
+    """Return what the ledger writes about the purchase before the invoice is sent."""
     challenge, invoice = request.challenge, request.challenge.invoice
     return Intent(
         payment_hash=challenge.payment_hash.hex(),
@@ -229,11 +252,15 @@ def _intent(request: TokenRequest, node_pubkey: str, fee_cap_msat: int) -> Inten
 
 
 def _has_served(row: PaymentRow) -> bool:
+    """Return whether ``row`` has a live token that the server has accepted before."""
     return row.state is PaymentState.SETTLED and row.accepted
 
 
-def _kept_for_buyer(purchase: Purchase) -> Purchase:
-    """Keep a new token for its buyer's first use, before anyone who waits for it goes on."""
+def _reserved_for_buyer(purchase: Purchase) -> Purchase:
+    """Reserve a new token for its buyer's first use. Return ``purchase``.
+
+    Called inside the flight, so before any caller that waits for the purchase goes on.
+    """
     if purchase.bought:
         begin_first_use(purchase.token.payment_hash)
     return purchase

@@ -43,7 +43,7 @@ from .types import Quote, TokenRequest
 
 #: No payment is begun for an invoice that expires sooner than this: the payment would race the expiry.
 MIN_INVOICE_LIFE_S = 2
-#: No token is bought that expires sooner than this: the payment alone takes as long. (Servers do sell tokens that live for seconds.)
+#: No token is bought that expires sooner than this: the payment alone takes as long. Servers do sell tokens that live for seconds.
 MIN_TOKEN_LIFE_S = 1
 
 
@@ -243,8 +243,8 @@ class Checks:
             price = rate_for(self._policy.currency, self._fmv_provider).minor_units_of(price_msat)
             if price > limit:
                 raise PolicyMaxPerCallExceededError(
-                    f"The price of {price.normalize():f} {self._policy.currency} minor units is above the {limit} that the policy's "
-                    f"rule {verdict.rule!r} allows for one call.",
+                    f"The price of {price.normalize():f} {self._policy.currency} minor units is above the {limit} that the "
+                    f"policy's rule {verdict.rule!r} allows for one call.",
                     advice="Change the policy to allow this payment.",
                 )
 

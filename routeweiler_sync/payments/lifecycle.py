@@ -1,7 +1,7 @@
-"""Carry one payment's row to its end: send its invoice, ask the wallet, book the answer.
+"""Carry one payment's ledger row to its end: send its invoice, ask the wallet, write the result to the ledger.
 
-Runs the table of `wallet_rules` against the ledger and the wallet, and decides nothing by itself. Which row answers a request, and
-whether a new one may be opened, is the checkout's.
+This module does the steps of `wallet_rules` with the ledger and the wallet. What a reply means is decided in that table alone.
+Which row answers a request, and whether a new one may be opened, is left to `checkout`.
 """
 
 from __future__ import annotations
@@ -28,19 +28,20 @@ from .wallet_rules import NextStep, Step
 
 log = logging.getLogger("routeweiler_sync")
 
-#: How often one call sends an invoice again whose earlier send is unanswered. More would only add unanswered sends.
+#: How often one call sends an invoice again if an earlier send of it is unanswered. More would only add unanswered sends.
 MAX_RESENDS = 1
-#: How long another process's purchase is left alone before the wallet is asked about it. It ends nothing; asking is harmless.
+#: How long a call waits for another process to finish its purchase before it asks the wallet itself. Asking is harmless, and the
+#: end of this time ends no row.
 LEAVE_ALONE_S = 1.0
 #: The wallet's replies that say that money has left.
 PAID = (WalletReply.SUCCEEDED, WalletReply.WRONG_PREIMAGE)
-#: Wallets and ledgers are asked again at these intervals: soon at first, then patiently.
+#: The pauses between two looks at a row, and between two questions to a wallet, in seconds. They are short at first, then grow.
 ROW_POLL = tenacity.wait_exponential(multiplier=0.01, max=0.25) + tenacity.wait_random(0, 0.01)
 WALLET_POLL = tenacity.wait_exponential(multiplier=0.05, max=1.0) + tenacity.wait_random(0, 0.05)
 
 
 class PaymentLifecycle:
-    """What a session does with rows: its funding sources, its ledger, its own reasons not to pay. Thread-safe."""
+    """Carries rows to their end for one session, with its ledger, its funding sources and its checks. Thread-safe."""
 
     def __init__(self, *, ledger: Ledger, funding: Sequence[LightningFundingSource], checks: Checks) -> None:
         self._ledger = ledger
@@ -50,8 +51,9 @@ class PaymentLifecycle:
     def purchase_for(self, row: PaymentRow, request: TokenRequest, deadline: Deadline) -> Purchase:
         """Return the purchase for an existing row, finishing it first if needed.
 
-        Raises: ChallengeMismatchError for another origin's row; else what the row ended with.
-        Money: an unfinished row's invoice may be sent again.
+        Raises: ChallengeMismatchError for the row of another origin; PaymentPendingError if the row stays unfinished; else the
+        error that the row ended with.
+        Money: the invoice of an unfinished row may be sent again.
         """
         self._checks.check_origin(row, request)
         if row.unfinished:
@@ -61,11 +63,12 @@ class PaymentLifecycle:
     def carry(
         self, row: PaymentRow, source: LightningFundingSource, step: NextStep, request: TokenRequest, deadline: Deadline
     ) -> Purchase:
-        """Do ``step``, and what the table says after it, until the table says how the call ends.
+        """Do ``step`` and the steps that the table says after it, until one of them ends the purchase. Return the purchase.
 
-        ``step`` is SEND for a row that the caller has just opened: its first send is counted already.
+        ``source`` is the funding source of the row's own node. ``step`` is SEND for a row that the caller has just opened, whose
+        first send is counted already.
 
-        Raises: the error that the table names.
+        Raises: the error of the last step; PaymentPendingError if there is no outcome before ``deadline``.
         Money: each SEND orders the payment of the row's invoice.
         """
         try:
@@ -74,12 +77,12 @@ class PaymentLifecycle:
             while True:
                 if step is NextStep.SEND and not counted:
                     if not resends:
-                        raise pending_error(row, "its order was sent again once, and nothing more is known")
+                        raise pending_error(row, "its invoice was sent again once, and the outcome still isn't known")
                     resends -= 1
-                    again = self._count_resend(row, request, opened_here=opened_here)
-                    if again is None:  # ended meanwhile: look at how
+                    counted_row = self._count_resend(row, request, opened_here=opened_here)
+                    if counted_row is None:  # another caller has ended the row meanwhile
                         return self.purchase_for(self.read_again(row), request, deadline)
-                    row = again
+                    row = counted_row
                 counted = False
                 answer = self._ask(row, source, step, deadline)
                 reason = answer.reason or reason
@@ -89,22 +92,26 @@ class PaymentLifecycle:
                 if not step.asks_wallet:
                     break
                 if deadline.passed:
-                    raise pending_error(row, f"no final word came in time{f' (the last was: {reason})' if reason else ''}")
+                    last_reply = f" (its last reply: {reason})" if reason else ""
+                    raise pending_error(row, f"the node reported no outcome in time{last_reply}")
             if step is NextStep.HAND_OVER and row.preimage is not None:
                 latency_ms = int((time.monotonic() - started_s) * 1000)
                 return as_purchase(row, bought=ruled.settles, settlement_latency_ms=latency_ms if ruled.settles else None)
             if step is NextStep.RAISE_PENDING:
-                raise pending_error(row, reason or "an earlier order for it is unanswered")
+                raise pending_error(row, reason or "an earlier send of its invoice is unanswered")
             raise error_for(step, row, reason)
         except BaseException:
             release(row.payment_hash)
             raise
 
     def book(self, row: PaymentRow, asked: NextStep, answer: WalletAnswer) -> tuple[Step, PaymentRow]:
-        """Book what the table says of ``answer``, in one transaction on the row as it is by then. Return both.
+        """Change the row as the table says for ``answer``, in one transaction. Return the table's `Step` and the changed row.
 
-        Raises: PaymentPendingError where the ledger can't be written; the row stays as it was.
-        Money: none moves; what has moved is booked.
+        ``asked`` is the step that ``answer`` answers. The table decides on the row as the transaction finds it, which may differ
+        from ``row``.
+
+        Raises: PaymentPendingError if the ledger can't be written. The row stays as it was.
+        Money: none moves. A payment that the node has made is booked.
         """
         ruled: list[Step] = []
 
@@ -116,23 +123,23 @@ class PaymentLifecycle:
         def before_commit(current: PaymentRow) -> None:
             ruled[:] = [wallet_rules.decide(current, asked, answer)]
             if ruled[0].settles:
-                claim(row.payment_hash)  # before any other thread can see it settled and unreported
+                claim(row.payment_hash)  # before the commit, after which other threads see the row settled and unreported
 
         try:
             after = self._ledger.change(row.payment_hash, decide, before_commit=before_commit)
         except LedgerError as error:
-            found = self._committed(row, ruled[0]) if ruled else None
-            if found is None:
+            committed = self._committed(row, ruled[0]) if ruled else None
+            if committed is None:
                 raise unbooked_error(row, error, paid=answer.reply in PAID) from error
-            after = found
+            after = committed
         if ruled[0].settles:
             log.info("payment %s settled, fee %d msat", row.payment_hash, after.fee_msat)
         return ruled[0], after
 
     def source_of(self, row: PaymentRow, deadline: Deadline) -> tuple[LightningFundingSource | None, FundingError | None]:
-        """Return the funding source of the row's own node, or None and what kept us from it.
+        """Return the funding source of the row's own node, else None and the error of a node that couldn't be asked, if any.
 
-        No other node may be asked about the row or sent its invoice: a refusal of duplicates holds on one node only.
+        No other node may be asked about the row or be sent its invoice, because each node refuses only its own duplicates.
         """
         problem: FundingError | None = None
         for source in self._funding:
@@ -146,15 +153,23 @@ class PaymentLifecycle:
         return None, problem
 
     def read_again(self, row: PaymentRow) -> PaymentRow:
-        """Return ``row`` as it is now. Raises: PaymentPendingError where the ledger can't tell: it was unfinished, and may be
-        paid."""
+        """Return ``row``, which was unfinished, as it is in the ledger now.
+
+        Raises: PaymentPendingError if the ledger can't be read, since the payment may be made.
+        """
         try:
             return self._ledger.payment(row.payment_hash) or row
         except LedgerError as error:
             raise unbooked_error(row, error, paid=False) from error
 
     def _resolve(self, row: PaymentRow, request: TokenRequest, deadline: Deadline) -> Purchase:
-        """Carry another call's unfinished purchase to its end: leave it alone for a moment, then ask its node."""
+        """Return the purchase for the unfinished row of another call, after waiting `LEAVE_ALONE_S` for that call to finish it.
+
+        If that wait is in vain, this call carries the row to its end, provided the session has a funding source for the row's node.
+
+        Raises: PaymentPendingError if the row stays unfinished; else the error that it ended with.
+        Money: the row's invoice may be sent again.
+        """
         row = self._watch(row, Deadline(min(LEAVE_ALONE_S, deadline.left_s())))
         if row.unfinished:
             source, problem = self.source_of(row, deadline)
@@ -164,18 +179,21 @@ class PaymentLifecycle:
                 raise pending_error(row, f"its node can't be asked: {problem.brief}") from problem
             row = self._watch(row, deadline)
             if row.unfinished:
-                raise pending_error(row, f"only its own node {row.node_pubkey} can tell, and this session hasn't that one")
+                raise pending_error(
+                    row,
+                    f"only its own node {row.node_pubkey} knows the outcome, and this session has no funding source for that node",
+                )
         return self._concluded(row, request, repeated=False)
 
     def _concluded(self, row: PaymentRow, request: TokenRequest, *, repeated: bool) -> Purchase:
-        """Return the purchase of a row that has ended, or raise its end. ``repeated``: the server repeats its invoice."""
+        """Return the purchase of a row that has ended paid, else raise its error. ``repeated``: the server repeats its invoice."""
         block_limit.record(request.limits, row)
         if row.state is PaymentState.SETTLED:
             return as_purchase(row, bought=False)
         raise repeated_invoice_error(row) if repeated else ended_error(row)
 
     def _watch(self, row: PaymentRow, deadline: Deadline) -> PaymentRow:
-        """Wait until ``row`` has ended or the time is up. Return it as it is then."""
+        """Wait until ``row`` has ended or ``deadline`` has passed. Return the row as it is then."""
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_result(lambda seen: seen.unfinished and not deadline.passed),
             wait=ROW_POLL,
@@ -183,7 +201,12 @@ class PaymentLifecycle:
         return retrying(lambda: self.read_again(row))
 
     def _ask(self, row: PaymentRow, source: LightningFundingSource, step: NextStep, deadline: Deadline) -> WalletAnswer:
-        """Send once, or ask until the wallet says something or the time is up."""
+        """Do ``step`` with the wallet, and return its answer.
+
+        SEND sends the invoice once. Any other step asks, again and again while the reply is UNKNOWN and ``deadline`` hasn't passed.
+
+        Money: SEND orders the payment of the row's invoice.
+        """
         payment_hash = bytes.fromhex(row.payment_hash)
         if step is NextStep.SEND:
             return source.send(row.bolt11, payment_hash=payment_hash, max_fee_msat=row.max_fee_msat, timeout_s=deadline.left_s())
@@ -196,12 +219,12 @@ class PaymentLifecycle:
         return retrying(lambda: source.track(payment_hash, timeout_s=deadline.left_s(), follow=follows))
 
     def _count_resend(self, row: PaymentRow, request: TokenRequest, *, opened_here: bool) -> PaymentRow | None:
-        """Count one more send of ``row``, before it leaves; None where the row has ended meanwhile.
+        """Count one more send in ``row``, before it leaves. Return the row as it is then, or None if it has ended meanwhile.
 
-        ``opened_here``: this call opened the row, so its own checks have passed already. A payment that another call began is held
+        ``opened_here``: this call opened the row, so its checks have passed already. A payment that another call began is checked
         against this session's policy, envelope, blocks and confirm().
 
-        Raises: PaymentPendingError where the order mustn't leave from here; the one before may still be carried out.
+        Raises: PaymentPendingError if the send mustn't leave from here. The earlier send may still arrive.
         """
         if not opened_here:
             self._checks.check_resend(row, request)
@@ -214,7 +237,10 @@ class PaymentLifecycle:
             raise unbooked_error(row, error, paid=False) from error
 
     def _committed(self, row: PaymentRow, step: Step) -> PaymentRow | None:
-        """Return ``row`` as booked by ``step``, if it was: a COMMIT that failed may have been one, and only the ledger knows."""
+        """Return ``row`` as ``step`` has changed it, or None if the change wasn't committed or that isn't known.
+
+        A commit that failed with an error may have succeeded all the same. Only the ledger knows, so it is read.
+        """
         try:
             now = self._ledger.payment(row.payment_hash)
         except LedgerError:
@@ -223,7 +249,10 @@ class PaymentLifecycle:
 
 
 def as_purchase(row: PaymentRow, *, bought: bool, settlement_latency_ms: int | None = None) -> Purchase:
-    """Return the purchase of a settled row. Raises: PreimageMismatchError where it holds no preimage, and so gives no token."""
+    """Return the purchase of a settled row. ``bought`` and ``settlement_latency_ms`` are as in `Purchase`.
+
+    Raises: PreimageMismatchError if the row has no preimage, and so no token.
+    """
     token = Token.of(row)
     if token is None:
         raise error_for(NextStep.RAISE_MISMATCH, row, None)

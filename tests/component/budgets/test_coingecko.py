@@ -334,6 +334,7 @@ def test_an_error_that_repeats_a_url_with_a_password_isnt_repeated(
     assert "s3cret" not in "".join(traceback.format_exception(refused.value))
 
 
+@pytest.mark.slow
 def test_answers_that_never_end_arent_heaped_up(gecko: Gecko, monkeypatch: pytest.MonkeyPatch) -> None:
     """A program that runs for weeks would have a thread and a connection for every answer that it gave up."""
     monkeypatch.setattr(coingecko, "LEAVE_ALONE_S", 0.0)

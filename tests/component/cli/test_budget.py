@@ -438,6 +438,7 @@ def test_show_tells_what_an_envelope_allows_and_has_counted(
     assert (row["frozen"], row["grantEndsAt"] > row["grantedAt"]) == (False, True)
 
 
+@pytest.mark.slow
 def test_freeze_stops_every_session_and_thaw_lets_them_go_on(
     command: Command, make_session: Callable[..., Routeweiler], dynamic: Paywall, lnd: FakeLnd
 ) -> None:

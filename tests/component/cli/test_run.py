@@ -566,6 +566,7 @@ def test_without_a_node_a_402_stays_one_and_is_explained_once(python: Interprete
     assert ended.stderr.count(b"Warning") == 1
 
 
+@pytest.mark.slow
 def test_what_a_startup_file_has_imported_pays_as_well(buying: Interpreter, paywall: Paywall, lnd: FakeLnd) -> None:
     """Tools that patch certificates import requests as python starts, before anybody could watch."""
     for name in ("requests", "routeweiler_sync"):

@@ -506,6 +506,7 @@ def test_a_closed_client_opens_again(lnd: FakeLnd) -> None:
     assert send(client, lnd.invoice(AMOUNT_MSAT)).reply is WalletReply.SUCCEEDED
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="this system has no SIGINT for one process")
 def test_an_interrupt_under_a_payment_passes_through_and_the_payment_goes_on(lnd: FakeLnd) -> None:
     """Ctrl-C ends the program and not the payment; swallowed, the program couldn't be stopped."""

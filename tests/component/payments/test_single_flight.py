@@ -381,6 +381,7 @@ def test_a_slow_yes_is_asked_for_once_and_nobodys_money_is_in_doubt_meanwhile(
 # -- the payment fails ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_all_who_waited_for_a_payment_share_its_failure(session, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
     """Else each of a crowd would have its own payment fail at the node, one after another, and wait for all before it."""
     lnd.hang_next()

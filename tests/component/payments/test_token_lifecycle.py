@@ -612,6 +612,7 @@ def test_ctrl_c_while_another_pays_leaves_that_payment_alone(process, run, paywa
     books.check()
 
 
+@pytest.mark.slow
 @posix_only
 def test_ctrl_c_while_a_token_is_offered_again_keeps_the_token(process, run, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
     """Paid, and the server doesn't take it yet: the token waits in the ledger for the next run."""

@@ -160,6 +160,7 @@ def test_a_refusal_before_the_start_spends_nothing(session, paywall: Paywall, ln
     books.check()
 
 
+@pytest.mark.slow
 def test_an_error_that_proves_nothing_is_pending(make_session, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
     """An INTERNAL error isn't a refusal: the payment may have begun."""
     lnd.refuse_next("something went wrong", code="INTERNAL", times=None)

@@ -19,6 +19,7 @@ from routeweiler_sync.testing import FakeLnd, Paywall
 from tests.support.accounts import Books
 
 
+@pytest.mark.slow
 def test_a_payment_is_reported_once_however_many_wait_for_it(make_session, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
     """Each of them found it settled and untold, and told it again."""
     session = make_session()

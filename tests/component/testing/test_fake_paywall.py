@@ -519,6 +519,7 @@ def test_a_mocked_paywall_behaves_the_same(lnd: FakeLnd):
 # For pytest
 
 
+@pytest.mark.slow
 def test_the_plugins_fixtures_pay(tmp_path: Path):
     """Those who test their programs with the fixtures would find them broken."""
     (tmp_path / "test_program.py").write_text(

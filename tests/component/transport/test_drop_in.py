@@ -79,6 +79,7 @@ def test_a_verb_pays(verb: str, paywall: Paywall, books: Books) -> None:
     books.check()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("environ")
 def test_a_loop_makes_node_and_ledger_but_once(
     paywall: Paywall, lnd: FakeLnd, books: Books, monkeypatch: pytest.MonkeyPatch

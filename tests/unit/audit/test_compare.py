@@ -156,6 +156,7 @@ def test_a_bucket_without_payments_is_found(world: World) -> None:
     assert world.kinds() == [(Kind.ENVELOPE_WINDOW, None, "e")]
 
 
+@pytest.mark.slow
 def test_old_buckets_may_be_gone(world: World) -> None:
     """The ledger itself drops them: years of purchases are no difference."""
     for n in range(100, 720):
