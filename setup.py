@@ -1,7 +1,7 @@
-"""Build glue. All metadata is in setup.cfg; this file adds the command ``python setup.py build_protos``.
+"""Build script. All metadata is in setup.cfg; this file adds the command ``python setup.py build_protos``.
 
-The stubs are made with an old protoc on purpose: generated code runs on the protobuf runtime it was made with and on every newer
-one, never on an older one. What this version makes imports with protobuf 4.25 to 7.
+The stubs are made with an old protoc on purpose: generated code runs on the protobuf runtime that it was made with and on every
+newer one, never on an older one. The stubs of this version can be imported with protobuf 4.25 to 7.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import ClassVar
 from setuptools import Command, setup
 from setuptools.errors import ExecError, PlatformError
 
-GRPCIO_TOOLS = "1.62.3"  # protoc 25: gencode for protobuf >= 4.25
+GRPCIO_TOOLS = "1.62.3"  # has protoc 25, whose code runs with protobuf >= 4.25
 ROOT = Path(__file__).parent
 PROTO = ROOT / "protos" / "routeweiler_lnd.proto"
 STUBS = ROOT / "routeweiler_sync" / "funding" / "lnd" / "stubs"
@@ -29,7 +29,7 @@ STUBS_SHA256 = "{stubs}"
 
 
 class BuildProtos(Command):
-    """Make ``routeweiler_sync/funding/lnd/stubs`` from ``protos``."""
+    """The command that makes ``routeweiler_sync/funding/lnd/stubs`` from ``protos``."""
 
     description = f"generate the lnd message stubs (needs grpcio-tools=={GRPCIO_TOOLS})"
     user_options: ClassVar[list[tuple[str, str | None, str]]] = [("into=", None, "write the stubs to this folder instead")]
@@ -44,8 +44,8 @@ class BuildProtos(Command):
         found = metadata.version("grpcio-tools") if importlib.util.find_spec("grpc_tools") else None
         if found != GRPCIO_TOOLS:
             raise PlatformError(
-                f"build_protos needs grpcio-tools=={GRPCIO_TOOLS} (found: {found or 'none'}): newer ones make stubs that don't"
-                f" import with protobuf 4.25. On Python 3.10 to 3.12: pip install grpcio-tools=={GRPCIO_TOOLS}"
+                f"build_protos needs grpcio-tools=={GRPCIO_TOOLS} (found: {found or 'none'}): stubs of newer versions can't be"
+                f" imported with protobuf 4.25. On Python 3.10 to 3.12: pip install grpcio-tools=={GRPCIO_TOOLS}"
             )
         from grpc_tools import protoc
 
@@ -59,9 +59,9 @@ class BuildProtos(Command):
 
 
 def sha256(*files: Path) -> str:
-    """Hex digest of the files' text; line ends, which differ between checkouts on Windows and elsewhere, don't count."""
+    """Return the hex digest of the files' text. Line ends don't count: checkouts on Windows have other ones."""
     return hashlib.sha256(b"".join(file.read_bytes().replace(b"\r\n", b"\n") for file in files)).hexdigest()
 
 
-if __name__ == "__main__":  # build backends run it as __main__; the test of the stubs imports it
+if __name__ == "__main__":  # build backends run this file as __main__; the test of the stubs imports it
     setup(cmdclass={"build_protos": BuildProtos})

@@ -1,14 +1,14 @@
-"""What traffic without a 402, and the import, cost against `requests` itself.
+"""Measure what traffic without a 402, and the import, cost compared with `requests` itself.
 
     python -m benchmarks.free_traffic [--requests N] [--imports N] [--only TEXT] [--check 1.03 1.10] [--instructions]
 
-A `Routeweiler` and a `requests.Session` fetch the same page in turns, who is first changing each time, over connections that are
-kept alive, from a server in a process of its own that answers in one segment; both sessions are made anew several times. Told are
-the medians and their ratio, with the interval that holds it in 95 of 100 resamples (bootstrap, of pairs of sessions and then of
-their pairs of requests). ``import routeweiler_sync`` and ``import requests`` take turns likewise, each in a fresh interpreter that
-counts the processor's time of its import alone. ``--check`` exits 1 where a ratio of traffic is above the first number, or that of
-the import above the second. ``--instructions`` counts what the processor executes, by valgrind: no load of the machine changes
-that, but it leaves out what the kernel does, and so overstates our share.
+A `Routeweiler` and a `requests.Session` fetch the same page in turns; which of them is first changes each time. Connections stay
+open, the server has a process of its own and answers in one segment, and both sessions are made anew several times. The output has
+the medians and their ratio, with the interval that holds the ratio in 95 of 100 resamples (bootstrap, of pairs of sessions and then
+of their pairs of requests). ``import routeweiler_sync`` and ``import requests`` take turns too, each in a fresh interpreter that
+counts only the processor time of its import. ``--check`` exits 1 if a ratio of traffic is above the first number, or that of the
+import above the second. ``--instructions`` counts the instructions that the processor executes, by valgrind: load on the machine
+doesn't change them, but the kernel's work isn't counted, so the share of this package looks too large.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from routeweiler_sync.ledger.types import Change, Intent, PaymentState
 from routeweiler_sync.protocol.l402.credential import authorization
 
 WARM_UP = 100
-#: Pairs of sessions of a case: where its buffers lie in memory makes one session faster than its twin by a percent or two.
+#: Pairs of sessions for a case. Where its buffers lie in memory makes one session faster than an equal one by a percent or two.
 SESSIONS = 10
 RESAMPLES = 1_000
 STORED_TOKENS = 1_000
@@ -51,14 +51,14 @@ PATH = "/page"
 PREIMAGE = b"\x07" * 32
 TOKEN = "AgEEbHNhdA" + "t" * 310  # as long as a real one with three caveats
 ANSWER = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 11\r\n\r\n{"ok":true}'
-#: Instructions of one request are those of the longer run without those of the shorter: what starting costs drops out.
+#: Requests in a short and a long run. One request's instructions come from the difference, so the cost of starting drops out.
 COUNTED = (100, 400)
 TIMEOUT_S = 900
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """Medians in seconds, ours and that of `requests`, their ratio and the interval around it."""
+    """The median seconds of this package (``ours_s``) and of `requests` (``theirs_s``), and the interval around their ratio."""
 
     name: str
     ours_s: float
@@ -68,58 +68,61 @@ class Figure:
 
     @property
     def ratio(self) -> float:
-        """How much dearer we are."""
+        """How many times what `requests` costs this package costs."""
         return self.ours_s / self.theirs_s
 
     @classmethod
     def of(cls, name: str, blocks: Sequence[Sequence[tuple[float, float]]]) -> Figure:
-        """Of (ours, theirs), measured one after the other: what loaded the machine, loaded both. A block: the same two sessions."""
+        """Return the figure for ``blocks`` of pairs of seconds (ours, theirs). A block has the pairs of the same two sessions.
+
+        The two of a pair were measured right after each other, so that load on the machine slowed both.
+        """
         chance = random.Random(1)
         ratios = []
         for _ in range(RESAMPLES):
             drawn = [pair for block in chance.choices(blocks, k=len(blocks)) for pair in chance.choices(block, k=len(block))]
             ratios.append(_medians(drawn)[0] / _medians(drawn)[1])
         ratios.sort()
-        mine, stock = _medians([pair for block in blocks for pair in block])
+        ours_s, theirs_s = _medians([pair for block in blocks for pair in block])
         low, high = ratios[RESAMPLES * 25 // 1000], ratios[RESAMPLES * 975 // 1000]
-        return cls(name=name, ours_s=mine, theirs_s=stock, low=low, high=high)
+        return cls(name=name, ours_s=ours_s, theirs_s=theirs_s, low=low, high=high)
 
 
 def _medians(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    mine, stock = zip(*pairs, strict=True)
-    return median(mine), median(stock)
+    ours_s, theirs_s = zip(*pairs, strict=True)
+    return median(ours_s), median(theirs_s)
 
 
 # -- the server -----------------------------------------------------------------------------------------------------------
 
 
-def serve(tell: Connection) -> None:
-    """Answer each request at once with the same bytes, until the parent is gone."""
+def serve(port_sender: Connection) -> None:
+    """Answer each request at once with the same bytes, until the parent ends the process. Send the port to ``port_sender``."""
 
     def answer(connection: socket.socket) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        heard = b""
+        received = b""
         while chunk := connection.recv(65536):
-            heard += chunk
-            if heard.endswith(b"\r\n\r\n"):
+            received += chunk
+            if received.endswith(b"\r\n\r\n"):
                 connection.sendall(ANSWER)
-                heard = b""
+                received = b""
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        tell.send(listener.getsockname()[1])
+        port_sender.send(listener.getsockname()[1])
         while True:
             threading.Thread(target=answer, args=(listener.accept()[0],), daemon=True).start()
 
 
 @contextlib.contextmanager
 def server() -> Iterator[str]:
-    """The URL of the page that `serve` serves in a process of its own."""
+    """Run `serve` in a process of its own, and yield the URL of its page."""
     spawn = multiprocessing.get_context("spawn")
-    hear, tell = spawn.Pipe(duplex=False)
-    process = spawn.Process(target=serve, args=(tell,), daemon=True)
+    port_receiver, port_sender = spawn.Pipe(duplex=False)
+    process = spawn.Process(target=serve, args=(port_sender,), daemon=True)
     process.start()
     try:
-        yield f"http://127.0.0.1:{hear.recv()}{PATH}"
+        yield f"http://127.0.0.1:{port_receiver.recv()}{PATH}"
     finally:
         process.kill()
         process.join()
@@ -129,46 +132,46 @@ def server() -> Iterator[str]:
 
 
 def ours(ledger: Path) -> Routeweiler:
-    """A session with our defaults."""
+    """Return a `Routeweiler` with its defaults."""
     return Routeweiler(ledger=ledger)
 
 
 def with_foreign_adapter(ledger: Path) -> Routeweiler:
-    """What many programs do with a session: an adapter of `requests`' own goes where ours was."""
+    """Return a `Routeweiler` with an `HTTPAdapter` mounted in place of the `PaywallAdapter`, as many programs mount one."""
     session = ours(ledger)
     session.mount("http://", HTTPAdapter())
     return session
 
 
 def plain(ledger: Path) -> requests.Session:
-    """Stock `requests`."""
+    """Return a session of `requests`."""
     return requests.Session()
 
 
 def plain_with_credential(ledger: Path) -> requests.Session:
-    """Stock `requests` whose user has fetched the token and sets the header."""
+    """Return a session of `requests` that sends the token, as a user who has bought it elsewhere would do."""
     session = requests.Session()
     session.headers["Authorization"] = authorization("L402", TOKEN, PREIMAGE)
     return session
 
 
 def no_tokens(ledger: Path, url: str) -> None:
-    """There is no ledger yet: nothing has ever been paid."""
+    """Make no ledger: nothing has ever been paid."""
 
 
 def tokens_of_others(ledger: Path, url: str) -> None:
-    """Live tokens, each of an origin of its own."""
+    """Make a ledger with `STORED_TOKENS` live tokens, each for another origin, none for that of ``url``."""
     store(ledger, [f"https://api-{n}.example" for n in range(STORED_TOKENS)])
 
 
 def token_of_page(ledger: Path, url: str) -> None:
-    """A live token that the page has taken before, and has been told."""
+    """Make a ledger with a live token for the page ``url``, which was accepted and reported before."""
     store(ledger, [origin_of(url)])
 
 
 def store(ledger: Path, origins: Sequence[str]) -> None:
-    """Book a payment for each origin, as a purchase does."""
-    with contextlib.closing(Ledger.open(ledger)) as books:
+    """Book a payment for each origin in ``ledger``, as a purchase does."""
+    with contextlib.closing(Ledger.open(ledger)) as opened:
         for n, origin in enumerate(origins):
             preimage = PREIMAGE if n == 0 else n.to_bytes(32, "big")
             payment_hash = hashlib.sha256(preimage).hexdigest()
@@ -186,16 +189,16 @@ def store(ledger: Path, origins: Sequence[str]) -> None:
                 fee_cap_msat=1_000,
                 resource_digest="0" * 32,
             )
-            books.open_payment(intent, None)
+            opened.open_payment(intent, None)
             settled = Change(state=PaymentState.SETTLED, answered=1, preimage=preimage, fee_msat=0)
-            books.change(payment_hash, lambda row, settled=settled: settled)  # type: ignore[misc]
-            books.mark(payment_hash, accepted=True, reported=True)
-            books.learn(origin, PATH, intent.scope)
+            opened.change(payment_hash, lambda row, settled=settled: settled)  # type: ignore[misc]
+            opened.mark(payment_hash, accepted=True, reported=True)
+            opened.learn(origin, PATH, intent.scope)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """What a ledger holds, and whose sessions are compared."""
+    """What the ledger holds (``fill``), and which two kinds of session are compared (``ours``, ``theirs``)."""
 
     name: str
     fill: Callable[[Path, str], None] = no_tokens
@@ -204,7 +207,7 @@ class Case:
     token_goes_along: bool = False
 
     def check(self, answer: requests.Response) -> None:
-        """The answer of our session is the page, with the token or without as it should be."""
+        """Check that ``answer``, of the paying session, is the page, and that a token went along if the case says so."""
         payment = payment_of(answer)
         assert answer.status_code == 200
         assert payment is not None and payment.reused if self.token_goes_along else payment is None
@@ -221,14 +224,14 @@ CASES = [
 
 
 def traffic(case: Case, url: str, folder: Path, rounds: int) -> Figure:
-    """One case, request by request in turns."""
+    """Measure one case: ``rounds`` pairs of requests, spread over `SESSIONS` pairs of sessions."""
     ledger = folder / f"{CASES.index(case)}.db"
     case.fill(ledger, url)
     return Figure.of(case.name, [block(case, url, ledger, number, rounds // SESSIONS) for number in range(SESSIONS)])
 
 
 def block(case: Case, url: str, ledger: Path, number: int, rounds: int) -> list[tuple[float, float]]:
-    """The seconds of ``rounds`` pairs of requests of the same two sessions."""
+    """Return the seconds (ours, theirs) of ``rounds`` pairs of requests, all of the same two sessions."""
     took: tuple[list[float], list[float]] = ([], [])
     with contextlib.ExitStack() as stack:
         makers = (case.ours, case.theirs)
@@ -250,7 +253,7 @@ def block(case: Case, url: str, ledger: Path, number: int, rounds: int) -> list[
 
 
 def imports(rounds: int) -> Figure:
-    """Each import in a fresh interpreter, timed there."""
+    """Measure the two imports ``rounds`` times, each in a fresh interpreter that takes the time itself."""
     took: dict[str, list[float]] = {"routeweiler_sync": [], "requests": []}
     for n in range(rounds + 1):
         for name in sorted(took, reverse=bool(n % 2)):
@@ -265,7 +268,7 @@ def imports(rounds: int) -> Figure:
 
 
 def repeat(number: int, side: str, url: str, ledger: Path, times: int) -> None:
-    """``times`` requests of one side of a case: what valgrind runs."""
+    """Send ``times`` requests by one side of a case (``ours`` or ``theirs``). This is what valgrind runs."""
     case = CASES[number]
     with (case.ours if side == "ours" else case.theirs)(ledger) as session:
         for _ in range(times):
@@ -273,7 +276,7 @@ def repeat(number: int, side: str, url: str, ledger: Path, times: int) -> None:
 
 
 def instructions_of(program: Sequence[str]) -> int:
-    """How many instructions python executes for ``program``."""
+    """Return how many instructions python executes for ``program``, its arguments."""
     valgrind = ["valgrind", "--tool=cachegrind", "--cache-sim=no", f"--cachegrind-out-file={os.devnull}", sys.executable]
     environ = {**os.environ, "PYTHONHASHSEED": "0"}
     done = subprocess.run([*valgrind, *program], env=environ, capture_output=True, text=True, check=True, timeout=TIMEOUT_S)
@@ -283,7 +286,7 @@ def instructions_of(program: Sequence[str]) -> int:
 
 
 def count_instructions(chosen: Sequence[Case], url: str, folder: Path) -> None:
-    """Tell the instructions of a request and of the import, ours and theirs."""
+    """Print the instructions of a request and of the import, with this package and with `requests`."""
     if shutil.which("valgrind") is None:
         raise SystemExit("--instructions needs valgrind")
 
@@ -299,20 +302,20 @@ def count_instructions(chosen: Sequence[Case], url: str, folder: Path) -> None:
         number = CASES.index(case)
         ledger = folder / f"counted-{number}.db"
         case.fill(ledger, url)
-        mine, stock = of_request(number, "ours", ledger), of_request(number, "theirs", ledger)
-        print(f"{case.name:32}{mine:12,.0f}{stock:14,.0f}{mine / stock:8.3f}")
-    bare, mine, stock = (instructions_of(["-c", text]) for text in ("pass", "import routeweiler_sync", "import requests"))
-    print(f"{'import':32}{mine - bare:12,.0f}{stock - bare:14,.0f}{(mine - bare) / (stock - bare):8.3f}")
+        own, plain_ones = of_request(number, "ours", ledger), of_request(number, "theirs", ledger)
+        print(f"{case.name:32}{own:12,.0f}{plain_ones:14,.0f}{own / plain_ones:8.3f}")
+    bare, own, plain_ones = (instructions_of(["-c", text]) for text in ("pass", "import routeweiler_sync", "import requests"))
+    print(f"{'import':32}{own - bare:12,.0f}{plain_ones - bare:14,.0f}{(own - bare) / (plain_ones - bare):8.3f}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit code: 1 where a ratio is above ``--check``."""
+    """Run the benchmark. Return the exit code: 1 if a ratio is above ``--check``."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
-    parser.add_argument("--requests", type=int, default=5_000, help="pairs of each case")
-    parser.add_argument("--imports", type=int, default=50, help="pairs of fresh interpreters; 0: none")
-    parser.add_argument("--only", default="", help="the cases whose name holds this")
-    parser.add_argument("--check", type=float, nargs=2, metavar=("TRAFFIC", "IMPORT"), help="exit 1 where a ratio is above")
-    parser.add_argument("--instructions", action="store_true", help="count instructions with valgrind, too")
+    parser.add_argument("--requests", type=int, default=5_000, help="pairs of requests in each case")
+    parser.add_argument("--imports", type=int, default=50, help="pairs of imports; 0 for none")
+    parser.add_argument("--only", default="", help="run only the cases whose name contains this text")
+    parser.add_argument("--check", type=float, nargs=2, metavar=("TRAFFIC", "IMPORT"), help="exit 1 if a ratio is above its number")
+    parser.add_argument("--instructions", action="store_true", help="also count instructions, with valgrind")
     parser.add_argument("--repeat", nargs=5, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.repeat:
@@ -326,22 +329,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="free-traffic-") as folder, server() as url:
         for case in chosen:
             figures.append((traffic(case, url, Path(folder), given.requests), traffic_max))
-            tell(figures[-1][0])
+            show(figures[-1][0])
         if given.imports:
             figures.append((imports(given.imports), import_max))
-            tell(figures[-1][0])
+            show(figures[-1][0])
         if given.instructions:
             count_instructions(chosen, url, Path(folder))
     too_dear = [figure for figure, most in figures if most is not None and figure.ratio > most]
     for figure in too_dear:
-        print(f"{figure.name}: {figure.ratio:.3f} times what it costs with requests is too much", file=sys.stderr)
+        print(f"{figure.name}: {figure.ratio:.3f} times the cost with requests is too much", file=sys.stderr)
     return int(bool(too_dear))
 
 
-def tell(figure: Figure) -> None:
-    """One line of the table."""
-    mine, stock = f"{figure.ours_s * 1e6:,.0f} us", f"{figure.theirs_s * 1e6:,.0f} us"
-    print(f"{figure.name:32}{mine:>12}{stock:>14}{figure.ratio:8.3f}   {figure.low:.3f} to {figure.high:.3f}", flush=True)
+def show(figure: Figure) -> None:
+    """Print one line of the table."""
+    ours_us, theirs_us = f"{figure.ours_s * 1e6:,.0f} us", f"{figure.theirs_s * 1e6:,.0f} us"
+    print(f"{figure.name:32}{ours_us:>12}{theirs_us:>14}{figure.ratio:8.3f}   {figure.low:.3f} to {figure.high:.3f}", flush=True)
 
 
 if __name__ == "__main__":

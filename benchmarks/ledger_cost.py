@@ -1,10 +1,10 @@
-"""What a purchase costs after a million others, against what it costs on an empty ledger; on both databases.
+"""Measure what a purchase costs after a million others, compared with an empty ledger, on both databases.
 
     python -m benchmarks.ledger_cost [--backend sqlite|postgresql] [--payments N] [--rounds N] [--check 1.2]
 
-Two ledgers of one kind, one filled with past payments, one empty, take turns at the same purchase in one run; told are the medians
-and their ratio. First the ledger's part alone, method by method, then whole purchases of a session from a fake node over real
-sockets. ``--check`` exits 1 where the sum of the ledger's part, or the whole purchase, is above that ratio.
+Two ledgers of one kind, one with past payments and one empty, take turns at the same purchase in one run. Printed are medians and
+their ratio: first for the ledger's part alone, method by method, then for whole purchases of a session from a fake node over
+real sockets. ``--check`` exits 1 if the ratio of the ledger's whole part, or that of the whole purchase, is above the number.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from routeweiler_sync.ledger.ledger import MAX_LEARNED_PATHS, Ledger
 from routeweiler_sync.ledger.types import Change, Intent, PaymentState
 from routeweiler_sync.testing import FakeLnd, Paywall
 
-#: How the past is spread. Every ``BUSIEST``-th payment is for the origin that is measured, most of them for the one page of it.
+#: How the past payments are spread. Every ``BUSIEST``-th payment is for the measured origin, most of them for the same page.
 ORIGINS, ENVELOPES, DAYS, BUSIEST = 200, 50, 400, 10
 AMOUNT_MSAT, FEE_MSAT = 10_000, 1_000
-#: Length of the text in a row: that of a real invoice and of a token with three caveats.
+#: The length of the texts in a row: that of a real invoice, and of a token with three caveats.
 INVOICE_CHARS, TOKEN_CHARS = 300, 320
 HOURLY, HOURLY_TARGET = "services=hourly:0", "0" * 32
 BATCH_ROWS = 20_000
 WARM_UP = 20
-#: Purchases of a session for one of the ledger's part: they are ten times as slow.
+#: The rounds of whole purchases are this many times fewer, because each is ten times as slow.
 SESSION_SHARE = 4
 LIMITS = {"cap_minor_units": 10**11, "per_call_minor_units": 1_000, "per_hour_minor_units": 10**9, "per_day_minor_units": 10**10}
 PAST = (
@@ -51,7 +51,7 @@ PAST = (
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """Medians in seconds of one thing done, on the full and on the empty ledger."""
+    """The median seconds of one operation, on the full and on the empty ledger."""
 
     name: str
     full_s: float
@@ -59,19 +59,19 @@ class Figure:
 
     @property
     def ratio(self) -> float:
-        """How much dearer it is on the full ledger."""
+        """How many times what it costs on the empty ledger it costs on the full one."""
         return self.full_s / self.empty_s
 
 
 def envelope(number: int) -> BudgetEnvelope:
-    """The n-th envelope: every limit is set and none is near."""
+    """Return an envelope for ``number``: every limit is set, and none is near."""
     return BudgetEnvelope(f"envelope-{number % ENVELOPES}", **LIMITS)  # type: ignore[arg-type]
 
 
 def past(payments: int, origin: str, now_s: float) -> Iterator[tuple[object, ...]]:
-    """Rows of past payments, `PAST`'s columns: of five, three are retired, one is dead, and one has a live token.
+    """Yield the rows of past payments, with the columns of `PAST`. Of five rows, three are retired, one is dead, one is live.
 
-    What is retired was bought for the one page that each origin sells by the hour; each live token is for a page of its own.
+    The retired ones were bought for the one page that each origin sells by the hour. Each live token is for a page of its own.
     """
     for n in range(payments):
         preimage = n.to_bytes(32, "big")
@@ -110,7 +110,7 @@ def past(payments: int, origin: str, now_s: float) -> Iterator[tuple[object, ...
 
 
 def fill(ledger: Ledger, payments: int, origin: str) -> None:
-    """Give ``ledger`` its past: payments, envelopes with their totals and as many buckets as are ever kept, learned paths."""
+    """Write the past into ``ledger``: payments, learned paths, and envelopes with totals and as many buckets as are ever kept."""
     now_s = time.time()
     rows = past(payments, origin, now_s)
     columns = PAST.split(", ")
@@ -150,7 +150,7 @@ def _many(tx: Any, insert: str, columns: Sequence[str], rows: Sequence[Sequence[
 
 
 def intent(n: int, origin: str) -> Intent:
-    """One more purchase of the page that is sold by the hour."""
+    """Return the intent of one more purchase of the page that is sold by the hour."""
     return Intent(
         payment_hash=hashlib.sha256(_preimage(n)).hexdigest(),
         origin=origin,
@@ -172,20 +172,20 @@ def _preimage(n: int) -> bytes:
 
 
 def purchase(ledger: Ledger, n: int, origin: str) -> dict[str, float]:
-    """Everything that one purchase asks of the ledger, as checkout and adapter ask it; the seconds of each."""
+    """Call everything that one purchase needs of the ledger, in order. Return the seconds of each call and their sum."""
     new, limits = intent(n, origin), envelope(n)
     draw = Draw(envelope=limits, rate=Rate(currency="sat"), session_started_s=0.0)
     settled = Change(state=PaymentState.SETTLED, answered=1, preimage=_preimage(n), fee_msat=FEE_MSAT)
     steps: dict[str, Callable[[], object]] = {
         "live(origin, scope)": lambda: ledger.live(origin, new.scope),
         "payment(hash)": lambda: ledger.payment(new.payment_hash),
-        "retired(target)": lambda: ledger.retired(origin, new.scope, new.resource_digest),
-        "unserved(target)": lambda: ledger.unserved(origin, new.resource_digest),
+        "retired(page)": lambda: ledger.retired(origin, new.scope, new.resource_digest),
+        "unserved(page)": lambda: ledger.unserved(origin, new.resource_digest),
         "open_payment": lambda: ledger.open_payment(new, draw),
         "change to settled": lambda: ledger.change(new.payment_hash, lambda row: settled),
         "learn": lambda: ledger.learn(origin, new.path, new.scope),
-        "mark taken": lambda: ledger.mark(new.payment_hash, accepted=True),
-        "mark told": lambda: ledger.mark(new.payment_hash, reported=True),
+        "mark accepted": lambda: ledger.mark(new.payment_hash, accepted=True),
+        "mark reported": lambda: ledger.mark(new.payment_hash, reported=True),
         "retire": lambda: ledger.retire(new.payment_hash),
     }
     took: dict[str, float] = {}
@@ -198,13 +198,13 @@ def purchase(ledger: Ledger, n: int, origin: str) -> dict[str, float]:
 
 
 def look(ledger: Ledger, origin: str) -> dict[str, float]:
-    """What a session asks once for each origin, and what is asked by people."""
+    """Call what a session asks once for each origin, and what commands ask. Return the seconds of each call."""
     steps: dict[str, Callable[[], object]] = {
         "live(origin)": lambda: ledger.live(origin),
         "learned(origin)": lambda: ledger.learned(origin),
         "envelope(id)": lambda: ledger.envelope(envelope(0).id),
         "unfinished()": ledger.unfinished,
-        "untold()": ledger.unreported,
+        "unreported()": ledger.unreported,
     }
     took = {}
     for name, step in steps.items():
@@ -215,7 +215,7 @@ def look(ledger: Ledger, origin: str) -> dict[str, float]:
 
 
 def in_turns(full: Callable[[int], dict[str, float]], empty: Callable[[int], dict[str, float]], rounds: int) -> list[Figure]:
-    """Both, one after the other, ``rounds`` times, who is first changing each time; the medians of each thing told."""
+    """Run both sides ``rounds`` times in turns; which is first changes each time. Return the medians of each operation."""
     took: dict[str, tuple[list[float], list[float]]] = defaultdict(lambda: ([], []))
     for n in range(rounds + WARM_UP):
         for side in (0, 1) if n % 2 else (1, 0):
@@ -226,7 +226,7 @@ def in_turns(full: Callable[[int], dict[str, float]], empty: Callable[[int], dic
 
 
 def sessions(full: Ledger, empty: Ledger, lnd: FakeLnd, wall: Paywall, rounds: int) -> list[Figure]:
-    """Whole purchases, each of a page of its own."""
+    """Measure whole purchases of a session, each of a page of its own."""
     pages = count()
     with contextlib.ExitStack() as stack:
         client = stack.enter_context(contextlib.closing(lnd.client()))
@@ -252,7 +252,7 @@ def sessions(full: Ledger, empty: Ledger, lnd: FakeLnd, wall: Paywall, rounds: i
 
 @contextlib.contextmanager
 def ledgers(backend: str) -> Iterator[tuple[Ledger, Ledger, Callable[[], None]]]:
-    """Two empty ledgers of one kind, and what brings the database to rest after the filling, as time would."""
+    """Yield two empty ledgers of one kind, and a function that does after the filling what the database does in time by itself."""
     with contextlib.ExitStack() as stack:
         if backend == "sqlite":
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ledger-cost-")))
@@ -276,7 +276,7 @@ def ledgers(backend: str) -> Iterator[tuple[Ledger, Ledger, Callable[[], None]]]
 
 
 def measure(backend: str, payments: int, rounds: int) -> list[Figure]:
-    """All figures of one kind of ledger."""
+    """Return all figures of one kind of ledger."""
     with FakeLnd() as lnd, Paywall(lnd, dynamic=True) as wall, ledgers(backend) as (full, empty, rest):
         began_s = time.perf_counter()
         fill(full, payments, wall.base_url)
@@ -289,12 +289,12 @@ def measure(backend: str, payments: int, rounds: int) -> list[Figure]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit code: 1 where a ratio is above ``--check``."""
+    """Run the benchmark. Return the exit code: 1 if a ratio is above ``--check``."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--backend", choices=["sqlite", "postgresql"], action="append", help="default: both")
     parser.add_argument("--payments", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=400)
-    parser.add_argument("--check", type=float, help="exit 1 where a purchase on the full ledger is dearer than that")
+    parser.add_argument("--check", type=float, help="exit 1 if a purchase costs this many times more on the full ledger")
     given = parser.parse_args(arguments)
     too_dear = False
     for backend in given.backend or ["sqlite", "postgresql"]:

@@ -51,17 +51,17 @@ def install(**settings: Unpack[Settings]) -> None:
     _payer = environment.made(**settings)
     current = requests.sessions.Session
     if not issubclass(current, InstalledSession):
-        ours = combined_class(InstalledSession, current)
-        _replaced = (current, ours)
-        _put(current, ours)
+        paying = combined_class(InstalledSession, current)
+        _replaced = (current, paying)
+        _put(current, paying)
 
 
 def uninstall() -> None:
     """Put `requests` back as it was before `install`. Sessions that were made in between go on paying."""
     global _payer, _replaced
     if _replaced is not None:
-        was, ours = _replaced
-        _put(ours, was)
+        original, paying = _replaced
+        _put(paying, original)
         _replaced = None
     if _payer is not None:
         _payer.close()

@@ -1,8 +1,8 @@
-"""Makes a module of this package stand for one of `requests`: a name that is set in the one is set in the other.
+"""Make a module of this package stand for one of `requests`: a name that is set in the one is set in the other.
 
-It is for tests that patch what `requests` works with, such as ``requests.sessions.get_netrc_auth = …``. A program that runs
-``import routeweiler_sync as requests`` patches this package's module instead, where nothing reads that name. Which names pay, and
-so stay in this package's module, is left to `api` and `sessions`.
+It is for tests that patch what `requests` works with, such as ``requests.sessions.get_netrc_auth = …``. In a program that runs
+``import routeweiler_sync as requests`` such a test sets the name in this package's module, where nothing would read it. Which names
+pay, and so stay in this package's module, is left to `api` and `sessions`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Reads URLs: the origin and the path that a token belongs to. The whole package reads them here and nowhere else.
+"""Read URLs: the origin and the path that a token belongs to. The whole package reads them here and nowhere else.
 
 The parser is urllib3's, with which `requests` prepares a URL. If two parsers disagreed about a URL (``http://a\\@b``), one host
 could be sent the tokens of another.

@@ -1,7 +1,16 @@
 """What the ledger needs of a database (`Store`, `Transaction`), and the schema of its tables with all migrations.
 
 The stores are `sqlite.SqliteStore` and `postgres.store.PostgresStore`. The statements that they run come from `ledger.ledger`,
-`envelopes` and `snapshot`. SQL is written once, in the subset that SQLite and PostgreSQL share, with ``?`` for a parameter.
+`envelopes` and `snapshot`.
+
+SQL is written once, in a dialect that every backend must understand, if need be after a translation of its own:
+
+- ``?`` for a parameter, and no ``%`` in a statement; columns are TEXT, INTEGER (0 or 1 for a truth) and BIGINT (64 bits);
+- ``INSERT … ON CONFLICT DO NOTHING`` or ``DO UPDATE SET … excluded.…``, ``INSERT``, ``UPDATE … RETURNING *``;
+- partial indexes, unique ones too (``CREATE UNIQUE INDEX … WHERE state IN (…)``), CHECK, composite primary keys;
+- ``COALESCE``, ``CASE WHEN``, ``CAST(… AS BIGINT)``, ``SUM``, ``EXISTS``, subqueries, ``ORDER BY … LIMIT ? OFFSET ?``.
+
+An ``UPDATE`` locks the rows that it touches until the transaction ends, against all other writers.
 """
 
 from __future__ import annotations

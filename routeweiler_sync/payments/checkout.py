@@ -174,7 +174,8 @@ class Checkout:
         It is a live or unfinished row of the request's scope, else a row of the very invoice that the server offers. ``refused``
         are the payment hashes (hex) of rows that aren't returned.
 
-        Raises: what the row of that very invoice ended with, if it is among ``refused``: the server repeats an invoice.
+        Raises: the error that the row of that very invoice ended with, if it is among ``refused``. The server repeats an invoice
+        then.
         """
         live = self.ledger.live(request.origin, request.scope)
         if live and wait_for_first_use(live[0].payment_hash):

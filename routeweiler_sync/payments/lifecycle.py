@@ -86,9 +86,9 @@ class PaymentLifecycle:
                 counted = False
                 answer = self._ask(row, source, step, deadline)
                 reason = answer.reason or reason
-                ruled, row = self.book(row, step, answer)
+                decision, row = self.book(row, step, answer)
                 block_limit.record(request.limits, row)
-                step = ruled.rule.next_step
+                step = decision.rule.next_step
                 if not step.asks_wallet:
                     break
                 if deadline.passed:
@@ -96,7 +96,7 @@ class PaymentLifecycle:
                     raise pending_error(row, f"the node reported no outcome in time{last_reply}")
             if step is NextStep.HAND_OVER and row.preimage is not None:
                 latency_ms = int((time.monotonic() - started_s) * 1000)
-                return as_purchase(row, bought=ruled.settles, settlement_latency_ms=latency_ms if ruled.settles else None)
+                return as_purchase(row, bought=decision.settles, settlement_latency_ms=latency_ms if decision.settles else None)
             if step is NextStep.RAISE_PENDING:
                 raise pending_error(row, reason or "an earlier send of its invoice is unanswered")
             raise error_for(step, row, reason)
@@ -113,7 +113,7 @@ class PaymentLifecycle:
         Raises: PaymentPendingError if the ledger can't be written. The row stays as it was.
         Money: none moves. A payment that the node has made is booked.
         """
-        ruled: list[Step] = []
+        decisions: list[Step] = []
 
         def decide(current: PaymentRow) -> Change | None:
             step = wallet_rules.decide(current, asked, answer)
@@ -121,20 +121,20 @@ class PaymentLifecycle:
             return None if changes_nothing else step.change
 
         def before_commit(current: PaymentRow) -> None:
-            ruled[:] = [wallet_rules.decide(current, asked, answer)]
-            if ruled[0].settles:
+            decisions[:] = [wallet_rules.decide(current, asked, answer)]
+            if decisions[0].settles:
                 claim(row.payment_hash)  # before the commit, after which other threads see the row settled and unreported
 
         try:
             after = self._ledger.change(row.payment_hash, decide, before_commit=before_commit)
         except LedgerError as error:
-            committed = self._committed(row, ruled[0]) if ruled else None
+            committed = self._committed(row, decisions[0]) if decisions else None
             if committed is None:
                 raise unbooked_error(row, error, paid=answer.reply in PAID) from error
             after = committed
-        if ruled[0].settles:
+        if decisions[0].settles:
             log.info("payment %s settled, fee %d msat", row.payment_hash, after.fee_msat)
-        return ruled[0], after
+        return decisions[0], after
 
     def source_of(self, row: PaymentRow, deadline: Deadline) -> tuple[LightningFundingSource | None, FundingError | None]:
         """Return the funding source of the row's own node, else None and the error of a node that couldn't be asked, if any.

@@ -102,6 +102,7 @@ class CallRecord:
         return self._add_use(token, url, bought=False, latency_ms=None)
 
     def _add_use(self, token: Token, url: str, *, bought: bool, latency_ms: int | None) -> Payment:
+        """Add a use of ``token``, unless the call has used it before, and return its payment."""
         for use in self.uses:
             if use.token.payment_hash == token.payment_hash:
                 return _as_payment(use)

@@ -91,7 +91,7 @@ class PaywallHandler:
         """Send the request with a token before any 402 has asked for one. Return the answer that the caller gets.
 
         Raises: as `handle_response`.
-        Money: a payment may be made, if the server answers 402.
+        Money: a payment may be made, if the server asks for one.
         """
         self._set_origin()
         with errors_with_original_request(self.request):
@@ -108,7 +108,7 @@ class PaywallHandler:
 
         Raises: an error of `routeweiler_sync.errors` for a 402 that isn't paid, or a paid token that the server refuses; what
         `requests` raises when the request is sent again.
-        Money: a payment may be made, if ``response`` is a 402.
+        Money: a payment may be made, if the server asks for one.
         """
         try:
             self._set_origin()
@@ -117,10 +117,19 @@ class PaywallHandler:
         return self._handled(response, token, is_guess=is_guess)
 
     def _set_origin(self) -> None:
+        """Set origin and path from the request's URL.
+
+        Raises: ValueError if it isn't an http URL.
+        """
         url = self.request.url or ""
         self.origin, self.path = origin_at(url), path_of(url)
 
     def _handled(self, response: requests.Response, token: Token | None, *, is_guess: bool) -> requests.Response:
+        """Return the answer that the caller gets. The parameters are those of `handle_response`.
+
+        If the payer's ``unpayable`` is "return", a 402 that was refused before paying is returned. Otherwise the error is raised.
+        It gets the hop's request and last response, and what the call has paid on its earlier hops.
+        """
         self.latest = response
         try:
             return self._run(token, is_guess=is_guess)

@@ -1,4 +1,4 @@
-"""`PaywallAdapter`, the HTTP adapter that pays: it sends a request, with a token that fits, and hands on a 402.
+"""`PaywallAdapter`, the HTTP adapter that pays: it sends a request, with a token if one fits.
 
 What a 402 means, and sending again, is left to `paywall.handler`. That module is imported on the first 402 or with the first token,
 so that traffic without a 402 costs next to nothing more than with `requests`. 402s of other adapters are left to
@@ -51,13 +51,14 @@ class PaywallAdapter(HTTPAdapter):
     payer: Payer | None = None
     #: Whether `payer` was made from this adapter's own arguments. Then the adapter closes and pickles it.
     _owns_payer = False
-    #: Whether this is the copy or pickle of an adapter with a `Routeweiler`'s payer, and that payer isn't here (again).
+    #: Whether this is a copy or pickle of an adapter that had the payer of its `Routeweiler`. Unpickling the whole session sets
+    #: that payer here again.
     _lost_payer = False
-    #: The id of the process that opened the connections.
+    #: The id of the process in which the connections were opened.
     _pid: int | None = None
 
     def __init__(self, payer: Payer | None = None, **kwargs: Unpack[AdapterSettings]) -> None:
-        remaining: dict[str, Any] = {**kwargs}  # in the end those of HTTPAdapter, and of classes after this one in the MRO
+        remaining: dict[str, Any] = {**kwargs}  # of HTTPAdapter, and of classes after this one in the MRO
         settings: Any = {name: remaining.pop(name) for name in SETTINGS & remaining.keys()}
         super().__init__(**remaining)
         self._pid = os.getpid()
@@ -82,7 +83,7 @@ class PaywallAdapter(HTTPAdapter):
         """Send ``request``. If the answer is a 402 that can be paid, pay and send again. Return the last answer.
 
         Raises: what `requests` raises, and the errors of `routeweiler_sync.errors`.
-        Money: moves as the class says.
+        Money: moves if the answer is a 402 with an L402 challenge and the budget allows the payment.
         """
         if self._pid != os.getpid():
             connect_anew(self)
@@ -97,9 +98,9 @@ class PaywallAdapter(HTTPAdapter):
         if call is not None:
             call.handled = True  # the response hook leaves this hop alone
             payer = payer or call.payer
+        # The environment's payer doesn't stand in for a lost one: it may allow what the lost payer's budget or policy forbade.
         if payer is None and not self._lost_payer:
             payer = _environment_payer()
-        # The environment's payer doesn't stand in for a lost one: it may allow what the lost payer's budget or policy forbade.
         pays = payer is not None and (not payer.idle or quoting.get())
         if payer is not None and pays and (call is None or call.payer is not payer):  # a plain session, or another payer
             with CallContext(payer, request, around=call) as own:

@@ -241,7 +241,7 @@ class Routeweiler(requests.Session):
         return rows
 
     def close(self) -> None:
-        """Close the adapters, the ledger and the trace. All open anew if used again. Close a node's connection by its client."""
+        """Close the adapters, the ledger and the trace. All open anew if used again. Connections to nodes stay open."""
         super().close()
         self._payer.close()
 
