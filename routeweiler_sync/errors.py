@@ -30,10 +30,22 @@ raised is left to the modules that raise it; the texts at the end of a purchase 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import EllipsisType
 from typing import Any, ClassVar
 
 import requests
+
+
+class _ComputedText:
+    """A text of an error, made each time it is read. An attribute of the same name that a program's subclass sets wins over it."""
+
+    def __init__(self, make: Callable[[Any], str]) -> None:
+        self._make = make
+        self.__doc__ = make.__doc__
+
+    def __get__(self, error: Any, owner: object = None) -> str:
+        return self._make(error)
 
 
 class RouteweilerError(requests.RequestException):
@@ -41,7 +53,7 @@ class RouteweilerError(requests.RequestException):
 
     The text of an error has three parts, in this order: ``what`` happened (the first argument), a sentence about the money, and
     ``advice``, what to do next. The sentence is made from ``spent`` by `money_sentence`, and nowhere else. An error that is made
-    without ``advice``, by a wallet of your own for instance, has ``what`` alone as its text.
+    without ``advice``, by a wallet of your own for instance, has ``what`` alone as its text, unless its call had paid before.
 
     ``spent`` says whether money has left the wallet: False (none has and, by this call, none will), True, or None if that isn't
     known yet and only the node can say. ``payment_hash`` (64 hex digits) names the ledger row, if there is one. ``code`` is a
@@ -78,12 +90,12 @@ class RouteweilerError(requests.RequestException):
         if spent is not ...:
             self.spent = spent
 
-    @property
+    @_ComputedText
     def what(self) -> str:
         """What happened, without the sentence about the money and without the advice."""
-        return super().__str__()
+        return self._happened()
 
-    @property
+    @_ComputedText
     def money_sentence(self) -> str:
         """The sentence that says what became of the money."""
         if self.paid_before_msat:
@@ -94,16 +106,23 @@ class RouteweilerError(requests.RequestException):
             return "Whether money was spent isn't known yet."
         return "The money is spent." if self.spent else self._NOTHING_SPENT
 
-    @property
+    @_ComputedText
     def brief(self) -> str:
         """What happened and what to do, for a longer text that has its own sentence about the money."""
-        return f"{self.what.rstrip('.')} ({self.advice.rstrip('.')})" if self.advice else self.what
+        what = self._happened()
+        return f"{what.rstrip('.')} ({self.advice.rstrip('.')})" if self.advice else what
+
+    def _happened(self) -> str:
+        """Return what happened, also where a subclass of a program makes its text in a ``__str__`` of its own."""
+        if type(self).__str__ is not RouteweilerError.__str__:
+            return str(self)
+        return super().__str__()
 
     def __str__(self) -> str:
-        if self.advice is None:
-            return self.what
-        what = self.what
-        ended = what if what.endswith((".", "!", "?")) else f"{what}."
+        what = super().__str__()
+        if self.advice is None and not self.paid_before_msat:
+            return what
+        ended = what if not what or what.endswith((".", "!", "?")) else f"{what}."
         return " ".join(part for part in (ended, self.money_sentence, self.advice) if part)
 
 

@@ -105,7 +105,7 @@ class LightningFundingSource:
         try:
             preimage = client.pay_invoice(bolt11, max_fee_msat=max_fee_msat)
         except InvoicePaymentError as error:
-            return WalletAnswer(reply=WalletReply.FAILED, reason=error.failure_reason or tidy(str(error)))
+            return WalletAnswer(reply=WalletReply.FAILED, reason=error.failure_reason or tidy(error.brief))
         except FundingError as error:
             return WalletAnswer(reply=WalletReply.REFUSED, reason=tidy(error.brief))
         except Exception as error:  # noqa: BLE001 - by the Protocol, any other exception leaves the outcome unknown

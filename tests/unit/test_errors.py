@@ -140,3 +140,32 @@ def test_request_and_response_are_taken_as_requests_takes_them() -> None:
     response.request = requests.Request("GET", "https://shop.example/page").prepare()
     error = TokenRefusedError("Refused.", response=response, advice="Call again.")
     assert (error.response, error.request) == (response, response.request)
+
+
+def test_an_error_without_advice_says_so_too_where_its_call_had_paid_before() -> None:
+    """A wallet of one's own raises "offline": log and trace would say nothing of the money that the call's first hop has spent."""
+    error = FundingError("offline")
+    error.spent, error.paid_before_msat = True, 5_000
+    assert str(error) == "offline. Nothing more was spent; this call has paid 5 sat before, and its tokens are kept."
+
+
+def test_a_subclass_may_have_attributes_of_the_same_names() -> None:
+    """An error of a program's own wallet that sets ``what`` would fail to be made: "nothing was sent" would become "not known"."""
+
+    class Locked(FundingError):
+        def __init__(self, what: str) -> None:
+            super().__init__(f"locked: {what}")
+            self.what = what  # type: ignore[assignment]
+
+    error = Locked("wallet")
+    assert (error.what, error.brief, str(error)) == ("wallet", "locked: wallet", "locked: wallet")
+
+
+def test_a_text_that_a_subclass_makes_in_str_is_kept_in_longer_texts() -> None:
+    """The cause would be gone from the error of the call, and from the ledger's row."""
+
+    class Locked(FundingError):
+        def __str__(self) -> str:
+            return "the wallet is locked" + super().__str__()
+
+    assert (Locked().brief, Locked().what) == ("the wallet is locked", "the wallet is locked")
