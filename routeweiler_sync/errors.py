@@ -32,7 +32,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import EllipsisType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
 import requests
 
@@ -48,12 +48,20 @@ class _ComputedText:
         return self._make(error)
 
 
+class Advice(TypedDict):
+    """What to do next, in Python and on the command line: two arguments of `RouteweilerError`."""
+
+    advice: str
+    shell_advice: str
+
+
 class RouteweilerError(requests.RequestException):
     """The root of all errors of this package; a `requests.RequestException`, so that handlers for `requests` catch it too.
 
     The text of an error has three parts, in this order: ``what`` happened (the first argument), a sentence about the money, and
     ``advice``, what to do next. The sentence is made from ``spent`` by `money_sentence`, and nowhere else. An error that is made
     without ``advice``, by a wallet of your own for instance, has ``what`` alone as its text, unless its call had paid before.
+    ``shell_advice`` is the advice for the command line, where it differs: it names commands, options and variables, not Python.
 
     ``spent`` says whether money has left the wallet: False (none has and, by this call, none will), True, or None if that isn't
     known yet and only the node can say. ``payment_hash`` (64 hex digits) names the ledger row, if there is one. ``code`` is a
@@ -71,6 +79,8 @@ class RouteweilerError(requests.RequestException):
     payment_hash: str | None = None
     #: What to do next; None if the text is ``what`` alone.
     advice: str | None = None
+    #: What to do next for a user of the command line; None if ``advice`` serves there too.
+    shell_advice: str | None = None
     #: What the call had paid before, in msat, fees included.
     paid_before_msat: int = 0
 
@@ -78,6 +88,7 @@ class RouteweilerError(requests.RequestException):
         self,
         *args: Any,
         advice: str | None = None,
+        shell_advice: str | None = None,
         payment_hash: str | None = None,
         spent: bool | EllipsisType | None = ...,
         **kwargs: Any,
@@ -85,6 +96,8 @@ class RouteweilerError(requests.RequestException):
         super().__init__(*args, **kwargs)
         if advice is not None:
             self.advice = advice
+        if shell_advice is not None:
+            self.shell_advice = shell_advice
         if payment_hash is not None:
             self.payment_hash = payment_hash
         if spent is not ...:
@@ -112,6 +125,13 @@ class RouteweilerError(requests.RequestException):
         what = self._happened()
         return f"{what.rstrip('.')} ({self.advice.rstrip('.')})" if self.advice else what
 
+    @_ComputedText
+    def shell_text(self) -> str:
+        """The text of the error as the command line prints it: with ``shell_advice`` in place of ``advice``."""
+        if self.shell_advice is None or type(self).__str__ is not RouteweilerError.__str__:
+            return str(self)
+        return self._text(self.shell_advice)
+
     def _happened(self) -> str:
         """Return what happened, also where a subclass of a program makes its text in a ``__str__`` of its own."""
         if type(self).__str__ is not RouteweilerError.__str__:
@@ -119,11 +139,15 @@ class RouteweilerError(requests.RequestException):
         return super().__str__()
 
     def __str__(self) -> str:
+        return self._text(self.advice)
+
+    def _text(self, advice: str | None) -> str:
+        """Return the error's text with ``advice`` at its end."""
         what = super().__str__()
         if self.advice is None and not self.paid_before_msat:
             return what
         ended = what if not what or what.endswith((".", "!", "?")) else f"{what}."
-        return " ".join(part for part in (ended, self.money_sentence, self.advice) if part)
+        return " ".join(part for part in (ended, self.money_sentence, advice) if part)
 
 
 class NoFeasibleRailError(RouteweilerError):

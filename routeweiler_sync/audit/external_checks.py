@@ -93,14 +93,15 @@ def _trace(ledger: LedgerSnapshot, trace: TraceAccount, compared: Iterable[Booke
                 payment_hash=row.payment_hash,
                 what="no trace has reported the payment: its call ended in a crash, or its line couldn't be written",
                 says=(("ledger", f"{told_row(row)}, not reported"), ("trace", "nothing")),
-                advice="session.recover() with this trace reports it. So does the next call that uses the token.",
+                advice="session.recover() or routeweiler-sync payments recover, with this trace, reports it. So does the next call "
+                "that uses the token.",
             )
 
 
 def _not_booked_advice(row: BookedPayment | None) -> str:
     """Return the advice for a payment that a trace reports and whose ``row`` is missing or not paid."""
     if row is not None and row.unfinished:
-        return "Call session.recover(): it asks the node and books the outcome."
+        return "Call session.recover(), or run routeweiler-sync payments recover: the node is asked, and the outcome is booked."
     return (
         "Was it paid with another ledger, or was this ledger restored from an old backup? Then this ledger's budgets count too "
         "little: lower their limits by the amount."

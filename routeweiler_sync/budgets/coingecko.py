@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 
 import requests
 
+from .._core import env_vars
 from .._core.forks import in_child
 from .._core.money import FIAT_DECIMALS
 from ..errors import FmvUnavailableError
@@ -172,6 +173,7 @@ class CoinGecko:
             raise FmvUnavailableError(
                 f"CoinGecko gives no price of bitcoin in {currency}: {problem}.",
                 advice="Try again later, use an envelope in sat, or give the session another fmv_provider.",
+                shell_advice=f"Try again later, or set {env_vars.BUDGET} in sat.",
             ) from None  # the cause has the request with the API key
 
     def _ask_alone(self, currency: str) -> Decimal:

@@ -17,6 +17,7 @@ from .._version import VERSION
 from .budget import budget
 from .demo import demo
 from .get import get
+from .payments import payments, tokens
 from .run import run
 
 _SILENT = logging.NullHandler()
@@ -48,6 +49,8 @@ def main(context: click.Context) -> None:
 main.add_command(budget)
 main.add_command(demo)
 main.add_command(get)
+main.add_command(payments)
 main.add_command(run)
+main.add_command(tokens)
 
 __all__ = ["main"]

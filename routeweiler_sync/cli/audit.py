@@ -20,7 +20,7 @@ import click
 from .._core import env_vars
 from ..config import env_settings
 from ..errors import FundingError, LedgerError
-from .outcome import Exit, exit_for, printable
+from .outcome import Exit, exit_for, printable, text_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -72,7 +72,7 @@ class Accounts:
         try:
             account = NodeAccount.of(self.client.get_node_pubkey().lower(), self.client.list_payments())
         except FundingError as error:
-            self.unread["node"] = str(error)
+            self.unread["node"] = text_of(error)
             return None
         self.unread.pop("node", None)
         self.node_pubkey = account.pubkey
@@ -127,7 +127,7 @@ def audit(context: click.Context, *, ledger: str | None, traces: Sequence[str], 
             with contextlib.closing(accounts.client) if accounts.client is not None else contextlib.nullcontext():
                 report = confirmed(accounts.audit, lambda: time.sleep(RECHECK_AFTER_S))
     except LedgerError as error:
-        click.echo(printable(error), err=True)
+        click.echo(printable(text_of(error)), err=True)
         context.exit(exit_for(error, paid=False))
     if as_json:
         click.echo(json.dumps(_as_json(accounts, report)))
@@ -151,7 +151,7 @@ def _client(accounts: Accounts) -> LndClient | None:
     try:
         return LndClient.from_env()
     except (FundingError, ValueError) as error:
-        accounts.unread["node"] = str(error)
+        accounts.unread["node"] = text_of(error)
         return None
 
 

@@ -19,7 +19,7 @@ import click
 from ..config import env_settings
 from ..errors import BudgetError, LedgerError
 from .audit import audit
-from .outcome import exit_for, printable
+from .outcome import exit_for, printable, text_of
 
 if TYPE_CHECKING:
     from ..ledger.ledger import Ledger
@@ -63,7 +63,7 @@ def show(*, envelope: str | None, ledger: str | None, as_json: bool) -> None:
     settled    paid, routing fees included
     headroom   what the limits leave to spend at this moment
     """
-    with _opened(ledger) as opened:
+    with opened_ledger(ledger) as opened:
         rows = [opened.envelope(envelope)] if envelope is not None else list(opened.envelopes())
         url = opened.url
     if as_json:
@@ -83,7 +83,7 @@ def freeze(*, envelope: str, ledger: str | None) -> None:
     This holds in all programs that share the ledger. A payment that is under way is still made, and tokens that are paid for are
     still used.
     """
-    with _opened(ledger) as opened:
+    with opened_ledger(ledger) as opened:
         opened.freeze(envelope)
         click.echo(f"Envelope {printable(repr(envelope))} of {printable(opened.url)} is frozen: nothing more is bought from it.")
 
@@ -93,7 +93,7 @@ def freeze(*, envelope: str, ledger: str | None) -> None:
 @ledger_option
 def thaw(*, envelope: str, ledger: str | None) -> None:
     """Allow purchases from ENVELOPE again, within its limits."""
-    with _opened(ledger) as opened:
+    with opened_ledger(ledger) as opened:
         opened.thaw(envelope)
         click.echo(f"Envelope {printable(repr(envelope))} of {printable(opened.url)} isn't frozen: its limits apply.")
 
@@ -102,7 +102,7 @@ budget.add_command(audit)
 
 
 @contextlib.contextmanager
-def _opened(url: str | None) -> Iterator[Ledger]:
+def opened_ledger(url: str | None) -> Iterator[Ledger]:
     """Open an existing ledger, and close it after use. ``url``: None means the environment's ledger.
 
     Errors of the ledger, inside the ``with`` too, become a message and an exit code.
@@ -115,9 +115,9 @@ def _opened(url: str | None) -> Iterator[Ledger]:
                 raise click.UsageError(f"there is no ledger at {printable(ledger.url)}")
             yield ledger
     except BudgetError as error:
-        raise click.UsageError(printable(error)) from None
+        raise click.UsageError(printable(text_of(error))) from None
     except LedgerError as error:
-        click.echo(printable(error), err=True)
+        click.echo(printable(text_of(error)), err=True)
         raise click.exceptions.Exit(exit_for(error, paid=False)) from None
 
 

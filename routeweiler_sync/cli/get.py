@@ -14,6 +14,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -22,17 +23,17 @@ import requests
 import urllib3
 
 from .._version import VERSION
-from ..config import env_settings
+from ..config import env_settings, environment
 from ..errors import FundingError, InvoicePaymentError, LedgerError, NoFundingForRailError, PaymentDeclinedError, RouteweilerError
 from ..protocol.schemes import is_credential, redact
-from .outcome import Exit, exit_for, printable
+from .outcome import Exit, exit_for, printable, text_of
 from .output import Output
 
 if TYPE_CHECKING:
     from ..payments.types import Quote
     from ..trace.schema import TracePayment
     from ..transport.session import Routeweiler
-    from .wiring import PaymentObserver, PriceCap
+    from .wiring import Confirm, PaymentObserver
 
 #: Seconds to wait for the connection, and for each part of the answer (requests' connect and read timeouts).
 TIMEOUT_S = (30.0, 300.0)
@@ -46,15 +47,16 @@ DRY_RUN_WAIT_S = 1.0
 class Fetch:
     """One run of the command: the URL, the limits, what was paid, and how the call ended.
 
-    ``price_cap`` and ``observer`` hold the last quote and the payments that the session has made. ``cap_sats`` is ``--max-sats``.
-    ``no_node`` is why the environment's node can't be used, None if it can. ``response`` or ``error`` is set once the call has
-    ended, both if the error has a response.
+    ``confirm`` and ``observer`` hold the last quote and the payments that the session has made. ``limit`` is the limit of
+    ``--max-sats``, in whose block the call is made; ``cap_sats`` is its number. ``no_node`` is why the environment's node can't be
+    used, None if it can. ``response`` or ``error`` is set once the call has ended, both if the error has a response.
     """
 
     url: str
-    price_cap: PriceCap
+    confirm: Confirm
     observer: PaymentObserver
     cap_sats: int | None
+    limit: AbstractContextManager[object] = field(default_factory=contextlib.nullcontext)
     no_node: str | None = None
     response: requests.Response | None = None
     error: requests.RequestException | None = None
@@ -83,7 +85,9 @@ class Fetch:
 )
 @click.option("-o", "--output", metavar="FILE", help="Write the page to FILE. Only a complete page replaces an existing FILE.")
 @click.option(
-    "--max-sats", type=click.IntRange(min=0), help="Limit each payment to this, routing included. The budget applies too."
+    "--max-sats",
+    type=click.IntRange(min=0),
+    help="Limit what the command may spend, over all redirects, routing included. The budget applies too.",
 )
 @click.option("--dry-run", is_flag=True, help="Print the price and pay nothing. Needs no node.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object: status, headers, body, payment, error.")
@@ -147,26 +151,27 @@ def _session(url: str, *, max_sats: int | None, dry_run: bool) -> tuple[Routewei
     Raises: click.UsageError if the budget or the network in the environment can't be read.
     """
     from ..transport.session import Routeweiler
-    from .wiring import PaymentObserver, PriceCap, capped_node, prices_only
+    from .wiring import Confirm, PaymentObserver, dry_limit, limit_of, prices_only
 
-    cap_msat = None if max_sats is None else max_sats * 1000
-    price_cap, observer = PriceCap(cap_msat=cap_msat, pays=not dry_run), PaymentObserver(env_settings.trace_sink())
-    fetch = Fetch(url=url, price_cap=price_cap, observer=observer, cap_sats=max_sats)
+    confirm = Confirm(pays=not dry_run, limit=dry_limit(max_sats) if dry_run and max_sats is not None else None)
+    fetch = Fetch(url=url, confirm=confirm, observer=PaymentObserver(env_settings.trace_sink()), cap_sats=max_sats)
     funding = []
     try:
         budget = env_settings.budget()
-        funding = prices_only() if dry_run else capped_node(cap_msat)
+        funding = prices_only() if dry_run else environment.node()
     except FundingError as error:
-        fetch.no_node = str(error)
+        fetch.no_node = text_of(error)
     except ValueError as error:
         raise click.UsageError(printable(error)) from None
     session = Routeweiler(
         funding=funding,
         budget_envelope=budget,
         trace_sink=fetch.observer,
-        confirm=fetch.price_cap,
+        confirm=fetch.confirm,
         payment_timeout=DRY_RUN_WAIT_S if dry_run else PAYMENT_TIMEOUT_S,
     )
+    if max_sats is not None and not dry_run:
+        fetch.limit = limit_of(session, max_sats)
     session.headers["User-Agent"] = f"routeweiler-sync/{VERSION}"
     session.headers["Accept-Encoding"] = "identity"  # the page is written as the server has it, never decompressed
     return session, fetch
@@ -177,7 +182,8 @@ def _fetch(fetch: Fetch, session: Routeweiler, method: str, headers: dict[str, A
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", RuntimeWarning)
         try:
-            fetch.response = session.request(method, fetch.url, headers=headers, data=body, stream=True, timeout=TIMEOUT_S)
+            with fetch.limit:
+                fetch.response = session.request(method, fetch.url, headers=headers, data=body, stream=True, timeout=TIMEOUT_S)
         except requests.RequestException as error:
             fetch.error, fetch.response = error, error.response
     fetch.warnings = [str(each.message) for each in caught]
@@ -198,8 +204,8 @@ def _deliver(fetch: Fetch, destination: Output, *, dry_run: bool, as_json: bool)
             _err(fetch.error)
     if as_json:
         click.echo(json.dumps(_as_json(fetch, content, quoted)))
-    elif quoted and fetch.price_cap.quote is not None:
-        click.echo(_as_text(fetch.price_cap.quote))
+    elif dry_run and fetch.confirm.quote is not None:
+        click.echo(_as_text(fetch.confirm.quote))
     return Exit.OK if quoted else fetch.exit
 
 
@@ -221,7 +227,7 @@ def _interrupted(fetch: Fetch) -> Exit:
     if fetch.observer.paid:
         _err(f"Interrupted; {_payments_text(fetch.observer.paid)}. The token is kept, and the next call uses it.")
         return Exit.UNDELIVERED
-    if fetch.price_cap.agreed or _is_unfinished():
+    if fetch.confirm.agreed or _is_unfinished():
         _err("Interrupted while paying; the node may still pay. Call again: the same purchase continues, nothing is paid twice.")
         return Exit.PENDING
     raise click.Abort
@@ -255,16 +261,14 @@ def _report(fetch: Fetch) -> None:
 
 def _problem(fetch: Fetch) -> str:
     """Return what went wrong: in terms of the command's options where those explain it, else the text of the error."""
-    error, quote, cap_sats = fetch.error, fetch.price_cap.quote, fetch.cap_sats
+    error, cap_sats = fetch.error, fetch.cap_sats
+    if error is None:
+        return ""
     if isinstance(error, NoFundingForRailError) and fetch.no_node is not None:
         return f"The server asks for payment, and there is no node to pay with: {fetch.no_node}"
-    if isinstance(error, PaymentDeclinedError) and quote is not None and cap_sats is not None:
-        from .._core.money import sats
-
-        return f"The page costs {sats(quote.amount_msat)}, more than --max-sats {cap_sats} allows. Nothing was spent for it."
     if isinstance(error, InvoicePaymentError) and cap_sats is not None:
-        return f"{error} --max-sats {cap_sats} limits the routing fee as well."
-    return str(error)
+        return f"{text_of(error)} --max-sats {cap_sats} limits the routing fee as well."
+    return text_of(error)
 
 
 def _unpaid_text(response: requests.Response) -> str:
@@ -315,7 +319,7 @@ def _as_json(fetch: Fetch, content: bytes | None, quoted: bool) -> dict[str, Any
     ``body`` is text if ``content`` is UTF-8, else base64; ``bodyEncoding`` names which of the two. ``quoted``: this was a dry run
     that ended with a price, so its PaymentDeclinedError isn't reported as an error.
     """
-    response, error, payments, quote = fetch.response, fetch.error, fetch.observer.payments, fetch.price_cap.quote
+    response, error, payments, quote = fetch.response, fetch.error, fetch.observer.payments, fetch.confirm.quote
     body, encoding = _text_or_base64(content)
     return {
         "url": fetch.url if response is None else response.url,

@@ -43,6 +43,11 @@ def exit_for(error: requests.RequestException, *, paid: bool) -> Exit:
     return Exit.USAGE if isinstance(error, _MALFORMED) else Exit.ERROR
 
 
+def text_of(error: BaseException) -> str:
+    """Return the text of ``error`` for a user of the command line: its advice names commands and variables, not Python."""
+    return error.shell_text if isinstance(error, RouteweilerError) else str(error)
+
+
 def printable(text: object) -> str:
     """Return ``text`` on one line, without credentials and with control characters escaped.
 

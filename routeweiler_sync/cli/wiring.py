@@ -1,22 +1,27 @@
-"""What `get` passes to its session: funding within ``--max-sats`` or for a dry run, the ``confirm`` callback, and a trace sink.
+"""What `get` passes to its session: the limit of ``--max-sats``, funding for a dry run, the ``confirm`` callback, and a trace sink.
 
 Which node the environment names is left to `config.environment`; whether and what to pay, to `payments`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from .._core.money import MAX_MINOR_UNITS, MSAT_PER_SAT
 from ..config import environment
 from ..errors import FundingError
 from ..funding.lightning import LightningFundingSource
 from ..funding.wallet import PaymentStatus
+from ..payments import block_limit
 from ..trace.schema import TraceEvent, TracePayment
 from ..trace.sink import TraceSink
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from ..payments.types import Quote
+    from ..transport.session import Routeweiler
 
 
 class PaymentObserver(TraceSink):
@@ -60,34 +65,40 @@ class PaymentObserver(TraceSink):
         """Do nothing: this sink has no file."""
 
 
-class PriceCap:
-    """The session's ``confirm`` callback: agrees to a price (without routing) of at most ``cap_msat``; None means any price.
+class Confirm:
+    """The session's ``confirm`` callback. ``quote`` is the last quote that was asked about, ``agreed`` the answer to it.
 
-    ``pays`` is False in a dry run: then it agrees to nothing. ``quote`` is the last quote that was asked about, ``agreed`` the
-    answer to it.
+    It agrees to every price, since the limits are checked elsewhere; but in a dry run, where ``pays`` is False, to none.
+    ``limit`` is the command's own limit, which a dry run holds the price against: the quote then has the routing fee that fits.
     """
 
-    def __init__(self, *, cap_msat: int | None, pays: bool) -> None:
-        self._cap_msat = cap_msat
-        self._pays = pays
+    def __init__(self, *, pays: bool, limit: block_limit.SpendingLimit | None = None) -> None:
+        self._pays, self._limit = pays, limit
         self.quote: Quote | None = None
         self.agreed = False
 
     def __call__(self, quote: Quote) -> bool:
-        self.quote = quote
-        self.agreed = self._pays and (self._cap_msat is None or quote.amount_msat <= self._cap_msat)
+        """Return whether to pay. Raises: BudgetExceededError in a dry run, for a price above the limit."""
+        self.quote, self.agreed = quote, self._pays
+        if not self._pays and self._limit is not None:
+            fee_msat = block_limit.reserve([self._limit], quote.payment_hash, quote.amount_msat, quote.max_fee_msat)
+            self.quote = replace(quote, max_fee_msat=fee_msat)
         return self.agreed
 
 
-@dataclass(eq=False, kw_only=True)
-class CappedFunding(LightningFundingSource):
-    """A funding source whose payments cost at most ``cap_msat`` each, routing fee included."""
+def limit_of(session: Routeweiler, max_sats: int) -> AbstractContextManager[block_limit.SpendingLimit]:
+    """Return the context manager in whose block ``session`` spends at most ``max_sats``, over all redirects, with routing."""
+    return block_limit.Block(session._payer, min(max_sats, MAX_MINOR_UNITS), option=option(max_sats))
 
-    cap_msat: int
 
-    def fee_cap_msat(self, amount_msat: int) -> int:
-        """Return the routing fee limit of any source, lowered so that amount and fee together stay within ``cap_msat``."""
-        return max(0, min(super().fee_cap_msat(amount_msat), self.cap_msat - amount_msat))
+def dry_limit(max_sats: int) -> block_limit.SpendingLimit:
+    """Return the limit that a dry run holds its price against."""
+    return block_limit.SpendingLimit(None, max_sats * MSAT_PER_SAT, option=option(max_sats))
+
+
+def option(max_sats: int) -> str:
+    """Return the option as it was given, for texts."""
+    return f"--max-sats {max_sats}"
 
 
 class NoWallet:
@@ -107,19 +118,6 @@ class NoWallet:
     def get_node_pubkey(self) -> str:
         """Return "", which no ledger row names. Only the node that a row names continues its payment, so a dry run never does."""
         return ""
-
-
-def capped_node(cap_msat: int | None) -> list[LightningFundingSource]:
-    """Return the funding sources of the node that the environment names. Connects to nothing.
-
-    ``cap_msat``: the most that one payment may cost, routing fee included; None adds no limit.
-
-    Raises: FundingError if the environment names no node, ValueError for an unknown network, as `environment.node` does.
-    """
-    sources = environment.node()
-    if cap_msat is None:
-        return sources
-    return [CappedFunding(client=each.client, network=each.network, cap_msat=cap_msat) for each in sources]
 
 
 def prices_only() -> list[LightningFundingSource]:

@@ -48,7 +48,9 @@ def ledger_url(environ: Mapping[str, str] = os.environ) -> str:
         folder = platformdirs.user_state_dir("routeweiler", appauthor=False)
     except (RuntimeError, OSError) as error:  # no home folder, as in a container with an unknown user id
         raise LedgerError(
-            f"The user has no state folder for the ledger: {error}.", advice=f"Name a file by ledger=… or {env_vars.LEDGER}."
+            f"The user has no state folder for the ledger: {error}.",
+            advice=f"Name a file by ledger=… or {env_vars.LEDGER}.",
+            shell_advice=f"Name a file by {env_vars.LEDGER}.",
         ) from error
     return str(Path(folder) / "ledger.db")
 

@@ -105,25 +105,48 @@ def made(**given: Unpack[Settings]) -> Payer:
 def settings(**given: Unpack[Settings]) -> tuple[Settings, RouteweilerError | None]:
     """Return ``given``, completed from the environment, as Routeweiler's arguments; and the error of a variable, or None.
 
-    A setting whose variable can't be used is left out. A node's error gives way to one of the budget.
+    A setting whose variable can't be used is left out. One error names all such variables.
     """
     found: Settings = {**given}
-    problem: RouteweilerError | None = None
-    try:
-        if "funding" not in given:
-            found["funding"] = node()
-    except FundingError as error:
-        problem = error
-    except ValueError as error:  # an unknown network
-        problem = FundingError(f"The environment's node can't be used: {error}.", advice=f"Correct {env_vars.NETWORK}.")
+    problems: list[RouteweilerError] = []
     try:
         if "budget_envelope" not in given:
             found["budget_envelope"] = env_settings.budget()
     except ValueError as error:  # a budget that isn't understood must not become no budget
-        problem = BudgetError(str(error), advice="")
+        problems.append(BudgetError(str(error), advice=f"Correct {env_vars.BUDGET}."))
+    try:
+        if "funding" not in given:
+            found["funding"] = node()
+    except FundingError as error:
+        problems.append(error)
+    except ValueError:  # an unknown network
+        pass
+    if "funding" not in given and (network := _unknown_network()) is not None:
+        problems.append(network)
     if "trace_sink" not in given:
         found["trace_sink"] = env_settings.trace_sink()
-    return found, problem
+    return found, _one_of(problems)
+
+
+def _unknown_network() -> FundingError | None:
+    """Return the error for a ``ROUTEWEILER_NETWORK`` that there isn't; None if it is unset or known."""
+    from ..funding.wallet import NETWORKS
+
+    unknown = [each for each in networks() if each not in NETWORKS]
+    if not unknown:
+        return None
+    return FundingError(
+        f"The environment's node can't be used: {env_vars.NETWORK} is {unknown[0]!r}, and the networks are {', '.join(NETWORKS)}.",
+        advice=f"Correct {env_vars.NETWORK}.",
+    )
+
+
+def _one_of(problems: list[RouteweilerError]) -> RouteweilerError | None:
+    """Return an error that says what all of ``problems`` say, of the kind of the first; None if there are none."""
+    if len(problems) < 2:
+        return problems[0] if problems else None
+    what = " ".join(f"{each.what.rstrip('.')}." for each in problems)
+    return type(problems[0])(what, advice=" ".join(each.advice for each in problems if each.advice))
 
 
 def node() -> list[LightningFundingSource]:

@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from .._core import env_vars
 from ..errors import FundingError, InvoicePaymentError
 from ..protocol.invoice import decode_invoice
 from .replies import WalletAnswer, WalletReply, preimage_fits, tidy
@@ -86,7 +87,9 @@ class LightningFundingSource:
             )
         if network not in ("", self.network):
             raise FundingError(
-                f"The node is on {network}, but the funding source is for {self.network}.", advice="Correct the argument network."
+                f"The node is on {network}, but the funding source is for {self.network}.",
+                advice="Correct the argument network.",
+                shell_advice=f"Name a node that is on {self.network}, and set {env_vars.NETWORK} to it or not at all.",
             )
         self.node_pubkey, self._asked_in = pubkey, os.getpid()
         return pubkey

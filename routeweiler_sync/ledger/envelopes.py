@@ -9,14 +9,17 @@ time after a million others.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
+from .._core import env_vars
 from .._core.money import Rate, minor_units, sats
 from ..budgets.schema import DAY_S, HOUR_S, BudgetEnvelope
 from ..errors import (
+    Advice,
     BudgetError,
     BudgetExceededError,
     EnvelopeExpiredError,
@@ -34,6 +37,8 @@ from .types import Change, EnvelopeRow, Intent, PaymentRow
 BUCKET_S = 300
 #: How many of an envelope's newest buckets are kept however old they look: enough for two days with spending in every bucket.
 KEPT_BUCKETS = 2 * DAY_S // BUCKET_S
+#: The limits of windows that roll on with time.
+ROLLING = ("per_hour_minor_units", "per_day_minor_units")
 #: Highest total of an envelope, in millionths of a minor unit: what a signed 64-bit column holds, with room to spare.
 MAX_TOTAL_MICRO = 2**62
 
@@ -101,12 +106,13 @@ def locked(tx: Transaction, draw: Draw, now_s: float) -> Mapping[str, Any]:
             raise BudgetError(
                 f"Envelope {envelope_id!r} counts in {row['currency']}, and its totals can't be converted into {currency}.",
                 advice="Use another envelope id.",
+                shell_advice=f"Name another ledger in {env_vars.LEDGER}, or give {env_vars.BUDGET} in {row['currency']}.",
             )
     if not isinstance(given, str) and row["limits"] != dump(given):
         row["limits"] = dump(given)
         tx.execute("UPDATE envelopes SET limits = ? WHERE id = ?", (row["limits"], envelope_id))
     if row["frozen"]:
-        raise EnvelopeFrozenError(f"Envelope {envelope_id!r} is frozen.", advice=f"Thaw it with Ledger.thaw({envelope_id!r}).")
+        raise frozen(envelope_id)
     ttl_s = load(row["limits"]).ttl_seconds
     granted_ms = row["granted_at_ms"]
     if granted_ms is not None and ttl_s is not None and now_s * 1000 >= granted_ms + ttl_s * 1000:
@@ -139,7 +145,7 @@ def fit(tx: Transaction, envelope: Mapping[str, Any], draw: Draw, intent: Intent
             raise BudgetExceededError(
                 f"The price of {_price(intent.amount_msat, draw.rate)} doesn't fit under {name}={getattr(limits, name)} "
                 f"of envelope {limits.id!r}, of which {minor_units(used).normalize():f} are spent or reserved.",
-                advice="Raise the limit, or wait until the window has moved on.",
+                **_advice_on(name, fits_alone=draw.rate.msat_within(limits.limit_micro(name) or 0) >= intent.amount_msat),
             )
         most_msat = min(most_msat, fits_msat)
     reserve = draw.rate.micro_of(most_msat)
@@ -147,6 +153,7 @@ def fit(tx: Transaction, envelope: Mapping[str, Any], draw: Draw, intent: Intent
         raise BudgetExceededError(
             f"The totals of envelope {limits.id!r} are so high that this payment can't be added to them.",
             advice="Use a new envelope id.",
+            shell_advice=f"Name another ledger in {env_vars.LEDGER}.",
         )
     return most_msat - intent.amount_msat, reserve
 
@@ -241,6 +248,7 @@ def load(text: str) -> BudgetEnvelope:
                 "Give the session the BudgetEnvelope instead of its id, which writes the limits again; or restore the ledger; or "
                 "upgrade if a newer version wrote them."
             ),
+            shell_advice="Restore the ledger, or upgrade if a newer version wrote them.",
         ) from None
 
 
@@ -254,8 +262,28 @@ def _price(amount_msat: int, rate: Rate) -> str:
 def not_found(envelope_id: str) -> EnvelopeNotFoundError:
     """Return (not raise) the error for an envelope id that the ledger doesn't have."""
     return EnvelopeNotFoundError(
-        f"The ledger holds no envelope {envelope_id!r}.", advice="Correct the id, or give a BudgetEnvelope instead of it."
+        f"The ledger holds no envelope {envelope_id!r}.",
+        advice="Correct the id, or give a BudgetEnvelope instead of it.",
+        shell_advice="Correct the id: routeweiler-sync budget show lists those that there are.",
     )
+
+
+def frozen(envelope_id: str) -> EnvelopeFrozenError:
+    """Return (not raise) the error for an envelope that was frozen."""
+    return EnvelopeFrozenError(
+        f"Envelope {envelope_id!r} is frozen.",
+        advice=f"To allow payments from it again, call Ledger.thaw({envelope_id!r}).",
+        shell_advice=f"To allow payments from it again, run: routeweiler-sync budget thaw {shlex.quote(envelope_id)}",
+    )
+
+
+def _advice_on(limit: str, *, fits_alone: bool) -> Advice:
+    """Return the advice on a payment that doesn't fit under ``limit``, the name of a field of `BudgetEnvelope`.
+
+    Only the hour and the day roll: waiting helps with these alone, and only if the payment ``fits_alone`` under the limit.
+    """
+    wait = ", or wait until the window has moved on" if limit in ROLLING and fits_alone else ""
+    return {"advice": f"Raise the limit{wait}.", "shell_advice": f"Raise the limit in {env_vars.BUDGET}{wait}."}
 
 
 def moment(ms: int) -> datetime:

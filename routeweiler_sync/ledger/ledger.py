@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 from .._core.forks import importing
 from .._core.money import Rate
 from ..budgets.schema import SAFE_DEFAULT, BudgetEnvelope
-from ..errors import BudgetError, EnvelopeFrozenError, LedgerError, PolicyDeniedError, RailNotSupportedError, RouteweilerError
+from ..errors import BudgetError, LedgerError, PolicyDeniedError, RailNotSupportedError, RouteweilerError
 from . import envelopes, snapshot
 from .envelopes import Draw, moment
 from .snapshot import LedgerSnapshot
@@ -43,6 +43,8 @@ PAGE_ROWS = 500
 MAX_INSERTS = 3
 #: Failure codes of a retired token, which is no longer offered: the server refused it, or the user called `Ledger.forget`.
 REFUSED, FORGOTTEN = "refused", "forgotten"
+#: The change to an unfinished row that the user abandons.
+ABANDONED = Change(state=PaymentState.DEAD, failure_code="abandoned", failure_text="abandoned by the user")
 #: Columns whose field in `PaymentRow` has another name. The columns are older than the fields and keep their names.
 COLUMN_NAMES = {"taken": "accepted", "told": "reported", "target": "resource_digest"}
 #: An error text stored in a row is cut to this many characters.
@@ -193,11 +195,13 @@ class Ledger:
                 raise LedgerError(
                     f"Payment {payment_hash} is unfinished: it may still be made, so it wasn't forgotten. Nothing was changed.",
                     advice="Call session.recover(), or pass abandon=True if you know that it won't be made.",
+                    shell_advice="Run routeweiler-sync payments recover; or, if you know that it won't be made, "
+                    f"routeweiler-sync payments abandon {payment_hash}",
                     payment_hash=payment_hash,
                     spent=None,
                 )
             if row.unfinished:
-                return Change(state=PaymentState.DEAD, failure_code="abandoned", failure_text="abandoned by the user")
+                return ABANDONED
             return _retirement(row, FORGOTTEN, "forgotten by the user")
 
         row = self.change(payment_hash, decide)
@@ -362,7 +366,7 @@ class Ledger:
             if counted is None:
                 row = _first(tx.execute("SELECT * FROM payments WHERE payment_hash = ?", (payment_hash,)))
                 if row is not None and row.unfinished:
-                    raise EnvelopeFrozenError(f"Envelope {row.envelope_id!r} is frozen.", advice="")
+                    raise envelopes.frozen(row.envelope_id or "")
             return counted
 
         return self._store.run(work, binding=True)
@@ -402,6 +406,7 @@ class Ledger:
                 raise LedgerError(
                     f"The ledger has no payment {payment_hash}. Nothing was changed.",
                     advice="Ledger.payments() lists all payments.",
+                    shell_advice="To list all payments, run: routeweiler-sync payments list",
                 )
             if seen.envelope_id is not None:
                 tx.execute("UPDATE envelopes SET frozen = frozen WHERE id = ?", (seen.envelope_id,))

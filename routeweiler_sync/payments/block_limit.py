@@ -34,10 +34,14 @@ def _start_over_after_fork() -> None:
 
 
 class SpendingLimit:
-    """The limit of a block that is running, and what the block has spent so far. Made by `Routeweiler.limit`. Thread-safe."""
+    """The limit of a block that is running, and what the block has spent so far. Made by `Routeweiler.limit`. Thread-safe.
 
-    def __init__(self, payer: object, limit_msat: int) -> None:
+    ``option`` is the option of a command that set the limit, as it was given, for the texts of errors; None for a block of code.
+    """
+
+    def __init__(self, payer: object, limit_msat: int, *, option: str | None = None) -> None:
         self.limit_msat = limit_msat
+        self.option = option
         self._payer = payer
         self._spent: dict[str, int] = {}
         self._reserved: dict[str, int] = {}
@@ -71,15 +75,15 @@ def active(payers: tuple[object, ...]) -> tuple[SpendingLimit, ...]:
 
 
 class Block(AbstractContextManager[SpendingLimit]):
-    """A context manager in whose block ``payer`` spends at most ``sats``. It can be entered once.
+    """A context manager in whose block ``payer`` spends at most ``sats``. It can be entered once. ``option``: see `SpendingLimit`.
 
     Raises: ValueError if ``sats`` can't be a limit; RuntimeError if it is entered a second time.
     """
 
-    def __init__(self, payer: object, sats: int) -> None:
+    def __init__(self, payer: object, sats: int, *, option: str | None = None) -> None:
         if isinstance(sats, bool) or not isinstance(sats, int) or not 0 <= sats <= MAX_MINOR_UNITS:
             raise ValueError(f"sats is a whole number of sats from 0 to {MAX_MINOR_UNITS}, not {sats!r}")
-        self._limit = SpendingLimit(payer, sats * MSAT_PER_SAT)
+        self._limit = SpendingLimit(payer, sats * MSAT_PER_SAT, option=option)
         self._entered = False
 
     def __enter__(self) -> SpendingLimit:
@@ -107,16 +111,25 @@ def reserve(limits: Iterable[SpendingLimit], payment_hash: str, amount_msat: int
         for each in new:
             headroom_msat = each._headroom_msat()
             if headroom_msat < amount_msat + (fee_cap_msat if whole else 0):
-                limit = f"limit(sats={each.limit_msat // MSAT_PER_SAT})"
-                raise BudgetExceededError(
-                    f"The price of {in_sats(amount_msat)} doesn't fit under this block's {limit}: "
-                    f"{in_sats(max(0, headroom_msat))} are left of it.",
-                    advice="Give the block a higher limit, or make the call outside of the block.",
-                )
+                raise _exceeded(each, headroom_msat, amount_msat, fee_cap_msat if whole else 0)
             fee_cap_msat = min(fee_cap_msat, headroom_msat - amount_msat)
         for each in new:
             each._reserved[payment_hash] = amount_msat + fee_cap_msat
     return fee_cap_msat
+
+
+def _exceeded(limit: SpendingLimit, headroom_msat: int, amount_msat: int, fee_msat: int) -> BudgetExceededError:
+    """Return the error for a payment of ``amount_msat``, and ``fee_msat`` for routing, that doesn't fit under ``limit``."""
+    cost = f"The price of {in_sats(amount_msat)}"
+    if fee_msat:
+        cost += f", with {in_sats(fee_msat)} for routing,"
+    under = limit.option or f"this block's limit(sats={limit.limit_msat // MSAT_PER_SAT})"
+    return BudgetExceededError(
+        f"{cost} doesn't fit under {under}: {in_sats(max(0, headroom_msat))} are left of it.",
+        advice="Give the block a higher limit, or make the call outside of the block."
+        if limit.option is None
+        else f"Give {limit.option.split()[0]} a higher number, if it is worth that much.",
+    )
 
 
 @dataclass(slots=True)

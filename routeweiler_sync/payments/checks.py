@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 
+from .._core import env_vars
 from .._core.money import Rate, sats
 from ..budgets.fmv import FmvProvider, rate_for
 from ..budgets.schema import BudgetEnvelope
@@ -21,7 +22,6 @@ from ..errors import (
     BudgetExceededError,
     ChallengeExpiredError,
     ChallengeMismatchError,
-    EnvelopeFrozenError,
     EnvelopeNotFoundError,
     LedgerError,
     NoFundingForRailError,
@@ -31,7 +31,7 @@ from ..errors import (
     RailNotSupportedError,
 )
 from ..funding.source import LightningFundingSource
-from ..ledger.envelopes import Draw, check_allowed
+from ..ledger.envelopes import Draw, check_allowed, frozen
 from ..ledger.ledger import Ledger
 from ..ledger.types import PaymentRow
 from ..policy.dsl import Policy
@@ -87,6 +87,7 @@ def source_for(funding: Sequence[LightningFundingSource], network: str) -> Light
     raise NoFundingForRailError(
         f"The invoice is on {network}, and no funding for that network is configured (configured: {have}).",
         advice="Add a funding source for that network.",
+        shell_advice=f"Name a node of that network, and set {env_vars.NETWORK} to it or not at all.",
     )
 
 
@@ -271,7 +272,7 @@ class Checks:
             return
         with contextlib.suppress(EnvelopeNotFoundError):  # it isn't in the ledger yet, so it can't be frozen
             if self._ledger.envelope(limits.id).frozen:
-                raise EnvelopeFrozenError(f"Envelope {limits.id!r} is frozen.", advice="")
+                raise frozen(limits.id)
         limit_micro = limits.limit_micro("per_call_minor_units")
         most_msat = row.amount_msat + row.max_fee_msat
         if limit_micro is not None and self._rate().micro_of(most_msat + request.spent_in_call_msat) > limit_micro:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from .._core.money import sats
 from ..errors import (
+    Advice,
     ChallengeExpiredError,
     FundingError,
     InvoicePaymentError,
@@ -27,7 +28,19 @@ if TYPE_CHECKING:
     from .types import TokenRequest
 
 
-_ASK_OPERATOR = "Ask the server's operator, with the payment hash as proof, or call Ledger.forget() with it to buy anew."
+#: The command that forgets a token, as `Ledger.forget` does.
+_FORGET = "routeweiler-sync tokens forget"
+
+
+def _advice_to_forget(row: PaymentRow | Token, ask: str) -> Advice:
+    """Return the advice to ``ask`` somebody, or else to forget the token of ``row`` and buy anew; for Python and for the shell."""
+    return {
+        "advice": f'{ask}, or call Ledger.forget("{row.payment_hash}") to buy anew.',
+        "shell_advice": f"{ask}, or run {_FORGET} with it to buy anew.",
+    }
+
+
+_ASK_OPERATOR = "Ask the server's operator, with the payment hash as proof"
 
 
 def error_for(step: NextStep, row: PaymentRow, reason: str | None) -> RouteweilerError:
@@ -39,7 +52,11 @@ def error_for(step: NextStep, row: PaymentRow, reason: str | None) -> Routeweile
     reason = reason or row.failure_text
     if step is NextStep.RAISE_FAILED:
         return InvoicePaymentError(
-            f"{what} failed: {reason}", advice=_advice(reason), payment_hash=row.payment_hash, failure_reason=reason
+            f"{what} failed: {reason or _NO_REASON}",
+            advice=_advice(reason),
+            shell_advice="Call again." if reason == "TIMEOUT" else None,
+            payment_hash=row.payment_hash,
+            failure_reason=reason,
         )
     if step is NextStep.RAISE_EXPIRED:
         return ChallengeExpiredError(
@@ -49,14 +66,14 @@ def error_for(step: NextStep, row: PaymentRow, reason: str | None) -> Routeweile
         )
     if step is NextStep.RAISE_REFUSED:
         return FundingError(
-            f"{what} was refused by the node before it started: {reason}",
+            f"{what} was refused by the node before it started: {reason or _NO_REASON}",
             advice="Fix the cause at the node, then call again.",
             payment_hash=row.payment_hash,
         )
     if step in (NextStep.RAISE_MISMATCH, NextStep.HAND_OVER):
         return PreimageMismatchError(
             f"{what} is settled and booked, but the node's preimage doesn't fit the payment hash, so there is no token",
-            advice=f"Ask the node's operator for the preimage, or call Ledger.forget({row.payment_hash!r}) to buy anew.",
+            **_advice_to_forget(row, "Ask the node's operator for the preimage"),
             payment_hash=row.payment_hash,
         )
     return ended_error(row)
@@ -101,7 +118,7 @@ def refused_error(token: Token, status: int) -> TokenRefusedError:
     """
     return TokenRefusedError(
         f"{token.origin} refuses the token of payment {token.payment_hash} (status {status}), though it was paid for",
-        advice=f"The ledger keeps token and preimage, and later calls offer them again. {_ASK_OPERATOR}",
+        **_advice_to_forget(token, f"The ledger keeps token and preimage, and later calls offer them again. {_ASK_OPERATOR}"),
         payment_hash=token.payment_hash,
     )
 
@@ -111,7 +128,7 @@ def unserved_error(row: PaymentRow, request: TokenRequest) -> TokenRefusedError:
     return TokenRefusedError(
         f"{request.origin} asks for another payment, now for {request.scope}, for the page that payment {row.payment_hash} of "
         f"{sats(row.amount_msat)} was made for: it has never accepted the token of that payment, and nothing more was paid",
-        advice=f"The ledger keeps token and preimage. {_ASK_OPERATOR}",
+        **_advice_to_forget(row, f"The ledger keeps token and preimage. {_ASK_OPERATOR}"),
         payment_hash=row.payment_hash,
     )
 
@@ -163,10 +180,11 @@ def unbooked_error(row: PaymentRow, problem: LedgerError, *, paid: bool) -> Paym
     why = f"the ledger can't be used ({(cause if cause is not None else problem.what)!s})"
     if not paid:
         return pending_error(row, why)
+    repair = "The token isn't lost: its row is open, and the node keeps the preimage. Repair the ledger, then call again"
     return PaymentPendingError(
         f"The node has made the payment {row.payment_hash} of {sats(row.amount_msat)} to {row.origin}, but it isn't booked: {why}",
-        advice="The token isn't lost: its row is open, and the node keeps the preimage. Repair the ledger, then call again, or "
-        "call session.recover(): the node is asked, and nothing is paid twice.",
+        advice=f"{repair}, or call session.recover(): the node is asked, and nothing is paid twice.",
+        shell_advice=f"{repair}, or run routeweiler-sync payments recover: the node is asked, and nothing is paid twice.",
         payment_hash=row.payment_hash,
         spent=True,
     )
@@ -179,12 +197,19 @@ def unsent_error(row: PaymentRow, why: RouteweilerError) -> PaymentPendingError:
 
 def pending_error(row: PaymentRow, why: str) -> PaymentPendingError:
     """Return the error for a payment whose outcome isn't known, for the reason ``why``, which has no full stop."""
+    again = "Its cost is reserved in the budget. Call again (the same purchase goes on, and nothing is paid twice)"
+    never = "Only if you know from the node that it will never be made: "
     return PaymentPendingError(
         f"The payment {row.payment_hash} of {sats(row.amount_msat)} to {row.origin} isn't finished: {why}",
-        advice="Its cost is reserved in the budget. Call again (the same purchase goes on, and nothing is paid twice), or call "
-        "session.recover().",
+        advice=f'{again}, or call session.recover(). {never}ledger.forget("{row.payment_hash}", abandon=True) ends it.',
+        shell_advice=f"{again}, or run routeweiler-sync payments recover. {never}routeweiler-sync payments abandon "
+        f"{row.payment_hash} ends it.",
         payment_hash=row.payment_hash,
     )
+
+
+#: Stands for the reason of a payment that failed without one.
+_NO_REASON = "the node gave no reason"
 
 
 def _advice(reason: str | None) -> str:

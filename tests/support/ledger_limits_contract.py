@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from decimal import Decimal
 from functools import partial
 from typing import Any
@@ -73,6 +74,33 @@ class LimitsContract:
             row, is_new = ledger.open_payment(wanted, ten_sat)
             assert (is_new, row.max_fee_msat) == (True, max_fee_msat)
             assert held_msat(ledger) == (amount_msat + max_fee_msat, 0)
+
+    @pytest.mark.parametrize("name", LIMITS)
+    @pytest.mark.parametrize("amount_sat", [6, 11])
+    def test_only_a_window_that_rolls_advises_to_wait(self, make_ledger: Make, name: str, amount_sat: int) -> None:
+        """Who waits for a cap, or for a limit that is below the price, waits for ever."""
+        ledger, ten_sat = make_ledger(), replace(draw(limits(**{name: 10})), spent_in_call_msat=6_000)
+        if name != "per_call_minor_units":
+            ledger.open_payment(intent(1, amount_msat=6_000, fee_cap_msat=0), ten_sat)
+        with pytest.raises(BudgetExceededError) as refused:
+            ledger.open_payment(intent(2, amount_msat=amount_sat * 1_000, fee_cap_msat=0), ten_sat)
+        rolls = name in ("per_hour_minor_units", "per_day_minor_units") and amount_sat <= 10
+        assert ("wait" in str(refused.value)) is ("wait" in refused.value.shell_text) is rolls
+        assert "ROUTEWEILER_BUDGET" in refused.value.shell_text
+
+    def test_a_frozen_envelope_says_how_to_thaw_it(self, make_ledger: Make) -> None:
+        """A freeze without a way out makes people delete the ledger."""
+        ledger, budget = make_ledger(), draw(limits(cap_minor_units=10))
+        ledger.open_payment(intent(1, amount_msat=1_000, fee_cap_msat=0), budget)
+        id_ = next(iter(ledger.envelopes())).id
+        ledger.freeze(id_)
+        with pytest.raises(EnvelopeFrozenError) as refused:
+            ledger.open_payment(intent(2, amount_msat=1_000, fee_cap_msat=0), budget)
+        with pytest.raises(EnvelopeFrozenError) as unsent:
+            ledger.count_send(next(iter(ledger.payments())).payment_hash)
+        for error in (refused.value, unsent.value):
+            assert f"Ledger.thaw({id_!r})" in str(error)
+            assert f"routeweiler-sync budget thaw {id_}" in error.shell_text
 
     def test_the_tightest_limit_decides(self, make_ledger: Make) -> None:
         """Else the looser of two limits would be the one that holds."""

@@ -169,3 +169,26 @@ def test_a_text_that_a_subclass_makes_in_str_is_kept_in_longer_texts() -> None:
             return "the wallet is locked" + super().__str__()
 
     assert (Locked().brief, Locked().what) == ("the wallet is locked", "the wallet is locked")
+
+
+def test_the_advice_for_the_shell_is_a_text_of_its_own_and_survives_pickling() -> None:
+    """A user of the command line can't call `Ledger.thaw`; and an error from a worker process must advise the same."""
+    error = errors.EnvelopeFrozenError("It is frozen.", advice="Call thaw().", shell_advice="Run thaw.")
+    for each in (error, pickle.loads(pickle.dumps(error)), copy.copy(error)):
+        assert str(each) == "It is frozen. Nothing was spent. Call thaw()."
+        assert each.shell_text == "It is frozen. Nothing was spent. Run thaw."
+        assert each.brief == "It is frozen (Call thaw())"
+    error.spent = None
+    assert "Nothing was spent" not in error.shell_text
+    assert errors.FundingError("Down.", advice="Start it.").shell_text == "Down. Nothing was spent. Start it."
+    assert errors.FundingError("Down.").shell_text == "Down."
+
+
+def test_a_class_with_a_text_of_its_own_keeps_it_in_the_shell() -> None:
+    """A wallet's own error would lose its words on the command line."""
+
+    class Own(errors.FundingError):
+        def __str__(self) -> str:
+            return "my words"
+
+    assert Own("x", advice="y", shell_advice="z").shell_text == "my words"

@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import requests
@@ -20,6 +21,7 @@ import requests
 from routeweiler_sync import errors
 from routeweiler_sync.cli.outcome import Exit, exit_for, printable
 from routeweiler_sync.testing import FakeLnd, Paywall
+from routeweiler_sync.testing.paywall import PaywallRequest
 from tests.support.accounts import Books
 from tests.support.cli_process import NO_NODE, TIMEOUT_S, Command
 
@@ -249,6 +251,102 @@ def test_max_sats_bounds_price_and_routing_together(command: Command, paywall: P
     books.check()
 
 
+def redirecting(urls: list[str], paywall: Paywall) -> None:
+    """Let each of ``urls`` redirect to the next, once it is paid for."""
+    paths = [urlsplit(url).path for url in urls]
+
+    def respond(request: PaywallRequest) -> tuple[int, dict[str, str], bytes]:
+        at = paths.index(request.path) if request.path in paths else len(paths) - 1
+        return (302, {"Location": urls[at + 1]}, b"") if at + 1 < len(paths) else (200, {}, b"end")
+
+    paywall.respond = respond
+
+
+@pytest.mark.parametrize("fee_msat", [0, 1_000])
+def test_max_sats_is_for_the_command_with_all_its_redirects(
+    command: Command, paywall: Paywall, lnd: FakeLnd, books: Books, fee_msat: int
+) -> None:
+    """A server that redirects from one paid page to the next could take many times what the user allowed."""
+    lnd.fee_msat = fee_msat
+    for number in range(4):
+        paywall.add_service(f"/{number}", name=f"page{number}", price_msat=10_000)
+    redirecting([paywall.url_for(f"/{number}") for number in range(4)], paywall)
+    assert command("get", "--max-sats", "25", paywall.url_for("/0")) == 6
+    assert lnd.spent_msat == 2 * (10_000 + fee_msat)
+    assert b"--max-sats 25" in command.err
+    assert b"limit(" not in command.err
+    assert command("get", "--max-sats", str(2 * (10_000 + fee_msat) // 1000), paywall.url_for("/0")) == 0, "the rest is bought"
+    assert command.out == b"end"
+    books.check()
+
+
+def test_max_sats_holds_an_unfinished_payment_back_that_would_be_sent_again(
+    command: Command, paywall: Paywall, lnd: FakeLnd, books: Books
+) -> None:
+    """An order of an earlier run, with that run's price and fee limit, would be sent past this run's limit."""
+    lnd.drop_next("before_init", times=None)
+    assert command("get", paywall.url) == 5
+    lnd.clear_faults()
+    assert command("get", "--max-sats", "12", paywall.url) == 5
+    assert b"--max-sats 12" in command.err
+    assert lnd.payments == []
+    assert command("get", "--max-sats", "20", paywall.url) == 0
+    assert len(lnd.payments) == 1
+    books.check()
+
+
+@pytest.mark.parametrize(("max_sats", "code"), [("9", 3), ("12", 0)])
+def test_a_dry_run_holds_the_price_against_max_sats(
+    command: Command, paywall: Paywall, lnd: FakeLnd, max_sats: str, code: int
+) -> None:
+    """A dry run that says 'yes' to what the run then refuses is no use; the price is to be seen all the same."""
+    assert command("get", paywall.url, "--dry-run", "--max-sats", max_sats, **NO_NODE) == code
+    assert command.out.startswith(b"price         10 sat\n")
+    assert (b"--max-sats 9" in command.err) is (code == 3)
+    assert (b"at most 2 sat" in command.out) is (code == 0), "what routing may cost is lowered too"
+    assert command("get", paywall.url, "--dry-run", "--json", "--max-sats", max_sats) == code
+    assert command.json["quote"]["amountMsat"] == 10_000
+    assert (command.json["error"] is None) is (code == 0)
+    assert lnd.payments == []
+
+
+@pytest.mark.parametrize(
+    ("budget", "waits"),
+    [
+        ("9 sat", False),
+        ("9 sat/call", False),
+        ("9 sat/hour", False),
+        ("15 sat", False),
+        ("15 sat/hour", True),
+        ("15 sat/day", True),
+    ],
+)
+def test_only_a_window_that_rolls_advises_to_wait(
+    command: Command, paywall: Paywall, lnd: FakeLnd, budget: str, waits: bool
+) -> None:
+    """Who waits for a cap to move on waits for ever. And a user of the shell sets variables, not arguments."""
+    for name in ("one", "two"):
+        paywall.add_service(f"/{name}", name=name, price_msat=10_000)
+    environ = {"ROUTEWEILER_BUDGET": budget}
+    if budget.startswith("15"):
+        assert command("get", paywall.url_for("/one"), **environ) == 0
+    assert command("get", paywall.url_for("/two"), **environ) == 3
+    assert (b"wait" in command.err) is waits
+    assert b"ROUTEWEILER_BUDGET" in command.err
+
+
+def test_a_frozen_budget_says_how_it_is_thawed(command: Command, paywall: Paywall) -> None:
+    """A freeze that says no way out, or one in Python to a user of the shell, is a dead end."""
+    assert command("get", paywall.url_for("/first")) == 0
+    paywall.add_service("/second", name="second", price_msat=10_000)
+    assert command("budget", "freeze", "default") == 0
+    assert command("get", paywall.url_for("/second")) == 3
+    assert b"routeweiler-sync budget thaw default" in command.err
+    assert b"Ledger" not in command.err
+    assert command("budget", "thaw", "default") == 0
+    assert command("get", paywall.url_for("/second")) == 0
+
+
 def test_3_no_node(command: Command, paywall: Paywall) -> None:
     """The first thing that a new user meets: it has to say what to set."""
     assert command("get", paywall.url, **NO_NODE) == 3
@@ -425,7 +523,7 @@ def test_json_of_a_refusal_holds_no_token(command: Command, paywall: Paywall) ->
     told = command.json
     assert 'macaroon="<redacted>"' in told["headers"]["WWW-Authenticate"]
     assert (told["status"], told["body"], told["payment"], told["spentMsat"]) == (402, None, None, 0)
-    assert (told["error"]["code"], told["error"]["spent"]) == ("payment_declined", False)
+    assert (told["error"]["code"], told["error"]["spent"]) == ("budget_exceeded", False)
 
 
 def test_a_servers_text_cannot_write_to_the_terminal(command: Command, paywall: Paywall) -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from routeweiler_sync._core import env_vars
 from routeweiler_sync.budgets.schema import SAFE_DEFAULT, BudgetEnvelope
-from routeweiler_sync.config import env_settings
+from routeweiler_sync.config import env_settings, environment
 from routeweiler_sync.trace import TraceSink
 
 
@@ -107,3 +108,31 @@ def test_the_trace_is_of_the_kind_its_name_says(name: str, kind: str, tmp_path: 
     sink.close()
     assert env_settings.trace_sink({}) is None
     assert env_settings.trace_sink({"ROUTEWEILER_TRACE": ""}) is None
+
+
+@pytest.mark.parametrize(
+    ("environ", "named"),
+    [
+        ({"LND_GRPC_HOST": "lnd:1", "ROUTEWEILER_BUDGET": "x"}, ["ROUTEWEILER_BUDGET", "LND_MACAROON_PATH"]),
+        ({"LND_GRPC_HOST": "lnd:1", "ROUTEWEILER_NETWORK": "mars"}, ["LND_MACAROON_PATH", "ROUTEWEILER_NETWORK", "mars"]),
+        (
+            {"LND_GRPC_HOST": "lnd:1", "ROUTEWEILER_NETWORK": "mars", "ROUTEWEILER_BUDGET": "5 usd, 5 sat"},
+            ["LND_MACAROON_PATH", "ROUTEWEILER_NETWORK", "ROUTEWEILER_BUDGET"],
+        ),
+        ({"ROUTEWEILER_LNDCONNECT": "lnd://x", "ROUTEWEILER_NETWORK": "mars"}, ["lndconnect", "ROUTEWEILER_NETWORK"]),
+    ],
+)
+def test_every_variable_that_cant_be_used_is_named_at_once(
+    monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], named: list[str]
+) -> None:
+    """Who mends one variable would learn of the next only when a page is to be paid for again."""
+    for name in env_vars.PAYER_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    found, problem = environment.settings()
+    assert problem is not None
+    assert problem.spent is False
+    assert all(name in str(problem) for name in named), str(problem)
+    assert str(problem).count("Nothing was spent") == 1
+    assert "budget_envelope" in found or "ROUTEWEILER_BUDGET" in named

@@ -12,10 +12,10 @@ from datetime import datetime, timezone
 
 import pytest
 
-from routeweiler_sync.errors import RouteweilerError
+from routeweiler_sync.errors import LedgerError, RouteweilerError
 from routeweiler_sync.funding.replies import WalletAnswer, WalletReply
 from routeweiler_sync.ledger.types import UNFINISHED, PaymentRow, PaymentState
-from routeweiler_sync.payments.outcome_errors import error_for
+from routeweiler_sync.payments.outcome_errors import error_for, pending_error, unbooked_error
 from routeweiler_sync.payments.wallet_rules import WALLET_RULES, NextStep, WalletEvent, answered, decide, read
 
 OPEN, FAILED, SETTLED, RETIRED, DEAD = PaymentState
@@ -256,3 +256,23 @@ def test_no_error_tells_a_secret() -> None:
         error = error_for(act, row(state, 1, 0, preimage=PREIMAGE.hex()), None)
         assert "t0ken" not in repr(error)
         assert PREIMAGE.hex() not in repr(error)
+
+
+@pytest.mark.parametrize("step", [NextStep.RAISE_FAILED, NextStep.RAISE_REFUSED])
+def test_a_failure_without_a_reason_says_that_there_is_none(step: NextStep) -> None:
+    """'failed: None' reads like a fault of this package."""
+    error = error_for(step, row(DEAD, 1, 0), None)
+    assert "None" not in str(error)
+    assert "no reason" in str(error)
+
+
+def test_what_is_advised_about_a_stuck_payment_can_be_typed_as_it_stands() -> None:
+    """A payment that hangs for ever would hold its reservation for ever, unless the user is told how to end it."""
+    stuck = row(OPEN, 1, 1)
+    error = pending_error(stuck, "the node reported no outcome in time")
+    assert f'ledger.forget("{stuck.payment_hash}", abandon=True)' in str(error)
+    assert f"routeweiler-sync payments abandon {stuck.payment_hash}" in error.shell_text
+    assert "session." not in error.shell_text
+    assert "forget" not in error.shell_text
+    paid = unbooked_error(stuck, LedgerError("The disk is full."), paid=True)
+    assert "abandon" not in str(paid) + paid.shell_text, "the money is spent: an abandoned row would lose the token"

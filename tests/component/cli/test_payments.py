@@ -1,0 +1,107 @@
+"""``routeweiler-sync payments`` and ``tokens``: what a user of the shell does about payments that hang and refused tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from routeweiler_sync import PaymentPendingError, Routeweiler
+from routeweiler_sync.testing import FakeLnd, Paywall
+from tests.support.accounts import Books
+from tests.support.cli_process import NO_NODE, Command
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def command(tmp_path: Path, lnd: FakeLnd, books: Books) -> Command:
+    return Command(tmp_path, lnd, books)
+
+
+@pytest.fixture
+def stuck(command: Command, paywall: Paywall, lnd: FakeLnd, books: Books) -> str:
+    """The hash of a payment whose order may still arrive."""
+    lnd.drop_next("before_init", times=None)
+    assert command("get", paywall.url) == 5
+    lnd.clear_faults()
+    return str(books.rows[0].payment_hash)
+
+
+def test_a_pending_payment_names_the_commands_that_there_are(
+    command: Command, paywall: Paywall, lnd: FakeLnd, books: Books
+) -> None:
+    """The user of a shell can't call session.recover(), and a command that doesn't exist is worse than none."""
+    lnd.drop_next("before_init", times=None)
+    assert command("get", paywall.url) == 5
+    payment_hash = books.rows[0].payment_hash
+    assert b"routeweiler-sync payments recover" in command.err
+    assert f"routeweiler-sync payments abandon {payment_hash}".encode() in command.err
+    assert b"session." not in command.err
+    assert b"forget(" not in command.err
+
+
+def test_an_abandoned_payment_frees_its_reservation(command: Command, stuck: str, paywall: Paywall, books: Books) -> None:
+    """Sats would stay reserved for ever, and the page could never be bought again."""
+    assert command("payments", "list", "--unfinished", "--json") == 0
+    assert [(row["paymentHash"], row["state"]) for row in command.json["payments"]] == [(stuck, "open")]
+    assert command("payments", "abandon", stuck) == 0
+    assert stuck.encode() in command.out
+    assert books.rows[0].state == "dead"
+    assert command("budget", "show", "--json") == 0
+    assert command.json["envelopes"][0]["reservedMinorUnits"] == "0"
+    assert command("payments", "abandon", stuck) == 3, "it has ended"
+    assert command("get", paywall.url) == 0
+
+
+def test_recover_asks_the_node_and_books_its_answer(
+    command: Command, paywall: Paywall, lnd: FakeLnd, books: Books, make_session: Callable[..., Routeweiler]
+) -> None:
+    """A payment that the node has made would stay unbooked until the page is asked for again."""
+    lnd.hang_next()
+    with pytest.raises(PaymentPendingError):
+        make_session(payment_timeout=1).get(paywall.url)
+    lnd.release()
+    lnd.wait_for(lambda node: node.payments[0].status == "SUCCEEDED")
+    assert command("payments", "recover", "--json") == 0
+    assert [row["state"] for row in command.json["payments"]] == ["settled"]
+    assert len(lnd.payments) == 1
+    books.check()
+
+
+def test_recover_says_what_stays_unfinished(command: Command, stuck: str, books: Books) -> None:
+    """'Done' for a payment that may still be made is a lie."""
+    assert command("payments", "recover") == 5
+    assert stuck.encode() in command.err
+    assert command("payments", "recover", **NO_NODE) == 3
+    assert b"ROUTEWEILER_LNDCONNECT" in command.err
+    assert books.rows[0].state == "open"
+
+
+def test_a_paid_token_isnt_abandoned_but_can_be_forgotten(command: Command, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
+    """A wrong hash would lose a token that was paid for."""
+    assert command("get", paywall.url) == 0
+    payment_hash = books.rows[0].payment_hash
+    assert command("payments", "abandon", payment_hash) == 3
+    assert books.rows[0].state == "settled"
+    assert command("tokens", "list") == 0
+    assert payment_hash.encode() in command.out
+    assert command("tokens", "forget", payment_hash, "--json") == 0
+    assert books.rows[0].state == "retired"
+    assert command("get", paywall.url) == 0
+    assert len(lnd.payments) == 2
+
+
+@pytest.mark.parametrize("args", [("payments", "abandon"), ("tokens", "forget")])
+def test_a_hash_that_there_is_not_is_wrong_usage(command: Command, stuck: str, args: tuple[str, str]) -> None:
+    """A misspelt hash must not look like success."""
+    assert command(*args, "0" * 64) == 2
+    assert command(*args, "banana") == 2
+
+
+def test_an_unfinished_payments_token_isnt_forgotten(command: Command, stuck: str, books: Books) -> None:
+    """To forget is for tokens; ending a payment that may still be made takes a word of its own."""
+    assert command("tokens", "forget", stuck) == 5
+    assert f"routeweiler-sync payments abandon {stuck}".encode() in command.err
+    assert books.rows[0].state == "open"
