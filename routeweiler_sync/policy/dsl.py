@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from .._core.money import CURRENCIES, MAX_MINOR_UNITS
+from ..protocol.invoice import NETWORKS
+from ..protocol.schemes import NAMES
 from . import patterns
 
 #: The most conditions that may be nested through ``any``.
@@ -26,11 +28,16 @@ MAX_DEPTH = 16
 class RuleMatch:
     """A condition on a payment. At least one field must be set, and all the fields that are set must hold.
 
-    - ``url_matches``: an `fnmatch` pattern for the whole URL that answered 402, e.g. ``https://*.example.com/*``. An IPv6 address
-      is written as in a URL. Paths and queries are case-sensitive. `PolicyRule` refuses a pattern that no URL can match.
+    - ``url_matches``: an `fnmatch` pattern for the whole URL that answered 402, e.g. ``https://*.example.com/*``. A wildcard in
+      scheme or host never matches ``/``, ``?``, ``#`` or ``@``. In a rule that denies, a pattern without ``://`` may match anywhere
+      in the URL (``*casino*``); in a rule that allows, its part before the first slash is for scheme and host (``*example.com*``:
+      hosts with that in their name), unless it is only ``*`` (``*/free/*``). An IPv6 address is written as in a URL. Paths and
+      queries are case-sensitive.
     - ``scheme``: the challenge's scheme (``L402``, ``LSAT``), in any case.
-    - ``network``: the invoice's network, e.g. ``bitcoin``.
+    - ``network``: the invoice's network (``bitcoin``, ``bitcoin-testnet``, ``bitcoin-signet``, ``bitcoin-regtest``), in any case.
     - ``any``: conditions of which at least one must hold.
+
+    `PolicyRule` refuses a condition that no payment can meet: a pattern that no URL matches, an unknown scheme or network.
     """
 
     url_matches: str | None = None
@@ -46,6 +53,9 @@ class RuleMatch:
 @dataclass(frozen=True, slots=True)
 class PolicyRule:
     """One rule of a policy. The first rule whose ``when`` matches a payment decides about it.
+
+    A server may read a URL in another way than it is written (``/a/../casino/``, ``/%63asino/``). A denial holds if ``when``
+    matches one of the readings, an allowance if it matches all of them.
 
     - ``deny``: don't pay. ``reason`` says why.
     - ``max_per_call_minor_units``: the most that one call may cost, in minor units of the policy's currency.
@@ -66,7 +76,7 @@ class PolicyRule:
             raise ValueError(f"a policy rule's name must be a non-empty string, not {self.name!r}")
         if isinstance(self.prefer, Sequence) and not isinstance(self.prefer, str):
             object.__setattr__(self, "prefer", tuple(self.prefer))
-        problem = _problem_of_match(self.when, MAX_DEPTH) or self._problem()
+        problem = self._problem() or _problem_of_match(self.when, MAX_DEPTH, denies=self.deny)
         if problem:
             raise ValueError(f"policy rule {self.name!r}: {problem}")
 
@@ -177,7 +187,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return known
 
 
-def _problem_of_match(match: object, depth_left: int) -> str | None:
+def _problem_of_match(match: object, depth_left: int, *, denies: bool) -> str | None:
     if not isinstance(match, RuleMatch):
         return f"a condition must be a RuleMatch, not {match!r}"
     if depth_left == 0:
@@ -186,13 +196,17 @@ def _problem_of_match(match: object, depth_left: int) -> str | None:
     for name, text in texts.items():
         if text is not None and (not isinstance(text, str) or not text):
             return f"{name} must be a non-empty string, not {text!r}"
-    if match.url_matches is not None and (problem := patterns.problem_of_url(match.url_matches)):
+    if match.url_matches is not None and (problem := patterns.problem_of_url(match.url_matches, denies=denies)):
         return f"url_matches={problem}"
+    if match.scheme is not None and match.scheme.upper() not in NAMES:
+        return f"no challenge has the scheme {match.scheme!r}: the known ones are {', '.join(NAMES)}"
+    if match.network is not None and match.network.lower() not in NETWORKS:
+        return f"no invoice has the network {match.network!r}: the known ones are {', '.join(NETWORKS)}"
     if match.any is None:
         return None if any(texts.values()) else "a condition needs at least one of url_matches, scheme, network, any"
     if not isinstance(match.any, tuple) or not match.any:
         return f"any must be a non-empty list of conditions, not {match.any!r}"
-    return next((problem for each in match.any if (problem := _problem_of_match(each, depth_left - 1))), None)
+    return next((problem for each in match.any if (problem := _problem_of_match(each, depth_left - 1, denies=denies))), None)
 
 
 def _known(data: object, keys: set[str], what: str) -> dict[str, Any]:

@@ -6,13 +6,14 @@ call has already paid.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 from .._core.rails import L402
 from .._core.urls import DEFAULT_PORTS
 from . import patterns
 from .dsl import Policy, PolicyRule, RuleMatch
+from .readings import PATH_READINGS, READINGS_TO_ALLOW, decoded_host, dotted_quad
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,12 +39,22 @@ def evaluate(policy: Policy, *, url: str, scheme: str, network: str | None, rail
 
     ``url`` is the URL that answered 402, ``scheme`` the challenge's scheme, ``network`` the invoice's network, ``rail`` the offered
     rail.
+
+    A server may read the URL in another way than it is written (`readings`). So a denial holds if any reading of the URL matches,
+    and an allowance if all do. A rule that isn't a denial and matches some readings only is no allowance: its limit and its rail
+    hold, and the rules after it decide.
     """
-    urls = _spellings(url)
+    asked = _Asked(url, scheme, network)
+    partly: list[Verdict] = []
     for rule in policy.rules:
-        if _matches(rule.when, urls, scheme, network):
-            return _verdict(policy, rule, rail)
-    return Verdict(rail=policy.default_rail or rail)
+        if rule.deny:
+            if asked.may_match(rule.when):
+                return _verdict(policy, rule, rail)
+        elif asked.matches(rule.when):
+            return _strictest(_verdict(policy, rule, rail), partly, rail)
+        elif asked.may_match(rule.when):
+            partly.append(_verdict(policy, rule, rail))
+    return _strictest(Verdict(rail=policy.default_rail or rail), partly, rail)
 
 
 def _verdict(policy: Policy, rule: PolicyRule, rail: str) -> Verdict:
@@ -57,29 +68,65 @@ def _verdict(policy: Policy, rule: PolicyRule, rail: str) -> Verdict:
     )
 
 
-def _matches(when: RuleMatch, urls: tuple[str, ...], scheme: str, network: str | None) -> bool:
-    if when.url_matches is not None and not any(patterns.matches(url, when.url_matches) for url in urls):
-        return False
-    if when.scheme is not None and when.scheme.lower() != scheme.lower():
-        return False
-    if when.network is not None and when.network != network:
-        return False
-    return when.any is None or any(_matches(each, urls, scheme, network) for each in when.any)
+def _strictest(verdict: Verdict, partly: list[Verdict], rail: str) -> Verdict:
+    """Return ``verdict`` with the least limit, and a rail other than the offered one, of the rules that match partly."""
+    for each in partly:
+        limit, most = each.max_per_call_minor_units, verdict.max_per_call_minor_units
+        if limit is not None and (most is None or limit < most):
+            verdict = replace(verdict, rule=each.rule, reason=each.reason, max_per_call_minor_units=limit)
+        if each.rail != rail:
+            verdict = replace(verdict, rail=each.rail)
+    return verdict
 
 
-def _spellings(url: str) -> tuple[str, ...]:
-    """Return the spellings of ``url`` that a pattern may match: normalised, with and without a default port.
+class _Asked:
+    """What a policy is asked about: a URL with all its readings, the challenge's scheme and the invoice's network."""
 
-    Another spelling that leads to the same server mustn't evade a rule. So user:password@, upper case, a host's final dot and the
-    fragment are removed, an empty path becomes ``/``, and an IPv6 address is also written in its shortest form.
+    def __init__(self, url: str, scheme: str, network: str | None) -> None:
+        self._scheme, self._network = scheme.upper(), None if network is None else network.lower()
+        self._origins: tuple[str, ...] = (url,)
+        self._likely_origins: tuple[str, ...] = (url,)
+        self._tails = [""] * len(PATH_READINGS)  # for what can't be read as a URL: the whole of it stands for the origin
+        try:
+            parts = urlsplit(url)
+            host, port = (parts.hostname or "").rstrip("."), parts.port
+        except ValueError:
+            return
+        tail = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        self._tails = [reading(tail, False) for reading in PATH_READINGS]
+        self._origins = _origins(parts.scheme, host, port)
+        likely = decoded_host(host).rstrip(".")
+        likely = dotted_quad(likely) or likely
+        self._likely_origins = tuple(dict.fromkeys((*self._origins, *_origins(parts.scheme, likely, port))))
+
+    def matches(self, when: RuleMatch) -> bool:
+        """Return whether ``when``, of a rule that allows, matches the URL however a server reads it."""
+        return all(self._matches(when, reading, denies=False) for reading in range(READINGS_TO_ALLOW))
+
+    def may_match(self, when: RuleMatch) -> bool:
+        """Return whether ``when``, of a rule that denies or limits, matches the URL as some server may read it."""
+        return any(self._matches(when, reading, denies=True) for reading in range(len(PATH_READINGS)))
+
+    def _matches(self, when: RuleMatch, reading: int, *, denies: bool) -> bool:
+        if when.url_matches is not None and not any(
+            patterns.matches(origin, self._tails[reading], when.url_matches, reading, denies=denies)
+            for origin in (self._likely_origins if denies else self._origins)
+        ):
+            return False
+        if when.scheme is not None and when.scheme.upper() != self._scheme:
+            return False
+        if when.network is not None and when.network.lower() != self._network:
+            return False
+        return when.any is None or any(self._matches(each, reading, denies=denies) for each in when.any)
+
+
+def _origins(scheme: str, host: str, port: int | None) -> tuple[str, ...]:
+    """Return the spellings of an origin that a pattern may match: with and without a default port.
+
+    Another spelling that leads to the same server mustn't evade a rule. So user:password@, upper case and a host's final dot are
+    removed already, and an IPv6 address is also written in its shortest form.
     """
-    try:
-        parts = urlsplit(url)
-        host, port = (parts.hostname or "").rstrip("."), parts.port
-    except ValueError:
-        return (url,)
     hosts = (host,) if ":" not in host else (f"[{host}]", f"[{patterns.shortest(host) or host}]")
-    default = DEFAULT_PORTS.get(parts.scheme)
-    tail = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    default = DEFAULT_PORTS.get(scheme)
     ports = ("", f":{default}") if port in (None, default) and default else (f":{port}" if port is not None else "",)
-    return tuple(f"{parts.scheme}://{host}{port}{tail}" for port in ports for host in hosts)
+    return tuple(f"{scheme}://{host}{port}" for port in ports for host in hosts)

@@ -1,8 +1,16 @@
 """Match URLs and origins with `fnmatch` patterns, read as their authors mean them.
 
-Pure. What follows from a match is left to `policy.engine` and `budgets`. A pattern differs from `fnmatch` in its host alone:
-``[::1]`` is an address, not one of three characters, and upper case counts as lower case. A pattern that no URL can match is
-refused, because in a denial it would deny nothing.
+Pure. What follows from a match is left to `policy.engine` and `budgets`.
+
+A pattern is matched in two parts: scheme and host, then path and query. So a wildcard in the host never crosses ``/``, ``?``, ``#``
+or ``@``: ``http://*.example.com/*`` doesn't match ``http://evil.example/x.example.com/``. The host differs from `fnmatch` in two
+more ways: ``[::1]`` is an address, not one of three characters, and upper case counts as lower case.
+
+A pattern without ``://`` is for the whole URL where it denies: ``*casino*`` denies every URL that has the word anywhere. Where it
+allows, the part before its first slash is for scheme and host, unless that part is only ``*``: ``*example.com*`` allows the hosts
+that have this in their name, ``*/free/*`` allows such a path anywhere, and ``*`` allows everything.
+
+A pattern that no URL can match is refused, because in a denial it would deny nothing.
 """
 
 from __future__ import annotations
@@ -12,18 +20,28 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from ipaddress import AddressValueError, IPv6Address
 
+from .readings import PATH_READINGS, dotted_quad
+
 _BEGINNINGS = ("http://", "https://")
 _WILD = re.compile(r"[*?[]")
-_SCHEME = re.compile(r"([A-Za-z*?]*://)(.*)", re.DOTALL)
+# A scheme, with or without wildcards, and its slashes: http://, *://, http*://, [hH]ttp://, *//.
+_SCHEME = re.compile(r"((?:[A-Za-z*?]|\[[^]/]+\])*:?//)(.*)", re.DOTALL)
 _BRACKETS = re.compile(r"\[([^]]*:[^]]*)\](.*)", re.DOTALL)
+_SLASH_IN_BRACKETS = re.compile(r"[^/]*\[[^]/]*/[^]]*\]")
+_PORT = re.compile(r"(.*?)((?::[0-9*?]+)?)", re.DOTALL)
+# Characters that no host has. A pattern with one of them in its host lacks the slash before its path or query.
+_NEVER_IN_HOST = re.compile(r"[=&;,+$'()\"<>\\^`{|}]")
 # A default port is removed from a pattern only if its host has no *, or has a letter or a dot after the last *. Otherwise the *
 # could match another port as well: https://*1:443 would become https://*1, which matches https://a:8441.
 _HOST = r"[^/*]+|[^/]*\*[^/*]*[a-z.][^/*]*"
 _DEFAULT_PORT = re.compile(rf"(http://(?:{_HOST})):80|(https://(?:{_HOST})):443")
 
 
-def problem_of_url(pattern: str) -> str | None:
-    """Return why no URL can match ``pattern`` as it is meant, and what to write instead; None if a URL can."""
+def problem_of_url(pattern: str, *, denies: bool) -> str | None:
+    """Return why no URL can match ``pattern`` as it is meant, and what to write instead; None if a URL can.
+
+    ``denies``: whether the pattern is of a rule that denies.
+    """
     scheme, rest = _split(pattern)
     host = rest.partition("/")[0]
     if not _can_begin(pattern):
@@ -36,9 +54,15 @@ def problem_of_url(pattern: str) -> str | None:
         return f"{pattern!r} has a final dot in its host: leave it out"
     if problem := _problem(pattern, host):
         return problem
+    if (scheme or not denies) and _SLASH_IN_BRACKETS.match(rest):
+        return f"{pattern!r} has a slash between brackets in its host, and no host has one: take it out of the brackets"
     bare = _BRACKETS.sub(r"\2", rest)
     if scheme and "/" not in rest and (not _WILD.search(bare) or re.fullmatch(r"\*[^*?[]+", bare)):
         return f"{pattern!r} has no path, and every URL has one: write {pattern}/* for all of its pages"
+    if not denies and "/" not in rest and not rest.endswith("*"):
+        return f"{pattern!r} has no path, and every URL has one: a * of the host isn't for the path. Write {pattern}/*"
+    if (scheme or not denies) and ("@" in host or _NEVER_IN_HOST.search(host)):
+        return f"{pattern!r} has no slash between host and path, and a * of the host isn't for the path: write the slash"
     return None
 
 
@@ -58,9 +82,18 @@ def problem_of_origin(pattern: str) -> str | None:
     return _problem(pattern, host)
 
 
-def matches(text: str, pattern: str) -> bool:
-    """Return whether ``text`` matches ``pattern``, either as the pattern is written or with its host written as URLs have it."""
-    return any(fnmatchcase(text, each) for each in _meant(pattern))
+def matches(origin: str, tail: str, pattern: str, reading: int = 0, *, denies: bool) -> bool:
+    """Return whether a URL matches ``pattern``, either as the pattern is written or as a URL is written.
+
+    ``origin`` is the URL's ``scheme://host[:port]``, in lower case. ``tail`` is its path and query, in the reading number
+    ``reading`` of `PATH_READINGS`. ``denies``: whether the pattern is of a rule that denies.
+    """
+    if any(
+        fnmatchcase(origin, head) and any(fnmatchcase(tail, end) for end in tails)
+        for head, tails in _parts(pattern, reading, denies)
+    ):
+        return True
+    return any(fnmatchcase(origin + tail, whole) for whole in _wholes(pattern, reading, denies))
 
 
 def matches_origin(origin: str, pattern: str) -> bool:
@@ -71,18 +104,54 @@ def matches_origin(origin: str, pattern: str) -> bool:
     pattern = pattern.lower()
     if _DEFAULT_PORT.fullmatch(pattern):
         pattern = pattern.rpartition(":")[0]
-    return matches(origin if "://" in pattern else origin.partition("://")[2], pattern)
+    scheme, host = _split(pattern)
+    if not scheme:
+        origin = origin.partition("://")[2]
+    return any(fnmatchcase(origin, scheme + each) for each in _hosts(host))
 
 
 @lru_cache(maxsize=1_024)
-def _meant(pattern: str) -> tuple[str, ...]:
+def _parts(pattern: str, reading: int, denies: bool) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Return the pattern's patterns for an origin, each with the patterns for the path and query that go with it."""
     scheme, rest = _split(pattern)
     host, slash, path = rest.partition("/")
+    if slash:
+        tails = _tails(slash + path, reading)
+    elif rest.endswith("*") or denies:
+        tails = ("*",)  # the pattern names no path, so it is for all of them
+    else:
+        return ()
+    return tuple((scheme.lower() + each, tails) for each in _hosts(host))
+
+
+@lru_cache(maxsize=1_024)
+def _wholes(pattern: str, reading: int, denies: bool) -> tuple[str, ...]:
+    """Return the pattern's patterns for the whole URL. There are some only if the pattern isn't clearly in two parts."""
+    scheme, rest = _split(pattern)
+    host, slash, path = rest.partition("/")
+    names_no_host = not scheme and (denies or not host.strip("*"))
+    ends_early = denies and not (scheme and rest.endswith("*"))
+    if not (names_no_host if slash else ends_early):
+        return ()
+    cut = "/" if slash else ""
+    return tuple(f"{scheme.lower()}{head}{tail}" for head in _hosts(host) for tail in _tails(cut + path, reading))
+
+
+def _tails(tail: str, reading: int) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((tail, PATH_READINGS[reading](tail, True))))
+
+
+def _hosts(host: str) -> tuple[str, ...]:
+    """Return the patterns for a host and port that ``host``, the part of a pattern, stands for."""
     found = _BRACKETS.fullmatch(host)
     if found is not None and (address := shortest(found[1])) is not None:
-        return (f"{scheme.lower()}[[]{address}]{found[2]}{slash}{path}",)
-    lowered = f"{scheme.lower()}{host.lower() if scheme else host}{slash}{path}"
-    return (pattern, lowered) if lowered != pattern else (pattern,)
+        return (f"[[]{address}]{found[2]}",)
+    lowered = host.lower()
+    spelt = [host, lowered]
+    named = _PORT.fullmatch(lowered)
+    if named is not None and (address := dotted_quad(named[1])) is not None:
+        spelt.append(address + named[2])
+    return tuple(dict.fromkeys(spelt))
 
 
 def _split(pattern: str) -> tuple[str, str]:

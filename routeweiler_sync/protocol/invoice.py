@@ -35,6 +35,8 @@ MAX_AMOUNT_MSAT = 21_000_000 * 100_000_000 * 1_000
 MAX_EXPIRY_S = 100 * 366 * 24 * 3600
 
 _NETWORKS = {"bc": "bitcoin", "tb": "bitcoin-testnet", "tbs": "bitcoin-signet", "bcrt": "bitcoin-regtest"}
+#: The networks that an invoice can be of, as this package names them.
+NETWORKS = tuple(_NETWORKS.values())
 _HUMAN_READABLE = re.compile(r"ln(bcrt|bc|tbs|tb)([0-9]*)([munp]?)")
 # The multipliers in units of 0.1 msat. That is a pico-bitcoin, the smallest unit that BOLT-11 can write.
 _PICOBITCOIN = {"": 10**12, "m": 10**9, "u": 10**6, "n": 10**3, "p": 1}

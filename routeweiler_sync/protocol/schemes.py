@@ -46,6 +46,9 @@ SCHEMES = (
     ),
 )
 
+#: The names of all schemes that can be paid, in upper case.
+NAMES = tuple(name for scheme in SCHEMES for name in scheme.names)
+
 
 def parse_challenge(lines: str | Sequence[str]) -> Challenge | None:
     """Return the challenge to answer, out of the lines of ``WWW-Authenticate``; None if no scheme in them can be paid.

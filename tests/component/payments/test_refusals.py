@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from decimal import Decimal
+from typing import Any
 
 import pytest
 import requests
@@ -34,6 +35,7 @@ from routeweiler_sync import (
 )
 from routeweiler_sync.testing import FakeLnd, Paywall
 from tests.support.accounts import Books
+from tests.support.http_server import server
 
 
 def check_refused(session, url: str, error: type[RouteweilerError], lnd: FakeLnd, **kwargs) -> RouteweilerError:
@@ -144,6 +146,32 @@ def test_a_denied_host_is_not_paid_after_a_redirect_either(make_session, paywall
     session = make_session(policy=policy)
     error = check_refused(session, paywall.url_for("/redirect?to=/paid"), PolicyDeniedError, lnd)
     assert "not there" in str(error)
+
+
+@pytest.mark.parametrize("is_ours", [True, False])
+@pytest.mark.parametrize("path", ["/a/../paid", "/a/%2e%2E/paid", "/a/..%2Fpaid", "//paid", "/%70aid", "/a/..%5cpaid", "/./paid#x"])
+def test_a_denied_page_is_not_paid_in_another_spelling(
+    make_session, paywall: Paywall, lnd: FakeLnd, path: str, is_ours: bool
+) -> None:
+    """A server reads them as the page: by the caller's own URL, by a redirect, or by a prepared request."""
+    challenge = requests.get(paywall.url).headers["WWW-Authenticate"]
+
+    def answer(handler: Any) -> Any:
+        if handler.path == "/go":
+            return 302, [("Location", f"http://{handler.headers['Host']}{path}")], b""
+        return 402, [("WWW-Authenticate", challenge)], b""
+
+    with server(answer) as base:
+        policy = Policy(rules=[PolicyRule(name="no", when=RuleMatch(url_matches=f"{base}/paid"), deny=True)])
+        session = make_session(policy=policy)
+        if not is_ours:
+            session.mount("http://", requests.adapters.HTTPAdapter())
+        prepared = session.prepare_request(requests.Request("GET", base))
+        prepared.url = base + path
+        for call in (lambda: session.get(base + path), lambda: session.get(base + "/go"), lambda: session.send(prepared)):
+            with pytest.raises(PolicyDeniedError):
+                call()
+    assert not lnd.orders
 
 
 def test_a_price_above_the_policys_limit_is_refused(make_session, paywall: Paywall, lnd: FakeLnd) -> None:

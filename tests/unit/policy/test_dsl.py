@@ -219,7 +219,7 @@ def test_a_rule_that_cannot_be_meant_is_refused_by_name(fields: dict[str, Any], 
         ({"rules": [{"name": "x", "when": "bitcoin"}]}, r"'x'.*table"),
         ({"rules": ["x"]}, "'number 1'.*table"),
         ({"rules": {"name": "x"}}, "list"),
-        ({"rules": [{"name": "x", "when": {"network": "b"}}] * 2}, r"'x'.*twice"),
+        ({"rules": [{"name": "x", "when": {"network": "bitcoin"}}] * 2}, r"'x'.*twice"),
         ({"rule": []}, "has no rule;"),
         ({"currency": "btc"}, "currency"),
         ({"default_rail": ""}, "default_rail"),
@@ -247,3 +247,28 @@ def test_a_rule_in_the_wrong_place_is_refused():
         Policy(rules=[DATA["rules"][0]])
     with pytest.raises(ValueError, match="list"):
         Policy(rules="deny everything")
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("network", "regtest"),
+        ("network", "mainnet"),
+        ("network", "testnet"),
+        ("network", "bitcoin*"),
+        ("network", " bitcoin"),
+        ("network", "bitcoin-testnet4"),
+        ("scheme", "x402"),
+        ("scheme", "Bearer"),
+        ("scheme", "L402 "),
+        ("scheme", "*"),
+    ],
+)
+@pytest.mark.parametrize("deny", [False, True])
+def test_a_rule_for_what_no_payment_has_is_refused(field: str, value: str, deny: bool, nested: bool) -> None:
+    """A ban of "regtest" would ban nothing, for the network's name is bitcoin-regtest."""
+    when: dict[str, Any] = {field: value}
+    when = {"any": [{"url_matches": "*"}, {"any": [when]}]} if nested else when
+    with pytest.raises(ValueError, match=f"'x'.*no (invoice|challenge) has the {field}"):
+        Policy.from_dict({"rules": [{"name": "x", "when": when, "deny": deny}]})

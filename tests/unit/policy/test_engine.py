@@ -41,14 +41,15 @@ def test_a_denial_without_a_reason_names_its_rule():
     [
         (RuleMatch(scheme="lsat", network="bitcoin"), False),
         (RuleMatch(scheme="l402", network="bitcoin"), True),
-        (RuleMatch(scheme="L402", network="Bitcoin"), False),
-        (RuleMatch(scheme="L402", network="bitcoin*"), False),
+        (RuleMatch(scheme="L402", network="Bitcoin"), True),
+        (RuleMatch(any=[RuleMatch(network="BITCOIN")]), True),
+        (RuleMatch(scheme="L402", network="Bitcoin-Testnet"), False),
         (RuleMatch(any=[RuleMatch(scheme="LSAT"), RuleMatch(network="bitcoin")]), True),
         (RuleMatch(any=[RuleMatch(scheme="LSAT"), RuleMatch(network="bitcoin-testnet")]), False),
         (RuleMatch(network="bitcoin-testnet", any=[RuleMatch(scheme="L402")]), False),
         (RuleMatch(network="bitcoin", any=[RuleMatch(scheme="LSAT")]), False),
         (RuleMatch(any=[RuleMatch(any=[RuleMatch(scheme="L402")], network="bitcoin")]), True),
-        (RuleMatch(any=[RuleMatch(any=[RuleMatch(scheme="L402")], network="testnet")]), False),
+        (RuleMatch(any=[RuleMatch(any=[RuleMatch(scheme="L402")], network="bitcoin-testnet")]), False),
     ],
 )
 def test_all_fields_of_a_condition_must_hold_and_one_of_any(when: RuleMatch, matched: bool):

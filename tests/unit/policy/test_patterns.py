@@ -54,6 +54,8 @@ def test_a_ban_bans_what_it_names(pattern: str, url: str, banned: bool) -> None:
         ("https://evil.com/a b", "%XX"),
         ("https://evil.com/x#f", "Leave it out"),
         ("http://[fe80::*]/*", r"\[\[\]"),
+        ("http://[a/b]x/*", "out of the brackets"),
+        ("https://evil.com*?x=*", "write the slash"),
         ("evil.com/*", "https://host/"),
         ("ftp://evil.com/*", "https://host/"),
     ],
@@ -63,6 +65,90 @@ def test_a_ban_that_could_ban_nothing_is_refused(pattern: str, advice: str) -> N
     for when in (RuleMatch(url_matches=pattern), RuleMatch(any=[RuleMatch(url_matches=pattern)])):
         with pytest.raises(ValueError, match=advice):
             PolicyRule("ban", when=when, deny=True)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "advice"),
+    [
+        ("https://good.example*Paid", r"Write https://good.example\*Paid/\*"),
+        ("*good.example", r"Write \*good.example/\*"),
+        ("*@good.example/*", "write the slash"),
+        ("*?u=http://good.example/*", "write the slash"),
+    ],
+)
+def test_an_allowance_whose_star_would_have_to_leave_the_host_is_refused(pattern: str, advice: str) -> None:
+    """Else it allows nobody, or everybody who puts the right words into a path. A ban of that form stays as strong as it was."""
+    with pytest.raises(ValueError, match=advice):
+        PolicyRule("only these", when=RuleMatch(any=[RuleMatch(url_matches=pattern)]), max_per_call_minor_units=1)
+    PolicyRule("ban", when=RuleMatch(url_matches=pattern), deny=True)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "url", "allowed"),
+    [
+        ("http://*.example.com/*", "http://a.example.com/x", True),
+        ("http://*.example.com/*", "http://127.0.0.1/a.example.com/", False),
+        ("http://*.example.com/*", "http://evil.example?.example.com/", False),
+        ("http://*.example.com/*", "http://evil.example/?x=.example.com/", False),
+        ("http://*.example.com*", "http://evil.example/.example.com", False),
+        ("http://*.example.com*", "http://a.example.com/x?y", True),
+        ("http://a?b.example/*", "http://a/b.example/", False),
+        ("http://a[!x]b.example/*", "http://a/b.example/", False),
+        ("http://a[./]b.example:*/*", "http://a/b.example:1/", None),
+        ("*://good.example/*", "http://evil.example/?x=://good.example/", False),
+        ("*//good.example/*", "http://evil.example//good.example/", False),
+        ("*//good.example/*", "https://good.example/x", True),
+        ("[hH]ttps://good.example/*", "https://good.example/x", True),
+        ("http*good.example/*", "http://evil.example/good.example/", False),
+        ("*.example.com/*", "http://evil.example/.example.com/", False),
+        ("*.example.com/*", "http://a.example.com/", True),
+        ("*example.com*", "http://evil.example/example.com", False),
+        ("*example.com*", "https://example.com/x", True),
+        ("h*example.com*", "https://evil.example/example.com", False),
+        ("*", "https://example.com/x", True),
+        ("https://*", "https://example.com/x", True),
+        ("*/free/*", "https://example.com/a/free/x", True),
+        ("*/paid?x=*", "https://example.com/paid?x=1", True),
+        ("http://127.0.0.1/*", "http://2130706433/", False),
+        ("http://2130706433/*", "http://2130706433/", True),
+    ],
+)
+def test_a_wildcard_of_a_host_stays_within_the_host(pattern: str, url: str, allowed: bool | None) -> None:
+    """Else a server is paid for having a trusted name in its path."""
+    rest = PolicyRule("nobody else", when=RuleMatch(url_matches="*"), deny=True)
+    try:
+        only = PolicyRule("only these", when=RuleMatch(url_matches=pattern), max_per_call_minor_units=1)
+    except ValueError:
+        assert allowed is None
+        return
+    assert evaluate(Policy([only, rest]), url=url, scheme="L402", network="bitcoin").denied is not allowed
+
+
+@pytest.mark.parametrize(
+    ("pattern", "url", "banned"),
+    [
+        ("http://*.example.com/*", "http://127.0.0.1/a.example.com/", False),
+        ("*example.com*", "http://evil.example/example.com", True),
+        ("*.example.com/*", "http://evil.example/.example.com/", True),
+        ("*example.com", "http://example.com/", True),
+        ("*/casino/*", "http://a.example/b/casino/", True),
+        ("http://127.0.0.1/*", "http://127.1/", True),
+        ("http://127.0.0.1/*", "http://2130706433/", True),
+        ("http://127.0.0.1:8080/*", "http://0x7f.0.0.01:8080/", True),
+        ("http://127.0.0.1/*", "http://[::ffff:127.0.0.1]/", True),
+        ("http://127.1/*", "http://127.0.0.1/", True),
+        ("http://127.0.0.1/*", "http://127.0.0.2/", False),
+        ("http://evil.example/*", "http://%65vil.example/", True),
+        ("http://xn--bcher-kva.example/*", "http://b%C3%BCcher.example/", True),
+        ("http://xn--bcher-kva.example/*", "http://BÜCHER.example:80/", True),
+        ("http://evil.example/*", "http://evil.example:0080/", True),
+        ("http://evil.example/*", "http://user:word@EVIL.example.:80/", True),
+        ("http://evil.example/*", "http://evil.example", True),
+    ],
+)
+def test_a_ban_holds_for_every_spelling_of_its_host(pattern: str, url: str, banned: bool) -> None:
+    """Else a redirect to the same machine under another spelling is paid."""
+    assert bans(pattern, url) is banned
 
 
 def test_a_policys_hash_is_that_of_what_was_written() -> None:
