@@ -8,7 +8,9 @@ This module knows how the file is opened, locked and migrated. Which statements 
   before a fork and opened again after it.
 
 A deleted or replaced file can live on while a process has it open (where the system allows that). What is written to it is lost
-when the process ends. So every write that money may follow (``binding``) first checks that the path still names the open file.
+when the process ends. The same holds for the write-ahead log and the shared memory beside it (-wal, -shm). So every write that
+money may follow (``binding``) first checks that the paths still name the open files, and, as when a file is opened, that the ledger
+has one name and that not every user can write to it.
 """
 
 from __future__ import annotations
@@ -22,7 +24,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .._core.files import connect_sqlite, file_identity, make_private_sqlite, while_locked
+from .._core.files import (
+    SIDE_FILES,
+    UnsafeFileError,
+    connect_sqlite,
+    file_identity,
+    make_private_sqlite,
+    printable,
+    require_one_name,
+    require_private,
+    while_locked,
+)
 from .._core.forks import around_fork
 from ..errors import LedgerError, RouteweilerError
 from .store import MIGRATIONS, SCHEMA_VERSION, T, Transaction
@@ -63,7 +75,7 @@ _inherited: list[_Line] = []
 class SqliteStore:
     """A ledger in the SQLite file ``path``, created with mode 0600 on first use. See `routeweiler_sync.ledger.store.Store`.
 
-    Raises: LedgerError if ``~user`` in ``path`` names an unknown user.
+    Raises: LedgerError if ``~user`` in ``path`` names an unknown user, or if no file can have that name.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -71,9 +83,19 @@ class SqliteStore:
             self.path = Path(path).expanduser().absolute()
         except RuntimeError as error:  # ~nobody/…, or no home at all
             raise LedgerError(f"The ledger {path} can't be found: {error}.", advice="Give another path.") from error
+        try:
+            possible = b"\0" not in os.fsencode(self.path)
+        except UnicodeError:
+            possible = False
+        if not possible:
+            raise LedgerError(
+                f"The ledger's path {os.fspath(path)!a} isn't a name that a file can have.", advice="Give another path."
+            )
         self._writer, self._reader = _Line(), _Line()
         #: Identity of the file that was opened first, so that a replaced file is noticed; None before, and again after `close`.
         self._file: object = None
+        #: The path with links resolved when the file was last opened. SQLite names the files beside it after this one.
+        self._real = self.path
         self._pid = os.getpid()
         with _stores_lock:
             _stores.add(self)
@@ -100,6 +122,8 @@ class SqliteStore:
                 with _block(connection, "BEGIN IMMEDIATE"):
                     if binding:
                         self._refuse_if_gone()
+                        self._refuse_if_beside_is_gone()
+                        self._refuse_if_unsafe(require_one_name, require_private)
                         self._refuse_if_newer(connection)
                     yield SqliteTransaction(connection)
             finally:
@@ -141,6 +165,7 @@ class SqliteStore:
         with line.lock, self._as_ledger_error():
             if line.connection is None:
                 line.connection = self._connect()
+                line.files_beside = self._files_beside()
                 if not writes:
                     line.connection.execute("PRAGMA query_only=ON")
             connection = line.connection
@@ -176,11 +201,14 @@ class SqliteStore:
             make_private_sqlite(self.path)
         else:
             self._refuse_if_gone()
+        self._real = Path(os.path.realpath(self.path))
+        self._refuse_if_unsafe(require_one_name)  # first: to open the file under a second name may change it
         connection = connect_sqlite(self.path, timeout_s=BUSY_TIMEOUT_S)
         try:
             connection.row_factory = sqlite3.Row
             with _block(connection, "BEGIN"):
                 version = self._version(connection)  # before anything is changed: the file may belong to another program
+            self._refuse_if_unsafe(require_private)
             while_locked(lambda: connection.execute("PRAGMA journal_mode=WAL"), timeout_s=BUSY_TIMEOUT_S)
             connection.execute("PRAGMA synchronous=FULL")
             connection.execute("PRAGMA foreign_keys=ON")
@@ -202,6 +230,32 @@ class SqliteStore:
                     "next call then uses the file that is there."
                 ),
             )
+
+    def _files_beside(self) -> dict[str, object]:
+        """Return the identities of the write-ahead log and the shared memory. SQLite keeps them while a connection is open."""
+        return {suffix: file_identity(f"{self._real}{suffix}") for suffix in SIDE_FILES[:2]}
+
+    def _refuse_if_beside_is_gone(self) -> None:
+        opened, now = self._writer.files_beside, self._files_beside()
+        for suffix, identity in opened.items():
+            if identity is not None and now[suffix] != identity:
+                raise LedgerError(
+                    f"{printable(self.path)}{suffix} was deleted, moved or replaced while this process had the ledger open. "
+                    "Other programs wouldn't see what is paid here.",
+                    advice=(
+                        "Put it back. If you can't, end all programs that use the ledger, start them again, and compare it with "
+                        "the node's payments: routeweiler-sync budget audit."
+                    ),
+                )
+
+    def _refuse_if_unsafe(self, *requirements: Callable[[Path], object]) -> None:
+        try:
+            for require in requirements:
+                require(self._real)
+        except UnsafeFileError as error:
+            raise LedgerError(
+                f"The ledger {printable(self.path)} isn't used: {error}.", advice=f"{error.advice} Then call again."
+            ) from None
 
     def _migrate(self, connection: sqlite3.Connection) -> None:
         with _block(connection, "BEGIN IMMEDIATE"):  # the first process migrates; later ones find the version up to date
@@ -247,6 +301,8 @@ class _Line:
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.connection: sqlite3.Connection | None = None
+        #: Identities of the files beside the ledger when the connection was opened, by their suffix.
+        self.files_beside: dict[str, object] = {}
 
     def close(self) -> None:
         connection, self.connection = self.connection, None

@@ -1,4 +1,4 @@
-"""Which file the ledger is, while sessions use it: deleted, moved, replaced, cut off; and who must wait for whom.
+"""Which file the ledger is, while sessions use it: deleted, moved, replaced, cut off, under two names; and who must wait for whom.
 
 A deleted file lives on for who has it open, and dies with them: a purchase written into it is a payment without a record.
 """
@@ -10,6 +10,7 @@ import os
 import shutil
 import sqlite3
 import threading
+import timeit
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -19,6 +20,7 @@ from typing import Any
 import pytest
 
 from routeweiler_sync import Ledger, LedgerError, Routeweiler
+from routeweiler_sync._core import files
 from routeweiler_sync.ledger.sqlite import _Line
 from routeweiler_sync.payments import lifecycle
 from routeweiler_sync.testing import FakeLnd, Paywall
@@ -237,6 +239,252 @@ def test_a_rollback_that_fails_hides_no_interrupt(tmp_path: Path) -> None:
     ledger.close()
 
 
+# -- more than one name --------------------------------------------------------------------------------------------------------
+
+
+def hard_link(path: Path, folder: Path | None = None) -> Path:
+    """Another name of the file, in its folder or in another one."""
+    other = (folder or path.parent) / "other.db"
+    other.parent.mkdir(exist_ok=True)
+    os.link(path, other)
+    return other
+
+
+def bought(make_session: Callable[..., Routeweiler], paywall: Paywall, path: Path) -> None:
+    """A ledger with one payment, that no program has open."""
+    with make_session(ledger=path) as session:
+        assert session.get(paywall.url).status_code == 200
+
+
+@posix
+@pytest.mark.parametrize("asked", ["first name", "second name"])
+@pytest.mark.parametrize("folder", ["", "elsewhere"])
+def test_nothing_is_bought_on_a_ledger_with_two_names(
+    make_session: Callable[..., Routeweiler], paywall: Paywall, lnd: FakeLnd, tmp_path: Path, asked: str, folder: str
+) -> None:
+    """Else each name has a log of its own: two programs pay for one page, and each spends the whole budget."""
+    path = tmp_path / "ledger.db"
+    bought(make_session, paywall, path)
+    other = hard_link(path, tmp_path / folder)
+    paywall.add_service("/second", name="second", price_msat=3_000)
+    for name in (path, other) if asked == "first name" else (other, path):
+        session = make_session(ledger=name)
+        assert "2 names" in str(refused(session, paywall.url_for("/second"), lnd))
+        session.close()
+        with pytest.raises(LedgerError, match="2 names"):
+            list(Ledger.open(name).payments())
+    other.unlink()
+    assert make_session(ledger=path).get(paywall.url_for("/second")).status_code == 200
+    assert len(lnd.payments) == 2
+
+
+@posix
+def test_a_second_name_is_noticed_while_the_ledger_is_open(
+    session: Routeweiler, paywall: Paywall, lnd: FakeLnd, books: Books
+) -> None:
+    """Else a backup program that links files would have the ledger used under two names until the program ends."""
+    assert session.get(paywall.url).status_code == 200
+    other = hard_link(books.ledger_path)
+    paywall.add_service("/second", name="second", price_msat=3_000)
+    assert "2 names" in str(refused(session, paywall.url_for("/second"), lnd))
+    assert session.get(paywall.url).status_code == 200  # what is paid for is paid for
+    other.unlink()
+    assert session.get(paywall.url_for("/second")).status_code == 200
+    books.check()
+
+
+@posix
+def test_a_second_name_made_while_the_node_pays_loses_nothing(
+    session: Routeweiler, paywall: Paywall, lnd: FakeLnd, books: Books
+) -> None:
+    """Else a payment that is made would be without a token because of a link."""
+    assert session.get(paywall.url_for("/free")).status_code == 200
+    with in_flight(session, paywall, lnd) as call:
+        other = hard_link(books.ledger_path)
+        lnd.release()
+        assert call.result(PATIENCE_S).status_code == 200
+    other.unlink()
+    books.check()
+
+
+@posix
+def test_links_of_one_ledger_are_one_ledger(make_session: Callable[..., Routeweiler], paywall: Paywall, tmp_path: Path) -> None:
+    """Else symbolic links, which SQLite resolves, would be refused; or two programs that use them would pay twice."""
+    (tmp_path / "data").mkdir()
+    for name in ("one.db", "two.db"):
+        (tmp_path / name).symlink_to(tmp_path / "data" / "ledger.db")
+    (tmp_path / "three").symlink_to(tmp_path / "data")
+    sessions = [make_session(ledger=tmp_path / name) for name in ("one.db", "two.db", "three/ledger.db", "data/../one.db")]
+    payments = [session.get(paywall.url).payment for session in sessions]
+    assert [each is not None and each.reused for each in payments] == [False, True, True, True]
+    assert len({session._payer.ledger.url for session in sessions}) == 1
+    assert sorted(each.name for each in (tmp_path / "data").iterdir()) == ["ledger.db", "ledger.db-shm", "ledger.db-wal"]
+
+
+@posix
+def test_a_ledger_that_is_mounted_alone_is_refused(
+    session: Routeweiler, paywall: Paywall, lnd: FakeLnd, books: Books, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Else a container that is given the file without its folder pays beside the programs outside."""
+    mounts = tmp_path / "mounts"
+    monkeypatch.setattr(files, "_MOUNTS", str(mounts))
+    mounts.write_text(f"1 0 0:1 / {books.ledger_path} rw - ext4 /dev/sda1 rw\n")
+    assert "mounted alone" in str(refused(session, paywall.url, lnd))
+    mounts.write_text("")
+    assert session.get(paywall.url).status_code == 200
+    mounts.write_text(f"1 0 0:1 / {books.ledger_path} rw - ext4 /dev/sda1 rw\n")
+    paywall.add_service("/second", name="second", price_msat=3_000)
+    assert "mounted alone" in str(refused(session, paywall.url_for("/second"), lnd))
+
+
+# -- the files beside it -------------------------------------------------------------------------------------------------------
+
+
+def deleted(path: Path) -> None:
+    path.unlink()
+
+
+def replaced_by_a_copy(path: Path) -> None:
+    copy = path.with_name("copy")
+    shutil.copy(path, copy)
+    copy.replace(path)
+
+
+@posix
+@pytest.mark.parametrize("suffix", ["-wal", "-shm"])
+@pytest.mark.parametrize("lose", [deleted, replaced_by_a_copy])
+@pytest.mark.parametrize("linked", [False, True], ids=["", "linked"])
+def test_nothing_is_bought_once_a_file_beside_the_ledger_is_lost(
+    make_session: Callable[..., Routeweiler],
+    paywall: Paywall,
+    lnd: FakeLnd,
+    tmp_path: Path,
+    suffix: str,
+    lose: Callable[[Path], None],
+    linked: bool,
+) -> None:
+    """Else this program goes on in a log that has no name, others begin a new one, and both pay."""
+    path = tmp_path / "state" / "ledger.db"
+    path.parent.mkdir()
+    (tmp_path / "link.db").symlink_to(path)
+    session = make_session(ledger=tmp_path / "link.db" if linked else path)
+    assert session.get(paywall.url).status_code == 200
+    lose(path.with_name(path.name + suffix))
+    paywall.add_service("/second", name="second", price_msat=3_000)
+    said = str(refused(session, paywall.url_for("/second"), lnd))
+    assert f"ledger.db{suffix} was deleted" in said or f"link.db{suffix} was deleted" in said
+    assert session.get(paywall.url).status_code == 200  # what is paid for is paid for
+    session.close()  # writes what it knows into the file itself
+    with make_session(ledger=path) as after:
+        assert after.get(paywall.url).payment.reused
+        assert after.get(paywall.url_for("/second")).status_code == 200
+    assert len(lnd.payments) == 2
+
+
+@posix
+def test_files_beside_that_sqlite_makes_anew_are_no_loss(tmp_path: Path) -> None:
+    """Else each fork, and each close() between two purchases, would end all buying."""
+    ledger = Ledger.open(tmp_path / "ledger.db")
+    for number in range(1, 4):
+        assert ledger.open_payment(intent(number), None)[1]
+        store_of_ledger: Any = ledger._store
+        store_of_ledger._writer.close()
+        store_of_ledger._reader.close()
+        assert not (tmp_path / "ledger.db-wal").exists()
+    ledger.close()
+
+
+@posix
+def test_looking_at_the_file_costs_little(tmp_path: Path) -> None:
+    """Else every purchase would be slower for what hardly ever happens."""
+    ledger = Ledger.open(tmp_path / "ledger.db")
+    ledger.freeze("default")
+    store: Any = ledger._store
+
+    def look() -> None:
+        store._refuse_if_gone()
+        store._refuse_if_beside_is_gone()
+        store._refuse_if_unsafe(files.require_one_name, files.require_private)
+
+    looks = 200
+    took_s = min(timeit.repeat(look, number=looks, repeat=5))
+    assert took_s / looks < 0.002
+    ledger.close()
+
+
+# -- who may use it ------------------------------------------------------------------------------------------------------------
+
+
+@posix
+@pytest.mark.parametrize("suffix", ["", "-wal"])
+def test_nothing_is_bought_on_a_ledger_that_every_user_can_write(
+    make_session: Callable[..., Routeweiler], paywall: Paywall, lnd: FakeLnd, tmp_path: Path, suffix: str
+) -> None:
+    """Else any user of the machine can raise the budget, or take and replace tokens."""
+    path = tmp_path / "ledger.db"
+    session = make_session(ledger=path)
+    assert session.get(paywall.url).status_code == 200
+    paywall.add_service("/second", name="second", price_msat=3_000)
+    path.with_name(path.name + suffix).chmod(0o666)
+    assert "chmod 600" in str(refused(session, paywall.url_for("/second"), lnd))
+    path.with_name(path.name + suffix).chmod(0o600)
+    assert session.get(paywall.url_for("/second")).status_code == 200
+
+
+@posix
+@pytest.mark.parametrize("mode", [0o640, 0o644, 0o660, 0o664], ids=oct)
+def test_a_ledger_that_others_can_use_is_told_by_its_name(
+    make_session: Callable[..., Routeweiler], paywall: Paywall, tmp_path: Path, mode: int
+) -> None:
+    """Else tokens are readable by others for years, and nobody notices."""
+    path = tmp_path / "ledger.db"
+    bought(make_session, paywall, path)
+    path.chmod(mode)
+    with pytest.warns(RuntimeWarning, match=r"ledger\.db isn't private"), make_session(ledger=path) as session:
+        assert session.get(paywall.url).status_code == 200
+
+
+@posix
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give files away")
+def test_a_ledger_of_another_user_is_told(make_session: Callable[..., Routeweiler], paywall: Paywall, tmp_path: Path) -> None:
+    """Else a service run as root uses a ledger that a user can change at will."""
+    path = tmp_path / "ledger.db"
+    bought(make_session, paywall, path)
+    os.chown(path, 65_533, -1)
+    with pytest.warns(RuntimeWarning, match="belongs to another user"), make_session(ledger=path) as session:
+        assert session.get(paywall.url).status_code == 200
+
+
+@posix
+@pytest.mark.parametrize("links", [1, 3])
+def test_a_ledger_behind_dangling_links_is_private(
+    make_session: Callable[..., Routeweiler], paywall: Paywall, tmp_path: Path, links: int
+) -> None:
+    """Else whoever sets a link to say where the ledger lies makes its tokens public."""
+    target = tmp_path / "data" / "made" / "ledger.db"
+    for number in range(links):
+        link = tmp_path / f"link-{number}.db"
+        link.symlink_to(target)
+        target = link
+    before = os.umask(0o022)
+    try:
+        session = make_session(ledger=target)
+        assert session.get(paywall.url).status_code == 200
+    finally:
+        os.umask(before)
+    made = list((tmp_path / "data" / "made").iterdir())
+    assert {each.name: each.stat().st_mode & 0o777 for each in made} == {f"ledger.db{end}": 0o600 for end in ("", "-wal", "-shm")}
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\ud800b"], ids=["nul", "surrogate"])
+def test_a_name_that_no_file_can_have_is_a_ledger_error(name: str, tmp_path: Path) -> None:
+    """Else a bare ValueError comes out of a GET."""
+    with pytest.raises(LedgerError, match="isn't a name") as caught:
+        Ledger.open(tmp_path / name)
+    assert caught.value.spent is False
+    str(caught.value).encode()
+
+
 # -- cut off, and flipped ------------------------------------------------------------------------------------------------------
 
 
@@ -265,6 +513,8 @@ def test_a_log_that_was_cut_off_costs_no_second_payment(
     for cut in sorted({*range(before_bytes, len(whole), 2_000), len(whole) - 1}):
         path = tmp_path / f"cut-{cut}" / "ledger.db"
         path.parent.mkdir()
+        for each in (path, path.with_name("ledger.db-wal")):
+            each.touch(mode=0o600)
         path.write_bytes(main)
         path.with_name("ledger.db-wal").write_bytes(whole[:cut])
         ends.add(Ledger.open(path).payments().__next__().state.value)

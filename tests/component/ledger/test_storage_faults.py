@@ -427,7 +427,9 @@ def test_a_ledger_without_write_permission_refuses_the_purchase(
         path = Path(folder) / "ledger.db"
         Ledger.open(path).freeze("default")
         Ledger.open(path).thaw("default")
-        os.chmod(path, 0o444 if what == "file" else 0o666)
+        os.chmod(path, 0o400 if what == "file" else 0o600)
+        if os.geteuid() == 0:
+            os.chown(path, 65534, -1)
         os.chmod(folder, 0o777 if what == "file" else 0o555)
         session = make_session(funding=[lnd.funding(client=client)], ledger=path, trace_sink=None)
         with somebody():
@@ -436,7 +438,7 @@ def test_a_ledger_without_write_permission_refuses_the_purchase(
             refused(session, paywall.url, lnd)
         session.close()
         os.chmod(folder, 0o777)
-        os.chmod(path, 0o666)
+        os.chmod(path, 0o600)
         assert session.get(paywall.url).status_code == 200
         session.close()
 
