@@ -2,16 +2,31 @@
 
 Every conversion from msat rounds up, so that rounding never lets a limit be passed; the way back rounds down. Where a price of
 bitcoin comes from is left to `budgets`.
+
+A program may set any decimal context: precision, rounding, traps. Arithmetic with Decimals is done in `EXACT`, so that none of them
+matters here.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import MAX_EMAX, MIN_EMIN, ROUND_HALF_EVEN, Context, Decimal, DivisionByZero, InvalidOperation, Overflow, localcontext
 from fractions import Fraction
 
 #: Totals are kept in millionths of a minor unit, so that a 10-sat call doesn't cost a whole cent.
 MICRO = 1_000_000
+#: The decimal context of this package: enough digits for every amount, limit and price. All parts are given, because a part that
+#: isn't is taken from `decimal.DefaultContext`, which a program may have changed. Use it by ``with localcontext(EXACT):``.
+EXACT = Context(
+    prec=60,
+    rounding=ROUND_HALF_EVEN,
+    Emin=MIN_EMIN,
+    Emax=MAX_EMAX,
+    capitals=1,
+    clamp=0,
+    flags=[],
+    traps=[InvalidOperation, DivisionByZero, Overflow],
+)
 MSAT_PER_SAT = 1_000
 MSAT_PER_BTC = 100_000_000_000
 #: Decimal places of a currency's minor unit; the sat is its own minor unit.
@@ -69,6 +84,12 @@ class Rate:
 def minor_units(micro: int) -> Decimal:
     """Return ``micro``, millionths of a minor unit, as minor units, exactly."""
     return Decimal(f"{micro}E-6")  # no arithmetic, which would round as the program's decimal context says
+
+
+def plain(amount: Decimal) -> str:
+    """Return ``amount`` as a text without an exponent and without zeros at its end, such as ``10.5``."""
+    with localcontext(EXACT):
+        return f"{amount.normalize():f}"
 
 
 def sats(amount_msat: int) -> str:

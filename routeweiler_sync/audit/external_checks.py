@@ -6,9 +6,9 @@ The ledger's agreement with itself is left to `ledger_checks`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from decimal import Decimal
+from decimal import Decimal, localcontext
 
-from .._core.money import MICRO, sats
+from .._core.money import EXACT, MICRO, sats
 from ..funding.wallet import NodePayment
 from ..ledger.snapshot import BookedPayment, LedgerSnapshot
 from ..ledger.types import PaymentState
@@ -139,7 +139,10 @@ def _charge(payment: BookedPayment | ReportedPayment) -> tuple[Decimal, str] | N
     """Return what an envelope was charged, in millionths of a minor unit, and the currency. None if no envelope was charged."""
     if isinstance(payment, BookedPayment):
         return None if payment.currency is None else (Decimal(payment.settled_micro), payment.currency)
-    return None if payment.booked_minor_units is None else (payment.booked_minor_units * MICRO, payment.currency or "")
+    if payment.booked_minor_units is None:
+        return None
+    with localcontext(EXACT):
+        return payment.booked_minor_units * MICRO, payment.currency or ""
 
 
 def _charge_text(payment: BookedPayment | ReportedPayment) -> str:

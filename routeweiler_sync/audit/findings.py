@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from .._core.money import minor_units, sats
+from .._core.money import minor_units, plain, sats
 from ..funding.wallet import NodePayment
 from ..ledger.snapshot import BookedPayment
 from ..ledger.types import PaymentState
@@ -141,4 +141,4 @@ def told_node(payment: NodePayment | None) -> str:
 def in_currency(micro: int, currency: str | None) -> str:
     """Return an amount in millionths of a minor unit as text, in minor units. ``currency=None`` counts as sat."""
     unit = "sat" if currency in ("sat", None) else f"minor units of {currency}"
-    return f"{minor_units(micro).normalize():f} {unit}"
+    return f"{plain(minor_units(micro))} {unit}"

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import Decimal, localcontext
 from fractions import Fraction
 from typing import Any
 from urllib.parse import urlsplit
@@ -26,7 +26,7 @@ import requests
 
 from .._core import env_vars
 from .._core.forks import in_child
-from .._core.money import FIAT_DECIMALS
+from .._core.money import EXACT, FIAT_DECIMALS
 from ..errors import FmvUnavailableError
 
 log = logging.getLogger("routeweiler_sync")
@@ -327,6 +327,11 @@ def _price_in(body: bytes, currency: str) -> _KnownPrice:
 
     Raises _NoPriceError for any other answer, an implausible price, and a time in the future.
     """
+    with localcontext(EXACT):
+        return _price_exactly(body, currency)
+
+
+def _price_exactly(body: bytes, currency: str) -> _KnownPrice:
     now_s = time.time()
     try:
         # Numbers become Decimals directly, because a float would change the digits.

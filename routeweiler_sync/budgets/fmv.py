@@ -7,10 +7,10 @@ server. Converting amounts is left to `Rate` in `_core.money`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from decimal import Decimal
+from decimal import Decimal, localcontext
 from typing import Protocol, runtime_checkable
 
-from .._core.money import Rate
+from .._core.money import EXACT, Rate
 from ..errors import FmvUnavailableError
 
 
@@ -39,7 +39,8 @@ class StaticRate:
     """
 
     def __init__(self, price: Decimal | int | str | Mapping[str, Decimal | int | str], *, quality: str = "static") -> None:
-        self._prices = {k: Decimal(v) for k, v in price.items()} if isinstance(price, Mapping) else Decimal(price)
+        with localcontext(EXACT):
+            self._prices = {k: Decimal(v) for k, v in price.items()} if isinstance(price, Mapping) else Decimal(price)
         self.quality = quality
 
     def btc_price(self, currency: str) -> Decimal:
@@ -71,8 +72,9 @@ def rate_for(currency: str, provider: FmvProvider | None) -> Rate:
         )
     try:
         price = provider.btc_price(currency)
-        price = price if isinstance(price, Decimal) else Decimal(str(price))
-        return Rate(currency=currency, btc_price=price, quality=str(provider.quality))
+        quality = str(provider.quality)
+        with localcontext(EXACT):
+            return Rate(currency=currency, btc_price=price if isinstance(price, Decimal) else Decimal(str(price)), quality=quality)
     except FmvUnavailableError:
         raise
     except Exception as error:

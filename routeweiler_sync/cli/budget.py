@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .._core.money import plain
 from ..config import env_settings
 from ..errors import BudgetError, LedgerError
 from .audit import audit
@@ -147,10 +148,10 @@ def _as_json(row: EnvelopeRow) -> dict[str, Any]:
             "allowedOriginsGlob": list(limits.allowed_origins_glob),
             "ownerAgentId": limits.owner_agent_id,
         },
-        "reservedMinorUnits": _plain(row.reserved_minor_units),
-        "settledMinorUnits": _plain(row.settled_minor_units),
-        "grantSettledMinorUnits": _plain(row.grant_settled_minor_units),
-        "headroomMinorUnits": None if row.headroom_minor_units is None else _plain(row.headroom_minor_units),
+        "reservedMinorUnits": plain(row.reserved_minor_units),
+        "settledMinorUnits": plain(row.settled_minor_units),
+        "grantSettledMinorUnits": plain(row.grant_settled_minor_units),
+        "headroomMinorUnits": None if row.headroom_minor_units is None else plain(row.headroom_minor_units),
         "grantedAt": None if row.granted_at is None else row.granted_at.isoformat(),
         "grantEndsAt": None if end is None else end.isoformat(),
     }
@@ -192,8 +193,4 @@ def _limits(row: EnvelopeRow) -> str:
 
 
 def _amount(minor_units: Decimal, row: EnvelopeRow) -> str:
-    return f"{_plain(minor_units)} {row.limits.cap_currency}"
-
-
-def _plain(amount: Decimal) -> str:
-    return f"{amount.normalize():f}"
+    return f"{plain(minor_units)} {row.limits.cap_currency}"

@@ -296,14 +296,14 @@ def _payments_text(payments: Sequence[TracePayment]) -> str:
 
 def _as_text(quote: Quote) -> str:
     """Return the output of ``--dry-run`` for people: one property of the quote a line."""
-    from .._core.money import sats
+    from .._core.money import plain, sats
 
     return "\n".join(
         f"{name:<13} {printable(value)}"
         for name, value in {
             "price": sats(quote.amount_msat),
             "routing": f"at most {sats(quote.max_fee_msat)}",
-            "budget": f"{quote.amount_minor_units.normalize():f} {quote.currency}, before routing",
+            "budget": f"{plain(quote.amount_minor_units)} {quote.currency}, before routing",
             "token for": quote.scope,
             "description": quote.description or "(none)",
             "payment hash": quote.payment_hash,
@@ -319,6 +319,8 @@ def _as_json(fetch: Fetch, content: bytes | None, quoted: bool) -> dict[str, Any
     ``body`` is text if ``content`` is UTF-8, else base64; ``bodyEncoding`` names which of the two. ``quoted``: this was a dry run
     that ended with a price, so its PaymentDeclinedError isn't reported as an error.
     """
+    from .._core.money import plain
+
     response, error, payments, quote = fetch.response, fetch.error, fetch.observer.payments, fetch.confirm.quote
     body, encoding = _text_or_base64(content)
     return {
@@ -341,7 +343,7 @@ def _as_json(fetch: Fetch, content: bytes | None, quoted: bool) -> dict[str, Any
         else {
             "amountMsat": quote.amount_msat,
             "maxFeeMsat": quote.max_fee_msat,
-            "amountMinorUnits": f"{quote.amount_minor_units.normalize():f}",
+            "amountMinorUnits": plain(quote.amount_minor_units),
             "currency": quote.currency,
             "scope": quote.scope,
             "paymentHash": quote.payment_hash,

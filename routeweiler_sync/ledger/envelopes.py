@@ -16,7 +16,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from .._core import env_vars
-from .._core.money import Rate, minor_units, sats
+from .._core.money import Rate, minor_units, plain, sats
 from ..budgets.schema import DAY_S, HOUR_S, BudgetEnvelope
 from ..errors import (
     Advice,
@@ -144,7 +144,7 @@ def fit(tx: Transaction, envelope: Mapping[str, Any], draw: Draw, intent: Intent
         if fits_msat < intent.amount_msat:
             raise BudgetExceededError(
                 f"The price of {_price(intent.amount_msat, draw.rate)} doesn't fit under {name}={getattr(limits, name)} "
-                f"of envelope {limits.id!r}, of which {minor_units(used).normalize():f} are spent or reserved.",
+                f"of envelope {limits.id!r}, of which {plain(minor_units(used))} are spent or reserved.",
                 **_advice_on(name, fits_alone=draw.rate.msat_within(limits.limit_micro(name) or 0) >= intent.amount_msat),
             )
         most_msat = min(most_msat, fits_msat)
@@ -256,7 +256,7 @@ def _price(amount_msat: int, rate: Rate) -> str:
     """Return an amount for an error text: in sat, and also in the envelope's currency if that isn't the sat."""
     if rate.currency == "sat":
         return sats(amount_msat)
-    return f"{sats(amount_msat)} ({rate.minor_units_of(amount_msat).normalize():f} minor units of {rate.currency})"
+    return f"{sats(amount_msat)} ({plain(rate.minor_units_of(amount_msat))} minor units of {rate.currency})"
 
 
 def not_found(envelope_id: str) -> EnvelopeNotFoundError:

@@ -8,13 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from decimal import Context, Decimal, localcontext
+from decimal import Decimal, localcontext
 from enum import Enum
 
+from .._core.money import EXACT
 from ..budgets.schema import BudgetEnvelope
-
-#: Decimal context for limits minus totals: enough digits for both, whatever precision the user's program has set.
-EXACT = Context(prec=40)
 
 
 class PaymentState(str, Enum):

@@ -14,7 +14,7 @@ from dataclasses import replace
 from datetime import datetime, timezone
 
 from .._core import env_vars
-from .._core.money import Rate, sats
+from .._core.money import Rate, plain, sats
 from ..budgets.fmv import FmvProvider, rate_for
 from ..budgets.schema import BudgetEnvelope
 from ..errors import (
@@ -244,7 +244,7 @@ class Checks:
             price = rate_for(self._policy.currency, self._fmv_provider).minor_units_of(price_msat)
             if price > limit:
                 raise PolicyMaxPerCallExceededError(
-                    f"The price of {price.normalize():f} {self._policy.currency} minor units is above the {limit} that the "
+                    f"The price of {plain(price)} {self._policy.currency} minor units is above the {limit} that the "
                     f"policy's rule {verdict.rule!r} allows for one call.",
                     advice="Change the policy to allow this payment.",
                 )

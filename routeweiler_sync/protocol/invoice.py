@@ -17,6 +17,10 @@ The library accepts the following, so this module checks the text itself:
   beyond 28 digits);
 - a repeated field: the first one counts, for the library as for lnd, and a second payment hash can only mislead;
 - an expiry of any size, even one that no clock or database can hold.
+
+It calculates the amount in the decimal context of the thread, so it is called in a context of this package's. And it doesn't know
+blinded paths (field ``5``), with which lnd (0.18.3 and later, ``addinvoice --blind``) replaces the payment secret: whoever receives
+the payment recognizes it by the path. So this module checks for itself that an invoice has one or the other.
 """
 
 from __future__ import annotations
@@ -24,7 +28,9 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass, field
+from decimal import localcontext
 
+from .._core.money import EXACT
 from ..errors import ChallengeParseError
 
 #: lnd's own bound (zpay32, maxInvoiceLength): as much as fits into a QR code.
@@ -45,7 +51,8 @@ _MAX_AMOUNT_DIGITS = len(str(MAX_AMOUNT_MSAT)) + 1
 _BECH32 = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"
 _TIMESTAMP_WORDS = 7
 _SIGNATURE_AND_CHECKSUM_WORDS = 104 + 6
-# The fields that an invoice may have once: all but the route hints and the fallback addresses.
+_BLINDED_PATH = "5"
+# The fields that an invoice may have once: all but the route hints, the blinded paths and the fallback addresses.
 _SINGLE_FIELDS = "psdhnxcm9"
 # BOLT-11 has a reader skip these fields unless they have exactly this many words. A skipped field isn't counted.
 _EFFECTIVE_WORDS = {"p": 52, "s": 52, "h": 52, "n": 53}
@@ -77,26 +84,31 @@ class Invoice:
 def decode_invoice(text: str) -> Invoice:
     """Return the BOLT-11 invoice in ``text``, after verifying its signature. Takes some milliseconds.
 
-    Raises: ChallengeParseError, and nothing else, if ``text`` isn't an invoice, or if it can't be bounded or paid: no amount, no
-    payment secret (lnd refuses to send without one), an unknown network, repeated fields. The error's text is a clause, to be used
-    as the reason in a longer text.
+    Raises: ChallengeParseError, and nothing else, if ``text`` isn't an invoice, or if it can't be bounded or paid: no amount,
+    neither a payment secret nor a blinded path (lnd refuses to send without one), an unknown network, repeated fields. The error's
+    text is a clause, to be used as the reason in a longer text.
     """
     network, amount_msat, text = _read_head(text)
 
     import bolt11
 
     try:
-        decoded = bolt11.decode(text)
+        with localcontext(EXACT):
+            # What it ignores is missing fields, which are looked for below. Checksum and signature are checked.
+            decoded = bolt11.decode(text, ignore_exceptions=True)
+        if not _check_fields(text):
+            decoded.validate()
         created_at, expiry_s = decoded.date, decoded.expiry
         payment_hash, payee = bytes.fromhex(decoded.payment_hash), decoded.payee
         description, library_amount_msat = decoded.description or "", decoded.amount_msat
         assert payee is not None  # the library recovers the key if the invoice doesn't name it
+    except ChallengeParseError:
+        raise
     except Exception as exc:  # errors of the library, of bitstring, of coincurve, ValueError, UnicodeDecodeError …
         # Only the library's own errors have fixed texts. Another error's text could repeat a part of the invoice.
         why = exc if isinstance(exc, bolt11.Bolt11Exception) else type(exc).__name__
         raise ChallengeParseError(f"the invoice can't be decoded, or its signature is wrong ({why})") from exc
 
-    _check_fields(text)
     if library_amount_msat != amount_msat:
         raise ChallengeParseError("the invoice's amount can be read in two ways")
     if not 0 <= expiry_s <= MAX_EXPIRY_S:
@@ -139,19 +151,27 @@ def _read_head(text: str) -> tuple[str, int, str]:
     return _NETWORKS[prefix], amount_msat, text
 
 
-def _check_fields(text: str) -> None:
-    """Refuse repeated fields, which the library accepts.
+def _check_fields(text: str) -> bool:
+    """Refuse fields that the library accepts. Return whether the invoice has a blinded path.
 
     ``text`` is one that the library has decoded, so its characters and lengths are known to be valid.
 
-    Raises: ChallengeParseError for a repeated field, or a description together with the hash of one.
+    Raises: ChallengeParseError for a repeated field, or a description together with the hash of one. With a blinded path, also for
+    what lnd refuses then (zpay32, validateInvoice): no payment hash, no description, route hints.
     """
     data = text.rpartition("1")[2][_TIMESTAMP_WORDS:-_SIGNATURE_AND_CHECKSUM_WORDS]
     counts: Counter[str] = Counter()
     at = 0
     while at < len(data):
         name, length = data[at], _BECH32.index(data[at + 1]) * 32 + _BECH32.index(data[at + 2])
-        counts[name] += length == _EFFECTIVE_WORDS.get(name, length)
+        counts[name] += length == _EFFECTIVE_WORDS.get(name, length) and (length > 0 or name != _BLINDED_PATH)
         at += 3 + length
     if any(counts[name] > 1 for name in _SINGLE_FIELDS) or (counts["d"] and counts["h"]):
         raise ChallengeParseError("the invoice repeats a field, or has both a description and the hash of one")
+    if not counts[_BLINDED_PATH]:
+        return False
+    if not counts["p"] or not (counts["d"] or counts["h"]):
+        raise ChallengeParseError("the invoice has no payment hash, or neither a description nor the hash of one")
+    if counts["r"]:
+        raise ChallengeParseError("the invoice has both route hints and blinded paths")
+    return True

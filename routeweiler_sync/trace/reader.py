@@ -8,9 +8,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime
-from decimal import Decimal
+from decimal import Decimal, localcontext
 from pathlib import Path
 from typing import Any
+
+from .._core.money import EXACT
 
 _SQLITE_MAGIC = b"SQLite format 3\x00"
 _BUSY_TIMEOUT_S = 5.0
@@ -106,6 +108,11 @@ def _read(text: str | bytes) -> tuple[float, tuple[str, ReportedPayment] | None]
 
     Raises: ValueError, KeyError and the like for a text that isn't an event.
     """
+    with localcontext(EXACT):
+        return _read_exactly(text)
+
+
+def _read_exactly(text: str | bytes) -> tuple[float, tuple[str, ReportedPayment] | None]:
     event: Any = json.loads(text, parse_float=Decimal)
     ended_s = datetime.fromisoformat(event["timestampEnd"].replace("Z", "+00:00")).timestamp()
     payment = event["payment"]

@@ -10,9 +10,10 @@ import re
 import uuid
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from decimal import Decimal
+from decimal import Decimal, localcontext
 from typing import Any
 
+from .._core.money import EXACT
 from .._core.urls import without_userinfo
 
 _URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
@@ -35,9 +36,10 @@ def _number(amount: Decimal | None) -> int | float | str | None:
     """Return a JSON number from which ``Decimal(str(number))`` gives ``amount`` back, or a string if no double can represent it."""
     if amount is None:
         return None
-    if amount == amount.to_integral_value():
-        return int(amount)
-    return float(amount) if Decimal(repr(float(amount))) == amount else format(amount, "f")
+    with localcontext(EXACT):
+        if amount == amount.to_integral_value():
+            return int(amount)
+        return float(amount) if Decimal(repr(float(amount))) == amount else format(amount, "f")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
+from coincurve import PrivateKey
 from urllib3.connectionpool import HTTPConnectionPool
 
 from routeweiler_sync import PaymentState, Routeweiler, TraceSink, payment_of
 from routeweiler_sync.paywall.replay import drain
 from routeweiler_sync.testing import FakeLnd, Paywall
 from tests.support.accounts import Books
+from tests.support.challenge_builders import D, invoice, number, words
+from tests.support.http_server import server
 
 
 def test_a_402_is_paid_and_the_page_arrives(session, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
@@ -30,6 +34,27 @@ def test_a_402_is_paid_and_the_page_arrives(session, paywall: Paywall, lnd: Fake
     assert (payment.amount_msat, payment.fee_msat, payment.reused) == (10_000, 1_234, False)
     assert [r.status for r in paywall.requests] == [402, 200]
     assert type(response) is requests.Response
+    books.check()
+
+
+def test_an_invoice_with_a_blinded_path_is_paid(session, lnd: FakeLnd, books: Books) -> None:
+    """The servers of an lnd that hides itself (``addinvoice --blind``) would sell nothing."""
+    made = lnd.invoice(10_000)
+    features = ("9", number(sum(1 << bit for bit in (9, 14, 17, 262)), 53))
+    fields = [("p", words(made.payment_hash)), D, features, ("5", words(b"\x07" * 200)), ("5", words(b"\x08" * 150))]
+    blinded = invoice(fields=fields, created_at=int(time.time()), key=PrivateKey.from_hex(lnd._book.payee_key))
+
+    def answer(handler: Any) -> Any:
+        if handler.headers["Authorization"] == f"L402 opaque:{made.preimage.hex()}":
+            return 200, [], b"page"
+        return 402, [("WWW-Authenticate", f'L402 token="opaque", invoice="{blinded}"')], b""
+
+    with server(answer) as url:
+        quote = session.quote("GET", url)
+        assert quote is not None
+        assert quote.amount_msat == 10_000
+        assert session.get(url).content == b"page"
+    assert [row.bolt11 for row in books.rows] == [blinded]
     books.check()
 
 
