@@ -1,33 +1,41 @@
-"""The gRPC connection to lnd: credentials, one channel per process, readiness, and payment streams read into `WalletAnswer`s.
+"""The gRPC connection to lnd: one channel per process, readiness, and payment streams read into `WalletAnswer`s.
 
 Imports grpc and protobuf, so it is itself imported only at the first use of a client. Knows how to talk to lnd. Which call is made
-when is left to `client`, and what an answer means to `replies`. grpc's code runs in worker threads alone, and channels are touched
-only there: `worker_calls` says why.
+when is left to `client`, what an answer means to `replies`, the credentials to `endpoint`, the way to the node to `route`, and the
+wording of what goes wrong to `causes`. grpc's code runs in worker threads alone, and channels are touched only there:
+`worker_calls` says why.
+
+A program may put something of its own around gRPC's channels (interceptors, OpenTelemetry). What comes back then is less than grpc
+gives, or raises what grpc doesn't. Nothing of that leaves this module: a question ends with FundingError, a payment with an answer.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import os
-import ssl
+import secrets
 import sys
 import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import grpc
 import tenacity
 
-from ...errors import FundingError
+from ...errors import FundingError, RouteweilerError
 from ..replies import WalletAnswer, WalletReply, tidy
 from ..wallet import NotPermittedError
 from ..worker_calls import NoThreadError, SilentError, WorkerCall, items_of, result_of
+from .causes import LOOK_S_MAX, Failure, Seen, cause_of, look_at, macaroon_cause, wants_look
+from .certificates import Certificate, name_to_check, pem_of
+from .endpoint import Credentials, Endpoint
 from .replies import Rpc, is_permission_denied, read_error, read_payment
+from .route import Route, UnresolvedError, route_to
 from .stubs import routeweiler_lnd_pb2 as pb
+
+__all__ = ["Endpoint", "LndChannel"]
 
 _Response = TypeVar("_Response")
 
@@ -47,9 +55,6 @@ _CALL_S_MIN = 0.05
 _SILENCE_S = 1.0
 #: The longest wait for a channel to close. Closing waits for nothing but the channel's own threads.
 _CLOSE_S_MAX = 2.0
-#: A macaroon has some hundred bytes. A file larger than this is something else.
-_MACAROON_BYTES_MAX = 16_384
-
 _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", 64 * 2**20),  # answers of ListPayments are larger than the default of 4 MiB
     ("grpc.use_local_subchannel_pool", 1),  # otherwise channels to one target share a connection, and so its faults
@@ -61,34 +66,24 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Endpoint:
-    """A node's address, and the credentials that open it.
-
-    One of the ``macaroon_…`` fields is set; neither is in an unpickled client whose macaroon was given inline. At most one of the
-    ``tls_cert_…`` fields is set; with neither, gRPC's default roots are trusted.
-    """
-
-    host: str
-    port: int
-    macaroon_path: str | None = None
-    macaroon_hex: str | None = field(default=None, repr=False)
-    tls_cert_path: str | None = None
-    tls_cert_pem: str | None = field(default=None, repr=False)
-
-    @property
-    def address(self) -> str:
-        """``host:port``, with an IPv6 address in brackets."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
 @dataclass(slots=True, kw_only=True, repr=False)
 class _Link:
-    """A channel, and the macaroon that was read to open it. ``used``: an answer has come over the channel."""
+    """A channel, with the way that it goes and the certificates that it trusts (None: gRPC's default roots).
+
+    ``used``: an answer has come over the channel. ``streams``: its streams are known to work.
+    """
 
     channel: grpc.Channel
-    macaroon_hex: str
+    route: Route
+    pinned: tuple[Certificate, ...] | None
+    streams: bool
     used: bool = False
+
+    @property
+    def wrapper(self) -> str | None:
+        """The name of what a program has put around grpc's own channel; None if nothing is around it."""
+        kind = type(self.channel)
+        return None if kind.__module__ == "grpc._channel" else f"{kind.__module__}.{kind.__qualname__}"
 
 
 class LndChannel:
@@ -96,6 +91,7 @@ class LndChannel:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
+        self._credentials = Credentials(endpoint)
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._link: _Link | None = None
@@ -139,6 +135,7 @@ class LndChannel:
             raise self._error("it has no wallet yet", "create one with `lncli create`")
         if state in _STARTING:
             raise self._error(f"it is still starting after {timeout_s:g} s", "try again in a moment")
+        self._check_streams(deadline)
 
     def unary(self, path: str, request: Any, response: type[_Response], *, timeout_s: float) -> _Response:
         """Ask a question that has one answer, and return that answer. ``path`` is the RPC's, e.g. ``/lnrpc.Lightning/GetInfo``.
@@ -147,15 +144,22 @@ class LndChannel:
         Money: none moves, because a question spends nothing.
         """
 
-        def ask(_: WorkerCall[_Response]) -> _Response:
-            link = self._current()
-            try:
-                return self._call(link, path, request, response, timeout_s, authorised=True)
-            except grpc.RpcError as error:
-                self._drop_if_broken(link, error)
-                raise self._failure(path, error, link, timeout_s) from None
+        method = path.rpartition("/")[2]
+        deadline = time.monotonic() + timeout_s
 
-        return self._asked(ask, path, timeout_s)
+        def ask(_: WorkerCall[_Response]) -> _Response:
+            for is_last in (False, True):
+                macaroon_hex, link = self._credentials.macaroon_hex(), self._current(deadline)
+                was_used = link.used
+                try:
+                    return self._call(link, path, request, response, deadline, macaroon_hex)
+                except grpc.RpcError as error:
+                    self._drop_if_broken(link, error)
+                    if is_last or not self._may_ask_again(error, macaroon_hex, was_used=was_used):
+                        raise self._failure(path, error, link, timeout_s, deadline) from None
+            raise AssertionError("unreachable")
+
+        return self._asked(ask, method, timeout_s)
 
     def answers(self, rpc: Rpc, request: Any, *, payment_hash: bytes, timeout_s: float) -> Generator[WalletAnswer, None, None]:
         """Send ``request`` and yield the answers in its stream. The first that isn't IN_FLIGHT is the last one.
@@ -183,6 +187,10 @@ class LndChannel:
         except SilentError:
             self._begin_anew()
             yield read_error(rpc, "DEADLINE_EXCEEDED", "gRPC itself has fallen silent", started=started)
+        except RouteweilerError:
+            raise
+        except Exception as error:  # noqa: BLE001 - for example MemoryError; the order may have left
+            yield WalletAnswer(reply=WalletReply.UNKNOWN, reason=self._of_a_foreigner(error, None))
 
     def _listen(
         self, worker_call: WorkerCall[WalletAnswer], rpc: Rpc, request: Any, payment_hash: bytes, timeout_s: float
@@ -191,33 +199,93 @@ class LndChannel:
 
         The IN_FLIGHT answers of a ``track`` are passed to ``worker_call``.
         """
-        link = self._current()
+        deadline = time.monotonic() + timeout_s
+        for is_last in (rpc == "send", True):
+            link, macaroon_hex = self._current(deadline), self._credentials.macaroon_hex()
+            was_used = link.used
+            try:
+                return self._follow(worker_call, link, rpc, request, payment_hash, deadline, macaroon_hex)
+            except _StreamError as broken:
+                self._drop_if_broken(link, broken.error)
+                if not (is_last or broken.started) and self._may_ask_again(broken.error, macaroon_hex, was_used=was_used):
+                    continue  # a question spends nothing
+                return self._read_error(rpc, broken.error, started=broken.started)
+            except FundingError:
+                raise
+            except Exception as error:  # noqa: BLE001 - the order may have left: whatever else is raised proves nothing
+                return WalletAnswer(reply=WalletReply.UNKNOWN, reason=self._of_a_foreigner(error, link.wrapper))
+        raise AssertionError("unreachable")
+
+    def _follow(
+        self,
+        worker_call: WorkerCall[WalletAnswer],
+        link: _Link,
+        rpc: Rpc,
+        request: Any,
+        payment_hash: bytes,
+        deadline: float,
+        macaroon_hex: str,
+    ) -> WalletAnswer:
+        """Open a payment's stream on ``link`` and read it, until the first answer that isn't IN_FLIGHT. Return that.
+
+        Raises: FundingError if not a byte has left. _StreamError if the stream ends with an error of gRPC's. Whatever a wrapper
+        around the channel raises.
+        """
         started = False
-        stream = link.channel.unary_stream(
-            _PATHS[rpc], request_serializer=type(request).SerializeToString, response_deserializer=pb.Payment.FromString
-        )
+        call: Any = None
         try:
-            call: Any = stream(request, timeout=timeout_s, metadata=(("macaroon", link.macaroon_hex),))
-        except ValueError:  # another thread has closed the channel; grpc accepts no call on it, so nothing has left
-            raise self._error("the client was closed", "call again") from None
-        except RuntimeError as error:  # grpc can't start its own thread. The request has left, and the answer can't be received
-            self._begin_anew()
-            return WalletAnswer(reply=WalletReply.UNKNOWN, reason=tidy(f"gRPC can't receive the answer: {error}"))
-        worker_call.cancel = call.cancel
-        try:
+            stream = link.channel.unary_stream(
+                _PATHS[rpc], request_serializer=type(request).SerializeToString, response_deserializer=pb.Payment.FromString
+            )
+            timeout_s = max(deadline - time.monotonic(), _CALL_S_MIN)
+            call = stream(request, timeout=timeout_s, metadata=(("macaroon", macaroon_hex),))
+            worker_call.cancel = getattr(call, "cancel", None)  # a plain generator has none: it ends at its deadline
             for message in call:
-                started = link.used = True
+                started = link.used = link.streams = True
                 answer = read_payment(message, payment_hash)
                 if answer.reply is not WalletReply.IN_FLIGHT:
                     return answer
                 if rpc == "track":  # a sender waits for the last answer
                     worker_call.tell(answer)
         except grpc.RpcError as error:
-            self._drop_if_broken(link, error)
-            return read_error(rpc, _code(error), _scrub(_text(error), link), started=started)
+            raise _StreamError(error, started=started) from None
+        except ValueError as error:
+            if started or not _is_closed(error):
+                raise
+            raise self._error("the client was closed", "call again") from None  # not a byte has left
+        except RuntimeError as error:  # grpc can't start its own thread. The request has left, and the answer can't be received
+            if "thread" not in str(error):
+                raise
+            self._begin_anew()
+            return WalletAnswer(reply=WalletReply.UNKNOWN, reason=tidy(f"gRPC can't receive the answer: {error}"))
         finally:
-            call.cancel()
+            _end(call)
         return WalletAnswer(reply=WalletReply.UNKNOWN, reason="the stream ended before the payment did")
+
+    def _check_streams(self, deadline: float) -> None:
+        """Ask about a payment that there isn't, once per channel, if a program has put something around grpc's channel.
+
+        Whether a stream comes through it must be known before anything is reserved for an order.
+
+        Raises: FundingError if it doesn't come through.
+        """
+        if (link := self._link) is None or link.streams:
+            return
+        request = pb.TrackPaymentRequest(payment_hash=secrets.token_bytes(32))
+
+        def ask(worker_call: WorkerCall[WalletAnswer]) -> WalletAnswer:
+            macaroon_hex = self._credentials.macaroon_hex()
+            try:
+                return self._follow(worker_call, link, "track", request, request.payment_hash, deadline, macaroon_hex)
+            except _StreamError as broken:  # NOT_FOUND is the right answer. Any other is told by the call that it concerns
+                if _code(broken.error) not in grpc.StatusCode.__members__:
+                    raise broken.error from None
+                return WalletAnswer(reply=WalletReply.NOT_FOUND)
+
+        answer = self._asked(ask, "TrackPaymentV2", deadline - time.monotonic(), link.wrapper)
+        if answer.reply is WalletReply.UNKNOWN:
+            raise self._foreign(EOFError(answer.reason), link.wrapper)
+        link.streams = True
 
     def _wallet_state(self, deadline: float) -> int | None:
         """Return lnd's WalletState, or None if this lnd doesn't report it (it has no State service).
@@ -229,29 +297,32 @@ class LndChannel:
         path = "/lnrpc.State/GetState"
 
         def ask(_: WorkerCall[int | None]) -> int | None:
-            link = self._current()
+            link = self._current(deadline)
+            was_used = link.used
             try:
-                reply = self._call(link, path, pb.GetStateRequest(), pb.GetStateResponse, timeout_s, authorised=False)
+                reply = self._call(link, path, pb.GetStateRequest(), pb.GetStateResponse, deadline, None)
             except grpc.RpcError as error:
-                if _code(error) == "UNIMPLEMENTED":
+                if _code(error) == "UNIMPLEMENTED" and "http2 header" not in _text(error).lower():
                     return None
                 self._drop_if_broken(link, error)
                 # A channel that was used before may report an old failure while it waits to connect again. A new channel can't.
-                if _code(error) == "UNAVAILABLE" and link.used:
+                if _code(error) == "UNAVAILABLE" and was_used:
                     return _ASK_AGAIN
-                raise self._failure(path, error, link, timeout_s) from None
+                raise self._failure(path, error, link, timeout_s, deadline) from None
             return int(reply.state)
 
         for _ in range(2):
             timeout_s = max(deadline - time.monotonic(), _CALL_S_MIN)
-            if (state := self._asked(ask, path, timeout_s)) != _ASK_AGAIN:
+            if (state := self._asked(ask, "GetState", timeout_s)) != _ASK_AGAIN:
                 return state
         raise self._error("its connection was lost", "check that the node is up")
 
-    def _asked(self, ask: Callable[[WorkerCall[_Response]], _Response], path: str, timeout_s: float) -> _Response:
-        """Run ``ask`` in a worker thread and return its result.
+    def _asked(
+        self, ask: Callable[[WorkerCall[_Response]], _Response], method: str, timeout_s: float, wrapper: str | None = None
+    ) -> _Response:
+        """Run ``ask`` in a worker thread and return its result. ``method`` is what it asks, ``wrapper`` what is around the channel.
 
-        Raises: what ``ask`` raises. FundingError if ``ask`` can't be started, or doesn't end in time.
+        Raises: FundingError if ``ask`` can't be started, doesn't end in time, or raises an Exception of any kind.
         """
         self._suit_green_threads()
         try:
@@ -260,8 +331,12 @@ class LndChannel:
             raise self._no_thread(error) from None
         except SilentError:
             self._begin_anew()
-            cause = f"gRPC itself has fallen silent in {path.rpartition('/')[2]}"
+            cause = f"gRPC itself has fallen silent in {method}"
             raise self._error(cause, "call again over a new connection; if gRPC stays silent, restart this program") from None
+        except RouteweilerError:
+            raise
+        except Exception as error:  # noqa: BLE001 - what a program has put around grpc may raise anything
+            raise self._foreign(error, wrapper) from None
 
     def _suit_green_threads(self) -> None:
         """Prepare grpc for gevent, if gevent has replaced the system's threads. There is no such preparation for eventlet.
@@ -280,18 +355,30 @@ class LndChannel:
             raise self._error(cause, "buy in a process without eventlet.monkey_patch(); both share the tokens in the ledger")
 
     def _call(
-        self, link: _Link, path: str, request: Any, response: type[_Response], timeout_s: float, *, authorised: bool
+        self, link: _Link, path: str, request: Any, response: type[_Response], deadline: float, macaroon_hex: str | None
     ) -> _Response:
-        call = link.channel.unary_unary(
-            path,
-            request_serializer=type(request).SerializeToString,
-            response_deserializer=response.FromString,  # type: ignore[attr-defined]
-        )
-        metadata = (("macaroon", link.macaroon_hex),) if authorised else ()
+        """Return the one answer to a question. ``macaroon_hex`` None: the question needs no macaroon.
+
+        Raises: grpc.RpcError. FundingError for whatever else goes wrong.
+        """
+        metadata = (("macaroon", macaroon_hex),) if macaroon_hex is not None else ()
         try:
-            reply: _Response = call(request, timeout=max(timeout_s, _CALL_S_MIN), metadata=metadata)
-        except ValueError:  # another thread has closed the channel
-            raise self._error("the client was closed", "call again") from None
+            call = link.channel.unary_unary(
+                path,
+                request_serializer=type(request).SerializeToString,
+                response_deserializer=response.FromString,  # type: ignore[attr-defined]
+            )
+            reply: Any = call(request, timeout=max(deadline - time.monotonic(), _CALL_S_MIN), metadata=metadata)
+            if not isinstance(reply, response):  # a wrapper may give the call, or answer and call
+                reply = reply[0] if isinstance(reply, tuple) else reply.result()
+        except grpc.RpcError:
+            raise
+        except Exception as error:  # noqa: BLE001 - what a program has put around grpc may raise anything
+            if _is_closed(error):
+                raise self._error("the client was closed", "call again") from None
+            raise self._foreign(error, link.wrapper) from None
+        if not isinstance(reply, response):
+            raise self._foreign(TypeError(f"{type(reply).__name__} in place of {response.__name__}"), link.wrapper)
         link.used = True
         return reply
 
@@ -319,140 +406,141 @@ class LndChannel:
             self._kept.append(link)
         self._link = None
 
-    def _current(self) -> _Link:
+    def _current(self, deadline: float) -> _Link:
+        """Return the channel, and open one if there is none. ``deadline`` is a moment on the monotonic clock.
+
+        Raises: FundingError if none can be opened.
+        """
         self._notice_fork()
-        with self._lock:
+        lock = self._lock
+        if not lock.acquire(timeout=max(deadline - time.monotonic(), _CALL_S_MIN)):
+            raise self._error("another call is still on its way to it", "check that the node can be reached from here")
+        try:
             if self._link is None:
-                self._link = self._open()
+                self._link = self._open(deadline)
             return self._link
+        finally:
+            lock.release()
 
-    def _open(self) -> _Link:
-        macaroon_hex, pem = self._read_macaroon(), self._read_certificate()
-        options: list[tuple[str, Any]] = list(_OPTIONS)
-        if pem is not None and (name := _name_to_check(pem, self._endpoint.host)) is not None:
-            options.append(("grpc.ssl_target_name_override", name))
-        if _is_loopback(self._endpoint.host):
-            # Otherwise gRPC would ask the proxy in https_proxy to connect to 127.0.0.1, which is the proxy itself there.
-            options.append(("grpc.enable_http_proxy", 0))
-        credentials = grpc.ssl_channel_credentials(pem.encode() if pem is not None else None)
-        return _Link(channel=grpc.secure_channel(self._endpoint.address, credentials, options=options), macaroon_hex=macaroon_hex)
+    def _open(self, deadline: float) -> _Link:
+        self._credentials.macaroon_hex()  # without one no channel is of use
+        pinned = self._credentials.certificates()
+        try:
+            host, timeout_s = self._endpoint.host, max(deadline - time.monotonic(), _CALL_S_MIN)
+            route = route_to(host, self._endpoint.port, timeout_s=timeout_s)
+        except UnresolvedError as error:
+            advice = "check the host's spelling and the network or VPN that knows it, or give the node's IP address"
+            raise self._error(str(error), advice) from None
+        except NoThreadError as error:
+            raise self._no_thread(error) from None
+        except Exception as error:  # noqa: BLE001 - settings of the system's that can't be read
+            raise self._foreign(error, None) from None
+        options: list[tuple[str, Any]] = [*_OPTIONS, *route.options]
+        name = name_to_check(pinned, self._endpoint.host) if pinned is not None else None
+        # The name that the certificate is checked for. gRPC takes no other authority beside an overridden name.
+        options.append(("grpc.ssl_target_name_override", name) if name else ("grpc.default_authority", route.authority))
+        try:
+            credentials = grpc.ssl_channel_credentials(pem_of(pinned) if pinned is not None else None)
+            channel = grpc.secure_channel(route.target, credentials, options=options)
+        except Exception as error:  # noqa: BLE001 - a program may have put something of its own in the place of these functions
+            raise self._foreign(error, None) from None
+        link = _Link(channel=channel, route=route, pinned=pinned, streams=False)
+        link.streams = link.wrapper is None
+        return link
 
-    def _drop_if_broken(self, link: _Link, error: grpc.RpcError) -> None:
+    def _drop_if_broken(self, link: _Link, error: Exception) -> None:
         """Use a channel no longer if it has lost its connection. Don't close it: other threads may have calls running on it."""
         if _code(error) in ("UNAVAILABLE", "DEADLINE_EXCEEDED"):
             with self._lock:
                 if self._link is link:
                     self._link = None
 
-    def _read_macaroon(self) -> str:
-        if self._endpoint.macaroon_hex is not None:
-            return self._endpoint.macaroon_hex
-        if self._endpoint.macaroon_path is None:
-            raise self._error(
-                "its macaroon was given inline, and such a macaroon isn't pickled",
-                "give macaroon_path, or construct the client again in this process",
-            )
-        macaroon = self._read(self._endpoint.macaroon_path, "macaroon")
-        if not 0 < len(macaroon) <= _MACAROON_BYTES_MAX:
-            raise self._error(f"{self._endpoint.macaroon_path} holds no macaroon", "give lnd's binary *.macaroon file")
-        return macaroon.hex()
+    def _may_ask_again(self, error: Exception, macaroon_hex: str, *, was_used: bool) -> bool:
+        """Return whether the same question may be answered now: over a new connection, or with the macaroon's successor.
 
-    def _read_certificate(self) -> str | None:
-        if self._endpoint.tls_cert_path is None:
-            return self._endpoint.tls_cert_pem
-        pem = self._read(self._endpoint.tls_cert_path, "TLS certificate").decode("ascii", "replace")
-        if "-----BEGIN CERTIFICATE-----" not in pem:
-            raise self._error(f"{self._endpoint.tls_cert_path} holds no PEM certificate", "give lnd's tls.cert")
-        return pem
+        ``was_used``: the connection had answered before and may have been lost. A new one reads the certificate's file again.
+        """
+        code, text = _code(error), _text(error)
+        if code == "UNAVAILABLE":
+            return was_used
+        return macaroon_cause("", code, text, self._endpoint) is not None and self._credentials.macaroon_hex() != macaroon_hex
 
-    def _read(self, path: str, what: str) -> bytes:
-        try:
-            return Path(path).expanduser().read_bytes()
-        except (OSError, RuntimeError) as error:  # RuntimeError: a ~user that doesn't exist
-            cause = getattr(error, "strerror", None) or error
-            raise self._error(f"the {what} file {path} can't be read ({cause})", "check its path and its permissions") from None
+    def _read_error(self, rpc: Rpc, error: Exception, *, started: bool) -> WalletAnswer:
+        """Return the answer that an error at a stream's end amounts to, with its cause as the reason where that is known."""
+        code, text = _code(error), self._credentials.without_secrets(_text(error))
+        answer = read_error(rpc, code, text, started=started)
+        cause = None if started else macaroon_cause(_PATHS[rpc].rpartition("/")[2], code, text, self._endpoint)
+        return answer if cause is None else replace(answer, reason=tidy(f"{cause.what}; {cause.advice}"))
 
-    def _failure(self, path: str, error: grpc.RpcError, link: _Link, timeout_s: float) -> FundingError:
+    def _failure(self, path: str, error: Exception, link: _Link, timeout_s: float, deadline: float) -> FundingError:
         """Return the error to raise for a question that failed: the likeliest cause, and what the user can do about it."""
-        code, text = _code(error), _scrub(_text(error), link)
+        code, text = _code(error), self._credentials.without_secrets(_text(error))
         method = path.rpartition("/")[2]
+        seen = Seen()
+        if not link.used and link.route.addresses and wants_look(code, text):
+            look_s = min(LOOK_S_MAX, max(deadline - time.monotonic(), _SILENCE_S / 2))
+            seen = look_at(link.route.addresses[0], self._endpoint.port, look_s)
+        failure = Failure(
+            method=method, code=code, text=text, timeout_s=timeout_s, pinned=link.pinned, proxy=link.route.proxy, seen=seen
+        )
+        cause = cause_of(failure, self._endpoint)
         if is_permission_denied(code, text):
-            return NotPermittedError(
-                self._what(f"the macaroon doesn't permit {method}"), advice=f"Bake a macaroon with the permission uri:{path}."
-            )
-        lower = text.lower()
-        if "certificate_verify_failed" in lower:
-            cause, advice = "its TLS certificate isn't the one pinned", "if the node has made a new one, copy its tls.cert again"
-        elif "hostname verification" in lower or "not in peer certificate" in lower:  # the latter in grpc 1.6x
-            cause, advice = "its TLS certificate doesn't name this host", "use a host that it names, or set lnd's tlsextradomain"
-        elif code == "DEADLINE_EXCEEDED":
-            cause = f"it didn't answer {method} within {timeout_s:.3g} s"
-            advice = "check that the node is up and can be reached from here"
-        elif "refused" in lower:
-            cause = f"nothing listens there ({tidy(text)})"
-            advice = "check that lnd is running and that this is its gRPC port (default 10009)"
-        elif "handshake" in lower or "wrong_version_number" in lower:
-            cause, advice = f"the TLS handshake failed ({tidy(text)})", "check that this is lnd's gRPC port (default 10009)"
-        else:
-            cause, advice = f"{method} was answered with {code}: {tidy(text)}", "look into lnd's log"
-        return self._error(cause, advice)
+            return NotPermittedError(self._endpoint.what(cause.what), advice=f"{cause.advice[0].upper()}{cause.advice[1:]}.")
+        return self._error(cause.what, cause.advice)
+
+    def _foreign(self, error: Exception, wrapper: str | None) -> FundingError:
+        """Return the error to raise for an exception that isn't gRPC's: before an order, so that nothing has been spent."""
+        named = wrapper or "what it puts around gRPC"
+        advice = f"take {named} away from gRPC's channels in this program, or correct it"
+        return self._error(self._of_a_foreigner(error, wrapper), advice)
+
+    def _of_a_foreigner(self, error: Exception, wrapper: str | None) -> str:
+        around = f", in a channel that {wrapper} is around" if wrapper else ""
+        return tidy(self._credentials.without_secrets(f"gRPC raised {type(error).__name__} ({_said(error)}){around}"))
 
     def _no_thread(self, error: NoThreadError) -> FundingError:
         return self._error(f"this program can start no thread ({tidy(str(error))})", "end some of its threads, or raise its limit")
 
     def _error(self, cause: str, advice: str) -> FundingError:
-        return FundingError(self._what(cause), advice=f"{advice[0].upper()}{advice[1:]}.")
-
-    def _what(self, cause: str) -> str:
-        return f"lnd at {self._endpoint.address}: {cause}"
+        return self._endpoint.error(cause, advice)
 
 
-def _name_to_check(pem: str, host: str) -> str | None:
-    """Return the name to check the node's certificate for in place of ``host``; None if ``host`` itself is to be checked.
+class _StreamError(Exception):
+    """gRPC ended a stream with ``error``. ``started``: a message of the payment came before it."""
 
-    Another name is returned if the pinned certificate (``pem``) is the node's own but doesn't name ``host``:
-
-    - A self-signed certificate that names hosts is a server's own. A server that answers with it holds its key, whatever name it is
-      reached by (a forwarded port, a container's alias). The pin is what protects here, so any name in the certificate will do.
-    - A true certificate authority names no hosts, and a chain has several certificates. With these ``host`` is checked as usual.
-
-    Raises: FundingError if ``pem`` can't be read.
-    """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    try:
-        context.load_verify_locations(cadata=pem)
-    except ssl.SSLError:
-        raise FundingError("The TLS certificate that was given can't be read.", advice="Give the PEM of lnd's tls.cert.") from None
-    certificates = context.get_ca_certs()
-    if len(certificates) != 1 or certificates[0].get("subject") != certificates[0].get("issuer"):
-        return None
-    alternatives: Any = certificates[0].get("subjectAltName", ())
-    names = [value.lower() for kind, value in alternatives if kind == "DNS" and "*" not in value]
-    if host.lower() in names or _ip(host) in [_ip(value) for kind, value in alternatives if kind == "IP Address"]:
-        return None
-    return "localhost" if "localhost" in names else next(iter(names), None)
+    def __init__(self, error: Exception, *, started: bool) -> None:
+        super().__init__()
+        self.error, self.started = error, started
 
 
-def _is_loopback(host: str) -> bool:
-    address = _ip(host)
-    return host.lower() == "localhost" or (not isinstance(address, str) and address.is_loopback)
+def _is_closed(error: Exception) -> bool:
+    """Return whether grpc has accepted no call, because another thread has closed the channel."""
+    return isinstance(error, ValueError) and str(error).startswith("Cannot invoke RPC")
 
 
-def _ip(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | str:
-    with suppress(ValueError):
-        return ipaddress.ip_address(text)
-    return text
+def _end(call: Any) -> None:
+    """End a call, in whatever form it came: grpc's own are cancelled, and a generator around one is closed."""
+    for name in ("cancel", "close"):
+        if callable(end := getattr(call, name, None)):
+            with suppress(Exception):
+                end()
+            return
 
 
-def _code(error: grpc.RpcError) -> str:
-    code = error.code() if isinstance(error, grpc.Call) else None
-    return code.name if code is not None else "UNKNOWN"
+def _code(error: Exception) -> str:
+    """Return the name of the error's StatusCode. One without a code isn't lnd's, and has the name of its class."""
+    with suppress(Exception):
+        return str(error.code().name)  # type: ignore[attr-defined]
+    return type(error).__name__
 
 
-def _text(error: grpc.RpcError) -> str:
-    return (error.details() if isinstance(error, grpc.Call) else None) or ""
+def _text(error: Exception) -> str:
+    with suppress(Exception):
+        return str(error.details() or "")  # type: ignore[attr-defined]
+    return _said(error)
 
 
-def _scrub(text: str, link: _Link) -> str:
-    """Return ``text`` without the macaroon: a server may repeat what it was sent, and the text may be logged."""
-    return text.replace(link.macaroon_hex, "<macaroon>")
+def _said(error: Exception) -> str:
+    with suppress(Exception):
+        return str(error)
+    return ""

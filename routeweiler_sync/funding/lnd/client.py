@@ -185,10 +185,17 @@ class LndClient:
                 fee_limit_msat=max_fee_msat,
                 timeout_seconds=min(max(int(remaining_s - LND_MARGIN_S), 1), _LND_TIMEOUT_S_MAX),
             )
+        except FundingError as error:
+            return WalletAnswer(reply=WalletReply.REFUSED, reason=error.brief)
+        except Exception as error:  # noqa: BLE001 - of whatever kind it is, not a byte of the order has left
+            return WalletAnswer(reply=WalletReply.REFUSED, reason=f"the order can't be made: {type(error).__name__}")
+        try:
             with closing(connection.answers("send", request, payment_hash=payment_hash, timeout_s=remaining_s)) as answers:
                 return next(answer for answer in answers if answer.reply is not WalletReply.IN_FLIGHT)
         except FundingError as error:
             return WalletAnswer(reply=WalletReply.REFUSED, reason=error.brief)
+        except Exception as error:  # noqa: BLE001 - of whatever kind it is, the order may have left
+            return WalletAnswer(reply=WalletReply.UNKNOWN, reason=f"the answer can't be read: {type(error).__name__}")
 
     # Asking: none of these methods can move money
 
@@ -214,6 +221,8 @@ class LndClient:
                         return answer
         except FundingError as error:
             return WalletAnswer(reply=WalletReply.UNKNOWN, reason=error.brief)
+        except Exception as error:  # noqa: BLE001 - no error, of whatever kind, says anything about the payment
+            return WalletAnswer(reply=WalletReply.UNKNOWN, reason=f"the answer can't be read: {type(error).__name__}")
         if answer.reply is WalletReply.UNKNOWN and last is not None and time.monotonic() >= deadline - _DEADLINE_SLACK_S:
             return last
         return answer

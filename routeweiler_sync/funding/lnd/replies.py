@@ -105,6 +105,7 @@ RULES: tuple[ReplyRule, ...] = (
         rpc="send",
         code="UNKNOWN",
         text=r"^(expected 1 macaroon|verification failed: |caveat \".*\" not satisfied: |cannot (retrieve|get) macaroon: "
+        r"|macaroon has expired$"
         r"|permission denied$|empty macaroon data|encoding/hex: |cannot determine data format of binary-encoded macaroon"
         r"|unmarshal v[12]: )",
         reply=WalletReply.REFUSED,

@@ -489,9 +489,9 @@ def test_one_threads_broken_call_does_not_disturb_anothers_payment(lnd: FakeLnd)
     sender = threading.Thread(target=lambda: answers.append(send(client, slow)))
     sender.start()
     lnd.wait_for(lambda lnd: len(lnd.payments) == 1)
-    before = client._connection._current()
+    before = client._connection._current(time.monotonic() + PATIENCE_S)
     assert send(client, lnd.invoice(AMOUNT_MSAT), timeout_s=0.5).reply is WalletReply.UNKNOWN
-    assert client._connection._current() is not before
+    assert client._connection._current(time.monotonic() + PATIENCE_S) is not before
     lnd.release(slow.payment_hash)
     sender.join(PATIENCE_S)
     assert [answer.reply for answer in answers] == [WalletReply.SUCCEEDED]

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from routeweiler_sync.funding.lnd.channel import _name_to_check
+from routeweiler_sync.funding.lnd.certificates import name_to_check, read_certificates
 from routeweiler_sync.testing.fake_lnd import _certificate
 
 
@@ -35,6 +35,10 @@ def _issued(names: Sequence[str]) -> str:
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
     )
     return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
+
+
+def _name_to_check(pem: str, host: str) -> str | None:
+    return name_to_check(read_certificates(pem), host)
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST", "127.0.0.1", "::1", "0:0:0:0:0:0:0:1", "box"])
