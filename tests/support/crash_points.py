@@ -192,8 +192,8 @@ def stepping(
         trace_write(self, *event)
         steps("trace: after the line")
 
-    def opened(self: connection.LndChannel) -> Any:
-        link = open_channel(self)
+    def opened(self: connection.LndChannel, deadline: float) -> Any:
+        link = open_channel(self, deadline)
         link.channel = _Channel(link.channel, steps, air, sent)  # type: ignore[assignment]
         return link
 
