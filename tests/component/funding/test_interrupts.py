@@ -156,7 +156,7 @@ def deaf() -> Any:
 def test_where_grpc_never_answers_the_call_still_ends_in_time(lnd: FakeLnd, deaf: _Deaf) -> None:
     """grpc's own locks may be taken for ever by somebody else's interrupted call: payment_timeout must hold all the same."""
     client = lnd.client()
-    client._connection._current().channel = deaf  # type: ignore[assignment]
+    client._connection._current(time.monotonic() + 60).channel = deaf  # type: ignore[assignment]
     begun = time.monotonic()
     with pytest.raises(FundingError, match=r"silent.*Nothing was spent"):
         client.get_info(timeout_s=0.1)
@@ -172,7 +172,7 @@ def test_an_order_that_grpc_never_answers_has_an_unknown_outcome(
     """Called refused, it would be paid again with another invoice, while the first may be on its way."""
     client, invoice = lnd.client(), lnd.invoice(AMOUNT_MSAT)
     connection = client._connection
-    connection._current().channel = deaf  # type: ignore[assignment]
+    connection._current(time.monotonic() + 60).channel = deaf  # type: ignore[assignment]
     monkeypatch.setattr(connection, "check_ready", lambda timeout_s: None)
     ordered = {"payment_hash": invoice.payment_hash, "max_fee_msat": 0, "timeout_s": 0.1}
     begun = time.monotonic()
