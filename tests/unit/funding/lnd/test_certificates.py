@@ -105,19 +105,18 @@ def test_a_bad_certificate_given_as_text_is_an_error_of_this_package(what: str, 
     assert KEY.splitlines()[1].decode() not in str(caught.value)
 
 
-@pytest.mark.parametrize("size", range(0, len(DER), 7))
-def test_a_certificate_cut_off_anywhere_is_an_error_of_its_own_kind(size: int) -> None:
+def test_a_certificate_cut_off_anywhere_is_an_error_of_its_own_kind() -> None:
     """An IndexError of the reader's would be a bare IndexError out of a GET."""
-    with pytest.raises(ValueError):
-        read_certificates(DER[:size])
+    for size in range(len(DER)):
+        with pytest.raises(ValueError):
+            read_certificates(DER[:size])
 
 
-@pytest.mark.parametrize("at", range(0, len(DER), 5))
-def test_a_certificate_with_a_wrong_byte_is_read_or_refused(at: int) -> None:
+def test_a_certificate_with_a_wrong_byte_is_read_or_refused() -> None:
     """As above; where the byte is in the key or the signature, the certificate is read, and TLS refuses it."""
-    changed = DER[:at] + bytes([DER[at] ^ 0xFF]) + DER[at + 1 :]
-    with contextlib.suppress(ValueError):
-        read_certificates(changed)
+    for at in range(len(DER)):
+        with contextlib.suppress(ValueError):
+            read_certificates(DER[:at] + bytes([DER[at] ^ 0xFF]) + DER[at + 1 :])
 
 
 @pytest.mark.parametrize(
