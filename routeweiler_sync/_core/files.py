@@ -33,7 +33,7 @@ SIDE_FILES = ("-wal", "-shm", "-journal")
 #: Where Linux lists the mounts that this process sees. Other systems have no such file.
 _MOUNTS = "/proc/self/mountinfo"
 #: Paths below these lead to files that somebody else has opened, /dev/stdout for instance. Their modes aren't ours to judge.
-_OPENED_BY_OTHERS = ("/dev/", "/proc/")
+_OPENED_BY_OTHERS = ("/dev/fd/", "/dev/stdout", "/dev/stderr", "/proc/")
 #: The files that `require_private` has warned of in this process.
 _warned: set[str] = set()
 
@@ -96,12 +96,16 @@ def _make_folders(folder: Path) -> None:
             each.mkdir(mode=0o700)
 
 
+def resolved(path: Path) -> Path:
+    """Return ``path`` with links resolved, except one to a file that somebody else has opened, such as /dev/stdout."""
+    return path if str(path).startswith(_OPENED_BY_OTHERS) else Path(os.path.realpath(path))
+
+
 def require_private(real: Path) -> None:
     """Check that only this user can read and write ``real`` and, for a database, the files that SQLite keeps beside it.
 
-    ``real`` is a path whose links are resolved, except one to a file that somebody else has opened, such as /dev/stdout. If others
-    can read it, or if it is somebody else's, warn: once for each file and process, by `warnings` and the log.
-    Only regular files are checked, and none on Windows, where modes mean nothing.
+    ``real`` is a path as `resolved` returns it. If others can read the file, or if it is somebody else's, warn: once for each file
+    and process, by `warnings` and the log. Only regular files are checked, and none on Windows, where modes mean nothing.
 
     Raises: UnsafeFileError if every user of the machine can write to it; OSError if it can't be looked at.
     """

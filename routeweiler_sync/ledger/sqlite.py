@@ -33,6 +33,7 @@ from .._core.files import (
     printable,
     require_one_name,
     require_private,
+    resolved,
     while_locked,
 )
 from .._core.forks import around_fork
@@ -201,7 +202,7 @@ class SqliteStore:
             make_private_sqlite(self.path)
         else:
             self._refuse_if_gone()
-        self._real = Path(os.path.realpath(self.path))
+        self._real = resolved(self.path)
         self._refuse_if_unsafe(require_one_name)  # first: to open the file under a second name may change it
         connection = connect_sqlite(self.path, timeout_s=BUSY_TIMEOUT_S)
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from decimal import Decimal, localcontext
 from pathlib import Path
 from typing import Any
 
+from .._core.files import printable
 from .._core.money import EXACT
 
 _SQLITE_MAGIC = b"SQLite format 3\x00"
@@ -89,6 +91,8 @@ def _texts(path: Path) -> Iterator[str | bytes]:
     import sqlite3
 
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe that nobody writes to would take for ever
+            raise OSError("it isn't a regular file, so it doesn't keep what is written to it")
         with path.open("rb") as file:
             if file.read(len(_SQLITE_MAGIC)) != _SQLITE_MAGIC:
                 file.seek(0)
@@ -98,9 +102,9 @@ def _texts(path: Path) -> Iterator[str | bytes]:
         with closing(sqlite3.connect(uri, uri=True, timeout=_BUSY_TIMEOUT_S)) as connection:
             for (payload,) in connection.execute("SELECT payload FROM trace_events ORDER BY rowid"):
                 yield payload
-    except (OSError, sqlite3.Error) as error:
+    except (OSError, ValueError, sqlite3.Error) as error:  # ValueError: a path with a NUL, or that can't be encoded
         why = getattr(error, "strerror", None) or error
-        raise TraceUnreadableError(f"the trace {path} can't be read: {why}") from error
+        raise TraceUnreadableError(f"the trace {printable(path)} can't be read: {why}") from error
 
 
 def _read(text: str | bytes) -> tuple[float, tuple[str, ReportedPayment] | None]:

@@ -1,15 +1,21 @@
 """The base class of all trace sinks. It makes sure that a trace that can't be written never loses a payment or a response.
 
+Nor does it hold one up for long: whatever an event has to wait for (another thread, a lock of another process, a pipe that nobody
+reads), it waits for at most `WAIT_S_MAX`, and after a wait in vain the next events hardly wait until one is written again. Only a
+write that the system itself doesn't end, to a dead network disk for instance, has no bound for the thread that is in it.
+
 How events are stored, and how several writers share one file, is left to `sink_jsonl` and `sink_sqlite`; what an event contains to
 `schema`.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
 import threading
+import time
 import warnings
 import weakref
 from abc import ABC, abstractmethod
@@ -17,6 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
+from .._core.files import printable
 from .._core.forks import importing, in_child
 from .redaction import redacted
 from .schema import TraceEvent
@@ -29,6 +36,11 @@ _to_json = json.JSONEncoder(separators=(",", ":")).encode
 
 UrlMode = Literal["raw", "drop"]
 
+#: The most that one event waits, in seconds, for everything together. Then it is lost.
+WAIT_S_MAX = 3.0
+#: The most that one event waits, in seconds, after one that waited in vain.
+STUCK_WAIT_S_MAX = 0.2
+
 
 class TraceSink(ABC):
     """Writes trace events to a file. `TraceSink.jsonl` and `TraceSink.sqlite` make one.
@@ -38,7 +50,8 @@ class TraceSink(ABC):
 
     Threads may share a sink, and it survives a fork. Copies and unpickled sinks write to the same file. Making a sink touches no
     file: the file is opened at the first event and created with mode 0600 (its folder with 0700). A file that exists keeps its
-    mode. If the file was moved or deleted, a new one is created, so that logs can be rotated.
+    mode: if others can read it, a warning says so, and if every user can write to it, nothing is written. If the file was moved or
+    deleted, a new one is created, so that logs can be rotated.
     """
 
     def __init__(self, path: str | os.PathLike[str], redact: bool = False, url_mode: UrlMode = "raw") -> None:
@@ -48,10 +61,22 @@ class TraceSink(ABC):
         """
         if url_mode not in ("raw", "drop"):
             raise ValueError(f"url_mode must be 'raw' or 'drop', not {url_mode!r}")
-        self.path = Path(os.path.abspath(os.path.expanduser(os.fspath(path))))
+        expanded = os.path.expanduser(os.fsdecode(path))
+        try:
+            self.path = Path(os.path.abspath(expanded))
+        except OSError:  # the current folder was deleted
+            self.path = Path(expanded)
         self.redact = redact
         self.url_mode: UrlMode = url_mode
         self._lock = threading.RLock()
+        #: Id of the thread that is writing an event. None if none is.
+        self._writer: int | None = None
+        #: Until when the event that is being written may wait, by `time.monotonic`.
+        self._deadline_s = 0.0
+        #: Whether this sink stands in for another one that the same thread is writing to.
+        self._is_nested = False
+        #: Whether the last event waited in vain.
+        self._is_stuck = False
         self._has_warned = False
         _sinks.add(self)
 
@@ -77,14 +102,13 @@ class TraceSink(ABC):
     def emit(self, event: TraceEvent) -> bool:
         """Write ``event`` and return True once the operating system has it. Return False if the event couldn't be written.
 
-        Raises no Exception. An event that can't be written is lost; each loss is logged, and the first of a sink is also a
-        `RuntimeWarning`.
+        Raises no Exception, and takes at most `WAIT_S_MAX` seconds. An event that can't be written is lost; each loss is logged,
+        and the first of a sink is also a `RuntimeWarning`.
         """
         try:
             payload = redacted(event.to_json_dict(), redact=self.redact, drop_urls=self.url_mode == "drop")
             text = _to_json(payload)
-            with self._lock:
-                self._write(event.event_id, payload, text)
+            self._write_in_turn(event.event_id, payload, text)
         except Exception as error:  # noqa: BLE001 - whatever it is, the payment and the response matter more
             with suppress(Exception):
                 self._warn_of_loss(event, error)
@@ -93,12 +117,53 @@ class TraceSink(ABC):
 
     def close(self) -> None:
         """Close the file. May be called twice. A later event opens the file again, because other sessions may share the sink."""
-        with self._lock:
-            self._close()
+        if self._lock.acquire(timeout=WAIT_S_MAX):  # else a thread hangs in a write: the system closes the file
+            try:
+                self._close()
+            finally:
+                self._lock.release()
+
+    def _write_in_turn(self, event_id: str, payload: dict[str, Any], text: str) -> None:
+        """Write one event when no other thread writes to this sink.
+
+        Raises: TimeoutError if it had to wait for too long; any Exception of `_write`.
+        """
+        began_s = time.monotonic()
+        if self._writer == threading.get_ident():
+            # The call of a signal handler or finalizer, in the midst of a write: the sink's state is half changed, so use another.
+            other = copy.copy(self)
+            try:
+                other._is_nested = True
+                other._deadline_s = began_s + STUCK_WAIT_S_MAX
+                other._write(event_id, payload, text)
+            finally:
+                other._close()
+            return
+        held = False
+        try:
+            held = self._lock.acquire(timeout=STUCK_WAIT_S_MAX if self._is_stuck else WAIT_S_MAX)
+            if not held:
+                raise TimeoutError("another thread is still writing to it")
+            self._writer = threading.get_ident()
+            self._deadline_s = began_s + WAIT_S_MAX
+            if self._is_stuck:  # noticed by another thread, perhaps, while this one waited for the lock
+                self._deadline_s = min(self._deadline_s, time.monotonic() + STUCK_WAIT_S_MAX)
+            self._write(event_id, payload, text)
+            self._is_stuck = False
+        except TimeoutError:
+            self._is_stuck = True
+            raise
+        finally:
+            if held:
+                self._writer = None
+                self._lock.release()
 
     @abstractmethod
     def _write(self, event_id: str, payload: dict[str, Any], text: str) -> None:
-        """Write one event. ``text`` is ``payload`` as JSON. Called while the sink's lock is held; may raise any Exception."""
+        """Write one event. ``text`` is ``payload`` as JSON. Called while the sink's lock is held; may raise any Exception.
+
+        Raises TimeoutError if something that others have to do is still missing at ``_deadline_s``.
+        """
 
     @abstractmethod
     def _close(self) -> None:
@@ -112,7 +177,9 @@ class TraceSink(ABC):
         payment = getattr(event, "payment", None)
         paid = f" of payment {payment.payment_hash}" if payment is not None else ""
         cause = f"{type(error).__name__}: {error}"
-        loss = f"trace event {getattr(event, 'request_id', None)}{paid} is lost: {self.path} can't be written ({cause})"
+        advice = getattr(error, "advice", None)
+        loss = f"trace event {getattr(event, 'request_id', None)}{paid} is lost: {printable(self.path)} can't be written ({cause})"
+        loss += f". {advice.rstrip('.')}" if isinstance(advice, str) else ""
         _log.warning("%s. The call itself isn't affected, and the ledger has its payment.", loss)
         if not self._has_warned:
             self._has_warned = True
@@ -136,5 +203,6 @@ _sinks: weakref.WeakSet[TraceSink] = weakref.WeakSet()
 def _renew_after_fork() -> None:
     for sink in list(_sinks):
         sink._lock = threading.RLock()  # a thread of the parent may have held the old one, and doesn't exist here
+        sink._writer = None
         with suppress(Exception):
             sink._forget_after_fork()

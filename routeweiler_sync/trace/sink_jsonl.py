@@ -3,15 +3,24 @@
 Each line is written with one call to a file opened for appending, while a lock between processes is held. On POSIX a single append
 already keeps lines apart. The lock is for Windows, for lines that the system writes in several pieces, and for ending the half line
 that a killed process has left.
+
+The file may also be a pipe or a device: a named pipe, /dev/stdout, a terminal. Such a file is never waited for without a bound. A
+line that stays incomplete there, since the reader has stopped reading, is ended before the next one.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import select
+import signal
 import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
-from .._core.files import open_private
+from .._core.files import open_private, require_private, resolved
 from .filelock import locked
 from .sink import TraceSink
 
@@ -21,28 +30,74 @@ __all__ = ["JsonlSink", "TraceSink"]
 LOCK_TIMEOUT_S = 1.0
 #: How often the file is opened again for one event if it keeps being replaced.
 MAX_OPENS = 3
+#: Pauses between two tries to open or write a pipe or device, in seconds.
+_FIRST_PAUSE_S, _MAX_PAUSE_S = 0.0005, 0.02
+#: A descriptor that can't be made non-blocking gets at most this many bytes at a time: POSIX promises that they fit if any do.
+_CHUNK_BYTES = 512
 
 
 class JsonlSink(TraceSink):
     """The sink that `TraceSink.jsonl` makes. Readers skip lines that aren't JSON: a process killed while writing may leave one."""
 
     _fd: int | None = None
+    #: Whether the file is a pipe or a device.
+    _is_special = False
+    #: Whether the last line that went to the pipe or device is incomplete.
+    _is_torn = False
+    #: Whether another process kept the lock for too long. Then it isn't waited for until it is free again.
+    _lock_is_stuck = False
 
     def _write(self, event_id: str, payload: dict[str, Any], text: str) -> None:
+        line = text.encode("ascii") + b"\n"
         for _ in range(MAX_OPENS):
             fd = self._open_fd()
-            with locked(fd, timeout_s=LOCK_TIMEOUT_S):
-                if self._is_at_path(fd):
-                    torn = b"\n" if _ends_torn(fd) else b""
-                    _write_all(fd, torn + text.encode("ascii") + b"\n")
+            waits = not self._lock_is_stuck and not self._is_nested  # nested: this very thread may have the lock
+            wait_s = max(0.0, min(LOCK_TIMEOUT_S, self._deadline_s - time.monotonic())) if waits else 0.0
+            with locked(fd, timeout_s=wait_s) as is_locked:
+                self._lock_is_stuck = not is_locked
+                if not self._is_at_path(fd):
+                    pass  # rotated: open the new file
+                elif not self._is_special:
+                    _write_all(fd, (b"\n" if _ends_torn(fd) else b"") + line)
+                    return
+                elif self._write_special(fd, line):
                     return
             self._close()
         raise OSError(f"{self.path} is replaced faster than it can be opened")
 
     def _open_fd(self) -> int:
         if self._fd is None:
-            self._fd = open_private(self.path)
+            with suppress(FileNotFoundError):
+                mode = os.stat(self.path).st_mode
+                if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                    self._fd, self._is_special = _open_special(self.path, self._deadline_s), True
+                    return self._fd
+            fd = open_private(self.path)
+            try:
+                require_private(resolved(self.path))
+            except BaseException:
+                os.close(fd)
+                raise
+            self._fd, self._is_special = fd, False
         return self._fd
+
+    def _write_special(self, fd: int, line: bytes) -> bool:
+        """Write ``line`` to a pipe or device. Return False if its reader has gone: the next one may open it.
+
+        Raises: TimeoutError if it takes nothing until ``_deadline_s``; OSError.
+        """
+        text = (b"\n" if self._is_torn else b"") + line
+        written = 0
+        try:
+            with _without_sigpipe():
+                for count in _pieces_written(fd, text, self._deadline_s):
+                    written += count
+        except BrokenPipeError:
+            return False
+        finally:
+            if written:
+                self._is_torn = text[written - 1 : written] != b"\n"
+        return True
 
     def _is_at_path(self, fd: int) -> bool:
         """Return whether the path still names the open file. It doesn't after the log was rotated or deleted."""
@@ -73,3 +128,62 @@ def _write_all(fd: int, line: bytes) -> None:
     rest = memoryview(line)
     while rest:
         rest = rest[os.write(fd, rest) :]
+
+
+def _open_special(path: os.PathLike[str], deadline_s: float) -> int:
+    """Open a pipe or device for writing, waiting for a reader of the pipe if there is none.
+
+    Raises: TimeoutError if nobody reads it until ``deadline_s``; OSError.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
+    pause_s = _FIRST_PAUSE_S
+    while True:
+        try:
+            return os.open(path, flags)
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # what POSIX says of a pipe without a reader
+                raise
+            if time.monotonic() >= deadline_s:
+                raise TimeoutError("nobody reads from it") from None
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, _MAX_PAUSE_S)
+
+
+def _pieces_written(fd: int, text: bytes, deadline_s: float) -> Iterator[int]:
+    """Write ``text`` to a pipe or device in as many pieces as it takes. Yield the length of each.
+
+    Raises: TimeoutError if it takes nothing until ``deadline_s``; OSError.
+    """
+    may_block = os.name != "nt" and os.get_blocking(fd)  # where opening /dev/stdout duplicates the descriptor, as on macOS
+    rest, pause_s = memoryview(text), _FIRST_PAUSE_S
+    while rest:
+        count = 0
+        if may_block:
+            with suppress(ValueError):  # a descriptor too high for select
+                if not select.select([], [fd], [], max(0.0, deadline_s - time.monotonic()))[1]:
+                    raise TimeoutError("its reader has stopped reading")
+        with suppress(BlockingIOError):
+            count = os.write(fd, rest[:_CHUNK_BYTES] if may_block else rest)
+        if count:
+            yield count
+            rest, pause_s = rest[count:], _FIRST_PAUSE_S
+            continue
+        if time.monotonic() >= deadline_s:
+            raise TimeoutError("its reader has stopped reading")
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, _MAX_PAUSE_S)
+
+
+@contextmanager
+def _without_sigpipe() -> Iterator[None]:
+    """Keep SIGPIPE from ending a program that has set it to its default, if the reader of the pipe has gone."""
+    if not hasattr(signal, "pthread_sigmask") or signal.getsignal(signal.SIGPIPE) is signal.SIG_IGN:  # as Python sets it
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPIPE})
+    try:
+        yield
+    finally:
+        if signal.SIGPIPE not in before and signal.SIGPIPE in signal.sigpending():
+            signal.sigwait({signal.SIGPIPE})
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import random
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .._core.files import connect_sqlite, file_identity, make_private_sqlite, while_locked
+from .._core.files import (
+    SIDE_FILES,
+    connect_sqlite,
+    file_identity,
+    make_private_sqlite,
+    require_one_name,
+    require_private,
+    resolved,
+)
 from .._core.forks import around_fork, importing
 from .sink import TraceSink
 
@@ -15,8 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["SqliteSink", "TraceSink"]
 
-#: How long an event waits for other writers before it is lost.
-BUSY_TIMEOUT_S = 5.0
+#: The shortest pause before SQLite is asked again while others write. A random pause, up to ten times as long, keeps them out of
+#: step.
+_RETRY_PAUSE_S = 0.001
 
 _SCHEMA = (
     """CREATE TABLE IF NOT EXISTS trace_events (
@@ -36,6 +47,7 @@ _INSERT = """INSERT INTO trace_events (event_id, timestamp_start, selected_rail,
 #: Held during every call into SQLite, for two reasons. A fork waits for it: a child forked while another thread is inside SQLite
 #: would inherit SQLite's own mutexes locked for ever (observed). And a file is never created while another thread uses it: closing
 #: any descriptor of a file drops all POSIX locks that the process holds on it, SQLite's too (sqlite.org/howtocorrupt.html, 2.2).
+#: SQLite never waits while it is held: an event that waits for other writers lets go of it in between.
 _inside = threading.RLock()
 #: Connections that a forked child inherited. It must neither use them nor close them while the parent lives (howtocorrupt.html,
 #: 2.6).
@@ -53,17 +65,39 @@ class SqliteSink(TraceSink):
 
     _connection: sqlite3.Connection | None = None
     _identity: object = None
+    #: The path with links resolved when the file was opened.
+    _real: str = ""
 
     def _write(self, event_id: str, payload: dict[str, Any], text: str) -> None:
         payment_hash = payload["payment"] and payload["payment"]["paymentHash"]
         row = (event_id, payload["timestampStart"], payload["selectedRail"], payload["envelopeId"], payment_hash, text)
-        with _inside:
-            if self._connection is not None and file_identity(self.path) != self._identity:
-                self._close()  # SQLite notices that its file has moved, and leaves the files now at this path alone
-            if self._connection is None:
-                self._connection = _open(self.path)
-                self._identity = file_identity(self.path)
-            self._connection.execute(_INSERT, row)
+        while True:
+            if not _inside.acquire(timeout=max(0.0, self._deadline_s - time.monotonic())):
+                raise TimeoutError("another thread is still writing")
+            try:
+                self._insert(row)
+                return
+            except Exception as error:
+                if "is locked" not in str(error):
+                    raise
+                if time.monotonic() >= self._deadline_s:
+                    raise TimeoutError(f"{error}: another program keeps writing to it") from error
+            finally:
+                _inside.release()
+            time.sleep(_RETRY_PAUSE_S * (1 + 9 * random.random()))  # noqa: S311 - no secret depends on it
+
+    def _insert(self, row: tuple[str | None, ...]) -> None:
+        if self._connection is not None and self._identity != self._identity_now():
+            self._close()  # SQLite notices that its file has moved, and leaves the files now at this path alone
+        if self._connection is None:
+            self._connection = _open(self.path)
+            self._real = str(resolved(self.path))
+            self._identity = self._identity_now()
+        self._connection.execute(_INSERT, row)
+
+    def _identity_now(self) -> tuple[object, ...]:
+        """Return the identities of the database and of the files that SQLite has open beside it."""
+        return file_identity(self.path), *(file_identity(self._real + suffix) for suffix in SIDE_FILES[:2])
 
     def _close(self) -> None:
         with _inside:
@@ -80,15 +114,18 @@ class SqliteSink(TraceSink):
 def _open(path: Path) -> sqlite3.Connection:
     """Open the database at ``path`` and create its table; create the database if it is missing.
 
-    Raises: OSError, sqlite3.Error.
+    Raises: OSError, sqlite3.Error; sqlite3.OperationalError ("is locked") at once if another program is writing.
     """
     with importing:
         import sqlite3  # noqa: F401  (the functions below use it)
 
     make_private_sqlite(path)
-    connection = connect_sqlite(path, timeout_s=BUSY_TIMEOUT_S)
+    real = resolved(path)
+    require_one_name(real)
+    require_private(real)
+    connection = connect_sqlite(path, timeout_s=0)
     try:
-        while_locked(lambda: _prepare(connection), timeout_s=BUSY_TIMEOUT_S)
+        _prepare(connection)
     except BaseException:
         connection.close()
         raise

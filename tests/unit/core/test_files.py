@@ -114,7 +114,7 @@ def told(path: Path, caplog: pytest.LogCaptureFixture) -> str:
     caplog.clear()
     with warnings.catch_warnings(record=True) as caught, caplog.at_level(logging.WARNING, "routeweiler_sync"):
         warnings.simplefilter("always")
-        require_private(Path(os.path.realpath(path)) if path.parts[1] != "dev" else path)
+        require_private(files.resolved(path))
     said = [str(each.message) for each in caught]
     assert [record.getMessage() for record in caplog.records] == said
     assert len(said) <= 1
@@ -156,7 +156,7 @@ def test_a_file_that_every_user_can_write_is_refused_each_time(path: Path, given
     link.symlink_to(path)
     for name in (path, path, link):
         with pytest.raises(UnsafeFileError, match=r"every user can .*write") as caught:
-            require_private(Path(os.path.realpath(name)))
+            require_private(files.resolved(name))
         assert str(each) in str(caught.value)
         assert f"chmod 600 '{each}'" in caught.value.advice
 

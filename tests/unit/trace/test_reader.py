@@ -107,3 +107,12 @@ def test_a_trace_that_cant_be_read_is_named(tmp_path: Path) -> None:
     damaged.write_bytes(b"SQLite format 3\x00" + b"\x01" * 4_000)
     with pytest.raises(TraceUnreadableError, match="damaged"):
         read_traces([damaged])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes with a name are POSIX's")
+@pytest.mark.parametrize("name", ["fifo", "a\0b", "/dev/null"])
+def test_a_trace_that_keeps_nothing_is_refused_at_once(tmp_path: Path, name: str) -> None:
+    """An audit with ROUTEWEILER_TRACE=/dev/stdout would wait for ever for somebody who writes to it."""
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(TraceUnreadableError, match="can't be read"):
+        read_traces([tmp_path / name])
