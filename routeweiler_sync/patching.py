@@ -30,6 +30,8 @@ class InstalledSession(Session):
             return Payer(**given, idle=True)
         return super()._payer_for(**given) if given else _payer.twin()
 
+    _environment_payer_for = _payer_for
+
 
 _payer: Payer | None = None
 #: The class that `install` has replaced, and the class that it has put in its place.

@@ -9,6 +9,9 @@ import threading
 import pytest
 from hypothesis import HealthCheck, settings
 
+from routeweiler_sync.budgets import fmv
+from routeweiler_sync.budgets.coingecko import CoinGecko
+
 # The helpers that assert: a failure there shows the values, as in a test. (`purchase_model` is left out: it is a hot loop.)
 pytest.register_assert_rewrite(
     "tests.support.accounts",
@@ -22,6 +25,12 @@ pytest.register_assert_rewrite(
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", parent=settings.get_profile("default"), derandomize=True, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+@pytest.fixture(autouse=True)
+def no_price_from_the_internet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A budget in dollars without a provider asks CoinGecko. In tests it asks an address where nobody listens."""
+    monkeypatch.setattr(fmv, "_default", CoinGecko(base_url="http://127.0.0.1:1", timeout_s=1))
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from decimal import Decimal, localcontext
 from typing import Protocol, runtime_checkable
 
+from .._core.forks import importing
 from .._core.money import EXACT, Rate
 from ..errors import FmvUnavailableError
 
@@ -58,18 +59,32 @@ class StaticRate:
             ) from None
 
 
+#: The provider of all sessions that were given none; None until one of them needs it.
+_default: FmvProvider | None = None
+
+
+def default_provider() -> FmvProvider:
+    """Return the provider of sessions that were given none: one `CoinGecko` for the whole process, made when it is first needed."""
+    global _default
+    if _default is None:
+        with importing:
+            from .coingecko import CoinGecko
+
+            _default = _default or CoinGecko()
+    return _default
+
+
 def rate_for(currency: str, provider: FmvProvider | None) -> Rate:
     """Return the rate at which a payment is converted to ``currency`` now. ``sat`` needs no provider.
+
+    ``provider`` None means the default, CoinGecko.
 
     Raises: FmvUnavailableError if there is no usable price, whatever the provider raised. Without a price, nothing is paid.
     """
     if currency == "sat":
         return Rate(currency="sat")
     if provider is None:
-        raise FmvUnavailableError(
-            f"The budget is in {currency}, and no fmv_provider was given for the price of bitcoin.",
-            advice="Give the session an fmv_provider, or an envelope in sat.",
-        )
+        provider = default_provider()
     try:
         price = provider.btc_price(currency)
         quality = str(provider.quality)

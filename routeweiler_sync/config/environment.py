@@ -42,13 +42,13 @@ def _close_all() -> None:
 
 
 class EnvironmentPayer(Payer):
-    """A payer whose node is the environment's. Unpickled, it pays as the environment of the unpickling process says."""
+    """A payer whose node is the environment's. Unpickled or copied, it pays as the environment says then and there."""
 
     #: Settings that the environment should have given and hasn't: it named no node, or a value couldn't be understood.
     missing: frozenset[str] = frozenset()
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+    def _restore(self, state: dict[str, Any]) -> None:
+        super()._restore(state)
         self._pay_as(payer())
 
     def _pay_as(self, other: Payer) -> None:

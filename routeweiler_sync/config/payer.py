@@ -6,6 +6,7 @@ that. What the environment says is left to `environment`, buying to `payments.ch
 
 from __future__ import annotations
 
+import copy
 import numbers
 import os
 import time
@@ -20,6 +21,7 @@ from ..budgets.schema import SAFE_DEFAULT, BudgetEnvelope
 from ..errors import LedgerError, RouteweilerError
 from ..payments.token_cache import TokenCache
 from ..settings import Default, Unpayable
+from . import unpicklable
 
 if TYPE_CHECKING:
     from ..budgets.fmv import FmvProvider
@@ -102,6 +104,8 @@ class Payer:
         self.idle = idle
         #: A fault in the settings that keeps anything from being bought. It is raised when a call would have to pay.
         self.problem = problem
+        #: The arguments that a pickle couldn't hold, each with the reason: without them, the unpickled copy buys nothing.
+        self.lost: dict[str, str] = {}
         if isinstance(budget_envelope, Default):
             budget_envelope = SAFE_DEFAULT
         self.payment_timeout_s = _seconds(payment_timeout)
@@ -180,7 +184,7 @@ class Payer:
                     payment_timeout_s=self.payment_timeout_s,
                     confirm=self.confirm,
                     session_started_s=self._started_s,
-                    problem=self.problem,
+                    problem=unpicklable.refusal(self.lost) if self.lost else self.problem,
                 )
             return self._checkout
 
@@ -207,7 +211,8 @@ class Payer:
         if self.trace_sink is not None:
             self.trace_sink.close()
 
-    def __getstate__(self) -> dict[str, Any]:
+    def _settings(self) -> dict[str, Any]:
+        """Return the state of a copy that has all settings of this payer, and shares its ledger."""
         dropped = {"_ledger", "_checkout", "_twin_of", "token_cache"}
         state = {name: value for name, value in self.__dict__.items() if name not in dropped}
         if not self.idle:
@@ -215,7 +220,52 @@ class Payer:
                 state["_ledger_given"] = self.ledger.url  # even if it is the default: the copy must share this very ledger
         return state
 
+    def __getstate__(self) -> dict[str, Any]:
+        state, lost = self._settings(), dict(self.lost)
+        for name in ("confirm", "policy", "fmv_provider", "trace_sink"):
+            why = unpicklable.why_not(state[name])
+            if why is not None:
+                state[name] = unpicklable.LostSink(why) if name == "trace_sink" else None
+                if name != "fmv_provider" or self._needs_rate:
+                    lost[name] = why
+        return {**state, "funding": unpicklable.kept_sources(self.funding), "lost": lost}
+
+    @property
+    def _needs_rate(self) -> bool:
+        """Whether a purchase may need the price of bitcoin."""
+        envelope, policy = self.envelope, self.policy
+        return isinstance(envelope, str) or any(
+            currency != "sat"
+            for currency in (
+                "sat" if envelope is None else envelope.cap_currency,
+                "sat" if policy is None else policy.currency,
+            )
+        )
+
+    def __copy__(self) -> Payer:
+        return self._copied(lambda value: value)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Payer:
+        def copied(value: Any) -> Any:
+            try:
+                return copy.deepcopy(value, memo)
+            except Exception:  # noqa: BLE001 - what can't be copied, a wallet with a lock for instance, is shared
+                return value
+
+        made = self._copied(copied)
+        made.confirm = self.confirm  # asks the very function: a copied method would have a copied object
+        memo[id(self)] = made
+        return made
+
+    def _copied(self, copied: Callable[[Any], Any]) -> Payer:
+        made = object.__new__(type(self))
+        made._restore({name: copied(value) for name, value in self._settings().items()})
+        return made
+
     def __setstate__(self, state: dict[str, Any]) -> None:
+        self._restore(state)
+
+    def _restore(self, state: dict[str, Any]) -> None:
         prepare_session()
         self.__dict__.update(state)
         self._twin_of = None

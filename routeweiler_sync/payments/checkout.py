@@ -15,7 +15,6 @@ means, is left to `paywall`.
 
 from __future__ import annotations
 
-import copy
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -67,7 +66,6 @@ class Checkout:
         self.funding = tuple(funding)
         self.ledger = ledger
         self._payment_timeout_s = payment_timeout_s
-        self._problem = problem
         self._checks = Checks(
             ledger=ledger,
             envelope=envelope,
@@ -75,6 +73,7 @@ class Checkout:
             fmv_provider=fmv_provider,
             confirm=confirm,
             session_started_s=time.time() if session_started_s is None else session_started_s,
+            problem=problem,
         )
         self._lifecycle = PaymentLifecycle(ledger=ledger, funding=self.funding, checks=self._checks)
 
@@ -204,8 +203,6 @@ class Checkout:
         Money: a payment may be made.
         """
         check_challenge(request.challenge)
-        if self._problem is not None:
-            raise copy.copy(self._problem)
         self._checks.check_allowed(request)
         invoice = request.challenge.invoice
         source = source_for(self.funding, invoice.network)

@@ -8,6 +8,7 @@ what was spent before are left to `ledger.envelopes` and `block_limit`, which ch
 from __future__ import annotations
 
 import contextlib
+import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -23,12 +24,14 @@ from ..errors import (
     ChallengeExpiredError,
     ChallengeMismatchError,
     EnvelopeNotFoundError,
+    FundingError,
     LedgerError,
     NoFundingForRailError,
     PaymentDeclinedError,
     PolicyDeniedError,
     PolicyMaxPerCallExceededError,
     RailNotSupportedError,
+    RouteweilerError,
 )
 from ..funding.source import LightningFundingSource
 from ..ledger.envelopes import Draw, check_allowed, frozen
@@ -94,6 +97,8 @@ def source_for(funding: Sequence[LightningFundingSource], network: str) -> Light
 class Checks:
     """The checks of one session, made from its policy, envelope and confirm(). Thread-safe.
 
+    ``problem`` is an error of the configuration that forbids to pay at all.
+
     They read the ledger and ask the provider of exchange rates, but no node.
     """
 
@@ -106,7 +111,9 @@ class Checks:
         fmv_provider: FmvProvider | None,
         confirm: Callable[[Quote], bool] | None,
         session_started_s: float,
+        problem: RouteweilerError | None = None,
     ) -> None:
+        self._problem = problem
         self._ledger = ledger
         self._envelope = envelope
         self._policy = policy
@@ -120,11 +127,13 @@ class Checks:
         return self._confirm is not None
 
     def check_allowed(self, request: TokenRequest) -> None:
-        """Refuse what the policy or the envelope forbids, whatever was spent before.
+        """Refuse what the configuration, the policy or the envelope forbids, whatever was spent before.
 
         Raises: PolicyDeniedError, PolicyMaxPerCallExceededError, RailNotSupportedError, EnvelopeNotFoundError; FmvUnavailableError
-        if the policy has a limit in a currency without a rate.
+        if the policy has a limit in a currency without a rate. The configuration's own error, if it has one.
         """
+        if self._problem is not None:
+            raise copy.copy(self._problem)
         self._check_policy(request)
         self._check_envelope(request)
 
@@ -171,7 +180,7 @@ class Checks:
             self._check_standing_limits(row, request)
             if self.asks_confirm:
                 self.check_confirmed(self.quote(request, invoice, row.max_fee_msat))
-        except (PolicyDeniedError, PolicyMaxPerCallExceededError, RailNotSupportedError, BudgetError) as error:
+        except (PolicyDeniedError, PolicyMaxPerCallExceededError, RailNotSupportedError, BudgetError, FundingError) as error:
             raise unsent_error(row, error) from error
 
     def draw(self, request: TokenRequest) -> Draw | None:

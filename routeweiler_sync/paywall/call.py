@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextvars
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import requests
@@ -36,6 +37,9 @@ contexts: dict[int, contextvars.Context | None] = {}
 in_child(contexts.clear)
 #: True in such a thread once it runs in the request's context.
 in_thread: contextvars.ContextVar[bool] = contextvars.ContextVar("routeweiler_sync_in_thread", default=False)
+
+#: The most characters that the trace keeps of a method or URL that no request could be made of.
+MAX_GIVEN_CHARS = 2_000
 
 #: The response hooks that `transport.foreign_adapters` puts on requests. That module lists them here. They are put on a request for
 #: one hop and must not stay on it.
@@ -87,6 +91,36 @@ def payment_of(response: requests.Response) -> Payment | None:
     """
     payment: Payment | None = getattr(response, "payment", None)
     return payment
+
+
+def mark_recorded(error: BaseException) -> bool:
+    """Mark ``error`` as one that a call's trace line has. Return False if it was marked already."""
+    if getattr(error, "_routeweiler_recorded", False):
+        return False
+    with suppress(AttributeError, TypeError):  # a class with __slots__, or with a __setattr__ of its own
+        error._routeweiler_recorded = True  # type: ignore[attr-defined]
+    return True
+
+
+def record_unsent(payer: Payer, method: object, url: object, started_s: float, error: BaseException) -> None:
+    """Write the trace line of a call that failed with ``error`` before its request was made, unless it has one already.
+
+    ``method`` and ``url`` are what the caller gave, which may be anything. An idle payer writes no trace. Raises nothing.
+    """
+    if payer.idle or payer.trace_sink is None or quoting.get() or not mark_recorded(error):
+        return
+    from .call_record import CallRecord
+
+    CallRecord(payer=payer, method=_text_of(method).upper(), url=_text_of(url), started_s=started_s).finish(None, error)
+
+
+def _text_of(given: object) -> str:
+    """Return ``given`` as a text of at most `MAX_GIVEN_CHARS` characters."""
+    try:
+        text = given.decode("utf-8", "replace") if isinstance(given, bytes) else "" if given is None else str(given)
+    except Exception:  # noqa: BLE001 - the caller's object may do anything in its __str__
+        text = f"<{type(given).__name__}>"
+    return text[:MAX_GIVEN_CHARS]
 
 
 class CallContext:
@@ -153,6 +187,8 @@ class CallContext:
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: TracebackType | None) -> None:
         current.reset(self._token)
+        if error is not None:
+            mark_recorded(error)
         if error is not None and isinstance(error, QuoteReady):
             self.response, error = error.response, None
         if error is not None or self._record is not None or self.payer.trace_sink is not None:

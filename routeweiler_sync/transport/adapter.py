@@ -100,7 +100,7 @@ class PaywallAdapter(HTTPAdapter):
             payer = payer or call.payer
         # The environment's payer doesn't stand in for a lost one: it may allow what the lost payer's budget or policy forbade.
         if payer is None and not self._lost_payer:
-            payer = _environment_payer()
+            payer = environment_payer()
         pays = payer is not None and (not payer.idle or quoting.get())
         if payer is not None and pays and (call is None or call.payer is not payer):  # a plain session, or another payer
             with CallContext(payer, request, around=call) as own:
@@ -206,10 +206,14 @@ def made_payer(**settings: Unpack[Settings]) -> Payer:
     return Payer(**settings)
 
 
-def _environment_payer() -> Payer:
+def environment_payer(**settings: Unpack[Settings]) -> Payer:
+    """Return a payer as the environment says, but for ``settings``, the arguments of Routeweiler.
+
+    Raises: ValueError for an argument that can't be used.
+    """
     from ..config.environment import payer
 
-    return payer()
+    return payer(**settings)
 
 
 def warn_unpaid(response: requests.Response) -> None:

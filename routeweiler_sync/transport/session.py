@@ -6,19 +6,24 @@ This module only connects: what a session pays with is left to `config.payer`, s
 
 from __future__ import annotations
 
+import contextvars
+import functools
 import os
+import sys
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import requests
 
-from ..paywall.call import CallContext, QuoteReady, current, for_quote, is_for_quote, quoting, remove_hooks
+from ..paywall.call import CallContext, QuoteReady, current, for_quote, is_for_quote, quoting, record_unsent, remove_hooks
 from ..settings import SETTINGS, Default, Unpayable
-from .adapter import PaywallAdapter, is_default, made_payer, warn_unpaid
+from .adapter import PaywallAdapter, environment_payer, is_default, made_payer, warn_unpaid
 from .foreign_adapters import send_with_hook
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
+    from types import FrameType
 
     from typing_extensions import Self, Unpack
 
@@ -45,7 +50,7 @@ class Routeweiler(requests.Session):
     - ``trace_sink``: where each call writes its trace line, a `TraceSink` or a path.
     - ``ledger``: a path, ``sqlite:///…``, ``postgresql://…`` or a `Ledger`. The default is ``$ROUTEWEILER_LEDGER``, else
       ``ledger.db`` in the user's state folder.
-    - ``fmv_provider``: the price of bitcoin, for a budget in another currency than sat.
+    - ``fmv_provider``: the price of bitcoin, for a budget in another currency than sat. The default asks CoinGecko.
     - ``payment_timeout``: for how many seconds one call waits for the wallet.
     - ``confirm(quote) -> bool``: a function that is asked before each payment.
     - ``unpayable``: with ``"return"``, a 402 that was refused before paying is returned. The default ``"raise"`` raises the reason.
@@ -95,6 +100,10 @@ class Routeweiler(requests.Session):
     def _payer_for(cls, **settings: Unpack[Settings]) -> Payer:
         return made_payer(**settings)
 
+    @classmethod
+    def _environment_payer_for(cls, **settings: Unpack[Settings]) -> Payer:
+        return environment_payer(**settings)
+
     def _pays_by(self, payer: Payer) -> None:
         self._payer = payer
         for prefix in ("https://", "http://"):
@@ -106,7 +115,9 @@ class Routeweiler(requests.Session):
         """Return a session that pays, with the adapters, headers, cookies, hooks, auth and all other attributes of ``session``.
 
         The two sessions share these: a header that is set on one is sent by the other too. ``session`` itself goes on without
-        paying. The new session is also an instance of the class of ``session``. ``settings`` are Routeweiler's arguments.
+        paying. The new session is also an instance of the class of ``session``. ``settings`` are Routeweiler's arguments. Without
+        ``funding`` the session pays as the environment says, like a `Session`; the other settings that aren't given are the
+        environment's too. ``funding=()`` means no wallet.
 
         Raises: ValueError for an argument that can't be used, or if ``session`` pays already.
         """
@@ -115,8 +126,34 @@ class Routeweiler(requests.Session):
         kind = combined_class(cls, type(session))
         wrapped: Any = kind.__new__(kind)
         wrapped.__dict__.update(session.__dict__)
-        wrapped._payer = cls._payer_for(**settings)
+        wrapped._payer = cls._payer_for(**settings) if "funding" in settings else cls._environment_payer_for(**settings)
         return wrapped  # type: ignore[no-any-return]
+
+    if not TYPE_CHECKING:  # checkers see the signature of the installed `requests`
+
+        @functools.wraps(requests.Session.request)
+        def request(self, method, url, *args, **kwargs):
+            # Like `requests.Session.request`; a call that fails before there is a request to send leaves its trace line too.
+            attempt = _Attempt()
+            token = _attempt.set(attempt)
+            try:
+                return super().request(method, url, *args, **kwargs)
+            except BaseException as error:
+                if not attempt.is_sent:
+                    record_unsent(self._payer, method, url, attempt.started_s, error)
+                raise
+            finally:
+                _attempt.reset(token)
+
+        @functools.wraps(requests.Session.prepare_request)
+        def prepare_request(self, request):
+            try:
+                return super().prepare_request(request)
+            except BaseException as error:
+                # A subclass may call `requests.Session.request` directly, past the method above, as requests-futures does.
+                if _in_stock_request(self) and not is_for_quote(request):
+                    record_unsent(self._payer, request.method, request.url, time.time(), error)
+                raise
 
     def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
         """Send a prepared request, and pay for it if the server asks for that. The way of a request:
@@ -137,8 +174,16 @@ class Routeweiler(requests.Session):
                 return self.send(request, **kwargs)
             finally:
                 quoting.reset(reset_token)
-        payer = self._payer
-        if (payer.idle and not quoting.get()) or isinstance(request, requests.Request):
+        payer, attempt = self._payer, _attempt.get()
+        if attempt is not None:
+            attempt.is_sent = True
+        if isinstance(request, requests.Request):  # `requests` refuses it, in its own words
+            try:
+                return super().send(request, **kwargs)
+            except ValueError as error:
+                record_unsent(payer, request.method, request.url, time.time(), error)
+                raise
+        if payer.idle and not quoting.get():
             response = super().send(request, **kwargs)
             if response.status_code == 402:
                 warn_unpaid(response)
@@ -254,6 +299,36 @@ class Routeweiler(requests.Session):
         for adapter in self.adapters.values():
             if isinstance(adapter, PaywallAdapter) and adapter.payer is None and adapter._lost_payer:  # unpickled
                 adapter.payer = self._payer
+
+
+class _Attempt:
+    """A call of `Routeweiler.request`: when it began, and whether a request has come out of it yet."""
+
+    __slots__ = ("is_sent", "started_s")
+
+    def __init__(self) -> None:
+        self.started_s = time.time()
+        self.is_sent = False
+
+
+#: The innermost call of `Routeweiler.request` in this context.
+_attempt: contextvars.ContextVar[_Attempt | None] = contextvars.ContextVar("routeweiler_sync_attempt", default=None)
+
+_REQUEST_CODE = requests.Session.request.__code__
+#: How many callers up `requests.Session.request` is looked for: subclasses may have a prepare_request of their own.
+_MAX_PREPARE_FRAMES = 8
+
+
+def _in_stock_request(session: requests.Session) -> bool:
+    """Return whether `requests.Session.request` of ``session`` is preparing a request. Else the program itself prepares one."""
+    frame: FrameType | None = sys._getframe(2)
+    for _ in range(_MAX_PREPARE_FRAMES):
+        if frame is None:
+            return False
+        if frame.f_code is _REQUEST_CODE:
+            return frame.f_locals.get("self") is session
+        frame = frame.f_back
+    return False
 
 
 _GET_REDIRECT_TARGET = requests.Session.get_redirect_target

@@ -30,8 +30,9 @@ from routeweiler_sync import (
     PolicyRule,
     Routeweiler,
     RuleMatch,
+    Session,
 )
-from routeweiler_sync.budgets import coingecko
+from routeweiler_sync.budgets import coingecko, fmv
 from routeweiler_sync.testing import FakeLnd, Paywall
 from tests.support.accounts import Books
 from tests.support.fake_coingecko import Answer, Gecko, cut, put_off, trickle, trickle_head
@@ -419,6 +420,81 @@ def test_a_fork_in_the_midst_of_a_question_can_ask(gecko: Gecko) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     gecko.gate.set()
     asking.join(60)
+
+
+# -- the provider of a session that was given none ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def default(monkeypatch: pytest.MonkeyPatch, gecko: Gecko) -> Gecko:
+    """CoinGecko, as sessions without a provider find it."""
+    monkeypatch.setattr(coingecko, "PUBLIC_URL", gecko.url)
+    monkeypatch.setattr(fmv, "_default", None)
+    return gecko
+
+
+@pytest.mark.parametrize("currency", ["usd", "eur", "gbp", "jpy"])
+def test_a_fiat_budget_asks_coingecko_by_itself(
+    default: Gecko, make_session: Callable[..., Routeweiler], paywall: Paywall, books: Books, currency: str
+) -> None:
+    """A budget in dollars that says nothing of prices would refuse every page; one provider for each session, its rate limit."""
+    envelope = BudgetEnvelope(currency, cap_minor_units=1_000, cap_currency=currency)
+    session = make_session(budget_envelope=envelope)
+    assert default.asked == [], "not before it is needed"
+    quote = session.quote("GET", paywall.url)
+    assert quote is not None
+    assert quote.currency == currency
+    assert session.get(paywall.url).status_code == 200
+    assert books.lines[-1]["payment"]["fmvQuality"] == "coingecko_simple"
+    paywall.add_service("/more", name="more", price_msat=10_000)
+    assert make_session(budget_envelope=currency).get(paywall.url_for("/more")).status_code == 200, "an id of the ledger's"
+    assert len(default.asked) == 1
+    books.check()
+
+
+def test_a_sat_budget_never_asks_for_a_price(default: Gecko, make_session: Callable[..., Routeweiler], paywall: Paywall) -> None:
+    """Whoever counts in sats tells nobody when he pays."""
+    assert make_session().get(paywall.url).status_code == 200
+    assert fmv._default is None
+    assert default.asked == []
+
+
+def test_the_environments_budget_may_be_in_dollars(
+    default: Gecko, monkeypatch: pytest.MonkeyPatch, paywall: Paywall, books: Books, lnd: FakeLnd
+) -> None:
+    """ROUTEWEILER_BUDGET can't name a provider."""
+    for name, value in lnd.environ.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("ROUTEWEILER_LEDGER", str(books.ledger_path))
+    monkeypatch.setenv("ROUTEWEILER_TRACE", str(books.trace_path))
+    monkeypatch.setenv("ROUTEWEILER_BUDGET", "50 usd/call")
+    with Session() as session:
+        assert session.get(paywall.url).status_code == 200
+    assert books.lines[0]["payment"]["amountEnvelopeCurrency"] == "usd"
+
+
+def test_a_policy_in_dollars_asks_coingecko_too(default: Gecko, make_session: Callable[..., Routeweiler], paywall: Paywall) -> None:
+    """The price of a page is held against the policy's limit in the policy's currency."""
+    rule = PolicyRule("cheap", when=RuleMatch(url_matches="*"), max_per_call_minor_units=50)
+    assert make_session(policy=Policy([rule], currency="usd")).get(paywall.url).status_code == 200
+    assert len(default.asked) == 1
+
+
+@pytest.mark.parametrize("how", ["budget", "policy", "quote"])
+def test_without_coingecko_a_fiat_budget_refuses_and_names_it(
+    make_session: Callable[..., Routeweiler], paywall: Paywall, lnd: FakeLnd, how: str
+) -> None:
+    """The user hasn't named CoinGecko anywhere: an error about a provider that wasn't given would puzzle."""
+    if how == "policy":
+        rule = PolicyRule("cheap", when=RuleMatch(url_matches="*"), max_per_call_minor_units=50)
+        session = make_session(policy=Policy([rule], currency="eur"))
+    else:
+        session = make_session(budget_envelope=BudgetEnvelope("usd", cap_minor_units=1_000, cap_currency="usd"))
+    with pytest.raises(FmvUnavailableError, match="CoinGecko") as refused:
+        session.quote("GET", paywall.url) if how == "quote" else session.get(paywall.url)
+    assert refused.value.spent is False
+    assert "provider was given" not in str(refused.value)
+    assert lnd.orders == []
 
 
 # -- secrets, copies, other people's patches --------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from routeweiler_sync import (
     BudgetExceededError,
     FundingError,
     Ledger,
+    NoFundingForRailError,
     PaywallAdapter,
     Routeweiler,
     Session,
@@ -251,6 +252,63 @@ def test_install_takes_routeweilers_arguments(paywall: Paywall, lnd: FakeLnd, bo
     assert asked == [10_000]
     assert {line["agentId"] for line in books.lines} == {"script"}
     books.check()
+
+
+NODE_VARIABLES = ("LND_GRPC_HOST", "LND_TLS_CERT_PATH", "LND_MACAROON_PATH")
+POLAR_VARIABLES = ("POLAR_LND_HOST", "POLAR_LND_TLS_CERT", "POLAR_LND_MACAROON")
+
+
+def name_node(environ: pytest.MonkeyPatch, lnd: FakeLnd, way: str) -> None:
+    """Name the node in one of the environment's ways."""
+    values = {name: lnd.environ[name] for name in NODE_VARIABLES}
+    for name in lnd.environ:
+        environ.delenv(name)
+    if way == "polar":
+        values = dict(zip(POLAR_VARIABLES, values.values(), strict=True))
+    elif way == "lndconnect":
+        values = {"ROUTEWEILER_LNDCONNECT": lnd.lndconnect_uri}
+    for name, value in values.items():
+        environ.setenv(name, value)
+
+
+@pytest.mark.parametrize("by", [routeweiler_sync.wrap, Routeweiler.wrap, Session.wrap], ids=["wrap", "Routeweiler", "Session"])
+@pytest.mark.parametrize("way", ["paths", "polar", "lndconnect"])
+def test_wrap_without_a_wallet_pays_as_the_environment_says(
+    by: Any, way: str, environ: pytest.MonkeyPatch, lnd: FakeLnd, paywall: Paywall, books: Books
+) -> None:
+    """Sessions that libraries make would stay unpaid though the environment says with what to pay."""
+    name_node(environ, lnd, way)
+    with by(requests.Session()) as session:
+        assert session.get(paywall.url).status_code == 200
+    assert len(books.lines) == 1
+    books.check()
+
+
+def test_wrap_takes_the_environments_budget_and_a_setting_of_its_own(
+    environ: pytest.MonkeyPatch, lnd: FakeLnd, paywall: Paywall, books: Books
+) -> None:
+    """Only what is given takes the place of what the environment says."""
+    environ.setenv("ROUTEWEILER_BUDGET", "9 sat/call")
+    with pytest.raises(BudgetExceededError, match="per_call_minor_units=9"):
+        routeweiler_sync.wrap(requests.Session(), agent_id="me").get(paywall.url)
+    assert books.lines[0]["agentId"] == "me"
+    assert routeweiler_sync.wrap(requests.Session(), budget_envelope=None).get(paywall.url).status_code == 200
+
+
+def test_wrap_with_no_wallet_given_in_so_many_words_pays_nothing(
+    environ: pytest.MonkeyPatch, lnd: FakeLnd, paywall: Paywall, books: Books
+) -> None:
+    """``funding=()`` says that nothing is to be paid, whatever the environment names."""
+    with pytest.raises(NoFundingForRailError):
+        routeweiler_sync.wrap(requests.Session(), funding=()).get(paywall.url)
+    assert lnd.orders == []
+
+
+def test_wrap_where_no_node_is_named_is_plain_requests(nowhere: None, paywall: Paywall) -> None:
+    """As with a `Session`: a 402 comes back as it is."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        assert routeweiler_sync.wrap(requests.Session()).get(paywall.url).status_code == 402
 
 
 class Named(requests.Session):

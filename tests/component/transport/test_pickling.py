@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import concurrent.futures
 import copy
+import functools
 import multiprocessing
 import os
 import pickle
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,14 +22,18 @@ import routeweiler_sync
 from routeweiler_sync import (
     BudgetEnvelope,
     BudgetExceededError,
+    Funding,
     FundingError,
     InvoicePaymentError,
     LedgerError,
     PaymentPendingError,
+    PaymentStatus,
     PaywallAdapter,
+    Policy,
     Routeweiler,
     RouteweilerError,
     Session,
+    StaticRate,
     TokenRefusedError,
     TraceSink,
     UnreplayableBodyError,
@@ -557,12 +563,182 @@ def test_a_fork_after_use(
     books.check()
 
 
-def test_what_cant_be_pickled_says_so(arguments: dict[str, Any]) -> None:
-    """A function of the moment as ``confirm`` can't go along: the pickle fails where it is made, not in the worker."""
+@pytest.fixture
+def dynamic(lnd: FakeLnd) -> Iterator[Paywall]:
+    """A paywall that sells each page by itself."""
+    with Paywall(lnd, price_msat=10_000, dynamic=True) as wall:
+        yield wall
+
+
+class Unpicklable:
+    """Something with a lock: it can be neither pickled nor deep-copied."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.asked = 0
+
+    def agree(self, quote: object) -> bool:
+        self.asked += 1
+        return True
+
+    def agree_with(self, answer: bool, quote: object) -> bool:
+        return self.agree(quote) and answer
+
+
+class LockedNode(Unpicklable):
+    """A wallet of a program's own."""
+
+    def __init__(self, lnd: FakeLnd) -> None:
+        super().__init__()
+        self.node = lnd.client()
+
+    def pay_invoice(self, bolt11: str, *, max_fee_msat: int) -> bytes:
+        return self.node.pay_invoice(bolt11, max_fee_msat=max_fee_msat)
+
+    def track_payment(self, payment_hash: bytes) -> PaymentStatus:
+        return self.node.track_payment(payment_hash)
+
+    def get_node_pubkey(self) -> str:
+        return self.node.get_node_pubkey()
+
+
+class LockedRate(Unpicklable, StaticRate):
+    def __init__(self) -> None:
+        Unpicklable.__init__(self)
+        StaticRate.__init__(self, 60_000)
+
+
+class LockedPolicy(Policy):
+    def __reduce__(self) -> Any:
+        raise TypeError("not this one")
+
+
+class LockedSink(TraceSink):
+    def __init__(self) -> None:
+        super().__init__("nowhere")
+
+    def emit(self, event: object) -> bool:
+        return True
+
+    def _write(self, event_id: str, payload: dict[str, Any], text: str) -> None: ...
+    def _close(self) -> None: ...
+    def _forget_after_fork(self) -> None: ...
+    def __reduce__(self) -> Any:
+        raise TypeError("not this one")
+
+
+def agree(quote: object) -> bool:
+    return True
+
+
+IN_DOLLARS = BudgetEnvelope("usd", cap_minor_units=1_000, cap_currency="usd")
+UNPICKLABLE: dict[str, Callable[[FakeLnd], dict[str, Any]]] = {
+    "lambda": lambda lnd: {"confirm": lambda quote: True},
+    "method": lambda lnd: {"confirm": Unpicklable().agree},
+    "partial": lambda lnd: {"confirm": functools.partial(Unpicklable().agree_with, True)},
+    "client": lambda lnd: {"funding": [Funding.lightning_lnd(client=LockedNode(lnd), network="bitcoin-regtest")]},
+    "provider": lambda lnd: {"fmv_provider": LockedRate(), "budget_envelope": IN_DOLLARS},
+    "policy": lambda lnd: {"policy": LockedPolicy([])},
+    "trace": lambda lnd: {"trace_sink": LockedSink()},
+}
+LOST = {"lambda": "confirm", "method": "confirm", "partial": "confirm", "client": "funding", "provider": "fmv_provider"}
+
+
+@pytest.mark.parametrize("how", ["pickle", "twice", "adapter"])
+@pytest.mark.parametrize("part", UNPICKLABLE)
+def test_a_session_with_a_part_that_cant_be_pickled_uses_tokens_and_buys_nothing(
+    arguments: dict[str, Any], dynamic: Paywall, lnd: FakeLnd, part: str, how: str
+) -> None:
+    """A worker's copy that buys without asking spends money that nobody agreed to; one that can't be made stops the program."""
+    arguments |= UNPICKLABLE[part](lnd)
+    session: requests.Session
+    if how == "adapter":
+        session = requests.Session()
+        session.mount("http://", PaywallAdapter(**arguments))
+    else:
+        session = Routeweiler(**arguments)
+    assert session.get(dynamic.url_for("/held")).status_code == 200
+    there = pickle.loads(pickle.dumps(session))
+    if how == "twice":
+        there = pickle.loads(pickle.dumps(there))
+    assert there.get(dynamic.url_for("/held")).status_code == 200
+    with pytest.raises(FundingError, match=f"{LOST.get(part, part)}.* couldn't be pickled") as refused:
+        there.get(dynamic.url_for("/new"))
+    assert refused.value.spent is False
+    assert len(lnd.orders) == 1
+    assert session.get(dynamic.url_for("/new")).status_code == 200, "the original goes on"
+
+
+@pytest.mark.parametrize("way", [copy.copy, copy.deepcopy], ids=["copy", "deepcopy"])
+@pytest.mark.parametrize("part", UNPICKLABLE)
+def test_a_copy_within_the_process_shares_what_cant_be_copied(
+    arguments: dict[str, Any], dynamic: Paywall, lnd: FakeLnd, part: str, way: Callable[[Any], Any]
+) -> None:
+    """Nothing is lost where nothing is pickled: the copy asks the very same confirm(), and pays by the same wallet."""
+    session = Routeweiler(**arguments | UNPICKLABLE[part](lnd))
+    there = way(session)
+    assert there._payer.confirm is session._payer.confirm
+    assert there.get(dynamic.url_for("/new")).status_code == 200
+    assert session.get(dynamic.url_for("/new")).status_code == 200
+    assert len(lnd.orders) == 1
+
+
+def test_a_confirm_that_can_be_pickled_is_asked_by_the_copy(arguments: dict[str, Any], dynamic: Paywall, lnd: FakeLnd) -> None:
+    """A function of a module goes along."""
+    there = pickle.loads(pickle.dumps(Routeweiler(**arguments, confirm=agree)))
+    assert there.get(dynamic.url_for("/new")).status_code == 200
+    assert there._payer.confirm is agree
+
+
+def test_a_provider_that_isnt_needed_isnt_missed(arguments: dict[str, Any], dynamic: Paywall) -> None:
+    """A budget in sats has no use for a price."""
+    there = pickle.loads(pickle.dumps(Routeweiler(**arguments, fmv_provider=LockedRate())))
+    assert there.get(dynamic.url_for("/new")).status_code == 200
+
+
+def test_an_unfinished_payment_isnt_sent_again_without_asking(
+    arguments: dict[str, Any], dynamic: Paywall, lnd: FakeLnd, books: Books
+) -> None:
+    """The order of an earlier run would leave from a copy that has lost its confirm()."""
     session = Routeweiler(**arguments, confirm=lambda quote: True)
-    with pytest.raises((pickle.PicklingError, AttributeError, TypeError)):
-        pickle.dumps(session)
-    assert copy.deepcopy(session)._payer.confirm is session._payer.confirm
+    lnd.drop_next("before_init", times=None)
+    with pytest.raises(PaymentPendingError):
+        session.get(dynamic.url_for("/new"))
+    lnd.clear_faults()
+    there = pickle.loads(pickle.dumps(session))
+    with pytest.raises(PaymentPendingError, match="confirm couldn't be pickled") as pending:
+        there.get(dynamic.url_for("/new"))
+    assert pending.value.spent is None
+    assert "othing was spent" not in str(pending.value)
+    assert lnd.payments == []
+
+
+def test_an_unpickled_session_of_the_environment_remembers_what_it_lost(
+    monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any], dynamic: Paywall, lnd: FakeLnd
+) -> None:
+    """It takes its node from the environment where it is unpickled, and mustn't take that for leave to buy unasked."""
+    blob = pickle.dumps(Session(ledger=arguments["ledger"], confirm=lambda quote: True))  # no node is named here
+    for name, value in lnd.environ.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(FundingError, match="confirm couldn't be pickled"):
+        pickle.loads(blob).get(dynamic.url_for("/new"))
+    assert lnd.orders == []
+
+
+def test_the_reason_repeats_nothing_of_the_part(arguments: dict[str, Any], dynamic: Paywall) -> None:
+    """The error of a pickle repeats the part's repr, and that may be a key."""
+
+    class Secretive:
+        def __call__(self, quote: object) -> bool:
+            return True
+
+        def __repr__(self) -> str:
+            return "sesame"
+
+    blob = pickle.dumps(Routeweiler(**arguments, confirm=Secretive()))
+    with pytest.raises(FundingError) as refused:
+        pickle.loads(blob).get(dynamic.url_for("/new"))
+    assert "sesame" not in str(refused.value) + repr(blob)
 
 
 @pytest.mark.parametrize("way", [pickled, copy.copy, copy.deepcopy], ids=["pickle", "copy", "deepcopy"])
