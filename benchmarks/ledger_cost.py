@@ -179,8 +179,8 @@ def purchase(ledger: Ledger, n: int, origin: str) -> dict[str, float]:
     steps: dict[str, Callable[[], object]] = {
         "live(origin, scope)": lambda: ledger.live(origin, new.scope),
         "payment(hash)": lambda: ledger.payment(new.payment_hash),
-        "retired(page)": lambda: ledger.retired(origin, new.scope, new.resource_digest),
-        "unserved(page)": lambda: ledger.unserved(origin, new.resource_digest),
+        "page_tokens(page)": lambda: ledger.page_tokens(origin, new.resource_digest),
+        "standing(page)": lambda: ledger.standing(origin, new.resource_digest),
         "open_payment": lambda: ledger.open_payment(new, draw),
         "change to settled": lambda: ledger.change(new.payment_hash, lambda row: settled),
         "learn": lambda: ledger.learn(origin, new.path, new.scope),

@@ -56,6 +56,11 @@ class Draw:
     session_started_s: float
     spent_in_call_msat: int = 0
 
+    @property
+    def envelope_id(self) -> str:
+        """The id of the envelope."""
+        return self.envelope if isinstance(self.envelope, str) else self.envelope.id
+
 
 def make(tx: Transaction, envelope: BudgetEnvelope) -> None:
     """Insert ``envelope`` into the ledger, unless an envelope with its id exists."""
@@ -93,8 +98,7 @@ def locked(tx: Transaction, draw: Draw, now_s: float) -> Mapping[str, Any]:
     Raises: EnvelopeNotFoundError, EnvelopeFrozenError, EnvelopeExpiredError (the grant ended during the session), BudgetError (the
     currency differs).
     """
-    given = draw.envelope
-    envelope_id = given if isinstance(given, str) else given.id
+    given, envelope_id = draw.envelope, draw.envelope_id
     if not isinstance(given, str):
         make(tx, given)
     rows = tx.execute("UPDATE envelopes SET frozen = frozen WHERE id = ? RETURNING *", (envelope_id,))
@@ -156,6 +160,33 @@ def fit(tx: Transaction, envelope: Mapping[str, Any], draw: Draw, intent: Intent
             shell_advice=f"Name another ledger in {env_vars.LEDGER}.",
         )
     return most_msat - intent.amount_msat, reserve
+
+
+def check_fits(tx: Transaction, envelope: Mapping[str, Any], draw: Draw, row: PaymentRow, now_s: float) -> int:
+    """Return what the unfinished payment ``row`` needs in ``envelope``, in millionths of a minor unit: its amount and highest fee.
+
+    ``envelope`` is the row that `locked` returned. If the payment is reserved in it already, that reservation isn't counted twice.
+
+    Raises: as `fit`, BudgetExceededError also if the highest fee doesn't fit.
+    """
+    limits, most_msat = load(envelope["limits"]), row.amount_msat + row.max_fee_msat
+    check_allowed(limits, row.origin, rail_of(row.scheme))
+    reserved_here = row.reserved_micro if row.envelope_id == envelope["id"] else 0
+    needed = reserved_here or draw.rate.micro_of(most_msat)
+    for name, used in _used(tx, envelope, limits, now_s, in_call_micro=draw.rate.micro_of(draw.spent_in_call_msat)).items():
+        counted = used - (0 if name == "per_call_minor_units" else reserved_here)
+        if counted + needed > (limits.limit_micro(name) or 0):
+            raise BudgetExceededError(
+                f"The payment may cost {_price(most_msat, draw.rate)}, which doesn't fit under {name}={getattr(limits, name)} "
+                f"of envelope {limits.id!r}, of which {minor_units(counted).normalize():f} are spent or reserved.",
+                advice="Raise the limit.",
+            )
+    if envelope["settled_micro"] + envelope["reserved_micro"] + needed - reserved_here > MAX_TOTAL_MICRO:
+        raise BudgetExceededError(
+            f"The totals of envelope {limits.id!r} are so high that this payment can't be added to them.",
+            advice="Use a new envelope id.",
+        )
+    return needed
 
 
 def _used(

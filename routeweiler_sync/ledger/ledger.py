@@ -36,6 +36,10 @@ MAX_LEARNED_PATHS = 1_000
 #: The most live rows of an origin that `Ledger.live` returns: a session that meets an origin for the first time must not have to
 #: read everything that was ever bought there.
 MAX_LIVE = 1_000
+#: The most rows that `Ledger.page_tokens` returns. A call offers fewer tokens than that.
+MAX_PAGE_TOKENS = 16
+#: For how long a claim to report a payment holds: longer than a call takes to load its page. Whoever dies before has not reported.
+CLAIM_S = 900.0
 #: Rows read at a time by `Ledger.payments`.
 PAGE_ROWS = 500
 #: How often `Ledger.open_payment` tries to insert a row. It tries again if the row that stood in the way has ended before it was
@@ -282,9 +286,11 @@ class Ledger:
     def open_payment(self, intent: Intent, draw: Draw | None) -> tuple[PaymentRow, bool]:
         """Reserve a payment within the limits and insert its row, in one transaction. Return the row and whether it is new.
 
-        If the ledger already has a row of this invoice, or a live or unfinished row of this scope, return that row and change
-        nothing. A new row already counts its first send: the caller may send the payment order once. The new row's ``max_fee_msat``
-        is the routing fee that fits under every limit: ``intent.fee_cap_msat`` or less. ``draw=None`` means that no budget applies.
+        If the ledger already has a row of this invoice, a live or unfinished row of this scope, a row that stands for this page
+        (`standing`), or a live token that has opened this page and isn't among ``intent.known_tokens``, return that row and change
+        nothing. A new row already counts its first send: the caller may send the payment
+        order once. The new row's ``max_fee_msat`` is the routing fee that fits under every limit: ``intent.fee_cap_msat`` or less.
+        ``draw=None`` means that no budget applies.
 
         The limits of ``draw.envelope`` replace those in the ledger, even if the draw itself is then refused.
 
@@ -332,11 +338,7 @@ class Ledger:
             )  # fmt: skip
             if rows:
                 if envelope:
-                    tx.execute(
-                        "UPDATE envelopes SET reserved_micro = reserved_micro + ?, granted_at_ms = ?, grant_base_micro = ? "
-                        "WHERE id = ?",
-                        (reserved_micro, envelope["granted_at_ms"], envelope["grant_base_micro"], envelope["id"]),
-                    )
+                    self._reserve(tx, envelope, reserved_micro)
                 return _payment(rows[0]), True
             # 1. This transaction looked for a row and found none.
             # 2. Another process inserted one and committed, so the insert above did nothing and nothing was reserved.
@@ -347,14 +349,24 @@ class Ledger:
             # 4. If that row has already ended, it no longer blocks a new one: insert again.
         raise LedgerError("The ledger refused to insert a new payment, and no existing row explains why.", advice="Call again.")
 
-    def count_send(self, payment_hash: str) -> PaymentRow | None:
+    def count_send(self, payment_hash: str, draw: Draw | None = None) -> PaymentRow | None:
         """Count one more send of an unfinished payment, before the order leaves. Return the row, or None if it has ended meanwhile.
 
-        Money: none moves here. The order may be sent only if a row is returned.
-        Raises: EnvelopeFrozenError if the row's envelope is frozen. Nothing is counted then.
-        """
+        With ``draw``, the payment's amount and highest fee must fit under the limits of ``draw.envelope``, and are reserved there:
+        a payment that another envelope has reserved moves, with its reservation. Without, nothing changes about the budget.
 
-        def work(tx: Transaction) -> PaymentRow | None:
+        Money: none moves here. The order may be sent only if a row is returned.
+        Raises: EnvelopeFrozenError if the row's envelope is frozen; the errors of `open_payment` if the payment doesn't fit under
+        the limits of ``draw``. Nothing is counted then.
+        """
+        now_s = self._clock()
+
+        def work(tx: Transaction) -> PaymentRow | RouteweilerError | None:
+            try:
+                if draw is not None:
+                    self._hold(tx, payment_hash, draw, now_s)
+            except (BudgetError, PolicyDeniedError, RailNotSupportedError) as refusal:
+                return refusal
             counted = _first(
                 tx.execute(
                     "UPDATE payments SET state = 'open', sends_ever = sends_ever + 1, sends_unanswered = sends_unanswered + 1 "
@@ -369,7 +381,53 @@ class Ledger:
                     raise envelopes.frozen(row.envelope_id or "")
             return counted
 
-        return self._store.run(work, binding=True)
+        counted = self._store.run(work, binding=True)
+        if isinstance(counted, RouteweilerError):
+            raise counted  # only after the commit, as in `open_payment`
+        return counted
+
+    def _hold(self, tx: Transaction, payment_hash: str, draw: Draw, now_s: float) -> None:
+        """Reserve an unfinished payment in the envelope of ``draw``, unless it is reserved there. See `count_send`."""
+        seen = _first(tx.execute("SELECT * FROM payments WHERE payment_hash = ?", (payment_hash,)))
+        if seen is None or not seen.unfinished:
+            return
+        if seen.envelope_id is not None and seen.envelope_id < draw.envelope_id:  # in the order of ids, against deadlocks
+            tx.execute("UPDATE envelopes SET frozen = frozen WHERE id = ?", (seen.envelope_id,))
+        envelope = envelopes.locked(tx, draw, now_s)
+        if seen.envelope_id is not None and seen.envelope_id > draw.envelope_id:
+            tx.execute("UPDATE envelopes SET frozen = frozen WHERE id = ?", (seen.envelope_id,))
+        row = _payment(tx.execute("UPDATE payments SET state = state WHERE payment_hash = ? RETURNING *", (payment_hash,))[0])
+        if not row.unfinished:
+            return
+        if row.envelope_id not in (seen.envelope_id, draw.envelope_id):
+            raise LedgerError(f"Another process moves payment {payment_hash} to another envelope.", advice="Call again.")
+        reserve = envelopes.check_fits(tx, envelope, draw, row, now_s)
+        if row.envelope_id == draw.envelope_id:
+            return
+        if row.envelope_id is not None:
+            tx.execute(
+                "UPDATE envelopes SET reserved_micro = reserved_micro - ? WHERE id = ?", (row.reserved_micro, row.envelope_id)
+            )
+        self._reserve(tx, envelope, reserve)
+        tx.execute(
+            "UPDATE payments SET envelope_id = ?, currency = ?, btc_price = ?, rate_quality = ?, reserved_micro = ? "
+            "WHERE payment_hash = ?",
+            (
+                draw.envelope_id,
+                draw.rate.currency,
+                None if draw.rate.btc_price is None else str(draw.rate.btc_price),
+                draw.rate.quality,
+                reserve,
+                payment_hash,
+            ),
+        )
+
+    def _reserve(self, tx: Transaction, envelope: Mapping[str, Any], reserve_micro: int) -> None:
+        """Reserve ``reserve_micro`` in ``envelope``, a row that `envelopes.locked` returned, and save its grant."""
+        tx.execute(
+            "UPDATE envelopes SET reserved_micro = reserved_micro + ?, granted_at_ms = ?, grant_base_micro = ? WHERE id = ?",
+            (reserve_micro, envelope["granted_at_ms"], envelope["grant_base_micro"], envelope["id"]),
+        )
 
     def bring(self, envelope: BudgetEnvelope) -> None:
         """Write ``envelope``'s limits to the ledger, as a purchase from it would, so that they hold for all sessions.
@@ -384,6 +442,7 @@ class Ledger:
         decide: Callable[[PaymentRow], Change | None],
         *,
         before_commit: Callable[[PaymentRow], None] = lambda row: None,
+        claimant: str | None = None,
     ) -> PaymentRow:
         """Apply the change that ``decide`` returns for the current row, and what it means for the budget, in one transaction.
 
@@ -391,7 +450,8 @@ class Ledger:
         must be pure: it is called again if the database had to restart the transaction.
 
         A change to SETTLED turns the reservation into a spend, fees included. It is possible from any state, because a wallet's
-        reply that it has paid is always true. A change to DEAD returns the reservation.
+        reply that it has paid is always true. A change to DEAD returns the reservation. ``claimant`` claims to report a payment
+        that this change settles, as `claim_report` does.
 
         ``before_commit`` is called with the row that ``decide`` got, after everything is written and before another transaction can
         see it. It may be called more than once, for the same reason as ``decide``.
@@ -413,7 +473,7 @@ class Ledger:
             locked = tx.execute("UPDATE payments SET state = state WHERE payment_hash = ? RETURNING *", (payment_hash,))
             row = _payment(locked[0])
             change = decide(row)
-            after = row if change is None else self._book(tx, row, change)
+            after = row if change is None else self._book(tx, row, change, claimant)
             before_commit(row)
             return after
 
@@ -426,34 +486,56 @@ class Ledger:
         """
         return self.change(payment_hash, lambda row: _retirement(row, REFUSED, "refused by the server"))
 
-    def retired(self, origin: str, scope: str, resource_digest: str) -> PaymentRow | None:
-        """Return the newest payment for this very resource whose token was accepted once and refused since, or None.
+    def page_tokens(self, origin: str, resource_digest: str) -> list[PaymentRow]:
+        """Return the payments for this very page whose tokens may open it again, newest first, at most `MAX_PAGE_TOKENS`.
 
-        ``resource_digest`` is `PaymentRow.resource_digest`. The server may have refused the token on another page, so it is worth
-        offering it for this resource again before another one is bought.
+        ``resource_digest`` is `PaymentRow.resource_digest`. Their tokens were accepted once. The server may have refused them since
+        for another page, another method or another body of the same scope, so they are worth offering before another is bought.
         """
         with self._store.read() as tx:
-            return _first(
-                tx.execute(
-                    "SELECT * FROM payments WHERE origin = ? AND scope = ? AND target = ? AND state = 'retired' "
-                    "AND taken = 1 AND failure_code = 'refused' AND preimage IS NOT NULL ORDER BY created_at_ms DESC LIMIT 1",
-                    (origin, scope, resource_digest),
-                )
+            rows = tx.execute(
+                "SELECT * FROM payments WHERE origin = ? AND target = ? AND preimage IS NOT NULL "
+                "AND state IN ('settled', 'retired') AND (taken = 1 OR failure_code = 'abandoned') "
+                "AND COALESCE(failure_code, '') <> 'forgotten' ORDER BY created_at_ms DESC LIMIT ?",
+                (origin, resource_digest, MAX_PAGE_TOKENS),
             )
+        return [_payment(row) for row in rows]
 
-    def unserved(self, origin: str, resource_digest: str) -> PaymentRow | None:
-        """Return the oldest payment for this very resource whose token is live and was never accepted, whatever its scope, or None.
+    def standing(self, origin: str, resource_digest: str) -> PaymentRow | None:
+        """Return the payment that stands for this very page, whatever its scope, or None.
 
-        ``resource_digest`` is `PaymentRow.resource_digest`. Nothing else is bought for a resource that has such a payment.
+        It is unfinished, or it is paid and the server has never accepted its token. Nothing else is bought for the page.
+        ``resource_digest`` is `PaymentRow.resource_digest`; None is returned for an empty one.
         """
         with self._store.read() as tx:
-            return _first(
-                tx.execute(
-                    "SELECT * FROM payments WHERE origin = ? AND target = ? AND state = 'settled' "
-                    "AND taken = 0 AND preimage IS NOT NULL ORDER BY created_at_ms LIMIT 1",
-                    (origin, resource_digest),
-                )
+            return self._standing_for_page(tx, origin, resource_digest)
+
+    def claim_report(self, payment_hash: str, claimant: str, *, instead_of: str | None = None) -> PaymentRow | None:
+        """Claim to report a settled payment to the trace. Return its row, or None if it is reported or claimed by another.
+
+        A claim holds for `CLAIM_S`, in which no other claimant gets it, in whatever process or machine. ``claimant`` may renew its
+        own. ``instead_of`` is a claimant that is known to be dead: its claim is over.
+        """
+        now_ms = int(self._clock() * 1000)
+        rows = self._store.run(
+            lambda tx: tx.execute(
+                "UPDATE payments SET claimant = ?, claimed_until_ms = ? WHERE payment_hash = ? AND told = 0 "
+                "AND settled_at_ms IS NOT NULL "
+                "AND (claimant IS NULL OR claimant = ? OR claimant = ? OR claimed_until_ms <= ?) RETURNING *",
+                (claimant, now_ms + int(CLAIM_S * 1000), payment_hash, claimant, instead_of, now_ms),
             )
+        )
+        return _first(rows)
+
+    def release_report(self, payment_hash: str, claimant: str) -> None:
+        """Give up ``claimant``'s claim to report a payment, which it couldn't report. Another's claim stays."""
+        self._store.run(
+            lambda tx: tx.execute(
+                "UPDATE payments SET claimant = NULL, claimed_until_ms = NULL WHERE payment_hash = ? AND claimant = ?",
+                (payment_hash, claimant),
+            ),
+            durable=False,
+        )
 
     def mark(self, payment_hash: str, *, accepted: bool = False, reported: bool = False) -> None:
         """Record that the server accepted the token (``accepted``), or that a trace reported the payment (``reported``), or both.
@@ -504,14 +586,40 @@ class Ledger:
         return [_payment(row) for row in rows]
 
     def _standing(self, tx: Transaction, intent: Intent) -> PaymentRow | None:
-        """Return the row that blocks a new one, or None: it has the same invoice, or is live or unfinished for the same scope."""
+        """Return the row that blocks a new one, or None.
+
+        It has the same invoice, or is live or unfinished for the same scope, or stands for the same page, or has opened that page
+        since the caller looked.
+        """
         same = _first(tx.execute("SELECT * FROM payments WHERE payment_hash = ?", (intent.payment_hash,)))
         if same is not None:
             return same
         live = self._live(tx, intent.origin, intent.scope)
-        return live[0] if live else None
+        if live or not intent.resource_digest:
+            return live[0] if live else None
+        standing = self._standing_for_page(tx, intent.origin, intent.resource_digest)
+        if standing is not None:
+            return standing
+        newest = _first(
+            tx.execute(
+                "SELECT * FROM payments WHERE origin = ? AND target = ? AND preimage IS NOT NULL "
+                "AND state IN ('settled', 'retired') AND state = 'settled' ORDER BY created_at_ms DESC LIMIT 1",
+                (intent.origin, intent.resource_digest),
+            )
+        )
+        return None if newest is None or newest.payment_hash in intent.known_tokens else newest
 
-    def _book(self, tx: Transaction, row: PaymentRow, change: Change) -> PaymentRow:
+    def _standing_for_page(self, tx: Transaction, origin: str, resource_digest: str) -> PaymentRow | None:
+        """Return the row that stands for a page. See `standing`. The condition is that of the index for it."""
+        return _first(
+            tx.execute(
+                "SELECT * FROM payments WHERE origin = ? AND target = ? AND target <> '' "
+                "AND (state IN ('open', 'failed') OR (state = 'settled' AND taken = 0))",
+                (origin, resource_digest),
+            )
+        )
+
+    def _book(self, tx: Transaction, row: PaymentRow, change: Change, claimant: str | None) -> PaymentRow:
         """Write ``change`` to the row, and what it means for the envelope: a spend, or a returned reservation. Return the row."""
         state, values = change.state, self._failure(change)
         values["sends_unanswered"] = max(0, row.sends_unanswered - change.answered)
@@ -523,8 +631,10 @@ class Ledger:
                 if hashlib.sha256(change.preimage).hexdigest() != row.payment_hash:
                     raise AssertionError("the preimage doesn't match the payment hash; callers must check it first")
                 values["preimage"] = change.preimage.hex()
-            if not row.unfinished and any(r.payment_hash != row.payment_hash for r in self._live(tx, row.origin, row.scope)):
-                # The user abandoned this payment, another one was begun for the scope, and then the node paid this one after all.
+            if claimant is not None:
+                values.update(claimant=claimant, claimed_until_ms=int((now_s + CLAIM_S) * 1000))
+            if not row.unfinished and self._is_superseded(tx, row):
+                # The user abandoned this payment, another one was begun for the scope or page, and then the node paid this one.
                 state = PaymentState.RETIRED
         elif state is PaymentState.DEAD and row.reserved_micro:
             tx.execute(
@@ -538,6 +648,12 @@ class Ledger:
             (*values.values(), row.payment_hash),
         )
         return _payment(rows[0])
+
+    def _is_superseded(self, tx: Transaction, row: PaymentRow) -> bool:
+        """Return whether another row is live for the scope of ``row``, or stands for its page."""
+        standing = self._standing_for_page(tx, row.origin, row.resource_digest)
+        others = [*self._live(tx, row.origin, row.scope), *([] if standing is None else [standing])]
+        return any(other.payment_hash != row.payment_hash for other in others)
 
     def _failure(self, change: Change) -> dict[str, object]:
         if change.failure_code is None:
@@ -561,6 +677,8 @@ def _payment(row: Mapping[str, Any]) -> PaymentRow:
         values["created_at"] = moment(values.pop("created_at_ms"))
         settled_ms = values.pop("settled_at_ms")
         values["settled_at"] = None if settled_ms is None else moment(settled_ms)
+        claimed_ms = values.pop("claimed_until_ms")
+        values["claimed_until"] = None if claimed_ms is None else moment(claimed_ms)
         values["state"] = PaymentState(values["state"])
         values["btc_price"] = None if values["btc_price"] is None else Decimal(values["btc_price"])
         for column, name in COLUMN_NAMES.items():

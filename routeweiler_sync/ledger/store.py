@@ -22,7 +22,7 @@ from typing import Any, Protocol, TypeVar
 T = TypeVar("T")
 
 #: The newest version in `MIGRATIONS`. A ledger with a higher version was written by a newer release.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 #: By version: the statements that bring a ledger from the version before to this one. An entry is never edited once it is released;
 #: new ones are appended. Columns of ``payments`` that have another name in `PaymentRow` are listed in `ledger.COLUMN_NAMES`.
@@ -109,6 +109,35 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
             scope  TEXT NOT NULL,
             PRIMARY KEY (origin, path)
         )
+        """,
+    ),
+    2: (
+        # Which call reports a settled payment to the trace, and until when nobody else does: see `Ledger.claim_report`.
+        "ALTER TABLE payments ADD COLUMN claimant TEXT",
+        "ALTER TABLE payments ADD COLUMN claimed_until_ms BIGINT",
+        # Version 1 allowed several such rows for one page. The oldest keeps the page; the others stay, each for a page of its own.
+        """
+        UPDATE payments SET target = target || ' ' || payment_hash
+            WHERE target <> '' AND (state IN ('open', 'failed') OR (state = 'settled' AND taken = 0))
+            AND EXISTS (SELECT 1 FROM payments AS older
+                WHERE older.origin = payments.origin AND older.target = payments.target
+                AND (older.state IN ('open', 'failed') OR (older.state = 'settled' AND older.taken = 0))
+                AND (older.created_at_ms < payments.created_at_ms
+                    OR (older.created_at_ms = payments.created_at_ms AND older.payment_hash < payments.payment_hash)))
+        """,
+        # One page, one purchase: while a payment for a page is unfinished, or its token was never accepted, nothing else is bought
+        # for the page, whatever scope the server names. The database enforces it, as it does for scopes.
+        "DROP INDEX payments_unserved",
+        """
+        CREATE UNIQUE INDEX payments_one_standing_per_page ON payments (origin, target)
+            WHERE target <> '' AND (state IN ('open', 'failed') OR (state = 'settled' AND taken = 0))
+        """,
+        # Tokens that were bought for a page: `Ledger.page_tokens` finds them before anything is bought again. Ordered by age too,
+        # because a page that is bought every hour has thousands of them.
+        "DROP INDEX payments_refused",
+        """
+        CREATE INDEX payments_of_page ON payments (origin, target, created_at_ms)
+            WHERE preimage IS NOT NULL AND state IN ('settled', 'retired')
         """,
     ),
 }

@@ -72,8 +72,9 @@ class Intent:
     """A purchase about to be made. `Ledger.open_payment` writes it to disk before the wallet receives the payment order.
 
     Amounts are in msat, ``payment_hash`` is 64 hex digits, ``valid_until`` is in unix seconds. ``fee_cap_msat`` is the highest
-    routing fee that the caller allows; the budget may allow less. ``resource_digest`` is a digest of path and query: it shows which
-    page was paid for, without storing what a query may contain.
+    routing fee that the caller allows; the budget may allow less. ``resource_digest`` is a digest of method, path, query and body:
+    it shows which page was paid for, without storing what a query may contain. ``known_tokens`` are the payment hashes of the
+    page's tokens that the caller knows of, and has a reason not to use.
     """
 
     payment_hash: str
@@ -89,6 +90,7 @@ class Intent:
     fee_cap_msat: int
     valid_until: int | None = None
     resource_digest: str = ""
+    known_tokens: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +101,8 @@ class PaymentRow:
     ``max_fee_msat`` the highest fee it was allowed to charge. ``reserved_micro`` and ``settled_micro`` are in millionths of a minor
     unit of ``currency``. ``sends_ever`` counts the payment orders that may have left, ``sends_unanswered`` those that lnd hasn't
     answered for good. ``valid_until`` is in unix seconds. ``accepted``: the server has accepted the token before. ``reported``: a
-    trace has reported the payment. ``resource_digest``: see `Intent`.
+    trace has reported the payment. ``claimant`` is about to report it, and nobody else before ``claimed_until`` (see
+    `Ledger.claim_report`). ``resource_digest``: see `Intent`.
     """
 
     payment_hash: str
@@ -130,6 +133,8 @@ class PaymentRow:
     failure_code: str | None = None
     failure_text: str | None = None
     resource_digest: str = ""
+    claimant: str | None = None
+    claimed_until: datetime | None = None
     created_at: datetime
     settled_at: datetime | None = None
 

@@ -98,11 +98,10 @@ class Block(AbstractContextManager[SpendingLimit]):
         _active.set(tuple(each for each in _active.get() if each is not self._limit))
 
 
-def reserve(limits: Iterable[SpendingLimit], payment_hash: str, amount_msat: int, fee_cap_msat: int, *, whole: bool = False) -> int:
-    """Reserve a payment's cost in all ``limits`` before its order leaves. Return the fee limit that fits, in msat.
-
-    That is ``fee_cap_msat``, or less if the amount fits into a limit and ``fee_cap_msat`` doesn't. With ``whole``, the fee limit
-    doesn't shrink: all must fit. A payment that is reserved already isn't reserved twice.
+def _reserve(
+    limits: Iterable[SpendingLimit], payment_hash: str, amount_msat: int, fee_cap_msat: int, *, whole: bool
+) -> tuple[int, list[SpendingLimit]]:
+    """Reserve a payment's cost in all ``limits``. Return the fee limit that fits, in msat, and the limits that hold it from now on.
 
     Raises: BudgetExceededError if the payment doesn't fit into one of the limits. Nothing is reserved then.
     """
@@ -115,7 +114,7 @@ def reserve(limits: Iterable[SpendingLimit], payment_hash: str, amount_msat: int
             fee_cap_msat = min(fee_cap_msat, headroom_msat - amount_msat)
         for each in new:
             each._reserved[payment_hash] = amount_msat + fee_cap_msat
-    return fee_cap_msat
+    return fee_cap_msat, new
 
 
 def _exceeded(limit: SpendingLimit, headroom_msat: int, amount_msat: int, fee_msat: int) -> BudgetExceededError:
@@ -145,18 +144,25 @@ class Reservation:
 
 
 @contextmanager
-def reserved(limits: Sequence[SpendingLimit], payment_hash: str, amount_msat: int, fee_cap_msat: int) -> Iterator[Reservation]:
-    """Reserve a payment's cost as `reserve` does, and release it at the end of the block, unless `Reservation.keep` was called.
+def reserved(
+    limits: Sequence[SpendingLimit], payment_hash: str, amount_msat: int, fee_cap_msat: int, *, whole: bool = False
+) -> Iterator[Reservation]:
+    """Reserve a payment's cost in all ``limits`` before its order leaves. Release it at the end, unless `keep` was called.
 
-    Raises: BudgetExceededError if the payment doesn't fit into one of the limits.
+    The reservation's fee limit is ``fee_cap_msat``, or less if the amount fits into a limit and ``fee_cap_msat`` doesn't. With
+    ``whole``, the fee limit doesn't shrink: all must fit. A payment that is reserved already, since an earlier order of the block
+    is unanswered, isn't reserved twice, and stays reserved.
+
+    Raises: BudgetExceededError if the payment doesn't fit into one of the limits. Nothing is reserved then.
     """
-    reservation = Reservation(reserve(limits, payment_hash, amount_msat, fee_cap_msat))
+    fee_limit_msat, new = _reserve(limits, payment_hash, amount_msat, fee_cap_msat, whole=whole)
+    reservation = Reservation(fee_limit_msat)
     try:
         yield reservation
     finally:
         if not reservation._kept:
             with _lock:
-                for each in limits:
+                for each in new:
                     each._reserved.pop(payment_hash, None)
 
 

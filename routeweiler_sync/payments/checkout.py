@@ -15,6 +15,7 @@ means, is left to `paywall`.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -100,7 +101,7 @@ class Checkout:
         Money: a payment may be made.
         """
         deadline = Deadline(self._payment_timeout_s)
-        with single_flight((self.ledger.url, request.origin, request.scope), deadline) as flight:
+        with self._flight(request, deadline) as flight:
             existing = self._existing_row(request, refused)
             if existing is not None and may_buy and _has_served(existing) and not worth_an_offer(existing):
                 self.ledger.retire(existing.payment_hash)
@@ -108,18 +109,19 @@ class Checkout:
             if existing is not None:
                 flight.payment_hash = existing.payment_hash
                 return _reserved_for_buyer(self._lifecycle.purchase_for(existing, request, deadline))
-            earlier = self.ledger.retired(request.origin, request.scope, request.resource_digest)
-            if earlier is not None and earlier.payment_hash not in refused and worth_an_offer(earlier):
-                return as_purchase(earlier, bought=False)  # another page may have refused it, and offering it costs nothing
+            standing, tokens = self._standing_row(request), self._page_tokens(request)
+            for earlier in tokens:  # another page may have refused them, and offering one costs nothing
+                if earlier.payment_hash not in refused and worth_an_offer(earlier):
+                    return as_purchase(earlier, bought=False)
+            if standing is not None and standing.payment_hash not in refused and (may_buy or not standing.unfinished):
+                flight.payment_hash = standing.payment_hash
+                return _reserved_for_buyer(self._lifecycle.purchase_for(standing, request, deadline))
             if not may_buy:
                 return None
-            unserved = self._unserved_row(request)
-            if unserved is None:
-                return _reserved_for_buyer(self._buy(request, deadline, flight))
-            if unserved.payment_hash not in refused:
-                return as_purchase(unserved, bought=False)
+            if standing is None:
+                return _reserved_for_buyer(self._buy(request, deadline, flight, tokens))
         # Raised outside the flight: callers that wait for the same scope may want it for another page, which isn't concerned.
-        raise unserved_error(unserved, request)
+        raise unserved_error(standing, request)
 
     def quote(self, request: TokenRequest) -> Quote | None:
         """Return what a call for ``request`` would pay, or None if the ledger has a token for it.
@@ -129,12 +131,11 @@ class Checkout:
         Raises: ChallengeExpiredError, ChallengeMismatchError; FmvUnavailableError if the budget's currency has no exchange rate.
         Money: none moves.
         """
-        live = self.ledger.live(request.origin, request.scope) if self.ledger.exists() else []
-        existing = live[0] if live else None
-        if existing is not None and existing.unfinished:  # a call would carry this purchase to its end
-            return self._checks.quote(request, decode_invoice(existing.bolt11), existing.max_fee_msat)
-        if existing is not None and (existing.valid_until is None or time.time() < existing.valid_until):
-            return None
+        for existing in self._rows_for_quote(request) if self.ledger.exists() else ():
+            if existing.unfinished:  # a call would carry this purchase to its end
+                return self._checks.quote(request, decode_invoice(existing.bolt11), existing.max_fee_msat)
+            if existing.valid_until is None or time.time() < existing.valid_until:
+                return None
         check_challenge(request.challenge)
         invoice = request.challenge.invoice
         source = next((each for each in self.funding if each.network == invoice.network), None)
@@ -186,18 +187,43 @@ class Checkout:
             raise repeated_invoice_error(same_invoice)
         return same_invoice
 
-    def _unserved_row(self, request: TokenRequest) -> PaymentRow | None:
-        """Return the row of a payment for this very page whose token the server has never accepted, or None.
+    def _standing_row(self, request: TokenRequest) -> PaymentRow | None:
+        """Return the row of a payment for this very page that is unfinished, or whose token the server has never accepted, or None.
 
-        While there is one, nothing else is bought for the page.
+        While there is one, nothing else is bought for the page, whatever scope the server names.
         """
-        row = self.ledger.unserved(request.origin, request.resource_digest) if request.resource_digest else None
+        row = self.ledger.standing(request.origin, request.resource_digest) if request.resource_digest else None
         if row is not None and wait_for_first_use(row.payment_hash):
-            row = self.ledger.unserved(request.origin, request.resource_digest)
+            row = self.ledger.standing(request.origin, request.resource_digest)
         return row
 
-    def _buy(self, request: TokenRequest, deadline: Deadline, flight: Flight) -> Purchase:
+    def _page_tokens(self, request: TokenRequest) -> list[PaymentRow]:
+        """Return the rows whose tokens were bought for this very page and accepted once, newest first."""
+        return self.ledger.page_tokens(request.origin, request.resource_digest) if request.resource_digest else []
+
+    def _rows_for_quote(self, request: TokenRequest) -> list[PaymentRow]:
+        """Return the rows that a call for ``request`` would use before it bought anything."""
+        standing = self.ledger.standing(request.origin, request.resource_digest)
+        return [*self.ledger.live(request.origin, request.scope), *([] if standing is None else [standing])]
+
+    @contextlib.contextmanager
+    def _flight(self, request: TokenRequest, deadline: Deadline) -> Iterator[Flight]:
+        """Be the only call of this process that buys for the page of ``request``, and the only one that buys for its scope.
+
+        The page comes first in every call, so that no two calls wait for each other. Raises: as `single_flight`.
+        """
+        with contextlib.ExitStack() as flights:
+            page = None
+            if request.resource_digest:
+                key = (self.ledger.url, request.origin, f"page {request.resource_digest}")
+                page = flights.enter_context(single_flight(key, deadline, shown=f"the page {request.path}"))
+            flight = flights.enter_context(single_flight((self.ledger.url, request.origin, request.scope), deadline, around=page))
+            yield flight
+
+    def _buy(self, request: TokenRequest, deadline: Deadline, flight: Flight, tokens: Sequence[PaymentRow]) -> Purchase:
         """Do steps 2 to 6 of the module's docstring. Return the purchase.
+
+        ``tokens`` are the rows of this page's tokens, none of which is worth an offer.
 
         Raises: as `token_for`.
         Money: a payment may be made.
@@ -219,7 +245,8 @@ class Checkout:
                 draw = self._checks.draw(request)  # the exchange rate may have changed
             request.still_useful()  # the request's body may have been closed while the node or a person was asked
             flight.payment_hash = payment_hash
-            row, is_new = self.ledger.open_payment(_intent(request, node_pubkey, reservation.fee_cap_msat), draw)
+            intent = _intent(request, node_pubkey, reservation.fee_cap_msat, tokens)
+            row, is_new = self.ledger.open_payment(intent, draw)
             if is_new:
                 reservation.keep()
         if not is_new:
@@ -229,7 +256,7 @@ class Checkout:
         return self._lifecycle.carry(row, source, NextStep.SEND, request, deadline)
 
 
-def _intent(request: TokenRequest, node_pubkey: str, fee_cap_msat: int) -> Intent:
+def _intent(request: TokenRequest, node_pubkey: str, fee_cap_msat: int, tokens: Sequence[PaymentRow]) -> Intent:
     """Return what the ledger writes about the purchase before the invoice is sent."""
     challenge, invoice = request.challenge, request.challenge.invoice
     return Intent(
@@ -246,6 +273,7 @@ def _intent(request: TokenRequest, node_pubkey: str, fee_cap_msat: int) -> Inten
         fee_cap_msat=fee_cap_msat,
         valid_until=challenge.valid_until,
         resource_digest=request.resource_digest,
+        known_tokens=tuple(row.payment_hash for row in tokens),
     )
 
 

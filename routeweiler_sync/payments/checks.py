@@ -165,11 +165,11 @@ class Checks:
                 advice="Report this to the server's operator, if you trust them.",
             )
 
-    def check_resend(self, row: PaymentRow, request: TokenRequest) -> None:
+    def check_resend(self, row: PaymentRow, request: TokenRequest, *, fee_cap_msat: int) -> None:
         """Check an unfinished payment of another call against what this session allows, before its invoice is sent again.
 
-        A session that may not pay doesn't send the invoice, even if another session was allowed to. The row's reservation stays as
-        it is.
+        A session that may not pay doesn't send the invoice, even if another session was allowed to. ``fee_cap_msat`` is the most
+        that routing may cost from this session's wallet. The limits of the envelope are checked where the send is counted.
 
         Raises: PaymentPendingError if this session doesn't allow the payment. The earlier send may still arrive.
         """
@@ -177,6 +177,11 @@ class Checks:
         request = replace(request, challenge=replace(request.challenge, invoice=invoice))
         try:
             self.check_allowed(request)
+            if row.max_fee_msat > fee_cap_msat:
+                raise BudgetExceededError(
+                    f"Its routing may cost {sats(row.max_fee_msat)}, more than the {sats(fee_cap_msat)} that this session allows.",
+                    advice="Give the funding source a higher max_fee_msat.",
+                )
             self._check_standing_limits(row, request)
             if self.asks_confirm:
                 self.check_confirmed(self.quote(request, invoice, row.max_fee_msat))

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import tenacity
 
 from .._core.deadline import Deadline
-from ..errors import BudgetExceededError, EnvelopeFrozenError, FundingError, LedgerError
+from ..errors import BudgetError, FundingError, LedgerError, PolicyDeniedError, RailNotSupportedError
 from ..funding.replies import WalletAnswer, WalletReply
 from ..funding.source import LightningFundingSource
 from ..ledger.ledger import Ledger
@@ -21,7 +21,7 @@ from ..ledger.types import Change, PaymentRow, PaymentState
 from . import block_limit, wallet_rules
 from .checks import Checks
 from .outcome_errors import ended_error, error_for, pending_error, repeated_invoice_error, unbooked_error, unsent_error
-from .report_claims import claim, release
+from .report_claims import claim, release, this_claimant
 from .token import Token
 from .types import Purchase, TokenRequest
 from .wallet_rules import NextStep, Step
@@ -79,7 +79,7 @@ class PaymentLifecycle:
                     if not resends:
                         raise pending_error(row, "its invoice was sent again once, and the outcome still isn't known")
                     resends -= 1
-                    counted_row = self._count_resend(row, request, opened_here=opened_here)
+                    counted_row = self._count_resend(row, source, request, opened_here=opened_here)
                     if counted_row is None:  # another caller has ended the row meanwhile
                         return self.purchase_for(self.read_again(row), request, deadline)
                     row = counted_row
@@ -126,7 +126,7 @@ class PaymentLifecycle:
                 claim(row.payment_hash)  # before the commit, after which other threads see the row settled and unreported
 
         try:
-            after = self._ledger.change(row.payment_hash, decide, before_commit=before_commit)
+            after = self._ledger.change(row.payment_hash, decide, before_commit=before_commit, claimant=this_claimant())
         except LedgerError as error:
             committed = self._committed(row, decisions[0]) if decisions else None
             if committed is None:
@@ -218,20 +218,29 @@ class PaymentLifecycle:
         follows = step is not NextStep.LAST_LOOK
         return retrying(lambda: source.track(payment_hash, timeout_s=deadline.left_s(), follow=follows))
 
-    def _count_resend(self, row: PaymentRow, request: TokenRequest, *, opened_here: bool) -> PaymentRow | None:
+    def _count_resend(
+        self, row: PaymentRow, source: LightningFundingSource, request: TokenRequest, *, opened_here: bool
+    ) -> PaymentRow | None:
         """Count one more send in ``row``, before it leaves. Return the row as it is then, or None if it has ended meanwhile.
 
         ``opened_here``: this call opened the row, so its checks have passed already. A payment that another call began is checked
-        against this session's policy, envelope, blocks and confirm().
+        against this session's policy, fee limit, envelope, blocks and confirm(). Its amount and highest fee count there from now
+        on.
 
         Raises: PaymentPendingError if the send mustn't leave from here. The earlier send may still arrive.
         """
         if not opened_here:
-            self._checks.check_resend(row, request)
+            self._checks.check_resend(row, request, fee_cap_msat=source.fee_cap_msat(row.amount_msat))
         try:
-            block_limit.reserve(request.limits, row.payment_hash, row.amount_msat, row.max_fee_msat, whole=True)
-            return self._ledger.count_send(row.payment_hash)
-        except (BudgetExceededError, EnvelopeFrozenError) as error:
+            draw = None if opened_here else self._checks.draw(request)
+            with block_limit.reserved(
+                request.limits, row.payment_hash, row.amount_msat, row.max_fee_msat, whole=True
+            ) as reservation:
+                counted = self._ledger.count_send(row.payment_hash, draw)
+                if counted is not None:
+                    reservation.keep()
+            return counted
+        except (BudgetError, PolicyDeniedError, RailNotSupportedError) as error:
             raise unsent_error(row, error) from error
         except LedgerError as error:
             raise unbooked_error(row, error, paid=False) from error

@@ -1,4 +1,5 @@
-"""One purchase at a time for one scope within a process. Between processes, the ledger's unique index ensures the same.
+"""One purchase at a time for one scope and for one page within a process. Between processes, the ledger's unique indexes ensure the
+same.
 
 A caller that comes while a purchase is in progress waits for it. If the purchase ends with an error about its payment, the waiting
 callers get that error too. If it ends with a token, they find the token in the ledger. What is bought, and when, is left to
@@ -22,16 +23,28 @@ class Flight:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
+        #: The flight of the page around this one of a scope. It gets to know the same payment.
+        self.around: Flight | None = None
         #: How many callers buy or wait. At 0 the flight is forgotten.
         self.users = 0
         #: How many purchases of this flight have ended. A waiting caller sees by it that one ended during its wait.
         self.finished = 0
         #: The id of the thread that is buying.
         self.owner: int | None = None
-        #: Hex. Set once the purchase has a ledger row: a caller that gives up waiting names the payment from then on.
-        self.payment_hash: str | None = None
+        self._payment_hash: str | None = None
         #: The error of the last purchase, if it was about its payment.
         self.error: RouteweilerError | None = None
+
+    @property
+    def payment_hash(self) -> str | None:
+        """Hex. Set once the purchase has a ledger row: a caller that gives up waiting names the payment from then on."""
+        return self._payment_hash
+
+    @payment_hash.setter
+    def payment_hash(self, payment_hash: str | None) -> None:
+        self._payment_hash = payment_hash
+        if self.around is not None:
+            self.around.payment_hash = payment_hash
 
 
 _flights: dict[tuple[str, str, str], Flight] = {}
@@ -53,8 +66,13 @@ def _shared(error: RouteweilerError) -> RouteweilerError:
 
 
 @contextlib.contextmanager
-def single_flight(key: tuple[str, str, str], deadline: Deadline) -> Iterator[Flight]:
-    """Run the block as the only one in this process that buys for ``key`` = (ledger URL, origin, scope).
+def single_flight(
+    key: tuple[str, str, str], deadline: Deadline, *, shown: str | None = None, around: Flight | None = None
+) -> Iterator[Flight]:
+    """Run the block as the only one in this process that buys for ``key`` = (ledger URL, origin, scope or page).
+
+    ``shown`` names scope or page in error texts; None means the scope in ``key``. ``around`` is the flight of the page, in which
+    this one is.
 
     While another thread is in such a block for the same ``key``, wait for it, at most until ``deadline``.
 
@@ -63,6 +81,7 @@ def single_flight(key: tuple[str, str, str], deadline: Deadline) -> Iterator[Fli
     block already.
     Money: none moves here.
     """
+    what = f"{key[1]} ({key[2] if shown is None else shown})"
     with _registry_lock:
         flight = _flights.setdefault(key, Flight())
         flight.users += 1
@@ -71,26 +90,26 @@ def single_flight(key: tuple[str, str, str], deadline: Deadline) -> Iterator[Fli
         waited = not flight.lock.acquire(blocking=False)
         if waited and flight.owner == threading.get_ident():
             raise PaymentDeclinedError(
-                f"This thread is buying a token for {key[1]} ({key[2]}) already: its confirm() requests the page that it is asked "
-                "about.",
+                f"This thread is buying a token for {what} already: its confirm() requests the page that it is asked about.",
                 advice="In confirm(), request another page, or use a session that doesn't pay.",
             )
         if waited and not flight.lock.acquire(timeout=deadline.left_s()):
             payment_hash = flight.payment_hash
             if payment_hash is None:
                 raise FundingError(
-                    f"Another thread hasn't decided yet whether to buy a token for {key[1]} ({key[2]}): its node or its confirm() "
+                    f"Another thread hasn't decided yet whether to buy a token for {what}: its node or its confirm() "
                     "hasn't answered.",
                     advice="Call again.",
                 )
             raise PaymentPendingError(
-                f"Another thread is still buying a token for {key[1]} ({key[2]}), payment {payment_hash}.",
+                f"Another thread is still buying a token for {what}, payment {payment_hash}.",
                 advice="Call again: the same purchase goes on, nothing is paid twice.",
                 payment_hash=payment_hash,
             )
         try:
             if waited and flight.finished > seen and flight.error is not None:
                 raise _shared(flight.error) from flight.error
+            flight.around = around
             flight.error, flight.payment_hash, flight.owner = None, None, threading.get_ident()
             try:
                 yield flight

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 import requests
 
 from ..errors import LedgerError, PreimageMismatchError, RouteweilerError
-from ..payments.report_claims import claim, release
+from ..ledger.ledger import CLAIM_S
+from ..payments.report_claims import claim, claim_in, release, this_claimant
 from ..payments.token import Token
 from ..payments.types import Payment
 from ..protocol.schemes import rail_of, redact
@@ -24,6 +25,7 @@ from ..trace.schema import TraceChallenge, TraceError, TraceEvent, TraceOutcome,
 
 if TYPE_CHECKING:
     from ..config.payer import Payer
+    from ..ledger.types import PaymentRow
     from ..payments.types import Purchase, TokenRequest
 
 log = logging.getLogger("routeweiler_sync")
@@ -72,6 +74,7 @@ class CallRecord:
     bought_scopes: set[tuple[str, str]] = field(default_factory=set)
     #: True once a token was sent in place of the caller's own Authorization header.
     authorization_replaced: bool = False
+    _started_monotonic_s: float = field(default_factory=time.monotonic)
 
     def challenged(self, token_request: TokenRequest) -> None:
         """Note the challenge that a hop was answered with. The trace shows the last one."""
@@ -119,15 +122,17 @@ class CallRecord:
             return False
         try:
             row = self.payer.ledger.payment(token.payment_hash)  # ``token`` may be older than what the ledger says
+            if row is not None and not row.reported:
+                row = claim_unreported(self.payer, row)
+                if row is not None:
+                    return True
         except LedgerError as error:  # the caller gets the page all the same; the next call that uses the token reports the payment
             log.warning("whether payment %s has been reported can't be looked up: %s", token.payment_hash, error)
-            release(token.payment_hash)
-            return False
-        if row is not None and row.reported:
-            release(token.payment_hash)
+            row = None
+        release(token.payment_hash)
+        if row is not None:
             self.payer.token_cache.note(token, reported=True)
-            return False
-        return True
+        return False
 
     @property
     def spent_msat(self) -> int:
@@ -154,8 +159,10 @@ class CallRecord:
         ``response`` and ``error`` are what the call ended with. Raises nothing: the call matters more than its trace.
         """
         try:
+            self._renew_claims()
             if not self._write_events(response, error or self.noted):
-                return  # the sink has warned; the next call that uses the token reports its payment
+                self._release_in_ledger()  # the sink has warned; the next call that uses a token reports its payment
+                return
             for use in self.uses:
                 if not use.reused and not use.token.reported:
                     self._note_reported(use.token)
@@ -172,6 +179,20 @@ class CallRecord:
                     release(use.token.payment_hash)
             if isinstance(error, RouteweilerError) and error.payment_hash is not None:
                 release(error.payment_hash)
+
+    def _renew_claims(self) -> None:
+        """Make sure that this call may still report its payments. After a very long call, another one may have taken that over."""
+        if time.time() - self.started_s < CLAIM_S / 2 and time.monotonic() - self._started_monotonic_s < CLAIM_S / 2:
+            return
+        for use in self.uses:
+            if not use.reused and self.payer.ledger.claim_report(use.token.payment_hash, this_claimant()) is None:
+                use.reused = True
+
+    def _release_in_ledger(self) -> None:
+        """Let any process report this call's payments, which this call couldn't."""
+        for use in self.uses:
+            if not use.reused:
+                self.payer.ledger.release_report(use.token.payment_hash, this_claimant())
 
     def _write_events(self, response: requests.Response | None, error: BaseException | None) -> bool:
         """Write the trace events. Return True if all were written or there is no trace sink."""
@@ -205,6 +226,8 @@ class CallRecord:
             return
         # Read after the claim: a moment ago, another call may have reported the payment and released its own claim.
         row = self.payer.ledger.payment(payment_hash)
+        if row is not None and row.settled_at is not None and not row.reported:
+            row = claim_unreported(self.payer, row)
         if row is None or row.settled_at is None or row.reported:
             release(payment_hash)
             return
@@ -248,6 +271,22 @@ class CallRecord:
             timestamp_start=datetime.fromtimestamp(self.started_s, tz=timezone.utc),
             timestamp_end=datetime.fromtimestamp(now_s, tz=timezone.utc),
         )
+
+
+def claim_unreported(payer: Payer, row: PaymentRow) -> PaymentRow | None:
+    """Claim in the ledger to report ``row``, which another call has settled and not reported. Return the row, or None.
+
+    None means that another process is about to report it, or that it is reported: the call that settled it may have died between
+    writing its event and noting that in the ledger, so the trace is asked.
+
+    Raises: LedgerError.
+    """
+    claimed_row = claim_in(payer.ledger, row)
+    reports = getattr(payer.trace_sink, "reports", None)  # a program's own sink may not have it
+    if claimed_row is None or reports is None or not reports(row.payment_hash):
+        return claimed_row
+    payer.ledger.mark(row.payment_hash, reported=True)
+    return None
 
 
 def _rail(challenge: TraceChallenge | None, use: TokenUse | None) -> str | None:

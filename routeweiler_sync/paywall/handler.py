@@ -10,7 +10,6 @@ Sending again follows `requests.auth.HTTPDigestAuth.handle_401`: the superseded 
 from __future__ import annotations
 
 import functools
-import hashlib
 import logging
 import time
 from collections.abc import Callable
@@ -41,7 +40,7 @@ from .credentialed import (
     with_credential,
 )
 from .negotiation import Negotiation, wants_of
-from .replay import again, check_replayable, drain, rewind
+from .replay import again, check_replayable, drain, resource_digest, rewind
 from .server_rules import MAYBE_REFUSALS, ServerAnswer, TokenStatus, Verdict, Wants, judge, read_answer
 
 if TYPE_CHECKING:
@@ -72,12 +71,17 @@ class PaywallHandler:
     negotiation: Negotiation = field(init=False)
 
     def __post_init__(self) -> None:
-        self.negotiation = Negotiation(resource_digest=_resource_digest(self.request), call_started_s=self.call.started_s)
+        self.negotiation = Negotiation(call_started_s=self.call.started_s)
 
     @property
     def record(self) -> CallRecord:
         """The record of the call that this hop belongs to."""
         return self.call.record
+
+    @functools.cached_property
+    def resource_digest(self) -> str:
+        """The digest of the page that the hop requests: method, path with query, body."""
+        return resource_digest(self.request)
 
     @property
     def is_cached(self) -> bool:
@@ -205,13 +209,14 @@ class PaywallHandler:
             log.info("%s answers %d without an L402 challenge (schemes: %s)", self.origin, self.latest.status_code,
                      ", ".join(schemes_offered(lines)) or "none")  # fmt: skip
             return None
+        self.negotiation.resource_digest = self.resource_digest
         token_request = TokenRequest(
             url=self.request.url or "",
             origin=self.origin,
             path=self.path,
             scope=scope_of(challenge, self.path),
             challenge=challenge,
-            resource_digest=self.negotiation.resource_digest,
+            resource_digest=self.resource_digest,
             spent_in_call_msat=self.record.spent_msat,
             limits=active(self.call.payers),
             still_useful=functools.partial(check_replayable, self.request),
@@ -304,7 +309,8 @@ class PaywallHandler:
         """
         status = self.latest.status_code
         names_schemes = request is None and status in (401, 402) and bool(schemes_offered(_challenge_lines(self.latest)))
-        wants = wants_of(None if request is None else request.scope, token, names_schemes=names_schemes)
+        is_for_page = judged is not None and judged.payment_hash in self.negotiation.bought_for_this
+        wants = wants_of(None if request is None else request.scope, token, names_schemes=names_schemes, is_for_page=is_for_page)
         if wants is Wants.SAME and judged is not None and request is not None and self._is_replay(judged, request):
             wants = Wants.PAID
         after_402 = any(answer.status_code == 402 for answer in self.history)
@@ -339,12 +345,13 @@ class PaywallHandler:
     def _retired_instead_of(self, token: Token) -> Token:
         """Return a retired token to offer in place of ``token``, which isn't offered again in this hop.
 
-        It was bought for this very page (path and query), so it may still open it.
+        It was bought for this very page, so it may still open it.
 
         Raises: TokenRefusedError if there is no such token.
         """
-        row = self.payer.ledger.retired(self.origin, token.scope, self.negotiation.resource_digest)
-        earlier = None if row is None or row.payment_hash in self.negotiation.refused else Token.of(row)
+        refused = self.negotiation.refused | {token.payment_hash}
+        rows = self.payer.ledger.page_tokens(self.origin, self.resource_digest)
+        earlier = next((Token.of(row) for row in rows if row.payment_hash not in refused), None)
         if earlier is None:
             self.record.add_reuse(token, self.request.url or "")
             raise refused_error(token, self.latest.status_code)
@@ -416,11 +423,6 @@ class PaywallHandler:
         if self.history:
             self.record.superseded[id(response)] = list(self.history)
         return response
-
-
-def _resource_digest(request: requests.PreparedRequest) -> str:
-    """Return a digest of path and query. It identifies the page, and doesn't keep the secrets that a query may hold."""
-    return hashlib.sha256((request.path_url or "").encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _challenge_lines(response: requests.Response) -> list[str]:

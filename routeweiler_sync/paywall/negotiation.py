@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 #: A token that the server has never accepted is offered again for this long: settlement may lag on the server's side.
 OFFER_AGAIN_S = 5.0
+#: A token that the server has never accepted is offered at most this many times in a row: a program's clock may stand still.
+MAX_OFFERS_OF_ONE = 20
 #: After this many tokens, a call offers no more tokens of others, only one that it buys itself. Four leaves room for an old token,
 #: one that another process bought meanwhile, and a new one.
 MAX_TOKENS_PER_CALL = 4
@@ -34,12 +36,12 @@ CLOCK_GRAIN_S = 0.001
 class Negotiation:
     """The state of one hop.
 
-    ``resource_digest`` is the digest of the page that is requested (its path and query), ``call_started_s`` the time when the call
-    began, in unix seconds.
+    ``call_started_s`` is the time when the call began, in unix seconds. ``resource_digest`` is the digest of the page that is
+    requested (method, path with query, body). It is needed, and set, once a challenge has been read.
     """
 
-    resource_digest: str
     call_started_s: float
+    resource_digest: str = ""
     #: Whether this hop has bought a token.
     bought: bool = False
     #: How many tokens from the checkout were offered.
@@ -52,8 +54,15 @@ class Negotiation:
     retired: set[str] = field(default_factory=set)
     #: Payment hashes of tokens that other calls have bought for other pages since this call began.
     bought_for_others: set[str] = field(default_factory=set)
+    #: Payment hashes of tokens that were bought for this very page and that no server has accepted yet. Whatever scope a refusal of
+    #: one of them names, it is about that token: one page is bought once.
+    bought_for_this: set[str] = field(default_factory=set)
+    #: Payment hashes of tokens that have opened this very page before.
+    served_here: set[str] = field(default_factory=set)
     #: When the present token was first refused, on the monotonic clock. None if it hasn't been refused.
     refused_since_s: float | None = None
+    #: How often the present token has been refused.
+    refusals: int = 0
     #: Whether the server was asked without a token, to learn what it meant when it refused the present one.
     asked_bare: bool = False
     #: The refused token that is to be offered once more, after the server was asked without it.
@@ -92,6 +101,7 @@ class Negotiation:
             return True
         if self.refused_since_s is None or (in_ledger.accepted and not token.accepted):
             self.refused_since_s = monotonic_s
+        self.refusals += 1
         return token.accepted
 
     def status_of(self, token: Token, *, accepted: bool, accepted_here: bool, now_s: float, monotonic_s: float) -> TokenStatus:
@@ -102,10 +112,10 @@ class Negotiation:
         """
         return token_status(
             accepted=accepted,
-            accepted_here=accepted_here,
+            accepted_here=accepted_here or token.payment_hash in self.served_here,
             expired=token.valid_until is not None and now_s >= token.valid_until,
             asked_bare=self.asked_bare,
-            patience_left=self._refused_for_s(monotonic_s) < OFFER_AGAIN_S,
+            patience_left=self._refused_for_s(monotonic_s) < OFFER_AGAIN_S and self.refusals < MAX_OFFERS_OF_ONE,
         )
 
     # -- what to offer next ---------------------------------------------------------------------------------------------------
@@ -130,16 +140,23 @@ class Negotiation:
         token, row = purchase.token, purchase.row
         self.offers, self.last_offered = self.offers + 1, token
         self.bought = self.bought or purchase.bought
-        if token.scope != scope:
+        is_for_this_page = row.resource_digest == self.resource_digest
+        if is_for_this_page and row.accepted:
+            self.served_here.add(token.payment_hash)
+        if is_for_this_page and not row.accepted:
+            self.bought_for_this.add(token.payment_hash)
+        elif token.scope != scope:
             self.refused.add(token.payment_hash)  # it was bought for this page but for another scope, so one offer is enough
-        elif row.resource_digest != self.resource_digest and row.created_at.timestamp() >= self.call_started_s - CLOCK_GRAIN_S:
+        elif not is_for_this_page and row.created_at.timestamp() >= self.call_started_s - CLOCK_GRAIN_S:
             self.bought_for_others.add(token.payment_hash)
         self._start_next_token()
+        # The challenge that a retired token answers came to a request without a token, so the server needn't be asked that again.
+        self.asked_bare = row.state.value == "retired"
 
     def note_earlier_offer(self, refused: Token) -> None:
         """Note that a retired token is offered next, in place of ``refused``. It was bought for this very page."""
         self.refused.add(refused.payment_hash)
-        self.refused_since_s = None
+        self.refused_since_s, self.refusals = None, 0
 
     def note_retired(self, token: Token) -> None:
         """Note that ``token`` is retired, since the server no longer accepts it, at least not for this page."""
@@ -167,15 +184,16 @@ class Negotiation:
 
     def _start_next_token(self) -> None:
         """Forget what was noted about the present token: another one is offered next."""
-        self.refused_since_s, self.asked_bare = None, False
+        self.refused_since_s, self.refusals, self.asked_bare = None, 0, False
 
 
-def wants_of(scope: str | None, token: Token | None, *, names_schemes: bool) -> Wants:
+def wants_of(scope: str | None, token: Token | None, *, names_schemes: bool, is_for_page: bool = False) -> Wants:
     """Return what a 401 or 402 asks for.
 
     ``scope`` is the scope of its L402 challenge, None if it holds none. ``token`` is the token that was sent, if any.
-    ``names_schemes``: the answer names some authentication scheme.
+    ``names_schemes``: the answer names some authentication scheme. ``is_for_page``: the token was bought for this very page, and no
+    server has accepted it yet, so any challenge refuses it.
     """
     if scope is not None:
-        return Wants.SAME if token is not None and token.scope == scope else Wants.CHALLENGE
+        return Wants.SAME if token is not None and (token.scope == scope or is_for_page) else Wants.CHALLENGE
     return Wants.OTHER if names_schemes else Wants.NOTHING

@@ -12,7 +12,7 @@ from ..errors import LedgerError
 from ..payments.report_claims import claim, release_all
 from ..payments.token import Token
 from .call import current
-from .call_record import CallRecord, TokenUse
+from .call_record import CallRecord, TokenUse, claim_unreported
 
 if TYPE_CHECKING:
     from ..config.payer import Payer
@@ -32,10 +32,21 @@ def report_recovered(payer: Payer, rows: list[PaymentRow]) -> None:
     for row in ended.values():
         record = CallRecord(payer=payer, method="RECOVER", url=row.origin + row.path)
         if row.settled_at is not None:
-            if row.reported or (not claim(row.payment_hash) and row.payment_hash not in claimed_here):
-                continue  # reported, or a call of this process is about to report it
+            if row.reported or not _claim(payer, row, settled_here=row.payment_hash in claimed_here):
+                continue  # reported, or another call is about to report it
             token = Token.of(row) or Token.unproved(row)
             record.uses.append(TokenUse(token=token, url=record.url, bought=True, reused=False, proof=row.preimage is not None))
         record.finish(None, None)
     if current.get() is None:
         release_all()
+
+
+def _claim(payer: Payer, row: PaymentRow, *, settled_here: bool) -> bool:
+    """Return whether this recovery reports ``row``. It has claimed what it settled itself (``settled_here``) already."""
+    if not claim(row.payment_hash):
+        return settled_here
+    try:
+        return claim_unreported(payer, row) is not None
+    except LedgerError as error:
+        log.warning("whether payment %s has been reported can't be looked up: %s", row.payment_hash, error)
+        return False

@@ -6,7 +6,9 @@ Why and when a request is sent again is left to `handler`.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
+import re
 import time
 from types import GeneratorType
 from typing import Any
@@ -83,6 +85,53 @@ def again(request: requests.PreparedRequest, answers: list[requests.Response]) -
             extract_cookies_to_jar(jar, request, answer.raw)
         copy.prepare_cookies(jar)
     return copy
+
+
+def resource_digest(request: requests.PreparedRequest) -> str:
+    """Return a digest of method, path with query, and body. It identifies the page, and shows nothing of what they hold.
+
+    A path that begins with several slashes counts as one with a single slash, as `requests` sends it. The boundary that parts of a
+    form are separated by, which is new in each request, doesn't count. A file is left at the position where it was.
+    """
+    path = request.path_url or ""
+    page = (f"/{path.lstrip('/')}" if path.startswith("//") else path).encode("utf-8", "surrogatepass")
+    method = (request.method or "GET").upper().encode("utf-8", "surrogatepass")
+    body = _body_digest(request)
+    # Without method and body: the form that ledgers of version 1 hold for every request.
+    return hashlib.sha256(page if method == b"GET" and not body else b"\0".join((method, page, body))).hexdigest()
+
+
+def _body_digest(request: requests.PreparedRequest) -> bytes:
+    """Return the digest of the body, empty if there is none. A body that can't be read again counts by its class alone."""
+    body: Any = request.body
+    if not body and is_in_memory(request):
+        return b""
+    try:
+        if isinstance(body, str):
+            return hashlib.sha256(body.encode("utf-8", "surrogatepass")).digest()
+        if not hasattr(body, "read"):
+            return hashlib.sha256(_without_boundary(request, bytes(memoryview(body)))).digest()
+        return _file_digest(body, request)
+    except Exception:  # noqa: BLE001  (the caller's object may raise anything; `check_replayable` says what is wrong with it)
+        return type(body).__name__.encode()
+
+
+def _without_boundary(request: requests.PreparedRequest, body: bytes) -> bytes:
+    content_type = "" if request.headers is None else str(request.headers.get("Content-Type", ""))
+    found = re.search(r'boundary="?([^";,\s]+)', content_type)
+    return body if found is None else body.replace(found[1].encode(), b"")
+
+
+def _file_digest(body: Any, request: requests.PreparedRequest) -> bytes:
+    """Return the digest of a file from where the request's body begins. The file is at its former position afterwards."""
+    before, digest = body.tell(), hashlib.sha256()
+    body.seek(request._body_position)
+    try:
+        while chunk := body.read(_CHUNK_BYTES):
+            digest.update(chunk.encode("utf-8", "surrogatepass") if isinstance(chunk, str) else chunk)
+    finally:
+        body.seek(before)
+    return digest.digest()
 
 
 # -- why a body can't be sent again, and what to pass instead -------------------------------------------------------------------

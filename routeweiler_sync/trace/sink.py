@@ -19,6 +19,7 @@ import time
 import warnings
 import weakref
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -115,6 +116,18 @@ class TraceSink(ABC):
             return False
         return True
 
+    def reports(self, payment_hash: str) -> bool:
+        """Return whether the trace holds an event that reports the payment: one whose ``payment`` isn't ``reused``.
+
+        Asked only for a payment whose call died before it noted in the ledger that its event is written. Raises no Exception. False
+        as well if the trace can't be read.
+        """
+        try:
+            return any(_reports(text, payment_hash) for text in self._find(payment_hash))
+        except Exception as error:  # noqa: BLE001 - as in `emit`
+            _log.warning("whether the trace %s reports payment %s can't be read: %s", self.path, payment_hash, error)
+            return False
+
     def close(self) -> None:
         """Close the file. May be called twice. A later event opens the file again, because other sessions may share the sink."""
         if self._lock.acquire(timeout=WAIT_S_MAX):  # else a thread hangs in a write: the system closes the file
@@ -165,6 +178,10 @@ class TraceSink(ABC):
         Raises TimeoutError if something that others have to do is still missing at ``_deadline_s``.
         """
 
+    def _find(self, payment_hash: str) -> Iterable[str | bytes]:
+        """Yield the written events that may be about a payment, as JSON. May raise any Exception."""
+        return ()
+
     @abstractmethod
     def _close(self) -> None:
         """Close the file if it is open."""
@@ -194,6 +211,14 @@ class TraceSink(ABC):
     def __del__(self) -> None:
         with suppress(Exception):
             self._close()
+
+
+def _reports(text: str | bytes, payment_hash: str) -> bool:
+    try:
+        payment = json.loads(text)["payment"]
+        return bool(payment["paymentHash"] == payment_hash and payment["reused"] is False)
+    except (ValueError, TypeError, KeyError):  # half a line, or one that somebody else wrote
+        return False
 
 
 _sinks: weakref.WeakSet[TraceSink] = weakref.WeakSet()

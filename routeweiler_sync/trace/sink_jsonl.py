@@ -28,6 +28,8 @@ __all__ = ["JsonlSink", "TraceSink"]
 
 #: How long to wait for the lock. After that the line is written without it, so that a stopped process can't block the others.
 LOCK_TIMEOUT_S = 1.0
+#: How much of the file's end is searched for the event of a payment whose call has died.
+MAX_SEARCH_BYTES = 1 << 28
 #: How often the file is opened again for one event if it keeps being replaced.
 MAX_OPENS = 3
 #: Pauses between two tries to open or write a pipe or device, in seconds.
@@ -64,6 +66,14 @@ class JsonlSink(TraceSink):
                     return
             self._close()
         raise OSError(f"{self.path} is replaced faster than it can be opened")
+
+    def _find(self, payment_hash: str) -> Iterator[bytes]:
+        if not self.path.is_file():  # a pipe, for instance: what was written to it is gone
+            return
+        wanted = payment_hash.encode()
+        with self.path.open("rb") as file:
+            file.seek(max(0, self.path.stat().st_size - MAX_SEARCH_BYTES))
+            yield from (line for line in file if wanted in line)
 
     def _open_fd(self) -> int:
         if self._fd is None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,6 +100,13 @@ class SqliteSink(TraceSink):
     def _identity_now(self) -> tuple[object, ...]:
         """Return the identities of the database and of the files that SQLite has open beside it."""
         return file_identity(self.path), *(file_identity(self._real + suffix) for suffix in SIDE_FILES[:2])
+
+    def _find(self, payment_hash: str) -> Iterable[str]:
+        if not self.path.exists():
+            return []
+        with _inside, contextlib.closing(_open(self.path)) as connection:
+            rows = connection.execute("SELECT payload FROM trace_events WHERE payment_hash = ?", (payment_hash,)).fetchall()
+        return [text for (text,) in rows]
 
     def _close(self) -> None:
         with _inside:

@@ -55,7 +55,9 @@ class Books:
                 spent_msat = sum(row.amount_msat + row.fee_msat for row in mine if row.settled_at is not None)
                 assert envelope.settled_minor_units * 1000 == spent_msat
         if self.lines:
-            told = {p["paymentHash"]: p for line in self.lines if (p := line["payment"]) and not p["reused"]}
+            reports = [p for line in self.lines if (p := line["payment"]) and not p["reused"]]
+            told = {p["paymentHash"]: p for p in reports}
+            assert len(reports) == len(told), "a payment is reported twice"
             if finished:
                 assert told.keys() == settled.keys(), "trace and ledger differ on what was paid"
             for payment_hash, payment in told.items():

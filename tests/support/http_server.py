@@ -26,7 +26,7 @@ def server(answer: Any) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(body)
 
-        do_GET = do_POST = reply
+        do_GET = do_POST = do_PUT = reply
 
         def log_message(self, *args: object) -> None:
             pass

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from routeweiler_sync.errors import BudgetError, LedgerError
+from routeweiler_sync.errors import BudgetError, BudgetExceededError, LedgerError
 from routeweiler_sync.ledger import ledger as ledger_module
-from routeweiler_sync.ledger.ledger import Ledger
+from routeweiler_sync.ledger.ledger import CLAIM_S, Ledger
 from routeweiler_sync.ledger.types import Change, PaymentRow, PaymentState
 
 from .ledger_builders import (
@@ -364,33 +364,102 @@ class RowsContract:
             settle(ledger, n)
             ledger.mark(hash_of(n), accepted=taken)
             ledger.retire(hash_of(n))
-        found = ledger.retired(ORIGIN, "s", "a")
-        assert found is not None
-        assert (found.payment_hash, found.resource_digest) == (hash_of(1), "a")
-        assert ledger.retired("https://b.example", "s", "a") is None
-        assert ledger.retired(ORIGIN, "s", "c") is None
+        found = ledger.page_tokens(ORIGIN, "a")
+        assert [(row.payment_hash, row.scope) for row in found] == [(hash_of(3), "t"), (hash_of(1), "s"), (hash_of(0), "s")]
+        assert {row.resource_digest for row in found} == {"a"}
+        assert ledger.page_tokens("https://b.example", "a") == ledger.page_tokens(ORIGIN, "c") == []
         ledger.open_payment(intent(5, scope="s", resource_digest="c"), None)
         settle(ledger, 5)
         ledger.mark(hash_of(5), accepted=True)
+        assert [row.payment_hash for row in ledger.page_tokens(ORIGIN, "c")] == [hash_of(5)]
         ledger.forget(hash_of(5))  # by the user: not to be used again
-        assert ledger.retired(ORIGIN, "s", "c") is None
+        assert ledger.page_tokens(ORIGIN, "c") == []
 
-    def test_a_token_that_was_never_taken_is_found_by_what_it_was_bought_for(self, make_ledger: Callable[..., Ledger]) -> None:
+    def test_a_page_has_one_purchase_until_it_was_served(self, make_ledger: Callable[..., Ledger]) -> None:
         """Else a server that names another scope each time would be paid each time, for a page that never comes."""
-        clock = Clock()
-        ledger = make_ledger(clock)
-        for n, (scope, target) in enumerate([("s", "a"), ("t", "a"), ("u", "b")]):
-            clock.now_s += 1
-            ledger.open_payment(intent(n, scope=scope, resource_digest=target), None)
-            assert ledger.unserved(ORIGIN, "b") is None, "it isn't paid for yet"
-            settle(ledger, n)
-        first = ledger.unserved(ORIGIN, "a")
-        assert first is not None
-        assert (first.payment_hash, first.scope) == (hash_of(0), "s")
-        assert ledger.unserved("https://b.example", "a") is None
-        ledger.mark(hash_of(0), accepted=True)
-        ledger.forget(hash_of(1))
-        assert ledger.unserved(ORIGIN, "a") is None
+        ledger = make_ledger()
+        first, _ = ledger.open_payment(intent(1, scope="s", resource_digest="a"), draw(limits()))
+        assert ledger.standing(ORIGIN, "a") == first
+        assert ledger.standing("https://b.example", "a") is ledger.standing(ORIGIN, "b") is ledger.standing(ORIGIN, "") is None
+        for state in ("open", "failed", "settled"):
+            if state == "failed":
+                fail(ledger, 1)
+            if state == "settled":
+                settle(ledger, 1)
+            row, is_new = make_ledger().open_payment(intent(2, scope=f"scope {state}", resource_digest="a"), draw(limits("other")))
+            assert (row.payment_hash, row.state.value, is_new) == (hash_of(1), state, False)
+        assert ledger.open_payment(intent(3, scope="u", resource_digest="b"), None)[1], "another page"
+        assert ledger.open_payment(intent(4, scope="s", origin="https://b.example", resource_digest="a"), None)[1], "another origin"
+        ledger.mark(hash_of(1), accepted=True)
+        assert ledger.standing(ORIGIN, "a") is None
+        assert ledger.open_payment(intent(2, scope="t", resource_digest="a"), None)[1]
+        assert [row.id for row in ledger.envelopes()] == ["e"], "nothing else was reserved"
+
+    def test_writers_that_race_for_one_page_make_one_row(self, make_ledger: Callable[..., Ledger]) -> None:
+        """Else two machines would each buy a page whose server names a scope of its own to each of them."""
+        for page in range(5):
+
+            def buy(n: int, page: int = page) -> bool:
+                wanted = intent(100 * (page + 1) + n, resource_digest=f"page {page}")
+                return make_ledger().open_payment(wanted, draw(limits(f"e{n}")))[1]
+
+            assert sum(at_once([partial(buy, n) for n in range(6)])) == 1
+
+    def test_a_payment_made_after_it_was_abandoned_yields_to_the_one_that_stands_for_its_page(self, ledger: Ledger) -> None:
+        """Else its booking would fail, and money that was spent be missing from the budget."""
+        ledger.open_payment(intent(1, scope="s", resource_digest="a"), draw(limits()))
+        ledger.forget(hash_of(1), abandon=True)
+        assert ledger.open_payment(intent(2, scope="t", resource_digest="a"), draw(limits()))[1]
+        row = settle(ledger, 1)
+        assert (row.state, row.preimage) == (PaymentState.RETIRED, preimage(1).hex())
+        assert [each.payment_hash for each in ledger.page_tokens(ORIGIN, "a")] == [hash_of(1)]
+        settle(ledger, 2)
+        assert held_msat(ledger) == (0, 20_000)
+
+    # -- an order that leaves again ---------------------------------------------------------------------------------------
+
+    def test_an_order_that_leaves_again_is_reserved_where_it_leaves_from(self, ledger: Ledger) -> None:
+        """Else a session would pay more than its own envelope allows, with orders that others began."""
+        for n in (1, 2):
+            ledger.open_payment(intent(n), draw(limits("theirs")))
+        ours = draw(limits("ours", cap_minor_units=21))
+        row = ledger.count_send(hash_of(1), ours)
+        assert row is not None
+        assert (row.envelope_id, row.reserved_micro, row.sends_ever) == ("ours", 11 * 10**6, 2)
+        assert (held_msat(ledger, "theirs"), held_msat(ledger, "ours")) == ((11_000, 0), (11_000, 0))
+        with pytest.raises(BudgetExceededError):
+            ledger.count_send(hash_of(2), ours)
+        assert ledger.count_send(hash_of(1), ours) is not None, "it is reserved here already, and isn't counted twice"
+        second = ledger.payment(hash_of(2))
+        assert second is not None
+        assert (second.envelope_id, second.sends_ever) == ("theirs", 1)
+        settle(ledger, 1, fee_msat=500)
+        assert (held_msat(ledger, "theirs"), held_msat(ledger, "ours")) == ((11_000, 0), (0, 10_500))
+
+    @pytest.mark.parametrize("name", ["cap", "per_call", "per_hour", "per_day"])
+    def test_an_order_leaves_again_only_if_amount_and_highest_fee_fit(self, ledger: Ledger, name: str) -> None:
+        """Else the fee that the row's first session allowed would carry this session past its limit."""
+        ledger.open_payment(intent(1), draw(limits("theirs")))
+        with pytest.raises(BudgetExceededError):
+            ledger.count_send(hash_of(1), draw(limits("ours", **{f"{name}_minor_units": 10})))
+        assert (held_msat(ledger, "theirs"), held_msat(ledger, "ours")) == ((11_000, 0), (0, 0))
+        assert ledger.count_send(hash_of(1), draw(limits("ours", **{f"{name}_minor_units": 11}))) is not None
+
+    def test_an_order_without_an_envelope_counts_in_that_of_the_session_that_sends_it_again(self, ledger: Ledger) -> None:
+        """Else a session with a budget would pay for one without, past any limit."""
+        ledger.open_payment(intent(1), None)
+        ledger.count_send(hash_of(1), draw(limits(cap_minor_units=100)))
+        settle(ledger, 1)
+        assert held_msat(ledger) == (0, 10_000)
+
+    def test_a_lowered_limit_holds_for_an_order_that_leaves_again(self, ledger: Ledger) -> None:
+        """Else who lowers a limit to stop the spending would still pay what is under way."""
+        ledger.open_payment(intent(1), draw(limits(cap_minor_units=100)))
+        with pytest.raises(BudgetExceededError):
+            ledger.count_send(hash_of(1), draw(limits(cap_minor_units=5)))
+        row = ledger.payment(hash_of(1))
+        assert row is not None
+        assert row.sends_ever == 1
 
     # -- notes ------------------------------------------------------------------------------------------------------------
 
@@ -410,6 +479,40 @@ class RowsContract:
         settled = PaymentState.SETTLED
         assert rows == {hash_of(1): (False, True, settled), hash_of(2): (True, False, settled)}
         assert [row.payment_hash for row in ledger.unreported()] == [hash_of(2)]
+
+    def test_who_settles_a_payment_claims_its_report(self, make_ledger: Callable[..., Ledger]) -> None:
+        """Else two processes would report the same payment, and the trace tell of twice what was spent."""
+        clock = Clock()
+        ledger, other = make_ledger(clock), make_ledger(clock)
+        ledger.open_payment(intent(1), None)
+        change = Change(state=PaymentState.SETTLED, answered=1, preimage=preimage(1))
+        row = ledger.change(hash_of(1), lambda row: change, claimant="a")
+        assert row.claimant == "a"
+        assert row.claimed_until is not None
+        assert other.claim_report(hash_of(1), "b") is None
+        assert other.claim_report(hash_of(1), "b", instead_of="c") is None
+        assert ledger.claim_report(hash_of(1), "a") is not None
+        clock.now_s += CLAIM_S - 1
+        assert other.claim_report(hash_of(1), "b") is None
+        clock.now_s += 2
+        taken = other.claim_report(hash_of(1), "b")
+        assert taken is not None
+        assert taken.claimant == "b"
+        assert ledger.claim_report(hash_of(1), "a") is None
+        assert ledger.claim_report(hash_of(1), "a", instead_of="b") is not None, "it is known to be dead"
+        ledger.release_report(hash_of(1), "b")
+        assert other.claim_report(hash_of(1), "b") is None
+        ledger.release_report(hash_of(1), "a")
+        assert other.claim_report(hash_of(1), "b") is not None
+        ledger.mark(hash_of(1), reported=True)
+        clock.now_s += 10 * CLAIM_S
+        assert ledger.claim_report(hash_of(1), "a") is other.claim_report(hash_of(1), "b") is None
+
+    def test_no_report_of_an_unpaid_row_is_claimed(self, ledger: Ledger) -> None:
+        """Else the trace would tell of a payment that never was."""
+        ledger.open_payment(intent(1), None)
+        assert ledger.claim_report(hash_of(1), "a") is None
+        assert ledger.claim_report(hash_of(9), "a") is None
 
     def test_unpaid_rows_are_not_told_of(self, ledger: Ledger) -> None:
         """Else the trace would tell of payments that never were."""

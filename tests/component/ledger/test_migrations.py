@@ -1,6 +1,6 @@
 """Versions of the ledger's schema: an older file is brought up to date once, whole and safely; a newer one is left alone.
 
-The first version is the only one yet, so two further steps are made up here, the second of which needs the first.
+Two further steps than there are yet are made up here, the second of which needs the first.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from .test_storage_faults import in_flight
 
 pytestmark = pytest.mark.timeout(120)
 
+NEXT = store.SCHEMA_VERSION + 1
 LATER = {
-    2: (
+    NEXT: (
         "CREATE TABLE notes (payment_hash TEXT PRIMARY KEY, note TEXT NOT NULL)",
         "INSERT INTO notes SELECT payment_hash, state FROM payments",
     ),
-    3: ("ALTER TABLE notes ADD COLUMN length INTEGER", "UPDATE notes SET length = length(note)"),
+    NEXT + 1: ("ALTER TABLE notes ADD COLUMN length INTEGER", "UPDATE notes SET length = length(note)"),
 }
 LATEST = max(LATER)
 
@@ -82,7 +83,7 @@ def notes_of(path: Path) -> list[Any]:
         return database.execute("SELECT payment_hash, note, length FROM notes").fetchall()
 
 
-@pytest.mark.parametrize("version", [0, 1, 2, 3])
+@pytest.mark.parametrize("version", range(LATEST + 1))
 def test_an_older_ledger_is_brought_up_to_date_with_all_it_holds(tmp_path: Path, version: int) -> None:
     """Else an upgrade of the library would cost the tokens that were paid, or forget what was spent."""
     path = tmp_path / "ledger.db"
@@ -101,7 +102,7 @@ def test_an_older_ledger_is_brought_up_to_date_with_all_it_holds(tmp_path: Path,
     assert version_of(path)[0] == LATEST
     assert version_of(path)[2] == "ok"
     assert [row.payment_hash for row in rows] == ([hash_of(1)] if version else [])
-    assert notes_of(path) == ([(hash_of(1), "settled", 7)] if 0 < version < 2 else [])
+    assert notes_of(path) == ([(hash_of(1), "settled", 7)] if 0 < version < NEXT else [])
     if version:
         assert rows[0].preimage == (1).to_bytes(32, "big").hex()
 
@@ -115,6 +116,29 @@ def test_the_first_version_is_what_it_was(tmp_path: Path) -> None:
     assert (row.payment_hash, row.state.value, row.amount_msat) == (hash_of(1), "settled", 10_000)
     assert held_msat(ledger, "old") == (0, 10_000)
     ledger.close()
+
+
+def test_payments_of_one_page_that_the_first_version_allowed_all_stay(tmp_path: Path) -> None:
+    """Else an upgrade would fail, or lose a payment that is under way, where a server had sold one page under several scopes."""
+    path = tmp_path / "ledger.db"
+    by_hand(path, 1)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
+        for n, state in enumerate(("settled", "open", "failed", "retired", "dead", "open"), start=2):
+            database.execute(
+                "INSERT INTO payments (payment_hash, origin, scope, path, target, state, node_pubkey, network, bolt11, scheme, "
+                "token, amount_msat, max_fee_msat, created_at_ms) VALUES (?, 'https://api.example', ?, '/', ?, ?, '02', 'bitcoin', "
+                "'lnbc1', 'L402', 'token', 10000, 0, ?)",
+                (hash_of(n), f"scope {n}", "page" if n < 7 else "other page", state, 100 - n),
+            )
+    with contextlib.closing(Ledger.open(path)) as ledger:
+        rows = {row.payment_hash: row for row in ledger.payments()}
+        assert len(rows) == 7
+        assert {row.payment_hash for row in ledger.unfinished()} == {hash_of(3), hash_of(4), hash_of(7)}
+        oldest, other = ledger.standing("https://api.example", "page"), ledger.standing("https://api.example", "other page")
+        assert oldest is not None
+        assert other is not None
+        assert (oldest.payment_hash, other.payment_hash) == (hash_of(4), hash_of(7))
+        assert len({row.resource_digest for row in rows.values() if row.unfinished or row.state.value == "settled"}) == 5
 
 
 DYING = """
@@ -141,7 +165,7 @@ os._exit(7)
 def test_a_death_in_the_middle_of_a_migration_leaves_all_of_it_or_nothing(tmp_path: Path) -> None:
     """Else a ledger half migrated would be neither version's: nobody could read its tokens any more."""
     seen = set()
-    for left in range(60):
+    for left in range(100):
         path = tmp_path / f"{left}.db"
         by_hand(path, 1)
         died = subprocess.run([sys.executable, "-c", DYING, str(path), str(left)], check=False, timeout=PATIENCE_S)

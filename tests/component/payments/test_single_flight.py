@@ -93,9 +93,17 @@ class CountingStore(SqliteStore):
 
 
 def wait_for_flights(*callers: int) -> None:
-    """Wait until there are as many purchases under way in this process as numbers given, each with so many callers."""
+    """Wait until there are as many purchases under way in this process as numbers given, each with so many callers.
+
+    They have gathered for a page, or else for a scope.
+    """
     until_s = time.monotonic() + PATIENCE_S
-    while sorted(each.users for each in list(flight._flights.values())) != sorted(callers):
+
+    def users(*, of_pages: bool) -> list[int]:
+        flights = list(flight._flights.items())
+        return sorted(each.users for key, each in flights if key[2].startswith("page ") is of_pages)
+
+    while sorted(callers) not in (users(of_pages=True), users(of_pages=False)):
         assert time.monotonic() < until_s, "the crowd doesn't gather"
         time.sleep(0.005)
 
@@ -146,8 +154,9 @@ def test_cold_starts_round_after_round(tmp_path: Path, faults: bool) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("guarded", "changed"), [("scope", "target"), ("target", "scope")])
 def test_the_database_itself_refuses_a_second_purchase_of_the_same_token(
-    make_session, paywall: Paywall, lnd: FakeLnd, books: Books
+    make_session, paywall: Paywall, lnd: FakeLnd, books: Books, guarded: str, changed: str
 ) -> None:
     """Else all would hang on our looking before we write, which keeps nobody from it on a database where two can look at once."""
     lnd.hang_next()
@@ -156,10 +165,10 @@ def test_the_database_itself_refuses_a_second_purchase_of_the_same_token(
     with closing(sqlite3.connect(books.ledger_path)) as database:
         database.row_factory = sqlite3.Row
         (row,) = [dict(each) for each in database.execute("SELECT * FROM payments")]
-        another = row | {"payment_hash": "ab" * 32}
+        another = row | {"payment_hash": "ab" * 32, changed: "another"}
         insert = f"INSERT INTO payments ({', '.join(another)}) VALUES ({', '.join('?' * len(another))})"
         for state in ("open", "failed", "settled"):
-            with pytest.raises(sqlite3.IntegrityError, match=r"origin, payments\.scope"):
+            with pytest.raises(sqlite3.IntegrityError, match=rf"origin, payments\.{guarded}"):
                 database.execute(insert, tuple((another | {"state": state}).values()))
         database.execute(insert, tuple((another | {"scope": "another need"}).values()))
         database.rollback()
