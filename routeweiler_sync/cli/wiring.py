@@ -50,6 +50,10 @@ class PaymentObserver(TraceSink):
             self.payments.append(event.payment)
         return self._onward is None or self._onward.emit(event)
 
+    def reports(self, payment_hash: str) -> bool:
+        """Return whether the user's trace reports the payment already."""
+        return self._onward is not None and self._onward.reports(payment_hash)
+
     def close(self) -> None:
         """Close the user's trace."""
         if self._onward is not None:
@@ -81,8 +85,9 @@ class Confirm:
         """Return whether to pay. Raises: BudgetExceededError in a dry run, for a price above the limit."""
         self.quote, self.agreed = quote, self._pays
         if not self._pays and self._limit is not None:
-            fee_msat = block_limit.reserve([self._limit], quote.payment_hash, quote.amount_msat, quote.max_fee_msat)
-            self.quote = replace(quote, max_fee_msat=fee_msat)
+            cost = quote.payment_hash, quote.amount_msat, quote.max_fee_msat
+            with block_limit.reserved([self._limit], *cost) as reservation:
+                self.quote = replace(quote, max_fee_msat=reservation.fee_cap_msat)
         return self.agreed
 
 

@@ -392,7 +392,9 @@ class RowsContract:
         assert ledger.open_payment(intent(4, scope="s", origin="https://b.example", resource_digest="a"), None)[1], "another origin"
         ledger.mark(hash_of(1), accepted=True)
         assert ledger.standing(ORIGIN, "a") is None
-        assert ledger.open_payment(intent(2, scope="t", resource_digest="a"), None)[1]
+        row, is_new = ledger.open_payment(intent(2, scope="t", resource_digest="a"), None)
+        assert (row.payment_hash, is_new) == (hash_of(1), False), "it was served while another looked"
+        assert ledger.open_payment(intent(2, scope="t", resource_digest="a", known_tokens=(hash_of(1),)), None)[1]
         assert [row.id for row in ledger.envelopes()] == ["e"], "nothing else was reserved"
 
     def test_writers_that_race_for_one_page_make_one_row(self, make_ledger: Callable[..., Ledger]) -> None:

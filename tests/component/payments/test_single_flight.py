@@ -170,7 +170,7 @@ def test_the_database_itself_refuses_a_second_purchase_of_the_same_token(
         for state in ("open", "failed", "settled"):
             with pytest.raises(sqlite3.IntegrityError, match=rf"origin, payments\.{guarded}"):
                 database.execute(insert, tuple((another | {"state": state}).values()))
-        database.execute(insert, tuple((another | {"scope": "another need"}).values()))
+        database.execute(insert, tuple((another | {"scope": "another need", "target": "another page"}).values()))
         database.rollback()
 
 
