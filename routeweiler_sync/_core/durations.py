@@ -1,4 +1,4 @@
-"""Lengths of time in words, for error texts."""
+"""Lengths of time, and how far clocks are apart, in words for error texts."""
 
 from __future__ import annotations
 
@@ -14,3 +14,12 @@ def in_words(seconds: float) -> str:
         if 0.98 <= count <= 1.05:
             return f"1 {name}"
     return "less than 2 seconds"
+
+
+def clock_remark(expires_at: float, now_s: float) -> str:
+    """Return what to add to the node's word that an invoice has expired, if by this machine's clock it hasn't; else "".
+
+    ``expires_at`` and ``now_s`` are unix seconds. The clocks differ by at least what is left of the invoice's life.
+    """
+    left_s = expires_at - now_s
+    return f" (this machine's clock is at least {in_words(left_s)} behind the node's)" if left_s >= 2 else ""

@@ -15,6 +15,7 @@ from dataclasses import replace
 from datetime import datetime, timezone
 
 from .._core import env_vars
+from .._core.durations import in_words
 from .._core.money import Rate, plain, sats
 from ..budgets.fmv import FmvProvider, rate_for
 from ..budgets.schema import BudgetEnvelope
@@ -64,18 +65,28 @@ def check_challenge(challenge: Challenge) -> None:
             "nothing.",
             advice="Report this to the server's operator.",
         )
-    clock = f"it is {int(now_s)} by this machine's clock"
+    clock = f"by this machine's clock, {datetime.fromtimestamp(now_s, timezone.utc):%Y-%m-%d %H:%M:%S} UTC"
     if now_s + MIN_INVOICE_LIFE_S >= invoice.expires_at:
         raise ChallengeExpiredError(
-            f"The invoice {invoice.payment_hash.hex()} has expired, or is about to (at {invoice.expires_at}; {clock}).",
-            advice="Call again for a new invoice. If the error repeats, check this machine's clock.",
+            f"The invoice {invoice.payment_hash.hex()} {_end(invoice.expires_at - now_s)}, {clock}.",
+            advice=f"Call again for a new invoice. If the error repeats, {_AHEAD}",
         )
     if challenge.valid_until is not None and now_s + MIN_TOKEN_LIFE_S >= challenge.valid_until:
         raise ChallengeExpiredError(
-            f"The offered token is past its own valid_until, or is about to be (at {challenge.valid_until}; {clock}): paying would "
-            "buy nothing.",
-            advice="Call again for a new token. If the error repeats, check this machine's clock.",
+            f"The offered token {_end(challenge.valid_until - now_s)} by its own valid_until, {clock}: paying would buy nothing.",
+            advice=f"Call again for a new token. If the error repeats, {_AHEAD}",
         )
+
+
+#: A server that sells what has expired has another time than this machine.
+_AHEAD = "check this machine's clock: it may be ahead by that much or more."
+
+
+def _end(left_s: float) -> str:
+    """Return in words when a thing ends that has ``left_s`` seconds left: below 0, it has ended."""
+    if left_s > 0:
+        return f"expires in {in_words(left_s)}, before it could be paid for"
+    return f"expired {in_words(-left_s)} ago"
 
 
 def source_for(funding: Sequence[LightningFundingSource], network: str) -> LightningFundingSource:

@@ -6,12 +6,16 @@ about the money comes from the classes in `routeweiler_sync.errors`.
 
 from __future__ import annotations
 
+import contextlib
+import time
 from typing import TYPE_CHECKING
 
+from .._core.durations import clock_remark
 from .._core.money import sats
 from ..errors import (
     Advice,
     ChallengeExpiredError,
+    ChallengeParseError,
     FundingError,
     InvoicePaymentError,
     LedgerError,
@@ -21,6 +25,7 @@ from ..errors import (
     TokenRefusedError,
 )
 from ..ledger.types import PaymentRow, PaymentState
+from ..protocol.invoice import decode_invoice
 from .wallet_rules import NextStep, WalletEvent
 
 if TYPE_CHECKING:
@@ -59,9 +64,12 @@ def error_for(step: NextStep, row: PaymentRow, reason: str | None) -> Routeweile
             failure_reason=reason,
         )
     if step is NextStep.RAISE_EXPIRED:
+        clock = ""
+        with contextlib.suppress(ChallengeParseError):
+            clock = clock_remark(decode_invoice(row.bolt11).expires_at, time.time())
         return ChallengeExpiredError(
-            f"{what} wasn't made: by the node's clock, the invoice expired first",
-            advice="Call again for a new invoice.",
+            f"{what} wasn't made: by the node's clock, the invoice expired first{clock}",
+            advice=f"Call again for a new invoice.{' If the error repeats, set the clock that is wrong.' if clock else ''}",
             payment_hash=row.payment_hash,
         )
     if step is NextStep.RAISE_REFUSED:

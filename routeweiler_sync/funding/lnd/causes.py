@@ -131,17 +131,6 @@ def macaroon_cause(method: str, code: str, text: str, endpoint: Endpoint, now: d
     return None
 
 
-def clock_remark(expires_at: int, now_s: float | None = None) -> str:
-    """Return what to add to the node's word that an invoice has expired, if by this machine's clock it hasn't; else "".
-
-    ``expires_at`` and ``now_s`` are unix seconds.
-    """
-    ahead_s = expires_at - (time.time() if now_s is None else now_s)
-    if ahead_s <= 0:
-        return ""
-    return f"; this machine's clock is at least {in_words(ahead_s)} behind the node's, or the node's is that much ahead"
-
-
 def wants_look(code: str, text: str) -> bool:
     """Return whether a look at the server can tell more about an error than its text does."""
     lower = text.lower()

@@ -66,10 +66,11 @@ def read_certificates(source: bytes | str) -> tuple[Certificate, ...]:
     raise ValueError("holds no certificate")
 
 
-def plain_bytes(source: bytes | str) -> bytes:
+def plain_bytes(source: bytes | bytearray | memoryview | str) -> bytes:
     """Return ``source`` in an encoding that extends ASCII, without a byte order mark."""
     if isinstance(source, str):
         return source.lstrip("\ufeff").encode("utf-8", "surrogatepass")
+    source = bytes(source)
     for mark, encoding in ((codecs.BOM_UTF8, None), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be")):
         if source.startswith(mark):
             rest = source[len(mark) :]
@@ -117,7 +118,9 @@ def _all_in(data: bytes) -> Iterator[Certificate]:
         # A block of old tools has header lines, which end with an empty one.
         body = re.split(rb"\r?\n\r?\n", block.strip())[-1] if b":" in block else block
         with suppress(ValueError, binascii.Error):
-            yield read_der(base64.b64decode(b"".join(body.split()), validate=True))
+            content = base64.b64decode(b"".join(body.split()), validate=True)
+            # An lndconnect URI may hold the base64 of the PEM where that of the DER belongs.
+            yield from [read_der(content)] if b"-----BEGIN" not in content else list(_all_in(content))
     if not blocks and data[:1] == bytes([_SEQUENCE]):
         with suppress(ValueError):
             yield read_der(data)

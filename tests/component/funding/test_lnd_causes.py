@@ -162,6 +162,45 @@ def test_the_rest_port_is_recognized(lnd: FakeLnd, web: Callable[..., int], alpn
     assert "10009" in (error.advice or "")
 
 
+@pytest.mark.parametrize("status", [b"\x8d", b"\x08\x03415"], ids=["404", "415"])
+def test_a_web_server_that_speaks_http2_is_recognized(lnd: FakeLnd, tmp_path: Path, status: bytes) -> None:
+    """A reverse proxy before lnd: it takes gRPC's connection, and answers 404. "Unimplemented" sounds like an old lnd."""
+    (tmp_path / "key.pem").write_bytes(lnd._key_pem)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(lnd.tls_cert_path, tmp_path / "key.pem")
+    context.set_alpn_protocols(["h2"])
+    listening = socket.create_server(("127.0.0.1", 0))
+
+    def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+        return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
+
+    def serve(plain: socket.socket) -> None:
+        with (
+            contextlib.suppress(OSError),
+            context.wrap_socket(plain, server_side=True) as secure,
+            secure.makefile("rb") as bytes_in,
+        ):
+            secure.sendall(frame(4, 0, 0))  # SETTINGS
+            bytes_in.read(len(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"))
+            while len(head := bytes_in.read(9)) == 9:
+                bytes_in.read(int.from_bytes(head[:3], "big"))
+                if head[3] == 4 and not head[4]:
+                    secure.sendall(frame(4, 1, 0))
+                if head[3] == 1:  # HEADERS: answered with the status alone
+                    secure.sendall(frame(1, 5, int.from_bytes(head[5:], "big"), status))
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=serve, args=(listening.accept()[0],), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    with listening:
+        error = refusal(lnd.client(grpc_port=listening.getsockname()[1]), 5)
+    assert "web server" in str(error)
+    assert "10009" in (error.advice or "")
+
+
 def test_a_port_without_tls_is_recognized(lnd: FakeLnd, web: Callable[..., int]) -> None:
     """A web server, or a gRPC server behind a proxy that ends TLS: the port is wrong, and not the certificate."""
     assert "without TLS" in str(refusal(lnd.client(grpc_port=web(tls=False))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
@@ -285,3 +286,33 @@ def test_the_default_envelope_can_be_frozen_before_it_has_spent(make_session, pa
     with pytest.raises(requests.RequestException, match="frozen"):
         make_session().get(paywall.url)
     assert lnd.payments == []
+
+
+@pytest.fixture
+def issue_at(lnd: FakeLnd, monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Let the payee issue invoices whose time is so many seconds from now."""
+    issue = lnd.invoice
+
+    def at(offset_s: float) -> None:
+        created_at = int(time.time() + offset_s)
+        monkeypatch.setattr(lnd, "invoice", lambda *args, **kwargs: issue(*args, **kwargs | {"created_at": created_at}))
+
+    return at
+
+
+def test_a_node_whose_clock_is_ahead_is_told_by_how_much(make_session, paywall: Paywall, lnd: FakeLnd, issue_at) -> None:
+    """ "The invoice has expired" of a new invoice: its user would call again for ever, and never look at a clock."""
+    lnd.clock_offset_s = 4 * 3_600
+    issue_at(0)
+    with pytest.raises(ChallengeExpiredError, match=r"this machine's clock is at least 1 hour behind the node's") as caught:
+        make_session().get(paywall.url)
+    assert caught.value.spent is False
+    assert "clock" in (caught.value.advice or "")
+
+
+def test_an_invoice_that_has_expired_by_this_clock_is_told_in_words(make_session, paywall: Paywall, issue_at) -> None:
+    """ "Expired at 1764410411; it is 1764421211" leaves the reader to find out that his clock is three hours ahead."""
+    issue_at(-4 * 3_600)
+    with pytest.raises(ChallengeExpiredError, match=r"expired 3 hours ago, by this machine's clock, 20\d\d-.* UTC") as caught:
+        make_session().get(paywall.url)
+    assert "it may be ahead" in (caught.value.advice or "")
