@@ -18,6 +18,7 @@ from routeweiler_sync import (
     Policy,
     PolicyDeniedError,
     PolicyRule,
+    RouteweilerError,
     RuleMatch,
 )
 from routeweiler_sync.testing import FakeLnd, Paywall
@@ -67,6 +68,71 @@ def test_a_no_from_confirm_also_holds_for_an_order_that_another_call_began(
     assert make_session().get(paywall.url).status_code == 200
     assert len(lnd.payments) == 1
     books.check()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("allows", "refuses"),
+    [
+        pytest.param({"cap_minor_units": 20}, {"cap_minor_units": 19}, id="cap"),
+        pytest.param({"per_call_minor_units": 20}, {"per_call_minor_units": 19}, id="call"),
+        pytest.param({"per_hour_minor_units": 20}, {"per_hour_minor_units": 19}, id="hour"),
+        pytest.param({"per_day_minor_units": 20}, {"per_day_minor_units": 19}, id="day"),
+        pytest.param({"fee": 10_000}, {"fee": 9_999}, id="fee limit"),
+        pytest.param({"sats": 20}, {"sats": 19}, id="limit()"),
+    ],
+)
+def test_an_order_leaves_again_only_within_the_limits_of_the_session_that_sends_it(
+    make_session, paywall: Paywall, lnd: FakeLnd, books: Books, allows: dict[str, int], refuses: dict[str, int]
+) -> None:
+    """Else a row of 10 sat, and up to 10 sat of routing, is paid by a session that may spend less."""
+
+    def call(bounds: dict[str, int]) -> Any:
+        kind, value = next(iter(bounds.items()))
+        if kind == "fee":
+            return make_session(funding=[lnd.funding(max_fee_msat=value)]).get(paywall.url)
+        if kind == "sats":
+            session = make_session()
+            with session.limit(sats=value) as limit:
+                try:
+                    return session.get(paywall.url)
+                finally:
+                    assert limit.reserved_msat == 0
+        return make_session(budget_envelope=BudgetEnvelope("own", **bounds)).get(paywall.url)
+
+    lnd.fee_msat = 9_500
+    begin(make_session, paywall, lnd)
+    with pytest.raises(PaymentPendingError, match="isn't sent again") as caught:
+        call(refuses)
+    assert caught.value.spent is None
+    assert (lnd.payments, books.rows[0].envelope_id) == ([], "default")
+    assert call(allows).status_code == 200
+    assert lnd.spent_msat == 19_500
+    books.check()
+
+
+@pytest.mark.slow
+def test_orders_that_leave_again_count_together(make_session, lnd: FakeLnd, books: Books) -> None:
+    """Else each of them fits by itself, and all of them together are far above the cap of the session that sent them."""
+    with Paywall(lnd, price_msat=10_000, dynamic=True) as wall:
+        lnd.drop_next("before_init", times=None)
+        for page in range(3):
+            with pytest.raises(PaymentPendingError):
+                make_session(payment_timeout=1.5).get(wall.url_for(f"/{page}"))
+        lnd.clear_faults()
+        session = make_session(budget_envelope=BudgetEnvelope("own", cap_minor_units=25), payment_timeout=5)
+        outcomes = [outcome(lambda page=page: session.get(wall.url_for(f"/{page}"))) for page in range(3)]
+        assert outcomes == [200, PaymentPendingError, PaymentPendingError]
+        assert lnd.spent_msat == 10_000
+        assert [row.envelope_id for row in books.rows] == ["own", "default", "default"]
+        books.check(finished=False)
+
+
+def outcome(call: Any) -> Any:
+    try:
+        return call().status_code
+    except RouteweilerError as error:
+        return type(error)
 
 
 @pytest.mark.slow
