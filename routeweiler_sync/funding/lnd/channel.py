@@ -32,7 +32,7 @@ from .causes import LOOK_S_MAX, Failure, Seen, cause_of, look_at, macaroon_cause
 from .certificates import Certificate, name_to_check, pem_of
 from .endpoint import Credentials, Endpoint
 from .replies import Rpc, is_permission_denied, read_error, read_payment
-from .route import Route, UnresolvedError, route_to
+from .route import Route, UnresolvedError, ascii_name, route_to
 from .stubs import routeweiler_lnd_pb2 as pb
 
 __all__ = ["Endpoint", "LndChannel"]
@@ -437,7 +437,7 @@ class LndChannel:
         except Exception as error:  # noqa: BLE001 - settings of the system's that can't be read
             raise self._foreign(error, None) from None
         options: list[tuple[str, Any]] = [*_OPTIONS, *route.options]
-        name = name_to_check(pinned, self._endpoint.host) if pinned is not None else None
+        name = name_to_check(pinned, ascii_name(self._endpoint.host)) if pinned is not None else None
         # The name that the certificate is checked for. gRPC takes no other authority beside an overridden name.
         options.append(("grpc.ssl_target_name_override", name) if name else ("grpc.default_authority", route.authority))
         try:

@@ -31,6 +31,8 @@ _LOCAL_NETWORKS = tuple(
     ipaddress.ip_network(each) for each in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7")
 )
 _ADDRESSES_MAX = 16
+#: Behind a proxy the system's name server may be cut off from the public ones, and silent about their names.
+_LOOKUP_S_MAX = 2.0
 _PROXY_PORT = 80
 
 _IP = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -68,6 +70,7 @@ def route_to(host: str, port: int, *, timeout_s: float) -> Route:
 
     Raises: UnresolvedError if the system doesn't resolve the name of the host, or of its proxy, in that time.
     """
+    host = ascii_name(host)
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     given = ip_address(host)
     proxy = None if is_local(host) else proxy_for(host, port)
@@ -77,7 +80,7 @@ def route_to(host: str, port: int, *, timeout_s: float) -> Route:
     if given is None:
         # A name of this network's own, such as a container's, mustn't go to the proxy. One that can't be resolved here may.
         with suppress(UnresolvedError):
-            found = _resolve(host, port, timeout_s / 2)
+            found = _resolve(host, port, min(timeout_s / 2, _LOOKUP_S_MAX))
             if all(is_local(each) for each in found):
                 return _direct(found, port, address)
     option = ("grpc.http_proxy", _resolved_proxy(proxy, timeout_s / 2))
@@ -114,6 +117,13 @@ def is_local(host: str) -> bool:
         return here or any(address in each for each in _LOCAL_NETWORKS)
     labels = host.lower().rstrip(".").split(".")
     return len(labels) == 1 or labels[-1] in _LOCAL_DOMAINS or ".".join(labels[-2:]) in _LOCAL_DOMAINS
+
+
+def ascii_name(host: str) -> str:
+    """Return a host's name as certificates and protocols write it, in ASCII: ``münchen.example`` is ``xn--mnchen-3ya.example``."""
+    with suppress(UnicodeError):
+        return host if host.isascii() else host.encode("idna").decode("ascii")
+    return host
 
 
 def ip_address(text: str) -> _IP | None:

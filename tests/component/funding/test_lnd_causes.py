@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from routeweiler_sync import FundingError, LndClient
+from routeweiler_sync.funding.lnd.route import ascii_name
 from routeweiler_sync.funding.replies import WalletReply
 from routeweiler_sync.testing import FakeLnd
 from tests.support.faulty_sockets import unused_port
@@ -266,11 +267,13 @@ def test_a_name_that_does_not_resolve_is_called_so(lnd: FakeLnd, host: str) -> N
     assert "resolved" in str(refusal(client))
 
 
-@pytest.mark.parametrize("host", ["umbrel.local", "my_node", "lnd.corp.example.com", PUBLIC_NAME])
+@pytest.mark.parametrize("host", ["umbrel.local", "my_node", "lnd.corp.example.com", PUBLIC_NAME, "knoten.zürich.example"])
 def test_a_name_that_only_the_system_resolves_leads_to_the_node(lnd: FakeLnd, host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """mDNS and VPN names: gRPC's own resolver knows neither, and says that the node is down."""
     real = socket.getaddrinfo
-    monkeypatch.setattr(socket, "getaddrinfo", lambda name, *a, **k: real("127.0.0.1" if name == host else name, *a, **k))
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda name, *a, **k: real("127.0.0.1" if name == ascii_name(host) else name, *a, **k)
+    )
     assert lnd.client(grpc_host=host).get_node_pubkey() == lnd.node_pubkey
 
 
