@@ -17,7 +17,7 @@ from dataclasses import replace
 from ..ledger.snapshot import LedgerSnapshot
 from ..trace.reader import TraceAccount
 from . import external_checks, ledger_checks
-from .findings import Difference, Kind, NodeAccount, Open, Report
+from .findings import Difference, Kind, NodeAccount, Open, Report, counted
 
 __all__ = ["Difference", "Kind", "NodeAccount", "Open", "Report", "compare", "confirmed"]
 
@@ -35,7 +35,7 @@ def compare(ledger: LedgerSnapshot, *, trace: TraceAccount | None, node: NodeAcc
     differences, notes = ledger_checks.differences(ledger), []
     trace_compared = node_compared = 0
     if unproved := sum(row.paid and row.preimage is None for row in rows):
-        notes.append(f"{unproved} payments are booked without proof: the node's preimage didn't fit, so they gave no token.")
+        notes.append(f"Booked without proof and token, since the node's preimage didn't fit: {counted(unproved, 'payment')}.")
     if trace is not None:
         trace_compared, trace_differences, trace_notes = external_checks.with_trace(ledger, trace, now_s)
         differences, notes = differences + trace_differences, notes + trace_notes

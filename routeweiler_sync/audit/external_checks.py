@@ -5,7 +5,7 @@ The ledger's agreement with itself is left to `ledger_checks`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal, localcontext
 
 from .._core.money import EXACT, MICRO, sats
@@ -13,11 +13,11 @@ from ..funding.wallet import NodePayment
 from ..ledger.snapshot import BookedPayment, LedgerSnapshot
 from ..ledger.types import PaymentState
 from ..trace.reader import ReportedPayment, TraceAccount
-from .findings import MEND, Difference, Kind, NodeAccount, Open, in_currency, told_node, told_row, told_trace
+from .findings import Difference, Kind, NodeAccount, Open, counted, in_currency, told_node, told_row, told_trace
 from .ledger_checks import fits
 
-#: A payment settled less than this long ago needn't be in a trace yet: its call may still be waiting for the page.
-UNTOLD_GRACE_S = 300.0
+#: A payment settled less than this long ago needn't be in a trace yet: its call may still be loading the page.
+UNTOLD_GRACE_S = 900.0
 
 
 def with_trace(ledger: LedgerSnapshot, trace: TraceAccount, now_s: float) -> tuple[int, list[Difference], list[str]]:
@@ -40,8 +40,8 @@ def with_node(ledger: LedgerSnapshot, node: NodeAccount) -> tuple[int, list[Diff
     notes = []
     if elsewhere := len(ledger.payments) - len(compared):
         notes.append(
-            f"{elsewhere} payments are from other nodes than {node.pubkey}. Only those nodes know about them: run the audit with "
-            "them too."
+            f"From other nodes than {node.pubkey}: {counted(elsewhere, 'payment')}. Only those nodes know about them: run the "
+            "audit with them too."
         )
     return len(compared), [found for row in compared for found in _at_node(row, node.payments.get(row.payment_hash))], notes
 
@@ -57,8 +57,10 @@ def still_open(ledger: LedgerSnapshot, node: NodeAccount | None) -> list[Open]:
 def _expected(row: BookedPayment, trace: TraceAccount) -> bool:
     """Return whether the trace must contain the paid ``row``.
 
-    No, if it was reported before the trace's first line: an older file may contain it.
+    No, if its call had no trace, or if it was reported before the trace's first line: an older file may contain it.
     """
+    if row.untraced:
+        return False
     if not row.reported:
         return True
     return trace.since_s is not None and (row.settled_at_ms or 0) >= trace.since_s * 1000
@@ -85,7 +87,7 @@ def _trace(ledger: LedgerSnapshot, trace: TraceAccount, compared: Iterable[Booke
                 payment_hash=row.payment_hash,
                 what="the payment is marked as reported, but this trace doesn't contain it",
                 says=(("ledger", f"{told_row(row)}, reported"), ("trace", "nothing")),
-                advice="Was it paid by a session with another trace or none, or was the file rotated? Give all files with --trace.",
+                advice="Was it paid by a session with another trace, or was the file rotated? Give all files with --trace.",
             )
         elif now_s * 1000 - (row.settled_at_ms or 0) >= UNTOLD_GRACE_S * 1000:
             yield Difference(
@@ -123,15 +125,24 @@ def _report(row: BookedPayment, reported: ReportedPayment) -> Iterator[Differenc
         )
     if reported.proof is not None and reported.proof != row.preimage:
         proves = fits(reported.proof, row.payment_hash)
+        is_in_ledger = row.preimage is not None and fits(row.preimage, row.payment_hash)
+        if proves:
+            advice = (
+                "The payment is made, and the trace's proofValue is its proof; but without it the ledger can't use the token. "
+                "Restore the ledger from a backup, or call session.ledger.forget(hash): then the next call pays again."
+            )
+        else:
+            keeper = "The ledger has the right preimage." if is_in_ledger else "The node's list of payments has the right preimage."
+            advice = f"The trace was changed by another program. {keeper}"
         yield Difference(
             kind=Kind.TRACE_PROOF,
             payment_hash=row.payment_hash,
             what="the trace has a preimage, the ledger lacks it" if proves else "the trace's preimage doesn't fit its payment hash",
             says=(
-                ("ledger", "another preimage, or none" if proves else told_row(row)),
+                ("ledger", told_row(row) if not proves else "no preimage" if row.preimage is None else "another preimage"),
                 ("trace", "the preimage" if proves else "another value"),
             ),
-            advice=MEND if proves else "The trace was changed by another program. The ledger has the preimage.",
+            advice=advice,
         )
 
 
@@ -152,20 +163,25 @@ def _charge_text(payment: BookedPayment | ReportedPayment) -> str:
 
 def _trace_notes(ledger: LedgerSnapshot, trace: TraceAccount, compared: Iterable[BookedPayment]) -> Iterator[str]:
     compared_hashes = {row.payment_hash for row in compared}
-    older = [row for row in ledger.payments.values() if row.paid and row.payment_hash not in compared_hashes]
-    if older:
-        spent = sats(sum(row.amount_msat + row.fee_msat for row in older))
+    rest = [row for row in ledger.payments.values() if row.paid and row.payment_hash not in compared_hashes]
+    if untraced := [row for row in rest if row.untraced]:
+        yield f"Made by calls without a trace, so not compared with it: {_counted_with_cost(untraced)}."
+    if older := [row for row in rest if not row.untraced]:
         yield (
-            f"{len(older)} payments ({spent}) are older than the trace's first line, so they weren't compared with it. Give the "
-            "older files too, with --trace."
+            f"Older than the trace's first line, so not compared with it: {_counted_with_cost(older)}. Give the older files too, "
+            "with --trace."
         )
     if without_proof := sum(
         row.preimage is not None and any(each.proof is None for each in trace.payments.get(row.payment_hash, ()))
         for row in compared
     ):
-        yield f"{without_proof} payments are reported without proof (a redacted trace), so their preimages weren't compared."
+        yield f"Reported without proof (a redacted trace), so without a preimage to compare: {counted(without_proof, 'payment')}."
     if trace.unreadable:
-        yield f"{trace.unreadable} lines of the trace aren't events. A process that is killed while writing may leave one."
+        yield f"Not events: {counted(trace.unreadable, 'line')} of the trace. A process that is killed while writing may leave one."
+
+
+def _counted_with_cost(rows: Sequence[BookedPayment]) -> str:
+    return f"{counted(len(rows), 'payment')} ({sats(sum(row.amount_msat + row.fee_msat for row in rows))})"
 
 
 # The node

@@ -120,6 +120,11 @@ class Report:
         return not self.differences
 
 
+def counted(number: int, noun: str) -> str:
+    """Return ``number`` and ``noun`` as text, the noun with an -s unless the number is 1."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def told_row(row: BookedPayment) -> str:
     """Return what the ledger says of a payment, as text: state, amount, and the fee if it is paid."""
     return f"{row.state.value}, {sats(row.amount_msat)}" + (f" + {sats(row.fee_msat)} fee" if row.paid else "")

@@ -105,7 +105,8 @@ def audit(context: click.Context, *, ledger: str | None, traces: Sequence[str], 
     GetInfo and ListPayments (uri:/lnrpc.Lightning/GetInfo uri:/lnrpc.Lightning/ListPayments). Paying doesn't need ListPayments.
 
     Payments that are made while the audit runs are no difference: only what a second audit finds again is reported. Payments of the
-    node that aren't in the ledger are counted, and are no difference either: other programs may pay through the node.
+    node that aren't in the ledger are counted, and are no difference either: other programs may pay through the node. Neither are
+    payments of calls that had no trace.
 
     \b
     Exit codes:
@@ -161,14 +162,18 @@ def _client(accounts: Accounts) -> LndClient | None:
 def _compared(accounts: Accounts, report: Report) -> dict[str, str]:
     """Return what was compared of each account, or why it wasn't, by the account's name."""
     from .._core.money import sats
+    from ..audit.findings import counted
 
     compared = {
-        "ledger": f"{report.payments} payments, {report.paid} paid, {sats(report.spent_msat)} with fees ({accounts.ledger.url})"
+        "ledger": (
+            f"{counted(report.payments, 'payment')}, {report.paid} paid, {sats(report.spent_msat)} with fees "
+            f"({accounts.ledger.url})"
+        )
     }
     if "trace" in accounts.unread:
         compared["trace"] = f"not compared: {accounts.unread['trace']}"
     elif accounts.traces:
-        compared["trace"] = f"{report.trace_compared} payments compared ({', '.join(accounts.traces)})"
+        compared["trace"] = f"{counted(report.trace_compared, 'payment')} compared ({', '.join(accounts.traces)})"
     else:
         compared["trace"] = "not compared: no trace is named (--trace, ROUTEWEILER_TRACE)"
     if "node" in accounts.unread:
@@ -177,7 +182,7 @@ def _compared(accounts: Accounts, report: Report) -> dict[str, str]:
         compared["node"] = "not compared: the environment names no node, or --no-node was given"
     else:
         compared["node"] = (
-            f"{report.node_compared} payments compared; {report.foreign} more ({sats(report.foreign_msat)}) aren't in this "
+            f"{counted(report.node_compared, 'payment')} compared; {report.foreign} more ({sats(report.foreign_msat)}) not in this "
             f"ledger: other programs may have made them ({accounts.node_pubkey})"
         )
     return compared
@@ -185,8 +190,10 @@ def _compared(accounts: Accounts, report: Report) -> dict[str, str]:
 
 def _verdict(accounts: Accounts, report: Report) -> str:
     """Return the audit's result as one sentence."""
+    from ..audit.findings import counted
+
     if report.differences:
-        return f"The accounts differ in {len(report.differences)} places."
+        return f"The accounts differ in {counted(len(report.differences), 'place')}."
     if accounts.unread:
         return f"As far as could be compared, the accounts agree; not compared: {', '.join(accounts.unread)}."
     return "The accounts agree."

@@ -54,6 +54,11 @@ class PaymentObserver(TraceSink):
         """Return whether the user's trace reports the payment already."""
         return self._onward is not None and self._onward.reports(payment_hash)
 
+    @property
+    def keeps_events(self) -> bool:
+        """Whether the user has a trace."""
+        return self._onward is not None
+
     def close(self) -> None:
         """Close the user's trace."""
         if self._onward is not None:

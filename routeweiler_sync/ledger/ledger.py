@@ -29,7 +29,7 @@ from . import envelopes, snapshot
 from .envelopes import Draw, moment
 from .snapshot import LedgerSnapshot
 from .store import Store, Transaction
-from .types import UNFINISHED, Change, EnvelopeRow, Intent, PaymentRow, PaymentState
+from .types import UNFINISHED, UNTRACED, Change, EnvelopeRow, Intent, PaymentRow, PaymentState
 
 #: The most paths remembered for one origin.
 MAX_LEARNED_PATHS = 1_000
@@ -537,16 +537,18 @@ class Ledger:
             durable=False,
         )
 
-    def mark(self, payment_hash: str, *, accepted: bool = False, reported: bool = False) -> None:
+    def mark(self, payment_hash: str, *, accepted: bool = False, reported: bool = False, traced: bool = True) -> None:
         """Record that the server accepted the token (``accepted``), or that a trace reported the payment (``reported``), or both.
+
+        ``traced=False``: the call has no trace, so no trace will ever report the payment, and none is to.
 
         Cheap: the write isn't forced to disk, so a power cut may undo it.
         """
         self._store.run(
             lambda tx: tx.execute(
-                "UPDATE payments SET taken = CASE WHEN ? = 1 THEN 1 ELSE taken END, told = CASE WHEN ? = 1 THEN 1 ELSE told END "
-                "WHERE payment_hash = ?",
-                (int(accepted), int(reported), payment_hash),
+                "UPDATE payments SET taken = CASE WHEN ? = 1 THEN 1 ELSE taken END, "
+                "told = CASE WHEN told = 0 AND ? = 1 THEN ? ELSE told END WHERE payment_hash = ?",
+                (int(accepted), int(reported), 1 if traced else UNTRACED, payment_hash),
             ),
             durable=False,
         )

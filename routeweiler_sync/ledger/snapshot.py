@@ -15,7 +15,7 @@ from .._core.money import Rate
 from ..errors import LedgerError
 from . import envelopes
 from .store import Transaction
-from .types import UNFINISHED, PaymentState
+from .types import UNFINISHED, UNTRACED, PaymentState
 
 #: How many rows are read at a time.
 PAGE_ROWS = 1_000
@@ -31,7 +31,8 @@ class BookedPayment:
     """The amounts and the state of one payment's row.
 
     ``…_msat`` is in msat, ``…_micro`` in millionths of a minor unit of ``currency``. Payment hash and preimage are 64 hex digits,
-    unless the ledger is damaged. ``btc_price`` is the price of one bitcoin in ``currency`` when the row was opened.
+    unless the ledger is damaged. ``btc_price`` is the price of one bitcoin in ``currency`` when the row was opened. ``reported``:
+    nothing remains to be reported. ``untraced``: that is so because the call had no trace.
     """
 
     payment_hash: str
@@ -50,6 +51,7 @@ class BookedPayment:
     preimage: str | None = field(repr=False)
     reported: bool
     settled_at_ms: int | None
+    untraced: bool = False
 
     @property
     def unfinished(self) -> bool:
@@ -136,7 +138,8 @@ def _readable(text: str) -> bool:
 def _payment(row: Mapping[str, Any]) -> BookedPayment:
     values = dict(row)
     try:
-        values["state"], values["reported"] = PaymentState(row["state"]), bool(values.pop("told"))
+        values["state"], told = PaymentState(row["state"]), values.pop("told")
+        values["reported"], values["untraced"] = bool(told), told == UNTRACED
         values["btc_price"] = None if row["btc_price"] is None else Decimal(row["btc_price"])
         if not all(isinstance(value, int) for name, value in values.items() if name.endswith(("_msat", "_micro"))):
             raise ValueError("amount")

@@ -14,6 +14,10 @@ from enum import Enum
 from .._core.money import EXACT
 from ..budgets.schema import BudgetEnvelope
 
+#: The value of the column ``told`` for a payment whose call had no trace: nothing remains to be reported, and no trace has it. Of
+#: another payment it is 1 if a trace has reported it, else 0.
+UNTRACED = 2
+
 
 class PaymentState(str, Enum):
     """The states of a payment. `routeweiler_sync.payments.wallet_rules` has the table of what leads from one to the next."""

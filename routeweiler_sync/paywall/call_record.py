@@ -168,7 +168,7 @@ class CallRecord:
                     self._note_reported(use.token)
             if isinstance(error, PreimageMismatchError) and error.payment_hash is not None and self.payer.trace_sink is None:
                 # Without a sink there are no events, so `_report_unproved` hasn't added this payment to the uses.
-                self.payer.ledger.mark(error.payment_hash, reported=True)
+                self.payer.ledger.mark(error.payment_hash, reported=True, traced=False)
         except Exception as problem:  # noqa: BLE001  (the call, its payment and its response matter more than its trace)
             log.warning(
                 "a call's trace event, or the note that its payment is reported, is lost; it may be reported once more: %s", problem
@@ -202,7 +202,9 @@ class CallRecord:
 
     def _note_reported(self, token: Token) -> None:
         """Write to ledger and token cache that the payment of ``token`` is reported."""
-        self.payer.ledger.mark(token.payment_hash, reported=True)
+        sink = self.payer.trace_sink
+        traced = sink is not None and getattr(sink, "keeps_events", True)  # a program's own sink may not have it
+        self.payer.ledger.mark(token.payment_hash, reported=True, traced=traced)
         self.payer.token_cache.note(token, reported=True)
 
     def _events(self, response: requests.Response | None, error: BaseException | None) -> list[TraceEvent]:

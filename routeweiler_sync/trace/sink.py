@@ -128,6 +128,11 @@ class TraceSink(ABC):
             _log.warning("whether the trace %s reports payment %s can't be read: %s", self.path, payment_hash, error)
             return False
 
+    @property
+    def keeps_events(self) -> bool:
+        """Whether events are written anywhere. False for a sink that only looks at them."""
+        return True
+
     def close(self) -> None:
         """Close the file. May be called twice. A later event opens the file again, because other sessions may share the sink."""
         if self._lock.acquire(timeout=WAIT_S_MAX):  # else a thread hangs in a write: the system closes the file

@@ -112,7 +112,7 @@ def test_a_payment_that_no_budget_counts_is_shown_first_with_what_to_do(
     assert "dead, 10 sat" in said
     assert "SUCCEEDED, 10 sat + 0 sat fee" in said
     assert "Lower the envelope's limits" in said
-    assert said.rstrip().endswith("The accounts differ in 1 places.")
+    assert said.rstrip().endswith("The accounts differ in 1 place.")
 
 
 @pytest.mark.slow
@@ -248,10 +248,28 @@ def test_a_line_taken_out_of_the_trace_is_found(command: Command, session: Route
     rotated = books.trace_path.with_name("trace.1")
     rotated.write_text(first + second)
     assert command("budget", "audit", "--json") == 0
-    assert any("older than the trace's first line" in note for note in command.json["notes"])
+    assert any("Older than the trace's first line" in note for note in command.json["notes"])
     assert command("budget", "audit", "--trace", str(rotated), "--trace", str(books.trace_path), "--json") == 0
     assert command.json["traceCompared"] == 3
     assert command.json["notes"] == []
+
+
+@pytest.mark.parametrize("how", ["session", "command"])
+def test_payments_of_calls_without_a_trace_are_said_and_no_difference(
+    command: Command, session: Routeweiler, dynamic: Paywall, books: Books, lnd: FakeLnd, how: str
+) -> None:
+    """A ledger that a traced and an untraced program share would never agree, and nobody would look at the audit any more."""
+    session.get(dynamic.url_for("/a"))
+    if how == "session":
+        with Routeweiler(funding=[lnd.funding()], ledger=books.ledger_path) as untraced:
+            untraced.get(dynamic.url_for("/b"))
+    else:
+        assert command("get", dynamic.url_for("/b"), ROUTEWEILER_TRACE="") == 0, command.err
+    session.get(dynamic.url_for("/b"))
+    assert len(books.rows) == 2
+    assert command("budget", "audit", "--json") == 0, command.json
+    assert command.json["verdict"] == "The accounts agree."
+    assert [note for note in command.json["notes"] if note.startswith("Made by calls without a trace")]
 
 
 @pytest.mark.slow
