@@ -25,11 +25,19 @@ __all__ = ["Difference", "Kind", "NodeAccount", "Open", "Report", "compare", "co
 _SEVERITY_RANK = {kind: rank for rank, kind in enumerate(Kind)}
 
 
-def compare(ledger: LedgerSnapshot, *, trace: TraceAccount | None, node: NodeAccount | None, now_s: float) -> Report:
+def compare(
+    ledger: LedgerSnapshot,
+    *,
+    trace: TraceAccount | None,
+    node: NodeAccount | None,
+    now_s: float,
+    is_dead: Callable[[str], bool] = lambda claimant: False,
+) -> Report:
     """Compare the accounts and return a report. ``trace`` or ``node`` is None if there is none to compare with.
 
     The accounts were read one after the other, so a payment in progress may be in one and not yet in another: see `confirmed`.
-    ``now_s`` is in unix seconds; a payment settled only a short while ago needn't be in the trace yet.
+    ``now_s`` is in unix seconds; a payment settled only a short while ago needn't be in the trace yet. Nor does one that a process
+    is about to report, as the ledger says. ``is_dead`` says whether that process, a claimant, is known to run no more.
     """
     rows = ledger.payments.values()
     differences, notes = ledger_checks.differences(ledger), []
@@ -37,7 +45,7 @@ def compare(ledger: LedgerSnapshot, *, trace: TraceAccount | None, node: NodeAcc
     if unproved := sum(row.paid and row.preimage is None for row in rows):
         notes.append(f"Booked without proof and token, since the node's preimage didn't fit: {counted(unproved, 'payment')}.")
     if trace is not None:
-        trace_compared, trace_differences, trace_notes = external_checks.with_trace(ledger, trace, now_s)
+        trace_compared, trace_differences, trace_notes = external_checks.with_trace(ledger, trace, now_s, is_dead)
         differences, notes = differences + trace_differences, notes + trace_notes
     if node is not None:
         node_compared, node_differences, node_notes = external_checks.with_node(ledger, node)

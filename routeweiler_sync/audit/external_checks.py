@@ -5,7 +5,7 @@ The ledger's agreement with itself is left to `ledger_checks`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from decimal import Decimal, localcontext
 
 from .._core.money import EXACT, MICRO, sats
@@ -17,18 +17,21 @@ from .findings import Difference, Kind, NodeAccount, Open, counted, in_currency,
 from .ledger_checks import fits
 
 #: A payment settled less than this long ago needn't be in a trace yet: its call may still be loading the page.
-UNTOLD_GRACE_S = 900.0
+UNTOLD_GRACE_S = 300.0
 
 
-def with_trace(ledger: LedgerSnapshot, trace: TraceAccount, now_s: float) -> tuple[int, list[Difference], list[str]]:
+def with_trace(
+    ledger: LedgerSnapshot, trace: TraceAccount, now_s: float, is_dead: Callable[[str], bool]
+) -> tuple[int, list[Difference], list[str]]:
     """Compare the ledger's paid payments with the trace.
 
-    Return how many were compared, the differences, and notes on what couldn't be compared. ``now_s`` is in unix seconds.
+    Return how many were compared, the differences, and notes on what couldn't be compared. ``now_s`` and ``is_dead``: see
+    `routeweiler_sync.audit.compare`.
     """
     compared = [
         row for row in ledger.payments.values() if row.paid and (row.payment_hash in trace.payments or _expected(row, trace))
     ]
-    return len(compared), list(_trace(ledger, trace, compared, now_s)), list(_trace_notes(ledger, trace, compared))
+    return len(compared), list(_trace(ledger, trace, compared, now_s, is_dead)), list(_trace_notes(ledger, trace, compared))
 
 
 def with_node(ledger: LedgerSnapshot, node: NodeAccount) -> tuple[int, list[Difference], list[str]]:
@@ -66,7 +69,9 @@ def _expected(row: BookedPayment, trace: TraceAccount) -> bool:
     return trace.since_s is not None and (row.settled_at_ms or 0) >= trace.since_s * 1000
 
 
-def _trace(ledger: LedgerSnapshot, trace: TraceAccount, compared: Iterable[BookedPayment], now_s: float) -> Iterator[Difference]:
+def _trace(
+    ledger: LedgerSnapshot, trace: TraceAccount, compared: Iterable[BookedPayment], now_s: float, is_dead: Callable[[str], bool]
+) -> Iterator[Difference]:
     for payment_hash, reports in trace.payments.items():
         row = ledger.payments.get(payment_hash)
         if row is None or not row.paid:
@@ -89,7 +94,7 @@ def _trace(ledger: LedgerSnapshot, trace: TraceAccount, compared: Iterable[Booke
                 says=(("ledger", f"{told_row(row)}, reported"), ("trace", "nothing")),
                 advice="Was it paid by a session with another trace, or was the file rotated? Give all files with --trace.",
             )
-        elif now_s * 1000 - (row.settled_at_ms or 0) >= UNTOLD_GRACE_S * 1000:
+        elif now_s * 1000 - (row.settled_at_ms or 0) >= UNTOLD_GRACE_S * 1000 and not _is_being_reported(row, now_s, is_dead):
             yield Difference(
                 kind=Kind.UNTOLD,
                 payment_hash=row.payment_hash,
@@ -98,6 +103,13 @@ def _trace(ledger: LedgerSnapshot, trace: TraceAccount, compared: Iterable[Booke
                 advice="session.recover() or routeweiler-sync payments recover, with this trace, reports it. So does the next call "
                 "that uses the token.",
             )
+
+
+def _is_being_reported(row: BookedPayment, now_s: float, is_dead: Callable[[str], bool]) -> bool:
+    """Return whether a process that may be alive has claimed to report the payment, and still may."""
+    if row.claimant is None or row.claimed_until_ms is None:
+        return False
+    return row.claimed_until_ms > now_s * 1000 and not is_dead(row.claimant)
 
 
 def _not_booked_advice(row: BookedPayment | None) -> str:

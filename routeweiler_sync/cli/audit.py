@@ -59,10 +59,11 @@ class Accounts:
         Raises: LedgerError if the ledger can't be read.
         """
         from ..audit import compare
+        from ..payments.report_claims import is_dead
 
         node = self._node()
         snapshot = self.ledger.snapshot()
-        return compare(snapshot, trace=self._trace(), node=node, now_s=time.time())
+        return compare(snapshot, trace=self._trace(), node=node, now_s=time.time(), is_dead=is_dead)
 
     def _node(self) -> NodeAccount | None:
         from ..audit import NodeAccount

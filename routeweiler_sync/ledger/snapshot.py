@@ -22,7 +22,7 @@ PAGE_ROWS = 1_000
 
 _COLUMNS = (
     "payment_hash, origin, scope, state, node_pubkey, amount_msat, max_fee_msat, fee_msat, envelope_id, currency, btc_price, "
-    "reserved_micro, settled_micro, preimage, told, settled_at_ms"
+    "reserved_micro, settled_micro, preimage, told, claimant, claimed_until_ms, settled_at_ms"
 )
 
 
@@ -32,7 +32,8 @@ class BookedPayment:
 
     ``…_msat`` is in msat, ``…_micro`` in millionths of a minor unit of ``currency``. Payment hash and preimage are 64 hex digits,
     unless the ledger is damaged. ``btc_price`` is the price of one bitcoin in ``currency`` when the row was opened. ``reported``:
-    nothing remains to be reported. ``untraced``: that is so because the call had no trace.
+    nothing remains to be reported. ``untraced``: that is so because the call had no trace. ``claimant`` is about to report it, and
+    nobody else before ``claimed_until_ms``.
     """
 
     payment_hash: str
@@ -52,6 +53,8 @@ class BookedPayment:
     reported: bool
     settled_at_ms: int | None
     untraced: bool = False
+    claimant: str | None = None
+    claimed_until_ms: int | None = None
 
     @property
     def unfinished(self) -> bool:

@@ -16,7 +16,7 @@ from routeweiler_sync.audit import Difference, Kind, NodeAccount, Report, compar
 from routeweiler_sync.audit.external_checks import UNTOLD_GRACE_S
 from routeweiler_sync.funding.wallet import NodePayment
 from routeweiler_sync.ledger import snapshot as books
-from routeweiler_sync.ledger.ledger import Ledger
+from routeweiler_sync.ledger.ledger import CLAIM_S, Ledger
 from routeweiler_sync.ledger.sqlite import SqliteStore
 from routeweiler_sync.trace.reader import ReportedPayment, TraceAccount
 from tests.support.ledger_builders import NOON_S, SAT, Clock, die, draw, fail, hash_of, intent, limits, preimage, settle
@@ -336,6 +336,28 @@ def test_a_payment_that_no_trace_has_told_of_is_found(world: World) -> None:
     world.with_node(there(hash_of(7)))
     assert world.audit(NOON_S + UNTOLD_GRACE_S - 1).agrees
     assert world.kinds() == [(Kind.UNTOLD, hash_of(7), None)]
+
+
+def test_a_payment_that_a_live_process_is_about_to_tell_of_is_no_difference(world: World) -> None:
+    """A slow page would be called a crash."""
+    world.buy(7)
+    world.with_node(there(hash_of(7)))
+    world.clock.now_s += 10 * UNTOLD_GRACE_S
+    assert world.kinds() == [(Kind.UNTOLD, hash_of(7), None)]
+    assert world.ledger.claim_report(hash_of(7), "somebody") is not None
+    late_s = world.clock.now_s + 1
+    assert world.audit(late_s).agrees
+
+    def audit(is_dead: bool) -> list[Kind]:
+        snapshot = world.ledger.snapshot()
+        report = compare(
+            snapshot, trace=world.trace, node=world.node, now_s=late_s, is_dead=lambda name: is_dead and name == "somebody"
+        )
+        return [found.kind for found in report.differences]
+
+    assert audit(is_dead=False) == []
+    assert audit(is_dead=True) == [Kind.UNTOLD]
+    assert [found.kind for found in world.audit(late_s + CLAIM_S).differences] == [Kind.UNTOLD]
 
 
 def test_what_is_older_than_the_trace_is_said_and_not_guessed(world: World) -> None:
