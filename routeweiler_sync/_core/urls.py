@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
 
 from urllib3.util import parse_url
 
@@ -23,6 +26,8 @@ _PLAIN_PATH = re.compile(
 )
 #: Characters other than a slash that may end a URL's authority. A URL with one of them before its path is always parsed in full.
 _UNCLEAR = re.compile(r"[\\?#\s]")
+#: Characters without which all parsers find the same host. Preparing a URL quotes or removes them.
+_TWO_READINGS = re.compile(r"[\\\s]")
 _SCHEME = re.compile(r"\s*(?:[A-Za-z][A-Za-z0-9+.-]*:)?//")
 
 #: Origins by the part of a URL before its path. Parsing a URL costs more than all else that traffic without a 402 needs.
@@ -59,6 +64,44 @@ def origin_at(url: str) -> str:
                 _origins.clear()
             _origins[beginning] = origin
     return origin
+
+
+def leads_to_one_server(url: str, headers: Mapping[Any, Any] | None) -> bool:
+    """Return whether it is clear which server a request of ``url`` with ``headers`` is for.
+
+    It isn't if a ``Host`` header of the caller's names another server than the URL: the token of one would go to the other. Nor if
+    the URL's host can be read in two ways. `requests` prepares a URL with urllib3's parser, but connects to the host that Python's
+    own finds. They differ if a program has put a URL such as ``http://one.example\\@two.example/`` on a prepared request.
+
+    Raises: ValueError if ``url`` isn't an http URL.
+    """
+    named = [value for name, value in (headers or {}).items() if _text(name).strip().lower() == "host"]
+    if not named and not _TWO_READINGS.search(url):
+        return True
+    origin = origin_at(url)
+    connected = urlsplit(url).hostname or ""
+    host = parse_url(origin).host or ""
+    if connected.isascii() and connected.partition("%")[0] != host.strip("[]").partition("%")[0]:
+        return False
+    try:
+        return all(_host_alone(f"{origin.partition(':')[0]}://{_text(value).strip()}") == _host_alone(origin) for value in named)
+    except ValueError:
+        return False
+
+
+def _host_alone(url: str) -> str:
+    """Return the origin of ``url``, a URL of nothing but scheme, host and port, without a final dot of the host.
+
+    Raises: ValueError if it has anything else.
+    """
+    parsed = parse_url(url)
+    if parsed.auth is not None or parsed.path or parsed.query is not None or parsed.fragment is not None:
+        raise ValueError("more than a host and a port")
+    return re.sub(r"\.(?=(:[0-9]+)?\Z)", "", origin_of(url))
+
+
+def _text(value: object) -> str:
+    return value.decode("latin-1") if isinstance(value, bytes) else str(value)
 
 
 def path_of(url: str) -> str:

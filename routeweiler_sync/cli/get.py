@@ -320,13 +320,18 @@ def _as_json(fetch: Fetch, content: bytes | None, quoted: bool) -> dict[str, Any
     that ended with a price, so its PaymentDeclinedError isn't reported as an error.
     """
     from .._core.money import plain
+    from ..paywall.credentialed import tokens_offered
+    from ..protocol.token_search import holds_token, without_tokens
 
     response, error, payments, quote = fetch.response, fetch.error, fetch.observer.payments, fetch.confirm.quote
+    tokens = frozenset() if response is None else tokens_offered(response).union(*map(tokens_offered, response.history))
+    if response is not None and response.status_code in (401, 402) and content is not None and holds_token(content, tokens):
+        content = b""  # it isn't a page: it repeats the offer
     body, encoding = _text_or_base64(content)
     return {
         "url": fetch.url if response is None else response.url,
         "status": None if response is None else response.status_code,
-        "headers": None if response is None else {name: redact(value) for name, value in response.headers.items()},
+        "headers": None if response is None else {name: without_tokens(value, tokens) for name, value in response.headers.items()},
         "body": body,
         "bodyEncoding": encoding,
         "payment": None

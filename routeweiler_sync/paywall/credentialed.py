@@ -1,6 +1,7 @@
 """Requests and responses that hold a token, and what pickles and caches may see of them.
 
-`CredentialedRequest` carries a paid token, `PaywallResponse` is a 402 whose challenge offers one. Both drop the token when pickled.
+`CredentialedRequest` carries a paid token, `PaywallResponse` is an answer that may name one. Both drop the token when they are
+pickled or copied, wherever in the answer it stands.
 A cache writes responses and their ``history`` to disk as they are: the functions below remove tokens from what it writes.
 `with_credential` is the only place where a token gets onto a request, and it checks the origin. When a token is sent is left to
 `handler` and `transport`.
@@ -9,12 +10,14 @@ A cache writes responses and their ``history`` to disk as they are: the function
 from __future__ import annotations
 
 import contextlib
+import copyreg
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import requests
 
 if TYPE_CHECKING:
+    from ..errors import ChallengeMismatchError
     from ..payments.token import Token
 
 
@@ -34,10 +37,13 @@ class CredentialedRequest(requests.PreparedRequest):
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
-        state["headers"] = self.headers.copy() if self.headers is not None else None
-        if state["headers"] is not None:
-            state["headers"].pop("Authorization", None)
-        return state
+        if self.headers is None:
+            return state
+        headers = state["headers"] = self.headers.copy()
+        tokens = _tokens_sent(self)
+        headers.pop("Authorization", None)
+        cookies = _without(state.get("_cookies"), tokens, by_value=True)
+        return {**state, "headers": _without(headers, tokens, by_value=True), "_cookies": cookies}
 
     def copy(self) -> requests.PreparedRequest:
         """Return a plain copy without the credential. When the copy is sent, a token is attached anew."""
@@ -52,9 +58,10 @@ def with_credential(request: requests.PreparedRequest, token: Token, answers: li
 
     ``answers`` are the answers to the request so far: the copy gets their cookies.
 
-    Raises: ChallengeMismatchError if the token was issued by another origin than the request's.
+    Raises: ChallengeMismatchError if the token was issued by another origin than the request's, or if the request's ``Host`` header
+    names another server.
     """
-    from .._core.urls import origin_at
+    from .._core.urls import leads_to_one_server, origin_at
     from ..errors import ChallengeMismatchError
     from ..protocol.schemes import authorization
     from .replay import again
@@ -65,30 +72,143 @@ def with_credential(request: requests.PreparedRequest, token: Token, answers: li
             f"A token of {token.origin} was about to be sent to {origin}, and wasn't sent.",
             advice="This is a bug in routeweiler_sync: report it.",
         )
+    if not leads_to_one_server(request.url or "", request.headers):
+        raise other_host_error(origin)
     return CredentialedRequest.made_of(again(request, answers), authorization(token.scheme, token.token, token.preimage))
 
 
+def other_host_error(origin: str) -> ChallengeMismatchError:
+    """Return the error for a request to ``origin`` that may be for another server. Its 402 is returned unpaid, with a log line."""
+    from ..errors import ChallengeMismatchError
+
+    return ChallengeMismatchError(
+        f"The request to {origin} has a Host header that names another server, or a URL whose host can be read in two ways. So no "
+        "token goes along, and its 402 isn't paid.",
+        advice="Put the server's name into the URL, and leave out the Host header.",
+    )
+
+
 class PaywallResponse(requests.Response):
-    """A 402 whose challenge may have been paid. Its pickle drops the tokens of the challenge: with a preimage, they open pages."""
+    """An answer that may name tokens: a 402, or another answer that was superseded. Its pickles and copies drop them.
+
+    With a preimage, a token opens pages. If the body holds a token, all of it is dropped, since it may be spelt in any way.
+    """
+
+    #: The tokens that were offered and asked for in this hop.
+    _tokens: frozenset[str] = frozenset()
 
     def __getstate__(self) -> dict[str, Any]:
-        from ..protocol.schemes import redact
-
-        state: dict[str, Any] = dict(super().__getstate__())
-        headers = state["headers"].copy()
-        if "WWW-Authenticate" in headers:
-            headers["WWW-Authenticate"] = redact(headers["WWW-Authenticate"])
-        return {**state, "headers": headers}
+        return _without_tokens(super().__getstate__(), self._tokens)
 
 
-def droppable(response: requests.Response) -> requests.Response:
-    """Return ``response``, changed to a `PaywallResponse` so that its pickle holds no token.
+class _DropsTokens:
+    """Does for an answer of a program's own class what `PaywallResponse` does. The pickle is of that class."""
 
-    A response of another class than `requests.Response` stays as it is.
+    _tokens: frozenset[str] = frozenset()
+    _kind: type[requests.Response]
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
+        reduced = super().__reduce_ex__(protocol)
+        if isinstance(reduced, str):
+            return reduced
+        made, arguments, *rest = reduced
+        arguments = tuple(self._kind if each is type(self) else _without(each, self._tokens) for each in arguments)
+        if rest and isinstance(rest[0], dict):
+            rest[0] = _without_tokens(rest[0], self._tokens)
+        made = self._kind if made is type(self) else _new if made is copyreg.__newobj__ else made  # type: ignore[attr-defined]
+        return made, arguments, *rest
+
+
+def _new(kind: type, *arguments: Any) -> Any:
+    """Return a new instance of ``kind``, in unpickling: pickle takes `copyreg.__newobj__` for an instance's very class only."""
+    return kind.__new__(kind, *arguments)
+
+
+_made: dict[type, type] = {}
+
+
+def droppable(response: requests.Response, tokens: frozenset[str] = frozenset()) -> requests.Response:
+    """Return ``response``, with its class changed so that pickles and copies hold no token.
+
+    ``tokens`` are those that are known to be at stake; the ones that the response itself offers are added.
     """
-    if type(response) is requests.Response:
-        response.__class__ = PaywallResponse
+    tokens = tokens | tokens_offered(response) | getattr(response, "_tokens", frozenset())
+    kind = type(response)
+    try:
+        if kind is requests.Response:
+            response.__class__ = PaywallResponse
+        elif not issubclass(kind, (PaywallResponse, _DropsTokens)):
+            if kind not in _made:
+                _made[kind] = type(kind.__name__, (_DropsTokens, kind), {"_kind": kind, "__module__": kind.__module__})
+            response.__class__ = _made[kind]
+        response._tokens = tokens  # type: ignore[attr-defined]
+    except (TypeError, AttributeError):  # its class can't be changed, for instance because it has slots
+        _scrub(response, tokens)
     return response
+
+
+def tokens_offered(response: requests.Response) -> frozenset[str]:
+    """Return the tokens in the challenges of ``response``, and the one that its request carried."""
+    from ..protocol.token_search import tokens_in
+
+    lines = response.headers.get("WWW-Authenticate") if response.headers else None
+    return (frozenset() if lines is None else tokens_in([lines])) | _tokens_sent(response.request)
+
+
+def _tokens_sent(request: Any) -> frozenset[str]:
+    from ..protocol.token_search import token_of
+
+    headers = getattr(request, "headers", None)
+    value = headers.get("Authorization") if headers else None
+    return token_of(value) if isinstance(request, CredentialedRequest) and isinstance(value, (str, bytes)) else frozenset()
+
+
+def _without_tokens(state: dict[str, Any], tokens: frozenset[str]) -> dict[str, Any]:
+    """Return the state of a response without tokens. What isn't a text of the answer, such as its history, stays as it is."""
+    from ..protocol.token_search import holds_token
+
+    found = {name: value if name in _NO_TEXTS else _without(value, tokens, by_value=name == "url") for name, value in state.items()}
+    content = found.get("_content")
+    if isinstance(content, (bytes, bytearray)) and holds_token(content, tokens):
+        found["_content"] = b""
+    found.pop("_tokens", None)
+    return found
+
+
+#: Attributes of a response that are no texts of the server's. (The URL is one: a redirect may have made it.)
+_NO_TEXTS = ("_content", "history", "request", "elapsed", "encoding", "status_code", "payment")
+
+
+def _without(value: Any, tokens: frozenset[str], *, by_value: bool = False) -> Any:
+    """Return ``value``, a part of an answer, without tokens: a copy, if it held some.
+
+    ``by_value``: remove ``tokens`` alone, and nothing that only looks like a token. The caller's own texts may hold such things.
+    """
+    from ..protocol.token_search import holds_token, without_tokens
+
+    if isinstance(value, str):
+        return without_tokens(value, tokens, by_value=by_value)
+    if isinstance(value, (bytes, bytearray)):
+        return type(value)() if holds_token(value, tokens, by_value=by_value) else value
+    if isinstance(value, requests.cookies.RequestsCookieJar):
+        kept = value.copy()
+        cookies: list[Any] = list(value)
+        for cookie in cookies:
+            if holds_token(f"{cookie.name}={cookie.value}", tokens, by_value=by_value):
+                kept.clear(cookie.domain, cookie.path, cookie.name)
+        return kept
+    if type(value) is dict or isinstance(value, requests.structures.CaseInsensitiveDict):
+        return type(value)({name: _without(each, tokens, by_value=by_value) for name, each in value.items()})
+    if type(value) in (list, tuple, set):
+        return type(value)(_without(each, tokens, by_value=by_value) for each in value)
+    return value
+
+
+def _scrub(response: requests.Response, tokens: frozenset[str]) -> None:
+    """Remove ``tokens`` from ``response`` itself, as they are left out of a pickle."""
+    for name, value in _without_tokens(dict(response.__dict__), tokens).items():
+        if name != "raw" and value is not response.__dict__[name]:
+            setattr(response, name, value)
 
 
 def mark_refused(response: requests.Response) -> requests.Response:
@@ -100,6 +220,17 @@ def mark_refused(response: requests.Response) -> requests.Response:
 def is_refused(response: requests.Response) -> bool:
     """Return whether another layer has refused to pay for ``response``, by `mark_refused`."""
     return getattr(response, "_refused", False) is True
+
+
+def scrub_cookies(request: requests.PreparedRequest, tokens: frozenset[str]) -> None:
+    """Remove ``tokens`` from the cookies of ``request``, which has been sent and isn't the caller's own.
+
+    A server may have set its token as a cookie, and a caching session writes the cookies of a request to disk.
+    """
+    headers: Any = getattr(request, "headers", None)  # a testing library may set no request on the response
+    if headers and "Cookie" in headers:
+        headers["Cookie"] = _without(headers["Cookie"], tokens, by_value=True)
+        request._cookies = _without(getattr(request, "_cookies", None), tokens, by_value=True)
 
 
 def scrub_redirect(response: requests.Response) -> requests.Response:
@@ -157,15 +288,13 @@ def errors_with_original_request(request: requests.PreparedRequest) -> Iterator[
         raise
 
 
-def scrub_for_history(response: requests.Response, request: requests.PreparedRequest) -> requests.Response:
+def scrub_for_history(
+    response: requests.Response, request: requests.PreparedRequest, tokens: frozenset[str] = frozenset()
+) -> requests.Response:
     """Remove all tokens from a superseded ``response`` before it enters a ``history`` that is written to disk. Return ``response``.
 
-    That includes the token that its challenge offers, which is being paid for. ``request`` is the caller's own: its Authorization
-    header takes the place of a token on the request of ``response``.
+    That includes the token that its challenge offers, which is being paid for, and ``tokens``, which are known to be at stake.
+    ``request`` is the caller's own: its Authorization header takes the place of a token on the request of ``response``.
     """
-    if "WWW-Authenticate" in response.headers:
-        from ..protocol.schemes import redact
-
-        response.headers = response.headers.copy()
-        response.headers["WWW-Authenticate"] = redact(response.headers["WWW-Authenticate"])
+    _scrub(response, tokens | tokens_offered(response))
     return restore_authorization(response, request.headers.get("Authorization") if request.headers else None)

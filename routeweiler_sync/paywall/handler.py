@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import requests
 
-from .._core.urls import origin_at, path_of
+from .._core.urls import leads_to_one_server, origin_at, path_of
 from ..errors import LedgerError, RouteweilerError, TokenRefusedError
 from ..payments.block_limit import active
 from ..payments.first_use import end_first_use
@@ -27,7 +27,7 @@ from ..payments.token import Token
 from ..payments.types import Payment, TokenRequest
 from ..protocol.challenge import scope_of
 from ..protocol.http_auth import schemes_offered
-from ..protocol.schemes import parse_challenge
+from ..protocol.schemes import mentions_scheme, parse_challenge
 from .call import CallContext, QuoteReady, quoting, remove_hooks
 from .call_record import CallRecord
 from .credentialed import (
@@ -35,8 +35,11 @@ from .credentialed import (
     droppable,
     errors_with_original_request,
     mark_refused,
+    other_host_error,
+    scrub_cookies,
     scrub_for_history,
     scrub_redirect,
+    tokens_offered,
     with_credential,
 )
 from .negotiation import Negotiation, wants_of
@@ -66,6 +69,8 @@ class PaywallHandler:
     path: str = ""
     #: The answers that were superseded, oldest first.
     history: list[requests.Response] = field(default_factory=list)
+    #: The tokens that were offered by the server or sent to it. An answer may repeat any of them.
+    tokens: frozenset[str] = field(default=frozenset(), repr=False)
     #: The newest answer.
     latest: requests.Response = field(init=False)
     negotiation: Negotiation = field(init=False)
@@ -118,7 +123,21 @@ class PaywallHandler:
             self._set_origin()
         except ValueError:
             return response  # the URL isn't an http one (the adapter is mounted on a scheme of its own), so it can't be paid for
+        if token is None and not leads_to_one_server(self.request.url or "", self.request.headers):
+            return self._left_unpaid(response)
         return self._handled(response, token, is_guess=is_guess)
+
+    def _left_unpaid(self, response: requests.Response) -> requests.Response:
+        """Return ``response``, the answer to a request of which isn't clear which server it is for.
+
+        Money: none moves.
+        """
+        self.latest = response
+        if response.status_code != 402 or not mentions_scheme(", ".join(_challenge_lines(response))):
+            return self._finished()
+        error = self.record.noted = other_host_error(self.origin)
+        log.warning("%s %s isn't paid for, its 402 is returned: %s", self.request.method, self.origin + self.path, error)
+        return mark_refused(self._droppable(self._finished()))
 
     def _set_origin(self) -> None:
         """Set origin and path from the request's URL.
@@ -144,10 +163,10 @@ class PaywallHandler:
             if self.payer.unpayable == "return" and unpaid and self.latest.status_code == 402 and not quoting.get():
                 log.warning("%s %s isn't paid for, its 402 is returned: %s", self.request.method, self.origin + self.path, error)
                 self.record.noted = error
-                return mark_refused(self._finished())
+                return mark_refused(self._droppable(self._finished()))
             if error.response is None:
                 drain(self.latest)
-                error.response = droppable(self._finished())
+                error.response = self._droppable(self._finished())
             error.request = self.request
             raise
         finally:
@@ -186,7 +205,7 @@ class PaywallHandler:
                     self._retire(judged)
                 if request is not None and quoting.get():
                     drain(self.latest)
-                    raise QuoteReady(self.payer.checkout.quote(request), self._finished())
+                    raise QuoteReady(self.payer.checkout.quote(request), self._droppable(self._finished()))
                 # If the answer holds no challenge, the request goes out without a token, to learn what the server asks for now.
                 token = self._resend(None if request is None else self._token_to_offer(request))
                 is_guess = False
@@ -222,6 +241,7 @@ class PaywallHandler:
             still_useful=functools.partial(check_replayable, self.request),
         )
         self.record.challenged(token_request)
+        self.tokens |= tokens_offered(self.latest) | {challenge.token}
         return token_request
 
     def _token_from_checkout(self, request: TokenRequest) -> Token:
@@ -251,6 +271,11 @@ class PaywallHandler:
             self.payer.token_cache.put(purchase.token, self.path)
         return purchase.token
 
+    def _droppable(self, response: requests.Response) -> requests.Response:
+        """Return ``response``, changed so that its pickle holds none of the tokens of this hop."""
+        self.tokens |= tokens_offered(response)
+        return droppable(response, self.tokens)
+
     def _end_first_use(self) -> None:
         """Let other calls use the token that this hop has bought, if it has bought one."""
         bought, token = self.negotiation.bought, self.negotiation.last_offered
@@ -272,7 +297,7 @@ class PaywallHandler:
         # A response hook may have replaced the answer, and left earlier ones in its history: digest authentication's hook does.
         self.history += [
             *self.latest.history,
-            droppable(scrub_for_history(self.latest, self.request) if self.is_cached else self.latest),
+            self._droppable(scrub_for_history(self.latest, self.request, self.tokens) if self.is_cached else self.latest),
         ]
         self.record.service_started_s = time.time()
         request = self._with_token(token) if token is not None else self._without_token()
@@ -297,6 +322,7 @@ class PaywallHandler:
         """Return a copy of the request that carries ``token``, which replaces an Authorization header of the caller's."""
         if "Authorization" in (self.request.headers or {}):
             self.record.authorization_replaced = True
+        self.tokens |= {token.token}
         request = with_credential(self.request, token, self.history)
         remove_hooks(request)
         return request
@@ -418,6 +444,8 @@ class PaywallHandler:
     def _finished(self, payment: Payment | None = None) -> requests.Response:
         """Return the latest answer as the caller gets it: with the superseded ones in ``history`` and ``payment`` on it."""
         response = drop_credential_if_varied(scrub_redirect(self.latest) if self.is_cached else self.latest)
+        if self.is_cached and self.tokens and response.request is not self.request:
+            scrub_cookies(response.request, self.tokens)
         response.history = [*self.history, *response.history]
         response.payment = self.call.payment = payment  # type: ignore[attr-defined]
         if self.history:

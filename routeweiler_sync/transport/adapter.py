@@ -17,6 +17,7 @@ import requests
 from requests.adapters import HTTPAdapter
 
 from .._core.preload import prepare_to_pay
+from .._core.urls import leads_to_one_server
 from ..paywall.call import CallContext, contexts, current, in_thread, quoting
 from ..paywall.credentialed import CredentialedRequest
 from ..settings import SETTINGS
@@ -167,12 +168,15 @@ def _without_402(retries: Any) -> Any:
 def token_along(payer: Payer, request: requests.PreparedRequest) -> tuple[Token, bool] | None:
     """Return the token to send with ``request`` before the server asks for one, and whether it is a guess.
 
-    None if ``request`` goes out as it is: no token fits, it has an ``Authorization`` of the caller's, or only a quote is wanted.
+    None if ``request`` goes out as it is: no token fits, it has an ``Authorization`` of the caller's, only a quote is wanted, or it
+    may be for another server than its URL's.
     """
     along = payer.token_cache.token_for_url(request.url or "")
     if along is None:
         return None
     if "Authorization" in (request.headers or {}) or quoting.get():
+        return None
+    if not leads_to_one_server(request.url or "", request.headers):
         return None
     if along[1]:  # a guess may be refused, and then the request is sent twice: that must do no harm
         from ..paywall.replay import is_in_memory

@@ -11,8 +11,9 @@ import pytest
 import requests
 
 import routeweiler_sync
-from routeweiler_sync.testing import Paywall
+from routeweiler_sync.testing import FakeLnd, Paywall
 from tests.support.compat_walk import walk
+from tests.support.http_server import server
 
 from .conftest import Books, Paying, library
 
@@ -93,6 +94,30 @@ def test_the_next_process_finds_it(cached: Callable[..., Any], paywall: Paywall,
     session.close()
     assert len(paywall.requests) == asked
     books.once()
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+@pytest.mark.parametrize("serializer", ["pickle", "json"])
+def test_a_token_that_a_402_repeats_isnt_kept(
+    way: Callable[..., Any], serializer: str, paying: Paying, lnd: FakeLnd, books: Books, folder: Path
+) -> None:
+    """In its body, its cookies, a header: history is kept with the page, and so are the cookies of the request."""
+    token = "dG9rZW4tb2YtdGhlLXBhZ2U+/w=="
+
+    def answer(handler: Any) -> Any:
+        if handler.headers["Authorization"]:
+            return 200, [], b"page"
+        line = f'L402 token="{token}", invoice="{lnd.invoice(1_000).bolt11}"'
+        body = f'{{"t": "{token}"}}'.encode()
+        return 402, [("WWW-Authenticate", line), ("X-T", token), ("Set-Cookie", f'x="{token}"; Path=/')], body
+
+    session = way(paying, cache_name=folder / "cache", serializer=serializer)
+    with server(answer) as url:
+        assert session.get(url).content == b"page"
+        assert session.get(url).from_cache
+    session.close()
+    books.assert_no_secret_in(folder)
+    assert not any(token.encode() in each.read_bytes() for each in folder.rglob("*") if each.is_file())
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)

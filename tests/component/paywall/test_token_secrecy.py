@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import base64
 import copy
+import json
 import logging
 import os
 import pickle
+import secrets
 import stat
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import quote
 
 import pytest
 import requests
 
-from routeweiler_sync import TokenRefusedError, TraceSink
+from routeweiler_sync import PaymentDeclinedError, TokenRefusedError, TraceSink
+from routeweiler_sync.protocol.token_search import holds_token
 from routeweiler_sync.testing import FakeLnd, Paywall
 from tests.support.accounts import Books
+from tests.support.http_server import server
 
 
 def secrets_of(books: Books, lnd: FakeLnd) -> list[str]:
@@ -123,4 +131,155 @@ def test_an_error_of_the_network_holds_no_token(session, paywall: Paywall, books
         assert "Authorization" not in caught.value.request.headers
     assert session.post(paywall.url, data=b"body").payment.reused
     assert len(books.lnd.payments) == 1
+    books.check()
+
+
+class _Page(requests.Response):
+    """A response class of a program's own, as caches and test libraries have."""
+
+
+class _Final(_Page):
+    """One of which no class can be derived, so that its instances can't change their class."""
+
+    def __init_subclass__(cls) -> None:
+        raise TypeError
+
+
+class _PagesAdapter(requests.adapters.HTTPAdapter):
+    """Makes responses of the class ``kind``."""
+
+    def __init__(self, kind: type[requests.Response]) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def build_response(self, req: Any, resp: Any) -> requests.Response:
+        made, plain = self.kind(), super().build_response(req, resp)
+        made.__dict__.update(plain.__dict__)
+        return made
+
+
+def _named_everywhere(lnd: FakeLnd, tokens: list[str], write: Callable[[str], str]) -> Any:
+    """An answer that sells each path with a token of its own, repeats the token wherever it can, and refuses it once."""
+    sold: dict[str, str] = {}
+    refused: set[str] = set()
+
+    def answer(handler: Any) -> Any:
+        carried = (handler.headers["Authorization"] or "").partition(" ")[2].partition(":")[0]
+        mine = sold.get(handler.path)
+        if mine is not None and carried == mine and mine in refused:
+            return 200, [], b"page"
+        if carried:
+            refused.add(carried)
+        token, line = challenge_of(lnd, mine)
+        sold[handler.path] = token
+        tokens.append(token)
+        lines = [("WWW-Authenticate", line), ("X-Copy", token), ("Set-Cookie", f"t={token}; Path=/"), ("Link", f"<{write(token)}>")]
+        return 402, lines, write(token).encode("latin-1")
+
+    return answer
+
+
+def challenge_of(lnd: FakeLnd, token: str | None = None) -> tuple[str, str]:
+    invoice = lnd.invoice(10_000)
+    token = token or base64.b64encode(secrets.token_bytes(40)).decode()
+    return token, f'L402 token="{token}", invoice="{invoice.bolt11}"'
+
+
+WRITINGS: dict[str, Callable[[str], str]] = {
+    "JSON": lambda token: json.dumps({"l402": {"credential": token}}),
+    "JSON escapes": lambda token: '{"t": "' + "".join(f"\\u{ord(char):04X}" for char in token) + '"}',
+    "XML": lambda token: f"<a><b>{token}</b></a>",
+    "query": lambda token: "t=" + quote(token, safe=""),
+    "UTF-16": lambda token: token.encode("utf-16-le").decode("latin-1").replace("\0", "&#0;"),
+    "url-safe": lambda token: token.replace("+", "-").replace("/", "_"),
+}
+
+
+@pytest.mark.parametrize("kind", [None, requests.Response, _Page, _Final])
+@pytest.mark.parametrize("writing", WRITINGS)
+def test_a_token_that_a_402_repeats_is_in_no_pickle(make_session, lnd: FakeLnd, kind: type | None, writing: str) -> None:
+    """In its body, a header, a cookie, of any class of response: a cache of pickles would hand the page out."""
+    tokens: list[str] = []
+    with server(_named_everywhere(lnd, tokens, WRITINGS[writing])) as url:
+        session = make_session()
+        if kind is not None:
+            session.mount("http://", _PagesAdapter(kind))
+        response = session.get(url)
+        assert (response.content, len(lnd.payments)) == (b"page", 1)
+        superseded = response.history[0]
+        assert kind is _Final or tokens[0] in superseded.headers["X-Copy"]
+        refusing = make_session(confirm=lambda quote: False)
+        with pytest.raises(PaymentDeclinedError) as caught:
+            refusing.get(url + "/other")
+        returning = make_session(confirm=lambda quote: False, unpayable="return")
+        returned = returning.get(url + "/third")
+        assert returned.status_code == 402
+    things = [response, superseded, caught.value, caught.value.response, returned, response.request, response.history]
+    data = [pickle.dumps(thing, protocol) for thing in things for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1)]
+    data += [pickle.dumps(made(superseded).__dict__["headers"]) for made in (copy.copy, copy.deepcopy)]
+    data += [copy.copy(superseded).content, copy.deepcopy(superseded).content]
+    found = set(tokens)
+    assert len(found) == 3
+    for each in data:
+        assert not any(holds_token(each, frozenset({token}), by_value=True) for token in found)
+    again = pickle.loads(data[0])
+    assert again.content == b"page"
+    assert again.history[0].status_code == 402
+    if kind is not None and kind is not requests.Response:
+        assert type(again.history[0]) is kind
+        assert isinstance(superseded, kind)
+
+
+def test_a_402_without_a_token_in_its_body_keeps_the_body_in_its_pickle(session, paywall: Paywall) -> None:
+    """What the server said about its price would be gone from a queue's error."""
+    response = session.get(paywall.url)
+    assert pickle.loads(pickle.dumps(response)).history[0].content == b"payment required\n"
+
+
+@pytest.mark.parametrize("is_ours", [True, False])
+@pytest.mark.parametrize("how", ["call", "session", "bytes", "prepared", "redirect"])
+def test_a_host_header_of_another_name_gets_no_token_and_pays_nothing(
+    make_session, lnd: FakeLnd, books: Books, is_ours: bool, how: str
+) -> None:
+    """Servers at one address are told apart by it: one would get the other's token. Free pages go on as they are."""
+    session = make_session()
+    if not is_ours:
+        session.mount("http://", requests.adapters.HTTPAdapter())
+    seen: list[tuple[str, str | None]] = []
+
+    def answer(handler: Any) -> Any:
+        seen.append((handler.headers["Host"], handler.headers["Authorization"]))
+        if handler.path == "/go":
+            return 302, [("Location", "/x")], b""
+        if handler.headers["Authorization"]:
+            return 200, [], b"page"
+        return (200, [], b"free") if handler.path == "/free" else (402, [("WWW-Authenticate", challenge_of(lnd)[1])], b"pay")
+
+    def get(url: str, host: str) -> requests.Response:
+        if how == "session":
+            session.headers["Host"] = host
+            try:
+                return session.get(url)
+            finally:
+                del session.headers["Host"]
+        if how == "prepared":
+            prepared = session.prepare_request(requests.Request("GET", url))
+            prepared.headers["hOST"] = host
+            return session.send(prepared)
+        return session.get(url, headers={b"host" if how == "bytes" else "HOST": host.encode() if how == "bytes" else host})
+
+    with server(answer) as url:
+        path = "/go" if how == "redirect" else "/x"
+        before = get(url + path, "alice.example")
+        assert (before.status_code, before.content, before.payment) == (402, b"pay", None)
+        assert session.get(url + "/x").content == b"page"
+        for host in ("mallory.example", "127.0.0.1"):
+            assert get(url + path, host).status_code == 402
+        assert get(url + "/free", "mallory.example").content == b"free"
+        assert session.quote("GET", url + "/new", headers={"Host": "mallory.example"}) is None
+        assert get(url + path, url.partition("://")[2].upper()).content == b"page"
+    own = url.partition("://")[2]
+    assert all(host.lower() == own for host, token in seen if token)
+    assert len(lnd.payments) == 1
+    assert [line["outcome"]["error"]["code"] for line in books.lines if line["outcome"]["error"]] == ["challenge_mismatch"] * 4
     books.check()

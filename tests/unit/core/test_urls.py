@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import pytest
 import requests
 from hypothesis import given, settings, strategies as st
 from urllib3.util import parse_url
 
-from routeweiler_sync._core.urls import MAX_SCOPE_CHARS, origin_at, origin_of, path_of
+from routeweiler_sync._core.urls import MAX_SCOPE_CHARS, leads_to_one_server, origin_at, origin_of, path_of
 
 
 @pytest.mark.parametrize(
@@ -37,6 +38,41 @@ def test_an_origin_is_where_requests_connects_to(url: str, origin: str, path: st
     assert prepared is not None
     for each in (url, prepared):
         assert (origin_of(each), path_of(each)) == (origin, path)
+
+
+@pytest.mark.parametrize(
+    ("url", "headers", "clear"),
+    [
+        ("http://shop.example/x?y", {}, True),
+        ("http://shop.example/x", {"Accept": "other.example"}, True),
+        ("http://shop.example/x", {"Host": "shop.example"}, True),
+        ("http://shop.example/x", {"host": "SHOP.example.:80"}, True),
+        ("http://shop.example.:80/x", {b"HOST": b" shop.example "}, True),
+        ("https://shop.example/x", {"Host": "shop.example:443"}, True),
+        ("https://shop.example:8443/x", {"Host": "shop.example:8443"}, True),
+        ("http://[::1]:81/x", {"Host": "[::1]:81"}, True),
+        ("http://b\u00fccher.example/x", {"Host": "xn--bcher-kva.example"}, True),
+        ("http://user:word@shop.example/x", {"Host": "shop.example"}, True),
+        ("http://shop.example/x", {"Host": "other.example"}, False),
+        ("http://shop.example/x", {b"hOST": b"other.example"}, False),
+        ("http://shop.example/x", {"Host": "shop.example:81"}, False),
+        ("https://shop.example:8443/x", {"Host": "shop.example"}, False),
+        ("http://shop.example/x", {"Host": "shop.example:443"}, False),
+        ("http://shop.example/x", {"Host": ""}, False),
+        ("http://shop.example/x", {"Host": "shop.example, other.example"}, False),
+        ("http://shop.example/x", {"Host": "other.example@shop.example"}, False),
+        ("http://shop.example/x", {"Host": "shop.example/other"}, False),
+        ("http://shop.example/x", {"Host": "http://shop.example"}, False),
+        ("http://shop.example/x", {"Host": "shop.example#"}, False),
+        ("http://shop.example/x", {"Host": "shop.example:port"}, False),
+        ("http://127.0.0.1/x", {"Host": "localhost"}, False),
+        ("http://shop.example\\@other.example/x", {}, False),
+        ("http://shop.example/a\\b", {}, True),
+    ],
+)
+def test_a_host_header_of_another_name_makes_it_unclear_whose_token_goes_along(url: str, headers: Any, clear: bool) -> None:
+    """If failing: one server of a shared address gets the tokens of another."""
+    assert leads_to_one_server(url, headers) is clear
 
 
 #: What URLs are made of, and what two readers of one may disagree on.

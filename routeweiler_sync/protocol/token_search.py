@@ -1,0 +1,112 @@
+"""Find tokens in texts that others wrote, however they are quoted and escaped there. Pure.
+
+`redact` of `schemes` knows the forms in which tokens stand in headers. A server may write its token into a body, a cookie or a
+header of its own as well: as JSON, XML, HTML or a query, in another alphabet of base64. There the token is found by its value.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import re
+from collections.abc import Iterable
+from functools import lru_cache
+from urllib.parse import unquote
+
+from .http_auth import OversizedHeaderError, read_challenges
+from .schemes import NAMES, redact
+
+#: A shorter token isn't looked for by its value: it would be found in every text.
+MIN_TOKEN_CHARS = 6
+#: How often a text may be escaped: a URL within JSON within HTML.
+MAX_ESCAPE_LEVELS = 3
+
+_REDACTED = "<redacted>"
+_TOKEN_NAMES = ("token", "macaroon")
+_CREDENTIAL = re.compile(r"[A-Za-z0-9]+[ \t]+([^\s:]+):[0-9A-Fa-f]+")
+_HEX_ESCAPE = re.compile(r"\\(?:u\{?(?:00)*|x)([0-9A-Fa-f]{2})\}?")
+_OCTAL_ESCAPE = re.compile(r"\\([0-3][0-7]{2})")
+# Nothing that is in a token, and everything that may stand between the parts of one that is wrapped or quoted.
+_NOT_OF_A_TOKEN = re.compile(r"[\s\0\\\"'=]+")
+_URL_SAFE_TO_STANDARD = str.maketrans("-_", "+/")
+_BASE64 = re.compile(r"[A-Za-z0-9+/]+")
+# What looks like a token: its name, and soon after it a long value.
+_NAMED = re.compile(r"(?:token|macaroon|l402|lsat)[^A-Za-z0-9]{0,40}[A-Za-z0-9+/_-]{32}", re.IGNORECASE)
+
+
+def tokens_in(lines: Iterable[str]) -> frozenset[str]:
+    """Return the tokens that the lines of ``WWW-Authenticate`` offer, of all schemes that can be paid."""
+    try:
+        listed = read_challenges(lines)
+    except OversizedHeaderError:
+        return frozenset()
+    return frozenset(
+        value for each in listed if each.scheme.upper() in NAMES for name, value in each.params if name in _TOKEN_NAMES and value
+    )
+
+
+def token_of(authorization: str | bytes | None) -> frozenset[str]:
+    """Return the token in the value of ``Authorization``, alone in a set; an empty set if there is none."""
+    if isinstance(authorization, bytes):
+        authorization = authorization.decode("latin-1")
+    found = _CREDENTIAL.fullmatch((authorization or "").strip())
+    return frozenset(() if found is None else (found[1],))
+
+
+def holds_token(text: str | bytes | bytearray, tokens: frozenset[str], *, by_value: bool = False) -> bool:
+    """Return whether ``text`` holds one of ``tokens``, or what looks like a token, in any of the usual ways to quote and escape.
+
+    With ``by_value``, only ``tokens`` count.
+    """
+    if isinstance(text, (bytes, bytearray)):
+        text = bytes(text).decode("latin-1")
+    wanted = _searched(tokens)
+    for _ in range(MAX_ESCAPE_LEVELS + 1):
+        if not by_value and (redact(text) != text or _NAMED.search(text)):
+            return True
+        plain = _NOT_OF_A_TOKEN.sub("", text)
+        if any(each in plain or each in plain.translate(_URL_SAFE_TO_STANDARD) for each in wanted):
+            return True
+        if any(each in plain.lower() for each in wanted if each == each.lower()):
+            return True
+        unescaped = _unescaped(text)
+        if unescaped == text:
+            break
+        text = unescaped
+    return False
+
+
+def without_tokens(text: str, tokens: frozenset[str], *, by_value: bool = False) -> str:
+    """Return ``text``, the value of a header for instance, with the tokens in it replaced, or all of it if need be.
+
+    With ``by_value``, only ``tokens`` are replaced, and nothing else that looks like a token.
+    """
+    for token in sorted(tokens, key=len, reverse=True):
+        if len(token) >= MIN_TOKEN_CHARS:
+            text = text.replace(token, _REDACTED)
+    text = text if by_value else redact(text)
+    return _REDACTED if holds_token(text.replace(_REDACTED, ""), tokens, by_value=by_value) else text
+
+
+@lru_cache(maxsize=64)
+def _searched(tokens: frozenset[str]) -> tuple[str, ...]:
+    """Return what to search a text for: the tokens as they are, and their bytes in other alphabets."""
+    found: dict[str, None] = {}
+    for token in tokens:
+        if len(token) < MIN_TOKEN_CHARS:
+            continue
+        plain = _NOT_OF_A_TOKEN.sub("", token)
+        digits = plain.translate(_URL_SAFE_TO_STANDARD)
+        found.update(dict.fromkeys((plain, digits)))
+        if _BASE64.fullmatch(digits) and len(digits) % 4 != 1:
+            raw = base64.b64decode(digits + "=" * (-len(digits) % 4))
+            found[raw.hex()] = None
+        found[token.encode("utf-8", "surrogatepass").hex()] = None
+        found[base64.b64encode(token.encode("utf-8", "surrogatepass")).decode().rstrip("=")] = None
+    return tuple(each for each in found if len(each) >= MIN_TOKEN_CHARS)
+
+
+def _unescaped(text: str) -> str:
+    text = html.unescape(unquote(text, encoding="latin-1"))
+    text = _HEX_ESCAPE.sub(lambda found: chr(int(found[1], 16)), text)
+    return _OCTAL_ESCAPE.sub(lambda found: chr(int(found[1], 8)), text)

@@ -1,0 +1,88 @@
+"""A token is found in a server's text however it is quoted, escaped or encoded there, and nothing else is taken for one."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+from urllib.parse import quote
+
+import pytest
+
+from routeweiler_sync.protocol.token_search import holds_token, token_of, tokens_in, without_tokens
+
+RAW = b"\xfb\xff\xfe" + bytes(range(60))
+TOKEN = base64.standard_b64encode(RAW).decode() + "=="
+OPAQUE = "a-Key.of_somebody/else+1"
+
+
+def escaped(token: str) -> str:
+    return "".join(f"\\u{ord(char):04x}" for char in token)
+
+
+@pytest.mark.parametrize("token", [TOKEN, OPAQUE])
+@pytest.mark.parametrize(
+    "written",
+    [
+        lambda token: json.dumps({"any": token}),
+        lambda token: json.dumps(json.dumps({"any": token})),
+        lambda token: '{"any": "' + token.replace("/", "\\/") + '"}',
+        lambda token: '{"any": "' + escaped(token) + '"}',
+        lambda token: "'" + "".join(f"\\x{ord(char):02X}" for char in token) + "'",
+        lambda token: f"<any>{html.escape(token)}</any>",
+        lambda token: "<any>" + "".join(f"&#{ord(char)};" for char in token) + "</any>",
+        lambda token: "<any>" + "".join(f"&#x{ord(char):x};" for char in token) + "</any>",
+        lambda token: "any=" + quote(token, safe=""),
+        lambda token: "any=" + quote(quote(token, safe=""), safe=""),
+        lambda token: "any=" + "".join(f"%{ord(char):02x}" for char in token),
+        lambda token: f"any {token[:9]}\r\n  {token[9:]}",
+        lambda token: f'"{token[:9]}" "{token[9:]}"',
+        lambda token: token.encode("utf-16-le").decode("latin-1"),
+        lambda token: token.replace("+", "-").replace("/", "_").rstrip("="),
+        lambda token: base64.b64encode(token.encode()).decode(),
+        lambda token: token.encode().hex().upper(),
+        lambda token: f"xx{token}yy",
+    ],
+)
+def test_a_token_is_found_in_any_writing(written, token: str) -> None:
+    """Else it is in a pickle or a cache, and whoever reads that reads the page."""
+    text = written(token)
+    assert holds_token(text, frozenset({"another", token}))
+    assert holds_token(text.encode("latin-1"), frozenset({token}), by_value=True)
+    assert token not in without_tokens(text, frozenset({token}))
+
+
+def test_the_bytes_of_a_token_are_found_in_hex() -> None:
+    """A macaroon is shown in hex as well, by lnd's own tools."""
+    assert holds_token(f"any {RAW.hex()}", frozenset({base64.b64encode(RAW).decode()}))
+
+
+@pytest.mark.parametrize(
+    "text", ["payment required\n", '{"price": 10, "unit": "sat"}', "", "<p>Pay 10 sat</p>", "token", "a token is needed"]
+)
+def test_a_text_without_a_token_stays(text: str) -> None:
+    """Else the user can't read what the server said."""
+    assert not holds_token(text, frozenset({TOKEN, "", "pay"}))
+    assert without_tokens(text, frozenset({TOKEN, "pay"})) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [f'{{"macaroon": "{TOKEN}"}}', f"<token>{TOKEN}</token>", f"L402 {TOKEN}:{'0' * 64}", "macaroon=short"],
+)
+def test_what_looks_like_a_token_counts_as_one(text: str) -> None:
+    """A server may name another token than that of its challenge. The caller's own texts (``by_value``) may look like anything."""
+    assert holds_token(text, frozenset())
+    assert not holds_token(text, frozenset(), by_value=True)
+
+
+def test_tokens_are_read_from_headers() -> None:
+    """Else nothing is looked for."""
+    lines = [
+        'LSAT macaroon="one", invoice="lnbc1", L402 token=two, invoice="x", Basic realm="r", token="no"',
+        'l402 version="0", macaroon="3"',
+    ]
+    assert tokens_in(lines) == {"one", "two", "3"}
+    assert tokens_in(["x" * 100_000]) == frozenset()
+    assert token_of(b"L402 abc=:00ff") == token_of("LSAT abc=:00FF") == {"abc="}
+    assert token_of("Basic abc") == token_of(None) == frozenset()
