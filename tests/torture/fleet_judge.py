@@ -212,6 +212,10 @@ class Judge:
         ledger = Ledger.open(self.url)
         books, trace = ledger.snapshot(), read_traces([self.trace])
         ledger.close()
+        lines = [json.loads(line)["payment"] for line in self.trace.read_text().splitlines()]
+        told = Counter(payment["paymentHash"] for payment in lines if payment and not payment["reused"])
+        self.figures["told twice"] = sum(times > 1 for times in told.values())
+        yield from (f"TWICE: the trace reports {payment_hash} {times} times" for payment_hash, times in told.items() if times > 1)
         for node in self.nodes:
             payments = [
                 NodePayment(

@@ -190,9 +190,13 @@ class Books:
     def _trace_against(self, rows: dict[str, PaymentRow]) -> list[str]:
         findings = []
         for payment in self._new_trace_payments():
-            amounts = (payment["amountMsat"], payment["feeMsat"])
-            if not payment["reused"] and self.told.setdefault(payment["paymentHash"], amounts) != amounts:
-                findings.append(f"DRIFT: the trace tells {payment['paymentHash']} as {amounts} and otherwise")
+            payment_hash, amounts = payment["paymentHash"], (payment["amountMsat"], payment["feeMsat"])
+            if payment["reused"]:
+                continue
+            if payment_hash in self.told:
+                findings.append(f"TWICE: the trace reports {payment_hash} again")
+            if self.told.setdefault(payment_hash, amounts) != amounts:
+                findings.append(f"DRIFT: the trace tells {payment_hash} as {amounts} and otherwise")
         settled = {h: (row.amount_msat, row.fee_msat) for h, row in rows.items() if row.settled_at is not None}
         for h in settled.keys() | self.told.keys():
             if settled.get(h) != self.told.get(h):

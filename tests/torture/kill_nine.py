@@ -46,7 +46,7 @@ FINISHERS_MAX = 4
 FINISHER_PAYMENT_TIMEOUT_S = 3.0
 #: An order that was held gets so long to do its harm before the judgement.
 HELD_ORDER_S = 0.5
-FINDING_WORDS = ("DOUBLE", "LOST", "DRIFT", "CLAIM")
+FINDING_WORDS = ("DOUBLE", "LOST", "DRIFT", "CLAIM", "TWICE")
 
 
 @dataclass
@@ -331,7 +331,8 @@ def summary(done: list[Round]) -> str:
             f"({sum(each.paid_msat for each in done)} msat), orphans {sum(len(each.orphans) for each in done)}, "
             f"aims missed {sum(not each.aimed for each in done)}",
             f"double payments {counts['DOUBLE']}, lost tokens {counts['LOST']}, drifts {counts['DRIFT']}, "
-            f"false claims {counts['CLAIM']}, other findings {len(findings) - sum(counts.values())}",
+            f"false claims {counts['CLAIM']}, payments told twice {counts['TWICE']}, "
+            f"other findings {len(findings) - sum(counts.values())}",
             "faults: " + ", ".join(f"{kind} {count}" for kind, count in sorted(faults.items())),
             "errors told (code/spent): " + ", ".join(f"{name} {count}" for name, count in sorted(errors.items())),
             "rounds with findings: " + (", ".join(each.plan.name for each in done if each.findings) or "none"),
