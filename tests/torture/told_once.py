@@ -31,7 +31,7 @@ from .told_once_worker import HTTP_TIMEOUT_S, PAGES, Job, buy
 
 PRICE_MSAT, FEE_MSAT = 7_001, 3_000
 #: Tokens of the second wall expire after this many seconds, so that they are bought again and again.
-VALID_FOR_S = 1
+VALID_FOR_S = 4
 KILL_EVERY_S = (0.02, 0.3)
 END_S = 60.0
 START = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
