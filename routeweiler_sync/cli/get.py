@@ -228,7 +228,8 @@ def _interrupted(fetch: Fetch) -> Exit:
         _err(f"Interrupted; {_payments_text(fetch.observer.paid)}. The token is kept, and the next call uses it.")
         return Exit.UNDELIVERED
     if fetch.confirm.agreed or _is_unfinished():
-        _err("Interrupted while paying; the node may still pay. Call again: the same purchase continues, nothing is paid twice.")
+        again = "Call again: the same purchase continues, nothing is paid twice. Or run routeweiler-sync payments recover."
+        _err(f"Interrupted while paying; the node may still pay. {again}")
         return Exit.PENDING
     raise click.Abort
 

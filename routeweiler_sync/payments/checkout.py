@@ -33,7 +33,7 @@ from ..protocol.invoice import decode_invoice
 from . import block_limit
 from .checks import Checks, check_challenge, source_for
 from .first_use import begin_first_use, wait_for_first_use
-from .lifecycle import PaymentLifecycle, as_purchase
+from .lifecycle import MIN_ASK_S, PaymentLifecycle, as_purchase
 from .outcome_errors import repeated_invoice_error, unserved_error
 from .single_flight import Flight, single_flight
 from .types import Purchase, Quote, TokenRequest
@@ -151,7 +151,7 @@ class Checkout:
         ``spent`` says whether the node has paid it. Call again once the ledger can be written.
         Money: no payment is started. A payment that a node has made is booked.
         """
-        deadline = Deadline(self._payment_timeout_s)
+        deadline = Deadline(max(self._payment_timeout_s, MIN_ASK_S))
         for row in self.ledger.abandoned():
             changed = self._ask_once(row, deadline)
             if changed is not None and changed.settled_at is not None:

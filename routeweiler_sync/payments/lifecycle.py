@@ -13,13 +13,14 @@ from collections.abc import Sequence
 import tenacity
 
 from .._core.deadline import Deadline
-from ..errors import BudgetError, FundingError, LedgerError, PolicyDeniedError, RailNotSupportedError
+from ..errors import BudgetError, FundingError, LedgerError, PolicyDeniedError, RailNotSupportedError, RouteweilerError
 from ..funding.replies import WalletAnswer, WalletReply
 from ..funding.source import LightningFundingSource
 from ..ledger.ledger import Ledger
 from ..ledger.types import Change, PaymentRow, PaymentState
 from . import block_limit, wallet_rules
 from .checks import Checks
+from .interrupts import warn_interrupted
 from .outcome_errors import ended_error, error_for, pending_error, repeated_invoice_error, unbooked_error, unsent_error
 from .report_claims import claim, release, this_claimant
 from .token import Token
@@ -33,6 +34,9 @@ MAX_RESENDS = 1
 #: How long a call waits for another process to finish its purchase before it asks the wallet itself. Asking is harmless, and the
 #: end of this time ends no row.
 LEAVE_ALONE_S = 1.0
+#: How long a call has at least to ask the wallet about the unfinished payment of an earlier call, however short its own time is.
+#: Else calls with a short timeout would never end that payment, each of them giving up before the wallet has answered.
+MIN_ASK_S = 2.0
 #: The wallet's replies that say that money has left.
 PAID = (WalletReply.SUCCEEDED, WalletReply.WRONG_PREIMAGE)
 #: The pauses between two looks at a row, and between two questions to a wallet, in seconds. They are short at first, then grow.
@@ -100,8 +104,10 @@ class PaymentLifecycle:
             if step is NextStep.RAISE_PENDING:
                 raise pending_error(row, reason or "an earlier send of its invoice is unanswered")
             raise error_for(step, row, reason)
-        except BaseException:
+        except BaseException as error:
             release(row.payment_hash)
+            if not isinstance(error, RouteweilerError):
+                warn_interrupted(row, error)
             raise
 
     def book(self, row: PaymentRow, asked: NextStep, answer: WalletAnswer) -> tuple[Step, PaymentRow]:
@@ -166,12 +172,14 @@ class PaymentLifecycle:
         """Return the purchase for the unfinished row of another call, after waiting `LEAVE_ALONE_S` for that call to finish it.
 
         If that wait is in vain, this call carries the row to its end, provided the session has a funding source for the row's node.
+        The wait is at most a quarter of the call's time, and `MIN_ASK_S` are left for the wallet in any case.
 
         Raises: PaymentPendingError if the row stays unfinished; else the error that it ended with.
         Money: the row's invoice may be sent again.
         """
-        row = self._watch(row, Deadline(min(LEAVE_ALONE_S, deadline.left_s())))
+        row = self._watch(row, Deadline(min(LEAVE_ALONE_S, deadline.left_s() / 4)))
         if row.unfinished:
+            deadline = Deadline(max(deadline.left_s(), MIN_ASK_S))
             source, problem = self.source_of(row, deadline)
             if source is not None:
                 return self.carry(row, source, NextStep.TRACK, request, deadline)
@@ -198,7 +206,12 @@ class PaymentLifecycle:
             retry=tenacity.retry_if_result(lambda seen: seen.unfinished and not deadline.passed),
             wait=ROW_POLL,
         )
-        return retrying(lambda: self.read_again(row))
+        try:
+            return retrying(lambda: self.read_again(row))
+        except BaseException as error:
+            if not isinstance(error, RouteweilerError):
+                warn_interrupted(row, error)
+            raise
 
     def _ask(self, row: PaymentRow, source: LightningFundingSource, step: NextStep, deadline: Deadline) -> WalletAnswer:
         """Do ``step`` with the wallet, and return its answer.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import os
-import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from requests.adapters import HTTPAdapter
 
 from .._core.preload import prepare_to_pay
 from .._core.urls import leads_to_one_server
+from .._core.user_line import callers_level
 from ..paywall.call import CallContext, contexts, current, in_thread, quoting
 from ..paywall.credentialed import CredentialedRequest
 from ..settings import SETTINGS
@@ -227,16 +227,7 @@ def warn_unpaid(response: requests.Response) -> None:
 
     if not _warned and mentions_scheme(response.headers.get("WWW-Authenticate", "")):
         _warned.append(True)
-        warnings.warn(NO_NODE.format(url=response.url), RuntimeWarning, stacklevel=_callers_level())
+        warnings.warn(NO_NODE.format(url=response.url), RuntimeWarning, stacklevel=callers_level())
 
 
 _warned: list[bool] = []
-_PACKAGE = __name__.partition(".")[0]
-
-
-def _callers_level() -> int:
-    """Return the ``stacklevel`` of the user's line for a warning of the calling function: the first outside us and `requests`."""
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("requests", _PACKAGE):
-        level, frame = level + 1, frame.f_back
-    return level
