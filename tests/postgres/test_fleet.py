@@ -185,7 +185,7 @@ def test_whose_order_has_left_is_never_told_that_nothing_was_spent(
     session = over(own)
     count_send = session._payer.ledger.count_send
 
-    def overtaken(payment_hash: str) -> Any:
+    def overtaken(payment_hash: str, draw: Any = None) -> Any:
         assert worker(own).wait(WAIT_S) == 0
         ended = count_send(payment_hash)
         server.stop()
