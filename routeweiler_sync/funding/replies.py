@@ -34,13 +34,14 @@ class WalletAnswer:
     """A node's answer to a payment order or to a question about a payment. Amounts are in msat.
 
     ``reason`` is the wallet's reason for a failure, or an error text (for EXISTS, EXPIRED, REFUSED, UNKNOWN), free of secrets.
-    ``preimage`` is set for SUCCEEDED and WRONG_PREIMAGE alone; for SUCCEEDED it is 32 bytes.
+    ``preimage`` is set for SUCCEEDED and WRONG_PREIMAGE alone; for SUCCEEDED it is 32 bytes. ``fee_msat`` is None if the wallet
+    doesn't say what routing has cost; the most that was allowed is booked then.
     """
 
     reply: WalletReply
     preimage: bytes | None = field(default=None, repr=False)
     amount_msat: int = 0
-    fee_msat: int = 0
+    fee_msat: int | None = 0
     reason: str | None = None
 
 

@@ -9,15 +9,34 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from .._core import env_vars
+from .._core.secret_text import shown
 from ..errors import FundingError, InvoicePaymentError
 from ..protocol.invoice import decode_invoice
-from .replies import WalletAnswer, WalletReply, preimage_fits, tidy
-from .wallet import NETWORKS, LightningNodeClient, NotPermittedError, PaymentStatus, WalletClient, default_fee_cap_msat
+from .client_answers import (
+    cause_of,
+    check_methods,
+    close,
+    node_key,
+    read_answer,
+    read_error,
+    read_preimage,
+    read_reason,
+    read_status,
+    sound_key,
+)
+from .replies import WalletAnswer, WalletReply, preimage_fits
+from .wallet import NETWORKS, LightningNodeClient, NotPermittedError, WalletClient, default_fee_cap_msat
 
+#: How long `LightningFundingSource.create` waits for the node's key, in seconds.
+CREATE_S_MAX = 60.0
+#: The largest limit of a fee, in msat: every bitcoin that there can be.
+MAX_FEE_MSAT = 21_000_000 * 100_000_000 * 1_000
 # How long to wait between two questions to a client that can't follow a payment by itself.
 _POLL_S_MIN, _POLL_S_MAX = 0.1, 2.0
 
@@ -33,7 +52,8 @@ class LightningFundingSource:
 
     A client that isn't a `WalletClient` may block for as long as it likes: its `pay_invoice` can't be given a deadline.
 
-    Raises: ValueError for an unknown network, or a ``max_fee_msat`` that isn't a whole number of msat from 0 upwards.
+    Raises: ValueError for an unknown network, a ``max_fee_msat`` that isn't a whole number of msat from 0 upwards, or a
+    ``node_pubkey`` that isn't a string of 66 hex digits.
     """
 
     client: LightningNodeClient
@@ -45,20 +65,29 @@ class LightningFundingSource:
 
     def __post_init__(self) -> None:
         fee = self.max_fee_msat
-        if fee is not None and (isinstance(fee, bool) or not isinstance(fee, int) or fee < 0):
-            raise ValueError(f"max_fee_msat must be a whole number of msat, 0 or more, or None, not {fee!r}")
+        if fee is not None and (isinstance(fee, bool) or not isinstance(fee, int) or not 0 <= fee <= MAX_FEE_MSAT):
+            raise ValueError(f"max_fee_msat must be a whole number of msat from 0 to {MAX_FEE_MSAT}, or None, not {shown(fee)}")
         if self.network not in NETWORKS:
-            raise ValueError(f"network must be one of {', '.join(NETWORKS)}, not {self.network!r}")
+            raise ValueError(f"network must be one of {', '.join(NETWORKS)}, not {shown(self.network)}")
         if self.node_pubkey is not None:
-            self.node_pubkey = self.node_pubkey.lower()
+            given, self.node_pubkey = self.node_pubkey, sound_key(self.node_pubkey)
+            if self.node_pubkey is None:
+                raise ValueError(f"node_pubkey must be a string of 66 hex digits, or None, not {shown(given)}")
 
     @classmethod
     def create(cls, client: LightningNodeClient, network: str, *, max_fee_msat: int | None = None) -> LightningFundingSource:
         """Return a funding source whose ``node_pubkey`` is the key that the node reports. Otherwise as the constructor.
 
-        Raises: FundingError if lnd can't be asked. Any other client's exception is raised as it is.
+        Raises: FundingError if the node can't be asked, or doesn't report a key.
         """
-        return cls(client=client, network=network, node_pubkey=client.get_node_pubkey(), max_fee_msat=max_fee_msat)
+        source = cls(client=client, network=network, max_fee_msat=max_fee_msat)
+        with _ours_alone("The node can't be asked for its key"):
+            if hasattr(client, "get_node_pubkey") or not isinstance(client, WalletClient):
+                check_methods(client, is_wallet=False, only=("get_node_pubkey",))
+                source.node_pubkey = node_key(client.get_node_pubkey())
+            else:
+                source.node_pubkey = source._identity(CREATE_S_MAX)[0]
+        return source
 
     def fee_cap_msat(self, amount_msat: int) -> int:
         """Return the most that routing a payment of ``amount_msat`` may cost, in msat."""
@@ -75,9 +104,14 @@ class LightningFundingSource:
         Money: none moves.
         """
         client, deadline = self.client, time.monotonic() + timeout_s
-        if isinstance(client, WalletClient):
-            client.check_ready(timeout_s)
-        if self._asked_in == os.getpid() and self.node_pubkey is not None:
+        knows_node = self._asked_in == os.getpid() and self.node_pubkey is not None
+        with _ours_alone("The wallet can't be asked whether it is ready"):
+            is_wallet = isinstance(client, WalletClient)
+            if not knows_node:
+                check_methods(client, is_wallet=is_wallet)
+            if isinstance(client, WalletClient):
+                close(client.check_ready(timeout_s))  # type: ignore[func-returns-value]
+        if knows_node and self.node_pubkey is not None:
             return self.node_pubkey
         pubkey, network = self._identity(deadline - time.monotonic())
         if self.node_pubkey is not None and pubkey != self.node_pubkey:
@@ -103,19 +137,17 @@ class LightningFundingSource:
         Money: the invoice's amount and the routing fee.
         """
         client = self.client
-        if isinstance(client, WalletClient):
-            return client.send(bolt11, payment_hash=payment_hash, max_fee_msat=max_fee_msat, timeout_s=timeout_s)
         try:
-            preimage = client.pay_invoice(bolt11, max_fee_msat=max_fee_msat)
-        except InvoicePaymentError as error:
-            return WalletAnswer(reply=WalletReply.FAILED, reason=error.failure_reason or tidy(error.brief))
-        except FundingError as error:
-            return WalletAnswer(reply=WalletReply.REFUSED, reason=tidy(error.brief))
-        except Exception as error:  # noqa: BLE001 - by the Protocol, any other exception leaves the outcome unknown
-            return WalletAnswer(reply=WalletReply.UNKNOWN, reason=tidy(f"{type(error).__name__}: {error}"))
-        if not isinstance(preimage, bytes) or len(preimage) != 32:
-            return WalletAnswer(reply=WalletReply.UNKNOWN, reason="the client's pay_invoice didn't return a preimage of 32 bytes")
-        return self._paid(bolt11, preimage, payment_hash, max_fee_msat)
+            if isinstance(client, WalletClient):
+                sent = client.send(bolt11, payment_hash=payment_hash, max_fee_msat=max_fee_msat, timeout_s=timeout_s)
+                return read_answer(sent, payment_hash)
+            preimage: object = client.pay_invoice(bolt11, max_fee_msat=max_fee_msat)
+        except Exception as error:  # noqa: BLE001 - a client may raise anything
+            return self._failure(error, payment_hash)
+        try:
+            return self._paid(bolt11, preimage, payment_hash, max_fee_msat)
+        except Exception as error:  # noqa: BLE001 - what a client returned may raise anything when it is read
+            return WalletAnswer(reply=WalletReply.UNKNOWN, reason=read_error(error, payment_hash))
 
     def track(self, payment_hash: bytes, *, timeout_s: float, follow: bool) -> WalletAnswer:
         """Ask the node about the payment with this hash (32 bytes); ``follow`` waits for its end, at most ``timeout_s`` seconds.
@@ -125,8 +157,11 @@ class LightningFundingSource:
         Money: none moves.
         """
         client = self.client
-        if isinstance(client, WalletClient):
-            return client.track(payment_hash, timeout_s=timeout_s, follow=follow)
+        try:
+            if isinstance(client, WalletClient):
+                return read_answer(client.track(payment_hash, timeout_s=timeout_s, follow=follow), payment_hash)
+        except Exception as error:  # noqa: BLE001 - no error of a client, of whatever kind, says anything about the payment
+            return WalletAnswer(reply=WalletReply.UNKNOWN, reason=read_error(error, payment_hash))
         import tenacity
 
         deadline = time.monotonic() + timeout_s
@@ -139,11 +174,35 @@ class LightningFundingSource:
         )
         return polling(self._ask, payment_hash)
 
-    def _paid(self, bolt11: str, preimage: bytes, payment_hash: bytes, max_fee_msat: int) -> WalletAnswer:
-        """Return the answer for a ``preimage`` that `pay_invoice` returned: 32 bytes, not yet compared with ``payment_hash``.
+    def _failure(self, error: Exception, payment_hash: bytes) -> WalletAnswer:
+        """Return the answer that the exception of a payment order amounts to. By the Protocols, only two of them prove anything.
+
+        A subclass of theirs may have attributes of any kind, so reading them may fail; then the outcome isn't known.
+        """
+        reason, keep = read_error(error, payment_hash), (payment_hash.hex(),)
+        unknown = WalletAnswer(reply=WalletReply.UNKNOWN, reason=reason)
+        if isinstance(self.client, WalletClient) or not isinstance(error, (InvoicePaymentError, FundingError)):
+            return unknown
+        try:
+            if error.spent is not False:
+                return unknown
+            if isinstance(error, InvoicePaymentError):
+                told = read_reason(error.failure_reason, keep) or read_reason(error.brief, keep)
+                return WalletAnswer(reply=WalletReply.FAILED, reason=told or reason)
+            return WalletAnswer(reply=WalletReply.REFUSED, reason=read_reason(error.brief, keep) or reason)
+        except Exception:  # noqa: BLE001 - an attribute of a subclass may raise anything
+            return unknown
+
+    def _paid(self, bolt11: str, returned: object, payment_hash: bytes, max_fee_msat: int) -> WalletAnswer:
+        """Return the answer for what `pay_invoice` has returned, which may be a preimage that fits or not, or anything else.
 
         `pay_invoice` doesn't return the routing fee, so the node is asked for it.
         """
+        preimage = read_preimage(returned, payment_hash)
+        if preimage is None:
+            close(returned)
+            reason = f"the client's pay_invoice returned a {type(returned).__name__} that isn't a preimage of 32 bytes"
+            return WalletAnswer(reply=WalletReply.UNKNOWN, reason=reason)
         if not preimage_fits(preimage, payment_hash):
             return WalletAnswer(reply=WalletReply.WRONG_PREIMAGE, preimage=preimage, fee_msat=max_fee_msat)
         if (tracked := self._ask(payment_hash)).reply is WalletReply.SUCCEEDED:
@@ -159,9 +218,9 @@ class LightningFundingSource:
 
     def _ask(self, payment_hash: bytes) -> WalletAnswer:
         try:
-            return _read_status(self.client.track_payment(payment_hash), payment_hash)
+            return read_status(self.client.track_payment(payment_hash), payment_hash)
         except Exception as error:  # noqa: BLE001 - no error of a client, of whatever kind, says anything about the payment
-            return WalletAnswer(reply=WalletReply.UNKNOWN, reason=tidy(f"{type(error).__name__}: {error}"))
+            return WalletAnswer(reply=WalletReply.UNKNOWN, reason=read_error(error, payment_hash))
 
     def _identity(self, timeout_s: float) -> tuple[str, str]:
         """Return the node's public key and network. The network is "" if it can't be found out.
@@ -172,37 +231,32 @@ class LightningFundingSource:
         """
         client: Any = self.client
         try:
-            if isinstance(client, WalletClient):
-                info = client.get_info(timeout_s=timeout_s)
-                return info.identity_pubkey.lower(), info.network
-            return str(client.get_node_pubkey()).lower(), ""
-        except FundingError as error:
-            if isinstance(error, NotPermittedError) and self.node_pubkey is not None:
+            with _ours_alone("The node can't be asked for its key"):
+                if isinstance(client, WalletClient):
+                    info = client.get_info(timeout_s=timeout_s)
+                    network: object = getattr(info, "network", "")
+                    key = node_key(info.identity_pubkey if hasattr(info, "identity_pubkey") else info)
+                    return key, (read_reason(network) or "") if isinstance(network, str) else ""
+                return node_key(client.get_node_pubkey()), ""
+        except NotPermittedError:
+            if self.node_pubkey is not None:
                 return self.node_pubkey, ""
             raise
-        except Exception as error:
-            raise FundingError(
-                f"The node can't be asked for its key ({tidy(str(error))}).", advice="Check that the node is up."
-            ) from error
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_asked_in": None}
 
 
-def _read_status(status: PaymentStatus, payment_hash: bytes) -> WalletAnswer:
-    match status.state:
-        case "succeeded":
-            fits = preimage_fits(status.preimage, payment_hash)
-            return WalletAnswer(
-                reply=WalletReply.SUCCEEDED if fits else WalletReply.WRONG_PREIMAGE,
-                preimage=status.preimage,
-                amount_msat=status.amount_msat,
-                fee_msat=status.fee_msat,
-            )
-        case "failed":
-            return WalletAnswer(reply=WalletReply.FAILED, reason=status.failure_reason)
-        case "in_flight":
-            return WalletAnswer(reply=WalletReply.IN_FLIGHT)
-        case "unknown_hash":
-            return WalletAnswer(reply=WalletReply.NOT_FOUND)
-    return WalletAnswer(reply=WalletReply.UNKNOWN, reason=tidy(f"the client's track_payment returned the state {status.state!r}"))
+@contextmanager
+def _ours_alone(what: str) -> Iterator[None]:
+    """Turn any exception of a wallet client but FundingError into a FundingError that begins with ``what``.
+
+    Money: for questions alone, which can't spend any.
+    """
+    try:
+        yield
+    except FundingError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a client may raise anything
+        why = read_reason(error) or type(error).__name__
+        raise FundingError(f"{what} ({why}).", advice="Check that the node is up.") from cause_of(error)

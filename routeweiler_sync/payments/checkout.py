@@ -33,7 +33,7 @@ from ..protocol.invoice import decode_invoice
 from . import block_limit
 from .checks import Checks, check_challenge, source_for
 from .first_use import begin_first_use, wait_for_first_use
-from .lifecycle import MIN_ASK_S, PaymentLifecycle, as_purchase
+from .lifecycle import MIN_ASK_S, PaymentLifecycle, answer_of, as_purchase, node_of
 from .outcome_errors import repeated_invoice_error, unserved_error
 from .single_flight import Flight, single_flight
 from .types import Purchase, Quote, TokenRequest
@@ -165,7 +165,8 @@ class Checkout:
         if source is None:
             log.info("payment %s stays as it is: %s", row.payment_hash, problem or "no funding source is for its node")
             return None
-        answer = source.track(bytes.fromhex(row.payment_hash), timeout_s=deadline.left_s(), follow=False)
+        payment_hash = bytes.fromhex(row.payment_hash)
+        answer = answer_of(lambda: source.track(payment_hash, timeout_s=deadline.left_s(), follow=False), payment_hash)
         return self._lifecycle.book(row, NextStep.TRACK, answer)[1]
 
     def _existing_row(self, request: TokenRequest, refused: frozenset[str]) -> PaymentRow | None:
@@ -232,7 +233,7 @@ class Checkout:
         self._checks.check_allowed(request)
         invoice = request.challenge.invoice
         source = source_for(self.funding, invoice.network)
-        node_pubkey = source.ready(deadline.left_s())
+        node_pubkey = node_of(source, deadline.left_s())
         draw = self._checks.draw(request)
         payment_hash = request.challenge.payment_hash.hex()
         most_fee_msat = source.fee_cap_msat(invoice.amount_msat)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import tenacity
 
 from .._core.deadline import Deadline
 from ..errors import BudgetError, FundingError, LedgerError, PolicyDeniedError, RailNotSupportedError, RouteweilerError
+from ..funding.client_answers import cause_of, node_key, read_answer, read_error
 from ..funding.replies import WalletAnswer, WalletReply
 from ..funding.source import LightningFundingSource
 from ..ledger.ledger import Ledger
@@ -152,7 +153,7 @@ class PaymentLifecycle:
             if source.network != row.network:
                 continue
             try:
-                if source.ready(deadline.left_s()) == row.node_pubkey:
+                if node_of(source, deadline.left_s()) == row.node_pubkey:
                     return source, None
             except FundingError as error:
                 problem = error
@@ -222,14 +223,21 @@ class PaymentLifecycle:
         """
         payment_hash = bytes.fromhex(row.payment_hash)
         if step is NextStep.SEND:
-            return source.send(row.bolt11, payment_hash=payment_hash, max_fee_msat=row.max_fee_msat, timeout_s=deadline.left_s())
+            return answer_of(
+                lambda: source.send(
+                    row.bolt11, payment_hash=payment_hash, max_fee_msat=row.max_fee_msat, timeout_s=deadline.left_s()
+                ),
+                payment_hash,
+            )
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_result(lambda answer: answer.reply is WalletReply.UNKNOWN and not deadline.passed),
             wait=WALLET_POLL,
             sleep=lambda pause_s: time.sleep(min(pause_s, deadline.left_s())),
         )
         follows = step is not NextStep.LAST_LOOK
-        return retrying(lambda: source.track(payment_hash, timeout_s=deadline.left_s(), follow=follows))
+        return retrying(
+            lambda: answer_of(lambda: source.track(payment_hash, timeout_s=deadline.left_s(), follow=follows), payment_hash)
+        )
 
     def _count_resend(
         self, row: PaymentRow, source: LightningFundingSource, request: TokenRequest, *, opened_here: bool
@@ -268,6 +276,29 @@ class PaymentLifecycle:
         except LedgerError:
             return None
         return now if now is not None and not now.unfinished and now.state is step.change.state else None
+
+
+def node_of(source: LightningFundingSource, timeout_s: float) -> str:
+    """Return the public key of the node behind ``source``, which may be a program's own.
+
+    Raises: FundingError if it can't be asked, or reports something else than a key.
+    Money: none moves.
+    """
+    try:
+        return node_key(source.ready(timeout_s))
+    except FundingError:
+        raise
+    except Exception as error:  # noqa: BLE001 - foreign code may raise anything
+        what = f"The funding source can't be asked ({read_error(error)})."
+        raise FundingError(what, advice="Check that the node is up.") from cause_of(error)
+
+
+def answer_of(ask: Callable[[], WalletAnswer], payment_hash: bytes) -> WalletAnswer:
+    """Return the answer of a funding source, which may be a program's own. An exception, of whatever kind, proves nothing."""
+    try:
+        return read_answer(ask(), payment_hash)
+    except Exception as error:  # noqa: BLE001 - the intent is written: every fault from here on is an outcome that isn't known
+        return WalletAnswer(reply=WalletReply.UNKNOWN, reason=read_error(error, payment_hash))
 
 
 def as_purchase(row: PaymentRow, *, bought: bool, settlement_latency_ms: int | None = None) -> Purchase:

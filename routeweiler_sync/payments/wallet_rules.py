@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from ..funding.replies import WalletAnswer, WalletReply
+from ..funding.wallet import default_fee_cap_msat
 from ..ledger.types import Change, PaymentRow, PaymentState
 
 
@@ -217,6 +218,17 @@ def answered(asked: NextStep, answer: WalletAnswer) -> int:
     return int(asked is NextStep.SEND and answer.reply in _ANSWERS_A_SEND)
 
 
+def fee_to_book(row: PaymentRow, told_msat: object) -> int:
+    """Return the routing fee to book for the payment of ``row``, in msat: what the wallet has told, if that can be true.
+
+    Otherwise it is the most that was allowed, so that the limits hold. A wallet that was allowed less may have charged up to what
+    wallets allow by default, which is at most the amount itself for small payments; that is a spend like any other.
+    """
+    believable_msat = max(row.max_fee_msat, row.amount_msat, default_fee_cap_msat(row.amount_msat))
+    is_sound = isinstance(told_msat, int) and not isinstance(told_msat, bool) and 0 <= told_msat <= believable_msat
+    return int(told_msat) if is_sound and isinstance(told_msat, int) else row.max_fee_msat
+
+
 @dataclass(frozen=True, kw_only=True)
 class Step:
     """What follows from one answer: ``change`` is written to the ledger row, then ``rule.next_step`` is done.
@@ -248,7 +260,7 @@ def decide(row: PaymentRow, asked: NextStep, answer: WalletAnswer) -> Step:
             state=rule.state,
             answered=answered(asked, answer),
             preimage=answer.preimage if event is WalletEvent.PAID else None,
-            fee_msat=answer.fee_msat if paid else 0,
+            fee_msat=fee_to_book(row, answer.fee_msat) if paid else 0,
             failure_code=event.name.lower() if ends_badly else None,
             failure_text=answer.reason if ends_badly else None,
         ),

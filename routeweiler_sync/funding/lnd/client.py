@@ -155,7 +155,7 @@ class LndClient:
                 payment_hash=payment_hash,
                 payment_preimage=answer.preimage,
                 amount_msat=answer.amount_msat,
-                fee_msat=answer.fee_msat,
+                fee_msat=answer.fee_msat or 0,
             )
         raise _outcome_error(sent, answer, payment_hash.hex())
 
@@ -239,7 +239,7 @@ class LndClient:
         answer = self.track(key, timeout_s=self.timeout_seconds, follow=False)
         match answer.reply:
             case WalletReply.SUCCEEDED:
-                return PaymentStatus("succeeded", answer.preimage, answer.amount_msat, answer.fee_msat)
+                return PaymentStatus("succeeded", answer.preimage, answer.amount_msat, answer.fee_msat or 0)
             case WalletReply.FAILED:
                 return PaymentStatus("failed", failure_reason=answer.reason)
             case WalletReply.IN_FLIGHT:

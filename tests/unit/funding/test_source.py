@@ -87,7 +87,11 @@ def test_a_fee_that_is_not_told_is_booked_at_its_most(status: object) -> None:
         (OSError("reset"), WalletReply.UNKNOWN),
         (RuntimeError(), WalletReply.UNKNOWN),
         (None, WalletReply.UNKNOWN),
-        (PREIMAGE.hex(), WalletReply.UNKNOWN),
+        (PREIMAGE.hex(), WalletReply.SUCCEEDED),
+        (bytearray(PREIMAGE), WalletReply.SUCCEEDED),
+        (b"x".hex() * 32, WalletReply.UNKNOWN),
+        (InvoicePaymentError("no", spent=None), WalletReply.UNKNOWN),
+        (FundingError("lost", spent=True), WalletReply.UNKNOWN),
         (PREIMAGE[:-1], WalletReply.UNKNOWN),
         (b"x" * 32, WalletReply.WRONG_PREIMAGE),
     ],
@@ -111,7 +115,10 @@ def test_an_interrupt_is_never_swallowed(interrupt: type[BaseException]) -> None
     [
         (PAID, WalletReply.SUCCEEDED),
         (PaymentStatus("succeeded", b"x" * 32), WalletReply.WRONG_PREIMAGE),
-        (PaymentStatus("succeeded"), WalletReply.WRONG_PREIMAGE),
+        (PaymentStatus("succeeded"), WalletReply.UNKNOWN),
+        (PaymentStatus("succeeded", PREIMAGE[:-1]), WalletReply.UNKNOWN),
+        (PaymentStatus("succeeded", PREIMAGE.hex()), WalletReply.SUCCEEDED),  # type: ignore[arg-type]
+        (PaymentStatus("FAILED"), WalletReply.UNKNOWN),  # type: ignore[arg-type]
         (PaymentStatus("failed", failure_reason="TIMEOUT"), WalletReply.FAILED),
         (PaymentStatus("in_flight"), WalletReply.IN_FLIGHT),
         (PaymentStatus("unknown_hash"), WalletReply.NOT_FOUND),
