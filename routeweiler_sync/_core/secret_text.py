@@ -31,7 +31,7 @@ _BASE32 = re.compile(r"(?=[A-Z]*[2-7])[A-Z2-7]{33,}")
 _PIECE = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|[0-9]+")
 _PEM = re.compile(r"-----BEGIN [\s\S]*?(?:-----END [A-Z0-9 ]*-----|\Z)")
 _WHOLE = re.compile(r"lndconnect:\S+|nostr\+walletconnect:\S+", re.IGNORECASE)
-_USERINFO = re.compile(r"(?<=://)[^\s/?#'\"]*@|(?<=://)[^\s'\"]*:[^\s'\"]*@")
+_USERINFO = re.compile(r"(?<=://)[^\s'\"/?#:@]*:(?!\d+[/?#])[^\s'\"]*@")
 _NAMED = re.compile(
     r"(?<![A-Za-z0-9])((?:ssl)?passw(?:or)?d|passphrase|oauth_client_secret|scram_client_key|scram_server_key|api_?key|secret"
     r"|macaroon|preimage)(\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s&;,'\")]+)",
@@ -49,10 +49,15 @@ def without_secrets(text: str, keep: Iterable[str] = ()) -> str:
     kept = {each.lower() for each in keep}
     text = _PEM.sub(_hidden, text)
     text = _WHOLE.sub(_hidden, text)
-    text = _USERINFO.sub("…@", text)
-    text = _NAMED.sub(lambda found: f"{found[1]}{found[2]}…", text)
+    text = without_passwords(text)
     text = _HEX.sub(lambda found: found[0] if found[0].lower() in kept else _hidden(found), text)
     return _RUN.sub(lambda found: found[0] if _is_onion(found) or not _is_random(found[0], kept) else _hidden(found), text)
+
+
+def without_passwords(text: str) -> str:
+    """Return ``text`` without the user info of URLs that holds a password, and without the values of ``password=`` and the like."""
+    text = _USERINFO.sub("…@", text)
+    return _NAMED.sub(lambda found: found[0] if found[3].startswith("…") else f"{found[1]}{found[2]}…", text)
 
 
 def may_be_secret(value: object) -> bool:

@@ -174,8 +174,7 @@ class Negotiation:
         return token if token is not None and token.scope == scope else None
 
     def pause_s(self, monotonic_s: float) -> float:
-        """Return how long to wait before the token is offered again, in seconds."""
-        assert self.refused_since_s is not None
+        """Return how long to wait before the token is offered again, in seconds; the shortest pause if none was refused."""
         return min(MAX_PAUSE_S, max(MIN_PAUSE_S, self._refused_for_s(monotonic_s) / 2))
 
     def _refused_for_s(self, monotonic_s: float) -> float:
