@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from decimal import MAX_EMAX, MIN_EMIN, ROUND_HALF_EVEN, Context, Decimal, DivisionByZero, InvalidOperation, Overflow, localcontext
 from fractions import Fraction
 
+from .secret_text import shown
+
 #: Totals are kept in millionths of a minor unit, so that a 10-sat call doesn't cost a whole cent.
 MICRO = 1_000_000
 #: The decimal context of this package: enough digits for every amount, limit and price. All parts are given, because a part that
@@ -54,7 +56,7 @@ class Rate:
 
     def __post_init__(self) -> None:
         if self.currency not in CURRENCIES:
-            raise ValueError(f"unknown currency {self.currency!r}: one of {', '.join(CURRENCIES)}")
+            raise ValueError(f"unknown currency {shown(self.currency)}: one of {', '.join(CURRENCIES)}")
         if (self.btc_price is None) != (self.currency == "sat"):
             raise ValueError("a fiat currency needs a price of bitcoin, sat has none")
         if self.btc_price is not None and not (self.btc_price.is_finite() and self.btc_price > 0):

@@ -27,6 +27,7 @@ import requests
 from .._core import env_vars
 from .._core.forks import in_child
 from .._core.money import EXACT, FIAT_DECIMALS
+from .._core.secret_text import shown
 from ..errors import FmvUnavailableError
 
 log = logging.getLogger("routeweiler_sync")
@@ -134,7 +135,7 @@ class CoinGecko:
                 )
         for name, seconds in (("max_age_s", max_age_s), ("max_stale_s", max_stale_s), ("timeout_s", timeout_s)):
             if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds <= 86_400:
-                raise ValueError(f"{name} must be a number of seconds above 0 and at most 86400, not {seconds!r}")
+                raise ValueError(f"{name} must be a number of seconds above 0 and at most 86400, not {shown(seconds)}")
         if max_stale_s < max_age_s:
             raise ValueError(f"max_stale_s ({max_stale_s}) must not be below max_age_s ({max_age_s})")
         self.base_url = (base_url or (PRO_URL if pro else PUBLIC_URL)).rstrip("/")
@@ -157,7 +158,7 @@ class CoinGecko:
         """
         if currency not in FIAT_DECIMALS:
             raise FmvUnavailableError(
-                f"There is no price of bitcoin in {currency!r}: the currencies are {', '.join(FIAT_DECIMALS)}.",
+                f"There is no price of bitcoin in {shown(currency)}: the currencies are {', '.join(FIAT_DECIMALS)}.",
                 advice="Use an envelope in one of these, or in sat.",
             )
         fresh = self._fresh(currency)
@@ -281,7 +282,7 @@ class CoinGecko:
         return new
 
     def __repr__(self) -> str:
-        return f"CoinGecko(base_url={self.base_url!r}, keyed={self._keyed})"
+        return f"CoinGecko(base_url={shown(self.base_url)}, keyed={self._keyed})"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_headers": {}, "_known": {}, "_failed": ("", 0.0), "_given_up": ()}

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from .._core.money import CURRENCIES, MAX_MINOR_UNITS, MICRO
 from .._core.rails import DEFAULT_RAILS
+from .._core.secret_text import shown
 from ..policy import patterns
 
 HOUR_S = 3_600
@@ -49,28 +50,32 @@ class BudgetEnvelope:
         if not isinstance(self.id, str) or not _can_be_id(self.id):
             raise ValueError(f"a budget envelope's id is a string of 1 to {MAX_ID_BYTES} bytes in UTF-8, without NUL characters")
         if self.owner_agent_id is not None and not isinstance(self.owner_agent_id, str):
-            raise ValueError(f"envelope {self.id!r}: owner_agent_id must be a string or None, not {self.owner_agent_id!r}")
+            raise ValueError(
+                f"envelope {shown(self.id)}: owner_agent_id must be a string or None, not {shown(self.owner_agent_id)}"
+            )
         if self.cap_currency not in CURRENCIES:
             known = ", ".join(CURRENCIES)
-            raise ValueError(f"envelope {self.id!r}: cap_currency must be one of {known}, not {self.cap_currency!r}")
+            raise ValueError(f"envelope {shown(self.id)}: cap_currency must be one of {known}, not {shown(self.cap_currency)}")
         for name in ("cap_minor_units", "per_call_minor_units", "per_hour_minor_units", "per_day_minor_units", "ttl_seconds"):
             value = getattr(self, name)
             if value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int):
-                raise ValueError(f"envelope {self.id!r}: {name} must be a whole number or None, not {value!r}")
+                raise ValueError(f"envelope {shown(self.id)}: {name} must be a whole number or None, not {shown(value)}")
             if not 0 <= value <= MAX_MINOR_UNITS:
-                raise ValueError(f"envelope {self.id!r}: {name} must be between 0 and {MAX_MINOR_UNITS}, not {value}")
+                raise ValueError(f"envelope {shown(self.id)}: {name} must be between 0 and {MAX_MINOR_UNITS}, not {value}")
         for name in ("allowed_rails", "allowed_origins_glob"):
             value = getattr(self, name)
             if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
-                raise ValueError(f"envelope {self.id!r}: {name} must be a list of strings")
+                raise ValueError(f"envelope {shown(self.id)}: {name} must be a list of strings")
             value = tuple(value)
             if not all(isinstance(v, str) and len(v) <= MAX_TEXT_CHARS for v in value):
-                raise ValueError(f"envelope {self.id!r}: {name} must be a list of strings of at most {MAX_TEXT_CHARS} characters")
+                raise ValueError(
+                    f"envelope {shown(self.id)}: {name} must be a list of strings of at most {MAX_TEXT_CHARS} characters"
+                )
             object.__setattr__(self, name, value)
         if problem := next(filter(None, map(patterns.problem_of_origin, self.allowed_origins_glob)), None):
-            raise ValueError(f"envelope {self.id!r}: allowed_origins_glob: {problem}")
+            raise ValueError(f"envelope {shown(self.id)}: allowed_origins_glob: {problem}")
 
     def allows_origin(self, origin: str) -> bool:
         """Return whether ``origin`` (``scheme://host[:port]``) matches a pattern of ``allowed_origins_glob``."""

@@ -22,6 +22,7 @@ import click
 import requests
 import urllib3
 
+from .._core.secret_text import shown
 from .._version import VERSION
 from ..config import env_settings, environment
 from ..errors import FundingError, InvoicePaymentError, LedgerError, NoFundingForRailError, PaymentDeclinedError, RouteweilerError
@@ -409,7 +410,7 @@ def _headers(given: Sequence[str], body: bytes | None) -> dict[str, str | bytes 
     for each in given:
         name, colon, value = each.partition(":")
         if not colon or not name.strip():
-            raise click.UsageError(f"a header is 'NAME: VALUE', not {each!r}")
+            raise click.UsageError(f"a header is 'NAME: VALUE', not {shown(each)}")
         value = value.strip()
         headers[name.strip()] = None if not value else value if value.isascii() else os.fsencode(value)
     if body is not None and "content-type" not in {name.lower() for name in headers}:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .._core import env_vars
+from .._core.secret_text import shown
 
 if TYPE_CHECKING:
     from ..budgets.schema import BudgetEnvelope
@@ -86,12 +87,12 @@ def budget(environ: Mapping[str, str] = os.environ) -> BudgetEnvelope | None:
         match = _LIMIT.fullmatch(part)
         if match is None:
             raise ValueError(
-                f"{env_vars.BUDGET}: {part.strip()!r} isn't a limit. Write for example '1000 sat/call, 50000 sat/day' (call, "
+                f"{env_vars.BUDGET}: {shown(part.strip())} isn't a limit. Write for example '1000 sat/call, 50000 sat/day' (call, "
                 "hour or day; without '/…' the limit is for the lifetime), or 'none'."
             )
         field = _FIELD[(match[3] or "").lower()]
         if field in limits:
-            raise ValueError(f"{env_vars.BUDGET}: {part.strip()!r} repeats a limit that is set already.")
+            raise ValueError(f"{env_vars.BUDGET}: {shown(part.strip())} repeats a limit that is set already.")
         limits[field] = int(match[1])
         currencies.add(match[2].lower())
     if len(currencies) > 1:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._core import env_vars
 from .._core.forks import importing
+from .._core.secret_text import shown
 from ..errors import BudgetError, FundingError, RouteweilerError
 from ..funding.lnd.lndconnect import names_node
 from . import env_settings
@@ -136,7 +137,7 @@ def _unknown_network() -> FundingError | None:
     if not unknown:
         return None
     return FundingError(
-        f"The environment's node can't be used: {env_vars.NETWORK} is {unknown[0]!r}, and the networks are {', '.join(NETWORKS)}.",
+        f"The environment's node can't be used: {env_vars.NETWORK} is {shown(unknown[0])}, and the networks are {', '.join(NETWORKS)}.",
         advice=f"Correct {env_vars.NETWORK}.",
     )
 

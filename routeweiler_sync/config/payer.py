@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._core.forks import importing
 from .._core.preload import prepare_session
+from .._core.secret_text import shown
 from ..budgets.schema import SAFE_DEFAULT, BudgetEnvelope
 from ..errors import LedgerError, RouteweilerError
 from ..payments.token_cache import TokenCache
@@ -59,9 +60,9 @@ def _seconds(given: object) -> float:
     Raises: ValueError for anything but a number of seconds above 0 and up to `PAYMENT_TIMEOUT_S_MAX`.
     """
     if isinstance(given, bool) or not isinstance(given, (numbers.Real, Decimal)):
-        raise ValueError(f"payment_timeout must be a number of seconds, not {given!r}")
+        raise ValueError(f"payment_timeout must be a number of seconds, not {shown(given)}")
     if not 0 < float(given) <= PAYMENT_TIMEOUT_S_MAX:
-        raise ValueError(f"payment_timeout must be above 0 and at most {PAYMENT_TIMEOUT_S_MAX} seconds, not {given!r}")
+        raise ValueError(f"payment_timeout must be above 0 and at most {PAYMENT_TIMEOUT_S_MAX} seconds, not {shown(given)}")
     return float(given)
 
 
@@ -71,7 +72,7 @@ def _must_have(given: object, name: str, what: str, *attributes: str) -> None:
     Raises: ValueError, which names the argument and says what it must be.
     """
     if given is not None and not all(hasattr(given, attribute) for attribute in attributes):
-        raise ValueError(f"{name} must be {what}, not {given!r}")
+        raise ValueError(f"{name} must be {what}, not {shown(given)}")
 
 
 class Payer:
@@ -110,17 +111,17 @@ class Payer:
             budget_envelope = SAFE_DEFAULT
         self.payment_timeout_s = _seconds(payment_timeout)
         if unpayable not in ("raise", "return"):
-            raise ValueError(f"unpayable must be 'raise' or 'return', not {unpayable!r}")
+            raise ValueError(f"unpayable must be 'raise' or 'return', not {shown(unpayable)}")
         if budget_envelope is not None and not isinstance(budget_envelope, (str, BudgetEnvelope)):
             raise ValueError(
-                f"budget_envelope must be a BudgetEnvelope, the id of one, or None for no limit, not {budget_envelope!r}"
+                f"budget_envelope must be a BudgetEnvelope, the id of one, or None for no limit, not {shown(budget_envelope)}"
             )
         if confirm is not None and not callable(confirm):
-            raise ValueError(f"confirm must be a function that takes a Quote and returns True or False, not {confirm!r}")
+            raise ValueError(f"confirm must be a function that takes a Quote and returns True or False, not {shown(confirm)}")
         _must_have(policy, "policy", "a Policy", "policy_hash", "rules")
         _must_have(fmv_provider, "fmv_provider", "an FmvProvider, e.g. StaticRate", "btc_price", "quality")
         if isinstance(funding, (str, bytes)) or not isinstance(funding, Iterable):
-            raise ValueError(f"funding must be a list of funding sources (see Funding.lightning_lnd), not {funding!r}")
+            raise ValueError(f"funding must be a list of funding sources (see Funding.lightning_lnd), not {shown(funding)}")
         self.funding = tuple(funding)
         for source in self.funding:
             _must_have(

@@ -17,6 +17,7 @@ from typing import Any
 
 from .._core import env_vars
 from .._core.money import Rate, minor_units, plain, sats
+from .._core.secret_text import shown
 from ..budgets.schema import DAY_S, HOUR_S, BudgetEnvelope
 from ..errors import (
     Advice,
@@ -76,9 +77,13 @@ def check_allowed(limits: BudgetEnvelope, origin: str, rail: str) -> None:
     Raises: RailNotSupportedError, PolicyDeniedError.
     """
     if rail not in limits.allowed_rails:
-        raise RailNotSupportedError(f"Envelope {limits.id!r} doesn't allow the rail {rail}.", advice="Add it to allowed_rails.")
+        raise RailNotSupportedError(
+            f"Envelope {shown(limits.id)} doesn't allow the rail {rail}.", advice="Add it to allowed_rails."
+        )
     if not limits.allows_origin(origin):
-        raise PolicyDeniedError(f"Envelope {limits.id!r} doesn't allow paying {origin}.", advice="Add it to allowed_origins_glob.")
+        raise PolicyDeniedError(
+            f"Envelope {shown(limits.id)} doesn't allow paying {origin}.", advice="Add it to allowed_origins_glob."
+        )
 
 
 def bring(tx: Transaction, envelope: BudgetEnvelope) -> None:
@@ -108,7 +113,7 @@ def locked(tx: Transaction, draw: Draw, now_s: float) -> Mapping[str, Any]:
     for currency in (draw.rate.currency, row["currency"] if isinstance(given, str) else given.cap_currency):
         if currency != row["currency"]:
             raise BudgetError(
-                f"Envelope {envelope_id!r} counts in {row['currency']}, and its totals can't be converted into {currency}.",
+                f"Envelope {shown(envelope_id)} counts in {row['currency']}, and its totals can't be converted into {currency}.",
                 advice="Use another envelope id.",
                 shell_advice=f"Name another ledger in {env_vars.LEDGER}, or give {env_vars.BUDGET} in {row['currency']}.",
             )
@@ -122,7 +127,7 @@ def locked(tx: Transaction, draw: Draw, now_s: float) -> Mapping[str, Any]:
     if granted_ms is not None and ttl_s is not None and now_s * 1000 >= granted_ms + ttl_s * 1000:
         if draw.session_started_s * 1000 < granted_ms + ttl_s * 1000:
             raise EnvelopeExpiredError(
-                f"The grant of envelope {envelope_id!r} has ended: it lasted {ttl_s} s.",
+                f"The grant of envelope {shown(envelope_id)} has ended: it lasted {ttl_s} s.",
                 advice="Make a new session with the envelope, which starts a new grant.",
             )
         granted_ms = None
@@ -148,14 +153,14 @@ def fit(tx: Transaction, envelope: Mapping[str, Any], draw: Draw, intent: Intent
         if fits_msat < intent.amount_msat:
             raise BudgetExceededError(
                 f"The price of {_price(intent.amount_msat, draw.rate)} doesn't fit under {name}={getattr(limits, name)} "
-                f"of envelope {limits.id!r}, of which {plain(minor_units(used))} are spent or reserved.",
+                f"of envelope {shown(limits.id)}, of which {plain(minor_units(used))} are spent or reserved.",
                 **_advice_on(name, fits_alone=draw.rate.msat_within(limits.limit_micro(name) or 0) >= intent.amount_msat),
             )
         most_msat = min(most_msat, fits_msat)
     reserve = draw.rate.micro_of(most_msat)
     if envelope["settled_micro"] + envelope["reserved_micro"] + reserve > MAX_TOTAL_MICRO:
         raise BudgetExceededError(
-            f"The totals of envelope {limits.id!r} are so high that this payment can't be added to them.",
+            f"The totals of envelope {shown(limits.id)} are so high that this payment can't be added to them.",
             advice="Use a new envelope id.",
             shell_advice=f"Name another ledger in {env_vars.LEDGER}.",
         )
@@ -293,7 +298,7 @@ def _price(amount_msat: int, rate: Rate) -> str:
 def not_found(envelope_id: str) -> EnvelopeNotFoundError:
     """Return (not raise) the error for an envelope id that the ledger doesn't have."""
     return EnvelopeNotFoundError(
-        f"The ledger holds no envelope {envelope_id!r}.",
+        f"The ledger holds no envelope {shown(envelope_id)}.",
         advice="Correct the id, or give a BudgetEnvelope instead of it.",
         shell_advice="Correct the id: routeweiler-sync budget show lists those that there are.",
     )
@@ -302,8 +307,8 @@ def not_found(envelope_id: str) -> EnvelopeNotFoundError:
 def frozen(envelope_id: str) -> EnvelopeFrozenError:
     """Return (not raise) the error for an envelope that was frozen."""
     return EnvelopeFrozenError(
-        f"Envelope {envelope_id!r} is frozen.",
-        advice=f"To allow payments from it again, call Ledger.thaw({envelope_id!r}).",
+        f"Envelope {shown(envelope_id)} is frozen.",
+        advice=f"To allow payments from it again, call Ledger.thaw({shown(envelope_id)}).",
         shell_advice=f"To allow payments from it again, run: routeweiler-sync budget thaw {shlex.quote(envelope_id)}",
     )
 

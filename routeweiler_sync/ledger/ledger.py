@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 
 from .._core.forks import importing
 from .._core.money import Rate
+from .._core.secret_text import shown
 from ..budgets.schema import SAFE_DEFAULT, BudgetEnvelope
 from ..errors import BudgetError, LedgerError, PolicyDeniedError, RailNotSupportedError, RouteweilerError
 from . import envelopes, snapshot
@@ -86,11 +87,11 @@ class Ledger:
             text = os.fspath(url)
         except TypeError:
             raise LedgerError(
-                f"{url!r} doesn't name a ledger.", advice="Give a path, or a URL that begins with sqlite:/// or postgresql://."
+                f"{shown(url)} doesn't name a ledger.", advice="Give a path, or a URL that begins with sqlite:/// or postgresql://."
             ) from None
         if text in ("", ":memory:"):
             raise LedgerError(
-                f"{text!r} doesn't name a ledger: a ledger must outlive the process, or paid tokens are lost.",
+                f"{shown(text)} doesn't name a ledger: a ledger must outlive the process, or paid tokens are lost.",
                 advice="Give a path.",
             )
         scheme, separator, rest = text.partition("://")

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from .._core.forks import in_child
 from .._core.money import MAX_MINOR_UNITS, MSAT_PER_SAT, sats as in_sats
+from .._core.secret_text import shown
 from ..errors import BudgetExceededError
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class Block(AbstractContextManager[SpendingLimit]):
 
     def __init__(self, payer: object, sats: int, *, option: str | None = None) -> None:
         if isinstance(sats, bool) or not isinstance(sats, int) or not 0 <= sats <= MAX_MINOR_UNITS:
-            raise ValueError(f"sats is a whole number of sats from 0 to {MAX_MINOR_UNITS}, not {sats!r}")
+            raise ValueError(f"sats is a whole number of sats from 0 to {MAX_MINOR_UNITS}, not {shown(sats)}")
         self._limit = SpendingLimit(payer, sats * MSAT_PER_SAT, option=option)
         self._entered = False
 

@@ -17,6 +17,7 @@ from datetime import datetime, timezone
 from .._core import env_vars
 from .._core.durations import in_words
 from .._core.money import Rate, plain, sats
+from .._core.secret_text import shown
 from ..budgets.fmv import FmvProvider, rate_for
 from ..budgets.schema import BudgetEnvelope
 from ..errors import (
@@ -270,7 +271,7 @@ class Checks:
             if price > limit:
                 raise PolicyMaxPerCallExceededError(
                     f"The price of {plain(price)} {self._policy.currency} minor units is above the {limit} that the "
-                    f"policy's rule {verdict.rule!r} allows for one call.",
+                    f"policy's rule {shown(verdict.rule)} allows for one call.",
                     advice="Change the policy to allow this payment.",
                 )
 
@@ -302,5 +303,5 @@ class Checks:
         most_msat = row.amount_msat + row.max_fee_msat
         if limit_micro is not None and self._rate().micro_of(most_msat + request.spent_in_call_msat) > limit_micro:
             raise BudgetExceededError(
-                f"The payment may cost {sats(most_msat)}, more than envelope {limits.id!r} allows for one call.", advice=""
+                f"The payment may cost {sats(most_msat)}, more than envelope {shown(limits.id)} allows for one call.", advice=""
             )

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .._core.money import CURRENCIES, MAX_MINOR_UNITS
+from .._core.secret_text import shown
 from ..protocol.invoice import NETWORKS
 from ..protocol.schemes import NAMES
 from . import patterns
@@ -73,25 +74,25 @@ class PolicyRule:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
-            raise ValueError(f"a policy rule's name must be a non-empty string, not {self.name!r}")
+            raise ValueError(f"a policy rule's name must be a non-empty string, not {shown(self.name)}")
         if isinstance(self.prefer, Sequence) and not isinstance(self.prefer, str):
             object.__setattr__(self, "prefer", tuple(self.prefer))
         problem = self._problem() or _problem_of_match(self.when, MAX_DEPTH, denies=self.deny)
         if problem:
-            raise ValueError(f"policy rule {self.name!r}: {problem}")
+            raise ValueError(f"policy rule {shown(self.name)}: {problem}")
 
     def _problem(self) -> str | None:
         limit = self.max_per_call_minor_units
         if not isinstance(self.deny, bool):
-            return f"deny must be true or false, not {self.deny!r}"
+            return f"deny must be true or false, not {shown(self.deny)}"
         if limit is not None and (type(limit) is not int or not 0 <= limit <= MAX_MINOR_UNITS):
-            return f"max_per_call_minor_units must be a whole number from 0 to {MAX_MINOR_UNITS}, not {limit!r}"
+            return f"max_per_call_minor_units must be a whole number from 0 to {MAX_MINOR_UNITS}, not {shown(limit)}"
         if self.deny and (limit is not None or self.prefer is not None):
             return "the rule denies, so max_per_call_minor_units and prefer have no meaning in it"
         if self.prefer is not None and not (self.rails and all(isinstance(rail, str) and rail for rail in self.rails)):
-            return f"prefer must be a rail's name or several, not {self.prefer!r}"
+            return f"prefer must be a rail's name or several, not {shown(self.prefer)}"
         if self.reason is not None and not isinstance(self.reason, str):
-            return f"reason must be a text, not {self.reason!r}"
+            return f"reason must be a text, not {shown(self.reason)}"
         return None
 
     @property
@@ -127,19 +128,19 @@ class Policy:
 
     def __post_init__(self) -> None:
         if isinstance(self.rules, (str, bytes)) or not isinstance(self.rules, Sequence):
-            raise ValueError(f"a policy's rules must be a list, not {self.rules!r}")
+            raise ValueError(f"a policy's rules must be a list, not {shown(self.rules)}")
         object.__setattr__(self, "rules", tuple(self.rules))
         names = set()
         for rule in self.rules:
             if not isinstance(rule, PolicyRule):
-                raise ValueError(f"a policy's rules must be PolicyRules, not {rule!r}")
+                raise ValueError(f"a policy's rules must be PolicyRules, not {shown(rule)}")
             if rule.name in names:
-                raise ValueError(f"policy rule {rule.name!r}: the name is used twice, so a verdict couldn't name the rule")
+                raise ValueError(f"policy rule {shown(rule.name)}: the name is used twice, so a verdict couldn't name the rule")
             names.add(rule.name)
         if self.currency not in CURRENCIES:
-            raise ValueError(f"currency must be one of {', '.join(CURRENCIES)}, not {self.currency!r}")
+            raise ValueError(f"currency must be one of {', '.join(CURRENCIES)}, not {shown(self.currency)}")
         if self.default_rail is not None and (not isinstance(self.default_rail, str) or not self.default_rail):
-            raise ValueError(f"default_rail must be a rail's name, not {self.default_rail!r}")
+            raise ValueError(f"default_rail must be a rail's name, not {shown(self.default_rail)}")
         object.__setattr__(self, "policy_hash", _hash(self))
 
     @classmethod
@@ -151,7 +152,7 @@ class Policy:
         known = _known(data, {"rules", "default_rail", "currency"}, "a policy")
         rules = known.pop("rules", [])
         if not isinstance(rules, list):
-            raise ValueError(f"a policy's rules must be a list, not {rules!r}")
+            raise ValueError(f"a policy's rules must be a list, not {shown(rules)}")
         return cls(rules=[_rule(number, rule) for number, rule in enumerate(rules, 1)], **known)
 
     @classmethod
@@ -189,30 +190,30 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _problem_of_match(match: object, depth_left: int, *, denies: bool) -> str | None:
     if not isinstance(match, RuleMatch):
-        return f"a condition must be a RuleMatch, not {match!r}"
+        return f"a condition must be a RuleMatch, not {shown(match)}"
     if depth_left == 0:
         return f"more than {MAX_DEPTH} conditions are nested within one another"
     texts = {"url_matches": match.url_matches, "scheme": match.scheme, "network": match.network}
     for name, text in texts.items():
         if text is not None and (not isinstance(text, str) or not text):
-            return f"{name} must be a non-empty string, not {text!r}"
+            return f"{name} must be a non-empty string, not {shown(text)}"
     if match.url_matches is not None and (problem := patterns.problem_of_url(match.url_matches, denies=denies)):
         return f"url_matches={problem}"
     if match.scheme is not None and match.scheme.upper() not in NAMES:
-        return f"no challenge has the scheme {match.scheme!r}: the known ones are {', '.join(NAMES)}"
+        return f"no challenge has the scheme {shown(match.scheme)}: the known ones are {', '.join(NAMES)}"
     if match.network is not None and match.network.lower() not in NETWORKS:
-        return f"no invoice has the network {match.network!r}: the known ones are {', '.join(NETWORKS)}"
+        return f"no invoice has the network {shown(match.network)}: the known ones are {', '.join(NETWORKS)}"
     if match.any is None:
         return None if any(texts.values()) else "a condition needs at least one of url_matches, scheme, network, any"
     if not isinstance(match.any, tuple) or not match.any:
-        return f"any must be a non-empty list of conditions, not {match.any!r}"
+        return f"any must be a non-empty list of conditions, not {shown(match.any)}"
     return next((problem for each in match.any if (problem := _problem_of_match(each, depth_left - 1, denies=denies))), None)
 
 
 def _known(data: object, keys: set[str], what: str) -> dict[str, Any]:
     """Return ``data`` as a dict. Raises: ValueError for a key that isn't one of ``keys``; ``what`` begins its text."""
     if not isinstance(data, Mapping):
-        raise ValueError(f"{what} must be a table of names and values, not {data!r}")
+        raise ValueError(f"{what} must be a table of names and values, not {shown(data)}")
     if unknown := sorted(map(str, set(data) - keys)):
         raise ValueError(f"{what} has no {', '.join(unknown)}; it has {', '.join(sorted(keys))}")
     return dict(data)
@@ -220,7 +221,7 @@ def _known(data: object, keys: set[str], what: str) -> dict[str, Any]:
 
 def _rule(number: int, data: object) -> PolicyRule:
     name = data.get("name", f"number {number}") if isinstance(data, Mapping) else f"number {number}"
-    what = f"policy rule {name!r}"
+    what = f"policy rule {shown(name)}"
     known = _known(data, {each.name for each in fields(PolicyRule)}, what)
     if missing := {"name", "when"} - set(known):
         raise ValueError(f"{what} lacks {' and '.join(sorted(missing))}")

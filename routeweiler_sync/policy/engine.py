@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 from .._core.rails import L402
+from .._core.secret_text import shown
 from .._core.urls import DEFAULT_PORTS
 from . import patterns
 from .dsl import Policy, PolicyRule, RuleMatch
@@ -62,7 +63,7 @@ def _verdict(policy: Policy, rule: PolicyRule, rail: str) -> Verdict:
     return Verdict(
         rule=rule.name,
         denied=rule.deny,
-        reason=rule.reason or (f"rule {rule.name!r} denies it" if rule.deny else None),
+        reason=rule.reason or (f"rule {shown(rule.name)} denies it" if rule.deny else None),
         max_per_call_minor_units=rule.max_per_call_minor_units,
         rail=rail if rail in wanted else wanted[0],
     )

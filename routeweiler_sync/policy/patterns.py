@@ -20,6 +20,7 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from ipaddress import AddressValueError, IPv6Address
 
+from .._core.secret_text import shown
 from .readings import PATH_READINGS, dotted_quad
 
 _BEGINNINGS = ("http://", "https://")
@@ -45,24 +46,24 @@ def problem_of_url(pattern: str, *, denies: bool) -> str | None:
     scheme, rest = _split(pattern)
     host = rest.partition("/")[0]
     if not _can_begin(pattern):
-        return f"{pattern!r} begins with neither http:// nor https://: write https://host/* or *://host/*"
+        return f"{shown(pattern)} begins with neither http:// nor https://: write https://host/* or *://host/*"
     if "#" in pattern:
-        return f"{pattern!r} has a #: the part after it isn't sent to a server. Leave it out"
+        return f"{shown(pattern)} has a #: the part after it isn't sent to a server. Leave it out"
     if scheme and "@" in host:
-        return f"{pattern!r} has user info, which is never part of the URL that is compared: leave out what is before the @"
+        return f"{shown(pattern)} has user info, which is never part of the URL that is compared: leave out what is before the @"
     if scheme and re.search(r"\.(:[0-9*]+)?$", host):
-        return f"{pattern!r} has a final dot in its host: leave it out"
+        return f"{shown(pattern)} has a final dot in its host: leave it out"
     if problem := _problem(pattern, host):
         return problem
     if (scheme or not denies) and _SLASH_IN_BRACKETS.match(rest):
-        return f"{pattern!r} has a slash between brackets in its host, and no host has one: take it out of the brackets"
+        return f"{shown(pattern)} has a slash between brackets in its host, and no host has one: take it out of the brackets"
     bare = _BRACKETS.sub(r"\2", rest)
     if scheme and "/" not in rest and (not _WILD.search(bare) or re.fullmatch(r"\*[^*?[]+", bare)):
-        return f"{pattern!r} has no path, and every URL has one: write {pattern}/* for all of its pages"
+        return f"{shown(pattern)} has no path, and every URL has one: write {pattern}/* for all of its pages"
     if not denies and "/" not in rest and not rest.endswith("*"):
-        return f"{pattern!r} has no path, and every URL has one: a * of the host isn't for the path. Write {pattern}/*"
+        return f"{shown(pattern)} has no path, and every URL has one: a * of the host isn't for the path. Write {pattern}/*"
     if (scheme or not denies) and ("@" in host or _NEVER_IN_HOST.search(host)):
-        return f"{pattern!r} has no slash between host and path, and a * of the host isn't for the path: write the slash"
+        return f"{shown(pattern)} has no slash between host and path, and a * of the host isn't for the path: write the slash"
     return None
 
 
@@ -74,11 +75,11 @@ def problem_of_origin(pattern: str) -> str | None:
     scheme, rest = _split(pattern)
     host, slash, _ = rest.partition("/")
     if slash:
-        return f"{pattern!r} has a path, and an origin has none: write {scheme}{host}"
+        return f"{shown(pattern)} has a path, and an origin has none: write {scheme}{host}"
     if "@" in host:
-        return f"{pattern!r} has user info, and an origin has none: leave out what is before the @"
+        return f"{shown(pattern)} has user info, and an origin has none: leave out what is before the @"
     if scheme and not _can_begin(pattern):
-        return f"{pattern!r} begins with neither http:// nor https://"
+        return f"{shown(pattern)} begins with neither http:// nor https://"
     return _problem(pattern, host)
 
 
@@ -168,10 +169,10 @@ def _can_begin(pattern: str) -> bool:
 
 def _problem(pattern: str, host: str) -> str | None:
     if not pattern.isascii() or not pattern.isprintable() or " " in pattern:
-        return f"{pattern!r} has characters that no URL has: write a host's as xn--…, a path's as %XX"
+        return f"{shown(pattern)} has characters that no URL has: write a host's as xn--…, a path's as %XX"
     found = _BRACKETS.fullmatch(host)
     if found is not None and shortest(found[1]) is None:
-        return f"{pattern!r} has brackets in its host that hold no IPv6 address: with wildcards in it, write [[] for the first"
+        return f"{shown(pattern)} has brackets in its host that hold no IPv6 address: with wildcards in it, write [[] for the first"
     return None
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import requests
 
+from .._core.secret_text import shown
 from ..paywall.call import CallContext, QuoteReady, current, for_quote, is_for_quote, quoting, record_unsent, remove_hooks
 from ..settings import SETTINGS, Default, Unpayable
 from .adapter import PaywallAdapter, environment_payer, is_default, made_payer, warn_unpaid
@@ -122,7 +123,9 @@ class Routeweiler(requests.Session):
         Raises: ValueError for an argument that can't be used, or if ``session`` pays already.
         """
         if isinstance(session, Routeweiler):
-            raise ValueError(f"{session!r} pays already: pass a plain session, or make a new one with the arguments that you want")
+            raise ValueError(
+                f"{shown(session)} pays already: pass a plain session, or make a new one with the arguments that you want"
+            )
         kind = combined_class(cls, type(session))
         wrapped: Any = kind.__new__(kind)
         wrapped.__dict__.update(session.__dict__)

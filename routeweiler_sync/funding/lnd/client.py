@@ -16,6 +16,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from ..._core.preload import prepare_to_pay
+from ..._core.secret_text import shown
 from ...errors import ChallengeParseError, FundingError, InvoicePaymentError, PaymentPendingError, PreimageMismatchError
 from ...protocol.invoice import Invoice, decode_invoice
 from ..replies import WalletAnswer, WalletReply
@@ -71,7 +72,9 @@ class LndClient:
     ) -> None:
         host = grpc_host.strip().removeprefix("[").removesuffix("]")
         if not host or "/" in host or host.count(":") == 1:
-            raise ValueError(f"grpc_host must be a host or an address without scheme and port (give grpc_port), not {grpc_host!r}")
+            raise ValueError(
+                f"grpc_host must be a host or an address without scheme and port (give grpc_port), not {shown(grpc_host)}"
+            )
         if not 0 < grpc_port < 65536:
             raise ValueError(f"grpc_port must be from 1 to 65535, not {grpc_port}")
         if (macaroon_path is None) == (macaroon_hex is None):

@@ -13,6 +13,7 @@ from typing import TypedDict
 from urllib.parse import parse_qs, urlsplit
 
 from ..._core import env_vars
+from ..._core.secret_text import shown
 from ...errors import FundingError
 
 DEFAULT_PORT = 10009
@@ -84,7 +85,9 @@ def from_environment(environ: Mapping[str, str]) -> ClientArguments:
         except ValueError:
             host = port = None
         if not host:
-            raise FundingError(f"{host_name}={address!r} isn't host:port.", advice="Correct it, for example to localhost:10009.")
+            raise FundingError(
+                f"{host_name}={shown(address)} isn't host:port.", advice="Correct it, for example to localhost:10009."
+            )
         return ClientArguments(
             grpc_host=host,
             grpc_port=port or DEFAULT_PORT,
