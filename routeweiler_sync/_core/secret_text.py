@@ -8,6 +8,7 @@ What is a path stays readable: its names are words, and what was chosen at rando
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from urllib.parse import unquote
@@ -22,6 +23,14 @@ SHOWN_CHARS_MAX = 500
 _RANDOM_CHARS_MIN, _RANDOM_CHARS_MIN_MIXED = 33, 25
 #: Words are pieces (a capital with small letters, capitals, digits) of at least this length on average.
 _WORD_CHARS = 3
+#: Where what was given in place of something else belongs.
+WHERE = {
+    "a macaroon": "Give a macaroon itself, in hex, as macaroon_hex=, or in an lndconnect URI as ROUTEWEILER_LNDCONNECT",
+    "an lndconnect URI": "Give an lndconnect URI as ROUTEWEILER_LNDCONNECT, or to LndClient.from_lndconnect()",
+    "a certificate": "Give the text of a certificate as tls_cert_pem=",
+    "a private key": "No private key is needed: give lnd's tls.cert",
+    "a secret": "Give a macaroon itself, in hex, as macaroon_hex=, or in an lndconnect URI as ROUTEWEILER_LNDCONNECT",
+}
 #: The first bytes of every macaroon of lnd, in hex and in base64.
 _LND_MACAROON = ("0201036c6e64", "AgEDbG5k")
 
@@ -102,6 +111,20 @@ def is_misplaced(path: object) -> bool:
     is_one_run = _RUN.fullmatch(text.strip()) is not None and not text.lstrip().startswith(("/", "~", "."))
     is_no_path = is_one_run or "\n" in text or "\0" in text
     return kind_of(text) != "a secret" or may_be_secret(name) or (is_no_path and may_be_secret(text))
+
+
+def problem_of_path(name: str, path: object) -> str | None:
+    """Return what is wrong with ``path``, the value of ``name``, if it looks like a secret in place of a path; None if it doesn't.
+
+    A file of that name may exist all the same.
+    """
+    try:
+        if not is_misplaced(path) or os.path.exists(os.path.expanduser(os.fspath(path))):  # type: ignore[call-overload]
+            return None
+    except (TypeError, ValueError):  # no path at all, or a NUL in it
+        pass
+    kind = kind_of(path)
+    return f"{name} isn't a path: it looks like {kind}, and so isn't shown. {WHERE[kind]}"
 
 
 def _text(value: object) -> str:

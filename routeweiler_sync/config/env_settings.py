@@ -11,6 +11,7 @@ ROUTEWEILER_NETWORK is read in `environment`. The variables of the node (ROUTEWE
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -18,11 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .._core import env_vars
-from .._core.secret_text import shown
+from .._core.secret_text import problem_of_path, shown
 
 if TYPE_CHECKING:
     from ..budgets.schema import BudgetEnvelope
     from ..trace.sink import TraceSink
+
+log = logging.getLogger("routeweiler_sync")
 
 _LIMIT = re.compile(r"\s*(\d+)\s*([a-z]{3})\s*(?:/\s*(call|hour|day))?\s*", re.IGNORECASE)
 _FIELD = {
@@ -57,8 +60,11 @@ def ledger_url(environ: Mapping[str, str] = os.environ) -> str:
 
 
 def trace_sink(environ: Mapping[str, str] = os.environ) -> TraceSink | None:
-    """Return the trace that ``$ROUTEWEILER_TRACE`` names; None if it is unset."""
+    """Return the trace that ``$ROUTEWEILER_TRACE`` names; None if it is unset, or looks like a secret, which is logged."""
     path = environ.get(env_vars.TRACE)
+    if path and problem_of_path(env_vars.TRACE, path) is not None:
+        log.warning("%s isn't the path of a trace, and may be a secret. No trace is written.", env_vars.TRACE)
+        return None
     return sink_at(path) if path else None
 
 

@@ -137,7 +137,8 @@ def _unknown_network() -> FundingError | None:
     if not unknown:
         return None
     return FundingError(
-        f"The environment's node can't be used: {env_vars.NETWORK} is {shown(unknown[0])}, and the networks are {', '.join(NETWORKS)}.",
+        f"The environment's node can't be used: {env_vars.NETWORK} is {shown(unknown[0])}, and the networks are "
+        f"{', '.join(NETWORKS)}.",
         advice=f"Correct {env_vars.NETWORK}.",
     )
 

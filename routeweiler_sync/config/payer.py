@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._core.forks import importing
 from .._core.preload import prepare_session
-from .._core.secret_text import shown
+from .._core.secret_text import WHERE, kind_of, shown
 from ..budgets.schema import SAFE_DEFAULT, BudgetEnvelope
 from ..errors import LedgerError, RouteweilerError
 from ..payments.token_cache import TokenCache
@@ -116,6 +116,10 @@ class Payer:
             raise ValueError(
                 f"budget_envelope must be a BudgetEnvelope, the id of one, or None for no limit, not {shown(budget_envelope)}"
             )
+        for name, text in (("budget_envelope", budget_envelope), ("agent_id", agent_id), ("session_id", session_id)):
+            text = text.id if isinstance(text, BudgetEnvelope) else text
+            if isinstance(text, str) and (kind := kind_of(text)) != "a secret":
+                raise ValueError(f"{name} looks like {kind}, and so isn't shown. {WHERE[kind]}.")
         if confirm is not None and not callable(confirm):
             raise ValueError(f"confirm must be a function that takes a Quote and returns True or False, not {shown(confirm)}")
         _must_have(policy, "policy", "a Policy", "policy_hash", "rules")

@@ -21,9 +21,10 @@ from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
 from typing import Any, ClassVar
 
+from .._core import env_vars
 from .._core.forks import importing
 from .._core.money import Rate
-from .._core.secret_text import shown
+from .._core.secret_text import problem_of_path, shown, without_secrets
 from ..budgets.schema import SAFE_DEFAULT, BudgetEnvelope
 from ..errors import BudgetError, LedgerError, PolicyDeniedError, RailNotSupportedError, RouteweilerError
 from . import envelopes, snapshot
@@ -84,7 +85,7 @@ class Ledger:
         if isinstance(url, Ledger):
             return url
         try:
-            text = os.fspath(url)
+            text = os.fsdecode(url)
         except TypeError:
             raise LedgerError(
                 f"{shown(url)} doesn't name a ledger.", advice="Give a path, or a URL that begins with sqlite:/// or postgresql://."
@@ -102,15 +103,19 @@ class Ledger:
             return cls(PostgresStore(text))
         if not separator and is_conninfo(text):
             raise LedgerError(
-                "The ledger is named in libpq's form host=… dbname=…, which isn't supported. (Not shown: it may hold a password.)",
+                "The ledger is named in a form like host=… dbname=… or user:password@host, which isn't supported. (Not shown: it "
+                "may hold a password.)",
                 advice="Write postgresql://user:password@host/database. If it is the name of a file, put ./ in front of it.",
             )
+        file = rest.lstrip("/") if scheme == "sqlite" else text
+        if scheme not in SCHEMES and (problem := problem_of_path("The ledger", file)) is not None:
+            raise LedgerError(f"{problem}.", advice=f"Name a file by ledger=… or {env_vars.LEDGER}.")
         if not separator and scheme.partition(":")[0] not in (*SCHEMES, "sqlite"):  # Path("sqlite:///x") has become "sqlite:/x"
             return cls(SqliteStore(text))
         if scheme == "sqlite" and rest.startswith("/") and len(rest) > 1:
             return cls(SqliteStore(rest[1:]))
         raise LedgerError(
-            f"{scheme.partition(':')[0]}:… doesn't name a ledger.",
+            f"{without_secrets(scheme.partition(':')[0])}:… doesn't name a ledger.",
             advice="Give a path, sqlite:///relative.db, sqlite:////absolute.db or postgresql://user@host/database.",
         )
 

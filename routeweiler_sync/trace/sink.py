@@ -26,6 +26,7 @@ from typing import Any, Literal
 
 from .._core.files import printable
 from .._core.forks import importing, in_child
+from .._core.secret_text import problem_of_path, shown
 from .redaction import redacted
 from .schema import TraceEvent
 
@@ -58,10 +59,12 @@ class TraceSink(ABC):
     def __init__(self, path: str | os.PathLike[str], redact: bool = False, url_mode: UrlMode = "raw") -> None:
         """Make a sink for the file ``path``. A relative path is resolved now, against the current folder; ``~`` is expanded.
 
-        Raises: ValueError for an unknown ``url_mode``.
+        Raises: ValueError for an unknown ``url_mode``, or a ``path`` that looks like a secret.
         """
         if url_mode not in ("raw", "drop"):
-            raise ValueError(f"url_mode must be 'raw' or 'drop', not {url_mode!r}")
+            raise ValueError(f"url_mode must be 'raw' or 'drop', not {shown(url_mode)}")
+        if (problem := problem_of_path("The trace", path)) is not None:
+            raise ValueError(problem)
         expanded = os.path.expanduser(os.fsdecode(path))
         try:
             self.path = Path(os.path.abspath(expanded))

@@ -8,15 +8,17 @@ RPCs and their meaning: lnd, lnrpc/routerrpc/router.proto (SendPaymentV2, TrackP
 
 from __future__ import annotations
 
+import numbers
 import os
 import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from ..._core.preload import prepare_to_pay
-from ..._core.secret_text import shown
+from ..._core.secret_text import WHERE, kind_of, may_be_secret, problem_of_path, shown
 from ...errors import ChallengeParseError, FundingError, InvoicePaymentError, PaymentPendingError, PreimageMismatchError
 from ...protocol.invoice import Invoice, decode_invoice
 from ..replies import WalletAnswer, WalletReply
@@ -44,6 +46,7 @@ TIMEOUT_S_MAX = 7 * 86_400
 #: A TrackPaymentV2 stream that reported no change until this long before its deadline was ended by the deadline, not by a fault.
 _DEADLINE_SLACK_S = 0.25
 _PAYMENTS_A_PAGE = 100
+_PRIVATE_KEY = re.compile(r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z0-9 ]*PRIVATE KEY-----|\Z)")
 
 
 class LndClient:
@@ -70,27 +73,30 @@ class LndClient:
         tls_cert_pem: str | None = None,
         timeout_seconds: float = 60,
     ) -> None:
-        host = grpc_host.strip().removeprefix("[").removesuffix("]")
-        if not host or "/" in host or host.count(":") == 1:
-            raise ValueError(
-                f"grpc_host must be a host or an address without scheme and port (give grpc_port), not {shown(grpc_host)}"
-            )
-        if not 0 < grpc_port < 65536:
-            raise ValueError(f"grpc_port must be from 1 to 65535, not {grpc_port}")
+        host = _host(grpc_host)
+        port: object = grpc_port
+        if isinstance(port, bool) or not isinstance(port, int) or not 0 < port < 65536:
+            raise ValueError(f"grpc_port must be a whole number from 1 to 65535, not {shown(port)}")
         if (macaroon_path is None) == (macaroon_hex is None):
             raise ValueError("give either macaroon_path or macaroon_hex")
-        if macaroon_hex is not None and not re.fullmatch(r"([0-9a-fA-F]{2})+", macaroon_hex):
-            raise ValueError("macaroon_hex isn't hex")
+        if macaroon_hex is not None and not (isinstance(macaroon_hex, str) and re.fullmatch(r"([0-9a-fA-F]{2})+", macaroon_hex)):
+            raise ValueError(f"macaroon_hex isn't hex{_where_it_belongs(macaroon_hex)}")
         if tls_cert_path is not None and tls_cert_pem is not None:
             raise ValueError("give tls_cert_path or tls_cert_pem, not both")
+        for name, path in (("macaroon_path", macaroon_path), ("tls_cert_path", tls_cert_path)):
+            if path is not None and (problem := problem_of_path(name, path)) is not None:
+                raise ValueError(problem)
+        seconds: object = timeout_seconds
+        if isinstance(seconds, bool) or not isinstance(seconds, (numbers.Real, Decimal)):
+            raise ValueError(f"timeout_seconds must be a number of seconds, not {shown(seconds)}")
         if not 0 < timeout_seconds <= TIMEOUT_S_MAX:
-            raise ValueError(f"timeout_seconds must be above 0 and at most {TIMEOUT_S_MAX}, not {timeout_seconds}")
+            raise ValueError(f"timeout_seconds must be above 0 and at most {TIMEOUT_S_MAX}, not {shown(timeout_seconds)}")
         self.grpc_host = host
         self.grpc_port = grpc_port
         self.macaroon_path = None if macaroon_path is None else os.fspath(macaroon_path)
         self.tls_cert_path = None if tls_cert_path is None else os.fspath(tls_cert_path)
-        self.tls_cert_pem = tls_cert_pem
-        self.timeout_seconds = timeout_seconds
+        self.tls_cert_pem = None if tls_cert_pem is None else _without_private_keys(tls_cert_pem)
+        self.timeout_seconds = float(timeout_seconds)
         self._macaroon_hex = macaroon_hex
 
     @classmethod
@@ -99,7 +105,10 @@ class LndClient:
 
         Raises: FundingError for a URI that can't be used. Its text doesn't repeat the URI.
         """
-        return cls(**parse_lndconnect(uri))
+        try:
+            return cls(**parse_lndconnect(uri))
+        except ValueError as error:
+            raise FundingError(f"The lndconnect URI can't be used: {error}.", advice="Copy it again from the node.") from None
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> LndClient:
@@ -110,7 +119,10 @@ class LndClient:
 
         Raises: FundingError that names the variables, if none is set or one can't be used.
         """
-        return cls(**from_environment(os.environ if environ is None else environ))
+        try:
+            return cls(**from_environment(os.environ if environ is None else environ))
+        except ValueError as error:
+            raise FundingError(f"The node of the environment can't be used: {error}.", advice="Correct its variables.") from None
 
     # Paying
 
@@ -361,6 +373,45 @@ class LndClient:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LndClient:
         return self
+
+
+def _host(given: object) -> str:
+    """Return the host in ``grpc_host``. Raises: ValueError for what can't be one. Its text repeats no secret."""
+    if isinstance(given, str) and kind_of(given) != "a secret":
+        raise ValueError(f"grpc_host isn't a host{_where_it_belongs(given)}")
+    host = given.strip().removeprefix("[").removesuffix("]") if isinstance(given, str) else ""
+    if not host or "/" in host or "@" in host or host.count(":") == 1 or may_be_secret(host):
+        raise ValueError(f"grpc_host must be a host or an address without scheme and port (give grpc_port), not {shown(given)}")
+    return host
+
+
+def _where_it_belongs(given: object) -> str:
+    """Return the rest of a sentence about the misplaced value ``given``: what it looks like, and where it belongs."""
+    kind = kind_of(given)
+    return "" if kind == "a secret" else f": it looks like {kind}, and so isn't shown. {WHERE[kind]}"
+
+
+def _without_private_keys(pem: str) -> str:
+    """Return the certificates in ``pem``, which may have private keys beside them: a client is pickled with its certificates.
+
+    Raises: ValueError if it is a secret, and no certificate.
+    """
+    given: object = pem
+    if not isinstance(given, (str, bytes)):
+        raise ValueError(f"tls_cert_pem must be a text, not {shown(given)}")
+    text = given if isinstance(given, str) else given.decode("latin-1")
+    certificates = _PRIVATE_KEY.sub("", text)
+    if "CERTIFICATE-----" not in certificates and (kind_of(text) not in ("a secret", "a certificate") or may_be_secret(text)):
+        from .certificates import read_certificates
+
+        try:
+            read_certificates(pem)
+        except ValueError:
+            belongs = _where_it_belongs(text) or f": it may be a secret, and so isn't shown. {WHERE['a secret']}"
+            raise ValueError(f"tls_cert_pem isn't a certificate{belongs}") from None
+    if certificates == text:
+        return pem
+    return certificates if isinstance(given, str) else certificates.encode("latin-1")  # type: ignore[return-value]
 
 
 def _read_invoice(text: str) -> Invoice:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..._core.secret_text import without_secrets
 from ...errors import FundingError
 from ..replies import tidy
 from .certificates import BYTES_MAX as CERTIFICATE_BYTES_MAX, Certificate, plain_bytes, read_certificates
@@ -169,8 +170,8 @@ def read_macaroon(data: bytes) -> bytes:
 
 
 def shown(path: Any) -> str:
-    """Return a path in a form fit for an error text."""
-    return tidy(os.fsdecode(path))
+    """Return a path in a form fit for an error text: one line, without what may be a secret."""
+    return tidy(without_secrets(os.fsdecode(path)))
 
 
 def _is_cut_off(macaroon: bytes) -> bool:

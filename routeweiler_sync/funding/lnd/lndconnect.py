@@ -13,7 +13,7 @@ from typing import TypedDict
 from urllib.parse import parse_qs, urlsplit
 
 from ..._core import env_vars
-from ..._core.secret_text import shown
+from ..._core.secret_text import WHERE, kind_of, may_be_secret, problem_of_path, shown
 from ...errors import FundingError
 
 DEFAULT_PORT = 10009
@@ -43,6 +43,8 @@ def parse_lndconnect(uri: str) -> ClientArguments:
 
     Raises: FundingError for a URI that can't be used. Its text never repeats the URI, which holds the macaroon.
     """
+    if not isinstance(uri, str):
+        raise _unusable(f"it is a {type(uri).__name__}, and no text")
     try:
         parts = urlsplit(uri.strip())
         host, port = parts.hostname, parts.port
@@ -50,7 +52,7 @@ def parse_lndconnect(uri: str) -> ClientArguments:
         raise _unusable("its host or port is malformed") from None
     if parts.scheme != "lndconnect":
         raise _unusable("it doesn't begin with lndconnect://")
-    if not host or parts.username is not None or parts.path not in ("", "/"):
+    if not host or parts.username is not None or parts.path not in ("", "/") or may_be_secret(host):
         raise _unusable("it isn't of the form lndconnect://host:port?…")
     query = parse_qs(parts.query, keep_blank_values=True)
     if any(len(query.get(key, ())) > 1 for key in ("cert", "macaroon")):
@@ -77,8 +79,14 @@ def from_environment(environ: Mapping[str, str]) -> ClientArguments:
     for host_name, cert_name, macaroon_name in _VARIABLES:
         if not (address := environ.get(host_name)):
             continue
+        if may_be_secret(address):
+            kind = kind_of(address)
+            raise FundingError(f"{host_name} isn't host:port: it looks like {kind}, and so isn't shown.", advice=f"{WHERE[kind]}.")
         if not (macaroon_path := environ.get(macaroon_name)):
             raise FundingError(f"{host_name} is set but {macaroon_name} isn't.", advice="Set that to the path of lnd's macaroon.")
+        for name in (macaroon_name, cert_name):
+            if (problem := problem_of_path(name, environ.get(name) or "")) is not None:
+                raise FundingError(f"{problem}.", advice=f"Correct {name}.")
         try:
             parts = urlsplit("//" + address.strip().rpartition("://")[2])
             host, port = parts.hostname, parts.port

@@ -10,11 +10,14 @@ import re
 from dataclasses import dataclass, field
 from urllib.parse import unquote
 
+from ..._core.secret_text import without_passwords
 from ...errors import LedgerError
 
 SCHEMES = ("postgresql", "postgres")
 #: Parameters whose values must not be shown in any text of this package.
-SECRET_PARAMETERS = frozenset({"password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key"})
+SECRET_PARAMETERS = frozenset(
+    {"password", "passwd", "pass", "pwd", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key"}
+)
 
 #: By URL without secrets: the full URL and its secrets, if this process was given them. An unpickled session has only the URL
 #: without.
@@ -23,6 +26,8 @@ _given: dict[str, tuple[str, tuple[str, ...]]] = {}
 #: A text with one of these as ``name=value`` is libpq's other form of an address, not the name of a file.
 _CONNINFO_NAMES = frozenset({"host", "hostaddr", "port", "dbname", "user", "password", "passfile", "service"})
 
+#: A text that was percent-encoded more often than this isn't decoded further.
+_ENCODINGS_MAX = 5
 _HOST = re.compile(r"(\[[^][]*]|[^][:]*)(:[0-9]*)?")
 
 
@@ -48,12 +53,13 @@ def read_url(text: str) -> Address:
     path, question, query = tail.partition("?")
     user, _, password = userinfo.partition(":")
     pairs = [pair for pair in query.split("&") if pair]
-    named = [(unquote(pair.partition("=")[0]), unquote(pair.partition("=")[2]), pair) for pair in pairs]
+    named = [(_unquoted(pair.partition("=")[0]).strip().lower(), unquote(pair.partition("=")[2]), pair) for pair in pairs]
     well_formed = (
         scheme in SCHEMES
         and "@" not in userinfo + tail
         and all(_HOST.fullmatch(host) for host in hosts.split(","))
         and all("=" in pair for pair in pairs)
+        and ":" not in _unquoted(user)
     )
     if not well_formed:
         raise LedgerError(
@@ -63,7 +69,12 @@ def read_url(text: str) -> Address:
         )
     shown = "&".join(pair for name, _, pair in named if name not in SECRET_PARAMETERS)
     url = f"postgresql://{user}{at if user else ''}{hosts}{path}{question if shown else ''}{shown}"
-    hidden = [value for name, value, _ in named if name in SECRET_PARAMETERS]
+    if without_passwords(_unquoted(url)) != _unquoted(url):
+        raise LedgerError(
+            "The PostgreSQL URL of the ledger can't be read: it holds a password in a place where libpq looks for none.",
+            advice="Correct the URL: postgresql://user:password@host/database.",
+        )
+    hidden = [each for name, value, pair in named if name in SECRET_PARAMETERS for each in (value, pair.partition("=")[2])]
     secrets = tuple(secret for secret in (unquote(password), password, *hidden) if secret)
     if secrets:
         _given[url] = (f"postgresql://{rest}", secrets)
@@ -72,12 +83,21 @@ def read_url(text: str) -> Address:
 
 
 def is_conninfo(text: str) -> bool:
-    """Return whether ``text`` has libpq's form ``host=… password=…``.
+    """Return whether ``text`` has libpq's form ``host=… password=…``, or is a URL without its scheme, ``user:password@host``.
 
     Taken as the name of a file, its password would be shown in every text that names the ledger.
     """
+    if re.match(r"(?![A-Za-z]:[/\\])\s*(//)?[^\s/\\:]+:\S*@", text):
+        return True
     named = re.findall(r"(\w+)\s*=", text) if re.match(r"\s*\w+\s*=", text) else []
     return not _CONNINFO_NAMES.isdisjoint(name.lower() for name in named)
+
+
+def _unquoted(text: str) -> str:
+    """Return ``text`` without percent-encoding, even if it was encoded several times."""
+    for _ in range(_ENCODINGS_MAX):
+        text = unquote(text)
+    return text
 
 
 def _split(rest: str) -> tuple[str, str]:
