@@ -183,12 +183,12 @@ def check_fits(tx: Transaction, envelope: Mapping[str, Any], draw: Draw, row: Pa
         if counted + needed > (limits.limit_micro(name) or 0):
             raise BudgetExceededError(
                 f"The payment may cost {_price(most_msat, draw.rate)}, which doesn't fit under {name}={getattr(limits, name)} "
-                f"of envelope {limits.id!r}, of which {minor_units(counted).normalize():f} are spent or reserved.",
+                f"of envelope {shown(limits.id)}, of which {minor_units(counted).normalize():f} are spent or reserved.",
                 advice="Raise the limit.",
             )
     if envelope["settled_micro"] + envelope["reserved_micro"] + needed - reserved_here > MAX_TOTAL_MICRO:
         raise BudgetExceededError(
-            f"The totals of envelope {limits.id!r} are so high that this payment can't be added to them.",
+            f"The totals of envelope {shown(limits.id)} are so high that this payment can't be added to them.",
             advice="Use a new envelope id.",
         )
     return needed
