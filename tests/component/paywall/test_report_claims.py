@@ -37,7 +37,7 @@ url, ledger, trace, kind, dies, host, port, macaroon, cert = sys.argv[1:]
 if dies == "before its line":
     CallRecord._write_events = lambda *args: os._exit(9)
 if dies == "after its line":
-    Ledger.mark = lambda ledger, payment_hash, accepted=False, reported=False: os._exit(9) if reported else None
+    Ledger.mark = lambda ledger, payment_hash, accepted=False, reported=False, **_: os._exit(9) if reported else None
 client = LndClient(host, int(port), macaroon_path=macaroon, tls_cert_path=cert)
 session = Routeweiler(
     funding=[Funding.lightning_lnd(client=client, network="bitcoin-regtest")],
