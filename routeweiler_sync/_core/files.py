@@ -12,12 +12,13 @@ import random
 import shlex
 import stat
 import tempfile
-import time
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from .deadline import Deadline
 
 if TYPE_CHECKING:
     import sqlite3
@@ -260,12 +261,12 @@ def while_locked(step: Callable[[], object], *, timeout_s: float) -> None:
     """
     import sqlite3
 
-    ends_s = time.monotonic() + timeout_s
+    deadline = Deadline(timeout_s)
     while True:
         try:
             step()
             return
         except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() >= ends_s:
+            if "locked" not in str(error) or deadline.passed:
                 raise
-        time.sleep(_RETRY_PAUSE_S * (1 + 9 * random.random()))  # noqa: S311 - no secret depends on it
+        deadline.pause(_RETRY_PAUSE_S * (1 + 9 * random.random()))  # noqa: S311 - no secret depends on it

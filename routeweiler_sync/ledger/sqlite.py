@@ -18,12 +18,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .._core.deadline import LedgerWait
 from .._core.files import (
     SIDE_FILES,
     UnsafeFileError,
@@ -42,6 +45,7 @@ from .store import MIGRATIONS, SCHEMA_VERSION, T, Transaction
 
 if TYPE_CHECKING:
     import sqlite3
+    from types import FrameType
 
 log = logging.getLogger("routeweiler_sync")
 
@@ -49,6 +53,10 @@ log = logging.getLogger("routeweiler_sync")
 APPLICATION_ID = 0x5257534C
 #: How long a writer waits for other writers before SQLite reports "database is locked".
 BUSY_TIMEOUT_S = 30.0
+#: The least that a transaction may wait for other writers, also if its call has no patience left.
+WAIT_S_MIN = 0.25
+#: The busy timeout of a connection is a multiple of this, in ms, so that it is seldom set anew.
+_BUSY_STEP_MS = 50
 
 #: Advice for an error, by a word in SQLite's message.
 _ADVICE = (
@@ -64,7 +72,7 @@ _REPEATS_TEXT = "Could not decode"
 
 #: All stores of this process. The lock guards this set, and the moment when a store notices that it lives in a forked child.
 _stores: weakref.WeakSet[SqliteStore] = weakref.WeakSet()
-_stores_lock = threading.Lock()
+_stores_lock = threading.RLock()
 #: The stores' locks that are held during a fork.
 _locked_for_fork: list[threading.RLock] = []
 
@@ -97,6 +105,8 @@ class SqliteStore:
         self._file: object = None
         #: The path with links resolved when the file was last opened. SQLite names the files beside it after this one.
         self._real = self.path
+        #: Whether to close the connections when the transactions of the thread that called `close` have ended.
+        self._close_later = False
         self._pid = os.getpid()
         with _stores_lock:
             _stores.add(self)
@@ -113,42 +123,34 @@ class SqliteStore:
         except OSError:  # the folder isn't readable, so the file may exist
             return True
 
-    @contextlib.contextmanager
-    def transaction(self, *, durable: bool = True, binding: bool = False) -> Iterator[SqliteTransaction]:
+    def transaction(self, *, durable: bool = True, binding: bool = False) -> AbstractContextManager[SqliteTransaction]:
         """Begin a write transaction with BEGIN IMMEDIATE, commit it at the end of the block. See `Store.transaction`."""
-        with self._connected(writes=True) as connection:
-            if not durable:
-                connection.execute("PRAGMA synchronous=NORMAL")
-            try:
-                with _block(connection, "BEGIN IMMEDIATE"):
-                    if binding:
-                        self._refuse_if_gone()
-                        self._refuse_if_beside_is_gone()
-                        self._refuse_if_unsafe(require_one_name, require_private)
-                        self._refuse_if_newer(connection)
-                    yield SqliteTransaction(connection)
-            finally:
-                if not durable:
-                    connection.execute("PRAGMA synchronous=FULL")
+        return _Turn(self, writes=True, durable=durable, binding=binding)
 
     def run(self, work: Callable[[Transaction], T], *, durable: bool = True, binding: bool = False) -> T:
         """Call ``work`` once, in one transaction. SQLite never undoes it in favour of another: writers wait for each other."""
         with self.transaction(durable=durable, binding=binding) as tx:
             return work(tx)
 
-    @contextlib.contextmanager
-    def read(self) -> Iterator[SqliteTransaction]:
+    def read(self) -> AbstractContextManager[SqliteTransaction]:
         """Begin a read transaction: every statement sees the file as of one moment. Never waits for a writer."""
-        with self._connected(writes=False) as connection, _block(connection, "BEGIN"):
-            yield SqliteTransaction(connection)
+        return _Turn(self, writes=False)
 
     def close(self) -> None:
-        """Close this process's connections. The next use opens the file that the path names by then."""
+        """Close this process's connections. The next use opens the file that the path names by then.
+
+        In the middle of a transaction of the same thread (in a signal handler, say) they are closed when that has ended.
+        """
         self._start_over_after_fork()
-        with self._writer.lock, self._reader.lock:  # both, so that no thread connects in between
-            self._writer.close()
-            self._reader.close()
-            self._file = None
+        writer, reader = self._writer, self._reader
+        with writer.lock, reader.lock:  # both, so that no thread connects in between
+            if writer.turn is not None or reader.turn is not None:
+                self._close_later = True
+                return
+            self._close_later = False
+            self._file = None  # first: what a signal handler opens from here on is a file like any other
+            writer.close()
+            reader.close()
 
     def _start_over_after_fork(self) -> None:
         """In a forked child, replace the connections and locks: the parent's threads may hold the locks, and don't exist here."""
@@ -159,43 +161,27 @@ class SqliteStore:
                     self._writer, self._reader = _Line(), _Line()
                     self._pid = os.getpid()  # last, because it is read without the lock
 
-    @contextlib.contextmanager
-    def _connected(self, *, writes: bool) -> Iterator[sqlite3.Connection]:
-        self._start_over_after_fork()
-        line = self._writer if writes else self._reader
-        with line.lock, self._as_ledger_error():
-            if line.connection is None:
-                line.connection = self._connect()
-                line.files_beside = self._files_beside()
-                if not writes:
-                    line.connection.execute("PRAGMA query_only=ON")
-            connection = line.connection
-            try:
-                yield connection
-            finally:
-                if connection.in_transaction:  # even ROLLBACK failed: a new connection will see what is on disk
-                    line.close()
-
-    @contextlib.contextmanager
-    def _as_ledger_error(self) -> Iterator[None]:
+    def _converted(self, error: BaseException) -> LedgerError | None:
+        """Return the LedgerError that stands for ``error``, which came up in a transaction; None for an error of another kind."""
         import sqlite3
 
-        try:
-            yield
-        except RouteweilerError:  # is an OSError too, as every requests.RequestException is
-            raise
-        except UnicodeError:  # from None: such an error repeats the text
-            raise self._error("a text to be stored can't be encoded in UTF-8") from None
-        except (sqlite3.Error, OSError, OverflowError) as error:
-            if _REPEATS_TEXT in str(error):
-                raise self._error("a row contains text that can't be decoded (database disk image is malformed)") from None
-            raise self._error(str(error)) from error
+        if isinstance(error, RouteweilerError):  # is an OSError too, as every requests.RequestException is
+            return None
+        if isinstance(error, UnicodeError):  # its text repeats the text that can't be encoded
+            return self._error("a text to be stored can't be encoded in UTF-8")
+        if not isinstance(error, (sqlite3.Error, OSError, OverflowError)):
+            return None
+        if _REPEATS_TEXT in str(error):
+            return self._error("a row contains text that can't be decoded (database disk image is malformed)")
+        converted = self._error(str(error))
+        converted.__cause__ = error
+        return converted
 
     def _error(self, why: str) -> LedgerError:
         advice = next((advice for word, advice in _ADVICE if word in why), "Repair the file, its folder's rights or the disk.")
         return LedgerError(f"The ledger {self.path} can't be used: {why}.", advice=f"The rows that it holds aren't lost. {advice}")
 
-    def _connect(self) -> sqlite3.Connection:
+    def _connect(self, wait: LedgerWait, *, writes: bool) -> sqlite3.Connection:
         import sqlite3
 
         if self._file is None:
@@ -204,17 +190,19 @@ class SqliteStore:
             self._refuse_if_gone()
         self._real = resolved(self.path)
         self._refuse_if_unsafe(require_one_name)  # first: to open the file under a second name may change it
-        connection = connect_sqlite(self.path, timeout_s=BUSY_TIMEOUT_S)
+        connection = connect_sqlite(self.path, timeout_s=wait.left_s())
         try:
             connection.row_factory = sqlite3.Row
             with _block(connection, "BEGIN"):
                 version = self._version(connection)  # before anything is changed: the file may belong to another program
             self._refuse_if_unsafe(require_private)
-            while_locked(lambda: connection.execute("PRAGMA journal_mode=WAL"), timeout_s=BUSY_TIMEOUT_S)
+            while_locked(lambda: connection.execute("PRAGMA journal_mode=WAL"), timeout_s=wait.left_s())
             connection.execute("PRAGMA synchronous=FULL")
             connection.execute("PRAGMA foreign_keys=ON")
             if version < SCHEMA_VERSION:
                 self._migrate(connection)
+            if not writes:
+                connection.execute("PRAGMA query_only=ON")
             if self._file is None:
                 self._file = file_identity(self.path)
         except BaseException:
@@ -300,19 +288,199 @@ class _Line:
     """A database connection (None until it is needed), and the lock under which the threads of this process share it."""
 
     def __init__(self) -> None:
+        #: Reentrant, so that a thread can't wait for itself: whoever takes it and finds `turn` set is refused.
         self.lock = threading.RLock()
+        #: The transaction of the thread that has the lock, from before its beginning to after its end.
+        self.turn: _Turn | None = None
         self.connection: sqlite3.Connection | None = None
+        #: The busy timeout of the connection, in ms. -1: not known.
+        self.busy_ms = -1
+        #: Whether the connection's commits may not wait for the disk.
+        self.is_relaxed = False
         #: Identities of the files beside the ledger when the connection was opened, by their suffix.
         self.files_beside: dict[str, object] = {}
 
     def close(self) -> None:
-        connection, self.connection = self.connection, None
+        connection, self.connection, self.busy_ms, self.is_relaxed = self.connection, None, -1, False
         if connection is not None:
             connection.close()
+
+    def let_wait(self, wait_s: float) -> None:
+        """Let the connection's statements wait for the locks of others for about ``wait_s`` seconds."""
+        busy_ms = -(-int(wait_s * 1000) // _BUSY_STEP_MS) * _BUSY_STEP_MS
+        if busy_ms != self.busy_ms and self.connection is not None:
+            self.connection.execute(f"PRAGMA busy_timeout={busy_ms}")
+            self.busy_ms = busy_ms
+
+    def settle(self) -> None:
+        """Bring the connection back to its usual state, without a transaction. Close it if that fails."""
+        connection, in_order = self.connection, False
+        if connection is None:
+            return
+        try:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            if self.is_relaxed:
+                connection.execute("PRAGMA synchronous=FULL")
+            in_order = not connection.in_transaction
+        except Exception as worse:  # noqa: BLE001  (the error that led here is the one to raise)
+            log.debug("rollback failed too: %s", worse)
+        finally:
+            if in_order:
+                self.is_relaxed = False
+            else:  # a new connection will see what is on disk
+                self.close()
 
     def __del__(self) -> None:
         with contextlib.suppress(Exception):
             self.close()  # the session was dropped without close(): SQLite would close it too, but warn
+
+
+class _Busy(threading.local):
+    """The transactions of the present thread, by the real path of their file: the one that writes, the one that connects."""
+
+    def __init__(self) -> None:
+        self.writing: dict[str, _Turn] = {}
+        self.connecting: dict[str, _Turn] = {}
+
+
+_busy = _Busy()
+
+
+class _Turn(AbstractContextManager["SqliteTransaction"]):
+    """One transaction, and the turn of its thread on the connection. See `SqliteStore.transaction` and `SqliteStore.read`.
+
+    Code of a program can run between any two steps of a transaction, in its very thread: a signal handler, a finalizer, a callback
+    of the garbage collector, a trace function. If such code uses the ledger, it must neither write in the middle of the
+    transaction nor wait for its own thread. So it is refused, and the transaction goes on undisturbed. It may read while its
+    thread writes: that is another connection, which never waits for a writer.
+
+    This is a class rather than a generator, because an interrupt in the machinery of `contextlib` would leave a generator, and its
+    transaction, begun for as long as the interrupt's traceback lives.
+    """
+
+    def __init__(self, store: SqliteStore, *, writes: bool, durable: bool = True, binding: bool = False) -> None:
+        self._store, self._writes, self._durable, self._binding = store, writes, durable, binding
+        self._is_on = False
+        self._frame: FrameType | None = None
+
+    def __enter__(self) -> SqliteTransaction:
+        store = self._store
+        store._start_over_after_fork()
+        self._pid, self._file = os.getpid(), os.path.realpath(store.path)
+        self._line = line = store._writer if self._writes else store._reader
+        self._wait = wait = LedgerWait(BUSY_TIMEOUT_S, least_s=WAIT_S_MIN)
+        if not line.lock.acquire(timeout=wait.left_s()):
+            wait.end(in_vain=True)
+            raise store._error("locked: other threads of this program have been using it all the time")
+        try:
+            writing = _busy.writing.get(self._file) if self._writes else None
+            for turn in (line.turn, _busy.connecting.get(self._file), writing):
+                if turn is not None and turn._goes_on():
+                    raise _reentry_error(store.path)
+                if turn is not None and turn._is_on:
+                    turn._leave()
+            self._frame = sys._getframe(1)
+            self._is_on = True
+            line.turn = self
+            self._connection = self._begin(wait)
+            return SqliteTransaction(self._connection)
+        except BaseException as error:
+            self._leave()
+            self._raise_as_ledger_error(error)
+            raise
+
+    def _begin(self, wait: LedgerWait) -> sqlite3.Connection:
+        """Connect if needed, and begin the transaction. Return the connection."""
+        store, line = self._store, self._line
+        if self._writes:
+            _busy.writing[self._file] = self
+        if line.connection is None:
+            _busy.connecting[self._file] = self
+            line.connection = store._connect(wait, writes=self._writes)
+            line.files_beside = store._files_beside()
+            del _busy.connecting[self._file]
+        line.let_wait(wait.left_s())
+        connection = line.connection
+        if not self._durable:
+            line.is_relaxed = True
+            connection.execute("PRAGMA synchronous=NORMAL")
+        connection.execute("BEGIN IMMEDIATE" if self._writes else "BEGIN")
+        if self._binding:
+            store._refuse_if_gone()
+            store._refuse_if_beside_is_gone()
+            store._refuse_if_unsafe(require_one_name, require_private)
+            store._refuse_if_newer(connection)
+        wait.end()
+        return connection
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        problem = error
+        try:
+            if problem is None and self._pid != os.getpid():
+                raise LedgerError(
+                    f"This process was forked in the middle of a transaction of its parent's in the ledger {self._store.path}.",
+                    advice="Nothing was changed by this process. Call again.",
+                )
+            if problem is None:
+                self._connection.execute("COMMIT")
+        except BaseException as failure:  # noqa: BLE001 - raised below, when the connection is in order again
+            problem = failure
+        finally:
+            self._leave()
+        if problem is not None:
+            self._raise_as_ledger_error(problem)
+            if problem is not error:
+                raise problem
+
+    def _raise_as_ledger_error(self, error: BaseException) -> None:
+        """Raise the LedgerError that stands for ``error``, if there is one."""
+        converted = self._store._converted(error)
+        if converted is not None:
+            if "locked" in str(error):
+                self._wait.end(in_vain=True)
+            raise converted from converted.__cause__
+
+    def _goes_on(self) -> bool:
+        """Return whether the code that began this transaction is still running, in this thread.
+
+        If it isn't, an interrupt has come at the one moment at which it could keep the transaction from ending.
+        """
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None:
+            if frame is self._frame:
+                return True
+            frame = frame.f_back
+        return False
+
+    def _leave(self) -> None:
+        """Undo what isn't committed, and let other threads have the connection."""
+        if self._pid != os.getpid():
+            return  # the connection is the parent's, and so is the lock
+        line, store = self._line, self._store
+        try:
+            if self._is_on:
+                line.settle()
+        finally:
+            if self._is_on:
+                self._is_on, self._frame = False, None
+                for turns in (_busy.connecting, _busy.writing):
+                    if turns.get(self._file) is self:
+                        del turns[self._file]
+                line.turn = None
+            line.lock.release()
+        if store._close_later:
+            store.close()
+
+
+def _reentry_error(path: Path) -> LedgerError:
+    """Return the error for code that uses the ledger where its own thread is in the middle of a transaction."""
+    return LedgerError(
+        f"The ledger {path} is in the middle of a transaction of this same thread, which was interrupted by a signal handler, a "
+        "finalizer or a callback.",
+        advice="The interrupted transaction goes on undisturbed. Call again when it has ended: let the handler set a flag, or hand "
+        "the work to another thread.",
+    )
 
 
 class SqliteTransaction:
@@ -370,7 +538,7 @@ def _after_fork_in_parent() -> None:
 def _after_fork_in_child() -> None:
     global _stores_lock
     _locked_for_fork.clear()  # each store makes new locks when it is next used
-    _stores_lock = threading.Lock()
+    _stores_lock = threading.RLock()
 
 
 around_fork(before=_before_fork, in_parent=_after_fork_in_parent, in_child=_after_fork_in_child)

@@ -24,14 +24,17 @@ from ..errors import BudgetExceededError
 if TYPE_CHECKING:
     from ..ledger.types import PaymentRow
 
-#: Guards the sums of all limits, so that a payment counts for all limits around it or for none. Never kept over a wait.
-_lock = threading.Lock()
+#: Guards the sums of all limits, so that a payment counts for all limits around it or for none. Never kept over a wait. Reentrant,
+#: so that a signal handler or finalizer in the middle of it can't wait for its own thread.
+_lock = threading.RLock()
+#: Whether the thread that has the lock is between a look at the limits and its reservation in them.
+_reserving = False
 
 
 @in_child
 def _start_over_after_fork() -> None:
-    global _lock
-    _lock = threading.Lock()
+    global _lock, _reserving
+    _lock, _reserving = threading.RLock(), False
 
 
 class SpendingLimit:
@@ -104,17 +107,28 @@ def _reserve(
 ) -> tuple[int, list[SpendingLimit]]:
     """Reserve a payment's cost in all ``limits``. Return the fee limit that fits, in msat, and the limits that hold it from now on.
 
-    Raises: BudgetExceededError if the payment doesn't fit into one of the limits. Nothing is reserved then.
+    Raises: BudgetExceededError if the payment doesn't fit into one of the limits, and in a signal handler or finalizer that has
+    interrupted this very function. Nothing is reserved then.
     """
+    global _reserving
     with _lock:
-        new = [each for each in limits if payment_hash not in each._reserved and payment_hash not in each._spent]
-        for each in new:
-            headroom_msat = each._headroom_msat()
-            if headroom_msat < amount_msat + (fee_cap_msat if whole else 0):
-                raise _exceeded(each, headroom_msat, amount_msat, fee_cap_msat if whole else 0)
-            fee_cap_msat = min(fee_cap_msat, headroom_msat - amount_msat)
-        for each in new:
-            each._reserved[payment_hash] = amount_msat + fee_cap_msat
+        if _reserving:
+            raise BudgetExceededError(
+                "This same thread was interrupted while it counted another payment against a limit() block.",
+                advice="The interrupted payment goes on undisturbed. Call again when it has ended.",
+            )
+        try:
+            _reserving = True
+            new = [each for each in limits if payment_hash not in each._reserved and payment_hash not in each._spent]
+            for each in new:
+                headroom_msat = each._headroom_msat()
+                if headroom_msat < amount_msat + (fee_cap_msat if whole else 0):
+                    raise _exceeded(each, headroom_msat, amount_msat, fee_cap_msat if whole else 0)
+                fee_cap_msat = min(fee_cap_msat, headroom_msat - amount_msat)
+            for each in new:
+                each._reserved[payment_hash] = amount_msat + fee_cap_msat
+        finally:
+            _reserving = False
     return fee_cap_msat, new
 
 

@@ -11,15 +11,15 @@ The reservation holds within this process and for at most `FIRST_USE_S`. Who buy
 from __future__ import annotations
 
 import threading
-import time
 
+from .._core.deadline import Deadline
 from .._core.forks import in_child
 
 #: A new token is reserved for its buyer for at most this long: a server may take its time to answer.
 FIRST_USE_S = 5.0
-#: For each reserved token, by payment hash: the end of the reservation on the monotonic clock, and the event that is set when it
-#: ends earlier.
-_first_uses: dict[str, tuple[float, threading.Event]] = {}
+#: For each reserved token, by payment hash: when the reservation ends at the latest, and a lock that is released when it ends. A
+#: lock rather than an event: a signal handler in the middle of an event's methods would wait for its own thread.
+_first_uses: dict[str, tuple[Deadline, threading.Lock]] = {}
 
 
 @in_child
@@ -29,20 +29,22 @@ def _start_over_after_fork() -> None:
 
 def begin_first_use(payment_hash: str) -> None:
     """Reserve the token of ``payment_hash`` for its buyer until `end_first_use`, for at most `FIRST_USE_S`."""
-    _first_uses[payment_hash] = (time.monotonic() + FIRST_USE_S, threading.Event())
+    ends = threading.Lock()
+    ends.acquire()
+    _first_uses[payment_hash] = (Deadline(FIRST_USE_S), ends)
 
 
 def end_first_use(payment_hash: str) -> None:
     """End the reservation, so that other calls may use the token. Do nothing if it isn't reserved."""
     entry = _first_uses.pop(payment_hash, None)
     if entry is not None:
-        entry[1].set()
+        entry[1].release()
 
 
 def in_first_use(payment_hash: str) -> bool:
     """Return whether the token is reserved for its buyer."""
     entry = _first_uses.get(payment_hash)
-    return entry is not None and time.monotonic() < entry[0]
+    return entry is not None and not entry[0].passed
 
 
 def wait_for_first_use(payment_hash: str) -> bool:
@@ -50,5 +52,7 @@ def wait_for_first_use(payment_hash: str) -> bool:
     entry = _first_uses.get(payment_hash)
     if entry is None:
         return False
-    entry[1].wait(max(0.0, entry[0] - time.monotonic()))
+    deadline, ends = entry
+    if ends.acquire(timeout=deadline.left_s()):
+        ends.release()  # for the next one that waits
     return True

@@ -206,6 +206,7 @@ class PaymentLifecycle:
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_result(lambda seen: seen.unfinished and not deadline.passed),
             wait=ROW_POLL,
+            sleep=deadline.pause,
         )
         try:
             return retrying(lambda: self.read_again(row))
@@ -232,7 +233,7 @@ class PaymentLifecycle:
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_result(lambda answer: answer.reply is WalletReply.UNKNOWN and not deadline.passed),
             wait=WALLET_POLL,
-            sleep=lambda pause_s: time.sleep(min(pause_s, deadline.left_s())),
+            sleep=deadline.pause,
         )
         follows = step is not NextStep.LAST_LOOK
         return retrying(

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 #: Payment hash → id of the thread that claimed its report. A call, or a recovery, stays in one thread from beginning to end.
 claimed: dict[str, int] = {}
-_lock = threading.Lock()
+#: Reentrant, so that a signal handler or finalizer in the middle of it can't wait for its own thread.
+_lock = threading.RLock()
 
 #: The name of this process in the ledger, made when it is first needed.
 _claimant: str | None = None
@@ -130,6 +131,6 @@ def _runs(pid: int) -> bool:
 def _start_over_after_fork() -> None:
     # The parent's calls report the parent's payments. Their threads don't exist here, nor does a thread that may have the lock.
     global _lock, _claimant
-    _lock = threading.Lock()
+    _lock = threading.RLock()
     _claimant = None
     claimed.clear()

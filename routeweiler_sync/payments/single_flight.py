@@ -22,7 +22,8 @@ class Flight:
     """A purchase in progress in this process, and the state that it shares with the callers that wait for it."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        #: Reentrant, so that a thread can't wait for itself: whoever takes it and finds itself the `owner` is refused.
+        self.lock = threading.RLock()
         #: The flight of the page around this one of a scope. It gets to know the same payment.
         self.around: Flight | None = None
         #: How many callers buy or wait. At 0 the flight is forgotten.
@@ -48,13 +49,14 @@ class Flight:
 
 
 _flights: dict[tuple[str, str, str], Flight] = {}
-_registry_lock = threading.Lock()
+#: Reentrant, so that a signal handler or finalizer in the middle of it can't wait for its own thread.
+_registry_lock = threading.RLock()
 
 
 @in_child
 def _start_over_after_fork() -> None:
     global _registry_lock
-    _registry_lock = threading.Lock()
+    _registry_lock = threading.RLock()
     _flights.clear()
 
 
@@ -88,10 +90,12 @@ def single_flight(
         seen = flight.finished
     try:
         waited = not flight.lock.acquire(blocking=False)
-        if waited and flight.owner == threading.get_ident():
+        if not waited and flight.owner == threading.get_ident():
+            flight.lock.release()
             raise PaymentDeclinedError(
-                f"This thread is buying a token for {what} already: its confirm() requests the page that it is asked about.",
-                advice="In confirm(), request another page, or use a session that doesn't pay.",
+                f"This thread is buying a token for {what} already: its confirm(), or a signal handler or finalizer that has "
+                "interrupted it, requests the page that it is buying.",
+                advice="In confirm(), request another page, or use a session that doesn't pay. In a handler, call again later.",
             )
         if waited and not flight.lock.acquire(timeout=deadline.left_s()):
             payment_hash = flight.payment_hash
@@ -126,5 +130,5 @@ def single_flight(
     finally:
         with _registry_lock:
             flight.users -= 1
-            if flight.users == 0:
-                _flights.pop(key, None)
+            if flight.users == 0 and _flights.get(key) is flight:
+                del _flights[key]

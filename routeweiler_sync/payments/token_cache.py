@@ -2,7 +2,8 @@
 
 The ledger is read once for each origin. After that, a request costs a look into a dict. Tokens that other processes buy later
 aren't in this memory: `checkout` finds them in the ledger when a request without a token is answered with 402, before anything is
-paid. What a server's answer means for a token is left to `paywall`.
+paid. So a ledger that can't be read holds up no free page: it is waited for only for a moment, then left alone for a while. What a
+server's answer means for a token is left to `paywall`.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Container
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+from .._core.deadline import Deadline, patience
 from .._core.forks import in_child
 from .._core.urls import origin_at, path_of
 from .first_use import in_first_use
@@ -25,19 +27,35 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("routeweiler_sync")
 
+_T = TypeVar("_T")
+
 #: The most origins that a session remembers. Beyond that, the oldest entry is dropped, and read from the ledger again when needed.
 MAX_ORIGINS = 1_000
 #: The most paths of an origin that are remembered as rejecting guesses. Beyond that, the memory of them starts anew.
 MAX_REJECTING_PATHS = 1_000
 
-#: Guards the caches of all sessions. Never kept over a wait.
-_lock = threading.Lock()
+#: The most scopes, and the most paths, that are remembered for an origin. Beyond that, the oldest are dropped: `checkout` finds
+#: their tokens in the ledger when the server asks for one.
+MAX_SCOPES = MAX_PATHS = 2_000
+#: How long the tokens of an origin are waited for, if the ledger doesn't answer.
+LOOKUP_WAIT_S = 1.0
+#: A ledger that couldn't be read isn't asked for tokens again for this long.
+LEAVE_ALONE_S = 10.0
+#: The most ledgers that are left alone at a time.
+MAX_SILENT = 100
+
+#: Guards the caches of all sessions. Never kept over a wait. Reentrant, so that a signal handler or finalizer in the middle of it
+#: can't wait for its own thread. At worst such a handler's note is lost, and the ledger is asked.
+_lock = threading.RLock()
+#: By URL of a ledger that couldn't be read: until when it is left alone.
+_silent: dict[str, Deadline] = {}
 
 
 @in_child
 def _start_over_after_fork() -> None:
     global _lock
-    _lock = threading.Lock()
+    _lock = threading.RLock()
+    _silent.clear()
 
 
 class _Entry:
@@ -52,6 +70,8 @@ class _Entry:
         self.rejects_guesses: set[str] = set()
         #: The payment hashes of tokens that were forgotten in this process by `Ledger.forget`.
         self.forgotten: Container[str] = ()
+        #: Whether the ledger was read. If it couldn't be, it is asked again later.
+        self.is_read = False
 
     def withholds(self, token: Token) -> bool:
         """Return whether ``token`` is kept back: the user has forgotten it, or its buyer is about to use it first."""
@@ -72,8 +92,7 @@ class TokenCache:
         """
         try:
             origin = origin_at(url)
-            entry = self._origins.get(origin) or self._load(origin)
-            return self.token_for_path(origin, path_of(url)) if entry.by_scope else None
+            return self.token_for_path(origin, path_of(url)) if self._entry(origin).by_scope else None
         except ValueError:
             return None
 
@@ -82,7 +101,7 @@ class TokenCache:
 
         It is the token of the scope that was learned for this very path. Else it is the origin's only live token, as a guess.
         """
-        entry = self._origins.get(origin) or self._load(origin)
+        entry = self._entry(origin)
         if not entry.by_scope:
             return None
         learned = entry.learned.get(path)
@@ -97,11 +116,11 @@ class TokenCache:
 
     def put(self, token: Token, path: str | None = None) -> None:
         """Remember ``token``. With ``path``, remember also that the path accepts tokens of its scope."""
-        entry = self._origins.get(token.origin) or self._load(token.origin)
+        entry = self._entry(token.origin)
         with _lock:
-            entry.by_scope = {**entry.by_scope, token.scope: token}
+            entry.by_scope = _bounded({**entry.by_scope, token.scope: token}, MAX_SCOPES)
             if path is not None and entry.learned.get(path) != token.scope:
-                entry.learned = {**entry.learned, path: token.scope}
+                entry.learned = _bounded({**entry.learned, path: token.scope}, MAX_PATHS)
 
     def rejects_guesses(self, origin: str, path: str) -> None:
         """Remember that ``path`` rejects guesses: no guess is sent there any more."""
@@ -143,25 +162,58 @@ class TokenCache:
             ):
                 entry.by_scope = {s: t for s, t in entry.by_scope.items() if s != token.scope}
 
+    def _entry(self, origin: str) -> _Entry:
+        """Return what is known of ``origin``, from the ledger if that wasn't read yet. Raises nothing."""
+        entry = self._origins.get(origin)
+        return entry if entry is not None and entry.is_read else self._load(origin)
+
     def _load(self, origin: str) -> _Entry:
         """Read the tokens of ``origin`` from the ledger into the cache, and return its entry. Raises nothing.
 
-        If the ledger can't be read, the entry is empty.
+        If the ledger can't be read, what the cache holds stays as it is, and the ledger is left alone for `LEAVE_ALONE_S`.
         """
-        entry = _Entry()
-        try:
-            ledger = self._ledger()
-            entry.forgotten = ledger.forgotten
-            if ledger.exists():
-                rows = ledger.live(origin)
-                tokens = [Token.of(row) for row in rows]
-                entry.by_scope = {token.scope: token for token in tokens if token is not None}
-                entry.learned = {row.path: row.scope for row in rows} | ledger.learned(origin)
-        except Exception as error:  # noqa: BLE001
-            # Free traffic doesn't need the ledger. When a 402 comes, it is read again, and its error is raised then.
-            log.debug("tokens for %s can't be looked up: %s", origin, error)
+        read = self._read(origin)
         with _lock:
-            entry = self._origins.setdefault(origin, entry)  # another thread may have loaded it meanwhile, and noted more
+            entry = self._origins.setdefault(origin, _Entry())  # another thread may have loaded it meanwhile, and noted more
+            if read is not None and not entry.is_read:
+                entry.by_scope = {**read.by_scope, **entry.by_scope}
+                entry.learned = {**read.learned, **entry.learned}
+                entry.forgotten, entry.is_read = read.forgotten, True
             while len(self._origins) > MAX_ORIGINS:
                 self._origins.popitem(last=False)
         return entry
+
+    def _read(self, origin: str) -> _Entry | None:
+        """Return the tokens of ``origin`` that are in the ledger; None if it can't be read, or couldn't a moment ago."""
+        entry, url = _Entry(), ""
+        try:
+            ledger = self._ledger()
+            url = ledger.url
+            left_alone = _silent.get(url)
+            if left_alone is not None and not left_alone.passed:
+                return None
+            entry.forgotten = ledger.forgotten
+            with patience(LOOKUP_WAIT_S):
+                if ledger.exists():
+                    rows = ledger.live(origin)
+                    tokens = [Token.of(row) for row in rows]
+                    entry.by_scope = {token.scope: token for token in tokens if token is not None}
+                    entry.learned = {row.path: row.scope for row in rows} | ledger.learned(origin)
+        except Exception as error:  # noqa: BLE001
+            # Free traffic doesn't need the ledger. When a 402 comes, it is read again, and its error is raised then.
+            log.debug("tokens for %s can't be looked up: %s", origin, error)
+            with _lock:
+                if len(_silent) >= MAX_SILENT:
+                    _silent.clear()
+                _silent[url] = Deadline(LEAVE_ALONE_S)
+            return None
+        with _lock:
+            _silent.pop(url, None)
+        return entry
+
+
+def _bounded(entries: dict[str, _T], most: int) -> dict[str, _T]:
+    """Return ``entries`` without the oldest, if there are more than ``most``."""
+    while len(entries) > most:
+        del entries[next(iter(entries))]
+    return entries
