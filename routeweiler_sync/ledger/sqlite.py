@@ -196,7 +196,7 @@ class SqliteStore:
             with _block(connection, "BEGIN"):
                 version = self._version(connection)  # before anything is changed: the file may belong to another program
             self._refuse_if_unsafe(require_private)
-            while_locked(lambda: connection.execute("PRAGMA journal_mode=WAL"), timeout_s=wait.left_s())
+            while_locked(lambda: _value(connection, "PRAGMA journal_mode=WAL"), timeout_s=wait.left_s())
             connection.execute("PRAGMA synchronous=FULL")
             connection.execute("PRAGMA foreign_keys=ON")
             if version < SCHEMA_VERSION:
@@ -262,10 +262,10 @@ class SqliteStore:
 
         Raises: LedgerError for a database that isn't a ledger, or that a newer release wrote.
         """
-        application: int = connection.execute("PRAGMA application_id").fetchone()[0]
-        version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+        application: int = _value(connection, "PRAGMA application_id")
+        version: int = _value(connection, "PRAGMA user_version")
         if application != APPLICATION_ID:
-            tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+            tables = _value(connection, "SELECT count(*) FROM sqlite_master")
             if application or version or tables:
                 raise LedgerError(
                     f"{self.path} is a database, but not a ledger of routeweiler_sync.",
@@ -276,7 +276,7 @@ class SqliteStore:
         return version
 
     def _refuse_if_newer(self, connection: sqlite3.Connection) -> None:
-        version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+        version: int = _value(connection, "PRAGMA user_version")
         if version > SCHEMA_VERSION:
             raise LedgerError(
                 f"The ledger {self.path} was written by a newer version (schema {version}; this version knows {SCHEMA_VERSION}).",
@@ -309,7 +309,7 @@ class _Line:
         """Let the connection's statements wait for the locks of others for about ``wait_s`` seconds."""
         busy_ms = -(-int(wait_s * 1000) // _BUSY_STEP_MS) * _BUSY_STEP_MS
         if busy_ms != self.busy_ms and self.connection is not None:
-            self.connection.execute(f"PRAGMA busy_timeout={busy_ms}")
+            _value(self.connection, f"PRAGMA busy_timeout={busy_ms}")
             self.busy_ms = busy_ms
 
     def settle(self) -> None:
@@ -492,6 +492,12 @@ class SqliteTransaction:
     def execute(self, sql: str, parameters: Sequence[object] = ()) -> list[Mapping[str, Any]]:
         """Run one statement. Return its rows, each by column name."""
         return [dict(row) for row in self._connection.execute(sql, tuple(parameters)).fetchall()]
+
+
+def _value(connection: sqlite3.Connection, sql: str) -> Any:
+    """Return the one value that ``sql`` gives. Its cursor is exhausted, since one that isn't would keep a COMMIT from working."""
+    ((value,),) = connection.execute(sql).fetchall()
+    return value
 
 
 @contextlib.contextmanager

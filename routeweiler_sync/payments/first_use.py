@@ -14,12 +14,14 @@ import threading
 
 from .._core.deadline import Deadline
 from .._core.forks import in_child
+from ..errors import PaymentDeclinedError
 
 #: A new token is reserved for its buyer for at most this long: a server may take its time to answer.
 FIRST_USE_S = 5.0
-#: For each reserved token, by payment hash: when the reservation ends at the latest, and a lock that is released when it ends. A
-#: lock rather than an event: a signal handler in the middle of an event's methods would wait for its own thread.
-_first_uses: dict[str, tuple[Deadline, threading.Lock]] = {}
+#: For each reserved token, by payment hash: when the reservation ends at the latest, a lock that is released when it ends, and the
+#: id of the buyer's thread. A lock rather than an event: a signal handler in the middle of an event's methods would wait for its
+#: own thread.
+_first_uses: dict[str, tuple[Deadline, threading.Lock, int]] = {}
 
 
 @in_child
@@ -31,7 +33,7 @@ def begin_first_use(payment_hash: str) -> None:
     """Reserve the token of ``payment_hash`` for its buyer until `end_first_use`, for at most `FIRST_USE_S`."""
     ends = threading.Lock()
     ends.acquire()
-    _first_uses[payment_hash] = (Deadline(FIRST_USE_S), ends)
+    _first_uses[payment_hash] = (Deadline(FIRST_USE_S), ends, threading.get_ident())
 
 
 def end_first_use(payment_hash: str) -> None:
@@ -48,11 +50,19 @@ def in_first_use(payment_hash: str) -> bool:
 
 
 def wait_for_first_use(payment_hash: str) -> bool:
-    """Wait until the token is no longer reserved for its buyer. Return False if it wasn't reserved."""
+    """Wait until the token is no longer reserved for its buyer. Return False if it wasn't reserved.
+
+    Raises: PaymentDeclinedError in the buyer's own thread, in a signal handler or finalizer that has interrupted it.
+    """
     entry = _first_uses.get(payment_hash)
     if entry is None:
         return False
-    deadline, ends = entry
+    deadline, ends, buyer = entry
+    if buyer == threading.get_ident() and not deadline.passed:
+        raise PaymentDeclinedError(
+            f"This same thread has bought the token of payment {payment_hash} for a call that was interrupted before its first use.",
+            advice="The interrupted call goes on undisturbed. Call again when it has ended.",
+        )
     if ends.acquire(timeout=deadline.left_s()):
         ends.release()  # for the next one that waits
     return True
