@@ -379,14 +379,14 @@ class _Turn(AbstractContextManager["SqliteTransaction"]):
                 if turn is not None and turn._goes_on():
                     raise _reentry_error(store.path)
                 if turn is not None and turn._is_on:
-                    turn._leave()
+                    turn._leave(KeyboardInterrupt())
             self._frame = sys._getframe(1)
             self._is_on = True
             line.turn = self
             self._connection = self._begin(wait)
             return SqliteTransaction(self._connection)
         except BaseException as error:
-            self._leave()
+            self._leave(error)
             self._raise_as_ledger_error(error)
             raise
 
@@ -427,7 +427,7 @@ class _Turn(AbstractContextManager["SqliteTransaction"]):
         except BaseException as failure:  # noqa: BLE001 - raised below, when the connection is in order again
             problem = failure
         finally:
-            self._leave()
+            self._leave(problem)
         if problem is not None:
             self._raise_as_ledger_error(problem)
             if problem is not error:
@@ -453,14 +453,16 @@ class _Turn(AbstractContextManager["SqliteTransaction"]):
             frame = frame.f_back
         return False
 
-    def _leave(self) -> None:
-        """Undo what isn't committed, and let other threads have the connection."""
+    def _leave(self, problem: BaseException | None = None) -> None:
+        """Undo what isn't committed, and let other threads have the connection. ``problem`` ended the transaction early."""
         if self._pid != os.getpid():
             return  # the connection is the parent's, and so is the lock
         line, store = self._line, self._store
         try:
             if self._is_on:
                 line.settle()
+                if not (problem is None or isinstance(problem, Exception)):
+                    line.close()  # an interrupt's traceback may keep a cursor, and so its statement, in the middle of its work
         finally:
             if self._is_on:
                 self._is_on, self._frame = False, None

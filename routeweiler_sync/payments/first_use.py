@@ -60,7 +60,7 @@ def wait_for_first_use(payment_hash: str) -> bool:
     deadline, ends, buyer = entry
     if buyer == threading.get_ident() and not deadline.passed:
         raise PaymentDeclinedError(
-            f"This same thread has bought the token of payment {payment_hash} for a call that was interrupted before its first use.",
+            f"This same thread has bought the token of payment {payment_hash} for a call that was interrupted before it used it.",
             advice="The interrupted call goes on undisturbed. Call again when it has ended.",
         )
     if ends.acquire(timeout=deadline.left_s()):
