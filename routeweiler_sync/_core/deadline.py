@@ -49,6 +49,10 @@ class Deadline:
         self._pauses_left_s -= max(pause_s, PAUSE_S_MIN)
 
 
+#: A call may wait for its ledger for this long in all, also where its own timeout is shorter: other programs write to it too.
+PATIENCE_S_MIN = 3.0
+
+
 class Patience:
     """How many seconds one call may wait for its ledger, all its waits together."""
 
@@ -64,9 +68,9 @@ _patience: ContextVar[Patience | None] = ContextVar("routeweiler_sync_patience",
 
 
 @contextmanager
-def patience(wait_s: float) -> Iterator[None]:
-    """Let what runs in the block wait for its ledger for at most ``wait_s`` seconds in all."""
-    token = _patience.set(Patience(wait_s))
+def patience(limit: float | Patience | None) -> Iterator[None]:
+    """Let what runs in the block wait for its ledger for at most ``limit`` in all: seconds, or what is left of a `Patience`."""
+    token = _patience.set(Patience(limit) if isinstance(limit, (int, float)) else limit)
     try:
         yield
     finally:
@@ -84,6 +88,15 @@ class LedgerWait:
     def left_s(self) -> float:
         """Return the seconds that are left of this wait, never below 0."""
         return self._deadline.left_s()
+
+    @property
+    def passed(self) -> bool:
+        """Whether no time is left."""
+        return self._deadline.passed
+
+    def pause(self, pause_s: float) -> None:
+        """Sleep for ``pause_s`` seconds, or for those that are left if they are fewer."""
+        self._deadline.pause(pause_s)
 
     def end(self, *, in_vain: bool = False) -> None:
         """Count this wait against the call's patience. ``in_vain``: the ledger didn't answer, so that all of it counts."""

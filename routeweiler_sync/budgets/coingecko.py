@@ -58,13 +58,15 @@ MAX_GIVEN_UP = 6
 CLOCK_TOLERANCE_S = 300.0
 
 #: Held while a price is requested. The other threads wait for the same price, because the API limits the number of requests.
-_asking = threading.Lock()
+_asking = threading.RLock()
+#: Whether the thread that has the lock is requesting a price.
+_in_request = False
 
 
 @in_child
 def _start_over_after_fork() -> None:
-    global _asking
-    _asking = threading.Lock()
+    global _asking, _in_request
+    _asking, _in_request = threading.RLock(), False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,12 +181,19 @@ class CoinGecko:
 
     def _ask_alone(self, currency: str) -> Decimal:
         """Request a price while no other thread does, or return the one that another thread has just received."""
+        global _in_request
         asking = _asking  # a fork replaces the global, and the same lock must be released
         if not asking.acquire(timeout=ATTEMPTS * (self.timeout_s + MAX_PAUSE_S)):  # the longest that a request can take
             raise _NoPriceError("the requests of other threads take too long")
         try:
-            fresh = self._fresh(currency)  # the thread that had the lock before may have received it
-            return self._ask(currency) if fresh is None else fresh
+            if _in_request:
+                raise _NoPriceError("this same thread is requesting one, in a call that was interrupted by a handler or finalizer")
+            try:
+                _in_request = True
+                fresh = self._fresh(currency)  # the thread that had the lock before may have received it
+                return self._ask(currency) if fresh is None else fresh
+            finally:
+                _in_request = False
         finally:
             asking.release()
 

@@ -297,11 +297,14 @@ class _Line:
         self.busy_ms = -1
         #: Whether the connection's commits may not wait for the disk.
         self.is_relaxed = False
+        #: Whether an interrupt such as KeyboardInterrupt ended the connection's last transaction.
+        self.was_interrupted = False
         #: Identities of the files beside the ledger when the connection was opened, by their suffix.
         self.files_beside: dict[str, object] = {}
 
     def close(self) -> None:
-        connection, self.connection, self.busy_ms, self.is_relaxed = self.connection, None, -1, False
+        connection, self.connection = self.connection, None
+        self.busy_ms, self.is_relaxed, self.was_interrupted = -1, False, False
         if connection is not None:
             connection.close()
 
@@ -395,6 +398,8 @@ class _Turn(AbstractContextManager["SqliteTransaction"]):
         store, line = self._store, self._line
         if self._writes:
             _busy.writing[self._file] = self
+        if line.was_interrupted:  # the interrupt's traceback may keep a cursor, and so its statement, in the middle of its work
+            line.close()
         if line.connection is None:
             _busy.connecting[self._file] = self
             line.connection = store._connect(wait, writes=self._writes)
@@ -461,8 +466,7 @@ class _Turn(AbstractContextManager["SqliteTransaction"]):
         try:
             if self._is_on:
                 line.settle()
-                if not (problem is None or isinstance(problem, Exception)):
-                    line.close()  # an interrupt's traceback may keep a cursor, and so its statement, in the middle of its work
+                line.was_interrupted = not (problem is None or isinstance(problem, Exception))
         finally:
             if self._is_on:
                 self._is_on, self._frame = False, None

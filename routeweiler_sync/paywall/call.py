@@ -7,6 +7,7 @@ a `CallContext`, also where nothing is ever paid.
 from __future__ import annotations
 
 import contextvars
+import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import requests
 
+from .._core.deadline import PATIENCE_S_MIN, Patience, patience
 from .._core.forks import in_child
 from ..payments.report_claims import claimed, release_all
 
@@ -123,6 +125,12 @@ def _text_of(given: object) -> str:
     return text[:MAX_GIVEN_CHARS]
 
 
+def _longest_s(timeout: object) -> float:
+    """Return the longest wait that a ``timeout`` for `requests` allows, in seconds: a number, a pair, a Timeout of urllib3."""
+    parts = timeout if isinstance(timeout, tuple) else (timeout, getattr(timeout, "total", None), getattr(timeout, "_read", None))
+    return max((float(each) for each in parts if isinstance(each, (int, float)) and not isinstance(each, bool)), default=math.inf)
+
+
 class CallContext:
     """A call that ``payer`` pays for, and the state of its present hop.
 
@@ -143,6 +151,8 @@ class CallContext:
     carried: tuple[Token, bool] | None = None
     #: The payment of the token that the present hop used.
     payment: Payment | None = None
+    #: How long the call may still wait for its ledger. None before it has to.
+    patience: Patience | None = None
     _record: CallRecord | None = None
 
     def __init__(
@@ -161,6 +171,11 @@ class CallContext:
         self.request = request
         self.method, self.url = request.method or "", request.url or ""
         self.started_s = time.time()
+
+    def bound_patience(self, timeout: object) -> None:
+        """Let the call wait for its ledger no longer than for its wallet, nor than its ``timeout`` for `requests` says."""
+        if self.patience is None:
+            self.patience = Patience(max(PATIENCE_S_MIN, min(self.payer.payment_timeout_s, _longest_s(timeout))))
 
     def begin_hop(self, request: requests.PreparedRequest) -> None:
         """Begin the next hop, which sends ``request``."""
@@ -192,6 +207,7 @@ class CallContext:
         if error is not None and isinstance(error, QuoteReady):
             self.response, error = error.response, None
         if error is not None or self._record is not None or self.payer.trace_sink is not None:
-            self.record.finish(self.response, error)
+            with patience(self.patience):
+                self.record.finish(self.response, error)
         if claimed and current.get() is None:
             release_all()

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import requests
 
+from .._core.deadline import patience
 from .._core.urls import leads_to_one_server, origin_at, path_of
 from ..errors import LedgerError, RouteweilerError, TokenRefusedError
 from ..payments.block_limit import active
@@ -155,7 +156,8 @@ class PaywallHandler:
         """
         self.latest = response
         try:
-            return self._run(token, is_guess=is_guess)
+            with patience(self.call.patience):
+                return self._run(token, is_guess=is_guess)
         except RouteweilerError as error:
             if self.record.spent_msat and error.spent is False:
                 error.spent, error.paid_before_msat = True, self.record.spent_msat

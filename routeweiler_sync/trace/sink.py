@@ -81,6 +81,8 @@ class TraceSink(ABC):
         self._is_nested = False
         #: Whether the last event waited in vain.
         self._is_stuck = False
+        #: Whether to close the file once the event that is being written is written.
+        self._close_later = False
         self._has_warned = False
         _sinks.add(self)
 
@@ -138,6 +140,9 @@ class TraceSink(ABC):
 
     def close(self) -> None:
         """Close the file. May be called twice. A later event opens the file again, because other sessions may share the sink."""
+        if self._writer == threading.get_ident():  # a signal handler or finalizer, in the midst of a write
+            self._close_later = True
+            return
         if self._lock.acquire(timeout=WAIT_S_MAX):  # else a thread hangs in a write: the system closes the file
             try:
                 self._close()
@@ -177,6 +182,9 @@ class TraceSink(ABC):
         finally:
             if held:
                 self._writer = None
+                if self._close_later:
+                    self._close_later = False
+                    self._close()
                 self._lock.release()
 
     @abstractmethod

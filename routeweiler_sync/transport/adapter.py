@@ -120,7 +120,7 @@ class PaywallAdapter(HTTPAdapter):
                 return response
         assert call is not None  # since `pays`, a call was found or begun above
         send_kwargs = {"stream": stream, "timeout": timeout, "verify": verify, "cert": cert, "proxies": proxies}
-        handler = handler_for(call.payer, call, request, functools.partial(super().send, **send_kwargs))
+        handler = handler_for(call, request, functools.partial(super().send, **send_kwargs), timeout)
         return handler.handle_response(response) if along is None else handler.send_with_token(along[0], is_guess=along[1])
 
     def _send_in_thread(self, request: requests.PreparedRequest, send_kwargs: dict[str, Any]) -> requests.Response:
@@ -186,12 +186,16 @@ def token_along(payer: Payer, request: requests.PreparedRequest) -> tuple[Token,
     return along
 
 
-def handler_for(payer: Payer, call: CallContext, request: requests.PreparedRequest, send: Send) -> PaywallHandler:
-    """Return a handler for ``request`` that sends its further requests by ``send``. Imports what only paying needs."""
+def handler_for(call: CallContext, request: requests.PreparedRequest, send: Send, timeout: object) -> PaywallHandler:
+    """Return a handler for ``request`` that sends its further requests by ``send``. Imports what only paying needs.
+
+    ``timeout`` is the one that ``send`` was given. It bounds the waits for the ledger too.
+    """
     prepare_to_pay()
     from ..paywall.handler import PaywallHandler
 
-    return PaywallHandler(payer, call, request, send)
+    call.bound_patience(timeout)
+    return PaywallHandler(call.payer, call, request, send)
 
 
 # -- who pays -------------------------------------------------------------------------------------------------------------

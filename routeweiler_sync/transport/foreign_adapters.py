@@ -120,7 +120,8 @@ def _handle_402(
     """
     call.handled = True
     adapter = session.get_adapter(url=call.request.url or "")
-    handler = handler_for(call.payer, call, call.request, functools.partial(adapter.send, **adapter_kwargs))
+    send = functools.partial(adapter.send, **adapter_kwargs)
+    handler = handler_for(call, call.request, send, adapter_kwargs.get("timeout"))
     token, is_guess = call.carried or (None, False)
     begun_s = time.monotonic()
     handled = handler.handle_response(response, token, is_guess=is_guess)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import requests
 
+from .._core.deadline import PATIENCE_S_MIN, patience
 from .._core.secret_text import shown
 from ..paywall.call import CallContext, QuoteReady, current, for_quote, is_for_quote, quoting, record_unsent, remove_hooks
 from ..settings import SETTINGS, Default, Unpayable
@@ -281,11 +282,12 @@ class Routeweiler(requests.Session):
         from ..paywall.recovery_report import report_recovered
 
         rows: list[PaymentRow] = []
-        try:
-            for row in self._payer.checkout.recover():
-                rows.append(row)
-        finally:
-            report_recovered(self._payer, rows)
+        with patience(max(PATIENCE_S_MIN, self._payer.payment_timeout_s)):
+            try:
+                for row in self._payer.checkout.recover():
+                    rows.append(row)
+            finally:
+                report_recovered(self._payer, rows)
         return rows
 
     def close(self) -> None:

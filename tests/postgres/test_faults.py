@@ -5,23 +5,29 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import count
 from typing import Any
 
 import psycopg
 import pytest
 
+from routeweiler_sync import Routeweiler
+from routeweiler_sync._core.deadline import patience
 from routeweiler_sync.errors import LedgerError
 from routeweiler_sync.ledger.ledger import Ledger
 from routeweiler_sync.ledger.postgres import connections as postgres_links, store as postgres
 from routeweiler_sync.ledger.store import SCHEMA_VERSION
 from routeweiler_sync.ledger.types import Change, PaymentRow, PaymentState
-from tests.support.ledger_builders import ORIGIN, die, draw, hash_of, held_msat, intent, limits, preimage, settle
+from routeweiler_sync.testing import FakeLnd, Paywall
+from tests.support.http_server import server as answering
+from tests.support.ledger_builders import ORIGIN, at_once, die, draw, hash_of, held_msat, intent, limits, preimage, settle
 from tests.support.tcp_relay import Wire
 
 from .server import Server
@@ -360,10 +366,10 @@ def test_a_row_that_ends_before_it_can_be_looked_at_stands_in_nobodys_way(
         found = look(ledger, tx, wanted) if len(looks) == 1 else None
         if len(looks) == 1:
             monkeypatch.setattr(Ledger, "_standing", look)
-            assert two.open_payment(intent(1, scope="s"), None)[1]
+            at_once([lambda: two.open_payment(intent(1, scope="s"), None)])
             monkeypatch.setattr(Ledger, "_standing", meddled)
         elif len(looks) == 2:
-            die(two, 1)
+            at_once([lambda: die(two, 1)])
             return look(ledger, tx, wanted)
         return found
 
@@ -503,6 +509,85 @@ def test_an_interrupt_in_a_transaction_undoes_it_and_the_ledger_goes_on(ledger: 
         ledger.change(hash_of(1), interrupted)
     assert held_msat(ledger) == (11_000, 0)
     assert settle(ledger, 1).state is PaymentState.SETTLED
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="there are no signals here")
+def test_a_handler_at_any_statement_is_refused_and_disturbs_nothing(
+    ledger: Ledger, make_ledger: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would wait for the locks of its own thread's transaction, or its connections would be used up by it."""
+    other, steps, at, came = make_ledger(), count(1), [0], list[Any]()
+    ledger.open_payment(intent(0), draw(limits()))
+
+    def handle(*_: object) -> None:
+        began_s = time.monotonic()
+        for deed in (lambda: ledger.freeze("e"), lambda: list(ledger.payments()), lambda: other.freeze("e"), ledger.close):
+            try:
+                came.append(deed())
+            except LedgerError as error:
+                came.append(error)
+        assert time.monotonic() - began_s < WAIT_S / 6
+
+    original = psycopg.Connection.execute
+
+    def execute(self: Any, *args: Any, **kwargs: Any) -> Any:
+        done = None
+        for before in (True, False):
+            if next(steps) == at[0] and threading.current_thread() is threading.main_thread():
+                signal.raise_signal(signal.SIGUSR1)
+            done = original(self, *args, **kwargs) if before else done
+        return done
+
+    before = signal.signal(signal.SIGUSR1, handle)
+    monkeypatch.setattr(psycopg.Connection, "execute", execute)
+    try:
+        for n in count(1):
+            steps, at[0], refusals = count(1), n, len(came)
+            assert ledger.open_payment(intent(n), draw(limits()))[1]
+            settle(ledger, n)
+            at[0] = 0
+            if len(came) == refusals:
+                break
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert n > 10
+    assert all(each is None or (isinstance(each, LedgerError) and "this same thread" in str(each)) for each in came)
+    assert held_msat(ledger) == (11_000, 10_000 * n)
+    assert not ledger.envelope("e").frozen
+
+
+@pytest.fixture
+def mute() -> Iterator[str]:
+    """The URL of a server that accepts connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0), backlog=50) as listening:
+        yield f"postgresql://user@127.0.0.1:{listening.getsockname()[1]}/ledger"
+
+
+def test_a_mute_server_holds_up_no_free_page_and_no_purchase_for_long(mute: str) -> None:
+    """Four threads would wait one after the other, each for the whole patience, for pages that cost nothing."""
+    with FakeLnd() as lnd, Paywall(lnd, price_msat=10_000) as wall, contextlib.ExitStack() as stack:
+        urls = [stack.enter_context(answering(lambda _: (200, [], b"free"))) for _ in range(4)]
+        session = stack.enter_context(Routeweiler(funding=[lnd.funding()], ledger=mute, payment_timeout=2))
+        began_s = time.monotonic()
+        assert [each.status_code for each in at_once([partial(session.get, url, timeout=2) for url in urls])] == [200] * 4
+        assert time.monotonic() - began_s < 6
+        began_s = time.monotonic()
+        with pytest.raises(LedgerError) as caught:
+            session.get(wall.url, timeout=2)
+        assert caught.value.spent is False
+        assert time.monotonic() - began_s < 8
+        assert not lnd.orders
+
+
+def test_a_server_that_falls_silent_under_an_open_connection_is_given_up(far: Ledger, wire: Wire) -> None:
+    """The call would hang on a connection whose other end neither answers nor closes."""
+    far.open_payment(intent(1), None)
+    for deed in (lambda: far.open_payment(intent(2), None), lambda: far.live(ORIGIN)):
+        wire.strike("wire freeze")
+        began_s = time.monotonic()
+        with patience(0.5), contextlib.suppress(LedgerError):  # it may succeed over a new connection
+            deed()
+        assert time.monotonic() - began_s < 10
 
 
 def test_writers_of_long_ago_are_forgotten(server: Server, database: str, ledger: Ledger, make_ledger: Make) -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import math
 import os
+import queue
 import socket
 import threading
 import uuid
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 #: The most connections of one process. Further threads wait until one is free.
 MAX_CONNECTIONS = 4
+#: The shortest time that libpq can be given to connect.
+CONNECT_S_MIN = 2
 #: How long a statement waits for a lock of another transaction, before the server cancels it and the transaction is run again.
 LOCK_TIMEOUT_S = 10
 #: The server ends a transaction whose client is silent for this long, so that the locks of a frozen machine are released.
@@ -83,12 +87,16 @@ class Link:
     serial: int = 0
 
     @classmethod
-    def open(cls, address: Address) -> Link:
-        """Connect to the database at ``address``."""
+    def open(cls, address: Address, *, wait_s: float) -> Link:
+        """Connect to the database at ``address``, within about ``wait_s`` seconds, or fewer if the URL says so."""
         from psycopg.rows import dict_row
 
         given = driver().conninfo.conninfo_to_dict(address.conninfo)
         settings = {**CONNECTING, **given, "client_encoding": "UTF8"}
+        with contextlib.suppress(ValueError):  # libpq refuses it
+            asked_s = int(settings["connect_timeout"])
+            bound_s = max(CONNECT_S_MIN, math.ceil(wait_s))
+            settings["connect_timeout"] = min(asked_s, bound_s) if asked_s > 0 else bound_s
         return cls(connection=driver().connect(**settings, autocommit=True, prepare_threshold=None, row_factory=dict_row))
 
     def begin_reading(self) -> None:
@@ -149,10 +157,14 @@ class Pool:
 
     def __init__(self) -> None:
         self.pid = os.getpid()
-        self.slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        #: One entry for each connection that may be opened or used now. Not a semaphore: a signal handler or finalizer in the
+        #: middle of a semaphore's methods would wait for its own thread.
+        self.slots: queue.SimpleQueue[None] = queue.SimpleQueue()
+        for _ in range(MAX_CONNECTIONS):
+            self.slots.put(None)
         #: ``met``: this process has reached the server before and found the tables in a known version.
         self.met = self.closed = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._idle: list[Link] = []
 
     @property
@@ -182,17 +194,20 @@ class Pool:
 
 
 class Guard:
-    """A timer that cuts the watched connection after `TRANSACTION_LIMIT_S`. A thread that waits for it then gets an error.
+    """A timer that cuts the watched connection after ``limit_s`` seconds. A thread that waits for it then gets an error.
 
     Calling the object starts the timer for the length of a ``with`` block; `watch` names the connection.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
         self._watched: Connection | None = None
+        #: Whether the time is over.
+        self.is_over = False
 
     @contextlib.contextmanager
     def __call__(self) -> Iterator[Guard]:
-        timer = threading.Timer(TRANSACTION_LIMIT_S, self._cut)
+        timer = threading.Timer(self._limit_s, self._cut)
         timer.daemon = True
         timer.start()
         try:
@@ -202,10 +217,13 @@ class Guard:
             timer.cancel()
 
     def watch(self, link: Link) -> None:
-        """Make ``link`` the connection to cut when the time is over."""
+        """Make ``link`` the connection to cut when the time is over. Cut it now if it is."""
         self._watched = link.connection
+        if self.is_over:
+            self._cut()
 
     def _cut(self) -> None:
+        self.is_over = True
         connection = self._watched
         if connection is not None:
             with contextlib.suppress(Exception), socket.fromfd(connection.fileno(), socket.AF_INET, socket.SOCK_STREAM) as end:

@@ -21,11 +21,16 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import queue
+import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..._core.deadline import LedgerWait
 from ...errors import LedgerError, RouteweilerError
 from ..store import MIGRATIONS, SCHEMA_VERSION, T, Transaction
+from . import connections
 from .connections import (
     AGAIN,
     BEGIN_WRITING,
@@ -50,6 +55,8 @@ if TYPE_CHECKING:
 #: How long a transaction is tried again; how long the fate of a lost one is asked for; how long a thread waits for a free
 #: connection.
 PATIENCE_S = 30.0
+#: The least that a read, and a write, may take, also if its call has no patience left.
+READ_S_MIN, WRITE_S_MIN = 1.0, 3.0
 #: The most times that a transaction is tried.
 MAX_TRIES = 30
 #: Key of the advisory lock under which the tables are created: "RWSL" in ASCII, as the application id of an SQLite ledger.
@@ -92,8 +99,8 @@ class PostgresStore:
         """
         pool = self._pool_here()
         if not pool.met:
-            with self._as_ledger_error(), self._slot(pool), Guard()() as guard:
-                link = Link.open(self._address)
+            with self._as_ledger_error(), self._turn(pool, _wait(READ_S_MIN)) as (wait, guard):
+                link = Link.open(self._address, wait_s=wait.left_s())
                 guard.watch(link)
                 try:
                     pool.met = _version(link.connection) == SCHEMA_VERSION
@@ -110,14 +117,17 @@ class PostgresStore:
         """
         import tenacity
 
+        wait = _wait(WRITE_S_MIN)
+
         def once() -> T:
-            with self._writing(durable) as tx:
+            with self._writing(durable, wait) as tx:
                 return work(tx)
 
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(self._may_be_run_again),
             wait=tenacity.wait_random_exponential(multiplier=0.02, max=1.0),
-            stop=tenacity.stop_after_delay(PATIENCE_S) | tenacity.stop_after_attempt(MAX_TRIES),
+            sleep=wait.pause,
+            stop=lambda state: wait.passed or state.attempt_number >= MAX_TRIES,
             reraise=True,
         )
         with self._as_ledger_error():
@@ -126,13 +136,13 @@ class PostgresStore:
     @contextlib.contextmanager
     def transaction(self, *, durable: bool = True, binding: bool = False) -> Iterator[PostgresTransaction]:
         """Begin a write transaction, commit it at the end of the block. It is tried once only; see `run`."""
-        with self._as_ledger_error(), self._writing(durable) as tx:
+        with self._as_ledger_error(), self._writing(durable, _wait(WRITE_S_MIN)) as tx:
             yield tx
 
     @contextlib.contextmanager
     def read(self) -> Iterator[PostgresTransaction]:
         """Begin a read transaction (REPEATABLE READ, READ ONLY): every statement sees the database as of one moment."""
-        with self._as_ledger_error(), self._begun(Link.begin_reading) as link:
+        with self._as_ledger_error(), self._begun(Link.begin_reading, _wait(READ_S_MIN)) as link:
             yield PostgresTransaction(link.connection)
             link.connection.execute("COMMIT")
 
@@ -146,8 +156,8 @@ class PostgresStore:
     # -- transactions -----------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _writing(self, durable: bool) -> Iterator[PostgresTransaction]:
-        with self._begun(lambda link: link.begin_writing(durable)) as link:
+    def _writing(self, durable: bool, wait: LedgerWait) -> Iterator[PostgresTransaction]:
+        with self._begun(lambda link: link.begin_writing(durable), wait) as link:
             yield PostgresTransaction(link.connection)
             self._commit(link)
 
@@ -171,9 +181,11 @@ class PostgresStore:
         """
         import tenacity
 
+        wait = _wait(WRITE_S_MIN)
+
         def ask() -> bool:
-            with Guard()() as guard:
-                link = Link.open(self._address)
+            with Guard(_limit_s(wait))() as guard:
+                link = Link.open(self._address, wait_s=wait.left_s())
                 guard.watch(link)
                 try:
                     return link.was_committed(lost)
@@ -183,7 +195,8 @@ class PostgresStore:
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(driver().Error),
             wait=tenacity.wait_random_exponential(multiplier=0.05, max=1.0),
-            stop=tenacity.stop_after_delay(PATIENCE_S),
+            sleep=wait.pause,
+            stop=lambda state: wait.passed or state.attempt_number >= MAX_TRIES,
             reraise=True,
         )
         try:
@@ -197,11 +210,11 @@ class PostgresStore:
         ) from clean(loss, self._address.secrets)
 
     @contextlib.contextmanager
-    def _begun(self, begin: Callable[[Link], None]) -> Iterator[Link]:
+    def _begun(self, begin: Callable[[Link], None], wait: LedgerWait) -> Iterator[Link]:
         """Yield a link on which ``begin`` has begun a transaction. Roll back if the block raises."""
         pool = self._pool_here()
-        with self._slot(pool), Guard()() as guard:
-            link = self._start(pool, begin, guard)
+        with self._turn(pool, wait) as (wait, guard):
+            link = self._start(pool, begin, guard, wait)
             try:
                 yield link
             except BaseException as error:
@@ -212,7 +225,7 @@ class PostgresStore:
                 if pool.is_mine:
                     pool.give(link)
 
-    def _start(self, pool: Pool, begin: Callable[[Link], None], guard: Guard) -> Link:
+    def _start(self, pool: Pool, begin: Callable[[Link], None], guard: Guard, wait: LedgerWait) -> Link:
         link = pool.take()
         if link is not None:
             guard.watch(link)
@@ -225,9 +238,11 @@ class PostgresStore:
                 if not stale:
                     pool.give(link)
                     raise
-            link.connection.close()
-            pool.empty()  # the server was restarted, or the network has changed: the others are lost too
-        link = Link.open(self._address)
+                link.connection.close()
+                pool.empty()  # the server was restarted, or the network has changed: the others are lost too
+                if guard.is_over:  # the server doesn't answer at all, and has had its time
+                    raise
+        link = Link.open(self._address, wait_s=wait.left_s())
         guard.watch(link)
         try:
             if not pool.met:
@@ -277,13 +292,42 @@ class PostgresStore:
         return self._pool
 
     @contextlib.contextmanager
-    def _slot(self, pool: Pool) -> Iterator[None]:
-        if not pool.slots.acquire(timeout=PATIENCE_S):
-            raise self._error(f"all {MAX_CONNECTIONS} connections of this process have been busy for {PATIENCE_S:.0f} s")
+    def _turn(self, pool: Pool, wait: LedgerWait) -> Iterator[tuple[LedgerWait, Guard]]:
+        """Let this thread use one connection in the block, whose guard is yielded with ``wait``.
+
+        Raises: LedgerError if no connection becomes free in time. At once if this thread is in such a block already, in the middle
+        of which a signal handler, a finalizer or a callback uses the ledger: the locks that its outer transaction has would be
+        waited for, and are never released.
+        """
+        standing = _here.turns.get(self.url)
+        if standing is not None and standing() is not None:
+            raise LedgerError(
+                f"The ledger {self.url} is in the middle of a transaction of this same thread, which was interrupted by a signal "
+                "handler, a finalizer or a callback.",
+                advice="The interrupted transaction goes on undisturbed. Call again when it has ended: let the handler set a flag, "
+                "or hand the work to another thread.",
+            )
+        this_turn = _Turn()
+        try:
+            _here.turns[self.url] = weakref.ref(this_turn)
+            with self._slot(pool, wait), Guard(_limit_s(wait))() as guard:
+                yield wait, guard
+        finally:
+            wait.end()
+            del this_turn
+
+    @contextlib.contextmanager
+    def _slot(self, pool: Pool, wait: LedgerWait) -> Iterator[None]:
+        try:
+            pool.slots.get(timeout=wait.left_s())
+        except queue.Empty:
+            raise self._error(
+                f"all {MAX_CONNECTIONS} connections of this process have been busy for {wait.allowed_s:.0f} s"
+            ) from None
         try:
             yield
         finally:
-            pool.slots.release()
+            pool.slots.put(None)
 
     # -- errors -----------------------------------------------------------------------------------------------------------
 
@@ -309,6 +353,28 @@ class PostgresStore:
             f"The ledger {self.url} can't be used: {why}.",
             advice="The rows it holds aren't lost. Repair the database, this role's rights or the network, or name another ledger.",
         )
+
+
+def _wait(least_s: float) -> LedgerWait:
+    return LedgerWait(PATIENCE_S, least_s=least_s)
+
+
+def _limit_s(wait: LedgerWait) -> float:
+    """Return how long a transaction may take until its connection is cut."""
+    return min(connections.TRANSACTION_LIMIT_S, max(READ_S_MIN, wait.left_s()))
+
+
+class _Turn:
+    """Stands for a thread's use of a connection. A weak reference to it is dead once that has ended, however it ended."""
+
+
+class _Here(threading.local):
+    def __init__(self) -> None:
+        #: The turn of this thread on each ledger, by URL.
+        self.turns: dict[str, weakref.ref[_Turn]] = {}
+
+
+_here = _Here()
 
 
 class PostgresTransaction:
