@@ -58,15 +58,15 @@ MAX_GIVEN_UP = 6
 CLOCK_TOLERANCE_S = 300.0
 
 #: Held while a price is requested. The other threads wait for the same price, because the API limits the number of requests.
-_asking = threading.RLock()
-#: Whether the thread that has the lock is requesting a price.
-_in_request = False
+_asking = threading.Lock()
+#: The id of the thread that has the lock.
+_asker: int | None = None
 
 
 @in_child
 def _start_over_after_fork() -> None:
-    global _asking, _in_request
-    _asking, _in_request = threading.RLock(), False
+    global _asking, _asker
+    _asking, _asker = threading.Lock(), None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,20 +181,18 @@ class CoinGecko:
 
     def _ask_alone(self, currency: str) -> Decimal:
         """Request a price while no other thread does, or return the one that another thread has just received."""
-        global _in_request
+        global _asker
+        if _asker == threading.get_ident():
+            raise _NoPriceError("this same thread is requesting one, in a call that was interrupted by a handler or finalizer")
         asking = _asking  # a fork replaces the global, and the same lock must be released
         if not asking.acquire(timeout=ATTEMPTS * (self.timeout_s + MAX_PAUSE_S)):  # the longest that a request can take
             raise _NoPriceError("the requests of other threads take too long")
         try:
-            if _in_request:
-                raise _NoPriceError("this same thread is requesting one, in a call that was interrupted by a handler or finalizer")
-            try:
-                _in_request = True
-                fresh = self._fresh(currency)  # the thread that had the lock before may have received it
-                return self._ask(currency) if fresh is None else fresh
-            finally:
-                _in_request = False
+            _asker = threading.get_ident()
+            fresh = self._fresh(currency)  # the thread that had the lock before may have received it
+            return self._ask(currency) if fresh is None else fresh
         finally:
+            _asker = None
             asking.release()
 
     def _fresh(self, currency: str) -> Decimal | None:
