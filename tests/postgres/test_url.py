@@ -43,6 +43,10 @@ def fresh_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         ("postgresql://u@h/d?password=s3cret", "postgresql://u@h/d"),
         ("postgresql://u@h/d?p%61ssword=s3cret&sslmode=require", "postgresql://u@h/d?sslmode=require"),
         ("postgresql://u@h/d?sslkey=k&sslpassword=s3cret", "postgresql://u@h/d?sslkey=k"),
+        ("postgresql://u@h/d?%70assword=s3cret", "postgresql://u@h/d"),
+        ("postgresql://u@h/d?%2570assword=s3cret", "postgresql://u@h/d"),
+        ("postgresql://u@h/d?PASSWORD=s3cret", "postgresql://u@h/d"),
+        ("postgresql://u@h/d?pwd=s3cret&sslmode=require", "postgresql://u@h/d?sslmode=require"),
         ("postgresql://h/d?options=-csearch_path%3Dledger", "postgresql://h/d?options=-csearch_path%3Dledger"),
     ],
 )
@@ -65,6 +69,8 @@ def test_a_ledgers_name_is_free_of_secrets_and_names_it_all_the_same(given: str,
         "postgresql://u:12?x=s3cret@h/d",
         "postgresql://h:s3cret/d",
         "postgresql://h/d?s3cret",
+        "postgresql://u%3As3cret@h/d",
+        "postgresql://u%253As3cret@h/d",
     ],
 )
 def test_a_password_that_isnt_encoded_is_refused_and_not_repeated(url: str) -> None:
@@ -72,6 +78,39 @@ def test_a_password_that_isnt_encoded_is_refused_and_not_repeated(url: str) -> N
     with pytest.raises(LedgerError, match="percent-encoded") as refused:
         Ledger.open(url)
     assert SECRET not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql://h/d?sslmode=require;password=s3cret", "postgresql://h/d?options=-c%20password%3Ds3cret"]
+)
+def test_a_password_where_none_is_looked_for_is_refused(url: str) -> None:
+    """Else it would be a part of the ledger's name, and so in every text about it."""
+    with pytest.raises(LedgerError, match="password in a place") as refused:
+        Ledger.open(url)
+    assert SECRET not in str(refused.value)
+
+
+@pytest.mark.parametrize("text", ["u:s3cret@h/d", "u:s3/cret@h/d", "//u:s3cret@h:5432/d", " u:s3cret@h"])
+def test_a_url_without_its_scheme_is_no_files_name(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the password would be the name of a file, and a new budget begin in it."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(LedgerError, match="postgresql://") as refused:
+        Ledger.open(text).freeze("default")
+    assert "s3" not in str(refused.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "query", ["password=%s", "%%70assword=%s", "PASSWORD=%s", "password=%s&nonsense=1", "password=%s&sslmode=odd", "pwd=%s"]
+)
+def test_libpqs_own_errors_repeat_no_password(query: str) -> None:
+    """It repeats values that it can't read."""
+    pytest.importorskip("psycopg")
+    for secret in ("s3cret", "s3cret%zz", "s3cret%00"):
+        with pytest.raises(LedgerError) as refused:
+            Ledger.open("postgresql://u@127.0.0.1:1/d?connect_timeout=2&" + query % secret).unfinished()
+        shown = f"{refused.value} {refused.value.__cause__!r} {refused.value.__context__!r}"
+        assert "s3cret" not in shown
 
 
 @pytest.mark.parametrize("url", [Path("postgresql://u:s3cret@h/d"), "postgres:s3cret", Path("sqlite:///l.db")])

@@ -28,6 +28,8 @@ _CONNINFO_NAMES = frozenset({"host", "hostaddr", "port", "dbname", "user", "pass
 
 #: A text that was percent-encoded more often than this isn't decoded further.
 _ENCODINGS_MAX = 5
+#: libpq refuses these with an error that repeats the whole value, which may be the password.
+_BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})|%00")
 _HOST = re.compile(r"(\[[^][]*]|[^][:]*)(:[0-9]*)?")
 
 
@@ -60,6 +62,7 @@ def read_url(text: str) -> Address:
         and all(_HOST.fullmatch(host) for host in hosts.split(","))
         and all("=" in pair for pair in pairs)
         and ":" not in _unquoted(user)
+        and not _BAD_ESCAPE.search(rest)
     )
     if not well_formed:
         raise LedgerError(
