@@ -36,6 +36,8 @@ from typing import Any, ClassVar, TypedDict
 
 import requests
 
+from ._core.urls import without_userinfos
+
 
 class _ComputedText:
     """A text of an error, made each time it is read. An attribute of the same name that a program's subclass sets wins over it."""
@@ -93,11 +95,12 @@ class RouteweilerError(requests.RequestException):
         spent: bool | EllipsisType | None = ...,
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, **kwargs)
+        # A text may name a URL that the program made, with user:password@ in it. Errors are logged.
+        super().__init__(*(without_userinfos(each) if isinstance(each, str) else each for each in args), **kwargs)
         if advice is not None:
-            self.advice = advice
+            self.advice = without_userinfos(advice)
         if shell_advice is not None:
-            self.shell_advice = shell_advice
+            self.shell_advice = without_userinfos(shell_advice)
         if payment_hash is not None:
             self.payment_hash = payment_hash
         if spent is not ...:

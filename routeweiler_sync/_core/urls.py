@@ -28,6 +28,11 @@ _PLAIN_PATH = re.compile(
 _UNCLEAR = re.compile(r"[\\?#\s]")
 #: Characters without which all parsers find the same host. Preparing a URL quotes or removes them.
 _TWO_READINGS = re.compile(r"[\\\s]")
+_URL_IN_TEXT = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):[/\\]{1,4}[^\s/\\]\S*")
+_DATABASE_USER = re.compile(r"postgres(?:ql)?://[^\s/?#@:]*@[^\s@]*\Z", re.IGNORECASE)
+# A password with a blank: the text after the host's colon isn't a port, and an @ follows on the same line. At most as long as this.
+_USERINFO_WITH_BLANKS = re.compile(r"(://)[^\s/?#@:\[\]]*:(?![0-9]{1,5}(?:[/?#\s'\"),.;]|\Z))[^\n@]{0,200}@")
+_USERINFO_WITHOUT_SCHEME = re.compile(r"[^\s/:@'\"(\[\]]+:[^\s/@'\"]+@(?=[\w\[])")
 _SCHEME = re.compile(r"\s*(?:[A-Za-z][A-Za-z0-9+.-]*:)?//")
 
 #: Origins by the part of a URL before its path. Parsing a URL costs more than all else that traffic without a 402 needs.
@@ -123,8 +128,32 @@ def bounded_key(text: str, max_chars: int = MAX_SCOPE_CHARS) -> str:
     return "sha256:" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def without_userinfos(text: str) -> str:
+    """Return ``text``, an error's for instance, without the ``user:password@`` of the URLs in it. A database's user stays."""
+    if "@" not in text:
+        return text
+    text = _USERINFO_WITH_BLANKS.sub(r"\1", text)
+    text = _URL_IN_TEXT.sub(_shown_url, text)
+    return _USERINFO_WITHOUT_SCHEME.sub("", text)
+
+
+def _shown_url(found: re.Match[str]) -> str:
+    url = found[0]
+    if _DATABASE_USER.match(url):
+        return url  # who logs in at a database is no secret
+    start = len(found[1]) + 1
+    while url[start] in "/\\":
+        start += 1
+    # The slashes may be any number, of any kind: the program made the URL. And URLs may follow one another without a blank.
+    while (shown := without_userinfo("//" + url[start:])) != "//" + url[start:]:
+        url = url[:start] + shown[2:]
+    return url
+
+
 def without_userinfo(url: str) -> str:
     """Return ``url`` without its ``user:password@``. Works also on a text that no library accepts as a URL."""
+    if "@" not in url:
+        return url
     scheme = _SCHEME.match(url)
     start = scheme.end() if scheme else 0
     end = next((start + at for at, char in enumerate(url[start:]) if char in "/?#"), len(url))

@@ -322,6 +322,7 @@ def _as_json(fetch: Fetch, content: bytes | None, quoted: bool) -> dict[str, Any
     that ended with a price, so its PaymentDeclinedError isn't reported as an error.
     """
     from .._core.money import plain
+    from .._core.urls import without_userinfo, without_userinfos
     from ..paywall.credentialed import tokens_offered
     from ..protocol.token_search import holds_token, without_tokens
 
@@ -331,9 +332,11 @@ def _as_json(fetch: Fetch, content: bytes | None, quoted: bool) -> dict[str, Any
         content = b""  # it isn't a page: it repeats the offer
     body, encoding = _text_or_base64(content)
     return {
-        "url": fetch.url if response is None else response.url,
+        "url": without_userinfo(fetch.url if response is None else response.url),
         "status": None if response is None else response.status_code,
-        "headers": None if response is None else {name: without_tokens(value, tokens) for name, value in response.headers.items()},
+        "headers": None
+        if response is None
+        else {name: without_userinfos(without_tokens(value, tokens)) for name, value in response.headers.items()},
         "body": body,
         "bodyEncoding": encoding,
         "payment": None
@@ -361,7 +364,7 @@ def _as_json(fetch: Fetch, content: bytes | None, quoted: bool) -> dict[str, Any
         if error is None or quoted
         else {
             "code": error.code if isinstance(error, RouteweilerError) else type(error).__name__,
-            "message": redact(_problem(fetch)),
+            "message": without_userinfos(redact(_problem(fetch))),
             "spent": error.spent if isinstance(error, RouteweilerError) else bool(fetch.observer.paid),
         },
     }

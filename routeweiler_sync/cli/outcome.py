@@ -6,6 +6,7 @@ from enum import IntEnum
 
 import requests
 
+from .._core.urls import without_userinfos
 from ..errors import InvoicePaymentError, RouteweilerError
 from ..protocol.schemes import redact
 
@@ -45,13 +46,15 @@ def exit_for(error: requests.RequestException, *, paid: bool) -> Exit:
 
 def text_of(error: BaseException) -> str:
     """Return the text of ``error`` for a user of the command line: its advice names commands and variables, not Python."""
-    return error.shell_text if isinstance(error, RouteweilerError) else str(error)
+    return error.shell_text if isinstance(error, RouteweilerError) else without_userinfos(str(error))
 
 
 def printable(text: object) -> str:
-    """Return ``text`` on one line, without credentials and with control characters escaped.
+    """Return ``text`` on one line, without credentials and passwords, and with control characters escaped.
 
     Servers write some of the texts (an invoice's description, for instance), and a terminal would obey their escape codes.
     """
-    escaped = (char if char.isprintable() else char.encode("unicode_escape").decode() for char in redact(str(text)))
+    escaped = (
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in without_userinfos(redact(str(text)))
+    )
     return "".join(escaped)

@@ -18,6 +18,7 @@ from .._core import env_vars
 from .._core.durations import in_words
 from .._core.money import Rate, plain, sats
 from .._core.secret_text import shown
+from .._core.urls import without_userinfo
 from ..budgets.fmv import FmvProvider, rate_for
 from ..budgets.schema import BudgetEnvelope
 from ..errors import (
@@ -223,7 +224,7 @@ class Checks:
         """
         rate = draw.rate if draw is not None else self._rate()
         return Quote(
-            url=request.url,
+            url=without_userinfo(request.url),
             amount_msat=invoice.amount_msat,
             max_fee_msat=max_fee_msat,
             amount_minor_units=rate.minor_units_of(invoice.amount_msat),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import requests
 
+from .._core.urls import without_userinfo, without_userinfos
 from ..errors import LedgerError, PreimageMismatchError, RouteweilerError
 from ..ledger.ledger import CLAIM_S
 from ..payments.report_claims import claim, claim_in, release, this_claimant
@@ -81,7 +82,7 @@ class CallRecord:
         invoice = token_request.challenge.invoice
         self.challenge = TraceChallenge(
             scheme=token_request.challenge.scheme,
-            url=token_request.url,
+            url=without_userinfo(token_request.url),
             amount_msat=invoice.amount_msat,
             network=invoice.network,
             payment_hash=invoice.payment_hash.hex(),
@@ -111,7 +112,12 @@ class CallRecord:
                 return _as_payment(use)
         reports = bought or (not token.reported and self._claim_if_unreported(token))
         use = TokenUse(
-            token=token, url=url, bought=bought, reused=not reports, challenge=self.challenge, settlement_latency_ms=latency_ms
+            token=token,
+            url=without_userinfo(url),
+            bought=bought,
+            reused=not reports,
+            challenge=self.challenge,
+            settlement_latency_ms=latency_ms,
         )
         self.uses.append(use)
         return _as_payment(use)
@@ -257,7 +263,7 @@ class CallRecord:
             session_id=self.payer.session_id,
             envelope_id=self.payer.envelope_id,
             policy_hash=self.payer.policy_hash,
-            url=url,
+            url=without_userinfo(url),
             method=self.method,
             authorization_replaced=self.authorization_replaced,
             challenge=challenge,
@@ -320,4 +326,4 @@ def _trace_payment(use: TokenUse) -> TracePayment:
 
 def _trace_error(error: BaseException) -> TraceError:
     code = error.code if isinstance(error, RouteweilerError) else type(error).__name__
-    return TraceError(code=code, message=redact(str(error))[:MAX_MESSAGE_CHARS])
+    return TraceError(code=code, message=without_userinfos(redact(str(error)))[:MAX_MESSAGE_CHARS])

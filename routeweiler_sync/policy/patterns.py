@@ -21,9 +21,12 @@ from functools import lru_cache
 from ipaddress import AddressValueError, IPv6Address
 
 from .._core.secret_text import shown
+from .._core.urls import without_userinfo
 from .readings import PATH_READINGS, dotted_quad
 
 _BEGINNINGS = ("http://", "https://")
+#: How many readings of patterns are remembered: those of some hundred rules.
+_REMEMBERED = 16_384
 _WILD = re.compile(r"[*?[]")
 # A scheme, with or without wildcards, and its slashes: http://, *://, http*://, [hH]ttp://, *//.
 _SCHEME = re.compile(r"((?:[A-Za-z*?]|\[[^]/]+\])*:?//)(.*)", re.DOTALL)
@@ -43,6 +46,10 @@ def problem_of_url(pattern: str, *, denies: bool) -> str | None:
 
     ``denies``: whether the pattern is of a rule that denies.
     """
+    return _without_userinfo(_problem_of_url(pattern, denies=denies), pattern)
+
+
+def _problem_of_url(pattern: str, *, denies: bool) -> str | None:
     scheme, rest = _split(pattern)
     host = rest.partition("/")[0]
     if not _can_begin(pattern):
@@ -72,6 +79,10 @@ def problem_of_origin(pattern: str) -> str | None:
 
     The pattern is for ``scheme://host[:port]`` or ``host[:port]``.
     """
+    return _without_userinfo(_problem_of_origin(pattern), pattern)
+
+
+def _problem_of_origin(pattern: str) -> str | None:
     scheme, rest = _split(pattern)
     host, slash, _ = rest.partition("/")
     if slash:
@@ -111,7 +122,7 @@ def matches_origin(origin: str, pattern: str) -> bool:
     return any(fnmatchcase(origin, scheme + each) for each in _hosts(host))
 
 
-@lru_cache(maxsize=1_024)
+@lru_cache(maxsize=_REMEMBERED)
 def _parts(pattern: str, reading: int, denies: bool) -> tuple[tuple[str, tuple[str, ...]], ...]:
     """Return the pattern's patterns for an origin, each with the patterns for the path and query that go with it."""
     scheme, rest = _split(pattern)
@@ -125,7 +136,7 @@ def _parts(pattern: str, reading: int, denies: bool) -> tuple[tuple[str, tuple[s
     return tuple((scheme.lower() + each, tails) for each in _hosts(host))
 
 
-@lru_cache(maxsize=1_024)
+@lru_cache(maxsize=_REMEMBERED)
 def _wholes(pattern: str, reading: int, denies: bool) -> tuple[str, ...]:
     """Return the pattern's patterns for the whole URL. There are some only if the pattern isn't clearly in two parts."""
     scheme, rest = _split(pattern)
@@ -165,6 +176,13 @@ def _can_begin(pattern: str) -> bool:
     found = _WILD.search(pattern)
     begin = (pattern[: found.start()] if found else pattern).lower()
     return any(begin.startswith(each) or each.startswith(begin) for each in _BEGINNINGS)
+
+
+def _without_userinfo(problem: str | None, pattern: str) -> str | None:
+    """Return the text ``problem`` without the user info of ``pattern``: it may be a password."""
+    rest = _split(pattern)[1]
+    userinfo = rest.removesuffix(without_userinfo(f"//{rest}")[2:])
+    return problem.replace(repr(userinfo)[1:-1], "…@") if problem and userinfo else problem
 
 
 def _problem(pattern: str, host: str) -> str | None:

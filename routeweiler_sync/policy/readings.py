@@ -25,66 +25,55 @@ _WILDCARDS = frozenset("*?[")
 Reading = Callable[[str, bool], str]
 
 
-def _as_written(tail: str, is_pattern: bool) -> str:
+def _reading(levels: int, *, backslashes: bool = False, params: str = "kept", slashes: str = "kept") -> Reading:
+    """Return one way to read a path and query.
+
+    - ``levels``: how often escapes are decoded. 0: once, and those of unreserved characters only (RFC 3986 section 6.2.2).
+    - ``backslashes``: whether a backslash is a slash.
+    - ``params``: what becomes of a segment's parameters (``/a;x=1/``). ``kept``: they are a part of it. ``dots``: ``..;x`` is a dot
+      segment all the same. ``dropped``: they are no part of any segment. Java servers differ in this.
+    - ``slashes``: whether doubled slashes are ``kept``, or made single ``before`` or ``after`` dot segments are removed.
+    """
+
+    def read(tail: str, is_pattern: bool) -> str:
+        path, mark, query = tail.partition("?")
+        if params == "dropped":
+            path = _PARAMS.sub("", path)
+        for _ in range(max(1, levels)):
+            path = _unescaped(path, is_pattern, keep_reserved=levels == 0)
+            query = _unescaped(query, is_pattern, keep_reserved=levels == 0)
+        if backslashes:
+            path = path.replace("\\", "/")
+        if params == "dropped":
+            path = _PARAMS.sub("", path)
+        if slashes == "before":
+            path = _SLASHES.sub("/", path)
+        path = _without_dots(path, params=params != "kept")
+        return (path if slashes == "kept" else _SLASHES.sub("/", path)) + mark + query
+
+    return read
+
+
+def _as_sent(tail: str, is_pattern: bool) -> str:
     """Return the path and query as they are sent."""
     return _quoted(tail)
 
 
-def _normal(tail: str, is_pattern: bool) -> str:
-    """Return the normal form of RFC 3986 section 6.2.2: dot segments and escapes of unreserved characters removed."""
-    path, query = _cut(_unescaped(tail, is_pattern, keep_reserved=True))
-    return _without_dots(path) + query
-
-
-def _normal_of_single_slashes(tail: str, is_pattern: bool) -> str:
-    """Return the normal form, with doubled slashes made single before dot segments are removed."""
-    path, query = _cut(_unescaped(tail, is_pattern, keep_reserved=True))
-    return _single(_without_dots(_single(path))) + query
-
-
-def _normal_then_single_slashes(tail: str, is_pattern: bool) -> str:
-    """Return the normal form, with doubled slashes made single after dot segments are removed."""
-    return _single(_normal(tail, is_pattern))
-
-
-def _decoded_once(tail: str, is_pattern: bool) -> str:
-    """Return the path and query with all escapes decoded, ``%2F`` too, and with backslashes as slashes."""
-    return _decoded(tail, is_pattern, 1)
-
-
-def _decoded_fully(tail: str, is_pattern: bool) -> str:
-    """Return `_decoded_once`, repeated while escapes are left."""
-    return _decoded(tail, is_pattern, MAX_ESCAPE_LEVELS)
-
-
-def _decoded_late(tail: str, is_pattern: bool) -> str:
-    """Return `_decoded_fully`, with doubled slashes made single after dot segments are removed."""
-    path, query = _cut(tail)
-    for _ in range(MAX_ESCAPE_LEVELS):
-        path, query = _unescaped(path, is_pattern), _unescaped(query, is_pattern)
-    return _single(_without_dots(path.replace("\\", "/"))) + query
-
-
-def _without_params(tail: str, is_pattern: bool) -> str:
-    """Return `_decoded_fully` without the parameters of segments (``/casino;x=1/``), as Java servers read it."""
-    path, query = _cut(tail)
-    path = _PARAMS.sub("", path)
-    return _PARAMS.sub("", _decoded_fully(path, is_pattern)) + _decoded_query(query, is_pattern, MAX_ESCAPE_LEVELS)
-
-
+_SLASH_WAYS = ("kept", "before", "after")
 #: The readings. A denial and a limit hold if one of them matches. The first is the text as it is sent.
 PATH_READINGS: tuple[Reading, ...] = (
-    _as_written,
-    _normal,
-    _normal_of_single_slashes,
-    _normal_then_single_slashes,
-    _decoded_once,
-    _decoded_fully,
-    _decoded_late,
-    _without_params,
+    _as_sent,
+    *(
+        _reading(levels, backslashes=backslashes, params=params, slashes=slashes)
+        for levels in range(MAX_ESCAPE_LEVELS + 1)
+        for backslashes in (False, True)
+        for params in ("kept", "dots")
+        for slashes in _SLASH_WAYS
+    ),
+    *(_reading(levels, backslashes=True, params="dropped", slashes="before") for levels in range(MAX_ESCAPE_LEVELS + 1)),
 )
-#: How many of the readings, the first ones, an allowance must match. Not the last: an allowance may name parameters of segments.
-READINGS_TO_ALLOW = len(PATH_READINGS) - 1
+#: How many of the readings, the first ones, an allowance must match. Not those that drop parameters: an allowance may name them.
+READINGS_TO_ALLOW = len(PATH_READINGS) - (MAX_ESCAPE_LEVELS + 1)
 
 
 def dotted_quad(host: str) -> str | None:
@@ -138,25 +127,6 @@ def _number(text: str) -> int | None:
         return None
 
 
-def _cut(tail: str) -> tuple[str, str]:
-    """Return the path, and the query with its question mark."""
-    path, mark, query = tail.partition("?")
-    return path, mark + query
-
-
-def _decoded(tail: str, is_pattern: bool, levels: int) -> str:
-    path, query = _cut(tail)
-    for _ in range(levels):
-        path = _unescaped(path, is_pattern)
-    return _single(_without_dots(_single(path.replace("\\", "/")))) + _decoded_query(query, is_pattern, levels)
-
-
-def _decoded_query(query: str, is_pattern: bool, levels: int) -> str:
-    for _ in range(levels):
-        query = _unescaped(query, is_pattern)
-    return query
-
-
 def _unescaped(text: str, is_pattern: bool, *, keep_reserved: bool = False) -> str:
     """Return ``text`` with its escapes decoded, byte by byte. With ``keep_reserved``, other escapes are put in upper case."""
 
@@ -174,25 +144,19 @@ def _quoted(text: str) -> str:
     return _NOT_ASCII.sub(lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode("utf-8", "surrogatepass")), text)
 
 
-def _single(path: str) -> str:
-    return _SLASHES.sub("/", path)
-
-
-def _without_dots(path: str) -> str:
-    """Return ``path`` without dot segments (RFC 3986 section 5.2.4).
-
-    A segment such as ``..;x`` is one too, as Java servers read it.
-    """
+def _without_dots(path: str, *, params: bool) -> str:
+    """Return ``path`` without dot segments (RFC 3986 section 5.2.4). ``params``: segments such as ``..;x`` are dot segments too."""
     if not path.startswith("/"):
         return path
     kept: list[str] = []
     segments = path[1:].split("/")
+    name = ""
     for segment in segments:
-        name = segment.partition(";")[0]
+        name = segment.partition(";")[0] if params else segment
         if name == ".." and kept:
             kept.pop()
         elif name not in (".", ".."):
             kept.append(segment)
-    if segments[-1].partition(";")[0] in (".", ".."):
+    if name in (".", ".."):
         kept.append("")
     return "/" + "/".join(kept)

@@ -6,7 +6,6 @@ No field holds a token, a macaroon or a credential, and user:password@ is cut fr
 
 from __future__ import annotations
 
-import re
 import uuid
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -14,9 +13,7 @@ from decimal import Decimal, localcontext
 from typing import Any
 
 from .._core.money import EXACT
-from .._core.urls import without_userinfo
-
-_URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
+from .._core.urls import without_userinfo, without_userinfos
 
 
 def timestamp(moment: datetime) -> str:
@@ -119,7 +116,7 @@ class TraceError:
 
     def to_json_dict(self) -> dict[str, Any]:
         """Return the ``error`` object of the outcome's JSON, with user:password@ cut from URLs in the message."""
-        return {"code": self.code, "message": _URL_IN_TEXT.sub(lambda url: without_userinfo(url[0]), self.message)}
+        return {"code": self.code, "message": without_userinfos(self.message)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ import requests
 from requests.adapters import HTTPAdapter
 
 from .._core.preload import prepare_to_pay
-from .._core.urls import leads_to_one_server
+from .._core.urls import leads_to_one_server, without_userinfo
 from .._core.user_line import callers_level
 from ..paywall.call import CallContext, contexts, current, in_thread, quoting
 from ..paywall.credentialed import CredentialedRequest
@@ -231,7 +231,7 @@ def warn_unpaid(response: requests.Response) -> None:
 
     if not _warned and mentions_scheme(response.headers.get("WWW-Authenticate", "")):
         _warned.append(True)
-        warnings.warn(NO_NODE.format(url=response.url), RuntimeWarning, stacklevel=callers_level())
+        warnings.warn(NO_NODE.format(url=without_userinfo(response.url or "")), RuntimeWarning, stacklevel=callers_level())
 
 
 _warned: list[bool] = []

@@ -17,7 +17,16 @@ from urllib.parse import quote
 import pytest
 import requests
 
-from routeweiler_sync import PaymentDeclinedError, TokenRefusedError, TraceSink
+from routeweiler_sync import (
+    BudgetEnvelope,
+    PaymentDeclinedError,
+    Policy,
+    PolicyRule,
+    RouteweilerError,
+    RuleMatch,
+    TokenRefusedError,
+    TraceSink,
+)
 from routeweiler_sync.protocol.token_search import holds_token
 from routeweiler_sync.testing import FakeLnd, Paywall
 from tests.support.accounts import Books
@@ -283,3 +292,50 @@ def test_a_host_header_of_another_name_gets_no_token_and_pays_nothing(
     assert len(lnd.payments) == 1
     assert [line["outcome"]["error"]["code"] for line in books.lines if line["outcome"]["error"]] == ["challenge_mismatch"] * 4
     books.check()
+
+
+@pytest.mark.parametrize("userinfo", ["bob:S3CRET", "S3CRET", "bob:S3CRET%40x", "bob:S3@CRET", ":S3CRET", "bob:S3CRET:"])
+def test_the_password_of_a_url_is_in_no_text(
+    make_session, paywall: Paywall, books: Books, lnd: FakeLnd, caplog, userinfo: str
+) -> None:
+    """Errors, logs and traces are passed on. The server gets the password, as with `requests`."""
+    caplog.set_level(logging.INFO, "routeweiler_sync")
+    url = paywall.url.replace("http://", f"http://{userinfo}@")
+    quotes: list[Any] = []
+    said: list[Any] = []
+    no = Policy([PolicyRule("no", when=RuleMatch(url_matches="*"), deny=True)])
+    refusals: list[dict[str, Any]] = [
+        {"confirm": quotes.append},
+        {"policy": no},
+        {"funding": []},
+        {"budget_envelope": BudgetEnvelope("b", per_call_minor_units=1)},
+        {"budget_envelope": BudgetEnvelope("c", allowed_origins_glob=["other.example"])},
+    ]
+    for settings in refusals:
+        with pytest.raises(RouteweilerError) as caught:
+            make_session(**settings).get(url)
+        said += [caught.value, repr(caught.value), caught.value.args, caught.value.what]
+        make_session(**settings, unpayable="return").get(url)
+    session = make_session()
+    quotes.append(session.quote("GET", url))
+    response = session.get(url)
+    assert response.payment is not None
+    assert not response.request.headers["Authorization"].startswith("Basic")
+    with pytest.raises(requests.RequestException):
+        session.get(url.replace("http://", "nothing://"))
+    assert all(quote.url == paywall.url for quote in quotes)
+    said += [caplog.text, books.trace_path.read_text(), *quotes, repr(session), list(books.ledger.payments())]
+    assert not any("CRET" in str(each) for each in said)
+    assert len(quotes) >= 3
+
+
+@pytest.mark.parametrize("pattern", ["http://bob:S3CRET@shop.example/*", "bob:S3CRET@shop.example", "*://bob:S3CRET@*/*"])
+def test_the_password_in_a_pattern_is_in_no_text(pattern: str) -> None:
+    """A policy's error is logged where the program starts."""
+    for make in (
+        lambda: BudgetEnvelope("b", allowed_origins_glob=[pattern]),
+        lambda: PolicyRule("r", when=RuleMatch(url_matches=pattern), deny=True),
+    ):
+        with pytest.raises(ValueError) as caught:
+            make()
+        assert "S3CRET" not in str(caught.value)

@@ -10,7 +10,7 @@ import requests
 from hypothesis import given, settings, strategies as st
 from urllib3.util import parse_url
 
-from routeweiler_sync._core.urls import MAX_SCOPE_CHARS, leads_to_one_server, origin_at, origin_of, path_of
+from routeweiler_sync._core.urls import MAX_SCOPE_CHARS, leads_to_one_server, origin_at, origin_of, path_of, without_userinfos
 
 
 @pytest.mark.parametrize(
@@ -143,3 +143,33 @@ def test_what_has_no_origin_is_refused(url: str) -> None:
     """If failing: a token is kept under a key that other URLs share."""
     with pytest.raises(ValueError):
         origin_of(url)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("pay http://bob:S3CRET@h.example/x.", "pay http://h.example/x."),
+        ("HTTP://bob:S3CRET@h.example", "HTTP://h.example"),
+        ("https://S3CRET@h.example/x?y=a@b", "https://h.example/x?y=a@b"),
+        ("http://bob:S3%40CRET@h/", "http://h/"),
+        ("http://bob:S3@CRET@h/", "http://h/"),
+        ("http://bob:S3/CRET@h/", "http://h/"),
+        ("http://bob:S3?CRET#x@h/", "http://h/"),
+        ("http://bob:S3 CRET@h/", "http://h/"),
+        ("'http://bob:S3'CRET@h/'", "'http://h/'"),
+        ("http:///bob:S3CRET@h/", "http:///h/"),
+        ("http:\\\\bob:S3CRET@h/", "http:\\\\h/"),
+        ("Invalid URL 'bob:S3CRET@h/x': no scheme", "Invalid URL 'h/x': no scheme"),
+        ("http://a:S3CRET@h,http://b:S3CRET@i", "http://h,http://i"),
+        ("socks5h://bob:S3CRET@h:1080", "socks5h://h:1080"),
+        ("postgresql://bob:S3CRET@h/db", "postgresql://h/db"),
+        ("postgresql://bob@h/db", "postgresql://bob@h/db"),
+        ("http://h:80/x a@b.example", "http://h:80/x a@b.example"),
+        ("write to a@b.example", "write to a@b.example"),
+        ("http://[::1]:80/@x", "http://[::1]:80/@x"),
+    ],
+)
+def test_no_password_of_a_url_is_in_a_text(text: str, shown: str) -> None:
+    """If failing: a password is in an error, a log or the output of a command. What is no password stays."""
+    assert "CRET" not in without_userinfos(text)
+    assert without_userinfos(text) == shown
