@@ -25,6 +25,9 @@ POLAR_LND_HOST, POLAR_LND_TLS_CERT, POLAR_LND_MACAROON = "POLAR_LND_HOST", "POLA
 #: Set by ``routeweiler-sync run`` for the Python processes that shall pay: which installation of this package started them.
 RUN = "ROUTEWEILER_RUN"
 
+#: Set by ``routeweiler-sync run --max-sats`` for the same processes: what they may spend together.
+RUN_LIMIT = "ROUTEWEILER_RUN_LIMIT"
+
 #: Every variable that decides what a session pays with. When one changes, later sessions pay by the new values.
 PAYER_VARIABLES = (
     LNDCONNECT,

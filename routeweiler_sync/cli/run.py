@@ -7,10 +7,12 @@ sitecustomize there makes `requests` pay once it is imported, also in the interp
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -25,9 +27,14 @@ _PAYING = str(Path(__file__).parent.absolute() / "paying")
 
 @click.command(context_settings={"allow_interspersed_args": False}, short_help="Run a Python program whose requests pay.")
 @click.option("-m", "is_module", is_flag=True, help="SCRIPT is the name of a module, as with python -m.")
+@click.option(
+    "--max-sats",
+    type=click.IntRange(min=0),
+    help="Limit what the program may spend, with all interpreters that it starts, routing included. The budget applies too.",
+)
 @click.argument("script")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
-def run(is_module: bool, script: str, args: tuple[str, ...]) -> None:
+def run(is_module: bool, max_sats: int | None, script: str, args: tuple[str, ...]) -> None:
     """Run a Python program so that its `requests` pays. The program needs no change.
 
     SCRIPT is a file, a folder or a zip file with a __main__.py, or - for stdin. All arguments after it are passed to the program,
@@ -50,8 +57,13 @@ def run(is_module: bool, script: str, args: tuple[str, ...]) -> None:
     command = [sys.executable, *options_of(sys.orig_argv), *program, *args]
     environ = paying_environ(os.environ)
     try:
+        sums = None if max_sats is None else limited(environ, max_sats)
         if os.name == "nt":
-            sys.exit(stand_by(command, environ))
+            code = stand_by(command, environ)
+            if sums is not None:
+                with contextlib.suppress(OSError):
+                    os.remove(sums)
+            sys.exit(code)
         os.execve(sys.executable, command, environ)  # noqa: S606 - no shell is the point
     except OSError as error:
         raise click.ClickException(f"{sys.executable} can't be started: {error.strerror}. Nothing was run.") from None
@@ -66,6 +78,19 @@ def paying_environ(environ: Mapping[str, str]) -> dict[str, str]:
     if path.split(os.pathsep)[0] != _PAYING:
         path = os.pathsep.join([_PAYING, path] if path else [_PAYING])  # an empty entry would be the current folder
     return {**environ, "PYTHONPATH": path, env_vars.RUN: "{}.{} {}".format(*sys.version_info[:2], sys.prefix)}
+
+
+def limited(environ: dict[str, str], max_sats: int) -> str:
+    """Add to ``environ`` that the program may spend ``max_sats``. Return the file, made now, that counts what it spends.
+
+    The program removes the file at its end: it has this process's id, but on Windows.
+    """
+    fd, path = tempfile.mkstemp(prefix="routeweiler-run-")  # mode 0600
+    os.close(fd)
+    own = f"{os.getpid()} {max_sats} {path}"
+    outer = environ.get(env_vars.RUN_LIMIT)  # of the run that has started this one: it holds too
+    environ[env_vars.RUN_LIMIT] = f"{outer}\n{own}" if outer else own
+    return path
 
 
 def options_of(command: Sequence[str]) -> list[str]:

@@ -111,6 +111,10 @@ def option(max_sats: int) -> str:
     return f"--max-sats {max_sats}"
 
 
+#: In the form of a node's public key. No key begins with 00 (SEC 1: a compressed point begins with 02 or 03).
+NO_NODE_KEY = "00" * 33
+
+
 class NoWallet:
     """The node client of a dry run: a session can quote prices with it. It contacts no node.
 
@@ -126,8 +130,8 @@ class NoWallet:
         raise FundingError("A dry run asks no node about payments.", advice="To ask the node, run the command without --dry-run.")
 
     def get_node_pubkey(self) -> str:
-        """Return "", which no ledger row names. Only the node that a row names continues its payment, so a dry run never does."""
-        return ""
+        """Return a key that no node has. Only the node that a row names continues its payment, so a dry run never does."""
+        return NO_NODE_KEY
 
 
 def prices_only() -> list[LightningFundingSource]:

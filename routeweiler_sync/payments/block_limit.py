@@ -12,14 +12,14 @@ from __future__ import annotations
 import contextvars
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .._core.forks import in_child
 from .._core.money import MAX_MINOR_UNITS, MSAT_PER_SAT, sats as in_sats
 from .._core.secret_text import shown
-from ..errors import BudgetExceededError
+from ..errors import BudgetExceededError, LedgerError
 
 if TYPE_CHECKING:
     from ..ledger.types import PaymentRow
@@ -50,16 +50,23 @@ class SpendingLimit:
         self._spent: dict[str, int] = {}
         self._reserved: dict[str, int] = {}
 
+    def _held(self) -> AbstractContextManager[object]:
+        """Return a context manager in which the sums are up to date and may be changed. The caller has the lock.
+
+        Raises: on entering, LedgerError if the sums can't be had; a limit that is shared with other processes has them in a file.
+        """
+        return nullcontext()
+
     @property
     def spent_msat(self) -> int:
         """What the block has spent so far, routing fees included, in msat. Payments whose outcome isn't known aren't counted."""
-        with _lock:
+        with _sums([self]):
             return sum(self._spent.values())
 
     @property
     def reserved_msat(self) -> int:
         """The most that the block's payments with a yet unknown outcome may cost, routing fees included, in msat."""
-        with _lock:
+        with _sums([self]):
             return sum(self._reserved.values())
 
     def _headroom_msat(self) -> int:
@@ -70,12 +77,23 @@ class SpendingLimit:
         return f"<limit of {in_sats(self.limit_msat)}, {in_sats(self.spent_msat)} spent, {in_sats(self.reserved_msat)} reserved>"
 
 
+#: The limits that hold for every call of this process, whoever pays: that of the command that runs the program.
+of_process: list[SpendingLimit] = []
 _active: contextvars.ContextVar[tuple[SpendingLimit, ...]] = contextvars.ContextVar("routeweiler_sync_limits", default=())
 
 
 def active(payers: tuple[object, ...]) -> tuple[SpendingLimit, ...]:
     """Return the limits that hold for the present call of ``payers``, the outermost first."""
-    return tuple(each for each in _active.get() if any(each._payer is payer for payer in payers))
+    return (*of_process, *(each for each in _active.get() if any(each._payer is payer for payer in payers)))
+
+
+@contextmanager
+def _sums(limits: Iterable[SpendingLimit]) -> Iterator[None]:
+    """Hold the sums of all ``limits``, so that no other thread or process changes them."""
+    with _lock, ExitStack() as stack:
+        for each in limits:
+            stack.enter_context(each._held())
+        yield
 
 
 class Block(AbstractContextManager[SpendingLimit]):
@@ -111,6 +129,7 @@ def _reserve(
     interrupted this very function. Nothing is reserved then.
     """
     global _reserving
+    limits = list(limits)
     with _lock:
         if _reserving:
             raise BudgetExceededError(
@@ -119,14 +138,15 @@ def _reserve(
             )
         try:
             _reserving = True
-            new = [each for each in limits if payment_hash not in each._reserved and payment_hash not in each._spent]
-            for each in new:
-                headroom_msat = each._headroom_msat()
-                if headroom_msat < amount_msat + (fee_cap_msat if whole else 0):
-                    raise _exceeded(each, headroom_msat, amount_msat, fee_cap_msat if whole else 0)
-                fee_cap_msat = min(fee_cap_msat, headroom_msat - amount_msat)
-            for each in new:
-                each._reserved[payment_hash] = amount_msat + fee_cap_msat
+            with _sums(limits):
+                new = [each for each in limits if payment_hash not in each._reserved and payment_hash not in each._spent]
+                for each in new:
+                    headroom_msat = each._headroom_msat()
+                    if headroom_msat < amount_msat + (fee_cap_msat if whole else 0):
+                        raise _exceeded(each, headroom_msat, amount_msat, fee_cap_msat if whole else 0)
+                    fee_cap_msat = min(fee_cap_msat, headroom_msat - amount_msat)
+                for each in new:
+                    each._reserved[payment_hash] = amount_msat + fee_cap_msat
         finally:
             _reserving = False
     return fee_cap_msat, new
@@ -176,7 +196,7 @@ def reserved(
         yield reservation
     finally:
         if not reservation._kept:
-            with _lock:
+            with suppress(LedgerError), _sums(new):  # what can't be released counts on: that is on the safe side
                 for each in new:
                     each._reserved.pop(payment_hash, None)
 
@@ -188,7 +208,8 @@ def record(limits: Iterable[SpendingLimit], row: PaymentRow) -> None:
     """
     if row.unfinished:
         return
-    with _lock:
+    limits = list(limits)
+    with suppress(LedgerError), _sums(limits):  # the reservation counts on: it is at least the spend
         for each in limits:
             if each._reserved.pop(row.payment_hash, None) is not None and row.settled_at is not None:
                 each._spent[row.payment_hash] = row.amount_msat + row.fee_msat

@@ -21,10 +21,10 @@ def warn_interrupted(row: PaymentRow, interrupt: BaseException) -> None:
 
     Raises nothing, even if the program turns warnings into errors: the interrupt itself must get through.
     """
-    if not row.unfinished or getattr(interrupt, "_routeweiler_told", False):
+    if not row.unfinished or getattr(interrupt, "_routeweiler_told", None) == row.payment_hash:
         return
     with contextlib.suppress(AttributeError, TypeError):  # a class with __slots__
-        interrupt._routeweiler_told = True  # type: ignore[attr-defined]
+        interrupt._routeweiler_told = row.payment_hash  # type: ignore[attr-defined]
     text = (
         f"Interrupted while the payment {row.payment_hash} of {sats(row.amount_msat)} to {row.origin} isn't finished: the node may "
         "still make it; call again (the same purchase goes on, and nothing is paid twice), or call session.recover()."

@@ -95,12 +95,16 @@ def payment_of(response: requests.Response) -> Payment | None:
     return payment
 
 
-def mark_recorded(error: BaseException) -> bool:
-    """Mark ``error`` as one that a call's trace line has. Return False if it was marked already."""
-    if getattr(error, "_routeweiler_recorded", False):
+def mark_recorded(error: BaseException, started_s: float) -> bool:
+    """Mark ``error`` as one that has its trace line. Return False if it got it in the call that began at ``started_s`` already.
+
+    A program may raise one and the same error in many calls.
+    """
+    recorded_s = getattr(error, "_routeweiler_recorded_s", None)
+    if isinstance(recorded_s, float) and recorded_s >= started_s:
         return False
     with suppress(AttributeError, TypeError):  # a class with __slots__, or with a __setattr__ of its own
-        error._routeweiler_recorded = True  # type: ignore[attr-defined]
+        error._routeweiler_recorded_s = time.time()  # type: ignore[attr-defined]
     return True
 
 
@@ -109,7 +113,7 @@ def record_unsent(payer: Payer, method: object, url: object, started_s: float, e
 
     ``method`` and ``url`` are what the caller gave, which may be anything. An idle payer writes no trace. Raises nothing.
     """
-    if payer.idle or payer.trace_sink is None or quoting.get() or not mark_recorded(error):
+    if payer.idle or payer.trace_sink is None or quoting.get() or not mark_recorded(error, started_s):
         return
     from .call_record import CallRecord
 
@@ -203,7 +207,7 @@ class CallContext:
     def __exit__(self, kind: object, error: BaseException | None, traceback: TracebackType | None) -> None:
         current.reset(self._token)
         if error is not None:
-            mark_recorded(error)
+            mark_recorded(error, self.started_s)
         if error is not None and isinstance(error, QuoteReady):
             self.response, error = error.response, None
         if error is not None or self._record is not None or self.payer.trace_sink is not None:

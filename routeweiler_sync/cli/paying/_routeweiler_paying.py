@@ -6,6 +6,7 @@ What paying means is left to `routeweiler_sync.patching`.
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from importlib.machinery import PathFinder
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any
 
-_REQUESTS, _PACKAGE = "requests", "routeweiler_sync"
+_REQUESTS, _PACKAGE, _LIMIT = "requests", "routeweiler_sync", "ROUTEWEILER_RUN_LIMIT"
 #: The folder that contains the package. It may not be on the program's path: ``python -m`` finds a package in the current folder.
 _HOME = os.path.abspath(os.path.join(os.path.dirname(__file__), *[os.pardir] * 3))
 
@@ -57,13 +58,27 @@ class _Watch:
 def _executed(module: ModuleType) -> None:
     """Make `requests` pay, now that ``module`` (`requests` or this package) has run."""
     if module.__name__ == _PACKAGE:
+        if os.environ.get(_LIMIT):
+            from routeweiler_sync.payments import command_limit
+
+            command_limit.set_from(os.environ[_LIMIT])  # first: whatever pays, the limit holds
         module.install()
     elif hasattr(module, "adapters") and hasattr(module, "Session"):  # else a module of the program's own is named requests
         import routeweiler_sync  # noqa: F401 - its loader calls this function again, with the package
 
 
+def _remove(pid: str, path: str) -> None:
+    """Remove the file with the sums of the limit, at the end of the program. Whatever is still running buys nothing more."""
+    if pid == str(os.getpid()) and os.path.exists(path):  # not in a forked child
+        os.remove(path)
+
+
 def begin() -> None:
     """Wait for the import of `requests`. If it is imported already, make it pay at once."""
+    for line in os.environ.get(_LIMIT, "").split("\n"):
+        pid, _, rest = line.partition(" ")
+        if pid == str(os.getpid()):  # the program itself, not an interpreter that it has started
+            atexit.register(_remove, pid, rest.partition(" ")[2])
     sys.meta_path.insert(0, _Watch())
     for name in (_PACKAGE, _REQUESTS):
         if name in sys.modules:  # imported by a .pth file

@@ -640,3 +640,109 @@ def test_what_an_interpreter_starts_with_is_part_of_the_package(tmp_path: Path) 
     subprocess.run(build, cwd=root, check=True, capture_output=True, timeout=TIMEOUT_S)
     made = tmp_path / "lib/routeweiler_sync/cli/paying"
     assert {file.name for file in made.glob("*.py")} == {"sitecustomize.py", "_routeweiler_paying.py"}
+
+
+# run: --max-sats
+
+CAPPED = {
+    "in turn": """
+        import sys, requests
+        for number in range(3):
+            try:
+                print(requests.get(f"{sys.argv[1]}/{number}").status_code)
+            except requests.RequestException as error:
+                print(type(error).__name__, error)
+    """,
+    "threads": """
+        import sys, requests
+        from concurrent.futures import ThreadPoolExecutor
+        def get(number):
+            try:
+                return requests.get(f"{sys.argv[1]}/{number}").status_code
+            except requests.RequestException as error:
+                return f"{type(error).__name__} {error}"
+        with ThreadPoolExecutor(3) as pool:
+            print(*pool.map(get, range(3)), sep="\\n")
+    """,
+    "children": """
+        import multiprocessing, sys, requests
+        def get(number):
+            try:
+                return requests.get(f"{sys.argv[1]}/{number}").status_code
+            except requests.RequestException as error:
+                return f"{type(error).__name__} {error}"
+        if __name__ == "__main__":
+            with multiprocessing.get_context("spawn").Pool(2) as pool:
+                print(*pool.map(get, range(3), 1), sep="\\n")
+    """,
+    "sessions of its own": """
+        import sys
+        from routeweiler_sync import Funding, LndClient, Routeweiler
+        from routeweiler_sync.errors import RouteweilerError
+        for number in range(3):
+            funding = [Funding.lightning_lnd(client=LndClient.from_env(), network="bitcoin-regtest")]
+            with Routeweiler(funding=funding, budget_envelope=None) as session:
+                try:
+                    print(session.get(f"{sys.argv[1]}/{number}").status_code)
+                except RouteweilerError as error:
+                    print(type(error).__name__, error)
+    """,
+    "another command": """
+        import subprocess, sys
+        for number in range(3):
+            command = [sys.executable, "-m", "routeweiler_sync", "get", "--max-sats", "1000", f"{sys.argv[1]}/{number}"]
+            done = subprocess.run(command, capture_output=True, text=True)
+            print("200" if done.returncode == 0 else f"BudgetExceededError {done.stderr}")
+    """,
+    "a run of its own": """
+        import subprocess, sys
+        program = "import sys, requests; print(requests.get(sys.argv[1]).status_code)"
+        open("inner.py", "w").write(program)
+        for number in range(3):
+            command = [sys.executable, "-m", "routeweiler_sync", "run", "--max-sats", "1000", "inner.py", f"{sys.argv[1]}/{number}"]
+            done = subprocess.run(command, capture_output=True, text=True)
+            print(done.stdout.strip() or f"BudgetExceededError {done.stderr.splitlines()[-1]}")
+    """,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", CAPPED)
+def test_max_sats_is_for_the_program_and_all_that_it_starts(
+    buying: Interpreter, lnd: FakeLnd, books: Books, tmp_path: Path, how: str
+) -> None:
+    """A limit that each thread, session or child has for itself is no limit of the command."""
+    (tmp_path / "tmp").mkdir()
+    buying.environ["TMPDIR"] = str(tmp_path / "tmp")
+    with Paywall(lnd, price_msat=10_000, dynamic=True) as wall:
+        buying.write("buy.py", CAPPED[how])
+        done = buying.run("--max-sats", "25", "buy.py", wall.base_url)
+    lines = [line for line in done.stdout.decode().splitlines() if line]
+    refused = [line for line in lines if line.startswith("BudgetExceededError")]
+    bought = lines.count("200")
+    assert len(lines) == len(refused) + bought == 3, (lines, done.stderr)
+    assert all("--max-sats 25" in line for line in refused)
+    # At the same moment one payment's reservation for routing may leave no room for another.
+    assert bought in ((1, 2) if how in ("threads", "children") else (2,)), lines
+    assert lnd.spent_msat == bought * 10_000
+    assert list((tmp_path / "tmp").glob("routeweiler-run-*")) == []
+    books.check()
+
+
+@pytest.mark.slow
+def test_max_sats_whose_sums_are_lost_buys_nothing(buying: Interpreter, lnd: FakeLnd, paywall: Paywall) -> None:
+    """A limit that nobody counts any more isn't one."""
+    buying.write(
+        "buy.py",
+        """
+        import os, sys, requests
+        os.remove(os.environ["ROUTEWEILER_RUN_LIMIT"].split(" ", 2)[2])
+        try:
+            requests.get(sys.argv[1])
+        except requests.RequestException as error:
+            print(type(error).__name__, error.spent)
+        """,
+    )
+    done = buying.run("--max-sats", "25", "buy.py", paywall.url)
+    assert done.stdout.split() == [b"LedgerError", b"False"], done.stderr
+    assert lnd.orders == []

@@ -147,6 +147,19 @@ def test_a_call_inside_a_failing_preparation_has_a_line_of_its_own(session: Rout
     books.check()
 
 
+def test_one_error_that_is_raised_in_each_call_has_a_line_for_each(session: Routeweiler, books: Books) -> None:
+    """A program may keep its error, and raise the same object again."""
+    error = OddError()
+
+    def fail(request: object) -> Any:
+        raise error
+
+    for _ in range(3):
+        with pytest.raises(OddError):
+            session.get(URL, auth=fail)
+    assert len(books.lines) == 3
+
+
 def test_an_unprepared_request_that_is_sent_leaves_one_line(session: Routeweiler, books: Books) -> None:
     """`requests` refuses it, and the program sees an error: it was a call."""
     with pytest.raises(ValueError, match="PreparedRequest"):
