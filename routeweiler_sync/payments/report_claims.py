@@ -52,6 +52,11 @@ def claim(payment_hash: str) -> bool:
         return True
 
 
+def is_claimed_here(payment_hash: str) -> bool:
+    """Return whether this thread has claimed the report of a payment."""
+    return claimed.get(payment_hash) == threading.get_ident()
+
+
 def claim_in(ledger: Ledger, row: PaymentRow) -> PaymentRow | None:
     """Claim the report of ``row``, which this process hasn't settled, in the ledger too. Return the row, or None.
 

@@ -9,7 +9,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from ..errors import LedgerError
-from ..payments.report_claims import claim, release_all
+from ..payments.report_claims import claim, is_claimed_here, release_all
 from ..payments.token import Token
 from .call import current
 from .call_record import CallRecord, TokenUse, claim_unreported
@@ -24,7 +24,7 @@ log = logging.getLogger("routeweiler_sync")
 def report_recovered(payer: Payer, rows: list[PaymentRow]) -> None:
     """Write the trace events of a recovery. ``rows`` are the rows that it looked at, as they are now. Never raises."""
     ended = {row.payment_hash: row for row in rows if not row.unfinished}
-    claimed_here = set(ended)  # this thread claimed their reports when it settled them
+    settled_here = {each for each in ended if is_claimed_here(each)}  # others may have settled the rest meanwhile
     try:
         ended.update((row.payment_hash, row) for row in payer.ledger.unreported())
     except LedgerError as error:
@@ -32,7 +32,7 @@ def report_recovered(payer: Payer, rows: list[PaymentRow]) -> None:
     for row in ended.values():
         record = CallRecord(payer=payer, method="RECOVER", url=row.origin + row.path)
         if row.settled_at is not None:
-            if row.reported or not _claim(payer, row, settled_here=row.payment_hash in claimed_here):
+            if row.reported or not _claim(payer, row, settled_here=row.payment_hash in settled_here):
                 continue  # reported, or another call is about to report it
             token = Token.of(row) or Token.unproved(row)
             record.uses.append(TokenUse(token=token, url=record.url, bought=True, reused=False, proof=row.preimage is not None))
@@ -42,8 +42,8 @@ def report_recovered(payer: Payer, rows: list[PaymentRow]) -> None:
 
 
 def _claim(payer: Payer, row: PaymentRow, *, settled_here: bool) -> bool:
-    """Return whether this recovery reports ``row``. It has claimed what it settled itself (``settled_here``) already."""
-    if not claim(row.payment_hash):
+    """Return whether this recovery reports ``row``. What it settled itself (``settled_here``) it has claimed already."""
+    if settled_here or not claim(row.payment_hash):
         return settled_here
     try:
         return claim_unreported(payer, row) is not None

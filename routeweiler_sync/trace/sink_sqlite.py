@@ -18,9 +18,10 @@ from .._core.files import (
     require_one_name,
     require_private,
     resolved,
+    while_locked,
 )
 from .._core.forks import around_fork, importing
-from .sink import TraceSink
+from .sink import WAIT_S_MAX, TraceSink
 
 if TYPE_CHECKING:
     import sqlite3
@@ -104,9 +105,15 @@ class SqliteSink(TraceSink):
     def _find(self, payment_hash: str) -> Iterable[str]:
         if not self.path.exists():
             return []
-        with _inside, contextlib.closing(_open(self.path)) as connection:
-            rows = connection.execute("SELECT payload FROM trace_events WHERE payment_hash = ?", (payment_hash,)).fetchall()
-        return [text for (text,) in rows]
+        found: list[str] = []
+
+        def read() -> None:
+            with _inside, contextlib.closing(_open(self.path)) as connection:
+                rows = connection.execute("SELECT payload FROM trace_events WHERE payment_hash = ?", (payment_hash,)).fetchall()
+            found[:] = [text for (text,) in rows]
+
+        while_locked(read, timeout_s=WAIT_S_MAX)
+        return found
 
     def _close(self) -> None:
         with _inside:
