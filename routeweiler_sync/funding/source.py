@@ -8,13 +8,13 @@ called through the `LightningNodeClient` Protocol. What follows from an answer f
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from .._core import env_vars
+from .._core.deadline import Deadline, monotonic_s
 from .._core.secret_text import shown
 from ..errors import FundingError, InvoicePaymentError
 from ..protocol.invoice import decode_invoice
@@ -103,7 +103,7 @@ class LightningFundingSource:
         Raises: FundingError if the node can't be reached, is locked, has another key than ``node_pubkey`` or is on another network.
         Money: none moves.
         """
-        client, deadline = self.client, time.monotonic() + timeout_s
+        client, deadline = self.client, monotonic_s() + timeout_s
         knows_node = self._asked_in == os.getpid() and self.node_pubkey is not None
         with _ours_alone("The wallet can't be asked whether it is ready"):
             is_wallet = isinstance(client, WalletClient)
@@ -113,7 +113,7 @@ class LightningFundingSource:
                 close(client.check_ready(timeout_s))  # type: ignore[func-returns-value]
         if knows_node and self.node_pubkey is not None:
             return self.node_pubkey
-        pubkey, network = self._identity(deadline - time.monotonic())
+        pubkey, network = self._identity(deadline - monotonic_s())
         if self.node_pubkey is not None and pubkey != self.node_pubkey:
             raise FundingError(
                 f"The node's key is {pubkey}, but node_pubkey is {self.node_pubkey}.",
@@ -164,12 +164,12 @@ class LightningFundingSource:
             return WalletAnswer(reply=WalletReply.UNKNOWN, reason=read_error(error, payment_hash))
         import tenacity
 
-        deadline = time.monotonic() + timeout_s
+        deadline = Deadline(timeout_s if follow else 0)
         polling = tenacity.Retrying(
-            stop=tenacity.stop_after_delay(timeout_s if follow else 0),
+            stop=lambda attempt: deadline.passed,
             wait=tenacity.wait_exponential(multiplier=_POLL_S_MIN, max=_POLL_S_MAX),
             retry=tenacity.retry_if_result(lambda answer: answer.reply is WalletReply.IN_FLIGHT),
-            sleep=lambda seconds: time.sleep(max(0.0, min(seconds, deadline - time.monotonic()))),
+            sleep=deadline.pause,
             retry_error_callback=lambda attempt: attempt.outcome.result() if attempt.outcome else None,
         )
         return polling(self._ask, payment_hash)

@@ -13,12 +13,12 @@ queues. What a call does, and what its silence means, is left to `lnd.channel`.
 
 from __future__ import annotations
 
-import time
 from _thread import start_new_thread  # Thread.start() waits for the thread, under a lock that an interrupt could leave taken
 from collections.abc import Callable, Generator
 from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
 
+from .._core.deadline import monotonic_s
 from ..errors import RouteweilerError
 
 _Item = TypeVar("_Item")
@@ -64,7 +64,7 @@ class WorkerCall(Generic[_Item]):
 
     def _wait(self) -> None:
         try:
-            goes_on = self._requests.get(timeout=max(self._deadline - time.monotonic(), 0))
+            goes_on = self._requests.get(timeout=max(self._deadline - monotonic_s(), 0))
         except Empty:
             goes_on = False
         if not goes_on:
@@ -85,7 +85,7 @@ class WorkerCall(Generic[_Item]):
     def _next(self) -> tuple[bool, _Item]:
         self._requests.put(True)
         try:
-            is_last, item = self._items.get(timeout=max(self._deadline - time.monotonic(), 0))
+            is_last, item = self._items.get(timeout=max(self._deadline - monotonic_s(), 0))
         except Empty:
             raise SilentError from None
         if isinstance(item, BaseException):
@@ -120,7 +120,7 @@ def items_of(do: Callable[[WorkerCall[_Item]], _Item], *, timeout_s: float) -> G
     Raises: NoThreadError before ``do`` has begun. SilentError if ``do`` is still working ``timeout_s`` seconds after the start.
     Whatever ``do`` raises.
     """
-    worker_call: WorkerCall[_Item] = WorkerCall(time.monotonic() + timeout_s)
+    worker_call: WorkerCall[_Item] = WorkerCall(monotonic_s() + timeout_s)
     is_last = in_tell = False
     try:
         try:

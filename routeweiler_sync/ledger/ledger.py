@@ -148,10 +148,10 @@ class Ledger:
         while True:
             with self._store.read() as tx:
                 rows = tx.execute(
-                    "SELECT * FROM payments WHERE (created_at_ms > ? OR (created_at_ms = ? AND payment_hash > ?)) "
+                    "SELECT * FROM payments WHERE (created_at_ms, payment_hash) > (?, ?) "
                     "AND state = COALESCE(?, state) AND origin = COALESCE(?, origin) "
                     "ORDER BY created_at_ms, payment_hash LIMIT ?",
-                    (after[0], after[0], after[1], wanted, origin, PAGE_ROWS),
+                    (*after, wanted, origin, PAGE_ROWS),
                 )
             for row in rows:
                 yield _payment(row)

@@ -8,7 +8,8 @@ SQL is written once, in a dialect that every backend must understand, if need be
 - ``?`` for a parameter, and no ``%`` in a statement; columns are TEXT, INTEGER (0 or 1 for a truth) and BIGINT (64 bits);
 - ``INSERT … ON CONFLICT DO NOTHING`` or ``DO UPDATE SET … excluded.…``, ``INSERT``, ``UPDATE … RETURNING *``;
 - partial indexes, unique ones too (``CREATE UNIQUE INDEX … WHERE state IN (…)``), CHECK, composite primary keys;
-- ``COALESCE``, ``CASE WHEN``, ``CAST(… AS BIGINT)``, ``SUM``, ``EXISTS``, subqueries, ``ORDER BY … LIMIT ? OFFSET ?``.
+- ``(a, b) > (?, ?)``, ``COALESCE``, ``CASE WHEN``, ``CAST(… AS BIGINT)``, ``SUM``, ``EXISTS``, subqueries,
+  ``ORDER BY … LIMIT ? OFFSET ?``.
 
 An ``UPDATE`` locks the rows that it touches until the transaction ends, against all other writers.
 """
@@ -139,6 +140,8 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         CREATE INDEX payments_of_page ON payments (origin, target, created_at_ms)
             WHERE preimage IS NOT NULL AND state IN ('settled', 'retired')
         """,
+        # All payments by age: `Ledger.payments` reads them page by page, and no page may cost more than the one before.
+        "CREATE INDEX payments_by_age ON payments (created_at_ms, payment_hash)",
     ),
 }
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import requests
 
-from .._core.deadline import patience
+from .._core.deadline import monotonic_s, patience
 from .._core.urls import leads_to_one_server, origin_at, path_of
 from ..errors import LedgerError, RouteweilerError, TokenRefusedError
 from ..payments.block_limit import active
@@ -197,7 +197,7 @@ class PaywallHandler:
             if judged is not None and verdict is Verdict.GIVE_UP:
                 token = self._resend(self._retired_instead_of(judged))
             elif judged is not None and verdict is Verdict.OFFER_AGAIN:
-                time.sleep(self.negotiation.pause_s(time.monotonic()))
+                time.sleep(self.negotiation.pause_s(monotonic_s()))
                 token = self._resend(self._token_in_ledger(judged) or judged)
             elif judged is not None and verdict is Verdict.ASK_BARE:
                 self.negotiation.hold_back(judged)
@@ -361,13 +361,13 @@ class PaywallHandler:
         """Return what is known of ``token``, which isn't a guess. The ledger is read only if ``answer`` may be a refusal."""
         accepted = token.accepted
         if answer in MAYBE_REFUSALS:
-            accepted = self.negotiation.note_refusal(token, self._token_in_ledger(token), monotonic_s=time.monotonic())
+            accepted = self.negotiation.note_refusal(token, self._token_in_ledger(token), monotonic_s=monotonic_s())
         return self.negotiation.status_of(
             token,
             accepted=accepted,
             accepted_here=self.payer.token_cache.knows_path(token, self.path),
             now_s=time.time(),
-            monotonic_s=time.monotonic(),
+            monotonic_s=monotonic_s(),
         )
 
     def _retired_instead_of(self, token: Token) -> Token:

@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import io
 import re
-import time
 from types import GeneratorType
 from typing import Any
 
@@ -18,6 +17,7 @@ from requests.cookies import extract_cookies_to_jar, get_cookie_header
 from requests.structures import CaseInsensitiveDict
 from requests.utils import super_len
 
+from .._core.deadline import monotonic_s
 from ..errors import UnreplayableBodyError
 
 #: A superseded answer is read up to this many bytes and for this long. If more is left then, its connection is closed. An endless
@@ -276,11 +276,11 @@ def drain(response: requests.Response) -> None:
 
 def _read(raw: Any) -> tuple[bytes, bool]:
     """Read ``raw`` within the bounds. Return what could be read, and whether that was all."""
-    content, end_s = bytearray(), time.monotonic() + MAX_DRAIN_S
+    content, end_s = bytearray(), monotonic_s() + MAX_DRAIN_S
     # read1 returns what has arrived. read waits until all the requested bytes are there, however slowly they arrive.
     read1 = getattr(raw, "read1", None)
     while len(content) < MAX_DRAIN_BYTES:
-        left_s = end_s - time.monotonic()
+        left_s = end_s - monotonic_s()
         if left_s <= 0:
             return bytes(content), False
         _set_timeout(raw, left_s)

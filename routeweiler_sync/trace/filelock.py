@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+
+from .._core.deadline import Deadline
 
 _FIRST_PAUSE_S = 0.0005
 _MAX_PAUSE_S = 0.01
@@ -53,15 +54,15 @@ def locked(fd: int, *, timeout_s: float) -> Iterator[bool]:
 
 def _wait_for(fd: int, timeout_s: float) -> bool:
     """Try to take the lock for ``timeout_s`` seconds. Return whether it was taken."""
-    deadline = time.monotonic() + timeout_s
+    deadline = Deadline(timeout_s)
     pause_s = _FIRST_PAUSE_S
     while True:
         try:
             _try_lock(fd)
         except (BlockingIOError, PermissionError):  # another process has it: POSIX raises the first, Windows the second
-            if time.monotonic() >= deadline:
+            if deadline.passed:
                 return False
-            time.sleep(pause_s)
+            deadline.pause(pause_s)
             pause_s = min(2 * pause_s, _MAX_PAUSE_S)
         except OSError:
             return False

@@ -15,7 +15,6 @@ import json
 import logging
 import os
 import threading
-import time
 import warnings
 import weakref
 from abc import ABC, abstractmethod
@@ -24,6 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
+from .._core.deadline import monotonic_s
 from .._core.files import printable
 from .._core.forks import importing, in_child
 from .._core.secret_text import problem_of_path, shown
@@ -75,7 +75,7 @@ class TraceSink(ABC):
         self._lock = threading.RLock()
         #: Id of the thread that is writing an event. None if none is.
         self._writer: int | None = None
-        #: Until when the event that is being written may wait, by `time.monotonic`.
+        #: Until when the event that is being written may wait, by `monotonic_s`.
         self._deadline_s = 0.0
         #: Whether this sink stands in for another one that the same thread is writing to.
         self._is_nested = False
@@ -154,7 +154,7 @@ class TraceSink(ABC):
 
         Raises: TimeoutError if it had to wait for too long; any Exception of `_write`.
         """
-        began_s = time.monotonic()
+        began_s = monotonic_s()
         if self._writer == threading.get_ident():
             # The call of a signal handler or finalizer, in the midst of a write: the sink's state is half changed, so use another.
             other = copy.copy(self)
@@ -173,7 +173,7 @@ class TraceSink(ABC):
             self._writer = threading.get_ident()
             self._deadline_s = began_s + WAIT_S_MAX
             if self._is_stuck:  # noticed by another thread, perhaps, while this one waited for the lock
-                self._deadline_s = min(self._deadline_s, time.monotonic() + STUCK_WAIT_S_MAX)
+                self._deadline_s = min(self._deadline_s, monotonic_s() + STUCK_WAIT_S_MAX)
             self._write(event_id, payload, text)
             self._is_stuck = False
         except TimeoutError:

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from .._core.deadline import monotonic_s
 from .._core.files import open_private, require_private, resolved
 from .filelock import locked
 from .sink import TraceSink
@@ -54,7 +55,7 @@ class JsonlSink(TraceSink):
         for _ in range(MAX_OPENS):
             fd = self._open_fd()
             waits = not self._lock_is_stuck and not self._is_nested  # nested: this very thread may have the lock
-            wait_s = max(0.0, min(LOCK_TIMEOUT_S, self._deadline_s - time.monotonic())) if waits else 0.0
+            wait_s = max(0.0, min(LOCK_TIMEOUT_S, self._deadline_s - monotonic_s())) if waits else 0.0
             with locked(fd, timeout_s=wait_s) as is_locked:
                 self._lock_is_stuck = not is_locked
                 if not self._is_at_path(fd):
@@ -153,7 +154,7 @@ def _open_special(path: os.PathLike[str], deadline_s: float) -> int:
         except OSError as error:
             if error.errno != errno.ENXIO:  # what POSIX says of a pipe without a reader
                 raise
-            if time.monotonic() >= deadline_s:
+            if monotonic_s() >= deadline_s:
                 raise TimeoutError("nobody reads from it") from None
         time.sleep(pause_s)
         pause_s = min(2 * pause_s, _MAX_PAUSE_S)
@@ -170,7 +171,7 @@ def _pieces_written(fd: int, text: bytes, deadline_s: float) -> Iterator[int]:
         count = 0
         if may_block:
             with suppress(ValueError):  # a descriptor too high for select
-                if not select.select([], [fd], [], max(0.0, deadline_s - time.monotonic()))[1]:
+                if not select.select([], [fd], [], max(0.0, deadline_s - monotonic_s()))[1]:
                     raise TimeoutError("its reader has stopped reading")
         with suppress(BlockingIOError):
             count = os.write(fd, rest[:_CHUNK_BYTES] if may_block else rest)
@@ -178,7 +179,7 @@ def _pieces_written(fd: int, text: bytes, deadline_s: float) -> Iterator[int]:
             yield count
             rest, pause_s = rest[count:], _FIRST_PAUSE_S
             continue
-        if time.monotonic() >= deadline_s:
+        if monotonic_s() >= deadline_s:
             raise TimeoutError("its reader has stopped reading")
         time.sleep(pause_s)
         pause_s = min(2 * pause_s, _MAX_PAUSE_S)

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .._core.deadline import monotonic_s
 from .._core.files import (
     SIDE_FILES,
     connect_sqlite,
@@ -75,7 +76,7 @@ class SqliteSink(TraceSink):
         payment_hash = payload["payment"] and payload["payment"]["paymentHash"]
         row = (event_id, payload["timestampStart"], payload["selectedRail"], payload["envelopeId"], payment_hash, text)
         while True:
-            if not _inside.acquire(timeout=max(0.0, self._deadline_s - time.monotonic())):
+            if not _inside.acquire(timeout=max(0.0, self._deadline_s - monotonic_s())):
                 raise TimeoutError("another thread is still writing")
             try:
                 self._insert(row)
@@ -83,7 +84,7 @@ class SqliteSink(TraceSink):
             except Exception as error:
                 if "is locked" not in str(error):
                     raise
-                if time.monotonic() >= self._deadline_s:
+                if monotonic_s() >= self._deadline_s:
                     raise TimeoutError(f"{error}: another program keeps writing to it") from error
             finally:
                 _inside.release()

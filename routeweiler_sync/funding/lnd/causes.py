@@ -10,11 +10,11 @@ from __future__ import annotations
 import re
 import socket
 import ssl
-import time
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
+from ..._core.deadline import monotonic_s
 from ..._core.durations import in_words
 from ..replies import tidy
 from .certificates import Certificate, read_der
@@ -139,7 +139,7 @@ def wants_look(code: str, text: str) -> bool:
 
 def look_at(address: str, port: int, timeout_s: float) -> Seen:
     """Return what the server at an IP address shows: its certificate, and whether it speaks HTTP. Never raises an Exception."""
-    deadline = time.monotonic() + timeout_s
+    deadline = monotonic_s() + timeout_s
     seen = Seen()
     with suppress(Exception):
         with _connected(address, port, deadline) as plain:
@@ -160,11 +160,11 @@ def look_at(address: str, port: int, timeout_s: float) -> Seen:
 
 
 def _connected(address: str, port: int, deadline: float) -> socket.socket:
-    return socket.create_connection((address, port), timeout=max(deadline - time.monotonic(), 0.01))
+    return socket.create_connection((address, port), timeout=max(deadline - monotonic_s(), 0.01))
 
 
 def _speaks_http(connection: socket.socket, deadline: float) -> bool:
-    connection.settimeout(max(deadline - time.monotonic(), 0.01))
+    connection.settimeout(max(deadline - monotonic_s(), 0.01))
     with suppress(OSError):
         connection.sendall(b"GET / HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n")
         return connection.recv(16).startswith(b"HTTP/")

@@ -15,7 +15,6 @@ import os
 import secrets
 import sys
 import threading
-import time
 from collections.abc import Callable, Generator
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from typing import Any, TypeVar
 import grpc
 import tenacity
 
+from ..._core.deadline import Deadline, monotonic_s
 from ...errors import FundingError, RouteweilerError
 from ..replies import WalletAnswer, WalletReply, tidy
 from ..wallet import NotPermittedError
@@ -118,15 +118,14 @@ class LndChannel:
         Raises: FundingError with the cause if the node doesn't accept orders.
         Money: none moves; this only asks.
         """
-        deadline = time.monotonic() + timeout_s
-        grace_ends = time.monotonic() + LOCKED_GRACE_S
+        deadline = monotonic_s() + timeout_s
+        grace_ends = monotonic_s() + LOCKED_GRACE_S
+        pauses = Deadline(timeout_s)
         polling = tenacity.Retrying(
-            stop=tenacity.stop_after_delay(timeout_s),
+            stop=lambda attempt: pauses.passed,
             wait=tenacity.wait_exponential(multiplier=_START_POLL_S_MIN, max=_START_POLL_S_MAX),
-            retry=tenacity.retry_if_result(
-                lambda state: state in _STARTING or (state == pb.LOCKED and time.monotonic() < grace_ends)
-            ),
-            sleep=lambda seconds: time.sleep(max(0.0, min(seconds, deadline - time.monotonic()))),
+            retry=tenacity.retry_if_result(lambda state: state in _STARTING or (state == pb.LOCKED and monotonic_s() < grace_ends)),
+            sleep=pauses.pause,
             retry_error_callback=lambda attempt: attempt.outcome.result() if attempt.outcome else None,
         )
         state = polling(self._wallet_state, deadline)
@@ -146,7 +145,7 @@ class LndChannel:
         """
 
         method = path.rpartition("/")[2]
-        deadline = time.monotonic() + timeout_s
+        deadline = monotonic_s() + timeout_s
 
         def ask(_: WorkerCall[_Response]) -> _Response:
             for is_last in (False, True):
@@ -200,7 +199,7 @@ class LndChannel:
 
         The IN_FLIGHT answers of a ``track`` are passed to ``worker_call``.
         """
-        deadline = time.monotonic() + timeout_s
+        deadline = monotonic_s() + timeout_s
         for is_last in (rpc == "send", True):
             link, macaroon_hex = self._current(deadline), self._credentials.macaroon_hex()
             was_used = link.used
@@ -238,7 +237,7 @@ class LndChannel:
             stream = link.channel.unary_stream(
                 _PATHS[rpc], request_serializer=type(request).SerializeToString, response_deserializer=pb.Payment.FromString
             )
-            timeout_s = max(deadline - time.monotonic(), _CALL_S_MIN)
+            timeout_s = max(deadline - monotonic_s(), _CALL_S_MIN)
             call = stream(request, timeout=timeout_s, metadata=(("macaroon", macaroon_hex),))
             worker_call.cancel = getattr(call, "cancel", None)  # a plain generator has none: it ends at its deadline
             for message in call:
@@ -283,7 +282,7 @@ class LndChannel:
                     raise broken.error from None
                 return WalletAnswer(reply=WalletReply.NOT_FOUND)
 
-        answer = self._asked(ask, "TrackPaymentV2", deadline - time.monotonic(), link.wrapper)
+        answer = self._asked(ask, "TrackPaymentV2", deadline - monotonic_s(), link.wrapper)
         if answer.reply is WalletReply.UNKNOWN:
             raise self._foreign(EOFError(answer.reason), link.wrapper)
         link.streams = True
@@ -313,7 +312,7 @@ class LndChannel:
             return int(reply.state)
 
         for _ in range(2):
-            timeout_s = max(deadline - time.monotonic(), _CALL_S_MIN)
+            timeout_s = max(deadline - monotonic_s(), _CALL_S_MIN)
             if (state := self._asked(ask, "GetState", timeout_s)) != _ASK_AGAIN:
                 return state
         raise self._error("its connection was lost", "check that the node is up")
@@ -369,7 +368,7 @@ class LndChannel:
                 request_serializer=type(request).SerializeToString,
                 response_deserializer=response.FromString,  # type: ignore[attr-defined]
             )
-            reply: Any = call(request, timeout=max(deadline - time.monotonic(), _CALL_S_MIN), metadata=metadata)
+            reply: Any = call(request, timeout=max(deadline - monotonic_s(), _CALL_S_MIN), metadata=metadata)
             if not isinstance(reply, response):  # a wrapper may give the call, or answer and call
                 reply = reply[0] if isinstance(reply, tuple) else reply.result()
         except grpc.RpcError:
@@ -414,7 +413,7 @@ class LndChannel:
         """
         self._notice_fork()
         lock = self._lock
-        if not lock.acquire(timeout=max(deadline - time.monotonic(), _CALL_S_MIN)):
+        if not lock.acquire(timeout=max(deadline - monotonic_s(), _CALL_S_MIN)):
             raise self._error("another call is still on its way to it", "check that the node can be reached from here")
         try:
             if self._link is None:
@@ -427,7 +426,7 @@ class LndChannel:
         self._credentials.macaroon_hex()  # without one no channel is of use
         pinned = self._credentials.certificates()
         try:
-            host, timeout_s = self._endpoint.host, max(deadline - time.monotonic(), _CALL_S_MIN)
+            host, timeout_s = self._endpoint.host, max(deadline - monotonic_s(), _CALL_S_MIN)
             route = route_to(host, self._endpoint.port, timeout_s=timeout_s)
         except UnresolvedError as error:
             advice = "check the host's spelling and the network or VPN that knows it, or give the node's IP address"
@@ -479,7 +478,7 @@ class LndChannel:
         method = path.rpartition("/")[2]
         seen = Seen()
         if not link.used and link.route.addresses and wants_look(code, text):
-            look_s = min(LOOK_S_MAX, max(deadline - time.monotonic(), _SILENCE_S / 2))
+            look_s = min(LOOK_S_MAX, max(deadline - monotonic_s(), _SILENCE_S / 2))
             seen = look_at(link.route.addresses[0], self._endpoint.port, look_s)
         failure = Failure(
             method=method, code=code, text=text, timeout_s=timeout_s, pinned=link.pinned, proxy=link.route.proxy, seen=seen

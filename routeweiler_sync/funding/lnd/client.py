@@ -11,12 +11,12 @@ from __future__ import annotations
 import numbers
 import os
 import re
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+from ..._core.deadline import monotonic_s
 from ..._core.preload import prepare_to_pay
 from ..._core.secret_text import WHERE, kind_of, may_be_secret, problem_of_path, shown
 from ...errors import ChallengeParseError, FundingError, InvoicePaymentError, PaymentPendingError, PreimageMismatchError
@@ -160,11 +160,11 @@ class LndClient:
         limit = max_fee_msat if max_fee_msat is not None else fee_limit_msat
         limit = default_fee_cap_msat(amount_msat) if limit is None else limit
         timeout_s = self._bounded(timeout_seconds or self.timeout_seconds)
-        deadline = time.monotonic() + timeout_s
+        deadline = monotonic_s() + timeout_s
         answer = sent = self.send(payment_request, payment_hash=payment_hash, max_fee_msat=limit, timeout_s=timeout_s)
         if sent.reply in (WalletReply.EXISTS, WalletReply.EXPIRED):
             # lnd checks the expiry before it looks whether the invoice is paid, so only tracking shows whether it is.
-            answer = self.track(payment_hash, timeout_s=max(deadline - time.monotonic(), 1.0), follow=True)
+            answer = self.track(payment_hash, timeout_s=max(deadline - monotonic_s(), 1.0), follow=True)
         if answer.reply is WalletReply.SUCCEEDED and answer.preimage is not None:
             return SentPayment(
                 payment_hash=payment_hash,
@@ -187,12 +187,12 @@ class LndClient:
         if max_fee_msat < 0:
             raise ValueError(f"max_fee_msat is negative: {max_fee_msat}")
         timeout_s = self._bounded(timeout_s)
-        deadline = time.monotonic() + timeout_s
+        deadline = monotonic_s() + timeout_s
         try:
             connection = self._connection
             # Asked anew before each order: an order sent into a dead connection would be UNKNOWN, whereas now it is REFUSED.
             connection.check_ready(timeout_s)
-            remaining_s = deadline - time.monotonic()
+            remaining_s = deadline - monotonic_s()
             from .stubs import routeweiler_lnd_pb2 as pb
 
             request = pb.SendPaymentRequest(
@@ -223,7 +223,7 @@ class LndClient:
         from .stubs import routeweiler_lnd_pb2 as pb
 
         timeout_s = self._bounded(timeout_s)
-        deadline = time.monotonic() + timeout_s
+        deadline = monotonic_s() + timeout_s
         request = pb.TrackPaymentRequest(payment_hash=payment_hash)
         last: WalletAnswer | None = None
         try:
@@ -238,7 +238,7 @@ class LndClient:
             return WalletAnswer(reply=WalletReply.UNKNOWN, reason=error.brief)
         except Exception as error:  # noqa: BLE001 - no error, of whatever kind, says anything about the payment
             return WalletAnswer(reply=WalletReply.UNKNOWN, reason=f"the answer can't be read: {type(error).__name__}")
-        if answer.reply is WalletReply.UNKNOWN and last is not None and time.monotonic() >= deadline - _DEADLINE_SLACK_S:
+        if answer.reply is WalletReply.UNKNOWN and last is not None and monotonic_s() >= deadline - _DEADLINE_SLACK_S:
             return last
         return answer
 
