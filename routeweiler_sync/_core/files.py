@@ -178,8 +178,9 @@ def require_one_name(real: Path) -> None:
 
     Raises: UnsafeFileError; OSError if the file can't be looked at.
     """
-    names = os.stat(real).st_nlink
-    if names > 1:
+    status = os.stat(real)
+    names = status.st_nlink
+    if names > 1 and not stat.S_ISDIR(status.st_mode):  # SQLite refuses a folder
         raise UnsafeFileError(
             f"the file has {names} names (hard links), and programs that use different ones don't see each other's payments",
             advice=f"Find the others by find / -samefile {quoted(real)} and keep one. Symbolic links are fine.",

@@ -10,6 +10,7 @@ What only one backend, wallet or scheme needs is left to the modules that use it
 from __future__ import annotations
 
 import importlib
+import threading
 from collections.abc import Iterable
 
 from .forks import importing
@@ -40,12 +41,32 @@ def prepare_session() -> None:
         _done.add("session")
 
 
+class HalfImportedError(RuntimeError):
+    """This very thread is importing what paying needs: a signal handler or finalizer has interrupted it."""
+
+
+#: The id of the thread that is importing what paying needs.
+_importer: int | None = None
+
+
 def prepare_to_pay() -> None:
-    """Import what only paying needs. Only the first call does anything."""
-    if "paying" not in _done:
-        _load(_LIBRARIES)
-        _load(f"{_ROOT}.{name}" for name in _PAYING)
-        _done.add("paying")
+    """Import what only paying needs. Only the first call does anything.
+
+    Raises: HalfImportedError in a signal handler or finalizer that has interrupted this function. It would find half of a module.
+    """
+    global _importer
+    if "paying" in _done:
+        return
+    if _importer == threading.get_ident():
+        raise HalfImportedError("this same thread is importing what paying needs")
+    with importing:
+        try:
+            _importer = threading.get_ident()
+            _load(_LIBRARIES)
+            _load(f"{_ROOT}.{name}" for name in _PAYING)
+            _done.add("paying")
+        finally:
+            _importer = None
 
 
 def _load(names: Iterable[str]) -> None:

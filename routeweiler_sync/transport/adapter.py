@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import requests
 from requests.adapters import HTTPAdapter
 
-from .._core.preload import prepare_to_pay
+from .._core.preload import HalfImportedError, prepare_to_pay
 from .._core.urls import leads_to_one_server, without_userinfo
 from .._core.user_line import callers_level
+from ..errors import RouteweilerError
 from ..paywall.call import CallContext, contexts, current, in_thread, quoting
 from ..paywall.credentialed import CredentialedRequest
 from ..settings import SETTINGS
@@ -191,7 +192,14 @@ def handler_for(call: CallContext, request: requests.PreparedRequest, send: Send
 
     ``timeout`` is the one that ``send`` was given. It bounds the waits for the ledger too.
     """
-    prepare_to_pay()
+    try:
+        prepare_to_pay()
+    except HalfImportedError as error:
+        raise RouteweilerError(
+            f"{request.method} {without_userinfo(request.url or '')} can't be paid for in a signal handler, finalizer or callback "
+            f"that has interrupted the first payment of the process: {error}.",
+            advice="The interrupted call goes on undisturbed. Call again when it has ended.",
+        ) from None
     from ..paywall.handler import PaywallHandler
 
     call.bound_patience(timeout)

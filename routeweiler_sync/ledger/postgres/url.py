@@ -63,6 +63,7 @@ def read_url(text: str) -> Address:
         and all("=" in pair for pair in pairs)
         and ":" not in _unquoted(user)
         and not _BAD_ESCAPE.search(rest)
+        and rest.isprintable()  # libpq would stop reading at a NUL
     )
     if not well_formed:
         raise LedgerError(

@@ -31,6 +31,7 @@ from routeweiler_sync import (
     Routeweiler,
     RouteweilerError,
 )
+from routeweiler_sync._core import preload
 from routeweiler_sync.testing import FakeLnd, Paywall
 from tests.support.accounts import Books
 
@@ -265,3 +266,24 @@ def _return_from(turn: Any) -> None:
         return sys._getframe(0)
 
     turn._frame = entered()
+
+
+def test_a_handler_during_the_first_payments_imports_is_refused(
+    make_session: Make, paywall: Paywall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would find half of a module, and end with an ImportError that says nothing about money."""
+    paywall.service.dynamic = True
+    session, came, load = make_session(), list[Any](), preload._load
+
+    def interrupted(names: Any) -> None:
+        came.append(call(session, paywall.url_for("/handler")))
+        load(names)
+
+    monkeypatch.setattr(preload, "_done", preload._done - {"paying"})
+    monkeypatch.setattr(preload, "_load", interrupted)
+    assert call(session, paywall.url_for("/main")) == 200
+    assert came
+    for error in came:
+        assert isinstance(error, RouteweilerError)
+        assert error.spent is False
+        assert "this same thread" in str(error)
