@@ -28,11 +28,12 @@ _PLAIN_PATH = re.compile(
 _UNCLEAR = re.compile(r"[\\?#\s]")
 #: Characters without which all parsers find the same host. Preparing a URL quotes or removes them.
 _TWO_READINGS = re.compile(r"[\\\s]")
-_URL_IN_TEXT = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):[/\\]{1,4}[^\s/\\]\S*")
-_DATABASE_USER = re.compile(r"postgres(?:ql)?://[^\s/?#@:]*@[^\s@]*\Z", re.IGNORECASE)
+# The following are compiled when the first text with a user info is shown: not at import, which they would slow down.
+_URL_IN_TEXT = r"([A-Za-z][A-Za-z0-9+.-]*):[/\\]{1,4}[^\s/\\]\S*"
+_DATABASE_USER = r"(?i)postgres(?:ql)?://[^\s/?#@:]*@[^\s@]*\Z"
 # A password with a blank: the text after the host's colon isn't a port, and an @ follows on the same line. At most as long as this.
-_USERINFO_WITH_BLANKS = re.compile(r"(://)[^\s/?#@:\[\]]*:(?![0-9]{1,5}(?:[/?#\s'\"),.;]|\Z))[^\n@]{0,200}@")
-_USERINFO_WITHOUT_SCHEME = re.compile(r"[^\s/:@'\"(\[\]]+:[^\s/@'\"]+@(?=[\w\[])")
+_USERINFO_WITH_BLANKS = r"(://)[^\s/?#@:\[\]]*:(?![0-9]{1,5}(?:[/?#\s'\"),.;]|\Z))[^\n@]{0,200}@"
+_USERINFO_WITHOUT_SCHEME = r"[^\s/:@'\"(\[\]]+:[^\s/@'\"]+@(?=[\w\[])"
 _SCHEME = re.compile(r"\s*(?:[A-Za-z][A-Za-z0-9+.-]*:)?//")
 
 #: Origins by the part of a URL before its path. Parsing a URL costs more than all else that traffic without a 402 needs.
@@ -132,14 +133,14 @@ def without_userinfos(text: str) -> str:
     """Return ``text``, an error's for instance, without the ``user:password@`` of the URLs in it. A database's user stays."""
     if "@" not in text:
         return text
-    text = _USERINFO_WITH_BLANKS.sub(r"\1", text)
-    text = _URL_IN_TEXT.sub(_shown_url, text)
-    return _USERINFO_WITHOUT_SCHEME.sub("", text)
+    text = re.sub(_USERINFO_WITH_BLANKS, r"\1", text)
+    text = re.sub(_URL_IN_TEXT, _shown_url, text)
+    return re.sub(_USERINFO_WITHOUT_SCHEME, "", text)
 
 
 def _shown_url(found: re.Match[str]) -> str:
     url = found[0]
-    if _DATABASE_USER.match(url):
+    if re.match(_DATABASE_USER, url):
         return url  # who logs in at a database is no secret
     start = len(found[1]) + 1
     while url[start] in "/\\":

@@ -16,7 +16,6 @@ from __future__ import annotations
 import os
 import socket
 import threading
-import uuid
 from typing import TYPE_CHECKING
 
 from .._core.forks import in_child
@@ -39,7 +38,7 @@ def this_claimant() -> str:
     global _claimant
     if _claimant is None:
         pid = os.getpid()
-        _claimant = f"{_machine()}/{pid}/{_started(pid)}/{uuid.uuid4().hex[:16]}"
+        _claimant = f"{_machine()}/{pid}/{_started(pid)}/{os.urandom(8).hex()}"
     return _claimant
 
 

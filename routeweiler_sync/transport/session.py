@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import requests
 
 from .._core.deadline import PATIENCE_S_MIN, patience
-from .._core.secret_text import shown
 from ..paywall.call import CallContext, QuoteReady, current, for_quote, is_for_quote, quoting, record_unsent, remove_hooks
 from ..settings import SETTINGS, Default, Unpayable
 from .adapter import PaywallAdapter, environment_payer, is_default, made_payer, warn_unpaid
@@ -124,6 +123,8 @@ class Routeweiler(requests.Session):
         Raises: ValueError for an argument that can't be used, or if ``session`` pays already.
         """
         if isinstance(session, Routeweiler):
+            from .._core.secret_text import shown  # here, because only an error needs it
+
             raise ValueError(
                 f"{shown(session)} pays already: pass a plain session, or make a new one with the arguments that you want"
             )
