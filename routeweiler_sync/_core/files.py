@@ -112,6 +112,9 @@ def require_private(real: Path) -> None:
     """
     if os.name == "nt" or str(real).startswith(_OPENED_BY_OTHERS):
         return
+    with suppress(FileNotFoundError):
+        if not stat.S_ISREG(os.stat(real).st_mode):
+            return  # a pipe or a device, which has no content that stays
     problems, to_do, unsafe = [], [], False
     for each in (str(real), *(f"{real}{suffix}" for suffix in SIDE_FILES)):
         try:
