@@ -6,6 +6,7 @@ from that is left to the callers.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import random
@@ -250,10 +251,14 @@ def connect_sqlite(path: Path, *, timeout_s: float) -> sqlite3.Connection:
 def make_private_sqlite(path: Path) -> None:
     """Create an empty file for SQLite with mode 0600, unless the file exists. SQLite gives its -wal and -shm files the same mode.
 
-    Raises: OSError.
+    Raises: OSError, also for a pipe or a device: SQLite would put its journal beside it, into the system's folder.
     """
     with suppress(FileExistsError):
         os.close(create_private(path))
+    with suppress(FileNotFoundError):
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise OSError(errno.EINVAL, "it is a pipe or a device, and a database is a file")
 
 
 def while_locked(step: Callable[[], object], *, timeout_s: float) -> None:

@@ -23,6 +23,8 @@ from routeweiler_sync._core.files import (
     require_one_name,
     require_private,
 )
+from routeweiler_sync.errors import LedgerError
+from routeweiler_sync.ledger.ledger import Ledger
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="modes and links are POSIX's")
 #: A user that these tests aren't run as.
@@ -262,3 +264,18 @@ def test_an_unsafe_file_is_told_across_processes() -> None:
     """A worker's error would break the pool that it comes from."""
     error = pickle.loads(pickle.dumps(UnsafeFileError("why", advice="what to do")))
     assert (str(error), error.advice) == ("why", "what to do")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with a name are POSIX's")
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_database_is_no_pipe_and_no_device(tmp_path: Path, kind: str) -> None:
+    """Else SQLite, run by root, leaves a journal beside /dev/null that every user may write."""
+    path = Path(os.devnull) if kind == "device" else tmp_path / "pipe"
+    if kind == "pipe":
+        os.mkfifo(path)
+    with pytest.raises(OSError, match="a database is a file"):
+        make_private_sqlite(path)
+    with pytest.raises(LedgerError, match="a database is a file") as caught:
+        Ledger.open(path).payment("00" * 32)
+    assert caught.value.spent is False
+    assert not Path(f"{path}-journal").exists()
