@@ -106,6 +106,10 @@ class Checkout:
             if existing is not None and may_buy and _has_served(existing) and not worth_an_offer(existing):
                 self.ledger.retire(existing.payment_hash)
                 existing = None
+            if existing is not None and _belongs_elsewhere(existing, request):
+                own = self._standing_row(request)
+                if own is not None and own.payment_hash not in refused and (may_buy or not own.unfinished):
+                    existing = own  # the page's own payment opens it for certain, and nothing else is bought for it anyway
             if existing is not None:
                 flight.payment_hash = existing.payment_hash
                 return _reserved_for_buyer(self._lifecycle.purchase_for(existing, request, deadline))
@@ -255,6 +259,12 @@ class Checkout:
             return self._lifecycle.purchase_for(row, request, deadline)
         log.info("paying %d msat to %s, payment hash %s", row.amount_msat, row.origin, row.payment_hash)
         return self._lifecycle.carry(row, source, NextStep.SEND, request, deadline)
+
+
+def _belongs_elsewhere(row: PaymentRow, request: TokenRequest) -> bool:
+    """Return whether ``row`` was begun for another page than that of ``request``, and no server has accepted its token yet."""
+    not_served = row.unfinished or (row.state is PaymentState.SETTLED and not row.accepted)
+    return not_served and row.resource_digest != request.resource_digest
 
 
 def _intent(request: TokenRequest, node_pubkey: str, fee_cap_msat: int, tokens: Sequence[PaymentRow]) -> Intent:

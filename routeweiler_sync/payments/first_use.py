@@ -21,31 +21,38 @@ FIRST_USE_S = 5.0
 #: For each reserved token, by payment hash: when the reservation ends at the latest, a lock that is released when it ends, and the
 #: id of the buyer's thread. A lock rather than an event: a signal handler in the middle of an event's methods would wait for its
 #: own thread.
-_first_uses: dict[str, tuple[Deadline, threading.Lock, int]] = {}
+first_uses: dict[str, tuple[Deadline, threading.Lock, int]] = {}
 
 
 @in_child
 def _start_over_after_fork() -> None:
-    _first_uses.clear()
+    first_uses.clear()
 
 
 def begin_first_use(payment_hash: str) -> None:
     """Reserve the token of ``payment_hash`` for its buyer until `end_first_use`, for at most `FIRST_USE_S`."""
     ends = threading.Lock()
     ends.acquire()
-    _first_uses[payment_hash] = (Deadline(FIRST_USE_S), ends, threading.get_ident())
+    first_uses[payment_hash] = (Deadline(FIRST_USE_S), ends, threading.get_ident())
 
 
 def end_first_use(payment_hash: str) -> None:
     """End the reservation, so that other calls may use the token. Do nothing if it isn't reserved."""
-    entry = _first_uses.pop(payment_hash, None)
+    entry = first_uses.pop(payment_hash, None)
     if entry is not None:
         entry[1].release()
 
 
+def end_first_uses() -> None:
+    """End all reservations of this thread. Called when no call of it is in progress any more, however the last one ended."""
+    this_thread = threading.get_ident()
+    for payment_hash in [each for each, entry in list(first_uses.items()) if entry[2] == this_thread]:
+        end_first_use(payment_hash)
+
+
 def in_first_use(payment_hash: str) -> bool:
     """Return whether the token is reserved for its buyer."""
-    entry = _first_uses.get(payment_hash)
+    entry = first_uses.get(payment_hash)
     return entry is not None and not entry[0].passed
 
 
@@ -54,7 +61,7 @@ def wait_for_first_use(payment_hash: str) -> bool:
 
     Raises: PaymentDeclinedError in the buyer's own thread, in a signal handler or finalizer that has interrupted it.
     """
-    entry = _first_uses.get(payment_hash)
+    entry = first_uses.get(payment_hash)
     if entry is None:
         return False
     deadline, ends, buyer = entry

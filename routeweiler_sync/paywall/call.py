@@ -17,6 +17,7 @@ import requests
 
 from .._core.deadline import PATIENCE_S_MIN, Patience, patience
 from .._core.forks import in_child
+from ..payments.first_use import end_first_uses, first_uses
 from ..payments.report_claims import claimed, release_all
 
 if TYPE_CHECKING:
@@ -215,3 +216,5 @@ class CallContext:
                 self.record.finish(self.response, error)
         if claimed and current.get() is None:
             release_all()
+        if first_uses and current.get() is None:
+            end_first_uses()

@@ -7,6 +7,7 @@ a payment is decided in `payments.report_claims`; how an event is written is lef
 from __future__ import annotations
 
 import logging
+import os
 import time
 import uuid
 from dataclasses import dataclass, field
@@ -73,9 +74,13 @@ class CallRecord:
     superseded: dict[int, list[requests.Response]] = field(default_factory=dict)
     #: The (origin, scope) pairs that the call has bought tokens for. It buys none of them twice, over however many redirects.
     bought_scopes: set[tuple[str, str]] = field(default_factory=set)
+    #: The (origin, digest) pairs of the pages that the call has bought tokens for. It buys for none of them twice either.
+    bought_pages: set[tuple[str, str]] = field(default_factory=set)
     #: True once a token was sent in place of the caller's own Authorization header.
     authorization_replaced: bool = False
     _started_monotonic_s: float = field(default_factory=time.monotonic)
+    #: The process that began the call. After a fork in its midst, two processes finish it.
+    _pid: int = field(default_factory=os.getpid)
 
     def challenged(self, token_request: TokenRequest) -> None:
         """Note the challenge that a hop was answered with. The trace shows the last one."""
@@ -187,8 +192,12 @@ class CallRecord:
                 release(error.payment_hash)
 
     def _renew_claims(self) -> None:
-        """Make sure that this call may still report its payments. After a very long call, another one may have taken that over."""
-        if time.time() - self.started_s < CLAIM_S / 2 and time.monotonic() - self._started_monotonic_s < CLAIM_S / 2:
+        """Make sure that this call may still report its payments.
+
+        After a very long call, another one may have taken that over. After a fork, the parent process may have the claim.
+        """
+        is_recent = max(time.time() - self.started_s, time.monotonic() - self._started_monotonic_s) < CLAIM_S / 2
+        if is_recent and os.getpid() == self._pid:
             return
         for use in self.uses:
             if not use.reused and self.payer.ledger.claim_report(use.token.payment_hash, this_claimant()) is None:

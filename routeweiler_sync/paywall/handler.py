@@ -247,14 +247,17 @@ class PaywallHandler:
         return token_request
 
     def _token_from_checkout(self, request: TokenRequest) -> Token:
-        """Return a token that fits ``request``: a live one, or one bought now. A call buys at most one token for a scope.
+        """Return a token that fits ``request``: a live one, or one bought now.
+
+        A call buys at most one token for a scope, and at most one for a page.
 
         Raises: TokenRefusedError if neither is to be had any more; what `Checkout.token_for` raises.
         Money: a payment may be made.
         """
         negotiation, purchase = self.negotiation, None
         self._end_first_use()
-        may_buy = not negotiation.bought and (request.origin, request.scope) not in self.record.bought_scopes
+        scope, page = (request.origin, request.scope), (request.origin, request.resource_digest)
+        may_buy = not (negotiation.bought or scope in self.record.bought_scopes or page in self.record.bought_pages)
         if negotiation.may_offer(may_buy=may_buy):
             purchase = self.payer.checkout.token_for(
                 request,
@@ -268,7 +271,8 @@ class PaywallHandler:
             raise self._no_more_tokens(request)
         negotiation.note_offer(purchase, request.scope)
         if purchase.bought:
-            self.record.bought_scopes.add((request.origin, request.scope))
+            self.record.bought_scopes.add(scope)
+            self.record.bought_pages.add(page)
             self.record.add_purchase(purchase, request.url)  # before the token is sent, so that the payment is reported in any case
             self.payer.token_cache.put(purchase.token, self.path)
         return purchase.token

@@ -117,9 +117,12 @@ def _body_digest(request: requests.PreparedRequest) -> bytes:
 
 
 def _without_boundary(request: requests.PreparedRequest, body: bytes) -> bytes:
+    """Return ``body`` without the boundary in the lines that separate its parts. What the parts hold stays as it is."""
     content_type = "" if request.headers is None else str(request.headers.get("Content-Type", ""))
-    found = re.search(r'boundary="?([^";,\s]+)', content_type)
-    return body if found is None else body.replace(found[1].encode(), b"")
+    found = re.match(r'\s*multipart/.*?;\s*boundary="?([^";,\s]+)', content_type, re.IGNORECASE)
+    if found is None:
+        return body
+    return re.sub(rb"(^|\r\n)--" + re.escape(found[1].encode()) + rb"(?=(?:--)?[ \t]*(?:\r\n|$))", rb"\1--", body)
 
 
 def _file_digest(body: Any, request: requests.PreparedRequest) -> bytes:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from routeweiler_sync import Funding, PaymentPendingError, PaymentStatus, Routeweiler
+from routeweiler_sync.paywall.negotiation import Negotiation
 from routeweiler_sync.testing import FakeLnd, Paywall
 from tests.support.accounts import Books
 
@@ -178,3 +179,21 @@ def test_recover_with_little_time_asks_the_node(
     (row,) = make_session(payment_timeout=0.001).recover()
     assert row.state == "settled"
     books.check()
+
+
+def test_an_interrupt_between_purchase_and_first_use_doesnt_hold_the_token_back(
+    make_session: Callable[..., Routeweiler], lnd: FakeLnd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the next call of the same thread, a second after Ctrl-C, is refused the token that is paid for."""
+    with Paywall(lnd) as paywall:
+        session = make_session()
+        with monkeypatch.context() as patch:
+            patch.setattr(Negotiation, "note_offer", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                session.get(paywall.url)
+        assert session.get(paywall.url).status_code == 200
+        assert len(lnd.payments) == 1
+
+
+def interrupt(*args: object) -> None:
+    raise KeyboardInterrupt

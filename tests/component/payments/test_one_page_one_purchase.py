@@ -17,7 +17,8 @@ from routeweiler_sync import PaymentPendingError, Routeweiler, TokenRefusedError
 from routeweiler_sync.paywall import negotiation
 from routeweiler_sync.testing import FakeLnd
 from tests.support.accounts import Books
-from tests.support.shop import Thing, shop
+from tests.support.http_server import server
+from tests.support.shop import Thing, challenge_line, shop
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -194,6 +195,64 @@ def test_two_slashes_are_one_page(make_session: Callable[..., Routeweiler], lnd:
         assert len(lnd.payments) == 1
 
 
+@pytest.mark.parametrize("pages", [("/page",), ("/a", "/b")])
+@pytest.mark.parametrize("over", ["one origin", "two origins"])
+def test_a_call_that_is_redirected_in_circles_buys_each_page_once(
+    make_session: Callable[..., Routeweiler], lnd: FakeLnd, books: Books, pages: tuple[str, ...], over: str
+) -> None:
+    """A server that takes each token with a redirect back, and then names another scope, would be paid at each of thirty hops."""
+    numbers, urls = itertools.count(), list[str]()
+    sold: set[str] = set()
+
+    def sell(request: Any) -> tuple[int, list[tuple[str, str]], bytes]:
+        token = request.headers.get("Authorization", "").partition(" ")[2].rpartition(":")[0]
+        following = pages[(pages.index(request.path) + 1) % len(pages)]
+        if token in sold:
+            sold.discard(token)
+            return 302, [("Location", urls[-1] + following)], b""
+        token, line = challenge_line(lnd, 10_000, f"scope{next(numbers)}")
+        sold.add(token)
+        return 402, [("WWW-Authenticate", line)], b""
+
+    def send_back(request: Any) -> tuple[int, list[tuple[str, str]], bytes]:
+        return 302, [("Location", urls[0] + request.path)], b""
+
+    with server(sell) as seller, server(send_back) as detour:
+        urls += [seller, detour] if over == "two origins" else [seller]
+        with pytest.raises(TokenRefusedError):
+            make_session(budget_envelope=None).get(seller + pages[0])
+        assert len(lnd.payments) == len(pages)
+        books.check()
+
+
+def test_pages_whose_scopes_are_swapped_while_they_are_paid_for_get_their_own_tokens(
+    make_session: Callable[..., Routeweiler], lnd: FakeLnd, books: Books
+) -> None:
+    """Else each page is offered the other's token for ever, and its own, which is paid for, never."""
+    scopes = {"/a": "one", "/b": "two"}
+    sold: dict[str, str] = {}
+
+    def sell(request: Any) -> tuple[int, list[tuple[str, str]], bytes]:
+        token = request.headers.get("Authorization", "").partition(" ")[2].rpartition(":")[0]
+        if sold.get(token) == request.path:
+            return 200, [], b"page"
+        token, line = challenge_line(lnd, 10_000, scopes[request.path])
+        sold[token] = request.path
+        return 402, [("WWW-Authenticate", line)], b""
+
+    with server(sell) as url:
+        lnd.hang_next(times=2)
+        for page in scopes:
+            with pytest.raises(PaymentPendingError):
+                make_session(payment_timeout=1).get(url + page)
+        scopes.update({"/a": "two", "/b": "one"})
+        lnd.release()
+        for page in [*scopes, *scopes]:
+            assert make_session().get(url + page).status_code == 200
+        assert len(lnd.payments) == 2
+        books.check()
+
+
 # -- tokens that are good for less than their scope ---------------------------------------------------------------------------
 
 
@@ -261,6 +320,29 @@ def test_a_form_with_a_file_is_the_same_thing_each_time(make_session: Callable[.
         with pytest.raises(TokenRefusedError):
             make_session().post(f"{url}/ask", files={"file": ("a.txt", io.BytesIO(b"other content"))})
         assert len(lnd.payments) == 2
+
+
+@pytest.mark.parametrize(
+    ("content_type", "bodies"),
+    [
+        pytest.param(
+            "multipart/form-data; boundary=sea",
+            [b'--sea\r\nContent-Disposition: form-data; name="q"\r\n\r\n' + q + b"\r\n--sea--\r\n" for q in (b"at sea", b"at ")],
+            id="a part that holds the boundary's text",
+        ),
+        pytest.param("text/plain; boundary=1", [b"12", b"2"], id="no form"),
+    ],
+)
+def test_forms_that_differ_in_what_looks_like_a_boundary_are_two_things(
+    make_session: Callable[..., Routeweiler], lnd: FakeLnd, content_type: str, bodies: list[bytes]
+) -> None:
+    """Else the second can't be bought while the first isn't served."""
+    with shop(lnd) as (seller, url):
+        seller.serves = False
+        for number, sent in enumerate(bodies, start=1):
+            with pytest.raises(TokenRefusedError):
+                make_session().post(f"{url}/ask", data=sent, headers={"Content-Type": content_type})
+            assert len(lnd.payments) == number
 
 
 def test_a_file_is_told_by_its_content_from_where_it_stood(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import sqlite3
 import subprocess
@@ -179,6 +180,31 @@ def test_a_report_that_couldnt_be_written_is_left_to_any_other_process(
     assert [row.claimant for row in books.rows] == [None]
     assert user.get(f"{url}/page").status_code == 200
     assert reports(trace, kind) == [True]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork()")
+def test_a_call_that_two_processes_finish_after_a_fork_reports_its_payment_once(
+    lnd: FakeLnd, books: Books, seller: Any, user: Routeweiler, trace: Path, kind: str
+) -> None:
+    """A hook, or the program around it, forks while a call has paid and isn't over: both processes end it with a line."""
+    _, url = seller
+    children: list[int] = []
+
+    def fork(response: Any, **kwargs: Any) -> None:
+        response.content  # noqa: B018  (read here, since both processes have the connection)
+        children.append(os.fork())
+        if children == [0]:
+            raise ConnectionError  # as if the child's call failed
+
+    try:
+        status = user.get(f"{url}/page", hooks={"response": fork}).status_code
+    except BaseException:
+        if children == [0]:
+            os._exit(0)
+        raise
+    assert os.waitpid(children[0], 0)[1] == 0
+    assert status == 200
+    assert sorted(reports(trace, kind)) == [False, True]
 
 
 def test_a_process_that_has_got_the_number_of_a_dead_one_isnt_taken_for_it() -> None:
