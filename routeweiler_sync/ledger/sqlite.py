@@ -449,8 +449,11 @@ class _Turn(AbstractContextManager["SqliteTransaction"]):
     def _goes_on(self) -> bool:
         """Return whether the code that began this transaction is still running, in this thread.
 
-        If it isn't, an interrupt has come at the one moment at which it could keep the transaction from ending.
+        If it isn't, an interrupt has come at the one moment at which it could keep the transaction from ending. In a child that was
+        forked in the middle of the transaction it isn't either.
         """
+        if self._pid != os.getpid():
+            return False
         frame: FrameType | None = sys._getframe(1)
         while frame is not None:
             if frame is self._frame:

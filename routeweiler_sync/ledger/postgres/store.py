@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import queue
 import threading
 import weakref
@@ -299,7 +300,8 @@ class PostgresStore:
         of which a signal handler, a finalizer or a callback uses the ledger: the locks that its outer transaction has would be
         waited for, and are never released.
         """
-        standing = _here.turns.get(self.url)
+        here = (os.getpid(), self.url)
+        standing = _here.turns.get(here)
         if standing is not None and standing() is not None:
             raise LedgerError(
                 f"The ledger {self.url} is in the middle of a transaction of this same thread, which was interrupted by a signal "
@@ -309,7 +311,7 @@ class PostgresStore:
             )
         this_turn = _Turn()
         try:
-            _here.turns[self.url] = weakref.ref(this_turn)
+            _here.turns[here] = weakref.ref(this_turn)
             with self._slot(pool, wait), Guard(_limit_s(wait))() as guard:
                 yield wait, guard
         finally:
@@ -370,8 +372,8 @@ class _Turn:
 
 class _Here(threading.local):
     def __init__(self) -> None:
-        #: The turn of this thread on each ledger, by URL.
-        self.turns: dict[str, weakref.ref[_Turn]] = {}
+        #: The turn of this thread on each ledger, by process and URL: a child forked in the middle of one has its own connections.
+        self.turns: dict[tuple[int, str], weakref.ref[_Turn]] = {}
 
 
 _here = _Here()
