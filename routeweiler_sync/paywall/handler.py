@@ -75,6 +75,7 @@ class PaywallHandler:
     #: The newest answer.
     latest: requests.Response = field(init=False)
     negotiation: Negotiation = field(init=False)
+    _resource_digest: str | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.negotiation = Negotiation(call_started_s=self.call.started_s)
@@ -84,10 +85,13 @@ class PaywallHandler:
         """The record of the call that this hop belongs to."""
         return self.call.record
 
-    @functools.cached_property
+    @property
     def resource_digest(self) -> str:
-        """The digest of the page that the hop requests: method, path with query, body."""
-        return resource_digest(self.request)
+        """The digest of the page that the hop requests: method, path with query, body. Made when it is first asked for."""
+        # Not a `cached_property`: before Python 3.12 that has a lock, which a fork in another thread would leave locked in the child.
+        if self._resource_digest is None:
+            self._resource_digest = resource_digest(self.request)
+        return self._resource_digest
 
     @property
     def is_cached(self) -> bool:
