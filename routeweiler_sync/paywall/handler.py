@@ -88,7 +88,7 @@ class PaywallHandler:
     @property
     def resource_digest(self) -> str:
         """The digest of the page that the hop requests: method, path with query, body. Made when it is first asked for."""
-        # Not a `cached_property`: before Python 3.12 that has a lock, which a fork in another thread would leave locked in the child.
+        # Not a `cached_property`: before Python 3.12 that has a lock, which a fork would leave locked in the child.
         if self._resource_digest is None:
             self._resource_digest = resource_digest(self.request)
         return self._resource_digest
