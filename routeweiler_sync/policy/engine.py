@@ -97,6 +97,8 @@ class _Asked:
         self._tails = [reading(tail, False) for reading in PATH_READINGS]
         self._origins = _origins(parts.scheme, host, port)
         likely = decoded_host(host).rstrip(".")
+        if ":" in likely:
+            likely = likely.partition("%")[0]  # a zone (fe80::1%eth0) says which way to take, not to which server
         likely = dotted_quad(likely) or likely
         self._likely_origins = tuple(dict.fromkeys((*self._origins, *_origins(parts.scheme, likely, port))))
 

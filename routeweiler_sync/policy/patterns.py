@@ -35,6 +35,7 @@ _SLASH_IN_BRACKETS = re.compile(r"[^/]*\[[^]/]*/[^]]*\]")
 _PORT = re.compile(r"(.*?)((?::[0-9*?]+)?)", re.DOTALL)
 # Characters that no host has. A pattern with one of them in its host lacks the slash before its path or query.
 _NEVER_IN_HOST = re.compile(r"[=&;,+$'()\"<>\\^`{|}]")
+_MAX_PORT = 65_535
 # A default port is removed from a pattern only if its host has no *, or has a letter or a dot after the last *. Otherwise the *
 # could match another port as well: https://*1:443 would become https://*1, which matches https://a:8441.
 _HOST = r"[^/*]+|[^/]*\*[^/*]*[a-z.][^/*]*"
@@ -58,9 +59,11 @@ def _problem_of_url(pattern: str, *, denies: bool) -> str | None:
         return f"{shown(pattern)} has a #: the part after it isn't sent to a server. Leave it out"
     if scheme and "@" in host:
         return f"{shown(pattern)} has user info, which is never part of the URL that is compared: leave out what is before the @"
+    if scheme and not host:
+        return f"{shown(pattern)} has no host: write {scheme}*/ for any"
     if scheme and re.search(r"\.(:[0-9*]+)?$", host):
         return f"{shown(pattern)} has a final dot in its host: leave it out"
-    if problem := _problem(pattern, host):
+    if problem := _problem(pattern, host) or (_problem_of_port(pattern, host) if scheme else None):
         return problem
     if (scheme or not denies) and _SLASH_IN_BRACKETS.match(rest):
         return f"{shown(pattern)} has a slash between brackets in its host, and no host has one: take it out of the brackets"
@@ -91,7 +94,7 @@ def _problem_of_origin(pattern: str) -> str | None:
         return f"{shown(pattern)} has user info, and an origin has none: leave out what is before the @"
     if scheme and not _can_begin(pattern):
         return f"{shown(pattern)} begins with neither http:// nor https://"
-    return _problem(pattern, host)
+    return _problem(pattern, host) or _problem_of_port(pattern, host)
 
 
 def matches(origin: str, tail: str, pattern: str, reading: int = 0, *, denies: bool) -> bool:
@@ -157,7 +160,8 @@ def _hosts(host: str) -> tuple[str, ...]:
     """Return the patterns for a host and port that ``host``, the part of a pattern, stands for."""
     found = _BRACKETS.fullmatch(host)
     if found is not None and (address := shortest(found[1])) is not None:
-        return (f"[[]{address}]{found[2]}",)
+        mapped = dotted_quad(address)
+        return (f"[[]{address}]{found[2]}", *([mapped + found[2]] if mapped is not None else []))
     lowered = host.lower()
     spelt = [host, lowered]
     named = _PORT.fullmatch(lowered)
@@ -192,6 +196,19 @@ def _problem(pattern: str, host: str) -> str | None:
     if found is not None and shortest(found[1]) is None:
         return f"{shown(pattern)} has brackets in its host that hold no IPv6 address: with wildcards in it, write [[] for the first"
     return None
+
+
+def _problem_of_port(pattern: str, host: str) -> str | None:
+    """Return what is wrong with the port in ``host``, the pattern's host and port; None if nothing is, or if there is none."""
+    if shortest(host) is not None:
+        return f"{shown(pattern)} has an IPv6 address without its brackets: write [{host}]"
+    found = _BRACKETS.fullmatch(host)
+    _, colon, port = (found[2] if found is not None else host).rpartition(":")
+    if not colon or "]" in port or _WILD.search(port):
+        return None
+    if re.fullmatch(r"0|[1-9][0-9]{0,4}", port) and int(port) <= _MAX_PORT:
+        return None
+    return f"{shown(pattern)} has a port that no URL has: write a number up to {_MAX_PORT} without leading zeros, or leave it out"
 
 
 def shortest(address: str) -> str | None:

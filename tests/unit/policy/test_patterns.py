@@ -33,6 +33,9 @@ def bans(pattern: str, url: str) -> bool:
         ("h*evil*", "http://evil.com/x", True),
         ("*", "https://evil.com/x", True),
         ("*?u=http://U@x.", "https://evil.com/x?u=http://U@x.", True),
+        ("*?at=12:60", "https://evil.com/x?at=12:60", True),
+        ("http://[[]::1]/*", "http://[::1]:80/x", True),
+        ("http://evil.com:80[0-9][0-9]/*", "http://evil.com:8080/x", True),
     ],
 )
 def test_a_ban_bans_what_it_names(pattern: str, url: str, banned: bool) -> None:
@@ -58,6 +61,12 @@ def test_a_ban_bans_what_it_names(pattern: str, url: str, banned: bool) -> None:
         ("https://evil.com*?x=*", "write the slash"),
         ("evil.com/*", "https://host/"),
         ("ftp://evil.com/*", "https://host/"),
+        ("https://evil.com:https/*", "a port that no URL has"),
+        ("https://evil.com:65536/*", "a port that no URL has"),
+        ("https://*.evil.com:0443/*", "a port that no URL has"),
+        ("http://[::1]:/*", "a port that no URL has"),
+        ("http://::1/*", r"write \[::1\]"),
+        ("https:///*", "no host"),
     ],
 )
 def test_a_ban_that_could_ban_nothing_is_refused(pattern: str, advice: str) -> None:
@@ -137,6 +146,10 @@ def test_a_wildcard_of_a_host_stays_within_the_host(pattern: str, url: str, allo
         ("http://127.0.0.1:8080/*", "http://0x7f.0.0.01:8080/", True),
         ("http://127.0.0.1/*", "http://[::ffff:127.0.0.1]/", True),
         ("http://127.1/*", "http://127.0.0.1/", True),
+        ("http://[::ffff:127.0.0.1]:*/*", "http://127.0.0.1:8080/", True),
+        ("http://[::1]:*/*", "http://[::1%25lo]:8080/", True),
+        ("http://[fe80::1]/*", "http://[FE80::1%eth0]/", True),
+        ("http://[fe80::1]/*", "http://[fe80::2%25eth0]/", False),
         ("http://127.0.0.1/*", "http://127.0.0.2/", False),
         ("http://evil.example/*", "http://%65vil.example/", True),
         ("http://xn--bcher-kva.example/*", "http://b%C3%BCcher.example/", True),
@@ -190,6 +203,9 @@ def test_an_allowance_allows_what_it_names_and_nothing_else(glob: str, origin: s
         ("ftp://api.example", "neither"),
         ("bücher.example", "xn--"),
         ("[fe80::*]", r"\[\[\]"),
+        ("::1", r"write \[::1\]"),
+        ("api.example:https", "a port that no URL has"),
+        ("https://api.example:65536", "a port that no URL has"),
     ],
 )
 def test_an_allowance_that_could_allow_nothing_is_refused(glob: str, advice: str) -> None:
