@@ -20,6 +20,7 @@ import logging
 import os
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -57,6 +58,10 @@ BUSY_TIMEOUT_S = 30.0
 WAIT_S_MIN = 0.25
 #: The busy timeout of a connection is a multiple of this, in ms, so that it is seldom set anew.
 _BUSY_STEP_MS = 50
+
+#: How often, and with what pause, the files beside a ledger are looked at before they count as lost: other programs open and close
+#: the ledger meanwhile.
+_LOOKS, _LOOK_PAUSE_S = 3, 0.01
 
 #: Advice for an error, by a word in SQLite's message.
 _ADVICE = (
@@ -190,6 +195,7 @@ class SqliteStore:
             self._refuse_if_gone()
         self._real = resolved(self.path)
         self._refuse_if_unsafe(require_one_name)  # first: to open the file under a second name may change it
+        self._refuse_if_log_is_alone()  # first too: SQLite would delete the log of a file that is empty
         connection = connect_sqlite(self.path, timeout_s=wait.left_s())
         try:
             connection.row_factory = sqlite3.Row
@@ -218,6 +224,39 @@ class SqliteStore:
                     "Put it back. If that was intended, close() the session (and the Ledger, if the session was given one): the "
                     "next call then uses the file that is there."
                 ),
+            )
+
+    def _refuse_if_log_is_alone(self) -> None:
+        """Refuse an empty file beside a log, and a log that was deleted: what the log held is missing in the file.
+
+        SQLite deletes the shared memory before the log. So shared memory without a log is left only by somebody else. What another
+        program opens or closes meanwhile may look like that for a moment, but not `_LOOKS` times in a row.
+        """
+        log_file, memory = (Path(f"{self._real}{suffix}") for suffix in SIDE_FILES[:2])
+        for _ in range(_LOOKS):
+            if _size(self._real) or not _size(log_file):
+                break
+        else:
+            raise LedgerError(
+                f"The ledger {printable(self.path)} is empty, but {printable(log_file)} isn't: the file was emptied or replaced.",
+                advice="Restore the file from a backup; or move both away, and see the node's list of payments for what was paid.",
+            )
+        for _ in range(_LOOKS):
+            if log_file.exists() or not memory.exists() or log_file.exists():
+                return
+            time.sleep(_LOOK_PAUSE_S)
+        raise LedgerError(
+            f"{printable(log_file)} was deleted or moved after a program had ended without closing the ledger. It may hold "
+            "payments that the ledger doesn't know.",
+            advice=f"Put it back. If you can't, delete {printable(memory)}, and compare the ledger with the node's payments: "
+            "routeweiler-sync budget audit.",
+        )
+
+    def _refuse_if_emptied(self) -> None:
+        if not _size(self._real):
+            raise LedgerError(
+                f"The ledger {printable(self.path)} was emptied while this process had it open.",
+                advice="End all programs that use it: the last one writes what it knows into the file. Then call again.",
             )
 
     def _files_beside(self) -> dict[str, object]:
@@ -282,6 +321,14 @@ class SqliteStore:
                 f"The ledger {self.path} was written by a newer version (schema {version}; this version knows {SCHEMA_VERSION}).",
                 advice="The ledger wasn't changed. Upgrade routeweiler-sync.",
             )
+
+
+def _size(path: Path) -> int:
+    """Return how many bytes the file has, 0 if there is none."""
+    try:
+        return os.stat(path).st_size
+    except FileNotFoundError:
+        return 0
 
 
 class _Line:
@@ -413,6 +460,7 @@ class _Turn(AbstractContextManager["SqliteTransaction"]):
         connection.execute("BEGIN IMMEDIATE" if self._writes else "BEGIN")
         if self._binding:
             store._refuse_if_gone()
+            store._refuse_if_emptied()
             store._refuse_if_beside_is_gone()
             store._refuse_if_unsafe(require_one_name, require_private)
             store._refuse_if_newer(connection)

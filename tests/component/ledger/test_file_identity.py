@@ -382,6 +382,48 @@ def test_nothing_is_bought_once_a_file_beside_the_ledger_is_lost(
 
 
 @posix
+def test_nothing_is_bought_once_the_ledger_is_emptied(
+    make_session: Callable[..., Routeweiler], paywall: Paywall, lnd: FakeLnd, tmp_path: Path
+) -> None:
+    """Else the next program begins anew: SQLite deletes the log of an empty file, with all that was paid."""
+    path = tmp_path / "ledger.db"
+    session = make_session(ledger=path)
+    assert session.get(paywall.url).status_code == 200
+    os.truncate(path, 0)
+    paywall.add_service("/second", name="second", price_msat=3_000)
+    assert "was emptied" in str(refused(session, paywall.url_for("/second"), lnd))
+    with make_session(ledger=path) as other:
+        assert "is empty, but" in str(refused(other, paywall.url, lnd))
+    session.close()  # writes what it knows into the file itself
+    with make_session(ledger=path) as after:
+        assert after.get(paywall.url).payment.reused
+    assert len(lnd.payments) == 1
+
+
+@posix
+def test_nothing_is_bought_once_the_log_of_a_killed_program_is_deleted(
+    make_session: Callable[..., Routeweiler], paywall: Paywall, lnd: FakeLnd, tmp_path: Path
+) -> None:
+    """Else what the log held is bought again. A program that is killed leaves it behind, and who tidies up takes it for rubbish."""
+    path, killed = tmp_path / "ledger.db", tmp_path / "killed"
+    session = make_session(ledger=path)
+    assert session.get(paywall.url).status_code == 200
+    killed.mkdir()
+    for each in parts(path):  # the files as a killed program leaves them
+        shutil.copy2(each, killed / each.name)
+    session.close()
+    log = killed / "ledger.db-wal"
+    held = log.read_bytes()
+    log.unlink()
+    with make_session(ledger=killed / "ledger.db") as after:
+        assert "ledger.db-wal was deleted" in str(refused(after, paywall.url, lnd))
+        log.write_bytes(held)
+        log.chmod(0o600)
+        assert after.get(paywall.url).payment.reused
+    assert len(lnd.payments) == 1
+
+
+@posix
 def test_files_beside_that_sqlite_makes_anew_are_no_loss(tmp_path: Path) -> None:
     """Else each fork, and each close() between two purchases, would end all buying."""
     ledger = Ledger.open(tmp_path / "ledger.db")
