@@ -208,8 +208,11 @@ class Checkout:
 
     def _rows_for_quote(self, request: TokenRequest) -> list[PaymentRow]:
         """Return the rows that a call for ``request`` would use before it bought anything."""
+        live = self.ledger.live(request.origin, request.scope)
         standing = self.ledger.standing(request.origin, request.resource_digest)
-        return [*self.ledger.live(request.origin, request.scope), *([] if standing is None else [standing])]
+        if standing is None:
+            return live
+        return [standing, *live] if live and _belongs_elsewhere(live[0], request) else [*live, standing]
 
     @contextlib.contextmanager
     def _flight(self, request: TokenRequest, deadline: Deadline) -> Iterator[Flight]:

@@ -229,14 +229,14 @@ def test_pages_whose_scopes_are_swapped_while_they_are_paid_for_get_their_own_to
     make_session: Callable[..., Routeweiler], lnd: FakeLnd, books: Books
 ) -> None:
     """Else each page is offered the other's token for ever, and its own, which is paid for, never."""
-    scopes = {"/a": "one", "/b": "two"}
+    scopes, prices = {"/a": "one", "/b": "two"}, {"/a": 10_000, "/b": 20_000}
     sold: dict[str, str] = {}
 
     def sell(request: Any) -> tuple[int, list[tuple[str, str]], bytes]:
         token = request.headers.get("Authorization", "").partition(" ")[2].rpartition(":")[0]
         if sold.get(token) == request.path:
             return 200, [], b"page"
-        token, line = challenge_line(lnd, 10_000, scopes[request.path])
+        token, line = challenge_line(lnd, prices[request.path], scopes[request.path])
         sold[token] = request.path
         return 402, [("WWW-Authenticate", line)], b""
 
@@ -246,6 +246,8 @@ def test_pages_whose_scopes_are_swapped_while_they_are_paid_for_get_their_own_to
             with pytest.raises(PaymentPendingError):
                 make_session(payment_timeout=1).get(url + page)
         scopes.update({"/a": "two", "/b": "one"})
+        quotes = {page: make_session().quote("GET", url + page) for page in scopes}
+        assert {page: quote and quote.amount_msat for page, quote in quotes.items()} == prices
         lnd.release()
         for page in [*scopes, *scopes]:
             assert make_session().get(url + page).status_code == 200
