@@ -10,7 +10,7 @@ import logging
 import os
 import time
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
@@ -265,6 +265,8 @@ class CallRecord:
         answer = response if response is not None else getattr(error, "response", None)
         began_s = self.service_started_s if self.service_started_s is not None else self.started_s
         challenge = use.challenge if use is not None and use.challenge is not None else self.challenge
+        if challenge is not None:
+            challenge = replace(challenge, url=self._without_tokens(challenge.url))
         return TraceEvent(
             request_id=request_id,
             parent_request_id=parent,
@@ -272,7 +274,7 @@ class CallRecord:
             session_id=self.payer.session_id,
             envelope_id=self.payer.envelope_id,
             policy_hash=self.payer.policy_hash,
-            url=without_userinfo(url),
+            url=self._without_tokens(without_userinfo(url)),
             method=self.method,
             authorization_replaced=self.authorization_replaced,
             challenge=challenge,
@@ -283,11 +285,23 @@ class CallRecord:
                 http_status=None if answer is None else answer.status_code,
                 service_delivered=response is not None and response.status_code < 400,
                 service_latency_ms=None if response is None else int((now_s - began_s) * 1000),
-                error=None if error is None else _trace_error(error),
+                error=None if error is None else self._trace_error(error),
             ),
             timestamp_start=datetime.fromtimestamp(self.started_s, tz=timezone.utc),
             timestamp_end=datetime.fromtimestamp(now_s, tz=timezone.utc),
         )
+
+    def _trace_error(self, error: BaseException) -> TraceError:
+        code = error.code if isinstance(error, RouteweilerError) else type(error).__name__
+        message = without_userinfos(redact(self._without_tokens(str(error))))
+        return TraceError(code=code, message=message[:MAX_MESSAGE_CHARS])
+
+    def _without_tokens(self, text: str) -> str:
+        """Return ``text`` without the call's tokens, which a server may have put into a redirect's URL."""
+        from ..protocol.token_search import without_tokens
+
+        tokens = frozenset(use.token.token for use in self.uses if use.proof)
+        return without_tokens(text, tokens, by_value=True) if tokens else text
 
 
 def claim_unreported(payer: Payer, row: PaymentRow) -> PaymentRow | None:
@@ -331,8 +345,3 @@ def _trace_payment(use: TokenUse) -> TracePayment:
         settlement_latency_ms=use.settlement_latency_ms,
         reused=use.reused,
     )
-
-
-def _trace_error(error: BaseException) -> TraceError:
-    code = error.code if isinstance(error, RouteweilerError) else type(error).__name__
-    return TraceError(code=code, message=without_userinfos(redact(str(error)))[:MAX_MESSAGE_CHARS])

@@ -15,10 +15,27 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import requests
+from requests.structures import CaseInsensitiveDict
 
 if TYPE_CHECKING:
     from ..errors import ChallengeMismatchError
     from ..payments.token import Token
+
+
+class _CredentialedHeaders(CaseInsensitiveDict):  # type: ignore[type-arg]
+    """Headers with a token. A ``Host`` of another server that an adapter puts onto them takes the token off."""
+
+    def __init__(self, headers: Any, url: str) -> None:
+        self._url = url
+        super().__init__(headers)
+
+    def __setitem__(self, name: Any, value: Any) -> None:
+        from .._core.urls import leads_to_one_server
+
+        super().__setitem__(name, value)
+        plain = name.decode("latin-1") if isinstance(name, bytes) else str(name)
+        if plain.strip().lower() == "host" and not leads_to_one_server(self._url, {"Host": value}):
+            self.pop("Authorization", None)
 
 
 class CredentialedRequest(requests.PreparedRequest):
@@ -33,6 +50,8 @@ class CredentialedRequest(requests.PreparedRequest):
         made = cls()
         made.__dict__.update(request.__dict__)
         made.headers["Authorization"] = credential
+        if type(made.headers) is CaseInsensitiveDict:
+            made.headers = _CredentialedHeaders(made.headers.items(), made.url or "")
         return made
 
     def __getstate__(self) -> dict[str, Any]:
@@ -96,15 +115,18 @@ class PaywallResponse(requests.Response):
 
     #: The tokens that were offered and asked for in this hop.
     _tokens: frozenset[str] = frozenset()
+    #: Whether the answer is what was paid for. Then its body stays as it is.
+    _is_page = False
 
     def __getstate__(self) -> dict[str, Any]:
-        return _without_tokens(super().__getstate__(), self._tokens)
+        return _without_tokens(super().__getstate__(), self._tokens, is_page=self._is_page)
 
 
 class _DropsTokens:
     """Does for an answer of a program's own class what `PaywallResponse` does. The pickle is of that class."""
 
     _tokens: frozenset[str] = frozenset()
+    _is_page = False
     _kind: type[requests.Response]
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
@@ -114,7 +136,7 @@ class _DropsTokens:
         made, arguments, *rest = reduced
         arguments = tuple(self._kind if each is type(self) else _without(each, self._tokens) for each in arguments)
         if rest and isinstance(rest[0], dict):
-            rest[0] = _without_tokens(rest[0], self._tokens)
+            rest[0] = _without_tokens(rest[0], self._tokens, is_page=self._is_page)
         made = self._kind if made is type(self) else _new if made is copyreg.__newobj__ else made  # type: ignore[attr-defined]
         return made, arguments, *rest
 
@@ -127,10 +149,11 @@ def _new(kind: type, *arguments: Any) -> Any:
 _made: dict[type, type] = {}
 
 
-def droppable(response: requests.Response, tokens: frozenset[str] = frozenset()) -> requests.Response:
+def droppable(response: requests.Response, tokens: frozenset[str] = frozenset(), *, is_page: bool = False) -> requests.Response:
     """Return ``response``, with its class changed so that pickles and copies hold no token.
 
-    ``tokens`` are those that are known to be at stake; the ones that the response itself offers are added.
+    ``tokens`` are those that are known to be at stake; the ones that the response itself offers are added. ``is_page``: the
+    response is what was paid for, so its body stays as it is.
     """
     tokens = tokens | tokens_offered(response) | getattr(response, "_tokens", frozenset())
     kind = type(response)
@@ -142,9 +165,24 @@ def droppable(response: requests.Response, tokens: frozenset[str] = frozenset())
                 _made[kind] = type(kind.__name__, (_DropsTokens, kind), {"_kind": kind, "__module__": kind.__module__})
             response.__class__ = _made[kind]
         response._tokens = tokens  # type: ignore[attr-defined]
+        response._is_page = is_page  # type: ignore[attr-defined]
     except (TypeError, AttributeError):  # its class can't be changed, for instance because it has slots
-        _scrub(response, tokens)
+        _scrub(response, tokens, is_page=is_page)
     return response
+
+
+def lost_its_token(response: requests.Response) -> bool:
+    """Return whether ``response`` answers a request of ours whose token was taken off again, by an adapter for instance."""
+    request = getattr(response, "request", None)
+    return isinstance(request, CredentialedRequest) and "Authorization" not in (request.headers or {})
+
+
+def names_a_token(response: requests.Response, tokens: frozenset[str]) -> bool:
+    """Return whether the head of ``response`` repeats one of ``tokens``: a ``Location``, a cookie, the reason phrase."""
+    from ..protocol.token_search import holds_token
+
+    head = "\n".join([str(response.reason), *map(str, (response.headers or {}).values())])
+    return holds_token(head, tokens, by_value=True)
 
 
 def tokens_offered(response: requests.Response) -> frozenset[str]:
@@ -163,15 +201,19 @@ def _tokens_sent(request: Any) -> frozenset[str]:
     return token_of(value) if isinstance(request, CredentialedRequest) and isinstance(value, (str, bytes)) else frozenset()
 
 
-def _without_tokens(state: dict[str, Any], tokens: frozenset[str]) -> dict[str, Any]:
+def _without_tokens(state: dict[str, Any], tokens: frozenset[str], *, is_page: bool = False) -> dict[str, Any]:
     """Return the state of a response without tokens. What isn't a text of the answer, such as its history, stays as it is."""
     from ..protocol.token_search import holds_token
 
-    found = {name: value if name in _NO_TEXTS else _without(value, tokens, by_value=name == "url") for name, value in state.items()}
+    found = {
+        name: value if name in _NO_TEXTS else _without(value, tokens, by_value=is_page or name == "url")
+        for name, value in state.items()
+    }
     content = found.get("_content")
-    if isinstance(content, (bytes, bytearray)) and holds_token(content, tokens):
+    if isinstance(content, (bytes, bytearray)) and not is_page and holds_token(content, tokens):
         found["_content"] = b""
     found.pop("_tokens", None)
+    found.pop("_is_page", None)
     return found
 
 
@@ -197,16 +239,16 @@ def _without(value: Any, tokens: frozenset[str], *, by_value: bool = False) -> A
             if holds_token(f"{cookie.name}={cookie.value}", tokens, by_value=by_value):
                 kept.clear(cookie.domain, cookie.path, cookie.name)
         return kept
-    if type(value) is dict or isinstance(value, requests.structures.CaseInsensitiveDict):
+    if type(value) is dict or isinstance(value, CaseInsensitiveDict):
         return type(value)({name: _without(each, tokens, by_value=by_value) for name, each in value.items()})
     if type(value) in (list, tuple, set):
         return type(value)(_without(each, tokens, by_value=by_value) for each in value)
     return value
 
 
-def _scrub(response: requests.Response, tokens: frozenset[str]) -> None:
+def _scrub(response: requests.Response, tokens: frozenset[str], *, is_page: bool = False) -> None:
     """Remove ``tokens`` from ``response`` itself, as they are left out of a pickle."""
-    for name, value in _without_tokens(dict(response.__dict__), tokens).items():
+    for name, value in _without_tokens(dict(response.__dict__), tokens, is_page=is_page).items():
         if name != "raw" and value is not response.__dict__[name]:
             setattr(response, name, value)
 
@@ -231,6 +273,11 @@ def scrub_cookies(request: requests.PreparedRequest, tokens: frozenset[str]) -> 
     if headers and "Cookie" in headers:
         headers["Cookie"] = _without(headers["Cookie"], tokens, by_value=True)
         request._cookies = _without(getattr(request, "_cookies", None), tokens, by_value=True)
+
+
+def scrub_page(response: requests.Response, tokens: frozenset[str]) -> None:
+    """Remove ``tokens`` from the head of ``response``, a page that a caching session writes to disk."""
+    _scrub(response, tokens, is_page=True)
 
 
 def scrub_redirect(response: requests.Response) -> requests.Response:

@@ -35,10 +35,13 @@ from .credentialed import (
     drop_credential_if_varied,
     droppable,
     errors_with_original_request,
+    lost_its_token,
     mark_refused,
+    names_a_token,
     other_host_error,
     scrub_cookies,
     scrub_for_history,
+    scrub_page,
     scrub_redirect,
     tokens_offered,
     with_credential,
@@ -185,6 +188,8 @@ class PaywallHandler:
         guess: an answer never counts for or against a guess.
         """
         while True:
+            if lost_its_token(self.latest) and not self.negotiation.bought:
+                return self._left_unpaid(self.latest)
             judged = token if not is_guess else None
             may_ask = self.latest.status_code in ((402,) if judged is None else (401, 402))
             request = self._parse_challenge() if may_ask else None
@@ -458,6 +463,11 @@ class PaywallHandler:
             scrub_cookies(response.request, self.tokens)
         response.history = [*self.history, *response.history]
         response.payment = self.call.payment = payment  # type: ignore[attr-defined]
+        if self.tokens and not hasattr(response, "_tokens") and names_a_token(response, self.tokens):
+            if self.is_cached and not response.is_redirect:  # what says where a redirect leads is still needed
+                scrub_page(response, self.tokens)
+            else:
+                droppable(response, self.tokens, is_page=True)
         if self.history:
             self.record.superseded[id(response)] = list(self.history)
         return response

@@ -11,6 +11,7 @@ import pickle
 import secrets
 import stat
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -20,12 +21,14 @@ import requests
 from routeweiler_sync import (
     BudgetEnvelope,
     PaymentDeclinedError,
+    PaywallAdapter,
     Policy,
     PolicyRule,
     RouteweilerError,
     RuleMatch,
     TokenRefusedError,
     TraceSink,
+    wrap,
 )
 from routeweiler_sync.protocol.token_search import holds_token
 from routeweiler_sync.testing import FakeLnd, Paywall
@@ -292,6 +295,119 @@ def test_a_host_header_of_another_name_gets_no_token_and_pays_nothing(
     assert len(lnd.payments) == 1
     assert [line["outcome"]["error"]["code"] for line in books.lines if line["outcome"]["error"]] == ["challenge_mismatch"] * 4
     books.check()
+
+
+class _OtherHost(requests.adapters.HTTPAdapter):
+    """Puts a Host header of its own onto each request that it sends."""
+
+    host = "mallory.example"
+
+    def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:  # type: ignore[override]
+        request.headers["host"] = self.host
+        return super().send(request, **kwargs)
+
+
+class _OtherHostOfOurs(PaywallAdapter):
+    """The same by the method that `requests` has for it, in a class derived of ours."""
+
+    def add_headers(self, request: requests.PreparedRequest, **kwargs: Any) -> None:  # type: ignore[override]
+        request.headers["Host"] = "mallory.example"
+
+
+@pytest.mark.parametrize("kind", ["theirs", "ours"])
+def test_a_host_header_that_an_adapter_sets_gets_no_token_and_pays_nothing(make_session, lnd: FakeLnd, kind: str) -> None:
+    """An adapter sees the request after the token is on it. The token stays live, and is used without that adapter."""
+    session = make_session()
+    heard: list[tuple[str, bool]] = []
+
+    def answer(handler: Any) -> Any:
+        heard.append((handler.headers["Host"], "Authorization" in handler.headers))
+        return (
+            (200, [], b"page") if "Authorization" in handler.headers else (402, [("WWW-Authenticate", challenge_of(lnd)[1])], b"")
+        )
+
+    with server(answer) as url:
+        assert session.get(url + "/x").content == b"page"
+        plain = session.adapters["http://"]
+        session.mount("http://", _OtherHost() if kind == "theirs" else _OtherHostOfOurs(session._payer))
+        assert [session.get(url + path).status_code for path in ("/x", "/y")] == [402, 402]
+        session.mount("http://", plain)
+        assert session.get(url + "/x").payment.reused
+        own = _OtherHost()
+        own.host = url.partition("://")[2]
+        session.mount("http://", own)
+        assert session.get(url + "/x").payment.reused
+    assert not any(authorized for host, authorized in heard if host == "mallory.example")
+    assert len(lnd.payments) == 1
+
+
+def test_a_token_in_a_redirect_is_in_no_trace(session, lnd: FakeLnd, books: Books) -> None:
+    """The error of the next hop names the URL, and a trace is passed on."""
+    tokens: list[str] = []
+
+    def answer(handler: Any) -> Any:
+        if handler.headers["Authorization"]:
+            return 302, [("Location", f"http://127.0.0.1:9/{tokens[0]}?t={quote(tokens[0], safe='')}")], b""
+        token, line = challenge_of(lnd)
+        tokens.append(token)
+        return 402, [("WWW-Authenticate", line)], b""
+
+    with server(answer) as url, pytest.raises(requests.ConnectionError):
+        session.get(url)
+    text = books.trace_path.read_text()
+    assert "ConnectionError" in text
+    assert not holds_token(text, frozenset(tokens), by_value=True)
+
+
+@pytest.mark.parametrize("where", ["Location", "Set-Cookie", "X-Copy", "reason"])
+def test_a_token_that_a_paid_answer_repeats_in_its_head_is_in_no_pickle(session, lnd: FakeLnd, where: str) -> None:
+    """A cache of pickles would hand the token out; the page itself stays as it is."""
+    tokens: list[str] = []
+
+    def answer(handler: Any) -> Any:
+        if handler.path != "/x":
+            return 200, [], b"page"
+        if not handler.headers["Authorization"]:
+            token, line = challenge_of(lnd)
+            tokens.append(token)
+            return 402, [("WWW-Authenticate", line)], b""
+        if where == "reason":
+            usual = handler.send_response
+            handler.send_response = lambda status, message=None: usual(status, f"Here is {tokens[0]}")
+            return 200, [], b"page"
+        value = {"Location": f"/?{quote(tokens[0], safe='')}", "Set-Cookie": f"t={tokens[0]}"}.get(where, tokens[0])
+        return 302 if where == "Location" else 200, [(where, value)], b"page"
+
+    with server(answer) as url:
+        response = session.get(url + "/x", allow_redirects=False)
+    assert response.payment is not None
+    if where == "Location":
+        response._next = None  # the next request is the caller's to send, with the URL that the server named
+    data = [pickle.dumps(response, protocol) for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1)]
+    assert not any(holds_token(each, frozenset(tokens), by_value=True) for each in [*data, pickle.dumps(copy.copy(response))])
+    assert pickle.loads(data[0]).content == b"page"
+
+
+def test_a_token_that_a_page_repeats_in_its_head_is_in_no_cache(lnd: FakeLnd, tmp_path: Path) -> None:
+    """Caches are files that others may read, and keep pages for days."""
+    requests_cache = pytest.importorskip("requests_cache")
+    tokens: list[str] = []
+
+    def answer(handler: Any) -> Any:
+        if handler.headers["Authorization"]:
+            return 200, [("X-Copy", tokens[0]), ("Set-Cookie", f"t={tokens[0]}")], b"page"
+        token, line = challenge_of(lnd)
+        tokens.append(token)
+        return 402, [("WWW-Authenticate", line)], b""
+
+    cached = requests_cache.CachedSession(tmp_path / "cache", backend="filesystem", serializer="pickle")
+    with server(answer) as url:
+        session = wrap(cached, funding=[lnd.funding()], ledger=tmp_path / "ledger.db")
+        assert [session.get(url).content for _ in range(2)] == [b"page"] * 2
+    files = [each.read_bytes() for each in (tmp_path / "cache").rglob("*") if each.is_file()]
+    assert any(b"page" in each for each in files)
+    assert not any(holds_token(each, frozenset(tokens), by_value=True) for each in files)
+    assert len(lnd.payments) == 1
 
 
 @pytest.mark.parametrize("userinfo", ["bob:S3CRET", "S3CRET", "bob:S3CRET%40x", "bob:S3@CRET", ":S3CRET", "bob:S3CRET:"])
