@@ -28,6 +28,7 @@ WHERE = {
     "a macaroon": "Give a macaroon itself, in hex, as macaroon_hex=, or in an lndconnect URI as ROUTEWEILER_LNDCONNECT",
     "an lndconnect URI": "Give an lndconnect URI as ROUTEWEILER_LNDCONNECT, or to LndClient.from_lndconnect()",
     "a certificate": "Give the text of a certificate as tls_cert_pem=",
+    "a URL with a password": "Give the URL of a ledger as ledger= or ROUTEWEILER_LEDGER",
     "a private key": "No private key is needed: give lnd's tls.cert",
     "a secret": "Give a macaroon itself, in hex, as macaroon_hex=, or in an lndconnect URI as ROUTEWEILER_LNDCONNECT",
 }
@@ -36,11 +37,13 @@ _LND_MACAROON = ("0201036c6e64", "AgEDbG5k")
 
 _HEX = re.compile(r"(?:[0-9A-Fa-f][\s:,-]?){32,}[0-9A-Fa-f]")
 _RUN = re.compile(r"[A-Za-z0-9+/_-]{33,}={0,2}")
+_ESCAPED_BREAK = re.compile(r"(?:\\[rnt])+")
 _BASE32 = re.compile(r"(?=[A-Z]*[2-7])[A-Z2-7]{33,}")
 _PIECE = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|[0-9]+")
 _PEM = re.compile(r"-----BEGIN [\s\S]*?(?:-----END [A-Z0-9 ]*-----|\Z)")
 _WHOLE = re.compile(r"lndconnect:\S+|nostr\+walletconnect:\S+", re.IGNORECASE)
-_USERINFO = re.compile(r"(?<=://)[^\s'\"/?#:@]*:(?!\d+[/?#])[^\s'\"]*@")
+#: One slash is enough: a path object has made one of two.
+_USERINFO = re.compile(r"(?<=:/)/?[^\s'\"/?#:@]*:(?!\d+[/?#])[^\s'\"]*@")
 _NAMED = re.compile(
     r"(?<![A-Za-z0-9])((?:ssl)?passw(?:or)?d|passphrase|oauth_client_secret|scram_client_key|scram_server_key|api_?key|secret"
     r"|macaroon|preimage)(\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s&;,'\")]+)",
@@ -65,7 +68,7 @@ def without_secrets(text: str, keep: Iterable[str] = ()) -> str:
 
 def without_passwords(text: str) -> str:
     """Return ``text`` without the user info of URLs that holds a password, and without the values of ``password=`` and the like."""
-    text = _USERINFO.sub("…@", text)
+    text = _USERINFO.sub(lambda found: "/…@" if found[0].startswith("/") else "…@", text)
     return _NAMED.sub(lambda found: found[0] if found[3].startswith("…") else f"{found[1]}{found[2]}…", text)
 
 
@@ -75,7 +78,8 @@ def may_be_secret(value: object) -> bool:
     unprintable = sum(not each.isprintable() for each in text)
     if len(text) >= SECRET_CHARS_MIN and unprintable * 8 > len(text):  # the bytes of a macaroon, or the same as a text
         return True
-    return any(without_secrets(each) != each for each in {text, unquote(text)})
+    # Within a repr, or a variable that was written on one line, a new line is a backslash and an n.
+    return any(without_secrets(each) != each for each in {text, unquote(text), _ESCAPED_BREAK.sub("\n", text)})
 
 
 def shown(value: object) -> str:
@@ -98,6 +102,8 @@ def kind_of(value: object) -> str:
         return "a private key" if "PRIVATE KEY" in text else "a certificate"
     if text.lower().startswith(_LND_MACAROON[0]) or text.startswith((_LND_MACAROON[1], "\x02\x01\x03lnd")):
         return "a macaroon"
+    if _USERINFO.search(text) is not None:
+        return "a URL with a password"
     return "a secret"
 
 
@@ -110,7 +116,12 @@ def is_misplaced(path: object) -> bool:
     name = re.split(r"[/\\]", text.rstrip("/\\ \t\r\n"))[-1]
     is_one_run = _RUN.fullmatch(text.strip()) is not None and not text.lstrip().startswith(("/", "~", "."))
     is_no_path = is_one_run or "\n" in text or "\0" in text
-    return kind_of(text) != "a secret" or may_be_secret(name) or (is_no_path and may_be_secret(text))
+    return (
+        kind_of(text) != "a secret"
+        or may_be_secret(name)
+        or _USERINFO.search(text) is not None
+        or (is_no_path and may_be_secret(text))
+    )
 
 
 def problem_of_path(name: str, path: object) -> str | None:

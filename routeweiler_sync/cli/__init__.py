@@ -5,14 +5,18 @@ What the exit codes mean is defined in `outcome`.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import os
+import re
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import click
 
+from .._core.secret_text import without_secrets
 from .._version import VERSION
 from .budget import budget
 from .demo import demo
@@ -20,6 +24,7 @@ from .get import get
 from .payments import payments, tokens
 from .run import run
 
+_PAYMENT = re.compile(r"(?<= has no payment )[0-9a-f]{64}\Z")
 _SILENT = logging.NullHandler()
 
 
@@ -29,6 +34,26 @@ class Commands(click.Group):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run the command in the arguments, and exit with its code."""
         return super().main(*args, **{"windows_expand_args": False, **kwargs})
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Return the context of the command in the arguments."""
+        with _errors_without_secrets():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, context: click.Context) -> Any:
+        """Run the command of ``context``."""
+        with _errors_without_secrets():
+            return super().invoke(context)
+
+
+@contextlib.contextmanager
+def _errors_without_secrets() -> Iterator[None]:
+    """Leave out what may be a secret from the errors of click in the block, which repeat arguments. Hashes of payments stay."""
+    try:
+        yield
+    except click.ClickException as error:
+        error.message = without_secrets(error.message, _PAYMENT.findall(error.message))  # type: ignore[misc]
+        raise
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

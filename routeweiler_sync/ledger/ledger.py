@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
@@ -470,7 +471,7 @@ class Ledger:
             seen = _first(tx.execute("SELECT * FROM payments WHERE payment_hash = ?", (payment_hash,)))
             if seen is None:
                 raise LedgerError(
-                    f"The ledger has no payment {payment_hash}. Nothing was changed.",
+                    f"The ledger has no payment {_shown_hash(payment_hash)}. Nothing was changed.",
                     advice="Ledger.payments() lists all payments.",
                     shell_advice="To list all payments, run: routeweiler-sync payments list",
                 )
@@ -673,6 +674,12 @@ def _retirement(row: PaymentRow, code: str, text: str) -> Change | None:
     if row.state is not PaymentState.SETTLED:
         return None
     return Change(state=PaymentState.RETIRED, failure_code=code, failure_text=text)
+
+
+def _shown_hash(payment_hash: object) -> str:
+    """Return ``payment_hash`` for a text, unless it has another form: a token or preimage may have been given in its place."""
+    text = str(payment_hash)
+    return text if re.fullmatch(r"[0-9a-f]{64}", text) else shown(payment_hash)
 
 
 def _first(rows: list[Mapping[str, Any]]) -> PaymentRow | None:

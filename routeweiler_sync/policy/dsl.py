@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .._core.money import CURRENCIES, MAX_MINOR_UNITS
-from .._core.secret_text import shown
+from .._core.secret_text import may_be_secret, problem_of_path, shown
 from ..protocol.invoice import NETWORKS
 from ..protocol.schemes import NAMES
 from . import patterns
@@ -161,6 +161,8 @@ class Policy:
 
         Raises: OSError if the file can't be read. ValueError that names the file, if its content makes no policy.
         """
+        if (problem := problem_of_path("The policy's file", path)) is not None:
+            raise ValueError(problem)
         path = Path(path)
         try:
             text = path.read_text(encoding="utf-8-sig")  # some editors write a byte order mark at the beginning
@@ -172,6 +174,8 @@ class Policy:
                 return cls.from_dict(tomllib.loads(text))
         except (ValueError, RecursionError) as error:
             kind = "" if not isinstance(error, json.JSONDecodeError) else "it isn't JSON (.toml files are read as TOML): "
+            if isinstance(error, json.JSONDecodeError):
+                error.doc = ""  # another file's text may have been given, and error reporters show attributes
             raise ValueError(f"policy file {path}: {kind}{error}") from error
         raise ValueError(f"policy file {path}: TOML needs Python 3.11 or later; write the policy as JSON")
 
@@ -183,7 +187,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """
     known = dict(pairs)
     if len(known) < len(pairs):
-        twice = sorted({name for name, _ in pairs if [each for each, _ in pairs].count(name) > 1})
+        twice = sorted({_name(name) for name, _ in pairs if [each for each, _ in pairs].count(name) > 1})
         raise ValueError(f"an object has {', '.join(twice)} twice")
     return known
 
@@ -215,8 +219,12 @@ def _known(data: object, keys: set[str], what: str) -> dict[str, Any]:
     if not isinstance(data, Mapping):
         raise ValueError(f"{what} must be a table of names and values, not {shown(data)}")
     if unknown := sorted(map(str, set(data) - keys)):
-        raise ValueError(f"{what} has no {', '.join(unknown)}; it has {', '.join(sorted(keys))}")
+        raise ValueError(f"{what} has no {', '.join(map(_name, unknown))}; it has {', '.join(sorted(keys))}")
     return dict(data)
+
+
+def _name(key: str) -> str:
+    return shown(key) if may_be_secret(key) else key
 
 
 def _rule(number: int, data: object) -> PolicyRule:

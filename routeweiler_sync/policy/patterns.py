@@ -20,7 +20,7 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from ipaddress import AddressValueError, IPv6Address
 
-from .._core.secret_text import shown
+from .._core.secret_text import shown, without_secrets
 from .._core.urls import without_userinfo
 from .readings import PATH_READINGS, dotted_quad
 
@@ -89,7 +89,7 @@ def _problem_of_origin(pattern: str) -> str | None:
     scheme, rest = _split(pattern)
     host, slash, _ = rest.partition("/")
     if slash:
-        return f"{shown(pattern)} has a path, and an origin has none: write {scheme}{host}"
+        return f"{shown(pattern)} has a path, and an origin has none: write {without_secrets(scheme + host)}"
     if "@" in host:
         return f"{shown(pattern)} has user info, and an origin has none: leave out what is before the @"
     if scheme and not _can_begin(pattern):

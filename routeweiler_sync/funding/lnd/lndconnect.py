@@ -48,8 +48,10 @@ def parse_lndconnect(uri: str) -> ClientArguments:
     try:
         parts = urlsplit(uri.strip())
         host, port = parts.hostname, parts.port
-    except ValueError:
-        raise _unusable("its host or port is malformed") from None
+    except ValueError:  # it repeats the URI, and would be the context of an error that is raised here
+        parts = None
+    if parts is None:
+        raise _unusable("its host or port is malformed")
     if parts.scheme != "lndconnect":
         raise _unusable("it doesn't begin with lndconnect://")
     if not host or parts.username is not None or parts.path not in ("", "/") or may_be_secret(host):

@@ -16,10 +16,12 @@ from typing import Any
 
 import pytest
 import requests
+from click.testing import CliRunner
 
 from routeweiler_sync import (
     BudgetEnvelope,
     Funding,
+    FundingError,
     Ledger,
     LightningFundingSource,
     LndClient,
@@ -30,6 +32,7 @@ from routeweiler_sync import (
     Session,
     TraceSink,
 )
+from routeweiler_sync.cli import main
 from routeweiler_sync.testing import FakeLnd, Paywall
 from tests.support.cli_process import TIMEOUT_S, bare_environ
 
@@ -143,6 +146,12 @@ def misuses(secret: str, lnd: FakeLnd, folder: Path) -> dict[str, Callable[[], A
         "an unknown envelope": lambda: Ledger.open(folder / "ledger.db").envelope(secret),
         "a rule's currency": lambda: Policy(rules=[], currency=secret),
         "a rule's network": lambda: PolicyRule("x", when=RuleMatch(network=secret)),
+        "a policy's file": lambda: Policy.from_file(secret),
+        "a policy's key": lambda: Policy.from_dict({secret: 1}),
+        "a condition's key": lambda: Policy.from_dict({"rules": [{"name": "x", "when": {secret: 1}}]}),
+        "a payment": lambda: Ledger.open(folder / "ledger.db").retire(secret),
+        "an origin": lambda: BudgetEnvelope("x", allowed_origins_glob=[secret + "/x"]),
+        "a list": lambda: Routeweiler(**plain, policy=["\n".join(secret[at : at + 30] for at in range(0, len(secret), 30))]),  # type: ignore[arg-type]
         "a rule's url": lambda: PolicyRule("x", when=RuleMatch(url_matches=secret)),
     }
 
@@ -217,3 +226,43 @@ def test_a_command_repeats_no_secret(name: str, lnd: FakeLnd, paywall: Paywall, 
         timeout=TIMEOUT_S,
     )
     check(done.stdout + done.stderr + "".join(os.listdir(tmp_path)), secret)
+
+
+def test_a_policy_file_that_holds_a_secret_is_no_attribute_of_the_error(lnd: FakeLnd, tmp_path: Path) -> None:
+    """Error reporters write down the attributes of an error and of its cause."""
+    secret = secrets_of(lnd)["hex"]
+    (tmp_path / "policy.json").write_text(secret)
+    with pytest.raises(ValueError, match="isn't JSON") as caught:
+        Policy.from_file(tmp_path / "policy.json")
+    check(texts_of(caught.value) + str(vars(caught.value.__context__ or caught.value)), secret)
+
+
+def test_the_context_of_an_error_about_an_lndconnect_uri_repeats_nothing(lnd: FakeLnd) -> None:
+    """``from None`` keeps the context, and error reporters follow it."""
+    secret = secrets_of(lnd)["hex"]
+    with pytest.raises(FundingError) as caught:
+        LndClient.from_lndconnect(f"lndconnect://h:{secret}?macaroon=AA")
+    check(repr(caught.value.__context__) + texts_of(caught.value), secret)
+
+
+@pytest.mark.parametrize("made", [str, Path])
+def test_a_url_with_a_password_is_no_path_of_a_trace(made: Callable[[str], Any], tmp_path: Path, monkeypatch) -> None:
+    """The ledger's URL in place of the trace: a file of that name would go into a backup."""
+    monkeypatch.chdir(tmp_path)
+    url = made("postgresql://bob:Hunter2@db/ledger")
+    with pytest.raises(ValueError, match="ROUTEWEILER_LEDGER") as caught:
+        TraceSink.jsonl(url)
+    assert "Hunter2" not in texts_of(caught.value)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["{}"], ["tokens", "{}"], ["payments", "list", "{}"], ["get", "--max-sats", "{}", "http://x"], ["get", "http://x", "{}"]],
+)
+def test_wrong_usage_repeats_no_secret(words: list[str], lnd: FakeLnd) -> None:
+    """click repeats the argument that it can't use, and a job's log keeps that."""
+    secret = secrets_of(lnd)["hex"]
+    result = CliRunner().invoke(main, [each.format(secret) for each in words])
+    assert result.exit_code == 2
+    check(result.output, secret)
