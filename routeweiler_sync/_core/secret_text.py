@@ -116,12 +116,7 @@ def is_misplaced(path: object) -> bool:
     name = re.split(r"[/\\]", text.rstrip("/\\ \t\r\n"))[-1]
     is_one_run = _RUN.fullmatch(text.strip()) is not None and not text.lstrip().startswith(("/", "~", "."))
     is_no_path = is_one_run or "\n" in text or "\0" in text
-    return (
-        kind_of(text) != "a secret"
-        or may_be_secret(name)
-        or _USERINFO.search(text) is not None
-        or (is_no_path and may_be_secret(text))
-    )
+    return kind_of(text) != "a secret" or may_be_secret(name) or (is_no_path and may_be_secret(text))
 
 
 def problem_of_path(name: str, path: object) -> str | None:
