@@ -7,7 +7,6 @@ from that is left to the callers.
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import random
 import shlex
@@ -20,11 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .deadline import Deadline
+from .log import log
 
 if TYPE_CHECKING:
     import sqlite3
-
-_log = logging.getLogger("routeweiler_sync")
 
 #: The shortest pause before SQLite is asked again. A random pause, up to ten times as long, keeps waiting processes out of step.
 _RETRY_PAUSE_S = 0.005
@@ -167,7 +165,7 @@ def _warn_once(path: Path, text: str) -> None:
     if str(path) in _warned:
         return
     _warned.add(str(path))
-    _log.warning("%s", text)
+    log.warning("%s", text)
     with suppress(Warning):  # where warnings are errors, it is in the log
         warnings.warn(text, RuntimeWarning, stacklevel=2)
 

@@ -11,7 +11,6 @@ headers).
 from __future__ import annotations
 
 import json
-import logging
 import queue
 import threading
 import time
@@ -26,11 +25,10 @@ import requests
 
 from .._core import env_vars
 from .._core.forks import in_child
+from .._core.log import log
 from .._core.money import EXACT, FIAT_DECIMALS
 from .._core.secret_text import shown
 from ..errors import FmvUnavailableError
-
-log = logging.getLogger("routeweiler_sync")
 
 PUBLIC_URL, PUBLIC_KEY_HEADER = "https://api.coingecko.com/api/v3", "x-cg-demo-api-key"
 PRO_URL, PRO_KEY_HEADER = "https://pro-api.coingecko.com/api/v3", "x-cg-pro-api-key"

@@ -11,7 +11,6 @@ ROUTEWEILER_NETWORK is read in `environment`. The variables of the node (ROUTEWE
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 from collections.abc import Mapping
@@ -19,13 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .._core import env_vars
+from .._core.log import log
 from .._core.secret_text import problem_of_path, shown
 
 if TYPE_CHECKING:
     from ..budgets.schema import BudgetEnvelope
     from ..trace.sink import TraceSink
-
-log = logging.getLogger("routeweiler_sync")
 
 _LIMIT = re.compile(r"\s*(\d+)\s*([a-z]{3})\s*(?:/\s*(call|hour|day))?\s*", re.IGNORECASE)
 _FIELD = {

@@ -7,6 +7,7 @@ that. What the environment says is left to `environment`, buying to `payments.ch
 from __future__ import annotations
 
 import copy
+import math
 import numbers
 import os
 import time
@@ -61,9 +62,12 @@ def _seconds(given: object) -> float:
     """
     if isinstance(given, bool) or not isinstance(given, (numbers.Real, Decimal)):
         raise ValueError(f"payment_timeout must be a number of seconds, not {shown(given)}")
-    if not 0 < float(given) <= PAYMENT_TIMEOUT_S_MAX:
+    seconds = math.nan
+    with suppress(OverflowError, ValueError):  # a huge number, or a signalling NaN
+        seconds = float(given)
+    if not 0 < seconds <= PAYMENT_TIMEOUT_S_MAX:
         raise ValueError(f"payment_timeout must be above 0 and at most {PAYMENT_TIMEOUT_S_MAX} seconds, not {shown(given)}")
-    return float(given)
+    return seconds
 
 
 def _must_have(given: object, name: str, what: str, *attributes: str) -> None:
@@ -128,9 +132,8 @@ class Payer:
             raise ValueError(f"funding must be a list of funding sources (see Funding.lightning_lnd), not {shown(funding)}")
         self.funding = tuple(funding)
         for source in self.funding:
-            _must_have(
-                source, "funding", "a list of funding sources (see Funding.lightning_lnd)", "network", "ready", "send", "track"
-            )
+            what = "a list of funding sources (see Funding.lightning_lnd)"
+            _must_have(... if source is None else source, "funding", what, "network", "ready", "send", "track")
         self.policy = policy
         self.envelope = budget_envelope
         self.trace_sink = _sink(trace_sink)

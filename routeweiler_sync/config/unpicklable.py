@@ -7,21 +7,19 @@ and refuses to buy where a missing part would have had a say, rather than buy wi
 
 from __future__ import annotations
 
-import logging
 import pickle
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from .._core.log import log
 from ..errors import FundingError
 
 if TYPE_CHECKING:
     from ..funding.lightning import LightningFundingSource
     from ..funding.wallet import PaymentStatus
     from ..trace.schema import TraceEvent
-
-log = logging.getLogger("routeweiler_sync")
 
 #: Pickling libraries that can hold more than `pickle` can, lambdas for instance.
 _PICKLERS = ("cloudpickle", "dill")

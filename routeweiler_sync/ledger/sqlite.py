@@ -16,7 +16,6 @@ has one name and that not every user can write to it.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import sys
 import threading
@@ -41,14 +40,13 @@ from .._core.files import (
     while_locked,
 )
 from .._core.forks import around_fork
+from .._core.log import log
 from ..errors import LedgerError, RouteweilerError
 from .store import MIGRATIONS, SCHEMA_VERSION, T, Transaction
 
 if TYPE_CHECKING:
     import sqlite3
     from types import FrameType
-
-log = logging.getLogger("routeweiler_sync")
 
 #: ``PRAGMA application_id`` of a routeweiler_sync ledger: "RWSL" in ASCII. A database without it isn't a ledger.
 APPLICATION_ID = 0x5257534C

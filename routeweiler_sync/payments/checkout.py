@@ -16,11 +16,11 @@ means, is left to `paywall`.
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 
 from .._core.deadline import Deadline
+from .._core.log import log
 from ..budgets.fmv import FmvProvider
 from ..budgets.schema import BudgetEnvelope
 from ..errors import RouteweilerError
@@ -38,8 +38,6 @@ from .outcome_errors import repeated_invoice_error, unserved_error
 from .single_flight import Flight, single_flight
 from .types import Purchase, Quote, TokenRequest
 from .wallet_rules import NextStep
-
-log = logging.getLogger("routeweiler_sync")
 
 
 class Checkout:

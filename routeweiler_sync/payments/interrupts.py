@@ -6,14 +6,12 @@ The interrupt itself goes on unchanged; it is only explained.
 from __future__ import annotations
 
 import contextlib
-import logging
 import warnings
 
+from .._core.log import log
 from .._core.money import sats
 from .._core.user_line import callers_level
 from ..ledger.types import PaymentRow
-
-log = logging.getLogger("routeweiler_sync")
 
 
 def warn_interrupted(row: PaymentRow, interrupt: BaseException) -> None:

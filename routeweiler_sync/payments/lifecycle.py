@@ -6,13 +6,13 @@ Which row answers a request, and whether a new one may be opened, is left to `ch
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Sequence
 
 import tenacity
 
 from .._core.deadline import Deadline
+from .._core.log import log
 from ..errors import BudgetError, FundingError, LedgerError, PolicyDeniedError, RailNotSupportedError, RouteweilerError
 from ..funding.client_answers import cause_of, node_key, read_answer, read_error
 from ..funding.replies import WalletAnswer, WalletReply
@@ -27,8 +27,6 @@ from .report_claims import claim, release, this_claimant
 from .token import Token
 from .types import Purchase, TokenRequest
 from .wallet_rules import NextStep, Step
-
-log = logging.getLogger("routeweiler_sync")
 
 #: How often one call sends an invoice again if an earlier send of it is unanswered. More would only add unanswered sends.
 MAX_RESENDS = 1

@@ -8,7 +8,6 @@ server's answer means for a token is left to `paywall`.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Container
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from .._core.deadline import Deadline, patience
 from .._core.forks import in_child
+from .._core.log import log
 from .._core.urls import origin_at, path_of
 from .first_use import in_first_use
 from .token import Token
@@ -24,8 +24,6 @@ from .token import Token
 if TYPE_CHECKING:
     from ..ledger.ledger import Ledger
 
-
-log = logging.getLogger("routeweiler_sync")
 
 _T = TypeVar("_T")
 

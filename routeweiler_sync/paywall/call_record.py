@@ -6,7 +6,6 @@ a payment is decided in `payments.report_claims`; how an event is written is lef
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 import uuid
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import requests
 
+from .._core.log import log
 from .._core.urls import without_userinfo, without_userinfos
 from ..errors import LedgerError, PreimageMismatchError, RouteweilerError
 from ..ledger.ledger import CLAIM_S
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from ..config.payer import Payer
     from ..ledger.types import PaymentRow
     from ..payments.types import Purchase, TokenRequest
-
-log = logging.getLogger("routeweiler_sync")
 
 #: An error text in the trace is cut after this many characters.
 MAX_MESSAGE_CHARS = 2_000
@@ -314,7 +312,13 @@ def claim_unreported(payer: Payer, row: PaymentRow) -> PaymentRow | None:
     """
     claimed_row = claim_in(payer.ledger, row)
     reports = getattr(payer.trace_sink, "reports", None)  # a program's own sink may not have it
-    if claimed_row is None or reports is None or not reports(row.payment_hash):
+    if claimed_row is None or reports is None:
+        return claimed_row
+    try:
+        if not reports(row.payment_hash):
+            return claimed_row
+    except Exception as error:  # noqa: BLE001 - a program's own sink may raise anything
+        log.warning("whether the trace reports payment %s can't be asked: %s", row.payment_hash, error)
         return claimed_row
     payer.ledger.mark(row.payment_hash, reported=True)
     return None

@@ -10,7 +10,6 @@ Sending again follows `requests.auth.HTTPDigestAuth.handle_401`: the superseded 
 from __future__ import annotations
 
 import functools
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING
 import requests
 
 from .._core.deadline import monotonic_s, patience
+from .._core.log import log
 from .._core.urls import leads_to_one_server, origin_at, path_of
 from ..errors import LedgerError, RouteweilerError, TokenRefusedError
 from ..payments.block_limit import active
@@ -52,8 +52,6 @@ from .server_rules import MAYBE_REFUSALS, ServerAnswer, TokenStatus, Verdict, Wa
 
 if TYPE_CHECKING:
     from ..config.payer import Payer
-
-log = logging.getLogger("routeweiler_sync")
 
 Send = Callable[[requests.PreparedRequest], requests.Response]
 

@@ -5,9 +5,9 @@ Which rows a recovery ends is left to `payments.checkout`, how an event is made 
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
+from .._core.log import log
 from ..errors import LedgerError
 from ..payments.report_claims import claim, is_claimed_here, release_all
 from ..payments.token import Token
@@ -17,8 +17,6 @@ from .call_record import CallRecord, TokenUse, claim_unreported
 if TYPE_CHECKING:
     from ..config.payer import Payer
     from ..ledger.types import PaymentRow
-
-log = logging.getLogger("routeweiler_sync")
 
 
 def report_recovered(payer: Payer, rows: list[PaymentRow]) -> None:

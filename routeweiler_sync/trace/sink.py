@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 import json
-import logging
 import os
 import threading
 import warnings
@@ -26,11 +25,10 @@ from typing import Any, Literal
 from .._core.deadline import monotonic_s
 from .._core.files import printable
 from .._core.forks import importing, in_child
+from .._core.log import log
 from .._core.secret_text import problem_of_path, shown
 from .redaction import redacted
 from .schema import TraceEvent
-
-_log = logging.getLogger("routeweiler_sync")
 
 #: The encoder writes ASCII only. So no lone surrogate gets into a file, and no character that some reader takes for the end of a
 #: line.
@@ -130,7 +128,7 @@ class TraceSink(ABC):
         try:
             return any(_reports(text, payment_hash) for text in self._find(payment_hash))
         except Exception as error:  # noqa: BLE001 - as in `emit`
-            _log.warning("whether the trace %s reports payment %s can't be read: %s", self.path, payment_hash, error)
+            log.warning("whether the trace %s reports payment %s can't be read: %s", self.path, payment_hash, error)
             return False
 
     @property
@@ -213,7 +211,7 @@ class TraceSink(ABC):
         advice = getattr(error, "advice", None)
         loss = f"trace event {getattr(event, 'request_id', None)}{paid} is lost: {printable(self.path)} can't be written ({cause})"
         loss += f". {advice.rstrip('.')}" if isinstance(advice, str) else ""
-        _log.warning("%s. The call itself isn't affected, and the ledger has its payment.", loss)
+        log.warning("%s. The call itself isn't affected, and the ledger has its payment.", loss)
         if not self._has_warned:
             self._has_warned = True
             warnings.warn(f"{loss}. Further losses are only logged.", RuntimeWarning, stacklevel=3)

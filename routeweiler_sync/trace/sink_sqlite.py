@@ -22,7 +22,7 @@ from .._core.files import (
     while_locked,
 )
 from .._core.forks import around_fork, importing
-from .sink import WAIT_S_MAX, TraceSink
+from .sink import STUCK_WAIT_S_MAX, WAIT_S_MAX, TraceSink
 
 if TYPE_CHECKING:
     import sqlite3
@@ -113,7 +113,8 @@ class SqliteSink(TraceSink):
                 rows = connection.execute("SELECT payload FROM trace_events WHERE payment_hash = ?", (payment_hash,)).fetchall()
             found[:] = [text for (text,) in rows]
 
-        while_locked(read, timeout_s=WAIT_S_MAX)
+        # A program that reads many tokens from its ledger asks here for each: behind a lock that stays, only the first waits.
+        while_locked(read, timeout_s=STUCK_WAIT_S_MAX if self._is_stuck else WAIT_S_MAX)
         return found
 
     def _close(self) -> None:

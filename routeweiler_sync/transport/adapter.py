@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import requests
 from requests.adapters import HTTPAdapter
 
+from .._core.log import log
 from .._core.preload import HalfImportedError, prepare_to_pay
 from .._core.urls import leads_to_one_server, without_userinfo
 from .._core.user_line import callers_level
@@ -194,13 +195,17 @@ def handler_for(call: CallContext, request: requests.PreparedRequest, send: Send
     """
     try:
         prepare_to_pay()
+
+        from ..paywall.handler import PaywallHandler
     except HalfImportedError as error:
         raise RouteweilerError(
             f"{request.method} {without_userinfo(request.url or '')} can't be paid for in a signal handler, finalizer or callback "
             f"that has interrupted the first payment of the process: {error}.",
             advice="The interrupted call goes on undisturbed. Call again when it has ended.",
         ) from None
-    from ..paywall.handler import PaywallHandler
+    except (OSError, ImportError) as error:  # the process may open no more files, or an installation is being replaced
+        what = f"What paying needs can't be imported ({type(error).__name__}: {error})."
+        raise RouteweilerError(what, advice="Free some of the process's open files, or repair the installation.") from error
 
     call.bound_patience(timeout)
     return PaywallHandler(call.payer, call, request, send)
@@ -239,7 +244,11 @@ def warn_unpaid(response: requests.Response) -> None:
 
     if not _warned and mentions_scheme(response.headers.get("WWW-Authenticate", "")):
         _warned.append(True)
-        warnings.warn(NO_NODE.format(url=without_userinfo(response.url or "")), RuntimeWarning, stacklevel=callers_level())
+        text = NO_NODE.format(url=without_userinfo(response.url or ""))
+        try:
+            warnings.warn(text, RuntimeWarning, stacklevel=callers_level())
+        except Warning:  # where warnings are errors, it is in the log: the answer is the caller's
+            log.warning("%s", text)
 
 
 _warned: list[bool] = []

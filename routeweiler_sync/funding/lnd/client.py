@@ -8,11 +8,12 @@ RPCs and their meaning: lnd, lnrpc/routerrpc/router.proto (SendPaymentV2, TrackP
 
 from __future__ import annotations
 
+import math
 import numbers
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -89,14 +90,17 @@ class LndClient:
         seconds: object = timeout_seconds
         if isinstance(seconds, bool) or not isinstance(seconds, (numbers.Real, Decimal)):
             raise ValueError(f"timeout_seconds must be a number of seconds, not {shown(seconds)}")
-        if not 0 < timeout_seconds <= TIMEOUT_S_MAX:
+        timeout_s = math.nan
+        with suppress(OverflowError, ValueError):  # a huge number, or a signalling NaN
+            timeout_s = float(seconds)
+        if not 0 < timeout_s <= TIMEOUT_S_MAX:
             raise ValueError(f"timeout_seconds must be above 0 and at most {TIMEOUT_S_MAX}, not {shown(timeout_seconds)}")
         self.grpc_host = host
         self.grpc_port = grpc_port
         self.macaroon_path = None if macaroon_path is None else os.fspath(macaroon_path)
         self.tls_cert_path = None if tls_cert_path is None else os.fspath(tls_cert_path)
         self.tls_cert_pem = None if tls_cert_pem is None else _without_private_keys(tls_cert_pem)
-        self.timeout_seconds = float(timeout_seconds)
+        self.timeout_seconds = timeout_s
         self._macaroon_hex = macaroon_hex
 
     @classmethod
