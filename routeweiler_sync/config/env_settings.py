@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..budgets.schema import BudgetEnvelope
     from ..trace.sink import TraceSink
 
-_LIMIT = re.compile(r"\s*(\d+)\s*([a-z]{3})\s*(?:/\s*(call|hour|day))?\s*", re.IGNORECASE)
+_LIMIT = re.compile(r"\s*(\d{1,40})\s*([a-z]{3})\s*(?:/\s*(call|hour|day))?\s*", re.IGNORECASE)
 _FIELD = {
     "call": "per_call_minor_units",
     "hour": "per_hour_minor_units",

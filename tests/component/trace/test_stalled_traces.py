@@ -151,6 +151,20 @@ def test_the_waits_of_threads_dont_add_up(
             assert call.result(PATIENCE_S).status_code == 200
 
 
+def test_the_waits_of_questions_dont_add_up(tmp_path: Path) -> None:
+    """A program that uses many tokens whose payments no event reports yet asks the trace about each."""
+    path = tmp_path / "trace.db"
+    sink = TraceSink.sqlite(path)
+    assert sink.emit(free_event())
+    unlock = with_sqlite_lock(path, "BEGIN EXCLUSIVE")
+    sink.close()
+    assert not sink.emit(free_event("r2"))
+    began_s = time.monotonic()
+    assert [sink.reports("ab" * 32) for _ in range(6)] == [False] * 6
+    assert time.monotonic() - began_s < 6 * sink_module.STUCK_WAIT_S_MAX + SLACK_S
+    unlock()
+
+
 def test_a_stall_that_ends_is_forgotten(stall: tuple[TraceSink, Callable[[], None]]) -> None:
     """After one bad minute all later events would be lost, or wait in vain."""
     sink, end = stall

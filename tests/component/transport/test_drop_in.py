@@ -61,6 +61,15 @@ def nowhere(environ: pytest.MonkeyPatch, lnd: FakeLnd, monkeypatch: pytest.Monke
     monkeypatch.setattr(adapter, "_warned", [])
 
 
+@pytest.mark.usefixtures("nowhere")
+def test_where_warnings_are_errors_the_402_is_returned_all_the_same(paywall: Paywall, caplog: pytest.LogCaptureFixture) -> None:
+    """`python -W error` makes an exception of each warning. The request was sent, and its answer would be lost."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Session().get(paywall.url).status_code == 402
+    assert "no node is configured" in caplog.text
+
+
 VERBS = ["get", "options", "head", "post", "put", "patch", "delete"]
 
 

@@ -28,10 +28,14 @@ from tests.support.accounts import Books
         {"budget_envelope": 1_000},
         {"policy": {"rules": []}},
         {"funding": "node"},
+        {"funding": [None]},
         {"confirm": "yes"},
         {"fmv_provider": 60_000},
         {"payment_timeout": float("inf")},
         {"payment_timeout": "60"},
+        {"payment_timeout": 10**400},
+        {"payment_timeout": Decimal("NaN")},
+        {"payment_timeout": Decimal("sNaN")},
     ],
 )
 def test_an_impossible_argument_is_refused_at_construction(make_session, bad: dict[str, Any]) -> None:

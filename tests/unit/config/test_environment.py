@@ -57,6 +57,7 @@ def test_a_fiat_budget_is_an_envelope_of_its_own(currency: str) -> None:
     "text",
     [
         "1000",
+        "9" * 5_000 + " sat",
         "sat",
         "1000 sat/week",
         "1000 sats/call",

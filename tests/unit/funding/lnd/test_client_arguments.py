@@ -7,6 +7,7 @@ import copy
 import pickle
 import subprocess
 import sys
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,9 @@ def test_importing_the_client_imports_no_grpc() -> None:
         {"macaroon_hex": "00", "grpc_port": 0},
         {"macaroon_hex": "00", "grpc_port": 65536},
         {"macaroon_hex": "00", "timeout_seconds": 0},
+        {"macaroon_hex": "00", "timeout_seconds": 10**400},
+        {"macaroon_hex": "00", "timeout_seconds": Decimal("NaN")},
+        {"macaroon_hex": "00", "timeout_seconds": Decimal("sNaN")},
         {"macaroon_hex": "00", "grpc_host": ""},
         {"macaroon_hex": "00", "grpc_host": "localhost:10009"},
         {"macaroon_hex": "00", "grpc_host": "https://localhost"},
