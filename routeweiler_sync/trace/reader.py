@@ -15,6 +15,7 @@ from typing import Any
 
 from .._core.files import printable
 from .._core.money import EXACT
+from .._core.secret_text import may_be_secret, shown
 
 _SQLITE_MAGIC = b"SQLite format 3\x00"
 _BUSY_TIMEOUT_S = 5.0
@@ -104,7 +105,8 @@ def _texts(path: Path) -> Iterator[str | bytes]:
                 yield payload
     except (OSError, ValueError, sqlite3.Error) as error:  # ValueError: a path with a NUL, or that can't be encoded
         why = getattr(error, "strerror", None) or error
-        raise TraceUnreadableError(f"the trace {printable(path)} can't be read: {why}") from error
+        named = shown(str(path)) if may_be_secret(path) else printable(path)
+        raise TraceUnreadableError(f"the trace {named} can't be read: {why}") from None  # its context names the path
 
 
 def _read(text: str | bytes) -> tuple[float, tuple[str, ReportedPayment] | None]:

@@ -50,7 +50,7 @@ def test_what_may_be_a_secret_is_not_shown(form: str) -> None:
         "/home/joe/.lnd/data/chain/bitcoin/mainnet/admin.macaroon",
         "/Users/Joe1/Library/Application Support/Lnd/tls.cert",
         "C:\\Users\\Joe\\AppData\\Local\\Lnd\\tls.cert",
-        "/tmp/pytest-of-root/pytest-12/test_the_Macaroon_is_in_no_repr_and_no_pickle0/ledger.db",
+        "/tmp/pytest-of-joe/pytest-12/test_the_Macaroon_is_in_no_repr_and_no_pickle0/ledger.db",
         "/nix/store/s66mzxpvicwk07gjbjfw9izjfa797vsw-hello-2.12.1/bin",
         "/var/folders/zz/zyxvpxvq6csfxvn_n0000000000000/T/x",
         "/mnt/PaymentStuff/Production2024/PaymentLedgers/EuropeWest1/ledger",

@@ -116,3 +116,14 @@ def test_a_trace_that_keeps_nothing_is_refused_at_once(tmp_path: Path, name: str
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(TraceUnreadableError, match="can't be read"):
         read_traces([tmp_path / name])
+
+
+@pytest.mark.parametrize(
+    "misplaced", ["0201036c6e64" + "ab" * 60, "hex:" + "0201036c6e64" + "cd" * 40, "lndconnect://host?macaroon=AgEDbG5k"]
+)
+def test_a_secret_in_place_of_a_trace_is_not_repeated(misplaced: str) -> None:
+    """Else ROUTEWEILER_TRACE with a macaroon in it puts the macaroon into every report of the audit."""
+    with pytest.raises(TraceUnreadableError) as caught:
+        read_traces([misplaced])
+    assert misplaced not in str(caught.value)
+    assert "AgEDbG5k" not in str(caught.value)
