@@ -6,7 +6,6 @@ What paying means is left to `routeweiler_sync.patching`.
 
 from __future__ import annotations
 
-import atexit
 import os
 import sys
 from importlib.machinery import PathFinder
@@ -78,6 +77,8 @@ def begin() -> None:
     for line in os.environ.get(_LIMIT, "").split("\n"):
         pid, _, rest = line.partition(" ")
         if pid == str(os.getpid()):  # the program itself, not an interpreter that it has started
+            import atexit  # here, because a program without a limit finds only the modules that it imports itself
+
             atexit.register(_remove, pid, rest.partition(" ")[2])
     sys.meta_path.insert(0, _Watch())
     for name in (_PACKAGE, _REQUESTS):
