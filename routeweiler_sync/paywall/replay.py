@@ -110,19 +110,28 @@ def _body_digest(request: requests.PreparedRequest) -> bytes:
         if isinstance(body, str):
             return hashlib.sha256(body.encode("utf-8", "surrogatepass")).digest()
         if not hasattr(body, "read"):
-            return hashlib.sha256(_without_boundary(request, bytes(memoryview(body)))).digest()
+            return _bytes_digest(memoryview(body).cast("B"), request)
         return _file_digest(body, request)
     except Exception:  # noqa: BLE001  (the caller's object may raise anything; `check_replayable` says what is wrong with it)
         return type(body).__name__.encode()
 
 
-def _without_boundary(request: requests.PreparedRequest, body: bytes) -> bytes:
-    """Return ``body`` without the boundary in the lines that separate its parts. What the parts hold stays as it is."""
+def _bytes_digest(body: memoryview, request: requests.PreparedRequest) -> bytes:
+    """Return the digest of a body in memory, which isn't copied.
+
+    The boundary in the lines that separate the parts of a form doesn't count. What the parts hold does.
+    """
     content_type = "" if request.headers is None else str(request.headers.get("Content-Type", ""))
     found = re.match(r'\s*multipart/.*?;\s*boundary="?([^";,\s]+)', content_type, re.IGNORECASE)
-    if found is None:
-        return body
-    return re.sub(rb"(^|\r\n)--" + re.escape(found[1].encode()) + rb"(?=(?:--)?[ \t]*(?:\r\n|$))", rb"\1--", body)
+    digest, at = hashlib.sha256(), 0
+    if found is not None:
+        boundary = re.escape(found[1].encode())
+        for line in re.finditer(rb"(?:^|(?<=\r\n))--" + boundary + rb"(?=(?:--)?[ \t]*(?:\r\n|$))", body):
+            digest.update(body[at : line.start()])
+            digest.update(b"--")
+            at = line.end()
+    digest.update(body[at:])
+    return digest.digest()
 
 
 def _file_digest(body: Any, request: requests.PreparedRequest) -> bytes:
