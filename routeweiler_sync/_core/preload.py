@@ -24,6 +24,7 @@ _SESSION = (
     "ledger.sqlite",
     "ledger.postgres.url",
     "trace.sink",
+    "protocol.token_search",
 )
 _PAYING = ("paywall.handler", "funding.lnd.channel")
 #: Libraries that the modules of `_PAYING` import only when they use them.
