@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 class _CredentialedHeaders(CaseInsensitiveDict):  # type: ignore[type-arg]
     """Headers with a token. A ``Host`` of another server that an adapter puts onto them takes the token off."""
 
-    def __init__(self, headers: Any, url: str) -> None:
-        self._url = url
-        super().__init__(headers)
+    #: The URL of the request.
+    _url: str
 
     def __setitem__(self, name: Any, value: Any) -> None:
-        from .._core.urls import leads_to_one_server
-
         super().__setitem__(name, value)
         plain = name.decode("latin-1") if isinstance(name, bytes) else str(name)
-        if plain.strip().lower() == "host" and not leads_to_one_server(self._url, {"Host": value}):
-            self.pop("Authorization", None)
+        if plain.strip().lower() == "host":
+            from .._core.urls import leads_to_one_server
+
+            if not leads_to_one_server(self._url, {"Host": value}):
+                self.pop("Authorization", None)
 
 
 class CredentialedRequest(requests.PreparedRequest):
@@ -49,9 +49,11 @@ class CredentialedRequest(requests.PreparedRequest):
         """
         made = cls()
         made.__dict__.update(request.__dict__)
-        made.headers["Authorization"] = credential
-        if type(made.headers) is CaseInsensitiveDict:
-            made.headers = _CredentialedHeaders(made.headers.items(), made.url or "")
+        headers: Any = made.headers
+        headers["Authorization"] = credential
+        if type(headers) is CaseInsensitiveDict:
+            headers.__class__ = _CredentialedHeaders  # in place: a token goes along with every call, and a copy would cost each
+            vars(headers)["_url"] = made.url or ""
         return made
 
     def __getstate__(self) -> dict[str, Any]:
