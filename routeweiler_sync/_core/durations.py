@@ -1,8 +1,30 @@
-"""Lengths of time, and how far clocks are apart, in words for error texts."""
+"""Lengths of time: read from an argument, and in words for error texts, as is how far clocks are apart."""
 
 from __future__ import annotations
 
+import math
+import numbers
+from contextlib import suppress
+from decimal import Decimal
+
+from .secret_text import shown
+
 _UNITS = ((86_400 * 365, "year"), (86_400, "day"), (3_600, "hour"), (60, "minute"), (1, "second"))
+
+
+def read_seconds(name: str, given: object, most_s: float) -> float:
+    """Return ``given``, the value of the argument ``name``, as a float.
+
+    Raises: ValueError for anything but a number of seconds above 0 and up to ``most_s``.
+    """
+    if isinstance(given, bool) or not isinstance(given, (numbers.Real, Decimal)):
+        raise ValueError(f"{name} must be a number of seconds, not {shown(given)}")
+    seconds = math.nan
+    with suppress(OverflowError, ValueError):  # a huge number, or a signalling NaN
+        seconds = float(given)
+    if not 0 < seconds <= most_s:
+        raise ValueError(f"{name} must be above 0 and at most {most_s} seconds, not {shown(given)}")
+    return seconds
 
 
 def in_words(seconds: float) -> str:

@@ -7,15 +7,13 @@ that. What the environment says is left to `environment`, buying to `payments.ch
 from __future__ import annotations
 
 import copy
-import math
-import numbers
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+from .._core.durations import read_seconds
 from .._core.forks import importing
 from .._core.preload import prepare_session
 from .._core.secret_text import WHERE, kind_of, shown
@@ -53,21 +51,6 @@ def _sink(given: TraceSink | str | os.PathLike[str] | None) -> TraceSink | None:
         return sink_at(os.fspath(given))
     _must_have(given, "trace_sink", "a TraceSink or a path", "emit", "close")
     return given
-
-
-def _seconds(given: object) -> float:
-    """Return a ``payment_timeout`` as a float.
-
-    Raises: ValueError for anything but a number of seconds above 0 and up to `PAYMENT_TIMEOUT_S_MAX`.
-    """
-    if isinstance(given, bool) or not isinstance(given, (numbers.Real, Decimal)):
-        raise ValueError(f"payment_timeout must be a number of seconds, not {shown(given)}")
-    seconds = math.nan
-    with suppress(OverflowError, ValueError):  # a huge number, or a signalling NaN
-        seconds = float(given)
-    if not 0 < seconds <= PAYMENT_TIMEOUT_S_MAX:
-        raise ValueError(f"payment_timeout must be above 0 and at most {PAYMENT_TIMEOUT_S_MAX} seconds, not {shown(given)}")
-    return seconds
 
 
 def _must_have(given: object, name: str, what: str, *attributes: str) -> None:
@@ -113,7 +96,7 @@ class Payer:
         self.lost: dict[str, str] = {}
         if isinstance(budget_envelope, Default):
             budget_envelope = SAFE_DEFAULT
-        self.payment_timeout_s = _seconds(payment_timeout)
+        self.payment_timeout_s = read_seconds("payment_timeout", payment_timeout, PAYMENT_TIMEOUT_S_MAX)
         if unpayable not in ("raise", "return"):
             raise ValueError(f"unpayable must be 'raise' or 'return', not {shown(unpayable)}")
         if budget_envelope is not None and not isinstance(budget_envelope, (str, BudgetEnvelope)):

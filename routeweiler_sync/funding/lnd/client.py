@@ -8,16 +8,14 @@ RPCs and their meaning: lnd, lnrpc/routerrpc/router.proto (SendPaymentV2, TrackP
 
 from __future__ import annotations
 
-import math
-import numbers
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import closing, suppress
-from decimal import Decimal
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from ..._core.deadline import monotonic_s
+from ..._core.durations import read_seconds
 from ..._core.preload import prepare_to_pay
 from ..._core.secret_text import WHERE, kind_of, may_be_secret, problem_of_path, shown
 from ...errors import ChallengeParseError, FundingError, InvoicePaymentError, PaymentPendingError, PreimageMismatchError
@@ -87,20 +85,12 @@ class LndClient:
         for name, path in (("macaroon_path", macaroon_path), ("tls_cert_path", tls_cert_path)):
             if path is not None and (problem := problem_of_path(name, path)) is not None:
                 raise ValueError(problem)
-        seconds: object = timeout_seconds
-        if isinstance(seconds, bool) or not isinstance(seconds, (numbers.Real, Decimal)):
-            raise ValueError(f"timeout_seconds must be a number of seconds, not {shown(seconds)}")
-        timeout_s = math.nan
-        with suppress(OverflowError, ValueError):  # a huge number, or a signalling NaN
-            timeout_s = float(seconds)
-        if not 0 < timeout_s <= TIMEOUT_S_MAX:
-            raise ValueError(f"timeout_seconds must be above 0 and at most {TIMEOUT_S_MAX}, not {shown(timeout_seconds)}")
         self.grpc_host = host
         self.grpc_port = grpc_port
         self.macaroon_path = None if macaroon_path is None else os.fspath(macaroon_path)
         self.tls_cert_path = None if tls_cert_path is None else os.fspath(tls_cert_path)
         self.tls_cert_pem = None if tls_cert_pem is None else _without_private_keys(tls_cert_pem)
-        self.timeout_seconds = timeout_s
+        self.timeout_seconds = read_seconds("timeout_seconds", timeout_seconds, TIMEOUT_S_MAX)
         self._macaroon_hex = macaroon_hex
 
     @classmethod
