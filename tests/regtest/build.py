@@ -1,7 +1,8 @@
 """Builds the real lnd, lncli, btcd, btcctl and aperture, once, into a cache folder.
 
 Knows the versions (pinned by `tools/*/go.mod` and `go.sum`), how Go is called and where the binaries are kept. What they are run
-with is told in `world`. `python -m tests.regtest.build` builds without running a test, on a Python with nothing installed.
+with is told in `world`. `python -m tests.regtest.build` builds without running a test, on a Python with nothing installed, and
+installs the servers of `server_builds`.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def binaries(report: Report = print) -> Binaries:
     again. Raises GoMissingError or BuildError.
     """
     chosen = os.environ.get("ROUTEWEILER_REGTEST_BIN")
-    folder = Path(chosen) if chosen else _cache() / "routeweiler-sync" / "regtest" / versions()[:16]
+    folder = Path(chosen) if chosen else cache_folder() / versions()[:16]
     stamp = folder / STAMP
     found = Binaries.in_folder(folder)
     if found and (stamp.read_text() == versions() if stamp.exists() else bool(chosen)):
@@ -101,8 +102,9 @@ def binaries(report: Report = print) -> Binaries:
     return built
 
 
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+def cache_folder() -> Path:
+    """Return the folder of all that the tests with real programs have built and installed."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "routeweiler-sync" / "regtest"
 
 
 def _build(go: str, module: str, packages: tuple[str, ...], target: Path, report: Report) -> None:
@@ -147,4 +149,7 @@ def _follow(process: subprocess.Popen[str], report: Report) -> list[str]:
 
 
 if __name__ == "__main__":
+    from .server_builds import runtimes
+
     print(binaries())
+    print(runtimes())

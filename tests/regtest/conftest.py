@@ -1,6 +1,7 @@
 """The real world as a fixture: one for the whole test session, whole again before each test, its logs in each failure.
 
-Linux only. Where Go is missing the tests are skipped and say so; with ROUTEWEILER_REQUIRE_REGTEST=1, as in CI, they fail instead.
+Linux only. Where Go is missing (or Node.js, for the servers that others wrote) the tests are skipped and say so. With
+ROUTEWEILER_REQUIRE_REGTEST=1, as in CI, they fail instead.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import NoReturn
 import pytest
 
 from .build import GoMissingError, Report, binaries
+from .server_builds import Runtimes, ServersMissingError, runtimes as install_runtimes
 from .world import World, start_world
 
 REQUIRE = "ROUTEWEILER_REQUIRE_REGTEST"
@@ -38,6 +40,17 @@ def world(pytestconfig: pytest.Config) -> Iterator[World]:
         _unavailable(str(error))
     with start_world(programs, report=report) as world:
         yield world
+
+
+@pytest.fixture(scope="session")
+def runtimes(pytestconfig: pytest.Config) -> Runtimes:
+    """What the servers of `servers/` are run with, installed if need be."""
+    if sys.platform != "linux":
+        _unavailable("the servers are run on Linux only")
+    try:
+        return install_runtimes(_reporter(pytestconfig))
+    except ServersMissingError as error:
+        _unavailable(str(error))
 
 
 @pytest.fixture(autouse=True)

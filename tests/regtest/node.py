@@ -61,6 +61,7 @@ class Node:
         self.folder = keeper.folder / name
         self.grpc_host = "127.0.0.1"
         self.grpc_port = free_port()
+        self.rest_port = free_port()
         self.peer_port = free_port()
         self.channels = 0  #: how many channels `start` waits for
         self.pubkey = ""  #: 66 hex digits, known from the first `start` on
@@ -81,6 +82,11 @@ class Node:
     def grpc_address(self) -> str:
         """`host:port`."""
         return f"{self.grpc_host}:{self.grpc_port}"
+
+    @property
+    def rest_address(self) -> str:
+        """`host:port`. HTTPS, with the certificate of `tls_cert_path`."""
+        return f"{self.grpc_host}:{self.rest_port}"
 
     @property
     def peer_address(self) -> str:
@@ -227,9 +233,9 @@ class Node:
             f"--alias={self.name}",
             "--noseedbackup",
             "--nobootstrap",
-            "--norest",
             "--bitcoin.regtest",
             f"--rpclisten={self.grpc_address}",
+            f"--restlisten={self.rest_address}",
             f"--listen={self.grpc_host}:{self.peer_port}",
             "--bitcoin.defaultchanconfs=1",
             "--trickledelay=50",

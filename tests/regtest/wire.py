@@ -1,0 +1,94 @@
+"""A relay of HTTP between a session and a server that notes each exchange: what was asked, with which token, and what was answered.
+
+Each relay is an origin of its own. One without a server behind it answers 200 by itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import threading
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Any
+
+UPSTREAM_TIMEOUT_S = 60.0
+#: Those that belong to one connection, and the length, which is set anew.
+HOP_HEADERS = frozenset({"connection", "keep-alive", "transfer-encoding", "content-length"})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Exchange:
+    """A request and its answer. `token` is a digest of the credential, None where there was none: the same token has the same."""
+
+    method: str
+    path: str
+    token: str | None
+    status: int
+
+
+class Wire:
+    """Relays to a port of 127.0.0.1, as a context manager. `exchanges` grows with each request, in order of arrival."""
+
+    def __init__(self, upstream_port: int | None) -> None:
+        self.exchanges: list[Exchange] = []
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self.exchanges, upstream_port))
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, name="regtest-wire", daemon=True)
+
+    @property
+    def url(self) -> str:
+        """`http://127.0.0.1:PORT`."""
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> Wire:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def _handler(exchanges: list[Exchange], upstream_port: int | None) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        wbufsize = -1
+
+        def relay(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            credential = self.headers.get("Authorization")
+            status, headers, answer = _ask(upstream_port, self.command, self.path, dict(self.headers.items()), body)
+            token = None if credential is None else hashlib.sha256(credential.encode()).hexdigest()
+            exchanges.append(Exchange(method=self.command, path=self.path, token=token, status=status))
+            self.send_response(status)
+            for name, value in headers:
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        do_GET = do_POST = relay
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass  # `exchanges` tells it all
+
+    return Handler
+
+
+def _ask(
+    port: int | None, method: str, path: str, headers: dict[str, str], body: bytes
+) -> tuple[int, list[tuple[str, str]], bytes]:
+    if port is None:
+        return 200, [], b"free"
+    sent = {name: value for name, value in headers.items() if name.lower() not in HOP_HEADERS | {"accept-encoding"}}
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=UPSTREAM_TIMEOUT_S)
+    try:
+        connection.request(method, path, body or None, sent)
+        answer = connection.getresponse()
+        kept = [(name, value) for name, value in answer.getheaders() if name.lower() not in HOP_HEADERS]
+        return answer.status, kept, answer.read()
+    finally:
+        connection.close()
