@@ -13,8 +13,12 @@ import json
 import secrets
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import requests
 
@@ -37,12 +41,16 @@ PAYABLE_PAUSE_S = 0.2
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Service:
-    """A service in aperture: `/NAME/…` costs `price_sat`. `timeout_s`: how long a token lives, None for ever."""
+    """A service in aperture: `/NAME/…` costs `price_sat`. `timeout_s`: how long a token lives, None for ever.
+
+    `more` are further settings of the service, by aperture's own names.
+    """
 
     name: str
     price_sat: int = 1
     auth: str = "on"
     timeout_s: int | None = None
+    more: Mapping[str, object] = field(default_factory=dict)
 
 
 SERVICES = (
@@ -117,51 +125,76 @@ class Btcd:
 
 
 class Aperture:
-    """The paywall, whose invoices are the payee's. It checks with the payee that an invoice is really paid (`strictverify`)."""
+    """A paywall, whose invoices are the payee's. It checks with the payee that an invoice is really paid (`strictverify`).
 
-    def __init__(self, programs: Binaries, keeper: Keeper, payee: Node, backend: Backend) -> None:
-        folder = keeper.folder / "aperture"
-        folder.mkdir()
-        self.url = f"http://127.0.0.1:{free_port()}"
-        config = folder / "aperture.yaml"
-        # JSON is YAML. The database's file has to be named so: `dbfile`, as in aperture's own sample, is ignored.
-        config.write_text(
-            json.dumps(
-                {
-                    "listenaddr": self.url.removeprefix("http://"),
-                    "insecure": True,
-                    "basedir": str(folder),
-                    "staticroot": str(folder),
-                    "debuglevel": "info",
-                    "strictverify": True,
-                    "dbbackend": "sqlite",
-                    "sqlite": {"databasefilename": str(folder / "aperture.db")},
-                    "authenticator": {
-                        "network": "regtest",
-                        "lndhost": payee.grpc_address,
-                        "tlspath": str(payee.tls_cert_path),
-                        "macdir": str(payee.macaroon_path("invoice").parent),
-                    },
-                    "services": [_service_config(service, backend) for service in SERVICES],
-                },
-                indent=1,
-            )
-        )
-        self.daemon = Daemon("aperture", [programs.aperture, f"--configfile={config}"], keeper=keeper)
+    `settings` are aperture's own, by its names; they may be changed before a start. With `tls` it makes its own certificate.
+    """
+
+    def __init__(
+        self,
+        programs: Binaries,
+        keeper: Keeper,
+        payee: Node,
+        backend: Backend,
+        *,
+        name: str = "aperture",
+        services: Sequence[Service] = SERVICES,
+        tls: bool = False,
+        authenticator: Mapping[str, object] | None = None,
+        **settings: object,
+    ) -> None:
+        self.folder = keeper.folder / name
+        self.folder.mkdir()
+        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{free_port()}"
+        self.settings: dict[str, object] = {
+            "listenaddr": self.url.partition("://")[2],
+            "insecure": not tls,
+            "basedir": str(self.folder),
+            "staticroot": str(self.folder),
+            "debuglevel": "info",
+            "strictverify": True,
+            "dbbackend": "sqlite",
+            # The database's file has to be named so: `dbfile`, as in aperture's own sample, is ignored.
+            "sqlite": {"databasefilename": str(self.folder / "aperture.db")},
+            "authenticator": {
+                "network": "regtest",
+                "lndhost": payee.grpc_address,
+                "tlspath": str(payee.tls_cert_path),
+                "macdir": str(payee.macaroon_path("invoice").parent),
+                **(authenticator or {}),
+            },
+            "services": [_service_config(service, backend) for service in services],
+            **settings,
+        }
+        self._config = self.folder / "aperture.yaml"
+        self.daemon = Daemon(name, [programs.aperture, f"--configfile={self._config}"], keeper=keeper)
+
+    @property
+    def tls_cert_path(self) -> Path:
+        """The certificate that aperture made for itself."""
+        return self.folder / "tls.cert"
 
     def start(self) -> None:
+        self._config.write_text(json.dumps(self.settings, indent=1))  # JSON is YAML
         self.daemon.start()
         wait_for("aperture answers", self._answers, watched=[self.daemon])
 
-    def restart(self) -> None:
-        """Ends and starts it on the same port and database: tokens stay valid, `freebie` gives its free call again."""
+    def restart(self, *, forget: Sequence[str] = ()) -> None:
+        """Ends and starts it on the same port. Its tokens stay valid; `freebie` and rate limits count anew.
+
+        `forget` names files that are removed in between, by pattern: without `aperture.db*` no token is known any more.
+        """
         self.daemon.stop()
+        for pattern in forget:
+            for path in self.folder.glob(pattern):
+                path.unlink()
         self.start()
 
     def _answers(self) -> bool:
         try:
             # OPTIONS is answered by aperture itself, without a charge and without the backend.
-            return requests.options(f"{self.url}/free/", timeout=PROBE_TIMEOUT_S).status_code == 200
+            verify = str(self.tls_cert_path) if self.tls_cert_path.exists() else True
+            return bool(requests.options(f"{self.url}/free/", timeout=PROBE_TIMEOUT_S, verify=verify).status_code)
         except requests.RequestException as error:
             raise CommandError(type(error).__name__) from error
 
@@ -175,6 +208,7 @@ def _service_config(service: Service, backend: Backend) -> dict[str, object]:
         "protocol": "http",
         "auth": service.auth,
         "price": service.price_sat,
+        **service.more,
     }
     if service.timeout_s is not None:
         config["timeout"] = service.timeout_s
@@ -195,6 +229,8 @@ class World:
         self.backend = Backend()
         self.btcd: Btcd
         self.aperture: Aperture
+        self._more: list[Aperture] = []
+        self._apertures = 0
 
     def __enter__(self) -> World:
         return self
@@ -215,6 +251,27 @@ class World:
         """The address of a path of one of SERVICES, through the paywall."""
         assert service in {known.name for known in SERVICES}
         return f"{self.aperture.url}/{service}/{path.lstrip('/')}"
+
+    @contextmanager
+    def another_aperture(self, services: Sequence[Service], **settings: Any) -> Iterator[Aperture]:
+        """A further aperture with services and settings of its own, running, for as long as the block lasts."""
+        self._apertures += 1
+        aperture = Aperture(
+            self._programs,
+            self._keeper,
+            self.payee,
+            self.backend,
+            name=f"aperture-{self._apertures}",
+            services=services,
+            **settings,
+        )
+        self._more.append(aperture)
+        try:
+            aperture.start()
+            yield aperture
+        finally:
+            self._more.remove(aperture)
+            aperture.daemon.kill()
 
     def mine(self, blocks: int) -> None:
         """Mines, and waits until every node that runs has seen it."""
@@ -338,7 +395,7 @@ class World:
 
     def _daemons(self) -> list[Daemon]:
         parts = (getattr(self, name, None) for name in ("btcd", "payer", "router", "payee", "aperture"))
-        return [part.daemon for part in parts if part is not None]
+        return [part.daemon for part in (*parts, *self._more) if part is not None]
 
 
 def start_world(programs: Binaries, *, report: Report = print) -> World:
