@@ -1,37 +1,52 @@
-"""What a paywall answers, as aperture (v0.5) does: challenges, macaroons and their verification, and faults on demand.
+"""What a paywall answers: challenges, the verification of tokens, refusals, and faults on demand; by default, as aperture (v0.5).
 
-Sockets are left to `paywall`: `Paywall` serves this over HTTP, `add_paywall` through the ``responses`` library. Sources: aperture's
-``mint/mint.go``, ``l402/identifier.go``, ``l402/header.go``, ``l402/satisfier.go``.
+Sockets are left to `paywall`: `Paywall` serves this over HTTP, `add_paywall` through the ``responses`` library. The options of a
+service are in `_services`, what a token opens in `_ways`, how it is written in `_tokens`, how a challenge is written in `_forms`.
+Sources: aperture's ``mint/mint.go``, ``l402/identifier.go``, ``l402/header.go``, ``l402/satisfier.go``.
 """
 
 from __future__ import annotations
 
-import base64
 import hashlib
+import json
 import re
 import secrets
-import struct
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from requests.structures import CaseInsensitiveDict
 
+from ._forms import JSON_TYPE, TEXT_TYPE, Offer, charge_line, plain_body
+from ._messages import Page, PaywallRequest, Refusal, Reply
+from ._services import Service, ServiceOptions
+from ._tokens import caveats_of, is_signed, make_token, mint as mint, parse, token_id_of
+from ._ways import Grant, credit_msat
+
 if TYPE_CHECKING:
-    from pymacaroons import Macaroon
+    from typing_extensions import Unpack
 
 FREE_PATH = "/free"
 REDIRECT_PATH = "/redirect"
 _CREDENTIAL = re.compile(r"(LSAT|L402) ([^:]+):([0-9a-f]{64})")
-_IDENTIFIER = struct.Struct(">H32s32s")
 _EXPIRED_FOR_S = 3_600
+#: What the body of a refusal says.
+_REASONS: dict[Refusal, str] = {
+    "malformed": "the credential is malformed",
+    "forged": "the token or the preimage is not genuine",
+    "revoked": "the token was revoked",
+    "unpaid": "the invoice is not paid",
+    "expired": "the token has expired",
+    "elsewhere": "the token is not valid for this request",
+    "used": "the token was used up",
+    "late": "the invoice is not paid",
+    "fault": "the token was refused",
+}
 
 CutWhen = Literal["before", "after"]
-#: A page: status, headers, body.
-Page = tuple[int, Mapping[str, str], bytes]
 
 
 class Invoice(Protocol):
@@ -53,66 +68,6 @@ class InvoiceIssuer(Protocol):
     def invoice(self) -> Callable[..., Invoice]: ...
     def settled(self, payment_hash: bytes) -> bool:
         """Return whether the payee has the money for the invoice with this payment hash (32 bytes)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PaywallRequest:
-    """A request as the paywall received it, without its credential.
-
-    ``path`` is without the query. ``authorized``: the request had an ``Authorization`` for L402 or LSAT. ``scheme`` is which of the
-    two, None without a well-formed credential. ``paid``: the credential was good; ``payment_hash`` (64 hex digits) is the payment
-    that it proves. ``status`` is the status of the answer, 0 if the connection was cut before the request was handled.
-    """
-
-    method: str
-    path: str
-    query: str
-    headers: CaseInsensitiveDict[str] = field(repr=False)
-    body: bytes = field(repr=False)
-    authorized: bool = False
-    scheme: str | None = None
-    paid: bool = False
-    payment_hash: str | None = None
-    status: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reply:
-    """An answer of the paywall. ``headers`` are the header lines; a name may occur in several.
-
-    ``cut``: nothing is sent, and the connection is closed. ``endless``: the body never ends.
-    """
-
-    status: int
-    headers: tuple[tuple[str, str], ...] = ()
-    body: bytes = field(default=b"", repr=False)
-    cut: bool = False
-    endless: bool = False
-
-
-@dataclass(slots=True, kw_only=True)
-class Service:
-    """What is sold under a path prefix. The fields may be changed while the paywall runs.
-
-    ``valid_for_s``: tokens have the caveat ``<name>_valid_until``, this many seconds ahead (negative: they have expired already).
-    ``dynamic``: a token opens one exact path, and has no caveat but ``services``. ``scheme``: a challenge has one header line for
-    each of these, in this order.
-    """
-
-    prefix: str
-    name: str
-    price_msat: int
-    valid_for_s: int | None = None
-    dynamic: bool = False
-    scheme: Sequence[str] = ("LSAT", "L402")
-
-    def sells(self, path: str) -> bool:
-        """Return whether ``path`` is the prefix or lies under it."""
-        return path == self.prefix or path.startswith(self.prefix.rstrip("/") + "/")
-
-    def name_for(self, path: str) -> str:
-        """Return the name in the ``services`` caveat. If ``dynamic``, it contains the path."""
-        return self.name + path if self.dynamic else self.name
 
 
 @dataclass(slots=True, kw_only=True)
@@ -145,12 +100,35 @@ class Faults:
     endless_402: bool = False
 
 
+class PaywallOptions(ServiceOptions, total=False):
+    """The options of `PaywallLogic`."""
+
+    price_msat: int
+    service: str
+    sells: str | Callable[[PaywallRequest], Hashable]
+    content: bytes
+    respond: Callable[[PaywallRequest], Page] | None
+    faults: Faults | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Verdict:
+    """What a credential came to: the grant if it opens the page, else why not. ``proves`` is that of `PaywallRequest`."""
+
+    grant: Grant | None = None
+    refused: Refusal | None = None
+    proves: str | None = None
+
+
 class PaywallLogic:
     """A paywall without a server. Safe for threads.
 
-    ``lnd`` issues the invoices (`FakeLnd`). The service at ``/`` sells everything for ``price_msat`` under the name ``service``;
-    ``valid_for_s``, ``dynamic`` and ``scheme`` are those of `Service`. A paid request gets ``content``, or what
-    ``respond(request)`` returns. ``faults`` may be changed at any time.
+    ``lnd`` issues the invoices (`FakeLnd`). The service at ``/`` sells everything for ``price_msat`` under the name ``service``.
+    ``sells`` (what a token opens), ``refuses`` (how a bad one is refused), ``form`` (how the challenge is written) and the other
+    options are those of `Service`; the defaults are aperture's. A paid request gets ``content``, or what ``respond(request)``
+    returns. ``faults`` may be changed at any time.
+
+    Raises: ValueError for an option that isn't possible. The text lists those that are.
     """
 
     def __init__(
@@ -159,12 +137,11 @@ class PaywallLogic:
         *,
         price_msat: int = 10_000,
         service: str = "paywall",
-        valid_for_s: int | None = None,
-        dynamic: bool = False,
-        scheme: Sequence[str] = ("LSAT", "L402"),
+        sells: str | Callable[[PaywallRequest], Hashable] = "service",
         content: bytes = b"paid content\n",
         respond: Callable[[PaywallRequest], Page] | None = None,
         faults: Faults | None = None,
+        **options: Unpack[ServiceOptions],
     ) -> None:
         self.lnd = lnd
         self.content = content
@@ -172,16 +149,15 @@ class PaywallLogic:
         self.faults = faults or Faults()
         self._changed = threading.Condition()
         self._requests: list[PaywallRequest] = []
-        self._root_keys: dict[bytes, bytes] = {}
-        self._opaque: dict[str, tuple[bytes, str]] = {}
+        self._grants: dict[bytes | str, Grant] = {}
         self._offers: dict[bytes, int] = {}
-        self._last_challenges: dict[str, tuple[str, str]] = {}
+        self._last_challenges: dict[Hashable, Offer] = {}
+        self._instance: int | None = None
+        self._turn = 0
         self._cuts: list[CutWhen] = []
         self._planned: list[Page] = []
         self._services: list[Service] = []
-        self.service = self.add_service(
-            "/", name=service, price_msat=price_msat, valid_for_s=valid_for_s, dynamic=dynamic, scheme=scheme
-        )
+        self.service = self.add_service("/", name=service, price_msat=price_msat, sells=sells, **options)
 
     # What tests set, call and read
 
@@ -191,12 +167,16 @@ class PaywallLogic:
         *,
         name: str,
         price_msat: int,
-        valid_for_s: int | None = None,
-        dynamic: bool = False,
-        scheme: Sequence[str] = ("LSAT", "L402"),
+        sells: str | Callable[[PaywallRequest], Hashable] = "service",
+        **options: Unpack[ServiceOptions],
     ) -> Service:
-        """Sell another service under the path ``prefix``, and return it. Of several prefixes that fit, the longest counts."""
-        service = Service(prefix=prefix, name=name, price_msat=price_msat, valid_for_s=valid_for_s, dynamic=dynamic, scheme=scheme)
+        """Sell another service under the path ``prefix``, and return it. Of several prefixes that fit, the longest counts.
+
+        ``options`` are those of `Service`; they aren't taken from the service at ``/``.
+
+        Raises: ValueError for an option that isn't possible.
+        """
+        service = Service(prefix=prefix, name=name, price_msat=price_msat, way=sells, **options)
         with self._changed:
             self._services = sorted([*self._services, service], key=lambda each: len(each.prefix), reverse=True)
         return service
@@ -218,6 +198,21 @@ class PaywallLogic:
     @price.setter
     def price(self, value: int) -> None:
         self.price_msat = value * 1000
+
+    @property
+    def instance(self) -> int | None:
+        """The instance that answers all requests; None (the default): each request goes to the next. For ``sells="instance"``.
+
+        It may be set at any time. Raises: ValueError for a number that no service has.
+        """
+        return self._instance
+
+    @instance.setter
+    def instance(self, value: int | None) -> None:
+        count = max((each.instances for each in self._services if each.way == "instance"), default=0)
+        if value is not None and value not in range(count):
+            raise ValueError(f"instance must be None or a number below {count}, the number of instances, not {value!r}.")
+        self._instance = value
 
     @property
     def requests(self) -> list[PaywallRequest]:
@@ -255,8 +250,8 @@ class PaywallLogic:
     def revoke_tokens(self) -> None:
         """Refuse all tokens issued so far."""
         with self._changed:
-            self._root_keys.clear()
-            self._opaque.clear()
+            for grant in self._grants.values():
+                grant.revoked = True
 
     # Answers
 
@@ -297,41 +292,113 @@ class PaywallLogic:
         elif request.path == FREE_PATH or request.path.startswith(FREE_PATH + "/"):
             reply = Reply(status=200, body=b"free\n")
         else:
-            service = next(each for each in self._services if each.sells(request.path))
-            payment_hash = None if credential is None else self._verified(service.name_for(request.path), credential)
-            if payment_hash is not None:
-                return self._paid(replace(request, paid=True, payment_hash=payment_hash.hex()))
-            reply = Reply(status=401) if request.authorized and self.faults.bare_401 else self._challenge(service, request.path)
+            return self._sold(request, credential)
         return reply, replace(request, status=reply.status)
 
-    def _paid(self, request: PaywallRequest) -> tuple[Reply, PaywallRequest]:
+    def _sold(self, request: PaywallRequest, credential: re.Match[str] | None) -> tuple[Reply, PaywallRequest]:
+        """Answer a request for a page that costs something."""
+        service = next(each for each in self._services if each.sells(request.path))
+        if service.way == "instance":
+            request = replace(request, instance=self._next_instance(service))
+        if not request.authorized:
+            reply = self._unasked(service, request)
+            return reply, replace(request, status=reply.status)
+        if not self._reads(service, credential):
+            reply = self._unasked(service, request) if credential else self._refusal(service, request, "malformed")
+            return reply, replace(request, refused="malformed", status=reply.status)
+        verdict = self._verdict(service, request, credential)
+        request = replace(request, proves=verdict.proves, refused=verdict.refused)
+        if verdict.grant is not None:
+            return self._paid(replace(request, paid=True, payment_hash=verdict.proves), service, verdict.grant)
+        reply = self._refusal(service, request, verdict.refused or "forged")
+        return reply, replace(request, status=reply.status)
+
+    def _next_instance(self, service: Service) -> int:
+        with self._changed:
+            if self._instance is not None:
+                return self._instance % service.instances
+            self._turn += 1
+            return (self._turn - 1) % service.instances
+
+    def _paid(self, request: PaywallRequest, service: Service, grant: Grant) -> tuple[Reply, PaywallRequest]:
         with self._changed:
             cut = self._cuts.pop(0) if self._cuts else None
             planned = self._planned.pop(0) if self._planned and cut != "before" else None
+            if cut == "before":
+                grant.spend(service.price_msat, times=-1)  # it never was handled
         if cut == "before":
             return Reply(status=0, cut=True), request
         status, headers, body = planned or (self.respond(request) if self.respond else (200, {}, self.content))
         reply = Reply(status=status, headers=tuple(headers.items()), body=body, cut=cut is not None)
         return reply, replace(request, status=status)
 
-    def _challenge(self, service: Service, path: str) -> Reply:
-        """Return a 402 such as aperture sends: a header line for each scheme, all with the same token and invoice."""
-        name = service.name_for(path)
+    # What those get that aren't let in
+
+    def _unasked(self, service: Service, request: PaywallRequest) -> Reply:
+        """Answer a request without a credential that the server reads."""
+        if not service.offers_at(request.path):
+            return Reply(status=401, headers=(TEXT_TYPE,), body=b"unauthorized\n")
+        if service.accept_authenticate is not None and not _accepts(request):
+            free = service.accept_authenticate < 300
+            return Reply(
+                status=service.accept_authenticate, headers=(TEXT_TYPE,), body=b"free\n" if free else b"payment required\n"
+            )
+        return self._challenge(service, request)
+
+    def _refusal(self, service: Service, request: PaywallRequest, reason: Refusal) -> Reply:
+        """Refuse a credential, in the way of the service."""
+        if self.faults.bare_401:
+            return Reply(status=401)
+        if not service.offers_at(request.path):
+            return self._unasked(service, request)
+        words = service.refuses_with or ("challenge" if service.refuses == 402 else "nothing")
+        if words == "challenge" and (service.accept_authenticate is None or _accepts(request)):
+            return replace(self._challenge(service, request), status=service.refuses)
+        scheme = self._scheme(service)
+        lines = {"scheme": (scheme,), "realm": (f'{scheme} realm="{service.name}"',)}.get(words, ())
+        headers = (*(("WWW-Authenticate", line) for line in lines), JSON_TYPE)
+        return Reply(status=service.refuses, headers=headers, body=json.dumps({"error": _REASONS[reason]}).encode())
+
+    def _challenge(self, service: Service, request: PaywallRequest) -> Reply:
+        """Return a 402 with a challenge in the service's form. To a HEAD it may tell the price only."""
+        if request.method == "HEAD" and service.head == "price-only":
+            price = ("X-L402-Price-Sats", str(-(-service.invoice_msat // 1000)))
+            line = ("WWW-Authenticate", f"{self._scheme(service)} price-only")
+            return Reply(status=402, headers=(line, price, ("Cache-Control", "no-store")))
+        form = service.header_form(self.faults.token_param)
+        offer = self._offer(service, request)
+        lines = form.written(offer)
+        if form.charges:
+            lines.append(charge_line(service.name, self._invoice(service), amount_msat=service.invoice_msat))
+        where = service.challenge_in or ("header" if form.body is None else "header and body")
+        told: dict[str, Any] | None = None
+        if where != "header":
+            told = {**({} if service.challenge_in is None else plain_body(offer)), **(form.body(offer) if form.body else {})}
+        headers = (
+            *(("WWW-Authenticate", line) for line in lines if where != "body"),
+            ("Cache-Control", "no-store"),
+            TEXT_TYPE if told is None else JSON_TYPE,
+        )
+        body = b"payment required\n" if told is None else json.dumps(told).encode()
+        return Reply(status=402, headers=headers, body=body, endless=self.faults.endless_402)
+
+    def _scheme(self, service: Service) -> str:
+        return service.header_form(self.faults.token_param).lines[-1].partition(" ")[0]
+
+    # Tokens
+
+    def _offer(self, service: Service, request: PaywallRequest) -> Offer:
+        """Return a token with its invoice: new ones, or the last ones if ``repeat_invoice`` is set."""
+        thing = service.thing(request)
         with self._changed:
-            challenge = self._last_challenges.get(name) if self.faults.repeat_invoice else None
-        if challenge is None:
-            invoice = self._invoice(service)
-            challenge = self._token(service, name, invoice.payment_hash), invoice.bolt11
+            offer = self._last_challenges.get((service.name, thing)) if self.faults.repeat_invoice else None
+        if offer is None:
+            invoice, amount_msat = self._invoice(service), service.invoice_msat
+            token = self._token(service, request.path, thing, invoice.payment_hash)
+            offer = Offer(token=token, bolt11=invoice.bolt11, payment_hash=invoice.payment_hash, amount_msat=amount_msat)
             with self._changed:
-                self._last_challenges[name] = challenge
-        token, bolt11 = challenge
-        version = 'version="0", ' if self.faults.token_param == "token" else ""  # noqa: S105 - the name of a parameter
-        lines = [
-            ("WWW-Authenticate", f'{scheme} {version}{self.faults.token_param}="{token}", invoice="{bolt11}"')
-            for scheme in service.scheme
-        ]
-        headers = (*lines, ("Cache-Control", "no-store"), ("Content-Type", "text/plain; charset=utf-8"))
-        return Reply(status=402, headers=headers, body=b"payment required\n", endless=self.faults.endless_402)
+                self._last_challenges[(service.name, thing)] = offer
+        return offer
 
     def _invoice(self, service: Service) -> Invoice:
         """Issue an invoice for the service, with the faults that concern invoices."""
@@ -340,100 +407,90 @@ class PaywallLogic:
             faulty["created_at"] = int(time.time()) - 2 * _EXPIRED_FOR_S
         if self.faults.currency is not None:
             faulty["currency"] = self.faults.currency
-        return self.lnd.invoice(service.price_msat, memo=f"L402 {service.name}", expiry_s=_EXPIRED_FOR_S, **faulty)
+        return self.lnd.invoice(service.invoice_msat, memo=f"L402 {service.name}", expiry_s=_EXPIRED_FOR_S, **faulty)
 
-    def _token(self, service: Service, name: str, payment_hash: bytes) -> str:
-        """Make a token for this payment hash (32 bytes): a macaroon, or a random string if ``opaque_tokens`` is set."""
+    def _token(self, service: Service, path: str, thing: Hashable, payment_hash: bytes) -> str:
+        """Make a token for this payment hash (32 bytes) that opens ``thing``, and note what it is good for."""
         if self.faults.mismatch:
             payment_hash = hashlib.sha256(payment_hash).digest()
-        if self.faults.opaque_tokens:
-            opaque = secrets.token_urlsafe(24)
-            with self._changed:
-                self._opaque[opaque] = (payment_hash, name)
-            return opaque
-        caveats = [f"services={name}:0"]
-        if not service.dynamic:
-            caveats.append(f"{name}_capabilities=")
-            if service.valid_for_s is not None:
-                caveats.append(f"{name}_valid_until={int(time.time()) + service.valid_for_s}")
+        kind = "opaque" if self.faults.opaque_tokens else service.token or service.header_form(self.faults.token_param).token
+        expires_at = None if service.valid_for_s is None or service.dynamic else int(time.time()) + service.valid_for_s
         root_key, token_id = secrets.token_bytes(32), secrets.token_bytes(32)
+        caveats = service.caveats(path, expires_at)
+        token = make_token(kind, root_key=root_key, token_id=token_id, payment_hash=payment_hash, caveats=caveats)
         with self._changed:
-            self._root_keys[token_id] = root_key
-        return mint(root_key, token_id, payment_hash, caveats)
+            self._grants[token_id if kind == "macaroon" else token] = Grant(
+                payment_hash=payment_hash,
+                root_key=root_key,
+                thing=thing,
+                uses=1 if service.way == "once" else None,
+                credit_msat=credit_msat(service.way),
+                expires_at=expires_at,
+            )
+        return token
 
-    def _verified(self, name: str, credential: re.Match[str]) -> bytes | None:
-        """Return the payment hash (32 bytes) of a credential that is good for the service ``name``, else None.
+    def _reads(self, service: Service, credential: re.Match[str] | None) -> bool:
+        """Return whether there is a credential of a scheme that the server reads. aperture reads both."""
+        return credential is not None and (
+            service.form == "aperture" or credential[1] in service.header_form(self.faults.token_param).schemes
+        )
 
-        The checks are as strict as aperture's. The faults ``refuse_tokens`` and ``settle_lag`` are applied here.
+    def _verdict(self, service: Service, request: PaywallRequest, credential: re.Match[str] | None) -> _Verdict:
+        """Judge a credential, as strictly as aperture does. If it is good, one use of it is spent.
+
+        The faults ``refuse_tokens`` and ``settle_lag`` are applied here.
         """
-        token, preimage = credential[2], bytes.fromhex(credential[3])
+        if credential is None:
+            return _Verdict(refused="malformed")
+        grant, narrowed = self._found(credential[2], service.name_for(request.path))
+        preimage = bytes.fromhex(credential[3])
+        if grant is None or hashlib.sha256(preimage).digest() != grant.payment_hash:
+            return _Verdict(refused="forged")
+        if not self.lnd.settled(grant.payment_hash):
+            return _Verdict(refused="unpaid")
+        proves = grant.payment_hash.hex()
+        thing = service.thing(request)
         with self._changed:
-            opaque = self._opaque.get(token)
-        payment_hash = self._macaroon_hash(token, name) if opaque is None else opaque[0] if opaque[1] == name else None
-        if payment_hash is None or hashlib.sha256(preimage).digest() != payment_hash or not self.lnd.settled(payment_hash):
-            return None
-        with self._changed:
-            offers = self._offers[payment_hash] = self._offers.get(payment_hash, 0) + 1
-            if self.faults.refuse_tokens:
-                if self.faults.refuse_tokens is not True:
-                    self.faults.refuse_tokens -= 1
-                return None
-        return payment_hash if offers > self.faults.settle_lag else None
+            reason = grant.reason_against(thing, service.price_msat) or narrowed or self._fault_against(grant)
+            if reason is None:
+                grant.spend(service.price_msat)
+        return _Verdict(grant=grant if reason is None else None, refused=reason, proves=proves)
 
-    def _macaroon_hash(self, token: str, name: str) -> bytes | None:
-        """Return the payment hash in the macaroon ``token`` if signature, services and expiry are good for ``name``, else None."""
+    def _fault_against(self, grant: Grant) -> Refusal | None:
+        """Return the fault that a good credential meets, if any, and count it. The caller holds the lock."""
+        offers = self._offers[grant.payment_hash] = self._offers.get(grant.payment_hash, 0) + 1
+        if self.faults.refuse_tokens:
+            if self.faults.refuse_tokens is not True:
+                self.faults.refuse_tokens -= 1
+            return "fault"
+        return "late" if offers <= self.faults.settle_lag else None
+
+    def _found(self, token: str, name: str) -> tuple[Grant | None, Refusal | None]:
+        """Return what was sold with ``token``; and why its own caveats don't let it open the service ``name``, if so.
+
+        A macaroon of aperture's kind may have been narrowed by its owner. Any other token must be the one that was sold.
+        """
+        with self._changed:
+            grant = self._grants.get(token)
+        if grant is not None:
+            return grant, None
         macaroon = parse(token)
-        if macaroon is None or len(macaroon.identifier_bytes) != _IDENTIFIER.size:
-            return None
-        version, payment_hash, token_id = _IDENTIFIER.unpack(macaroon.identifier_bytes)
+        token_id = None if macaroon is None else token_id_of(macaroon)
+        if macaroon is None or token_id is None:
+            return None, None
         with self._changed:
-            root_key = self._root_keys.get(token_id)
-        if version != 0 or root_key is None or not is_signed(macaroon, root_key):
-            return None
-        caveats = [caveat.caveat_id_bytes.decode(errors="replace").partition("=")[::2] for caveat in macaroon.caveats]
-        services = [value for key, value in caveats if key == "services"]
-        if not services or any(name not in [each.rpartition(":")[0] for each in value.split(",")] for value in services):
-            return None
-        expiries = [value for key, value in caveats if key == f"{name}_valid_until"]
-        return payment_hash if all(value.isdigit() and time.time() < int(value) for value in expiries) else None
+            grant = self._grants.get(token_id)
+        if grant is None or not is_signed(macaroon, grant.root_key):
+            return None, None
+        caveats = caveats_of(macaroon)
+        services = [value for condition, value in caveats if condition == "services"]
+        if any(name not in [each.rpartition(":")[0] for each in value.split(",")] for value in services):
+            return grant, "elsewhere"
+        expiries = [value for condition, value in caveats if condition == f"{name}_valid_until"]
+        return grant, None if all(value.isdigit() and time.time() < int(value) for value in expiries) else "expired"
 
 
-def mint(root_key: bytes, token_id: bytes, payment_hash: bytes, caveats: Sequence[str]) -> str:
-    """Return a macaroon such as aperture mints: version 2, identifier of 66 bytes, standard padded base64.
-
-    ``root_key``, ``token_id`` and ``payment_hash`` are 32 bytes each; ``caveats`` are texts like ``services=weather:0``.
-    """
-    from pymacaroons import MACAROON_V2, Macaroon
-    from pymacaroons.serializers import BinarySerializer
-
-    identifier = _IDENTIFIER.pack(0, payment_hash, token_id)
-    macaroon = Macaroon(location="lsat", identifier=identifier, key=root_key, version=MACAROON_V2)
-    for caveat in caveats:
-        macaroon.add_first_party_caveat(caveat)
-    return base64.standard_b64encode(BinarySerializer().serialize_raw(macaroon)).decode("ascii")
-
-
-def parse(token: str) -> Macaroon | None:
-    """Return the macaroon in ``token``. None unless ``token`` is padded standard base64 of its one canonical encoding."""
-    from pymacaroons.serializers import BinarySerializer
-
-    try:
-        raw = base64.b64decode(token, validate=True)
-        macaroon = BinarySerializer().deserialize_raw(raw)
-        rewritten = BinarySerializer().serialize_raw(macaroon)
-    except Exception:  # noqa: BLE001 - pymacaroons raises many kinds of errors for junk
-        return None
-    return macaroon if rewritten == raw and base64.standard_b64encode(raw).decode("ascii") == token else None
-
-
-def is_signed(macaroon: Macaroon, root_key: bytes) -> bool:
-    """Return whether the HMAC chain of ``macaroon`` starts at ``root_key``. The caveats' conditions aren't checked."""
-    from pymacaroons import Verifier
-    from pymacaroons.exceptions import MacaroonVerificationFailedException
-
-    verifier = Verifier()
-    verifier.satisfy_general(lambda _: True)
-    try:
-        return bool(verifier.verify(macaroon, root_key))
-    except MacaroonVerificationFailedException:
-        return False
+def _accepts(request: PaywallRequest) -> bool:
+    """Return whether the request says that it understands challenges."""
+    accepted = request.headers.get("Accept-Authenticate", "").upper()
+    return "L402" in accepted or "LSAT" in accepted

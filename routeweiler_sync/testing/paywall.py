@@ -15,12 +15,17 @@ from collections.abc import Iterable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import requests
 
-from ._paywall_logic import Faults, InvoiceIssuer, Page, PaywallLogic, PaywallRequest, Reply, Service
+from ._messages import Page, PaywallRequest, Reply
+from ._paywall_logic import Faults, InvoiceIssuer, PaywallLogic, PaywallOptions
+from ._services import Service
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["Faults", "Page", "Paywall", "PaywallLogic", "PaywallRequest", "Service", "add_paywall"]
 
@@ -43,10 +48,19 @@ class Paywall(PaywallLogic):
     ``/free`` and all paths under it cost nothing, ``/redirect?to=URL[&status=…]`` redirects, everything else is sold by one service
     (`add_service` adds more, at other prices). Paid requests get ``content``, or what ``respond(request)`` returns: status,
     headers, body. Faults on demand: ``faults``, `cut_next`, `answer_next`, `revoke_tokens`. With ``ssl_context`` it serves https.
+
+    By default it sells and refuses tokens as aperture does. Other servers have other ways, which `Service` lists:
+
+        Paywall(lnd, form="l402kit", sells="once", refuses=401)
+        Paywall(lnd, sells="credit:50")
+        Paywall(lnd, sells="instance", instances=3)
     """
 
-    def __init__(self, lnd: InvoiceIssuer, *, ssl_context: ssl.SSLContext | None = None, **options: Any) -> None:
-        """``options`` are those of `PaywallLogic` (``price_msat``, ``service``, ``valid_for_s``, ``dynamic``, ``scheme``, …)."""
+    def __init__(self, lnd: InvoiceIssuer, *, ssl_context: ssl.SSLContext | None = None, **options: Unpack[PaywallOptions]) -> None:
+        """``options``: those of `PaywallLogic` (``price_msat``, ``faults``, …) and of `Service` (``refuses``, ``form``, …).
+
+        Raises: ValueError for an option that isn't possible. The text lists those that are.
+        """
         super().__init__(lnd, **options)
         self._ssl_context = ssl_context
         self._server: _Server | None = None
@@ -214,15 +228,17 @@ def _cut(connection: socket.socket) -> None:
         return  # closed already
 
 
-def add_paywall(mock: Any, url: str, lnd: InvoiceIssuer, **options: Any) -> PaywallLogic:
+def add_paywall(mock: Any, url: str, lnd: InvoiceIssuer, **options: Unpack[PaywallOptions]) -> PaywallLogic:
     """Put a paywall at ``url`` and all URLs under it, for every method, on a ``responses`` mock. It needs no socket. Return it.
 
         with responses.RequestsMock() as mock, FakeLnd() as lnd:
             paywall = add_paywall(mock, "https://api.example", lnd, price_msat=10_000)
             session.get("https://api.example/paid")
 
-    ``mock`` is the module ``responses`` or a `responses.RequestsMock`. ``options`` are those of `PaywallLogic`. A cut
+    ``mock`` is the module ``responses`` or a `responses.RequestsMock`. ``options`` are those of `PaywallLogic` and `Service`. A cut
     connection raises `requests.ConnectionError` in the caller.
+
+    Raises: ValueError for an option that isn't possible.
     """
     import responses
 
@@ -235,7 +251,8 @@ def add_paywall(mock: Any, url: str, lnd: InvoiceIssuer, **options: Any) -> Payw
         headers = [(_text(name), _text(value)) for name, value in request.headers.items()]
         reply = paywall.answer(request.method or "GET", target, headers, _bytes(request.body))
         cut = requests.ConnectionError("the paywall cut the connection", request=request)
-        return reply.status, list(reply.headers), cut if reply.cut else reply.body
+        body = b"" if request.method == "HEAD" else reply.body
+        return reply.status, list(reply.headers), cut if reply.cut else body
 
     class AnyMethod(responses.CallbackResponse):
         def matches(self, request: requests.PreparedRequest) -> tuple[bool, str]:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import itertools
 import secrets
-import struct
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from pymacaroons import MACAROON_V2, Macaroon
-from pymacaroons.serializers import BinarySerializer
-
 from routeweiler_sync.testing import FakeLnd
+from routeweiler_sync.testing._tokens import mint
 
 from .http_server import server
 
@@ -63,9 +59,6 @@ def shop(lnd: FakeLnd, thing: Thing = lambda request: request.path, **how: Any) 
 def challenge_line(lnd: FakeLnd, amount_msat: int, scope: str | None) -> tuple[str, str]:
     """A token as aperture makes them, for an invoice of the node, and the value of WWW-Authenticate that offers it."""
     invoice = lnd.invoice(amount_msat)
-    identifier = struct.pack(">H32s32s", 0, invoice.payment_hash, secrets.token_bytes(32))
-    made = Macaroon(location="lsat", identifier=identifier, key=secrets.token_bytes(32), version=MACAROON_V2)
-    if scope is not None:
-        made.add_first_party_caveat(f"services={scope}:0")
-    token = base64.standard_b64encode(BinarySerializer().serialize_raw(made)).decode()
+    caveats = [] if scope is None else [f"services={scope}:0"]
+    token = mint(secrets.token_bytes(32), secrets.token_bytes(32), invoice.payment_hash, caveats)
     return token, f'L402 macaroon="{token}", invoice="{invoice.bolt11}"'

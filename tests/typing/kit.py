@@ -69,4 +69,11 @@ def main(folder: Path) -> None:
         assert sink.seen == 1
         assert isinstance(sink, TraceSink)
         client.close()
+        for server in (
+            Paywall(lnd, form="l402kit", sells="once", refuses=401, price_msat=10_000),
+            Paywall(lnd, sells=lambda request: request.headers.get("X-Account"), refuses_with="scheme", token="uuid"),
+        ):
+            assert_type(server.instance, int | None)
+            server.add_service("/x", name="x", price_msat=1_000, sells="credit:50", challenge_in="body", head="price-only")
+            assert_type([request.refused is None and request.proves is None for request in server.requests], list[bool])
     assert callable(add_paywall)

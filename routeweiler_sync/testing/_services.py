@@ -1,0 +1,179 @@
+"""`Service`: what a paywall sells under a path prefix, in which way, and how it asks and refuses. Its options are checked here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict, get_args
+
+from ._forms import FORMS, Form, form_of, is_written_out
+from ._messages import PaywallRequest
+from ._tokens import TOKEN_KINDS, TokenKind
+from ._ways import WAYS, credit_msat, is_way, thing_of
+
+ChallengeIn = Literal["header", "header and body", "body"]
+RefusesWith = Literal["challenge", "nothing", "scheme", "realm"]
+HeadAnswer = Literal["challenge", "price-only"]
+_SCHEMES = ("LSAT", "L402")
+_MAX_INSTANCES = 1_000
+
+
+class ServiceOptions(TypedDict, total=False):
+    """The options of a `Service` that have defaults, but for ``way``."""
+
+    valid_for_s: int | None
+    dynamic: bool
+    scheme: Sequence[str]
+    refuses: int
+    refuses_with: RefusesWith | None
+    form: str
+    token: TokenKind | None
+    challenge_in: ChallengeIn | None
+    accept_authenticate: int | None
+    head: HeadAnswer
+    skip_invoice_paths: Sequence[str]
+    instances: int
+
+
+@dataclass(slots=True, kw_only=True)
+class Service:
+    """What is sold under a path prefix. The fields may be changed while the paywall runs.
+
+    What a token opens:
+
+    - ``way`` (the option ``sells``): ``service`` (all paths of this ``name``; no other way has the ``services`` caveat), ``path``
+      (one path), ``method`` (one method of one path), ``query`` (one method, path and query), ``body`` (one method, path
+      and body), ``everything`` (all paths of this server), ``once`` (one page, any), ``credit:50`` (the invoice is for 50 sat, each
+      page costs ``price_msat``), ``instance`` (all paths of one of the ``instances``), ``nothing``; or a function of the
+      `PaywallRequest`: a token opens the requests for which it returns the same value.
+    - ``valid_for_s``: tokens end so many seconds ahead (negative: they have expired already). A macaroon says so in the caveat
+      ``<name>_valid_until``.
+    - ``dynamic``: a token of ``service`` opens one exact path, and has no caveat but ``services``.
+    - ``instances``: how many instances with keys of their own stand behind the one address. Requests go to them in turns, or to
+      the one that `PaywallLogic.instance` names.
+
+    How a bad token is refused:
+
+    - ``refuses``: the status. 402 has a fresh challenge, any other none and a small JSON body.
+    - ``refuses_with``: ``challenge``, ``nothing``, ``scheme`` (``WWW-Authenticate: L402`` alone) or ``realm``
+      (``L402 realm="<name>"``), with any status.
+
+    How it asks:
+
+    - ``form``: the header form of a server: ``aperture``, ``l402kit``, … (a wrong name lists all), or a line with ``{token}`` and
+      ``{invoice}``. Forms other than aperture's take no credential of a scheme that they don't name.
+    - ``scheme``: aperture's form has one header line for each of these, in this order.
+    - ``token``: ``macaroon``, ``macaroon-urlsafe``, ``macaroon-v1``, ``json``, ``uuid``, ``jwt``, ``hex`` or ``opaque``. None is
+      the form's own kind.
+    - ``challenge_in``: ``header``, ``header and body`` or ``body``; None is the form's own way.
+    - ``accept_authenticate``: the status of the answer, without a challenge, to those that didn't send
+      ``Accept-Authenticate: L402`` (or ``LSAT``): 402, or 200 with a free page. None: the header isn't needed.
+    - ``head``: ``price-only`` answers HEAD with the price and no challenge.
+    - ``skip_invoice_paths``: regular expressions. On paths that match, no token is sold: without a good one they answer 401 bare.
+    """
+
+    prefix: str
+    name: str
+    price_msat: int
+    valid_for_s: int | None = None
+    dynamic: bool = False
+    scheme: Sequence[str] = _SCHEMES
+    way: str | Callable[[PaywallRequest], Hashable] = "service"
+    refuses: int = 402
+    refuses_with: RefusesWith | None = None
+    form: str = "aperture"
+    token: TokenKind | None = None
+    challenge_in: ChallengeIn | None = None
+    accept_authenticate: int | None = None
+    head: HeadAnswer = "challenge"
+    skip_invoice_paths: Sequence[str] = ()
+    instances: int = 3
+
+    def __post_init__(self) -> None:
+        if self.dynamic and self.way != "service":
+            raise ValueError(f'dynamic=True goes with sells="service" alone, not {self.way!r}.')
+        if self.form != "aperture" and tuple(self.scheme) != _SCHEMES:
+            raise ValueError(f'scheme goes with form="aperture" alone: the form {self.form!r} has its own.')
+        credit = credit_msat(self.way)
+        if credit is not None and credit < self.price_msat:
+            raise ValueError(f"sells={self.way!r} is less than one page at {self.price_msat} msat: nothing could be opened.")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set a field. Raises: ValueError if the value isn't possible, with those that are."""
+        if name in _CHECKS:
+            is_possible, possible = _CHECKS[name]
+            if not is_possible(value):
+                raise ValueError(f"{'sells' if name == 'way' else name} must be {possible}, not {value!r}.")
+        object.__setattr__(self, name, value)
+
+    def sells(self, path: str) -> bool:
+        """Return whether ``path`` is the prefix or lies under it."""
+        return path == self.prefix or path.startswith(self.prefix.rstrip("/") + "/")
+
+    def name_for(self, path: str) -> str:
+        """Return the name in the ``services`` caveat. If ``dynamic``, it contains the path."""
+        return self.name + path if self.dynamic else self.name
+
+    def thing(self, request: PaywallRequest) -> Hashable:
+        """Return what ``request`` asks for."""
+        return thing_of(self.way, request, service=self.name_for(request.path), instance=request.instance)
+
+    def offers_at(self, path: str) -> bool:
+        """Return whether a token can be bought at ``path``."""
+        return not any(re.search(pattern, path) for pattern in self.skip_invoice_paths)
+
+    def caveats(self, path: str, expires_at: int | None) -> list[str]:
+        """Return the caveats of a macaroon that is sold at ``path`` and ends at ``expires_at`` (unix time)."""
+        name = self.name_for(path)
+        caveats = [] if self.way != "service" else [f"services={name}:0", *([] if self.dynamic else [f"{name}_capabilities="])]
+        return caveats if expires_at is None else [*caveats, f"{name}_valid_until={expires_at}"]
+
+    @property
+    def invoice_msat(self) -> int:
+        """The amount of an invoice: the credit, or else the price."""
+        return credit_msat(self.way) or self.price_msat
+
+    def header_form(self, token_param: str) -> Form:
+        """Return the header form. ``token_param`` is the token's name in aperture's."""
+        return form_of(self.form, scheme=self.scheme, token_param=token_param)
+
+
+def _is_status(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 200 <= value <= 599
+
+
+def _are_patterns(value: Any) -> bool:
+    try:
+        return not isinstance(value, str) and all(re.compile(pattern) for pattern in value)
+    except (TypeError, re.error):
+        return False
+
+
+def _listed(names: Sequence[Any]) -> str:
+    return f"one of {', '.join(map(str, names))}"
+
+
+def _choice(names: Sequence[Any]) -> tuple[Callable[[Any], bool], str]:
+    return lambda value: value is None or value in names, _listed([*names, None])
+
+
+#: What each option may be, and how that is said.
+_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "way": (is_way, _listed(WAYS)),
+    "refuses": (lambda value: _is_status(value) and value >= 400, "a status from 400 to 599"),
+    "refuses_with": _choice(get_args(RefusesWith)),
+    "form": (
+        lambda value: isinstance(value, str) and (value in FORMS or is_written_out(value)),
+        f"{_listed(tuple(FORMS))}, or a line with {{token}} and {{invoice}}",
+    ),
+    "token": _choice(TOKEN_KINDS),
+    "challenge_in": _choice(get_args(ChallengeIn)),
+    "accept_authenticate": (lambda value: value is None or _is_status(value), "a status from 200 to 599, or None"),
+    "head": (lambda value: value in get_args(HeadAnswer), _listed(get_args(HeadAnswer))),
+    "skip_invoice_paths": (_are_patterns, "a list of regular expressions"),
+    "instances": (
+        lambda value: isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MAX_INSTANCES,
+        f"a number from 1 to {_MAX_INSTANCES}",
+    ),
+}
