@@ -50,6 +50,11 @@ PAGE_ROWS = 500
 MAX_INSERTS = 3
 #: Failure codes of a retired token, which is no longer offered: the server refused it, or the user called `Ledger.forget`.
 REFUSED, FORGOTTEN = "refused", "forgotten"
+#: Failure code of a live token that the server has never accepted: it got an error from the server in place of the page. (If the
+#: server has refused it in so many words, for as long as a settlement may lag, the code is `REFUSED`.)
+UNDELIVERED = "undelivered"
+#: So many tokens of an origin may be `UNDELIVERED`, with none ever accepted there, before nothing more is bought at the origin.
+MAX_UNDELIVERED = 2
 #: The change to an unfinished row that the user abandons.
 ABANDONED = Change(state=PaymentState.DEAD, failure_code="abandoned", failure_text="abandoned by the user")
 #: Columns whose field in `PaymentRow` has another name. The columns are older than the fields and keep their names.
@@ -502,7 +507,7 @@ class Ledger:
         with self._store.read() as tx:
             rows = tx.execute(
                 "SELECT * FROM payments WHERE origin = ? AND target = ? AND preimage IS NOT NULL "
-                "AND state IN ('settled', 'retired') AND (taken = 1 OR failure_code = 'abandoned') "
+                "AND state IN ('settled', 'retired') AND (taken >= 1 OR failure_code = 'abandoned') "
                 "AND COALESCE(failure_code, '') <> 'forgotten' ORDER BY created_at_ms DESC LIMIT ?",
                 (origin, resource_digest, MAX_PAGE_TOKENS),
             )
@@ -547,18 +552,93 @@ class Ledger:
     def mark(self, payment_hash: str, *, accepted: bool = False, reported: bool = False, traced: bool = True) -> None:
         """Record that the server accepted the token (``accepted``), or that a trace reported the payment (``reported``), or both.
 
+        ``accepted`` for the second time, or a later one: the origin's tokens serve more than once (see `note_used_up`).
         ``traced=False``: the call has no trace, so no trace will ever report the payment, and none is to.
 
         Cheap: the write isn't forced to disk, so a power cut may undo it.
         """
+
+        def work(tx: Transaction) -> None:
+            rows = tx.execute(
+                "UPDATE payments SET "
+                "taken = CASE WHEN ? = 1 THEN CASE WHEN taken >= 1 THEN 2 ELSE 1 END ELSE taken END, "
+                "failure_text = CASE WHEN ? = 1 AND state = 'settled' AND failure_code IN ('refused', 'undelivered') THEN NULL "
+                "ELSE failure_text END, "
+                "failure_code = CASE WHEN ? = 1 AND state = 'settled' AND failure_code IN ('refused', 'undelivered') THEN NULL "
+                "ELSE failure_code END, "
+                "told = CASE WHEN told = 0 AND ? = 1 THEN ? ELSE told END WHERE payment_hash = ? RETURNING origin, taken",
+                (int(accepted), int(accepted), int(accepted), int(reported), 1 if traced else UNTRACED, payment_hash),
+            )
+            if accepted and rows and rows[0]["taken"] > 1:
+                tx.execute(
+                    "UPDATE origins SET used_up_in_a_row = 0 WHERE origin = ? AND used_up_in_a_row > 0", (rows[0]["origin"],)
+                )
+
+        self._store.run(work, durable=False)
+
+    def note_undelivered(self, payment_hash: str, *, refused: bool) -> None:
+        """Record that a paid token, which the server has never accepted, got an error or a refusal (``refused``) for the page.
+
+        Changes nothing for a token that was accepted, or isn't live.
+        """
+        code, text = (REFUSED, "refused by the server") if refused else (UNDELIVERED, "answered with an error by the server")
         self._store.run(
             lambda tx: tx.execute(
-                "UPDATE payments SET taken = CASE WHEN ? = 1 THEN 1 ELSE taken END, "
-                "told = CASE WHEN told = 0 AND ? = 1 THEN ? ELSE told END WHERE payment_hash = ?",
-                (int(accepted), int(reported), 1 if traced else UNTRACED, payment_hash),
+                "UPDATE payments SET failure_code = ?, failure_text = ? WHERE payment_hash = ? AND state = 'settled' AND taken = 0 "
+                "AND (failure_code IS NULL OR failure_code = 'undelivered')",
+                (code, text, payment_hash),
+            )
+        )
+
+    def undelivered(self, origin: str) -> PaymentRow | None:
+        """Return a payment that the origin hasn't delivered anything for, if nothing more is to be bought there; else None.
+
+        That is so while the origin has never accepted a token, and has refused one that was paid for, or answered `MAX_UNDELIVERED`
+        of them with errors.
+        """
+        with self._store.read() as tx:
+            rows = tx.execute(
+                "SELECT * FROM payments WHERE origin = ? AND state = 'settled' AND taken = 0 "
+                "AND failure_code IN ('refused', 'undelivered') LIMIT ?",
+                (origin, MAX_LIVE),
+            )
+            refused = [row for row in rows if row["failure_code"] == REFUSED]
+            if not refused and len(rows) < MAX_UNDELIVERED:
+                return None
+            if tx.execute("SELECT 1 AS one FROM payments WHERE origin = ? AND taken >= 1 LIMIT 1", (origin,)):
+                return None
+            return _payment((refused or rows)[0])
+
+    def newest_accepted(self, origin: str) -> PaymentRow | None:
+        """Return the newest of the origin's live tokens that the server has accepted, or None."""
+        with self._store.read() as tx:
+            rows = tx.execute(
+                "SELECT * FROM payments WHERE origin = ? AND state = 'settled' AND preimage IS NOT NULL "
+                "ORDER BY created_at_ms DESC, payment_hash DESC LIMIT ?",
+                (origin, MAX_PAGE_TOKENS),
+            )
+        return _first([row for row in rows if row["taken"] >= 1])
+
+    def note_used_up(self, origin: str) -> None:
+        """Record that a token of ``origin`` was bought in place of one that had served once.
+
+        That one was refused at once for the page that it had been bought for. A token that serves twice starts the count anew. What
+        follows from the count is left to `payments.single_use`.
+        """
+        self._store.run(
+            lambda tx: tx.execute(
+                "INSERT INTO origins (origin, used_up_in_a_row) VALUES (?, 1) "
+                "ON CONFLICT (origin) DO UPDATE SET used_up_in_a_row = origins.used_up_in_a_row + 1",
+                (origin,),
             ),
             durable=False,
         )
+
+    def used_up_in_a_row(self, origin: str) -> int:
+        """Return how often in a row `note_used_up` was called for ``origin``."""
+        with self._store.read() as tx:
+            rows = tx.execute("SELECT used_up_in_a_row FROM origins WHERE origin = ?", (origin,))
+        return int(rows[0]["used_up_in_a_row"]) if rows else 0
 
     def learn(self, origin: str, path: str, scope: str) -> None:
         """Remember that ``path`` of ``origin`` needs a token of ``scope``. Cheap: the write isn't forced to disk.
@@ -577,6 +657,12 @@ class Ledger:
             )
 
         self._store.run(work, durable=False)
+
+    def unlearn(self, origin: str, path: str) -> None:
+        """Forget which scope ``path`` of ``origin`` needs. Cheap: the write isn't forced to disk."""
+        self._store.run(
+            lambda tx: tx.execute("DELETE FROM learned_paths WHERE origin = ? AND path = ?", (origin, path)), durable=False
+        )
 
     def learned(self, origin: str) -> dict[str, str]:
         """Return the scope for each path of ``origin`` that was remembered by `learn`."""
@@ -698,6 +784,7 @@ def _payment(row: Mapping[str, Any]) -> PaymentRow:
         values["btc_price"] = None if values["btc_price"] is None else Decimal(values["btc_price"])
         for column, name in COLUMN_NAMES.items():
             values[name] = values.pop(column)
+        values["accepted_again"] = values["accepted"] > 1
         values["accepted"], values["reported"] = bool(values["accepted"]), bool(values["reported"])
         preimage = values["preimage"]
         if preimage is not None and hashlib.sha256(bytes.fromhex(preimage)).hexdigest() != values["payment_hash"]:

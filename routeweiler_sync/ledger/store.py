@@ -23,7 +23,7 @@ from typing import Any, Protocol, TypeVar
 T = TypeVar("T")
 
 #: The newest version in `MIGRATIONS`. A ledger with a higher version was written by a newer release.
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 #: By version: the statements that bring a ledger from the version before to this one. An entry is never edited once it is released;
 #: new ones are appended. Columns of ``payments`` that have another name in `PaymentRow` are listed in `ledger.COLUMN_NAMES`.
@@ -150,6 +150,22 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         "CREATE INDEX payments_abandoned ON payments (created_at_ms, payment_hash) "
         "WHERE state = 'dead' AND failure_code = 'abandoned'",
         "CREATE INDEX payments_untold ON payments (created_at_ms, payment_hash) WHERE told = 0 AND settled_at_ms IS NOT NULL",
+    ),
+    3: (
+        # Live tokens by age: `Ledger.newest_accepted` finds the one that may open a further page of an origin.
+        "CREATE INDEX payments_live_by_age ON payments (origin, created_at_ms) WHERE state = 'settled' AND preimage IS NOT NULL",
+        # Paid tokens that the server has refused or not delivered for: nothing more is bought at an origin that accepts none.
+        """
+        CREATE INDEX payments_undelivered ON payments (origin)
+            WHERE state = 'settled' AND taken = 0 AND failure_code IN ('refused', 'undelivered')
+        """,
+        # How often in a row a token of the origin has served once and was then refused: see `Ledger.note_used_up`.
+        """
+        CREATE TABLE origins (
+            origin           TEXT PRIMARY KEY,
+            used_up_in_a_row INTEGER NOT NULL DEFAULT 0
+        )
+        """,
     ),
 }
 

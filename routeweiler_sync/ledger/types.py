@@ -104,9 +104,9 @@ class PaymentRow:
     ``payment_hash`` and ``preimage`` are 64 hex digits. ``fee_msat`` is the routing fee that lnd charged (0 until settled),
     ``max_fee_msat`` the highest fee it was allowed to charge. ``reserved_micro`` and ``settled_micro`` are in millionths of a minor
     unit of ``currency``. ``sends_ever`` counts the payment orders that may have left, ``sends_unanswered`` those that lnd hasn't
-    answered for good. ``valid_until`` is in unix seconds. ``accepted``: the server has accepted the token before. ``reported``: a
-    trace has reported the payment. ``claimant`` is about to report it, and nobody else before ``claimed_until`` (see
-    `Ledger.claim_report`). ``resource_digest``: see `Intent`.
+    answered for good. ``valid_until`` is in unix seconds. ``accepted``: the server has accepted the token before,
+    ``accepted_again``: twice or more. ``reported``: a trace has reported the payment. ``claimant`` is about to report it, and
+    nobody else before ``claimed_until`` (see `Ledger.claim_report`). ``resource_digest``: see `Intent`.
     """
 
     payment_hash: str
@@ -133,6 +133,7 @@ class PaymentRow:
     sends_unanswered: int = 0
     valid_until: int | None = None
     accepted: bool = False
+    accepted_again: bool = False
     reported: bool = False
     failure_code: str | None = None
     failure_text: str | None = None

@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from .._core.deadline import Deadline
 from .._core.log import log
@@ -34,7 +35,7 @@ from . import block_limit
 from .checks import Checks, check_challenge, source_for
 from .first_use import begin_first_use, wait_for_first_use
 from .lifecycle import MIN_ASK_S, PaymentLifecycle, answer_of, as_purchase, node_of
-from .outcome_errors import repeated_invoice_error, unserved_error
+from .outcome_errors import repeated_invoice_error, undelivered_error, unserved_error
 from .single_flight import Flight, single_flight
 from .types import Purchase, Quote, TokenRequest
 from .wallet_rules import NextStep
@@ -83,6 +84,7 @@ class Checkout:
         refused: frozenset[str] = frozenset(),
         may_buy: bool = True,
         worth_an_offer: Callable[[PaymentRow], bool] = lambda row: True,
+        worth_a_trial: Callable[[PaymentRow], bool] = lambda row: False,
     ) -> Purchase | None:
         """Return a token for ``request``: a live one, one whose purchase is carried to its end now, or a new one.
 
@@ -91,7 +93,8 @@ class Checkout:
 
         ``worth_an_offer`` is called with the row of a live token that the server has accepted before. If it returns False, that
         token is retired and another may be bought. It is also called with the row of a retired token, which is returned only if it
-        returns True.
+        returns True. ``worth_a_trial`` is called, if the challenge doesn't say what its token opens, with the row of the newest
+        token that the origin has accepted for another page. If it returns True, that token is returned before one is bought.
 
         A new token is reserved for its buyer: call `first_use.end_first_use` after the token's first use.
 
@@ -120,10 +123,18 @@ class Checkout:
                 return _reserved_for_buyer(self._lifecycle.purchase_for(standing, request, deadline))
             if not may_buy:
                 return None
-            if standing is None:
+            if standing is None and request.challenge.names_scope is None:
+                other = self.ledger.newest_accepted(request.origin)
+                if other is not None and other.payment_hash not in refused and worth_a_trial(other):
+                    return replace(as_purchase(other, bought=False), on_trial=True)
+            useless = None if standing is not None else self.ledger.undelivered(request.origin)
+            if standing is None and useless is None:
                 return _reserved_for_buyer(self._buy(request, deadline, flight, tokens))
         # Raised outside the flight: callers that wait for the same scope may want it for another page, which isn't concerned.
-        raise unserved_error(standing, request)
+        if standing is not None:
+            raise unserved_error(standing, request)
+        assert useless is not None
+        raise undelivered_error(useless, request)
 
     def quote(self, request: TokenRequest) -> Quote | None:
         """Return what a call for ``request`` would pay, or None if the ledger has a token for it.

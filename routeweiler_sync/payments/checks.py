@@ -53,6 +53,15 @@ MIN_INVOICE_LIFE_S = 2
 MIN_TOKEN_LIFE_S = 1
 
 
+def is_payable(challenge: Challenge) -> bool:
+    """Return whether `check_challenge` accepts ``challenge``."""
+    try:
+        check_challenge(challenge)
+    except (ChallengeMismatchError, ChallengeExpiredError):
+        return False
+    return True
+
+
 def check_challenge(challenge: Challenge) -> None:
     """Refuse a challenge whose payment would buy nothing.
 

@@ -141,6 +141,18 @@ def unserved_error(row: PaymentRow, request: TokenRequest) -> TokenRefusedError:
     )
 
 
+def undelivered_error(row: PaymentRow, request: TokenRequest) -> TokenRefusedError:
+    """Return the error for an origin that has never accepted a token, and delivered nothing for the payment of ``row``."""
+    keeps = f"The ledger keeps token and preimage, and calls for {row.path} offer them again"
+    return TokenRefusedError(
+        f"{request.origin} asks for a payment for {request.path}, but it has never accepted a token that was paid for, not the one "
+        f"of payment {row.payment_hash} of {sats(row.amount_msat)} either. So nothing more is bought there",
+        **_advice_to_forget(row, f"{keeps}. {_ASK_OPERATOR}"),
+        payment_hash=row.payment_hash,
+        spent=False,
+    )
+
+
 def overtaken_error(request: TokenRequest, status: int, offers: int) -> TokenRefusedError:
     """Return the error for a call that bought nothing, since other calls kept buying tokens that had to be offered first.
 

@@ -22,7 +22,8 @@ class Token:
     ``payment_hash`` is hex, ``preimage`` the 32 bytes that prove the payment, ``valid_until`` in unix seconds.
     ``amount_minor_units`` is what was booked in the envelope, in minor units of ``currency``, routing fee included; None without an
     envelope. ``rate_quality`` is the quality of the exchange rate of that amount, as its provider names it. ``accepted``: the
-    server has accepted the token before. ``reported``: a trace has reported its payment.
+    server has accepted the token before, ``accepted_again``: twice or more. ``reported``: a trace has reported its payment.
+    ``bought_at_s`` is the time when its purchase began, in unix seconds.
     """
 
     payment_hash: str
@@ -40,6 +41,8 @@ class Token:
     valid_until: int | None
     accepted: bool
     reported: bool
+    accepted_again: bool = False
+    bought_at_s: float = 0.0
 
     @classmethod
     def of(cls, row: PaymentRow) -> Token | None:
@@ -69,4 +72,6 @@ class Token:
             valid_until=row.valid_until,
             accepted=row.accepted,
             reported=row.reported,
+            accepted_again=row.accepted_again,
+            bought_at_s=row.created_at.timestamp(),
         )

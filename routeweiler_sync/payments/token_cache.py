@@ -18,19 +18,27 @@ from .._core.deadline import Deadline, patience
 from .._core.forks import in_child
 from .._core.log import log
 from .._core.urls import origin_at, path_of
+from . import single_use
 from .first_use import in_first_use
 from .token import Token
 
 if TYPE_CHECKING:
     from ..ledger.ledger import Ledger
+    from ..ledger.types import PaymentRow
 
 
 _T = TypeVar("_T")
 
 #: The most origins that a session remembers. Beyond that, the oldest entry is dropped, and read from the ledger again when needed.
 MAX_ORIGINS = 1_000
-#: The most paths of an origin that are remembered as rejecting guesses. Beyond that, the memory of them starts anew.
-MAX_REJECTING_PATHS = 1_000
+#: The most tokens that are remembered as not serving a path. Beyond that, the memory of them starts anew.
+MAX_USELESS_TOKENS = 64
+#: At an origin where so many tokens were offered for further paths, and none has served there, no more are: it sells by path.
+MAX_VAIN_TRIALS = 2
+#: After a path has answered a token with a 5xx, and was asked without it, it isn't asked so again for this long.
+ERRORS_APART_S = 60.0
+#: The tokens of an origin are read from the ledger again, because of what another process may have bought, at most this often.
+REFRESHED_APART_S = 10.0
 
 #: The most scopes, and the most paths, that are remembered for an origin. Beyond that, the oldest are dropped: `checkout` finds
 #: their tokens in the ledger when the server asks for one.
@@ -64,8 +72,18 @@ class _Entry:
         self.by_scope: dict[str, Token] = {}
         #: For each path that is known to accept tokens of a scope: that scope.
         self.learned: dict[str, str] = {}
-        #: The paths that get no guess any more.
-        self.rejects_guesses: set[str] = set()
+        #: For each path: the payment hashes of tokens that were offered there though nothing said that it accepts them, in vain.
+        self.useless: dict[str, frozenset[str]] = {}
+        #: How many tokens were offered in vain for a path that they weren't bought for, and whether one has served there.
+        self.vain_trials, self.trial_served = 0, False
+        #: How many tokens in a row have served once and were then refused. See `single_use`.
+        self.used_up_in_a_row = 0
+        #: For each path whose errors were taken for refusals: until when the next one isn't.
+        self.errors_until: dict[str, Deadline] = {}
+        #: Whether a token was bought because of an error, and met the same error: then errors there aren't about tokens.
+        self.errors_are_real = False
+        #: Until when the ledger isn't read again for other processes' tokens.
+        self.refreshed: Deadline | None = None
         #: The payment hashes of tokens that were forgotten in this process by `Ledger.forget`.
         self.forgotten: Container[str] = ()
         #: Whether the ledger was read. If it couldn't be, it is asked again later.
@@ -74,6 +92,14 @@ class _Entry:
     def withholds(self, token: Token) -> bool:
         """Return whether ``token`` is kept back: the user has forgotten it, or its buyer is about to use it first."""
         return token.payment_hash in self.forgotten or in_first_use(token.payment_hash)
+
+    def is_worth_sending(self, token: Token, path: str) -> bool:
+        """Return whether ``token``, of which nothing says that ``path`` accepts it, may open it."""
+        return not (self.withholds(token) or self.is_used_up(token) or token.payment_hash in self.useless.get(path, ()))
+
+    def is_used_up(self, token: Token) -> bool:
+        """Return whether ``token`` has served, at an origin whose tokens serve once."""
+        return token.accepted and single_use.is_single_use(self.used_up_in_a_row)
 
 
 class TokenCache:
@@ -97,7 +123,8 @@ class TokenCache:
     def token_for_path(self, origin: str, path: str) -> tuple[Token, bool] | None:
         """Return the token to send with a request for ``path``, and whether it is a guess; None if there is none. Never raises.
 
-        It is the token of the scope that was learned for this very path. Else it is the origin's only live token, as a guess.
+        It is the token of the scope that was learned for this very path. Else it is the origin's only live token, as a guess,
+        unless that was offered for the path before, in vain.
         """
         entry = self._entry(origin)
         if not entry.by_scope:
@@ -105,12 +132,31 @@ class TokenCache:
         learned = entry.learned.get(path)
         if learned is not None:
             token = entry.by_scope.get(learned)
-            return None if token is None or entry.withholds(token) else (token, False)
-        if path in entry.rejects_guesses:
-            return None
+            return None if token is None or entry.withholds(token) or entry.is_used_up(token) else (token, False)
         live = (token for token in entry.by_scope.values() if not entry.withholds(token))
         only = next(live, None)
-        return (only, True) if only is not None and next(live, None) is None else None
+        if only is None or next(live, None) is not None:
+            return None
+        return (only, True) if entry.is_worth_sending(only, path) else None
+
+    def others(self, origin: str, path: str) -> list[Token]:
+        """Return the live tokens of ``origin`` that may open ``path``, the newest first. Never raises.
+
+        The ledger is read again if it wasn't for a while: another process may have bought one.
+        """
+        entry = self._entry(origin)
+        if entry.refreshed is None or entry.refreshed.passed:
+            entry = self._load(origin, anew=True)
+            entry.refreshed = Deadline(REFRESHED_APART_S)
+        tokens = [token for token in entry.by_scope.values() if entry.is_worth_sending(token, path)]
+        return sorted(tokens, key=lambda token: token.bought_at_s, reverse=True)
+
+    def has_others(self, url: str) -> bool:
+        """Return whether `others` finds a token for ``url``. False too if that isn't an http URL."""
+        try:
+            return bool(self.others(origin_at(url), path_of(url)))
+        except ValueError:
+            return False
 
     def put(self, token: Token, path: str | None = None) -> None:
         """Remember ``token``. With ``path``, remember also that the path accepts tokens of its scope."""
@@ -120,22 +166,81 @@ class TokenCache:
             if path is not None and entry.learned.get(path) != token.scope:
                 entry.learned = _bounded({**entry.learned, path: token.scope}, MAX_PATHS)
 
-    def rejects_guesses(self, origin: str, path: str) -> None:
-        """Remember that ``path`` rejects guesses: no guess is sent there any more."""
-        entry = self._origins.get(origin)
-        if entry is not None:
-            with _lock:
-                entry.rejects_guesses = (
-                    {path} if len(entry.rejects_guesses) >= MAX_REJECTING_PATHS else entry.rejects_guesses | {path}
-                )
+    def is_useless(self, token: Token | PaymentRow, path: str) -> bool:
+        """Return whether ``token`` was offered for ``path`` in vain, by `note_useless`."""
+        entry = self._origins.get(token.origin)
+        return entry is not None and token.payment_hash in entry.useless.get(path, ())
+
+    def note_useless(self, token: Token, path: str) -> None:
+        """Remember that ``token``, of which nothing said that ``path`` accepts it, was offered there in vain."""
+        entry = self._entry(token.origin)
+        with _lock:
+            known = entry.useless.get(path, frozenset())
+            known = frozenset() if len(known) >= MAX_USELESS_TOKENS else known
+            entry.useless = _bounded({**entry.useless, path: known | {token.payment_hash}}, MAX_PATHS)
+
+    def note_vain_trials(self, origin: str, count: int) -> None:
+        """Remember that a token had to be bought for a path of ``origin`` after ``count`` others were offered there."""
+        self._entry(origin).vain_trials += count
+
+    def note_trial_served(self, origin: str) -> None:
+        """Remember that a token of ``origin`` has opened a path that it wasn't bought for."""
+        self._entry(origin).trial_served = True
+
+    def sells_by_path(self, origin: str) -> bool:
+        """Return whether the tokens of ``origin`` open only the path that they were bought for, as far as is known."""
+        entry = self._entry(origin)
+        return entry.vain_trials >= MAX_VAIN_TRIALS and not entry.trial_served
+
+    def used_up_in_a_row(self, origin: str) -> int:
+        """Return how many tokens of ``origin`` in a row have served once and were then refused."""
+        return self._entry(origin).used_up_in_a_row
+
+    def note_used_up(self, origin: str) -> None:
+        """Remember one more such token."""
+        self._entry(origin).used_up_in_a_row += 1
+
+    def takes_error_for_refusal(self, origin: str, path: str, status: int) -> bool:
+        """Return whether an error of HTTP status ``status`` for ``path`` may be about the token."""
+        entry = self._entry(origin)
+        until = entry.errors_until.get(path)
+        return not entry.errors_are_real and (status < 500 or until is None or until.passed)
+
+    def note_error_asked_about(self, origin: str, path: str) -> None:
+        """Remember that ``path`` was asked without a token, because of a 5xx."""
+        entry = self._entry(origin)
+        with _lock:
+            entry.errors_until = _bounded({**entry.errors_until, path: Deadline(ERRORS_APART_S)}, MAX_PATHS)
+
+    def note_errors_are_real(self, origin: str) -> None:
+        """Remember that a token which was bought because of an error met an error as well, so that wasn't about tokens.
+
+        No error of the origin is taken for a refusal until one of its tokens opens a page.
+        """
+        self._entry(origin).errors_are_real = True
+
+    def unlearn(self, origin: str, path: str) -> None:
+        """Forget which scope ``path`` needs."""
+        entry = self._entry(origin)
+        with _lock:
+            entry.learned = {each: scope for each, scope in entry.learned.items() if each != path}
+
+    def note_served(self, token: Token) -> None:
+        """Remember that ``token`` has opened a page. A token that serves twice shows that the origin's tokens do."""
+        entry = self._entry(token.origin)
+        entry.errors_are_real = False
+        if token.accepted:
+            entry.used_up_in_a_row = 0
 
     def knows_path(self, token: Token, path: str) -> bool:
         """Return whether ``path`` is known to accept tokens of the scope of ``token``."""
         entry = self._origins.get(token.origin)
         return entry is not None and entry.learned.get(path) == token.scope
 
-    def note(self, token: Token, *, accepted: bool = False, reported: bool = False) -> Token:
-        """Note that the server has accepted ``token``, or that its payment is reported. Return the token with the notes on it.
+    def note(self, token: Token, *, accepted: bool = False, reported: bool = False, again: bool = False) -> Token:
+        """Note that the server has accepted ``token``, ``again`` if it had before, or that its payment is reported.
+
+        Return the token with the notes on it.
 
         A token that isn't in the cache (any more) isn't put into it.
         """
@@ -144,7 +249,12 @@ class TokenCache:
             cached = None if entry is None else entry.by_scope.get(token.scope)
             is_cached = cached is not None and cached.payment_hash == token.payment_hash
             base = cached if is_cached and cached is not None else token
-            noted = replace(base, accepted=base.accepted or accepted, reported=base.reported or reported)
+            noted = replace(
+                base,
+                accepted=base.accepted or accepted,
+                accepted_again=base.accepted_again or again,
+                reported=base.reported or reported,
+            )
             if is_cached and entry is not None:
                 entry.by_scope = {**entry.by_scope, token.scope: noted}
         return noted
@@ -165,15 +275,17 @@ class TokenCache:
         entry = self._origins.get(origin)
         return entry if entry is not None and entry.is_read else self._load(origin)
 
-    def _load(self, origin: str) -> _Entry:
+    def _load(self, origin: str, *, anew: bool = False) -> _Entry:
         """Read the tokens of ``origin`` from the ledger into the cache, and return its entry. Raises nothing.
 
         If the ledger can't be read, what the cache holds stays as it is, and the ledger is left alone for `LEAVE_ALONE_S`.
+        ``anew``: the cache was filled already, and gets what isn't in it yet.
         """
         read = self._read(origin)
         with _lock:
             entry = self._origins.setdefault(origin, _Entry())  # another thread may have loaded it meanwhile, and noted more
-            if read is not None and not entry.is_read:
+            if read is not None and (anew or not entry.is_read):
+                entry.used_up_in_a_row = read.used_up_in_a_row
                 entry.by_scope = {**read.by_scope, **entry.by_scope}
                 entry.learned = {**read.learned, **entry.learned}
                 entry.forgotten, entry.is_read = read.forgotten, True
@@ -197,6 +309,7 @@ class TokenCache:
                     tokens = [Token.of(row) for row in rows]
                     entry.by_scope = {token.scope: token for token in tokens if token is not None}
                     entry.learned = {row.path: row.scope for row in rows} | ledger.learned(origin)
+                    entry.used_up_in_a_row = ledger.used_up_in_a_row(origin)
         except Exception as error:  # noqa: BLE001
             # Free traffic doesn't need the ledger. When a 402 comes, it is read again, and its error is raised then.
             log.debug("tokens for %s can't be looked up: %s", origin, error)

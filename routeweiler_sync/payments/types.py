@@ -73,10 +73,12 @@ class Purchase:
     """A token and its ledger row.
 
     ``bought``: this call carried the payment to its end; False if the payment was there already. ``settlement_latency_ms`` is how
-    long the call took to settle the payment, None if it didn't settle it.
+    long the call took to settle the payment, None if it didn't settle it. ``on_trial``: nothing says that the token opens the page
+    that is requested; it opened others of the same origin.
     """
 
     token: Token
     row: PaymentRow
     bought: bool
     settlement_latency_ms: int | None = None
+    on_trial: bool = False

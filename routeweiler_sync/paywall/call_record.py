@@ -40,7 +40,8 @@ class TokenUse:
 
     ``bought``: this call carried the token's payment to its end. ``reused``: the call doesn't report the payment, so that the trace
     event adds nothing to any sum. ``proof``: there is a preimage. ``settlement_latency_ms`` is how long this call took to settle
-    the payment, None if it didn't settle it.
+    the payment, None if it didn't settle it. ``is_guess``: the token went along though nobody had asked for one, so it isn't known
+    whether it opened the page.
     """
 
     token: Token
@@ -50,6 +51,7 @@ class TokenUse:
     challenge: TraceChallenge | None = None
     settlement_latency_ms: int | None = None
     proof: bool = True
+    is_guess: bool = False
 
 
 @dataclass(kw_only=True)
@@ -101,14 +103,14 @@ class CallRecord:
         """
         return self._add_use(purchase.token, url, bought=purchase.bought, latency_ms=purchase.settlement_latency_ms)
 
-    def add_reuse(self, token: Token, url: str) -> Payment:
-        """Add ``token``, which an earlier call bought and a hop to ``url`` used. Return its payment.
+    def add_reuse(self, token: Token, url: str, *, is_guess: bool = False) -> Payment:
+        """Add ``token``, which an earlier call bought and a hop to ``url`` used, as a guess or not. Return its payment.
 
         If no trace has reported the payment, because a crash came before, this call reports it.
         """
-        return self._add_use(token, url, bought=False, latency_ms=None)
+        return self._add_use(token, url, bought=False, latency_ms=None, is_guess=is_guess)
 
-    def _add_use(self, token: Token, url: str, *, bought: bool, latency_ms: int | None) -> Payment:
+    def _add_use(self, token: Token, url: str, *, bought: bool, latency_ms: int | None, is_guess: bool = False) -> Payment:
         """Add a use of ``token``, unless the call has used it before, and return its payment."""
         for use in self.uses:
             if use.token.payment_hash == token.payment_hash:
@@ -121,6 +123,7 @@ class CallRecord:
             reused=not reports,
             challenge=self.challenge,
             settlement_latency_ms=latency_ms,
+            is_guess=is_guess,
         )
         self.uses.append(use)
         return _as_payment(use)
@@ -325,8 +328,11 @@ def claim_unreported(payer: Payer, row: PaymentRow) -> PaymentRow | None:
 
 
 def _rail(challenge: TraceChallenge | None, use: TokenUse | None) -> str | None:
-    """Return the rail of the token that was used, else the rail of the challenge; None if there was neither."""
-    if use is not None:
+    """Return the rail of the token that was used, else the rail of the challenge; None if there was neither.
+
+    A token that went along as a guess answered no challenge, so no rail was selected for it.
+    """
+    if use is not None and not use.is_guess:
         return rail_of(use.token.scheme)
     return None if challenge is None else rail_of(challenge.scheme)
 

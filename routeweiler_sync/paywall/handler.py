@@ -20,15 +20,17 @@ import requests
 from .._core.deadline import monotonic_s, patience
 from .._core.log import log
 from .._core.urls import leads_to_one_server, origin_at, path_of
-from ..errors import LedgerError, RouteweilerError, TokenRefusedError
+from ..errors import LedgerError, RouteweilerError, TokenRefusedError, UnreplayableBodyError
 from ..payments.block_limit import active
+from ..payments.checks import is_payable
 from ..payments.first_use import end_first_use
 from ..payments.outcome_errors import no_more_tokens_error, overtaken_error, refused_error
+from ..payments.single_use import USED_UP_WITHIN_S, is_single_use
 from ..payments.token import Token
 from ..payments.types import Payment, TokenRequest
 from ..protocol.challenge import scope_of
 from ..protocol.http_auth import schemes_offered
-from ..protocol.schemes import mentions_scheme, parse_challenge
+from ..protocol.schemes import is_named_alone, mentions_scheme, names_others, parse_challenge
 from .call import CallContext, QuoteReady, quoting, remove_hooks
 from .call_record import CallRecord
 from .credentialed import (
@@ -48,12 +50,18 @@ from .credentialed import (
 )
 from .negotiation import Negotiation, wants_of
 from .replay import again, check_replayable, drain, resource_digest, rewind
-from .server_rules import MAYBE_REFUSALS, ServerAnswer, TokenStatus, Verdict, Wants, judge, read_answer
+from .server_rules import ERRORS, MAYBE_REFUSALS, ServerAnswer, TokenStatus, Verdict, Wants, judge, read_answer
 
 if TYPE_CHECKING:
     from ..config.payer import Payer
+    from ..ledger.types import PaymentRow
 
 Send = Callable[[requests.PreparedRequest], requests.Response]
+
+#: Methods that change nothing at the server, so that a request may be sent again after a 5xx.
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+#: The longest wait for the ledger to note that a token has served once more, which only helps to know the server better.
+NOTE_AGAIN_WAIT_S = 0.1
 
 
 @dataclass
@@ -76,6 +84,10 @@ class PaywallHandler:
     #: The newest answer.
     latest: requests.Response = field(init=False)
     negotiation: Negotiation = field(init=False)
+    #: What the last challenge of this hop asks for.
+    _asked: TokenRequest | None = field(default=None, init=False)
+    #: How long ``history`` was before tokens were tried on a 401. The caller asked for none of those answers.
+    _before_others: int | None = field(default=None, init=False)
     _resource_digest: str | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -190,49 +202,105 @@ class PaywallHandler:
                 return self._left_unpaid(self.latest)
             judged = token if not is_guess else None
             may_ask = self.latest.status_code in ((402,) if judged is None else (401, 402))
-            request = self._parse_challenge() if may_ask else None
+            request = self._parse_challenge(token) if may_ask else None
             verdict = self._verdict(token, judged, request)
             if verdict is Verdict.AS_IT_IS:
                 return self._finished()
-            if judged is not None and verdict in (Verdict.ACCEPTED, Verdict.KEEP):
-                return self._finish_with_token(judged, accepted=verdict is Verdict.ACCEPTED)
-            if verdict is Verdict.WITHDRAW:
-                self._withdraw_guess()
+            if token is not None and verdict in (Verdict.ACCEPTED, Verdict.KEEP):
+                return self._finish_with_token(token, accepted=verdict is Verdict.ACCEPTED, is_guess=is_guess)
+            if token is not None and verdict is Verdict.WITHDRAW:
+                self._withdraw_guess(token)
                 token, is_guess = None, False
+                continue
+            if verdict is Verdict.TRY_OTHERS:
+                token = self._next_other()
+                if token is None:
+                    self.history = self.history[: self._before_others]
+                    return self._finished()
+                self._before_others = len(self.history) if self._before_others is None else self._before_others
+                self._resend(token)
                 continue
             check_replayable(self.request)
             if judged is not None and verdict is Verdict.GIVE_UP:
                 token = self._resend(self._retired_instead_of(judged))
             elif judged is not None and verdict is Verdict.OFFER_AGAIN:
                 time.sleep(self.negotiation.pause_s(monotonic_s()))
-                token = self._resend(self._token_in_ledger(judged) or judged)
+                token = self._resend(self._token_in_ledger(judged) or judged, counts=False)
             elif judged is not None and verdict is Verdict.ASK_BARE:
                 self.negotiation.hold_back(judged)
+                if self.latest.status_code >= 500:
+                    self.payer.token_cache.note_error_asked_about(self.origin, self.path)
                 token = self._resend(None)
+            elif judged is not None and verdict is Verdict.OTHERS_FIRST:
+                self.payer.token_cache.note_useless(judged, self.path)
+                asked = self._asked_before()
+                other = self._token_to_offer(asked) if asked is not None else self._next_other()
+                if other is None and self.latest.status_code == 401:  # as without a token
+                    self.history = self.history[: self._before_others]
+                    return self._finished()
+                token = self._resend(other)
             else:
                 if judged is not None and verdict is Verdict.RETIRE:
                     self._retire(judged)
+                elif token is not None and request is not None:
+                    self._note_not_for_page(token, request)
                 if request is not None and quoting.get():
                     drain(self.latest)
                     raise QuoteReady(self.payer.checkout.quote(request), self._droppable(self._finished()))
-                # If the answer holds no challenge, the request goes out without a token, to learn what the server asks for now.
+                request = request or self._asked_before()
+                # If there was no challenge, the request goes out without a token, to learn what the server asks for now.
                 token = self._resend(None if request is None else self._token_to_offer(request))
                 is_guess = False
+
+    def _asked_before(self) -> TokenRequest | None:
+        """Return what the last challenge of this hop asks for, if that may still be bought, else None."""
+        asked = self._asked
+        return asked if asked is not None and not self.negotiation.bought and is_payable(asked.challenge) else None
+
+    def _next_other(self) -> Token | None:
+        """Return a live token of the origin to offer for a 401 that names no other way in, or None.
+
+        None too if the request can't be sent again, has an ``Authorization`` of the caller's, or only a quote is wanted.
+        """
+        if quoting.get() or "Authorization" in (self.request.headers or {}):
+            return None
+        try:
+            check_replayable(self.request)
+        except UnreplayableBodyError:
+            return None
+        others = self.payer.token_cache.others(self.origin, self.path)
+        token = next((each for each in others if self.negotiation.is_worth_a_trial(each.payment_hash)), None)
+        if token is not None:
+            self.negotiation.note_trial(token.payment_hash)
+        return token
+
+    def _note_not_for_page(self, token: Token, request: TokenRequest) -> None:
+        """Note that the server asks for another token than ``token``, which isn't tried again for this page.
+
+        Does nothing if it asks for one of the token's own scope: then that token, which was a guess so far, is offered in earnest.
+        """
+        if token.scope != request.scope:
+            self.negotiation.tried.add(token.payment_hash)
+            self.payer.token_cache.note_useless(token, self.path)
 
     def _token_to_offer(self, request: TokenRequest) -> Token:
         """Return the token to offer for ``request``: the one that was held back, if it fits, else one from the checkout.
 
         Money: a payment may be made.
         """
-        return self.negotiation.take_back(request.scope) or self._token_from_checkout(request)
+        held_back = self.negotiation.take_back(request.scope, is_named=request.challenge.names_scope is not None)
+        return held_back or self._token_from_checkout(request)
 
-    def _parse_challenge(self) -> TokenRequest | None:
-        """Return what the latest answer asks for, or None if it holds no L402 challenge.
+    def _parse_challenge(self, token: Token | None) -> TokenRequest | None:
+        """Return what the latest answer, to a request with ``token``, asks for, or None if it holds no L402 challenge.
+
+        A challenge that offers nothing is none if a token was sent, which is refused by it, or if only a HEAD was.
 
         Raises: ChallengeParseError if it holds one that can't be used.
         """
         lines = _challenge_lines(self.latest)
-        challenge = parse_challenge(lines)
+        is_head = (self.request.method or "").upper() == "HEAD"
+        challenge = None if (token is not None or is_head) and is_named_alone(lines) else parse_challenge(lines)
         if challenge is None:
             log.info("%s answers %d without an L402 challenge (schemes: %s)", self.origin, self.latest.status_code,
                      ", ".join(schemes_offered(lines)) or "none")  # fmt: skip
@@ -251,6 +319,8 @@ class PaywallHandler:
         )
         self.record.challenged(token_request)
         self.tokens |= tokens_offered(self.latest) | {challenge.token}
+        self._asked = token_request
+        self.negotiation.used_up_in_a_row = self.payer.token_cache.used_up_in_a_row(self.origin)
         return token_request
 
     def _token_from_checkout(self, request: TokenRequest) -> Token:
@@ -271,6 +341,7 @@ class PaywallHandler:
                 refused=frozenset(negotiation.refused),
                 may_buy=may_buy,
                 worth_an_offer=negotiation.is_worth_an_offer,
+                worth_a_trial=self._is_worth_a_trial,
             )
         if purchase is None and may_buy:
             raise overtaken_error(request, self.latest.status_code, negotiation.offers)
@@ -282,7 +353,31 @@ class PaywallHandler:
             self.record.bought_pages.add(page)
             self.record.add_purchase(purchase, request.url)  # before the token is sent, so that the payment is reported in any case
             self.payer.token_cache.put(purchase.token, self.path)
+            self._note_bought()
         return purchase.token
+
+    def _is_worth_a_trial(self, row: PaymentRow) -> bool:
+        """Return whether to offer the token of ``row``, which has opened another page of the origin, before one is bought."""
+        cache = self.payer.token_cache
+        if cache.is_useless(row, self.path) or cache.sells_by_path(self.origin):
+            return False
+        return self.negotiation.is_worth_a_trial(row.payment_hash)
+
+    def _note_bought(self) -> None:
+        """Note what it says about the origin's tokens that one had to be bought."""
+        negotiation, cache = self.negotiation, self.payer.token_cache
+        if negotiation.tried:
+            cache.note_vain_trials(self.origin, len(negotiation.tried))
+        if negotiation.used_up or is_single_use(negotiation.used_up_in_a_row):
+            cache.note_used_up(self.origin)
+            self._note_in_ledger("that a token was used up", lambda: self.payer.ledger.note_used_up(self.origin))
+
+    def _note_in_ledger(self, what: str, note: Callable[[], object]) -> None:
+        """Call ``note``, which writes ``what`` to the ledger. If it can't be written, that is logged, and the call goes on."""
+        try:
+            note()
+        except LedgerError as error:
+            log.warning("the ledger can't note %s: %s", what, error)
 
     def _droppable(self, response: requests.Response) -> requests.Response:
         """Return ``response``, changed so that its pickle holds none of the tokens of this hop."""
@@ -302,8 +397,12 @@ class PaywallHandler:
             return refused_error(last, status)
         return no_more_tokens_error(last, request, status, retired=last is not None and last.payment_hash in retired)
 
-    def _resend(self, token: Token | None) -> Token | None:
-        """Send the request again, with ``token`` or without any. Return ``token``."""
+    def _resend(self, token: Token | None, *, counts: bool = True) -> Token | None:
+        """Send the request again, with ``token`` or without any. Return ``token``.
+
+        ``counts``: the request counts for the most that a hop sends.
+        """
+        self.negotiation.requests += counts
         rewind(self.request)
         drain(self.latest)
         self.latest.payment = None  # type: ignore[attr-defined]
@@ -347,13 +446,29 @@ class PaywallHandler:
         no L402 challenge.
         """
         status = self.latest.status_code
-        names_schemes = request is None and status in (401, 402) and bool(schemes_offered(_challenge_lines(self.latest)))
-        is_for_page = judged is not None and judged.payment_hash in self.negotiation.bought_for_this
-        wants = wants_of(None if request is None else request.scope, token, names_schemes=names_schemes, is_for_page=is_for_page)
+        lines = _challenge_lines(self.latest) if request is None and status in (401, 402) else []
+        is_bare = judged is None and status == 401
+        wants = wants_of(
+            None if request is None else request.scope,
+            token,
+            # To a request without a token, a 401 that names nothing but L402 says no more than a bare one.
+            names_schemes=names_others(lines) if is_bare else bool(schemes_offered(lines)),
+            is_alone=not is_bare and is_named_alone(lines),
+            is_for_page=judged is not None and judged.payment_hash in self.negotiation.bought_for_this,
+        )
         if wants is Wants.SAME and judged is not None and request is not None and self._is_replay(judged, request):
             wants = Wants.PAID
         after_402 = any(answer.status_code == 402 for answer in self.history)
-        answer = read_answer(status, wants=wants, judged=judged is not None, after_402=after_402)
+        answer = read_answer(
+            status,
+            wants=wants,
+            judged=judged is not None,
+            after_402=after_402,
+            is_safe=(self.request.method or "").upper() in SAFE_METHODS,
+            may_refuse=judged is None
+            or self.negotiation.asked_bare
+            or self.payer.token_cache.takes_error_for_refusal(self.origin, self.path, status),
+        )
         if judged is not None:
             return self.negotiation.verdict(answer, self._status_of(judged, answer))
         return self.negotiation.verdict(answer, TokenStatus.NONE if token is None else TokenStatus.GUESS)
@@ -371,13 +486,13 @@ class PaywallHandler:
     def _status_of(self, token: Token, answer: ServerAnswer) -> TokenStatus:
         """Return what is known of ``token``, which isn't a guess. The ledger is read only if ``answer`` may be a refusal."""
         accepted = token.accepted
-        if answer in MAYBE_REFUSALS:
+        if answer in MAYBE_REFUSALS and not self.negotiation.is_on_trial(token):
             accepted = self.negotiation.note_refusal(token, self._token_in_ledger(token), monotonic_s=monotonic_s())
         return self.negotiation.status_of(
             token,
             accepted=accepted,
             accepted_here=self.payer.token_cache.knows_path(token, self.path),
-            now_s=time.time(),
+            now_s=time.time() if answer not in ERRORS else 0.0,  # whether an error refuses a token doesn't depend on its time
             monotonic_s=monotonic_s(),
         )
 
@@ -393,25 +508,43 @@ class PaywallHandler:
         earlier = next((Token.of(row) for row in rows if row.payment_hash not in refused), None)
         if earlier is None:
             self.record.add_reuse(token, self.request.url or "")
+            self._note_in_ledger(
+                "that a token was refused", lambda: self.payer.ledger.note_undelivered(token.payment_hash, refused=True)
+            )
             raise refused_error(token, self.latest.status_code)
         self.negotiation.note_earlier_offer(token)
         return earlier
 
-    def _withdraw_guess(self) -> None:
-        """Send the request again without the guessed token, and remember that this path gets no guess any more.
+    def _withdraw_guess(self, token: Token) -> None:
+        """Send the request again without the guessed ``token``, and remember that this path doesn't get it again.
 
         The answer to the guess doesn't go into ``history``: the caller never asked for it.
         """
         drain(self.latest)
-        self.payer.token_cache.rejects_guesses(self.origin, self.path)
+        self.negotiation.tried.add(token.payment_hash)
+        self.negotiation.requests += 1
+        self.payer.token_cache.note_useless(token, self.path)
         rewind(self.request)
         self.latest = self.send(self._without_token())
 
     def _retire(self, token: Token) -> None:
-        """Write to ledger, token cache and negotiation that the server no longer accepts ``token``."""
-        self.payer.ledger.retire(token.payment_hash)
+        """Write to ledger, token cache and negotiation that the server no longer accepts ``token``.
+
+        A token of another scope, which has opened this page too, is only no longer used for it: it may still open others.
+        """
+        negotiation, ledger = self.negotiation, self.payer.ledger
+        is_for_page = token.payment_hash in negotiation.served_here | negotiation.bought_for_this
+        if self._asked is not None and token.scope != self._asked.scope and not is_for_page:
+            negotiation.tried.add(token.payment_hash)
+            negotiation.note_retired(token)
+            self._unlearn()
+            return
+        row = ledger.payment(token.payment_hash)
+        if row is not None and _is_used_up(row, self.resource_digest):
+            negotiation.used_up = True
+        ledger.retire(token.payment_hash)
         self.payer.token_cache.drop(token)
-        self.negotiation.note_retired(token)
+        negotiation.note_retired(token)
         log.info("the token of payment %s is retired: %s no longer accepts it", token.payment_hash, self.origin)
 
     def _token_in_ledger(self, token: Token) -> Token | None:
@@ -424,35 +557,54 @@ class PaywallHandler:
             return None
         return Token.of(row) or token
 
-    def _finish_with_token(self, token: Token, *, accepted: bool) -> requests.Response:
+    def _unlearn(self) -> None:
+        """Forget which scope this path needs."""
+        self.payer.token_cache.unlearn(self.origin, self.path)
+        self._note_in_ledger("what a path needs", lambda: self.payer.ledger.unlearn(self.origin, self.path))
+
+    def _finish_with_token(self, token: Token, *, accepted: bool, is_guess: bool) -> requests.Response:
         """Return the latest answer, which is to a request with ``token``, as the caller gets it.
 
         ``accepted``: the answer shows that the server accepted the token, which is noted first.
         """
         if accepted:
+            if self.negotiation.is_on_trial(token):
+                self.payer.token_cache.note_trial_served(self.origin)
             self._note_accepted(token)
-        return self._finished(self.record.add_reuse(token, self.request.url or ""))
+        elif self.latest.status_code >= 400 and not is_guess and not token.accepted:
+            self._note_undelivered(token)
+        return self._finished(self.record.add_reuse(token, self.request.url or "", is_guess=is_guess))
+
+    def _note_undelivered(self, token: Token) -> None:
+        """Note that ``token``, which is paid for and was never accepted, got an error in place of the page.
+
+        If it was bought because another token had got such an error: so that wasn't about the token, and the next isn't either.
+        """
+        payment_hash = token.payment_hash
+        self._note_in_ledger("that nothing was delivered", lambda: self.payer.ledger.note_undelivered(payment_hash, refused=False))
+        if self.negotiation.bought and self.negotiation.retired_for_error:
+            self.payer.token_cache.note_errors_are_real(self.origin)
+            self._unlearn()
 
     def _note_accepted(self, token: Token) -> None:
         """Write to ledger and token cache that the server has accepted ``token``, and that this path accepts tokens of its scope.
 
         A ledger that can't be written is logged: the caller gets the page all the same.
         """
-        ledger, failed = self.payer.ledger, "the ledger can't note that a token was accepted: %s"
-        knows_path = self.payer.token_cache.knows_path(token, self.path)
-        # Two writes, each with its own `try`: only the first one decides whether the token may be replaced when it is refused.
-        try:
-            if not token.accepted:
-                ledger.mark(token.payment_hash, accepted=True)
-        except LedgerError as error:
-            log.warning(failed, error)
-        try:
-            if not knows_path:
-                ledger.learn(self.origin, self.path, token.scope)
-        except LedgerError as error:
-            log.warning(failed, error)
+        ledger, cache = self.payer.ledger, self.payer.token_cache
+        knows_path = cache.knows_path(token, self.path)
+        cache.note_served(token)
+        # Separate writes: only the first one decides whether the token may be replaced when it is refused.
+        if not token.accepted:
+            self._note_in_ledger("that a token was accepted", lambda: ledger.mark(token.payment_hash, accepted=True))
+        elif not token.accepted_again:
+            with patience(NOTE_AGAIN_WAIT_S):
+                self._note_in_ledger("that a token serves again", lambda: ledger.mark(token.payment_hash, accepted=True))
+            cache.note(token, again=True)
+        if not knows_path:
+            self._note_in_ledger("what a path needs", lambda: ledger.learn(self.origin, self.path, token.scope))
         if not (token.accepted and knows_path):
-            self.payer.token_cache.put(replace(token, accepted=True), self.path)
+            cache.put(replace(token, accepted=True, accepted_again=token.accepted), self.path)
 
     def _finished(self, payment: Payment | None = None) -> requests.Response:
         """Return the latest answer as the caller gets it: with the superseded ones in ``history`` and ``payment`` on it."""
@@ -469,6 +621,15 @@ class PaywallHandler:
         if self.history:
             self.record.superseded[id(response)] = list(self.history)
         return response
+
+
+def _is_used_up(row: PaymentRow, resource_digest: str) -> bool:
+    """Return whether the token of ``row``, refused for the page of ``resource_digest``, seems to have been for a single use."""
+    if row.state.value != "settled" or not row.accepted or row.accepted_again or row.resource_digest != resource_digest:
+        return False
+    now_s = time.time()
+    soon = row.settled_at is not None and now_s - row.settled_at.timestamp() <= USED_UP_WITHIN_S
+    return soon and not (row.valid_until is not None and now_s >= row.valid_until)
 
 
 def _challenge_lines(response: requests.Response) -> list[str]:

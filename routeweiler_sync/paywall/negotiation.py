@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from .server_rules import ServerAnswer, TokenStatus, Verdict, Wants, judge, token_status
+from ..payments.single_use import is_single_use
+from .server_rules import ERRORS, ServerAnswer, TokenStatus, Verdict, Wants, judge, token_status
 
 if TYPE_CHECKING:
     from ..ledger.types import PaymentRow
@@ -24,6 +25,11 @@ MAX_OFFERS_OF_ONE = 20
 #: After this many tokens, a call offers no more tokens of others, only one that it buys itself. Four leaves room for an old token,
 #: one that another process bought meanwhile, and a new one.
 MAX_TOKENS_PER_CALL = 4
+#: The most requests that a hop sends on its way to a page, the purchase's own included. Offering a token again that the server has
+#: never accepted isn't counted: it is paid for, and nothing else may be bought.
+MAX_REQUESTS = 8
+#: The most tokens that are offered for a page on which nothing says that it accepts them.
+MAX_TRIALS = 4
 #: The most tokens that one call offers. So many occur only if other processes keep buying tokens that no server has accepted yet.
 MAX_OFFERS_PER_CALL = 32
 #: The shortest and the longest pause before a token is offered again. Pauses grow.
@@ -65,6 +71,18 @@ class Negotiation:
     refusals: int = 0
     #: Whether the server was asked without a token, to learn what it meant when it refused the present one.
     asked_bare: bool = False
+    #: How many requests were sent, without those that only offer a token again.
+    requests: int = 1
+    #: How many tokens of the origin in a row were used up. See `payments.single_use`.
+    used_up_in_a_row: int = 0
+    #: Payment hashes of tokens that were offered though nothing said that this page accepts them.
+    tried: set[str] = field(default_factory=set)
+    #: Whether this hop has retired a token that had served once, and was refused at once for the page that it was bought for.
+    used_up: bool = False
+    #: Whether this hop has retired a token because of an error such as 404 or 500.
+    retired_for_error: bool = False
+    #: The payment hash of the present token, if nothing says that this page accepts it.
+    _on_trial: str | None = None
     #: The refused token that is to be offered once more, after the server was asked without it.
     _held_back: Token | None = None
     #: Payment hashes of tokens for which a replayed invoice was looked up already.
@@ -83,6 +101,7 @@ class Negotiation:
         """Return the verdict of the server rules on ``answer`` to a token of ``status``, and remember if it is ASK_BARE."""
         verdict = judge(status, answer).verdict
         self.asked_bare = self.asked_bare or verdict is Verdict.ASK_BARE
+        self.retired_for_error = self.retired_for_error or (verdict is Verdict.RETIRE and answer in ERRORS)
         return verdict
 
     def note_refusal(self, token: Token, in_ledger: Token | None, *, monotonic_s: float) -> bool:
@@ -110,6 +129,8 @@ class Negotiation:
         ``accepted``: the server has accepted it before, by `note_refusal`. ``accepted_here``: this path has accepted tokens of its
         scope. ``now_s`` is in unix seconds, ``monotonic_s`` on the monotonic clock.
         """
+        if token.payment_hash == self._on_trial:
+            return TokenStatus.TRIAL
         return token_status(
             accepted=accepted,
             accepted_here=accepted_here or token.payment_hash in self.served_here,
@@ -127,19 +148,45 @@ class Negotiation:
     def is_worth_an_offer(self, row: PaymentRow) -> bool:
         """Return whether to offer the token of ``row``, which another call has bought.
 
-        True if it was bought for this very page. Else False once a token that was bought during this call for another page has
-        failed here: it was new, so its failure shows that tokens here don't open every page. An older token may have been used up
-        or expired, which says nothing about the next one. False in any case after `MAX_TOKENS_PER_CALL` offers.
+        False if tokens here serve once, and this one has. Else true if it was bought for this very page. Else False once a token
+        that was bought during this call for another page has failed here: it was new, so its failure shows that tokens here don't
+        open every page. An older token may have been used up or expired, which says nothing about the next one. False in any case
+        after `MAX_TOKENS_PER_CALL` offers.
         """
-        if self.offers >= MAX_TOKENS_PER_CALL:
+        if self.offers >= MAX_TOKENS_PER_CALL or (row.accepted and is_single_use(self.used_up_in_a_row)):
+            return False
+        if row.state.value == "retired" and not self.may_try():
             return False
         return row.resource_digest == self.resource_digest or not self.bought_for_others & self.retired
+
+    def may_try(self) -> bool:
+        """Return whether a token that may be of no use can still be offered, so that one can be bought and offered after it."""
+        return self.requests + 2 <= MAX_REQUESTS
+
+    def is_worth_a_trial(self, payment_hash: str) -> bool:
+        """Return whether to offer a token although nothing says that this page accepts it."""
+        untried = payment_hash not in self.tried and payment_hash not in self.refused
+        return untried and len(self.tried) < MAX_TRIALS and not is_single_use(self.used_up_in_a_row) and self.may_try()
+
+    def note_trial(self, payment_hash: str) -> None:
+        """Note that a token is offered next although nothing says that this page accepts it."""
+        self.tried.add(payment_hash)
+        self._on_trial = payment_hash
+        self._start_next_token()
+
+    def is_on_trial(self, token: Token) -> bool:
+        """Return whether ``token`` is the one that `note_trial` was called for last, and no other was offered since."""
+        return token.payment_hash == self._on_trial
 
     def note_offer(self, purchase: Purchase, scope: str) -> None:
         """Note that the token of ``purchase`` is offered next. ``scope`` is the scope of the challenge that it answers."""
         token, row = purchase.token, purchase.row
         self.offers, self.last_offered = self.offers + 1, token
         self.bought = self.bought or purchase.bought
+        if purchase.on_trial:
+            self.note_trial(token.payment_hash)
+            return
+        self._on_trial = None
         is_for_this_page = row.resource_digest == self.resource_digest
         if is_for_this_page and row.accepted:
             self.served_here.add(token.payment_hash)
@@ -168,10 +215,13 @@ class Negotiation:
         """Keep ``token``, which was refused without a reason, to offer it once more after the server was asked without it."""
         self._held_back = token
 
-    def take_back(self, scope: str) -> Token | None:
-        """Return the token that was held back if it is one for ``scope``, else None. It is no longer held back in either case."""
+    def take_back(self, scope: str, *, is_named: bool = True) -> Token | None:
+        """Return the token that was held back if it is one for ``scope``, else None. It is no longer held back in either case.
+
+        ``is_named``: the challenge names the scope. Otherwise it is only the path, and any token that has opened it is one for it.
+        """
         token, self._held_back = self._held_back, None
-        return token if token is not None and token.scope == scope else None
+        return token if token is not None and (token.scope == scope or not is_named) else None
 
     def pause_s(self, monotonic_s: float) -> float:
         """Return how long to wait before the token is offered again, in seconds; the shortest pause if none was refused."""
@@ -186,13 +236,17 @@ class Negotiation:
         self.refused_since_s, self.refusals, self.asked_bare = None, 0, False
 
 
-def wants_of(scope: str | None, token: Token | None, *, names_schemes: bool, is_for_page: bool = False) -> Wants:
+def wants_of(
+    scope: str | None, token: Token | None, *, names_schemes: bool, is_alone: bool = False, is_for_page: bool = False
+) -> Wants:
     """Return what a 401 or 402 asks for.
 
     ``scope`` is the scope of its L402 challenge, None if it holds none. ``token`` is the token that was sent, if any.
-    ``names_schemes``: the answer names some authentication scheme. ``is_for_page``: the token was bought for this very page, and no
-    server has accepted it yet, so any challenge refuses it.
+    ``names_schemes``: the answer names some authentication scheme. ``is_alone``: it names L402, with nothing that could be paid.
+    ``is_for_page``: the token was bought for this very page, and no server has accepted it yet, so any challenge refuses it.
     """
+    if is_alone:
+        return Wants.ALONE
     if scope is not None:
         return Wants.SAME if token is not None and (token.scope == scope or is_for_page) else Wants.CHALLENGE
     return Wants.OTHER if names_schemes else Wants.NOTHING

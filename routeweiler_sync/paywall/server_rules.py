@@ -29,11 +29,15 @@ class ServerAnswer(str, Enum):
         "402 (or, to a token, 401) with an L402 challenge of another scope than the token's, or of any scope if no token was sent"
     )
     OTHER_402 = "402 without an L402 challenge"
-    LOGIN = "401 with challenges, none of them L402"
-    BARE_401 = "401 without a challenge"
-    UNREAD_401 = "401, with or without challenges, if no token was sent or only a guess"
-    TURNED_DOWN = "400 or 403"
-    ELSE = "anything else: 1xx, 3xx, 404, 429, 5xx"
+    LOGIN = "401 with challenges, of which none is L402; or of which one isn't, if no token was sent or only a guess"
+    BARE_401 = (
+        "401 without a challenge; or with nothing but L402, if no token was sent; to a token, also 401 or 402 that names L402 "
+        "alone, with neither token nor invoice"
+    )
+    TURNED_DOWN = "400, 403, 404, 409 or 410, where that may be about the token"
+    FAILED = "5xx to a GET, HEAD or OPTIONS, where that may be about the token"
+    ELSE = "any other 4xx or 5xx"
+    PASSED = "1xx; or 3xx, if no 402 came just before"
     NO_ANSWER = "no answer: the connection was refused or cut, the request timed out, or the server didn't speak HTTP"
 
 
@@ -42,6 +46,7 @@ class TokenStatus(str, Enum):
 
     NONE = "no token was sent"
     GUESS = "sent as a guess: nothing says that this page accepts it"
+    TRIAL = "offered in reply to a 402 or 401: it has opened other pages of the origin, and nothing says that it opens this one"
     FRESH = "never accepted so far, and refused for less time than a settlement may lag, or not at all"
     WAITED = "never accepted, and refused for as long as a settlement may lag"
     UNTIMELY = "never accepted, and past its own valid_until"
@@ -57,17 +62,25 @@ class Verdict(str, Enum):
     AS_IT_IS = "return the answer to the caller, as for free traffic"
     ACCEPTED = "return the answer to the caller, and note that the token was accepted"
     KEEP = "return the answer to the caller, and keep the token as it is"
-    WITHDRAW = "ask again without the token, and send no guess to this path any more"
+    WITHDRAW = "ask again without the token, which isn't sent to this path again unless it asks for the token's scope"
+    TRY_OTHERS = (
+        "offer the origin's live tokens, one after the other, the newest first; if there is none, return the answer to the caller"
+    )
+    OTHERS_FIRST = (
+        "the token isn't for this page: offer the next one; if there is none, get one for the challenge that came before, or ask "
+        "without a token"
+    )
     OFFER_AGAIN = "offer the token again, a little later"
     GIVE_UP = "raise TokenRefusedError: the row stays, and nothing more is paid for the scope"
     ASK_BARE = "ask without the token; if the answer is an L402 challenge of the token's scope, offer the token once more"
     RETIRE = (
-        "retire the token, then get one for the challenge; without a challenge, ask without a token first. A call buys at most one "
-        "token"
+        "retire the token, then get one for the challenge, or for the one that came before. Without any, ask without a token "
+        "first. A call buys at most one token"
     )
     GET_ONE = (
-        "get a token of the challenge's scope: a live one, else a new one. A call buys at most one token, and none if one was "
-        "bought for this very page and never accepted"
+        "get a token for the challenge: a live one of its scope, else one that was bought for this very page, else (if the scope "
+        "is only a path) the origin's newest, else a new one. A call buys at most one token, and none if one was bought for this "
+        "very page and never accepted, or if the origin has accepted none and refused one"
     )
 
 
@@ -80,7 +93,7 @@ class Rule:
 
 
 #: The statuses of tokens that an answer may be about: tokens bought for this scope, or known to open this path.
-_JUDGED_STATUSES = tuple(status for status in TokenStatus if status not in (TokenStatus.NONE, TokenStatus.GUESS))
+_JUDGED_STATUSES = tuple(status for status in TokenStatus if status not in (TokenStatus.NONE, TokenStatus.GUESS, TokenStatus.TRIAL))
 
 
 def _rule_for(
@@ -97,13 +110,13 @@ SERVER_RULES: dict[tuple[TokenStatus, ServerAnswer], Rule] = {
     **_rule_for(
         ServerAnswer.DELIVERED,
         (TokenStatus.GUESS,),
-        Verdict.AS_IT_IS,
+        Verdict.KEEP,
         "the page may be free: nothing shows that the token opened it",
     ),
-    **_rule_for(ServerAnswer.DELIVERED, _JUDGED_STATUSES, Verdict.ACCEPTED, "the token opened the page"),
+    **_rule_for(ServerAnswer.DELIVERED, (TokenStatus.TRIAL, *_JUDGED_STATUSES), Verdict.ACCEPTED, "the token opened the page"),
     **_rule_for(
         ServerAnswer.REFUSED,
-        (TokenStatus.GUESS,),
+        (TokenStatus.GUESS, TokenStatus.TRIAL),
         Verdict.GET_ONE,
         "the server asks for the token's scope, so the token is no longer a guess",
     ),
@@ -127,6 +140,12 @@ SERVER_RULES: dict[tuple[TokenStatus, ServerAnswer], Rule] = {
         (TokenStatus.ACCEPTED, TokenStatus.ELSEWHERE, TokenStatus.DOUBTED, TokenStatus.EXPIRED),
         Verdict.RETIRE,
         "the token has served, and the server explicitly asks for another one: it is used up, expired or revoked",
+    ),
+    **_rule_for(
+        ServerAnswer.REPLAYED,
+        (TokenStatus.TRIAL,),
+        Verdict.GET_ONE,
+        "the server asks for the token's scope, so the token is no longer a guess",
     ),
     **_rule_for(
         ServerAnswer.REPLAYED,
@@ -155,7 +174,7 @@ SERVER_RULES: dict[tuple[TokenStatus, ServerAnswer], Rule] = {
     **_rule_for(ServerAnswer.PRICED, (TokenStatus.NONE,), Verdict.GET_ONE, "the server asks for a payment"),
     **_rule_for(
         ServerAnswer.PRICED,
-        (TokenStatus.GUESS, *_JUDGED_STATUSES),
+        (TokenStatus.GUESS, TokenStatus.TRIAL, *_JUDGED_STATUSES),
         Verdict.GET_ONE,
         "the server asks for another token, which is no refusal of this one",
     ),
@@ -178,8 +197,22 @@ SERVER_RULES: dict[tuple[TokenStatus, ServerAnswer], Rule] = {
         "an application behind the paywall has 402s of its own (a used-up quota, for instance)",
     ),
     **_rule_for(
+        ServerAnswer.LOGIN,
+        (TokenStatus.NONE,),
+        Verdict.AS_IT_IS,
+        "L402 asks for payment with 402, so a 401 is about something else",
+    ),
+    **_rule_for(ServerAnswer.LOGIN, (TokenStatus.GUESS,), Verdict.WITHDRAW, "it may be about the token, which nobody asked for"),
+    **_rule_for(
         ServerAnswer.LOGIN, _JUDGED_STATUSES, Verdict.KEEP, "the server asks for a login, which says nothing about the token"
     ),
+    **_rule_for(
+        ServerAnswer.BARE_401,
+        (TokenStatus.NONE,),
+        Verdict.TRY_OTHERS,
+        "the path may want a token that it doesn't sell; nothing is bought without a 402",
+    ),
+    **_rule_for(ServerAnswer.BARE_401, (TokenStatus.GUESS,), Verdict.WITHDRAW, "it may be about the token, which nobody asked for"),
     **_rule_for(
         ServerAnswer.BARE_401,
         (TokenStatus.FRESH,),
@@ -211,26 +244,61 @@ SERVER_RULES: dict[tuple[TokenStatus, ServerAnswer], Rule] = {
         Verdict.KEEP,
         "it may ask for a login: nothing says that this page accepts such tokens",
     ),
-    **_rule_for(
-        ServerAnswer.UNREAD_401,
-        (TokenStatus.NONE,),
-        Verdict.AS_IT_IS,
-        "L402 asks for payment with 402, so a 401 is about something else",
-    ),
-    **_rule_for(
-        ServerAnswer.UNREAD_401, (TokenStatus.GUESS,), Verdict.WITHDRAW, "it may be about the token, which nobody asked for"
-    ),
-    **_rule_for(ServerAnswer.TURNED_DOWN, (TokenStatus.NONE,), Verdict.AS_IT_IS, "no token was sent that it could be about"),
-    **_rule_for(
-        ServerAnswer.TURNED_DOWN, (TokenStatus.GUESS,), Verdict.WITHDRAW, "it may be about the token, which nobody asked for"
-    ),
-    **_rule_for(
-        ServerAnswer.TURNED_DOWN, _JUDGED_STATUSES, Verdict.KEEP, "it is about the request, or comes from in front of the paywall"
-    ),
-    **_rule_for(ServerAnswer.ELSE, (TokenStatus.NONE, TokenStatus.GUESS), Verdict.AS_IT_IS, "it isn't about tokens"),
+    **{
+        pair: rule
+        for answer in (ServerAnswer.TURNED_DOWN, ServerAnswer.FAILED)
+        for pair, rule in {
+            **_rule_for(answer, (TokenStatus.NONE,), Verdict.AS_IT_IS, "no token was sent that it could be about"),
+            **_rule_for(answer, (TokenStatus.GUESS,), Verdict.WITHDRAW, "it may be about the token, which nobody asked for"),
+            **_rule_for(
+                answer,
+                (TokenStatus.FRESH, TokenStatus.WAITED, TokenStatus.ELSEWHERE),
+                Verdict.KEEP,
+                "it may be about the request, or come from in front of the paywall: nothing says that this page accepts the token",
+            ),
+            **_rule_for(
+                answer,
+                (TokenStatus.ACCEPTED,),
+                Verdict.ASK_BARE,
+                "some servers refuse a used-up or unknown token in this way; the answer without the token tells",
+            ),
+            **_rule_for(
+                answer,
+                (TokenStatus.DOUBTED,),
+                Verdict.RETIRE,
+                "without the token the server asks for one of its scope, and it refuses this one",
+            ),
+        }.items()
+    },
+    **_rule_for(ServerAnswer.ELSE, (TokenStatus.NONE,), Verdict.AS_IT_IS, "it isn't about tokens"),
+    **_rule_for(ServerAnswer.ELSE, (TokenStatus.GUESS,), Verdict.WITHDRAW, "it may be about the token, which nobody asked for"),
+    **{
+        pair: rule
+        for answer in (
+            ServerAnswer.OTHER_402,
+            ServerAnswer.LOGIN,
+            ServerAnswer.BARE_401,
+            ServerAnswer.TURNED_DOWN,
+            ServerAnswer.FAILED,
+            ServerAnswer.ELSE,
+        )
+        for pair, rule in _rule_for(
+            answer,
+            (TokenStatus.TRIAL,),
+            Verdict.OTHERS_FIRST,
+            "without the token the server asked for one, and it doesn't want this one",
+        ).items()
+    },
     **_rule_for(
         ServerAnswer.ELSE,
         _JUDGED_STATUSES,
+        Verdict.KEEP,
+        "it isn't about tokens, whether it comes from in front of the paywall or from behind it",
+    ),
+    **_rule_for(ServerAnswer.PASSED, (TokenStatus.NONE, TokenStatus.GUESS), Verdict.AS_IT_IS, "it isn't about tokens"),
+    **_rule_for(
+        ServerAnswer.PASSED,
+        (TokenStatus.TRIAL, *_JUDGED_STATUSES),
         Verdict.KEEP,
         "it isn't about tokens, whether it comes from in front of the paywall or from behind it",
     ),
@@ -242,7 +310,7 @@ SERVER_RULES: dict[tuple[TokenStatus, ServerAnswer], Rule] = {
     ),
     **_rule_for(
         ServerAnswer.NO_ANSWER,
-        _JUDGED_STATUSES,
+        (TokenStatus.TRIAL, *_JUDGED_STATUSES),
         Verdict.KEEP,
         "the caller gets the error; the token is in the ledger, and the next call offers it",
     ),
@@ -250,6 +318,9 @@ SERVER_RULES: dict[tuple[TokenStatus, ServerAnswer], Rule] = {
 
 #: Answers that may refuse the token. What they mean depends on what is known of the token.
 MAYBE_REFUSALS = (ServerAnswer.REFUSED, ServerAnswer.REPLAYED, ServerAnswer.OTHER_402, ServerAnswer.BARE_401)
+#: Errors that may refuse the token. They are far more often about the request, so the ledger isn't asked about the token for them,
+#: and it doesn't matter whether the token has expired.
+ERRORS = (ServerAnswer.TURNED_DOWN, ServerAnswer.FAILED)
 
 
 class Wants(str, Enum):
@@ -258,6 +329,7 @@ class Wants(str, Enum):
     SAME = "L402, of the scope of the token that was sent"
     PAID = "L402, of the scope of the token that was sent, with an invoice that is paid in the ledger"
     CHALLENGE = "L402, of another scope than the token's, or no token was sent"
+    ALONE = "nothing: they name L402 alone, with neither token nor invoice"
     OTHER = "another scheme than L402"
     NOTHING = "nothing: they name no scheme"
 
@@ -265,26 +337,43 @@ class Wants(str, Enum):
 _CHALLENGES = {Wants.SAME: ServerAnswer.REFUSED, Wants.PAID: ServerAnswer.REPLAYED, Wants.CHALLENGE: ServerAnswer.PRICED}
 
 
-def read_answer(status: int | None, *, wants: Wants = Wants.NOTHING, judged: bool, after_402: bool = False) -> ServerAnswer:
+#: Statuses by which some servers refuse a token that is used up, expired or unknown to them.
+_TURNED_DOWN = (400, 403, 404, 409, 410)
+
+
+def read_answer(
+    status: int | None,
+    *,
+    wants: Wants = Wants.NOTHING,
+    judged: bool,
+    after_402: bool = False,
+    is_safe: bool = True,
+    may_refuse: bool = True,
+) -> ServerAnswer:
     """Return the kind of an answer with HTTP status ``status``, None if there was no answer.
 
-    ``wants`` is what the answer's challenges ask for. It is used for a 402, and for a 401 if ``judged``. ``judged``: a token was
-    sent that isn't a guess. ``after_402``: the same request was answered with 402 before. A redirect that no 402 preceded may come
-    from in front of the paywall, so it doesn't show that the token was accepted.
+    ``wants`` is what the answer's challenges ask for. ``judged``: a token was sent that isn't a guess. Without one, a 401 asks for
+    nothing that is paid, whatever its challenges. ``after_402``: the same request was answered with 402 before. A redirect that no
+    402 preceded may come from in front of the paywall, so it doesn't show that the token was accepted. ``is_safe``: the request's
+    method changes nothing at the server. ``may_refuse``: an error may be about the token.
     """
     if status is None:
         return ServerAnswer.NO_ANSWER
     if 200 <= status < 300 or (after_402 and 300 <= status < 400):
         return ServerAnswer.DELIVERED
     if status == 401 and not judged:
-        return ServerAnswer.UNREAD_401
+        return ServerAnswer.LOGIN if wants is Wants.OTHER else ServerAnswer.BARE_401
     if status in (401, 402):
         if wants in _CHALLENGES:
             return _CHALLENGES[wants]
-        if status == 402:
+        if status == 402 and not (judged and wants is Wants.ALONE):
             return ServerAnswer.OTHER_402
         return ServerAnswer.LOGIN if wants is Wants.OTHER else ServerAnswer.BARE_401
-    return ServerAnswer.TURNED_DOWN if status in (400, 403) else ServerAnswer.ELSE
+    if status < 400:
+        return ServerAnswer.PASSED
+    if may_refuse and status in _TURNED_DOWN:
+        return ServerAnswer.TURNED_DOWN
+    return ServerAnswer.FAILED if may_refuse and is_safe and 500 <= status < 600 else ServerAnswer.ELSE
 
 
 def token_status(*, accepted: bool, accepted_here: bool, expired: bool, asked_bare: bool, patience_left: bool) -> TokenStatus:

@@ -9,6 +9,9 @@ lines into one, joined with ``", "``. So a comma may end a parameter or a challe
     WWW-Authenticate = [ element *( "," element ) ]
     element          = scheme | scheme SP param | scheme SP token68 | param        ; a param belongs to the scheme before it
 
+Some servers part the parameters by blanks instead of commas (``L402 macaroon=… invoice=…``). That breaks the grammar, but it can be
+read in one way only, so it is read.
+
 An element that breaks the grammar spoils the challenge that it is in. Reading goes on safely at the next comma outside quotes. A
 quote that never closes spoils the rest of its line, which may be the inside of a string that somebody else wrote.
 """
@@ -36,6 +39,8 @@ _ELEMENT = re.compile(rf'(?:[^",]+|{_QUOTED})*')
 # A value without quotes may hold all characters of base64, though RFC 9110 demands quotes around some of them.
 _PARAM = re.compile(rf'({_NAME})[ \t]*=[ \t]*(?:({_QUOTED})|([^\s",]*))')
 _START = re.compile(rf"({_NAME})(?:[ \t]+(.+))?")
+_BLANK = re.compile(r"[ \t]+")
+_TOKEN68 = re.compile(r"[A-Za-z0-9\-._~+/]+=*")
 _ESCAPED = re.compile(r"\\(.)")
 
 
@@ -44,12 +49,13 @@ class ListedChallenge:
     """One challenge of the list, of any scheme.
 
     ``params`` are (name, value) in their order, repeated names included; names are in lower case. ``spoiled``: the challenge breaks
-    the grammar or a bound, so it can't be used.
+    the grammar or a bound, so it can't be used. ``token68``: it has a single value without a name in place of parameters.
     """
 
     scheme: str
     params: list[tuple[str, str]] = field(default_factory=list, repr=False)
     spoiled: bool = False
+    token68: bool = False
 
 
 class OversizedHeaderError(Exception):
@@ -106,19 +112,35 @@ def _read_line(line: str, found: list[ListedChallenge]) -> bool:
 
 
 def _add(text: str, found: list[ListedChallenge]) -> None:
-    param = _PARAM.fullmatch(text)
-    if param is None and (start := _START.fullmatch(text)):
+    params = _params(text)
+    if params is None and (start := _START.fullmatch(text)):
         if len(found) == MAX_CHALLENGES:
             raise OversizedHeaderError
         found.append(ListedChallenge(start[1]))
         if start[2] is None:
             return
-        param = _PARAM.fullmatch(start[2])  # otherwise it is a token68, which L402 doesn't use
+        params = _params(start[2])
+        found[-1].token68 = _TOKEN68.fullmatch(start[2]) is not None
     if not found:
         return  # a parameter before the first scheme belongs to none
     last = found[-1]
-    if param is None or len(last.params) == MAX_PARAMS:
+    if params is None or len(last.params) + len(params) > MAX_PARAMS:
         last.spoiled = True
         return
-    name, quoted, bare = param.groups()
-    last.params.append((name.lower(), bare if quoted is None else _ESCAPED.sub(r"\1", quoted[1:-1])))
+    last.params += params
+
+
+def _params(text: str) -> list[tuple[str, str]] | None:
+    """Return the parameters that ``text`` consists of, parted by blanks if there are several. None if it holds anything else."""
+    found, at = [], 0
+    while at < len(text):
+        param = _PARAM.match(text, at)
+        if param is None:
+            return None
+        name, quoted, bare = param.groups()
+        found.append((name.lower(), bare if quoted is None else _ESCAPED.sub(r"\1", quoted[1:-1])))
+        blank = _BLANK.match(text, param.end())
+        at = len(text) if param.end() == len(text) else -1 if blank is None else blank.end()
+        if at < 0:
+            return None
+    return found or None

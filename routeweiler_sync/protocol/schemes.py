@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from .._core.rails import L402
 from .challenge import Challenge
+from .http_auth import schemes_offered
 from .l402 import challenge as l402_challenge, credential as l402_credential
 
 
@@ -21,6 +22,7 @@ class PaidScheme:
     - ``names``: the scheme's names in ``WWW-Authenticate`` and ``Authorization``, in upper case.
     - ``rail``: its name in budgets, policies and traces.
     - ``parse``: `parse_challenge` for this scheme alone.
+    - ``is_named_alone``: `is_named_alone` for this scheme alone. Without it, each of its challenges offers something.
     - ``authorization``: returns the value of ``Authorization`` for (name, token, preimage).
     - ``is_credential``: returns whether a header's whole value is a credential of this scheme.
     - ``redact``: returns a text with this scheme's credentials and tokens replaced.
@@ -32,6 +34,7 @@ class PaidScheme:
     authorization: Callable[[str, str, bytes], str]
     is_credential: Callable[[str], bool]
     redact: Callable[[str], str]
+    is_named_alone: Callable[[Sequence[str]], bool] = lambda lines: False
 
 
 #: The schemes in order of preference: of several offers that can be used, the one of the first scheme is answered.
@@ -40,6 +43,7 @@ SCHEMES = (
         names=l402_credential.NAMES,
         rail=L402,
         parse=l402_challenge.parse_challenge,
+        is_named_alone=l402_challenge.is_named_alone,
         authorization=l402_credential.authorization,
         is_credential=l402_credential.is_credential,
         redact=l402_credential.redact,
@@ -62,6 +66,17 @@ def parse_challenge(lines: str | Sequence[str]) -> Challenge | None:
         if challenge is not None:
             return challenge
     return None
+
+
+def is_named_alone(lines: Sequence[str]) -> bool:
+    """Return whether ``lines`` name a scheme that can be paid, and none of the named ones offers anything to pay."""
+    offered = {name.upper() for name in schemes_offered(lines)} & set(NAMES)
+    return bool(offered) and all(scheme.is_named_alone(lines) for scheme in SCHEMES if offered & set(scheme.names))
+
+
+def names_others(lines: Sequence[str]) -> bool:
+    """Return whether ``lines`` name a scheme that can't be paid."""
+    return any(name.upper() not in NAMES for name in schemes_offered(lines))
 
 
 def authorization(name: str, token: str, preimage: bytes) -> str:

@@ -115,7 +115,7 @@ class PaywallAdapter(HTTPAdapter):
         if along is None:
             # Arguments go by name, as `requests` passes them: a library that replaces HTTPAdapter.send may rely on that.
             response = super().send(request, stream=stream, timeout=timeout, verify=verify, cert=cert, proxies=proxies)
-            if response.status_code != 402 or not pays:
+            if not (pays and payer is not None and concerns_payer(payer, request, response.status_code)):
                 response.payment = None  # type: ignore[attr-defined]
                 if response.status_code == 402:
                     warn_unpaid(response)
@@ -186,6 +186,18 @@ def token_along(payer: Payer, request: requests.PreparedRequest) -> tuple[Token,
         if (request.method or "").upper() not in GUESSED_METHODS or not is_in_memory(request):
             return None
     return along
+
+
+def concerns_payer(payer: Payer, request: requests.PreparedRequest, status: int) -> bool:
+    """Return whether an answer of HTTP status ``status`` to ``request``, which went out without a token, may be answered with one.
+
+    That is a 402, and a 401 where there are tokens of the origin that the path may want.
+    """
+    if status != 401:
+        return status == 402
+    if "Authorization" in (request.headers or {}) or quoting.get():
+        return False
+    return payer.token_cache.has_others(request.url or "")
 
 
 def handler_for(call: CallContext, request: requests.PreparedRequest, send: Send, timeout: object) -> PaywallHandler:

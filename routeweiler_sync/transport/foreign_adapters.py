@@ -21,7 +21,7 @@ import requests
 
 from ..paywall.call import CallContext, call_hooks, contexts, current
 from ..paywall.credentialed import CredentialedRequest, errors_with_original_request, is_refused, with_credential
-from .adapter import PaywallAdapter, handler_for, token_along
+from .adapter import PaywallAdapter, concerns_payer, handler_for, token_along
 from .fork_pools import connect_anew_if_forked
 
 
@@ -104,7 +104,9 @@ def handle_foreign_response(response: requests.Response, **adapter_kwargs: Any) 
     Money: moves if ``response`` is a 402 that can be paid.
     """
     call = current.get()
-    if call is None or call.session is None or call.handled or (response.status_code != 402 and call.carried is None):
+    if call is None or call.session is None or call.handled:
+        return None
+    if call.carried is None and not concerns_payer(call.payer, call.request, response.status_code):
         return None
     if is_refused(response):
         return None

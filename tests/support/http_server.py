@@ -11,22 +11,26 @@ from typing import Any
 
 @contextlib.contextmanager
 def server(answer: Any) -> Iterator[str]:
-    """An HTTP server of one function: ``answer(handler) -> (status, header lines, body)``. Gives its URL."""
+    """An HTTP server of one function: ``answer(handler) -> (status, header lines, body)``. Gives its URL.
+
+    ``handler.body`` is the request's body.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def reply(self) -> None:
-            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             status, lines, body = answer(self)
             self.send_response(status)
             for name, value in lines:
                 self.send_header(name, value)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(body)
+            if self.command != "HEAD":
+                self.wfile.write(body)
 
-        do_GET = do_POST = do_PUT = reply
+        do_GET = do_HEAD = do_OPTIONS = do_POST = do_PUT = do_DELETE = reply
 
         def log_message(self, *args: object) -> None:
             pass

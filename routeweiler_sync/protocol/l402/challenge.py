@@ -56,6 +56,23 @@ def parse_challenge(lines: str | Sequence[str]) -> Challenge | None:
     )
 
 
+def is_named_alone(lines: Sequence[str]) -> bool:
+    """Return whether ``lines`` name L402 or LSAT, but offer neither token nor invoice: there is nothing that could be paid.
+
+    Servers refuse a token in this way, since a 401 has to name a scheme, or say to a HEAD what a GET would cost.
+    """
+    try:
+        named = [listed for listed in read_challenges(lines) if _name(listed)]
+    except OversizedHeaderError:
+        return False
+    return bool(named) and all(_offers_nothing(listed) for listed in named)
+
+
+def _offers_nothing(listed: ListedChallenge) -> bool:
+    offered = any(name in ("token", "macaroon", "invoice") for name, _ in listed.params)
+    return not offered and (listed.token68 or not listed.spoiled)
+
+
 def _challenge(listed: ListedChallenge) -> Challenge:
     """Return the L402 or LSAT challenge in ``listed``.
 

@@ -322,6 +322,7 @@ def test_a_token_that_was_never_accepted_blocks_no_other_page(make_session, serv
     server = serve(
         lambda server, token, target: target != "/broken" and own(server, token, target), lambda number: [f"services=x{number}:0"]
     )
+    assert outcome(make_session(), f"{server.url}/first") == "200"  # else it isn't known whether the server delivers at all
     for number in range(3):
         with pytest.raises(TokenRefusedError):
             make_session().get(f"{server.url}/broken")
@@ -331,7 +332,7 @@ def test_a_token_that_was_never_accepted_blocks_no_other_page(make_session, serv
     assert outcome(make_session(), f"{server.url}/page/0") == "200", (
         "its first token has served: another tier is the caller's to buy"
     )
-    assert Counter(row.state for row in books.rows) == {PaymentState.SETTLED: 5}
+    assert Counter(row.state for row in books.rows) == {PaymentState.SETTLED: 6}
     books.check()
 
 

@@ -314,14 +314,15 @@ def test_instances_with_keys_of_their_own_are_paid_for_once_each(
 def test_a_form_with_a_file_is_the_same_thing_each_time(make_session: Callable[..., Routeweiler], lnd: FakeLnd) -> None:
     """The boundary between its parts is new in each request, and says nothing about what is asked for."""
     with shop(lnd) as (seller, url):
+        make_session().get(f"{url}/first")
         seller.serves = False
         for _ in range(2):
             with pytest.raises(TokenRefusedError):
                 make_session().post(f"{url}/ask", files={"file": ("a.txt", io.BytesIO(b"content"))})
-        assert len(lnd.payments) == 1
+        assert len(lnd.payments) == 2
         with pytest.raises(TokenRefusedError):
             make_session().post(f"{url}/ask", files={"file": ("a.txt", io.BytesIO(b"other content"))})
-        assert len(lnd.payments) == 2
+        assert len(lnd.payments) == 3
 
 
 @pytest.mark.parametrize(
@@ -340,8 +341,9 @@ def test_forms_that_differ_in_what_looks_like_a_boundary_are_two_things(
 ) -> None:
     """Else the second can't be bought while the first isn't served."""
     with shop(lnd) as (seller, url):
+        make_session().get(f"{url}/first")
         seller.serves = False
-        for number, sent in enumerate(bodies, start=1):
+        for number, sent in enumerate(bodies, start=2):
             with pytest.raises(TokenRefusedError):
                 make_session().post(f"{url}/ask", data=sent, headers={"Content-Type": content_type})
             assert len(lnd.payments) == number
@@ -352,8 +354,9 @@ def test_a_file_is_told_by_its_content_from_where_it_stood(
 ) -> None:
     """Else two uploads would be one thing, and the second be refused as the first."""
     with shop(lnd) as (seller, url):
+        make_session().get(f"{url}/first")
         seller.serves = False
-        for content, payments in ((b"..same", 1), (b"::same", 1), (b"..other", 2)):
+        for content, payments in ((b"..same", 2), (b"::same", 2), (b"..other", 3)):
             path = tmp_path / "upload"
             path.write_bytes(content)
             with path.open("rb") as file, pytest.raises(TokenRefusedError):

@@ -516,10 +516,10 @@ def test_a_paid_response_is_a_response_in_every_other_way(session, paywall: Payw
     (refused,) = response.history
     assert (refused.url, refused.reason, refused.text) == (response.url, "Payment Required", "payment required\n")
     assert "Authorization" not in refused.request.headers
-    paywall.answer_next(503)
+    paywall.answer_next(429)
     with pytest.raises(requests.HTTPError) as caught:
         session.get(paywall.url).raise_for_status()
-    assert caught.value.response.status_code == 503
+    assert caught.value.response.status_code == 429
     assert len(lnd.payments) == 1
 
 

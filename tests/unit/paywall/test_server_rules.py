@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from routeweiler_sync.paywall.server_rules import (
+    ERRORS,
     MAYBE_REFUSALS,
     SERVER_RULES,
     ServerAnswer,
@@ -22,21 +23,25 @@ from routeweiler_sync.paywall.server_rules import (
     token_status,
 )
 
-JUDGED = [known for known in TokenStatus if known not in (TokenStatus.NONE, TokenStatus.GUESS)]
+JUDGED = [known for known in TokenStatus if known not in (TokenStatus.NONE, TokenStatus.GUESS, TokenStatus.TRIAL)]
 SERVED = [TokenStatus.ACCEPTED, TokenStatus.ELSEWHERE, TokenStatus.DOUBTED, TokenStatus.EXPIRED]
 #: What a real HTTP client may meet, 1xx that aren't swallowed and numbers of nobody's standard included.
 STATUSES = [None, 100, 103, 200, 201, 202, 204, 206, 299, 300, 301, 302, 303, 304, 307, 308, 399, 400, 401, 402, 403, 404, 405, 409,
             410, 418, 429, 451, 500, 502, 503, 504, 599, 600, 999]  # fmt: skip
 FLAGS = ("accepted", "accepted_here", "expired", "asked_bare", "patience_left")
+#: By which some servers refuse a token.
+TURNED_DOWN = [400, 403, 404, 409, 410]
+FAILED = [500, 502, 503, 504, 599]
 
 
 def answers() -> Iterator[tuple[int | None, Wants, bool, bool]]:
     """(status, what it wants, whether the token is judged, whether a 402 came before): all that can be."""
     for status, wants, judged, after_402 in itertools.product(STATUSES, Wants, [False, True], [False, True]):
-        looked_into = status == 402 or (status == 401 and judged)
         if wants is Wants.PAID and not judged:
             continue  # only the refusal of a token is looked at so closely
-        if wants is Wants.NOTHING or looked_into:
+        if status == 401 and not judged and wants not in (Wants.OTHER, Wants.NOTHING):
+            continue  # it isn't paid, so nobody reads what it offers
+        if wants is Wants.NOTHING or status in (401, 402):
             yield status, wants, judged, after_402
 
 
@@ -56,6 +61,8 @@ def design_says(status: int, wants: Wants, *, accepted: bool, accepted_here: boo
     """The design's words on a 401 or 402 to a token that is no guess."""
     if wants is Wants.CHALLENGE:
         return Verdict.GET_ONE  # another token is wanted
+    if wants is Wants.ALONE:
+        status = 401  # L402 with nothing to pay: a refusal, like a bare 401
     if status == 401 and wants is Wants.OTHER:
         return Verdict.KEEP  # a login
     if not accepted:
@@ -81,7 +88,8 @@ def test_every_answer_to_every_token_has_a_ruling_and_every_ruling_an_answer() -
     for status, wants, judged, after_402 in answers():
         said = read_answer(status, wants=wants, judged=judged, after_402=after_402)
         if judged:
-            met |= {(token_status(**token), said) for token in tokens()}
+            statuses = {token_status(**{**token, "expired": token["expired"] and said not in ERRORS}) for token in tokens()}
+            met |= {(known, said) for known in (*statuses, TokenStatus.TRIAL)}
         else:
             met.add((TokenStatus.GUESS, said))
             if wants is not Wants.SAME:  # no token, no scope of its own
@@ -100,10 +108,8 @@ def test_what_cant_be_raises_before_anything_is_done() -> None:
     illegal = {pair for pair in itertools.product(TokenStatus, ServerAnswer) if pair not in SERVER_RULES}
     assert illegal == {
         (TokenStatus.NONE, ServerAnswer.REFUSED),
-        *itertools.product(
-            (TokenStatus.NONE, TokenStatus.GUESS), (ServerAnswer.LOGIN, ServerAnswer.BARE_401, ServerAnswer.REPLAYED)
-        ),
-        *itertools.product(JUDGED, (ServerAnswer.UNREAD_401,)),
+        *itertools.product((TokenStatus.NONE, TokenStatus.GUESS), (ServerAnswer.REPLAYED,)),
+        *itertools.product((TokenStatus.EXPIRED, TokenStatus.UNTIMELY), ERRORS),
     }
 
 
@@ -115,27 +121,48 @@ def test_a_401_or_402_to_a_token_means_what_the_design_says(status: int) -> None
 
 
 @pytest.mark.parametrize("status", [status for status in STATUSES if status not in (401, 402)])
-def test_any_other_answer_never_costs_a_token(status: int | None) -> None:
+def test_an_error_costs_a_token_only_where_it_served_and_is_asked_for_anew(status: int | None) -> None:
     """Else a server's fault, or a page that isn't there, would retire a token that was paid for."""
-    taken = status is not None and 200 <= status < 300
+    served = status is not None and 200 <= status < 300
     for token in tokens():
-        assert verdict_on(status, Wants.NOTHING, **token) is (Verdict.ACCEPTED if taken else Verdict.KEEP)
+        if token["expired"]:
+            continue  # it isn't looked at for an error
+        doubted = status in TURNED_DOWN + FAILED and token["accepted"] and token["accepted_here"]
+        expected = Verdict.RETIRE if token["asked_bare"] else Verdict.ASK_BARE
+        assert verdict_on(status, Wants.NOTHING, **token) is (Verdict.ACCEPTED if served else expected if doubted else Verdict.KEEP)
+
+
+@pytest.mark.parametrize("status", STATUSES)
+def test_an_error_is_about_the_request_where_nothing_else_is_known(status: int | None) -> None:
+    """Else a POST that an application failed at is sent twice, and a token is bought at each fault of a server."""
+    for is_safe, may_refuse in itertools.product([False, True], repeat=2):
+        said = read_answer(status, judged=True, is_safe=is_safe, may_refuse=may_refuse)
+        assert (said is ServerAnswer.TURNED_DOWN) == (may_refuse and status in TURNED_DOWN)
+        assert (said is ServerAnswer.FAILED) == (may_refuse and is_safe and status in FAILED)
 
 
 @pytest.mark.parametrize("status", [status for status in STATUSES if status is not None])
 def test_a_redirect_says_that_the_token_was_taken_only_where_a_402_came_before(status: int) -> None:
     """Else a maintenance page in front of the paywall takes a token that was never delivered for, and it is bought again."""
     for token in tokens():
-        verdict = verdict_on(status, Wants.NOTHING, after_402=True, **token)
-        assert (verdict is Verdict.ACCEPTED) == (200 <= status < 400), (status, token)
+        if not (token["expired"] and status in TURNED_DOWN + FAILED):
+            verdict = verdict_on(status, Wants.NOTHING, after_402=True, **token)
+            assert (verdict is Verdict.ACCEPTED) == (200 <= status < 400), (status, token)
 
 
 @pytest.mark.parametrize("status", STATUSES)
 def test_without_a_token_only_an_l402_challenge_is_answered(status: int | None) -> None:
     """Else free traffic wouldn't be what it is with `requests`."""
-    for wants in (Wants.CHALLENGE, Wants.OTHER, Wants.NOTHING) if status == 402 else (Wants.NOTHING,):
+    for wants in {402: (Wants.CHALLENGE, Wants.ALONE, Wants.OTHER, Wants.NOTHING), 401: (Wants.OTHER, Wants.NOTHING)}.get(
+        status or 0, (Wants.NOTHING,)
+    ):
         verdict = judge(TokenStatus.NONE, read_answer(status, wants=wants, judged=False)).verdict
-        assert verdict is (Verdict.GET_ONE if wants is Wants.CHALLENGE else Verdict.AS_IT_IS)
+        if wants is Wants.CHALLENGE:
+            assert verdict is Verdict.GET_ONE
+        elif status == 401 and wants is Wants.NOTHING:
+            assert verdict is Verdict.TRY_OTHERS  # nothing is bought
+        else:
+            assert verdict is Verdict.AS_IT_IS
 
 
 @pytest.mark.parametrize("status", STATUSES)
@@ -145,8 +172,23 @@ def test_a_guess_is_withdrawn_unseen_and_never_judged(status: int | None) -> Non
         verdict = judge(TokenStatus.GUESS, read_answer(status, wants=wants, judged=False)).verdict
         if status == 402 and wants in (Wants.SAME, Wants.CHALLENGE):
             assert verdict is Verdict.GET_ONE
+        elif status is None or 100 <= status < 200 or 300 <= status < 400:
+            assert verdict is Verdict.AS_IT_IS
         else:
-            assert verdict is (Verdict.WITHDRAW if status in (400, 401, 402, 403) else Verdict.AS_IT_IS)
+            assert verdict is (Verdict.KEEP if status < 300 else Verdict.WITHDRAW)
+
+
+@pytest.mark.parametrize("status", STATUSES)
+def test_a_token_on_trial_is_never_given_up_for_a_page_that_it_isnt_for(status: int | None) -> None:
+    """Else a token that opens other pages is thrown away, or offered at a page for seconds that it was never bought for."""
+    for wants in Wants if status in (401, 402) else (Wants.NOTHING,):
+        verdict = judge(TokenStatus.TRIAL, read_answer(status, wants=wants, judged=True)).verdict
+        if wants in (Wants.SAME, Wants.PAID, Wants.CHALLENGE):
+            assert verdict is Verdict.GET_ONE
+        elif status is None or 100 <= status < 200 or 300 <= status < 400:
+            assert verdict is Verdict.KEEP
+        else:
+            assert verdict is (Verdict.ACCEPTED if status < 300 else Verdict.OTHERS_FIRST)
 
 
 def test_nothing_is_bought_beside_a_token_that_was_never_taken() -> None:
@@ -163,7 +205,7 @@ def test_only_what_may_refuse_depends_on_what_is_known() -> None:
     """Else the adapter, which asks the ledger for those answers alone, would judge by old knowledge."""
     for said in ServerAnswer:
         verdicts = {SERVER_RULES[known, said].verdict for known in JUDGED if (known, said) in SERVER_RULES}
-        assert (len(verdicts) > 1) == (said in MAYBE_REFUSALS), said
+        assert (len(verdicts) > 1) == (said in (*MAYBE_REFUSALS, *ERRORS)), said
 
 
 def test_a_token_that_has_served_is_offered_no_second_time_for_a_refusal_in_so_many_words() -> None:

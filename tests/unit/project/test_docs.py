@@ -15,4 +15,4 @@ def test_the_page_of_the_purchase_is_drawn_from_the_table() -> None:
     assert draw["page"](text) == text
     assert "open --> dead" in text
     assert "FAILED in answer to this send" in text
-    assert "401 without a challenge | ACCEPTED | ask without the token" in text
+    assert "| ACCEPTED | ask without the token; if the answer is an L402 challenge" in text
