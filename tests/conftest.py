@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -33,8 +34,41 @@ def no_price_from_the_internet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fmv, "_default", CoinGecko(base_url="http://127.0.0.1:1", timeout_s=1))
 
 
+#: Folders whose tests share one server. One worker runs all of them.
+SHARED = ("tests/postgres/", "tests/regtest/")
+#: What takes longest. It is begun first: begun last, it would keep one worker busy for minutes after the others have ended.
+FIRST = (
+    "tests/regtest/",
+    "tests/compat/test_requests_suite.py",
+    "tests/compat/test_naive_sessions_fail.py",
+    "tests/postgres/",
+    "tests/component/payments/test_reentry.py",
+    "tests/component/payments/test_never_overspend.py",
+)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With ``-n``, keep the tests of a file on one worker: some share what is slow to make. Else each worker would make it."""
+    if config.getoption("dist") not in ("load", "loadfile"):
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            shared = [folder for folder in SHARED if nodeid.startswith(folder)]
+            return shared[0] if shared else super()._split_scope(nodeid)
+
+        def _assign_work_unit(self, node: Any) -> None:
+            first = [scope for scope in FIRST if scope in self.workqueue]
+            if first:
+                self.workqueue.move_to_end(first[0], last=False)
+            super()._assign_work_unit(node)
+
+    return Scheduling(config, log)
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "xdist_group(name): tests that one pytest-xdist worker runs (--dist loadgroup)")
     # A shell's background job ignores SIGINT, and its children inherit that: those that tests interrupt would sleep on.
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

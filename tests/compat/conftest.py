@@ -50,10 +50,15 @@ def documented(name: str, **names: Any) -> dict[str, Any]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Under a naive way: the tests of this folder that ask for what pays."""
+    """Under a naive way: the tests of this folder that ask for what pays, without those that needn't run."""
     if NAIVE:
-        here = Path(__file__).parent
-        chosen = [item for item in items if here not in item.path.parents or "paying" in getattr(item, "fixturenames", ())]
+        here, without = Path(__file__).parent, naive.left_out()
+        chosen = [
+            item
+            for item in items
+            if here not in item.path.parents
+            or ("paying" in getattr(item, "fixturenames", ()) and f"{item.path.stem}::{item.name}" not in without)
+        ]
         config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
         items[:] = chosen
 

@@ -11,6 +11,7 @@ from requests.adapters import BaseAdapter, HTTPAdapter
 from urllib3.util.retry import Retry
 
 from routeweiler_sync import Routeweiler, RouteweilerError, TokenRefusedError
+from routeweiler_sync.paywall import negotiation
 from routeweiler_sync.testing import FakeLnd, Paywall
 
 from .conftest import Books, Paying
@@ -115,8 +116,11 @@ def test_a_payer_on_the_adapter_and_one_of_the_session(
 
 
 @pytest.mark.slow
-def test_a_server_that_takes_no_token(paying: Paying, paywall: Paywall, lnd: FakeLnd, tmp_path: Path) -> None:
+def test_a_server_that_takes_no_token(
+    paying: Paying, paywall: Paywall, lnd: FakeLnd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The worst that can come through two layers: paid for, and a 402 again. The second must not take it for a first one."""
+    monkeypatch.setattr(negotiation, "OFFER_AGAIN_S", 0.5)
     mine, other = two(paying, lnd, tmp_path)
     paywall.faults.refuse_tokens = True
     session = paying(**other | {"trace_sink": None})

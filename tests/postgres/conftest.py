@@ -16,11 +16,10 @@ REQUIRED = os.environ.get("ROUTEWEILER_REQUIRE_POSTGRES") == "1"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark this folder's tests: those that use the server are ``real``, on one xdist worker, for some of them stop the server."""
+    """Mark this folder's tests: those that use the server are ``real``."""
     for item in items:
         if Path(__file__).parent in item.path.parents and "server" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.real)
-            item.add_marker(pytest.mark.xdist_group("postgres"))
 
 
 @pytest.fixture(scope="session")

@@ -62,12 +62,11 @@ def _whole_again(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark this folder's tests: all are ``real``, on one xdist worker (there is one world), and have time for it."""
+    """Mark this folder's tests: all are ``real``, and have time for it."""
     for item in items:
         if Path(__file__).parent not in item.path.parents:
             continue
         item.add_marker(pytest.mark.real)
-        item.add_marker(pytest.mark.xdist_group("regtest"))
         if item.get_closest_marker("timeout") is None:
             # The first test's setup builds the binaries, which takes minutes; the builder and the world bound themselves.
             item.add_marker(pytest.mark.timeout(TEST_TIMEOUT_S, func_only=True))

@@ -284,8 +284,11 @@ def test_a_call_that_never_came_to_buy_says_that_it_spent_nothing(
 # -- servers that change what they ask for ------------------------------------------------------------------------------------
 
 
-def test_a_server_that_names_another_scope_each_time_is_paid_once(make_session, serve, lnd: FakeLnd, books: Books) -> None:
+def test_a_server_that_names_another_scope_each_time_is_paid_once(
+    make_session, serve, lnd: FakeLnd, books: Books, monkeypatch
+) -> None:
     """The scope is the server's word: a new one each time would be a new payment each time, for a page that never comes."""
+    monkeypatch.setattr(negotiation, "OFFER_AGAIN_S", 0.5)
     server = serve(none, lambda number: [f"services=x{number}:0"])
     for _ in range(5):
         with pytest.raises(TokenRefusedError) as caught:
@@ -301,8 +304,11 @@ def test_a_server_that_names_another_scope_each_time_is_paid_once(make_session, 
     books.check()
 
 
-def test_a_token_the_server_has_not_accepted_yet_is_offered_first_and_kept(make_session, serve, lnd: FakeLnd, books: Books) -> None:
+def test_a_token_the_server_has_not_accepted_yet_is_offered_first_and_kept(
+    make_session, serve, lnd: FakeLnd, books: Books, monkeypatch
+) -> None:
     """A server that comes to its senses, or heard of the settlement late, would never be given what was paid for."""
+    monkeypatch.setattr(negotiation, "OFFER_AGAIN_S", 0.5)
     honest = threading.Event()
     server = serve(lambda *_: honest.is_set(), lambda number: [f"services=x{number}:0"])
     session = make_session()
@@ -317,8 +323,9 @@ def test_a_token_the_server_has_not_accepted_yet_is_offered_first_and_kept(make_
     books.check()
 
 
-def test_a_token_that_was_never_accepted_blocks_no_other_page(make_session, serve, lnd: FakeLnd, books: Books) -> None:
+def test_a_token_that_was_never_accepted_blocks_no_other_page(make_session, serve, lnd: FakeLnd, books: Books, monkeypatch) -> None:
     """One page that doesn't work would keep a user from all the others of its server; and one that has served, from a new tier."""
+    monkeypatch.setattr(negotiation, "OFFER_AGAIN_S", 0.5)
     server = serve(
         lambda server, token, target: target != "/broken" and own(server, token, target), lambda number: [f"services=x{number}:0"]
     )

@@ -199,9 +199,10 @@ def test_a_server_that_never_delivers_gets_one_payment_from_threads_that_call_at
 
 @pytest.mark.slow
 def test_a_refused_token_stays_the_scopes_in_other_processes_until_it_is_forgotten(
-    session, run, paywall: Paywall, lnd: FakeLnd, books: Books
+    session, run, paywall: Paywall, lnd: FakeLnd, books: Books, monkeypatch
 ) -> None:
     """The ledger knows that the scope is paid for. Only the user may say that it is worth a second payment; then it is one."""
+    monkeypatch.setattr(negotiation, "OFFER_AGAIN_S", 0.1)  # here; the other processes wait as long as any
     paywall.faults.refuse_tokens = True
     with pytest.raises(TokenRefusedError):
         session.get(paywall.url)

@@ -40,6 +40,7 @@ from routeweiler_sync import (
     payment_of,
     wrap,
 )
+from routeweiler_sync.paywall import negotiation
 from routeweiler_sync.testing import FakeLnd, Paywall
 from tests.support.accounts import Books
 
@@ -364,8 +365,11 @@ def unreplayable(session: Routeweiler, paywall: Paywall) -> None:
     ],
     ids=lambda value: value.__name__,
 )
-def test_an_error_as_it_is_raised(act: Callable[..., None], kind: type, session: Routeweiler, paywall: Paywall) -> None:
+def test_an_error_as_it_is_raised(
+    act: Callable[..., None], kind: type, session: Routeweiler, paywall: Paywall, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With the 402 and the request in it, as a worker raises it: and without the token that the request has carried."""
+    monkeypatch.setattr(negotiation, "OFFER_AGAIN_S", 0.5)
     with pytest.raises(kind) as caught:
         act(session, paywall)
     error = caught.value
