@@ -40,7 +40,7 @@ def fast(session: nox.Session) -> None:
 def full(session: nox.Session) -> None:
     """Run all tests. Without Go or without PostgreSQL the tests that need them are skipped."""
     session.install("-e", ".[test]")
-    session.run("python", "-m", "pytest", *session.posargs)
+    session.run("python", "-m", "pytest", "-n", "auto", *session.posargs)
 
 
 @nox.session

@@ -10,6 +10,7 @@ import pytest
 from requests.adapters import HTTPAdapter
 
 from routeweiler_sync import Routeweiler, TraceSink
+from routeweiler_sync.payments import lifecycle
 from routeweiler_sync.testing import FakeLnd, Paywall
 from tests.support.accounts import Books
 
@@ -24,6 +25,12 @@ def lnd() -> Iterator[FakeLnd]:
 def paywall(lnd: FakeLnd) -> Iterator[Paywall]:
     with Paywall(lnd, price_msat=10_000) as wall:
         yield wall
+
+
+@pytest.fixture
+def asks_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who meets an unfinished purchase of an earlier call asks the wallet at once. No other process is about to finish it."""
+    monkeypatch.setattr(lifecycle, "LEAVE_ALONE_S", 0.0)
 
 
 @pytest.fixture

@@ -28,19 +28,14 @@ from routeweiler_sync import (
 )
 from routeweiler_sync.funding.replies import WalletAnswer, WalletReply
 from routeweiler_sync.funding.wallet import LightningNodeClient, NodeInfo, WalletClient
-from routeweiler_sync.payments import lifecycle
 from routeweiler_sync.testing import FakeLnd, Paywall
 from tests.support.accounts import Books
+
+pytestmark = pytest.mark.usefixtures("asks_at_once")
 
 #: The most that routing 10 sat may cost, and what it costs.
 MOST_MSAT, FEE_MSAT = 10_000, 1_000
 KEY = "02" + "ab" * 32
-
-
-@pytest.fixture(autouse=True)
-def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No other process is buying: the next call may ask the wallet at once."""
-    monkeypatch.setattr(lifecycle, "LEAVE_ALONE_S", 0.0)
 
 
 class Wallet:

@@ -20,7 +20,7 @@ from tests.support.accounts import Books
 from tests.support.http_server import server
 from tests.support.shop import Thing, challenge_line, shop
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("asks_at_once")]
 
 
 @pytest.fixture(autouse=True)

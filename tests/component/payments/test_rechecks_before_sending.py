@@ -24,6 +24,8 @@ from routeweiler_sync import (
 from routeweiler_sync.testing import FakeLnd, Paywall
 from tests.support.accounts import Books
 
+pytestmark = pytest.mark.usefixtures("asks_at_once")
+
 DENY = Policy(rules=[PolicyRule("no", when=RuleMatch(url_matches="*"), deny=True)])
 DEAR = Policy(rules=[PolicyRule("cheap ones", when=RuleMatch(url_matches="*"), max_per_call_minor_units=1)])
 
@@ -32,7 +34,7 @@ def begin(make_session: Any, paywall: Paywall, lnd: FakeLnd, **kwargs: Any) -> N
     """A purchase whose order was lost on its way to the node."""
     lnd.drop_next("before_init", times=5)
     with pytest.raises(PaymentPendingError):
-        make_session(payment_timeout=2, **kwargs).get(paywall.url)
+        make_session(payment_timeout=1, **kwargs).get(paywall.url)
     lnd.clear_faults()
     assert not lnd.payments
 
@@ -118,7 +120,7 @@ def test_orders_that_leave_again_count_together(make_session, lnd: FakeLnd, book
         lnd.drop_next("before_init", times=None)
         for page in range(3):
             with pytest.raises(PaymentPendingError):
-                make_session(payment_timeout=1.5).get(wall.url_for(f"/{page}"))
+                make_session(payment_timeout=1).get(wall.url_for(f"/{page}"))
         lnd.clear_faults()
         session = make_session(budget_envelope=BudgetEnvelope("own", cap_minor_units=25), payment_timeout=5)
         outcomes = [outcome(lambda page=page: session.get(wall.url_for(f"/{page}"))) for page in range(3)]
