@@ -20,12 +20,19 @@ HOP_HEADERS = frozenset({"connection", "keep-alive", "transfer-encoding", "conte
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Exchange:
-    """A request and its answer. `token` is a digest of the credential, None where there was none: the same token has the same."""
+    """A request and its answer. `token` is a digest of the credential, None where there was none: the same token has the same.
+
+    `payment_hash` is of the payment that the credential of L402 proves.
+    """
 
     method: str
     path: str
     token: str | None
+    payment_hash: str | None
     status: int
+
+    def __str__(self) -> str:
+        return f"{'token' if self.token else 'bare'}:{self.status}"
 
 
 class Wire:
@@ -62,7 +69,11 @@ def _handler(exchanges: list[Exchange], upstream_port: int | None) -> type[BaseH
             credential = self.headers.get("Authorization")
             status, headers, answer = _ask(upstream_port, self.command, self.path, dict(self.headers.items()), body)
             token = None if credential is None else hashlib.sha256(credential.encode()).hexdigest()
-            exchanges.append(Exchange(method=self.command, path=self.path, token=token, status=status))
+            exchanges.append(
+                Exchange(
+                    method=self.command, path=self.path, token=token, payment_hash=_payment_hash(credential or ""), status=status
+                )
+            )
             self.send_response(status)
             for name, value in headers:
                 self.send_header(name, value)
@@ -76,6 +87,14 @@ def _handler(exchanges: list[Exchange], upstream_port: int | None) -> type[BaseH
             pass  # `exchanges` tells it all
 
     return Handler
+
+
+def _payment_hash(credential: str) -> str | None:
+    preimage = credential.rpartition(":")[2]
+    try:
+        return hashlib.sha256(bytes.fromhex(preimage)).hexdigest() if preimage else None
+    except ValueError:
+        return None
 
 
 def _ask(
