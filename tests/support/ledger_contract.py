@@ -375,6 +375,98 @@ class RowsContract:
         ledger.forget(hash_of(5))  # by the user: not to be used again
         assert ledger.page_tokens(ORIGIN, "c") == []
 
+    def test_the_newest_token_that_served_is_found(self, make_ledger: Callable[..., Ledger]) -> None:
+        """Else a token that opens the whole server is bought once for each path."""
+        clock = Clock()
+        ledger = make_ledger(clock)
+        assert ledger.newest_accepted(ORIGIN) is None
+        for n, accepted in enumerate([True, True, False]):
+            clock.now_s += 1
+            ledger.open_payment(intent(n, scope=f"s{n}"), None)
+            settle(ledger, n)
+            ledger.mark(hash_of(n), accepted=accepted)
+        ledger.open_payment(intent(7, scope="unfinished"), None)
+        newest = ledger.newest_accepted(ORIGIN)
+        assert newest is not None
+        assert newest.payment_hash == hash_of(1)
+        assert ledger.newest_accepted("https://b.example") is None
+        ledger.retire(hash_of(1))
+        newest = ledger.newest_accepted(ORIGIN)
+        assert newest is not None
+        assert newest.payment_hash == hash_of(0)
+        ledger.forget(hash_of(0))
+        assert ledger.newest_accepted(ORIGIN) is None
+
+    @pytest.mark.parametrize("refused", [True, False])
+    def test_an_origin_that_delivered_nothing_is_known(self, make_ledger: Callable[..., Ledger], refused: bool) -> None:
+        """Else a server that never accepts what it sells is paid once for each of its pages."""
+        ledger = make_ledger()
+        for n in range(2):
+            ledger.open_payment(intent(n, scope=f"s{n}"), None)
+            assert ledger.undelivered(ORIGIN) is None, "unfinished"
+            settle(ledger, n)
+            assert ledger.undelivered(ORIGIN) is None, "not offered yet"
+            if n == 1 or refused:
+                ledger.note_undelivered(hash_of(0), refused=refused)
+                ledger.note_undelivered(hash_of(n), refused=False)
+                break
+        row = make_ledger().undelivered(ORIGIN)
+        assert row is not None
+        code = "refused" if refused else "undelivered"
+        assert (row.payment_hash, row.state.value, row.failure_code) == (hash_of(0), "settled", code)
+        assert ledger.undelivered("https://b.example") is None
+        ledger.mark(hash_of(0), accepted=True)
+        assert ledger.undelivered(ORIGIN) is None
+        accepted = ledger.payment(hash_of(0))
+        assert accepted is not None
+        assert (accepted.failure_code, accepted.failure_text) == (None, None), "it is a good token like any other"
+        ledger.note_undelivered(hash_of(0), refused=True)
+        assert ledger.payment(hash_of(0)) == accepted, "it has served"
+
+    def test_one_error_says_nothing_and_a_forgotten_token_neither(self, make_ledger: Callable[..., Ledger]) -> None:
+        """Else one missing page closes a server; or its user has no way out."""
+        ledger = make_ledger()
+        ledger.open_payment(intent(1, scope="s1"), None)
+        settle(ledger, 1)
+        ledger.note_undelivered(hash_of(1), refused=False)
+        assert ledger.undelivered(ORIGIN) is None
+        ledger.note_undelivered(hash_of(1), refused=True)
+        assert ledger.undelivered(ORIGIN) is not None
+        ledger.note_undelivered(hash_of(1), refused=False)
+        assert ledger.undelivered(ORIGIN) is not None, "a refusal stays one"
+        ledger.forget(hash_of(1))
+        assert ledger.undelivered(ORIGIN) is None
+
+    def test_used_up_tokens_are_counted_until_one_serves_twice(self, make_ledger: Callable[..., Ledger]) -> None:
+        """Else a server that sells single uses is never known; or one that doesn't is taken for one for ever."""
+        ledger = make_ledger()
+        ledger.open_payment(intent(1), None)
+        settle(ledger, 1)
+        assert ledger.used_up_in_a_row(ORIGIN) == 0
+        for expected in (1, 2, 3):
+            make_ledger().note_used_up(ORIGIN)
+            assert ledger.used_up_in_a_row(ORIGIN) == expected
+        assert ledger.used_up_in_a_row("https://b.example") == 0
+        for accepted_again in (False, True, True):
+            ledger.mark(hash_of(1), accepted=True)
+            row = ledger.payment(hash_of(1))
+            assert row is not None
+            assert (row.accepted, row.accepted_again) == (True, accepted_again)
+            assert ledger.used_up_in_a_row(ORIGIN) == (0 if accepted_again else 3)
+        ledger.mark(hash_of(1), reported=True)
+        row = ledger.payment(hash_of(1))
+        assert row is not None
+        assert (row.accepted, row.accepted_again, row.reported) == (True, True, True)
+
+    def test_what_a_path_needs_can_be_forgotten(self, make_ledger: Callable[..., Ledger]) -> None:
+        """Else a page that is gone is doubted, and paid for, by each new session."""
+        ledger = make_ledger()
+        ledger.learn(ORIGIN, "/a", "s")
+        ledger.learn(ORIGIN, "/b", "s")
+        ledger.unlearn(ORIGIN, "/a")
+        ledger.unlearn(ORIGIN, "/never")
+        assert ledger.learned(ORIGIN) == {"/b": "s"}
+
     def test_a_page_has_one_purchase_until_it_was_served(self, make_ledger: Callable[..., Ledger]) -> None:
         """Else a server that names another scope each time would be paid each time, for a page that never comes."""
         ledger = make_ledger()

@@ -264,3 +264,109 @@ def test_a_token_tells_what_was_booked_and_shows_no_secret(ledger: Ledger) -> No
     unlimited = Token.of(settle(ledger, 2))
     assert unlimited is not None
     assert (unlimited.amount_minor_units, unlimited.currency) == (None, None)
+
+
+# -- what an origin's tokens open ----------------------------------------------------------------------------------------------
+
+
+def test_a_token_that_was_offered_in_vain_isnt_guessed_with_there_again(ledger: Ledger) -> None:
+    """Else each visit to a free page costs a second request, and shows it the token."""
+    one = bought(ledger, 1)
+    book = book_of(ledger)
+    book.note_useless(one, "/free")
+    assert book.is_useless(one, "/free")
+    assert book.token_for_path(ORIGIN, "/free") is None
+    assert book.token_for_path(ORIGIN, "/other") == (one, True)
+    ledger.retire(hash_of(1))
+    book.drop(one)
+    two = bought(ledger, 2)
+    book.put(two)
+    assert book.token_for_path(ORIGIN, "/free") == (two, True), "a new token may open it"
+
+
+def test_the_tokens_for_a_path_that_sells_none_come_newest_first(ledger: Ledger) -> None:
+    """Else old tokens of other pages are shown before the one that was just bought."""
+    clock = [1_000.0]
+    ledger._clock = lambda: clock[0]
+    held = []
+    for n in (3, 1, 2):
+        clock[0] += 1
+        held.append(bought(ledger, n))
+    book = book_of(ledger)
+    assert book.others(ORIGIN, "/stream") == held[::-1]
+    book.note_useless(held[2], "/stream")
+    ledger.forget(held[0].payment_hash)
+    assert book.others(ORIGIN, "/stream") == [held[1]]
+    assert book.has_others(f"{ORIGIN}/stream")
+    assert not book.has_others("https://b.example/stream")
+    assert not book.has_others("mailto:somebody")
+
+
+def test_another_process_purchase_is_seen_a_while_later(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a session that met the server before never finds it; or each 401 costs a look into the ledger."""
+    book = book_of(ledger)
+    assert book.others(ORIGIN, "/stream") == []
+    one = bought(ledger, 1)
+    assert book.others(ORIGIN, "/stream") == []
+    monkeypatch.setattr(book._origins[ORIGIN], "refreshed", None)
+    assert book.others(ORIGIN, "/stream") == [one]
+
+
+def test_an_origin_sells_by_path_after_two_vain_trials_and_none_that_served(ledger: Ledger) -> None:
+    """Else a token goes out for each further path for nothing; or a token for everything is bought for each."""
+    book = book_of(ledger)
+    for expected in (False, True):
+        book.note_vain_trials(ORIGIN, 1)
+        assert book.sells_by_path(ORIGIN) == expected
+    book.note_trial_served(ORIGIN)
+    assert not book.sells_by_path(ORIGIN)
+
+
+def test_an_error_is_taken_for_a_refusal_once_a_minute_and_not_where_it_was_none(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else an application that is down is asked twice by each call, or paid for each of its pages."""
+    one = bought(ledger, 1)
+    book = book_of(ledger)
+    assert book.takes_error_for_refusal(ORIGIN, "/a", 503)
+    book.note_error_asked_about(ORIGIN, "/a")
+    assert not book.takes_error_for_refusal(ORIGIN, "/a", 503)
+    assert book.takes_error_for_refusal(ORIGIN, "/a", 404)
+    assert book.takes_error_for_refusal(ORIGIN, "/b", 503)
+    monkeypatch.setattr(tokens, "ERRORS_APART_S", 0.0)
+    book.note_error_asked_about(ORIGIN, "/a")
+    assert book.takes_error_for_refusal(ORIGIN, "/a", 503)
+    book.note_errors_are_real(ORIGIN)
+    assert not book.takes_error_for_refusal(ORIGIN, "/b", 404)
+    book.note_served(one)
+    assert book.takes_error_for_refusal(ORIGIN, "/b", 404)
+
+
+def test_a_token_that_has_served_at_a_single_use_origin_stays_at_home(ledger: Ledger) -> None:
+    """Else it is refused each time; but one that was paid for and never served has to go."""
+    one = bought(ledger, 1)
+    for _ in range(3):
+        ledger.note_used_up(ORIGIN)
+    book = book_of(ledger)
+    assert book.used_up_in_a_row(ORIGIN) == 3
+    assert book.token_for_path(ORIGIN, "/pages/1") == (one, False)
+    served = book.note(one, accepted=True)
+    assert book.token_for_path(ORIGIN, "/pages/1") is None
+    assert book.others(ORIGIN, "/stream") == []
+    book.note_served(served)
+    assert book.token_for_path(ORIGIN, "/pages/1") == (served, False)
+
+
+def test_what_is_remembered_of_paths_is_bounded(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a crawler's memory grows with each page."""
+    monkeypatch.setattr(tokens, "MAX_PATHS", 10)
+    one = bought(ledger, 1)
+    book = book_of(ledger)
+    for number in range(50):
+        book.note_useless(one, f"/{number}")
+        book.note_error_asked_about(ORIGIN, f"/{number}")
+    for number in range(200):
+        book.note_useless(replace(one, payment_hash=hash_of(number)), "/49")
+    entry = book._origins[ORIGIN]
+    assert len(entry.useless) == len(entry.errors_until) == 10
+    assert len(entry.useless["/49"]) <= tokens.MAX_USELESS_TOKENS

@@ -14,6 +14,7 @@ from routeweiler_sync.paywall.negotiation import (
     CLOCK_GRAIN_S,
     MAX_OFFERS_PER_CALL,
     MAX_PAUSE_S,
+    MAX_REQUESTS,
     MAX_TOKENS_PER_CALL,
     MIN_PAUSE_S,
     OFFER_AGAIN_S,
@@ -282,6 +283,52 @@ def test_a_token_that_was_held_back_is_given_up_where_another_scope_is_asked_for
     hop.hold_back(token_of(row_of(1)))
     assert hop.take_back("another scope") is None
     assert hop.take_back(SCOPE) is None
+
+
+def test_any_token_that_served_here_is_taken_back_where_no_scope_is_named(hop: Negotiation) -> None:
+    """Else a token for the whole server is replaced after a single error, since it was bought for another path."""
+    hop.hold_back(token_of(row_of(1)))
+    assert hop.take_back("/another path", is_named=False) == token_of(row_of(1))
+
+
+def test_a_trial_is_made_once_for_each_token_and_four_times_at_most(hop: Negotiation) -> None:
+    """Else a page costs a request for each token that was ever bought at its origin."""
+    for number in range(1, 5):
+        token = token_of(row_of(number))
+        assert hop.is_worth_a_trial(token.payment_hash)
+        hop.note_trial(token.payment_hash)
+        assert hop.is_on_trial(token)
+        assert not hop.is_worth_a_trial(token.payment_hash)
+        assert hop.status_of(token, accepted=True, accepted_here=True, now_s=0, monotonic_s=MOMENT_S) is TokenStatus.TRIAL
+    assert not hop.is_worth_a_trial(token_of(row_of(5)).payment_hash)
+
+
+def test_a_trial_ends_with_the_next_offer(hop: Negotiation) -> None:
+    """Else a bought token would be passed over like one that nothing is known of, and another be bought."""
+    row = row_of(1)
+    hop.note_trial(row.payment_hash)
+    hop.note_offer(purchase_of(row), SCOPE)
+    assert not hop.is_on_trial(token_of(row))
+    assert hop.status_of(token_of(row), accepted=False, accepted_here=False, now_s=0, monotonic_s=MOMENT_S) is TokenStatus.FRESH
+
+
+def test_what_may_be_of_no_use_leaves_two_requests_for_the_purchase(hop: Negotiation) -> None:
+    """Else a call asks more often than eight times, or has nothing left for the token that it buys."""
+    for hop.requests in range(1, MAX_REQUESTS + 2):
+        assert hop.may_try() == (hop.requests + 2 <= MAX_REQUESTS)
+        assert hop.is_worth_a_trial("ab" * 32) == hop.may_try()
+        assert hop.is_worth_an_offer(replace(row_of(1), state=PaymentState.RETIRED)) == hop.may_try()
+        assert hop.is_worth_an_offer(row_of(1)), "a live token of the scope is offered in any case, else it would be replaced"
+
+
+@pytest.mark.parametrize("used_up", range(40))
+def test_where_tokens_serve_once_none_is_offered_twice(hop: Negotiation, used_up: int) -> None:
+    """Else each call carries its used-up tokens around; or a wrong verdict is never noticed."""
+    hop.used_up_in_a_row = used_up
+    offered = used_up < 3 or used_up % 16 == 0
+    assert hop.is_worth_an_offer(replace(row_of(1), accepted=True)) == offered
+    assert hop.is_worth_a_trial("ab" * 32) == offered
+    assert hop.is_worth_an_offer(row_of(1)), "it hasn't served yet"
 
 
 def test_hops_share_nothing() -> None:

@@ -16,7 +16,7 @@ from routeweiler_sync.protocol.challenge import Challenge
 from routeweiler_sync.protocol.http_auth import MAX_CHALLENGES, MAX_HEADER_CHARS, MAX_PARAMS, schemes_offered
 from routeweiler_sync.protocol.invoice import Invoice, decode_invoice
 from routeweiler_sync.protocol.l402 import challenge as module
-from routeweiler_sync.protocol.l402.challenge import MAX_CANDIDATES, parse_challenge
+from routeweiler_sync.protocol.l402.challenge import MAX_CANDIDATES, is_named_alone, parse_challenge
 from routeweiler_sync.protocol.l402.credential import MAX_TOKEN_CHARS, is_sendable
 from tests.support.challenge_builders import INVOICE, L402, LSAT, PAYMENT, PAYMENT_HASH, TOKEN, invoice, macaroon, token
 
@@ -83,6 +83,9 @@ def test_the_specifications_invoice_is_refused_for_want_of_a_payment_secret() ->
         f'L402 token="{TOKEN}",\r\n invoice="{INVOICE}"',
         f'L402 token="\\{TOKEN}", invoice="\\{INVOICE}"',
         [f'L402 token="{TOKEN}"', f'invoice="{INVOICE}"'],
+        f"L402 macaroon={TOKEN} invoice={INVOICE}",
+        f'L402 macaroon="{TOKEN}"\t  invoice = "{INVOICE}" version=0, realm="x" y=z',
+        f'Basic realm="x" charset=utf-8, L402 token={TOKEN} invoice="{INVOICE}", Bearer',
         f'L402 token="{TOKEN}", invoice="{INVOICE}", note="L402 token=\\"x\\", invoice=\\"y\\"", url="http://x/?a=b,c"',
     ],
     ids=itertools.count(),
@@ -212,6 +215,39 @@ def test_an_offer_that_cannot_be_used_says_why_and_keeps_the_secret(lines: str |
         error = error.__cause__ or error.__context__
 
 
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ("L402", True),
+        ("lsat", True),
+        ('L402 realm="shop"', True),
+        ("L402 price-only", True),
+        ('L402 version="0", realm=x', True),
+        (["Basic realm=x", "L402"], True),
+        (["LSAT", 'L402 realm="x"'], True),
+        ("L402 token68==", True),
+        ("", False),
+        ("Basic realm=x", False),
+        ("XL402", False),
+        ('Basic realm="L402"', False),
+        (L402, False),
+        ([LSAT, "L402"], False),
+        (f'L402 token="{TOKEN}"', False),
+        (f"L402 macaroon={TOKEN}", False),
+        (f'L402 invoice="{INVOICE}"', False),
+        ('L402 macaroon=""', False),
+        ('L402 macaroon="never closed', False),
+        ("L402 realm=x y z", False),
+        ("L402 @@@", False),
+        ("a," * (MAX_CHALLENGES + 1) + "L402", False),
+    ],
+    ids=itertools.count(),
+)
+def test_a_scheme_that_is_named_alone_offers_nothing(lines: str | list[str], expected: bool) -> None:
+    """If failing: half an offer is taken for none, so that nobody learns what is wrong; or a refusal is taken for an offer."""
+    assert is_named_alone([lines] if isinstance(lines, str) else lines) == expected
+
+
 def test_the_best_offer_wins() -> None:
     """If failing: which of two prices is paid depends on chance, or an unusable first offer spoils the answer."""
     cheap, dear = (f'token="{TOKEN}", invoice="{text}"' for text in (INVOICE, _OTHER))
@@ -271,6 +307,7 @@ def test_the_number_of_signatures_checked_is_bounded(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     "unit",
     [
+        "a=b ", 'a="b" ', "a=b c ",
         ",", '"', '\\"', "a,", "a b,", "a=", '="', "L402 ", "L402,", 'L402 a="b\\', 'L402 a="\\\\', "L402 a=b,",
         'L402 token="x", invoice="y", ', " ", "\t=", "a =", "a\\", '"\\a', 'a="', "Basic a, b=", "\x00", "é",
     ],
@@ -323,7 +360,8 @@ def _written(draw: st.DrawFn) -> list[str]:
         param("invoice", draw(st.sampled_from([INVOICE, INVOICE.upper()]))),
         *draw(st.lists(_UNKNOWN, max_size=2, unique_by=lambda text: text[0])),
     ]
-    joint = draw(_GAP) + "," + draw(_GAP) + draw(st.sampled_from(["", ",", ", ,"]))
+    comma = draw(_GAP) + "," + draw(_GAP) + draw(st.sampled_from(["", ",", ", ,"]))
+    joint = draw(st.sampled_from([comma, comma, " ", "\t "]))
     ours = (
         draw(st.sampled_from(["L402", "l402"]))
         + draw(st.sampled_from([" ", "  ", "\t"]))
