@@ -10,7 +10,8 @@ import json
 import re
 import secrets
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,8 +75,8 @@ REAL_SERVERS = (
         script="l402kit_server.py",
         tokens="one use, any page",
         refuses="used: 401, no challenge; bad: 402, a new challenge",
-        payments=(1, 1, 1, 1, 1, 1, 1),
-        why="a token serves once, so each call is a purchase",
+        payments=(1, 1, 1, 1, 1, 0, 0),
+        why="a token serves once, so each call is a purchase; restarted, the server has forgotten which were used, and takes them",
     ),
     RealServer(
         name="pylsat",
@@ -239,6 +240,7 @@ class _Walker:
     def __init__(self, server: RealServer, running: RunningServer, world: World, folder: Path, wire: Wire, elsewhere: Wire) -> None:
         self._server, self._running, self._world, self._folder = server, running, world, folder
         self._wire, self._elsewhere = wire, elsewhere
+        self._settled = _settled(world)
 
     def steps(self) -> list[Step]:
         done: list[Step] = []
@@ -272,7 +274,7 @@ class _Walker:
         return self._step(session, "GET", "/a")
 
     def _step(self, session: Routeweiler, method: str, path: str) -> Step:
-        paid, seen = len(_settled(self._world)), len(self._wire.exchanges)
+        before, seen = self._settled, len(self._wire.exchanges)
         try:
             answer = session.request(method, self._wire.url + path, json=BODY if method == "POST" else None)
         except Exception as error:  # whatever the core says is what came of the step
@@ -281,21 +283,27 @@ class _Walker:
             outcome = str(answer.status_code)
             if answer.status_code == 200:
                 outcome += _difference(answer.json(), method, path)
+        self._settled = _settled(self._world)
         return Step(
             name="",
-            payments=len(_settled(self._world)) - paid,
+            payments=len(self._settled - before),
             outcome=outcome,
             exchanges=tuple(self._wire.exchanges[seen:]),
         )
 
-    def _session(self) -> Routeweiler:
+    @contextmanager
+    def _session(self) -> Iterator[Routeweiler]:
         payer = self._world.payer
         client = LndClient(payer.grpc_host, payer.grpc_port, payer.bake(), tls_cert_path=payer.tls_cert_path)
-        return Routeweiler(
-            funding=[Funding.lightning_lnd(client=client, network=NETWORK)],
-            ledger=self._folder / "ledger.db",
-            budget_envelope=BudgetEnvelope("servers", per_call_minor_units=100, cap_minor_units=10_000),
-        )
+        with (
+            closing(client),
+            Routeweiler(
+                funding=[Funding.lightning_lnd(client=client, network=NETWORK)],
+                ledger=self._folder / "ledger.db",
+                budget_envelope=BudgetEnvelope("servers", per_call_minor_units=100, cap_minor_units=10_000),
+            ) as session,
+        ):
+            yield session
 
 
 def _difference(page: dict[str, Any], method: str, path: str) -> str:
