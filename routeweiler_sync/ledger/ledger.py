@@ -55,6 +55,8 @@ REFUSED, FORGOTTEN = "refused", "forgotten"
 UNDELIVERED = "undelivered"
 #: So many tokens of an origin may be `UNDELIVERED`, with none ever accepted there, before nothing more is bought at the origin.
 MAX_UNDELIVERED = 2
+#: Failure text of a retired token that was counted by `Ledger.note_used_up`.
+USED_UP = "refused by the server after it had served once"
 #: The change to an unfinished row that the user abandons.
 ABANDONED = Change(state=PaymentState.DEAD, failure_code="abandoned", failure_text="abandoned by the user")
 #: Columns whose field in `PaymentRow` has another name. The columns are older than the fields and keep their names.
@@ -619,20 +621,27 @@ class Ledger:
             )
         return _first([row for row in rows if row["taken"] >= 1])
 
-    def note_used_up(self, origin: str) -> None:
-        """Record that a token of ``origin`` was bought in place of one that had served once.
+    def note_used_up(self, origin: str, payment_hash: str | None = None) -> None:
+        """Record that a token of ``origin`` was bought in place of one that had served once, that of ``payment_hash``.
 
-        That one was refused at once for the page that it had been bought for. A token that serves twice starts the count anew. What
-        follows from the count is left to `payments.single_use`.
+        That one was refused at once for the page that it had been bought for. It is counted once, however often it is refused. A
+        token that serves twice starts the count anew. What follows from the count is left to `payments.single_use`.
         """
-        self._store.run(
-            lambda tx: tx.execute(
+
+        def work(tx: Transaction) -> None:
+            if payment_hash is not None and not tx.execute(
+                "UPDATE payments SET failure_text = ? WHERE payment_hash = ? AND state = 'retired' "
+                "AND COALESCE(failure_text, '') <> ? RETURNING payment_hash",
+                (USED_UP, payment_hash, USED_UP),
+            ):
+                return
+            tx.execute(
                 "INSERT INTO origins (origin, used_up_in_a_row) VALUES (?, 1) "
                 "ON CONFLICT (origin) DO UPDATE SET used_up_in_a_row = origins.used_up_in_a_row + 1",
                 (origin,),
-            ),
-            durable=False,
-        )
+            )
+
+        self._store.run(work, durable=False)
 
     def used_up_in_a_row(self, origin: str) -> int:
         """Return how often in a row `note_used_up` was called for ``origin``."""

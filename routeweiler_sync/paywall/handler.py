@@ -21,6 +21,7 @@ from .._core.deadline import monotonic_s, patience
 from .._core.log import log
 from .._core.urls import leads_to_one_server, origin_at, path_of
 from ..errors import LedgerError, RouteweilerError, TokenRefusedError, UnreplayableBodyError
+from ..ledger.ledger import USED_UP
 from ..payments.block_limit import active
 from ..payments.checks import is_payable
 from ..payments.first_use import end_first_use
@@ -179,6 +180,8 @@ class PaywallHandler:
             if self.record.spent_msat and error.spent is False:
                 error.spent, error.paid_before_msat = True, self.record.spent_msat
             unpaid = error.spent is False and error.payment_hash is None  # without a payment hash, no payment order was sent
+            if unpaid and self._asked is not None:
+                self._go_back_to_402()
             if self.payer.unpayable == "return" and unpaid and self.latest.status_code == 402 and not quoting.get():
                 log.warning("%s %s isn't paid for, its 402 is returned: %s", self.request.method, self.origin + self.path, error)
                 self.record.noted = error
@@ -190,6 +193,13 @@ class PaywallHandler:
             raise
         finally:
             self._end_first_use()
+
+    def _go_back_to_402(self) -> None:
+        """Make the last 402 the newest answer again, since what it asks for isn't paid. A token may have been tried after it."""
+        at = next((n for n in reversed(range(len(self.history))) if self.history[n].status_code == 402), None)
+        if self.latest.status_code != 402 and at is not None:
+            drain(self.latest)
+            self.latest, self.history = self.history[at], self.history[:at]
 
     def _run(self, token: Token | None, *, is_guess: bool) -> requests.Response:
         """Do what the server rules say, answer by answer, until one of them is for the caller. Return that one.
@@ -220,6 +230,8 @@ class PaywallHandler:
                 self._before_others = len(self.history) if self._before_others is None else self._before_others
                 self._resend(token)
                 continue
+            if judged is not None and verdict is Verdict.ASK_BARE and not self._is_replayable():
+                return self._finish_with_token(judged, accepted=False, is_guess=False)
             check_replayable(self.request)
             if judged is not None and verdict is Verdict.GIVE_UP:
                 token = self._resend(self._retired_instead_of(judged))
@@ -234,8 +246,8 @@ class PaywallHandler:
             elif judged is not None and verdict is Verdict.OTHERS_FIRST:
                 self.payer.token_cache.note_useless(judged, self.path)
                 asked = self._asked_before()
-                other = self._token_to_offer(asked) if asked is not None else self._next_other()
-                if other is None and self.latest.status_code == 401:  # as without a token
+                other = self._token_to_offer(asked) if asked is not None else self._next_other() if self._asked is None else None
+                if other is None and self._asked is None and self.latest.status_code == 401:  # as without a token
                     self.history = self.history[: self._before_others]
                     return self._finished()
                 token = self._resend(other)
@@ -257,16 +269,20 @@ class PaywallHandler:
         asked = self._asked
         return asked if asked is not None and not self.negotiation.bought and is_payable(asked.challenge) else None
 
+    def _is_replayable(self) -> bool:
+        """Return whether the request can be sent again."""
+        try:
+            check_replayable(self.request)
+        except UnreplayableBodyError:
+            return False
+        return True
+
     def _next_other(self) -> Token | None:
         """Return a live token of the origin to offer for a 401 that names no other way in, or None.
 
         None too if the request can't be sent again, has an ``Authorization`` of the caller's, or only a quote is wanted.
         """
-        if quoting.get() or "Authorization" in (self.request.headers or {}):
-            return None
-        try:
-            check_replayable(self.request)
-        except UnreplayableBodyError:
+        if quoting.get() or "Authorization" in (self.request.headers or {}) or not self._is_replayable():
             return None
         others = self.payer.token_cache.others(self.origin, self.path)
         token = next((each for each in others if self.negotiation.is_worth_a_trial(each.payment_hash)), None)
@@ -368,9 +384,10 @@ class PaywallHandler:
         negotiation, cache = self.negotiation, self.payer.token_cache
         if negotiation.tried:
             cache.note_vain_trials(self.origin, len(negotiation.tried))
-        if negotiation.used_up or is_single_use(negotiation.used_up_in_a_row):
+        used_up = negotiation.used_up
+        if used_up is not None or is_single_use(negotiation.used_up_in_a_row):
             cache.note_used_up(self.origin)
-            self._note_in_ledger("that a token was used up", lambda: self.payer.ledger.note_used_up(self.origin))
+            self._note_in_ledger("that a token was used up", lambda: self.payer.ledger.note_used_up(self.origin, used_up))
 
     def _note_in_ledger(self, what: str, note: Callable[[], object]) -> None:
         """Call ``note``, which writes ``what`` to the ledger. If it can't be written, that is logged, and the call goes on."""
@@ -541,7 +558,7 @@ class PaywallHandler:
             return
         row = ledger.payment(token.payment_hash)
         if row is not None and _is_used_up(row, self.resource_digest):
-            negotiation.used_up = True
+            negotiation.used_up = token.payment_hash
         ledger.retire(token.payment_hash)
         self.payer.token_cache.drop(token)
         negotiation.note_retired(token)
@@ -624,8 +641,11 @@ class PaywallHandler:
 
 
 def _is_used_up(row: PaymentRow, resource_digest: str) -> bool:
-    """Return whether the token of ``row``, refused for the page of ``resource_digest``, seems to have been for a single use."""
-    if row.state.value != "settled" or not row.accepted or row.accepted_again or row.resource_digest != resource_digest:
+    """Return whether the token of ``row``, refused for the page of ``resource_digest``, seems to have been for a single use.
+
+    False if it was counted as one before.
+    """
+    if not row.accepted or row.accepted_again or row.resource_digest != resource_digest or row.failure_text == USED_UP:
         return False
     now_s = time.time()
     soon = row.settled_at is not None and now_s - row.settled_at.timestamp() <= USED_UP_WITHIN_S

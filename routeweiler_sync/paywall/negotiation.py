@@ -77,8 +77,8 @@ class Negotiation:
     used_up_in_a_row: int = 0
     #: Payment hashes of tokens that were offered though nothing said that this page accepts them.
     tried: set[str] = field(default_factory=set)
-    #: Whether this hop has retired a token that had served once, and was refused at once for the page that it was bought for.
-    used_up: bool = False
+    #: The payment hash of a token that had served once, and was refused in this hop for the page that it had been bought for.
+    used_up: str | None = None
     #: Whether this hop has retired a token because of an error such as 404 or 500.
     retired_for_error: bool = False
     #: The payment hash of the present token, if nothing says that this page accepts it.

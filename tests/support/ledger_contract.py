@@ -457,6 +457,12 @@ class RowsContract:
         row = ledger.payment(hash_of(1))
         assert row is not None
         assert (row.accepted, row.accepted_again, row.reported) == (True, True, True)
+        ledger.note_used_up(ORIGIN, hash_of(1))
+        assert ledger.used_up_in_a_row(ORIGIN) == 0, "it is live"
+        ledger.retire(hash_of(1))
+        for _ in range(3):
+            ledger.note_used_up(ORIGIN, hash_of(1))
+            assert ledger.used_up_in_a_row(ORIGIN) == 1, "a token counts once"
 
     def test_what_a_path_needs_can_be_forgotten(self, make_ledger: Callable[..., Ledger]) -> None:
         """Else a page that is gone is doubted, and paid for, by each new session."""

@@ -166,7 +166,11 @@ def test_the_same_answers_to_a_token_that_was_accepted_before_cost_nothing(
     said, then, _ = AS_REQUESTS_HAS_IT[name]
     wall.say(said, then, times=2)
     expected = outcome(lambda: requests.get(wall.url_for("/raw"), timeout=PATIENCE_S, allow_redirects=False))
-    assert outcome(lambda: session.get(wall.url, timeout=PATIENCE_S, allow_redirects=False)) == expected
+    actual = outcome(lambda: session.get(wall.url, timeout=PATIENCE_S, allow_redirects=False))
+    if len(expected) > 1 and (expected[0] in (400, 403, 404, 409, 410) or 500 <= expected[0] < 600):
+        assert actual[:2] == (200, wall.content), "it may have been about the token, which is offered once more after a 402"
+    else:
+        assert actual == expected
     serves_the_next_calls_unpaid(wall, lnd, books, session, make_session, taken=True)
 
 

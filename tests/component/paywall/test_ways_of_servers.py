@@ -6,13 +6,21 @@ The bounds hold everywhere: at most 8 requests and one payment a call, no token 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import requests
 
-from routeweiler_sync import ChallengeParseError, Ledger, Routeweiler, RouteweilerError, TokenRefusedError
+from routeweiler_sync import (
+    BudgetEnvelope,
+    BudgetExceededError,
+    ChallengeParseError,
+    Ledger,
+    Routeweiler,
+    RouteweilerError,
+    TokenRefusedError,
+)
 from routeweiler_sync.ledger import ledger as ledger_module
 from routeweiler_sync.payments import single_use, token_cache
 from routeweiler_sync.paywall import negotiation
@@ -636,6 +644,52 @@ def test_another_server_is_bought_from_all_the_same(session: Routeweiler, lnd: F
         with pytest.raises(TokenRefusedError):
             session.get(f"{url}/a")
         Buyer(session, good, good_url).opens("GET", "/a", paid=1)
+
+
+# -- refusals after a trial ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("unpayable", ["raise", "return"])
+def test_a_402_that_isnt_paid_is_the_answer_whatever_a_trial_met(
+    make_session: Callable[..., Routeweiler], lnd: FakeLnd, unpayable: str
+) -> None:
+    """If failing: a program that handles 402s gets the 403 of a token that it has never sent."""
+    with seller(lnd, accepts=one_path, refuses=(403, None)) as (shop, url):
+        session = make_session(budget_envelope=BudgetEnvelope(id="b", cap_minor_units=15, cap_currency="sat"), unpayable=unpayable)
+        buyer = Buyer(session, shop, url)
+        buyer.opens("GET", "/a", paid=1)
+        if unpayable == "return":
+            response = buyer.call("POST", "/b")
+        else:
+            with pytest.raises(BudgetExceededError) as caught:
+                buyer.call("POST", "/b")
+            assert caught.value.response is not None
+            response = caught.value.response
+        assert shop.wire[-2:] == ["POST /b bare:402", "POST /b token:403"]
+        assert (response.status_code, response.text, response.history) == (402, "POST /b", [])
+        assert shop.paid == 1
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404])
+def test_a_body_that_cant_be_sent_twice_gets_the_answer_to_its_token(session: Routeweiler, lnd: FakeLnd, status: int) -> None:
+    """If failing: an error about the body in place of the application's answer."""
+    answers = [200]
+    with seller(lnd, app=lambda asked: answers[0]) as (shop, url):
+        Buyer(session, shop, url).opens("POST", "/a", data=b"x", paid=1)
+        answers[0] = status
+
+        class Body:
+            def __iter__(self) -> Iterator[bytes]:
+                return iter([b"x"])
+
+            def __len__(self) -> int:
+                return 1
+
+        body = (piece for piece in [b"x"])
+        body_of = type("Once", (Body,), {"__iter__": lambda self: body})
+        response = session.post(f"{url}/a", data=body_of())
+        assert (response.status_code, shop.wire[-1]) == (status, f"POST /a token:{status}")
+        assert response.payment is not None
 
 
 # -- what went along is told ---------------------------------------------------------------------------------------------------
