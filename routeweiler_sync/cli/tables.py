@@ -33,7 +33,7 @@ from .outcome import printable
 if TYPE_CHECKING:
     from rich.console import Console
 
-#: Rows rendered at a time. The widths of columns are those of the first page; a wider cell of a later page is printed whole as well.
+#: Rows rendered at a time. The widths of columns are those of the first page; a wider cell of a later one is printed whole as well.
 PAGE_ROWS = 500
 #: The least width of a column that folds. Where that doesn't fit, the terminal gets a block for each row. The date of a time fits.
 FOLDED_WIDTH_MIN, TIME_WIDTH_MIN = 12, 10
