@@ -18,6 +18,7 @@ import click
 
 from .._core.secret_text import without_secrets
 from .._version import VERSION
+from .bakery import bakery
 from .budget import budget
 from .demo import demo
 from .get import get
@@ -71,6 +72,7 @@ def main(context: click.Context) -> None:
         sys.stdout.reconfigure(errors="replace")  # a Windows code page may lack a character: no reason to fail
 
 
+main.add_command(bakery)
 main.add_command(budget)
 main.add_command(demo)
 main.add_command(get)
