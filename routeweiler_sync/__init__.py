@@ -115,6 +115,7 @@ if TYPE_CHECKING:
     from .funding.replies import WalletAnswer, WalletReply
     from .funding.wallet import WalletClient
     from .ledger.ledger import Ledger
+    from .ledger.spending import Spending
     from .ledger.types import EnvelopeRow, PaymentRow, PaymentState
     from .patching import install, uninstall
     from .payments.types import Payment, Quote
@@ -136,6 +137,7 @@ _LAZY = {
     "PaymentRow": "ledger.types",
     "PaymentState": "ledger.types",
     "Quote": "payments.types",
+    "Spending": "ledger.spending",
     "Funding": "funding.lightning",
     "LightningFundingSource": "funding.lightning",
     "LightningNodeClient": "funding.lightning",
@@ -225,6 +227,7 @@ __all__ = [
     "RouteweilerError",
     "RuleMatch",
     "Session",
+    "Spending",
     "StaticRate",
     "Timeout",
     "TokenRefusedError",

@@ -19,6 +19,7 @@ from .._core.preload import prepare_session
 from .._core.secret_text import WHERE, kind_of, shown
 from ..budgets.schema import SAFE_DEFAULT, BudgetEnvelope
 from ..errors import LedgerError, RouteweilerError
+from ..payments.tally import Tally
 from ..payments.token_cache import TokenCache
 from ..settings import Default, Unpayable
 from . import unpicklable
@@ -136,13 +137,21 @@ class Payer:
         self._ledger: Ledger | None = None
         self._checkout: Checkout | None = None
         self.token_cache = TokenCache(lambda: self.ledger)
+        #: What the calls of this payer have spent. A copy, and an unpickled payer, begin at 0.
+        self.tally = Tally()
 
     def twin(self) -> Payer:
         """Return a shared copy for another session: it uses, but never closes, this payer's ledger, tokens, node and trace."""
         made = object.__new__(type(self))
         made.__dict__.update(self.__dict__)
         made._checkout, made._twin_of, made._started_s = None, self, time.time()
+        made.tally = Tally()
         return made
+
+    @property
+    def tallies(self) -> tuple[Tally, ...]:
+        """What counts the spending of this payer's calls: its own tally, and that of the payer of which it is a shared copy."""
+        return (self.tally,) if self._twin_of is None else (self.tally, *self._twin_of.tallies)
 
     @property
     def ledger(self) -> Ledger:
@@ -204,7 +213,7 @@ class Payer:
 
     def _settings(self) -> dict[str, Any]:
         """Return the state of a copy that has all settings of this payer, and shares its ledger."""
-        dropped = {"_ledger", "_checkout", "_twin_of", "token_cache"}
+        dropped = {"_ledger", "_checkout", "_twin_of", "token_cache", "tally"}
         state = {name: value for name, value in self.__dict__.items() if name not in dropped}
         if not self.idle:
             with suppress(LedgerError):  # the first 402 reports it

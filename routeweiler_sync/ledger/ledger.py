@@ -19,6 +19,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 from typing import Any, ClassVar
 
@@ -28,9 +29,10 @@ from .._core.money import Rate
 from .._core.secret_text import problem_of_path, shown, without_secrets
 from ..budgets.schema import SAFE_DEFAULT, BudgetEnvelope
 from ..errors import BudgetError, LedgerError, PolicyDeniedError, RailNotSupportedError, RouteweilerError
-from . import envelopes, snapshot
+from . import envelopes, snapshot, spending
 from .envelopes import Draw, moment
 from .snapshot import LedgerSnapshot
+from .spending import Spending
 from .store import Store, Transaction
 from .types import UNFINISHED, UNTRACED, Change, EnvelopeRow, Intent, PaymentRow, PaymentState
 
@@ -188,6 +190,23 @@ class Ledger:
             if not rows:
                 raise envelopes.not_found(id)
             return envelopes.as_row(tx, rows[0], self._clock())
+
+    def spending(self, *, since: datetime | date | timedelta | None = None, origin: str | None = None) -> Spending:
+        """Return what all programs that share this ledger have spent, by origin, routing fees included.
+
+        ``since``: only payments that were settled at that time or later. A `datetime` with a time zone is that moment; one without
+        is in the local time of this machine. A `date` is the local midnight at which it begins. A `timedelta` is how long ago.
+        ``origin``: only payments to that server, named by ``scheme://host[:port]`` or any URL of it.
+
+        The database does the sums, from an index. A ledger that doesn't exist yet has spent nothing, and isn't created.
+
+        Raises: ValueError for a ``since`` or ``origin`` that is none; LedgerError.
+        """
+        since_ms, of_origin = spending.since_ms_of(since, int(self._clock() * 1000)), spending.origin_in(origin)
+        if not self.exists():
+            return Spending()
+        with self._store.read() as tx:
+            return spending.read(tx, since_ms, of_origin)
 
     def snapshot(self) -> LedgerSnapshot:
         """Return every amount in the ledger at one moment, for `routeweiler_sync.audit`. All in memory; without tokens."""

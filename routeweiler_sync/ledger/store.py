@@ -23,7 +23,7 @@ from typing import Any, Protocol, TypeVar
 T = TypeVar("T")
 
 #: The newest version in `MIGRATIONS`. A ledger with a higher version was written by a newer release.
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 #: By version: the statements that bring a ledger from the version before to this one. An entry is never edited once it is released;
 #: new ones are appended. Columns of ``payments`` that have another name in `PaymentRow` are listed in `ledger.COLUMN_NAMES`.
@@ -165,6 +165,12 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
             origin           TEXT PRIMARY KEY,
             used_up_in_a_row INTEGER NOT NULL DEFAULT 0
         )
+        """,
+    ),
+    4: (
+        # What was spent, by origin: `spending.read` sums it up from this index alone, without the wide rows.
+        """
+        CREATE INDEX payments_spent ON payments (origin, settled_at_ms, amount_msat, fee_msat) WHERE settled_at_ms IS NOT NULL
         """,
     ),
 }

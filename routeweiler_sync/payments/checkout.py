@@ -37,6 +37,7 @@ from .first_use import begin_first_use, wait_for_first_use
 from .lifecycle import MIN_ASK_S, PaymentLifecycle, answer_of, as_purchase, node_of
 from .outcome_errors import repeated_invoice_error, undelivered_error, unserved_error
 from .single_flight import Flight, single_flight
+from .tally import Tally
 from .types import Purchase, Quote, TokenRequest
 from .wallet_rules import NextStep
 
@@ -155,10 +156,11 @@ class Checkout:
         fee_cap_msat = default_fee_cap_msat(invoice.amount_msat) if source is None else source.fee_cap_msat(invoice.amount_msat)
         return self._checks.quote(request, invoice, fee_cap_msat)
 
-    def recover(self) -> Iterator[PaymentRow]:
+    def recover(self, tallies: Sequence[Tally] = ()) -> Iterator[PaymentRow]:
         """Ask each unfinished row's node about its payment, change the row by the reply, and yield the row as it is now.
 
         An abandoned row that its node has paid after all is booked and yielded too. A row whose node can't be asked stays as it is.
+        ``tallies`` count the payments that are booked.
 
         Raises: LedgerError if the ledger can't be read. PaymentPendingError if it can't be written: the row stays as it was, and
         ``spent`` says whether the node has paid it. Call again once the ledger can be written.
@@ -166,13 +168,13 @@ class Checkout:
         """
         deadline = Deadline(max(self._payment_timeout_s, MIN_ASK_S))
         for row in self.ledger.abandoned():
-            changed = self._ask_once(row, deadline)
+            changed = self._ask_once(row, deadline, tallies)
             if changed is not None and changed.settled_at is not None:
                 yield changed
         for row in self.ledger.unfinished():
-            yield self._ask_once(row, deadline) or row
+            yield self._ask_once(row, deadline, tallies) or row
 
-    def _ask_once(self, row: PaymentRow, deadline: Deadline) -> PaymentRow | None:
+    def _ask_once(self, row: PaymentRow, deadline: Deadline, tallies: Sequence[Tally]) -> PaymentRow | None:
         """Ask the row's node once, and change the row by its reply. Return the row, or None if its node can't be asked."""
         source, problem = self._lifecycle.source_of(row, deadline)
         if source is None:
@@ -180,7 +182,7 @@ class Checkout:
             return None
         payment_hash = bytes.fromhex(row.payment_hash)
         answer = answer_of(lambda: source.track(payment_hash, timeout_s=deadline.left_s(), follow=False), payment_hash)
-        return self._lifecycle.book(row, NextStep.TRACK, answer)[1]
+        return self._lifecycle.book(row, NextStep.TRACK, answer, tallies)[1]
 
     def _existing_row(self, request: TokenRequest, refused: frozenset[str]) -> PaymentRow | None:
         """Return the row that must be used or finished before anything is bought for ``request``, or None.

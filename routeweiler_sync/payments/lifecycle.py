@@ -24,6 +24,7 @@ from .checks import Checks
 from .interrupts import warn_interrupted
 from .outcome_errors import ended_error, error_for, pending_error, repeated_invoice_error, unbooked_error, unsent_error
 from .report_claims import claim, release, this_claimant
+from .tally import Tally, booking, count_payment
 from .token import Token
 from .types import Purchase, TokenRequest
 from .wallet_rules import NextStep, Step
@@ -89,7 +90,7 @@ class PaymentLifecycle:
                 counted = False
                 answer = self._ask(row, source, step, deadline)
                 reason = answer.reason or reason
-                decision, row = self.book(row, step, answer)
+                decision, row = self.book(row, step, answer, request.tallies)
                 block_limit.record(request.limits, row)
                 step = decision.rule.next_step
                 if not step.asks_wallet:
@@ -109,11 +110,13 @@ class PaymentLifecycle:
                 warn_interrupted(row, error)
             raise
 
-    def book(self, row: PaymentRow, asked: NextStep, answer: WalletAnswer) -> tuple[Step, PaymentRow]:
+    def book(
+        self, row: PaymentRow, asked: NextStep, answer: WalletAnswer, tallies: Sequence[Tally] = ()
+    ) -> tuple[Step, PaymentRow]:
         """Change the row as the table says for ``answer``, in one transaction. Return the table's `Step` and the changed row.
 
         ``asked`` is the step that ``answer`` answers. The table decides on the row as the transaction finds it, which may differ
-        from ``row``.
+        from ``row``. If this settles the payment, ``tallies`` count it.
 
         Raises: PaymentPendingError if the ledger can't be written. The row stays as it was.
         Money: none moves. A payment that the node has made is booked.
@@ -130,13 +133,16 @@ class PaymentLifecycle:
             if decisions[0].settles:
                 claim(row.payment_hash)  # before the commit, after which other threads see the row settled and unreported
 
-        try:
-            after = self._ledger.change(row.payment_hash, decide, before_commit=before_commit, claimant=this_claimant())
-        except LedgerError as error:
-            committed = self._committed(row, decisions[0]) if decisions else None
-            if committed is None:
-                raise unbooked_error(row, error, paid=answer.reply in PAID) from error
-            after = committed
+        with booking(self._ledger, row.payment_hash, tallies):
+            try:
+                after = self._ledger.change(row.payment_hash, decide, before_commit=before_commit, claimant=this_claimant())
+            except LedgerError as error:
+                committed = self._committed(row, decisions[0]) if decisions else None
+                if committed is None:
+                    raise unbooked_error(row, error, paid=answer.reply in PAID) from error
+                after = committed
+            if decisions[0].settles and after.claimant == this_claimant():
+                count_payment(tallies, after)
         if decisions[0].settles:
             log.info("payment %s settled, fee %d msat", row.payment_hash, after.fee_msat)
         return decisions[0], after

@@ -13,6 +13,7 @@ from decimal import Decimal
 from ..ledger.types import PaymentRow
 from ..protocol.challenge import Challenge
 from . import block_limit
+from .tally import Tally
 from .token import Token
 
 
@@ -53,8 +54,8 @@ class TokenRequest:
     """A request for a token: the URL that answered 402, its origin and path, its challenge and the challenge's scope.
 
     ``resource_digest`` is a digest of path and query. ``spent_in_call_msat`` is what the same call has paid already, on earlier
-    hops. ``limits`` are the ``limit()`` blocks around the call. ``still_useful`` is called right before the intent is written to
-    the ledger: it raises if a token would buy nothing any more.
+    hops. ``limits`` are the ``limit()`` blocks around the call, ``tallies`` count what it spends. ``still_useful`` is called right
+    before the intent is written to the ledger: it raises if a token would buy nothing any more.
     """
 
     url: str
@@ -65,6 +66,7 @@ class TokenRequest:
     resource_digest: str = ""
     spent_in_call_msat: int = 0
     limits: tuple[block_limit.SpendingLimit, ...] = ()
+    tallies: tuple[Tally, ...] = field(default=(), repr=False)
     still_useful: Callable[[], None] = field(default=lambda: None, repr=False, compare=False)
 
 

@@ -19,11 +19,13 @@ from .._core.deadline import PATIENCE_S_MIN, Patience, patience
 from .._core.forks import in_child
 from ..payments.first_use import end_first_uses, first_uses
 from ..payments.report_claims import claimed, release_all
+from ..payments.tally import count_call
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from ..config.payer import Payer
+    from ..payments.tally import Tally
     from ..payments.token import Token
     from ..payments.types import Payment, Quote
     from .call_record import CallRecord
@@ -182,6 +184,11 @@ class CallContext:
         if self.patience is None:
             self.patience = Patience(max(PATIENCE_S_MIN, min(self.payer.payment_timeout_s, _longest_s(timeout))))
 
+    @property
+    def tallies(self) -> tuple[Tally, ...]:
+        """What counts the spending of this call, each once."""
+        return tuple(dict.fromkeys(tally for payer in self.payers for tally in payer.tallies))
+
     def begin_hop(self, request: requests.PreparedRequest) -> None:
         """Begin the next hop, which sends ``request``."""
         self.request, self.handled, self.carried, self.payment = request, False, None, None
@@ -214,6 +221,8 @@ class CallContext:
         if error is not None or self._record is not None or self.payer.trace_sink is not None:
             with patience(self.patience):
                 self.record.finish(self.response, error)
+        if self._record is not None and self._record.uses:
+            count_call(self.tallies, (use.token.origin for use in self._record.uses))
         if claimed and current.get() is None:
             release_all()
         if first_uses and current.get() is None:

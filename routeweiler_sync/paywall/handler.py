@@ -331,6 +331,7 @@ class PaywallHandler:
             resource_digest=self.resource_digest,
             spent_in_call_msat=self.record.spent_msat,
             limits=active(self.call.payers),
+            tallies=self.call.tallies,
             still_useful=functools.partial(check_replayable, self.request),
         )
         self.record.challenged(token_request)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from ..config.payer import Payer
     from ..funding.lightning import LightningFundingSource
     from ..ledger.ledger import Ledger
+    from ..ledger.spending import Spending
     from ..ledger.types import PaymentRow
     from ..payments.block_limit import SpendingLimit
     from ..payments.types import Quote
@@ -285,11 +286,40 @@ class Routeweiler(requests.Session):
         rows: list[PaymentRow] = []
         with patience(max(PATIENCE_S_MIN, self._payer.payment_timeout_s)):
             try:
-                for row in self._payer.checkout.recover():
+                for row in self._payer.checkout.recover(self._payer.tallies):
                     rows.append(row)
             finally:
                 report_recovered(self._payer, rows)
         return rows
+
+    @property
+    def spent_msat(self) -> int:
+        """What this session's calls and its `recover` have paid so far, routing fees included, in msat. See `spending`."""
+        return self._payer.tally.spent_msat
+
+    def spending(self) -> Spending:
+        """Return what this session's calls and its `recover` have paid so far, by origin, routing fees included.
+
+        A payment counts for the session whose call, or `recover`, booked the wallet's word that it was paid. That is the call whose
+        ``response.payment`` has ``reused=False``, and it also counts if that call then failed. A payment whose outcome isn't known
+        yet counts when a later call or `recover` books it, and for that one's session. So each payment counts in one session, and
+        all sessions together have spent what the ledger says.
+
+        Calls in other threads count, and those of a `PaywallAdapter` with a wallet of its own that is mounted here. A session that
+        `wrap` made, an unpickled one, a deep copy and the session in a forked child begin at 0. A shallow copy (`copy.copy`) shares
+        the count, as it shares the adapters. For what all programs have spent, ask ``session.ledger.spending()``.
+
+        Money: none moves.
+        """
+        return self._payer.tally.spending()
+
+    @property
+    def ledger(self) -> Ledger:
+        """The `Ledger` that this session uses. Nothing is opened or created before it is asked something.
+
+        Raises: LedgerError if there is no place for it.
+        """
+        return self._payer.ledger
 
     def close(self) -> None:
         """Close the adapters, the ledger and the trace. All open anew if used again. Connections to nodes stay open."""

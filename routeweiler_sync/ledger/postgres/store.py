@@ -94,7 +94,7 @@ class PostgresStore:
         return self._address.url
 
     def exists(self) -> bool:
-        """Return whether the tables exist in this release's version.
+        """Return whether the tables exist, in this release's version or an older one.
 
         Raises: LedgerError if the server can't be reached.
         """
@@ -104,10 +104,12 @@ class PostgresStore:
                 link = Link.open(self._address, wait_s=wait.left_s())
                 guard.watch(link)
                 try:
-                    pool.met = _version(link.connection) == SCHEMA_VERSION
+                    version = _version(link.connection)
                 finally:
                     link.connection.close()
-        return pool.met
+            pool.met = version == SCHEMA_VERSION
+            return version > 0
+        return True
 
     def run(self, work: Callable[[Transaction], T], *, durable: bool = True, binding: bool = False) -> T:
         """Call ``work`` in a transaction and return its result. Try again if the transaction had no effect.

@@ -1,0 +1,123 @@
+"""What was spent, as a value (`Spending`), and the query that sums it up in the ledger.
+
+A payment is spent once it is settled: the wallet has said that it was paid, and the ledger has booked it. What a session's own
+calls have spent is counted in `payments.tally`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import date, datetime, timedelta, timezone
+
+from .._core.money import sats
+from .._core.secret_text import shown
+from .._core.urls import origin_of
+from .store import Transaction
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_MS = timedelta(milliseconds=1)
+#: A time without a zone in a year before this is taken for UTC: the system may not know the local time of it, and nothing was
+#: paid then.
+_FIRST_LOCAL_YEAR, _LAST_LOCAL_YEAR = 1971, 9998
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spending:
+    """What was spent: the settled payments, routing fees included. Amounts are in msat.
+
+    ``total_msat`` contains ``fees_msat``. ``payments`` is how many payments were settled. ``calls`` is how many calls used a token,
+    one that they paid for or an earlier one; free calls aren't counted. It is None where the ledger was asked, which doesn't count
+    calls. ``by_origin`` has the same for each origin (``scheme://host[:port]``), the one with the highest total first.
+    """
+
+    total_msat: int = 0
+    fees_msat: int = 0
+    payments: int = 0
+    calls: int | None = None
+    by_origin: Mapping[str, Spending] = field(default_factory=dict)
+
+    @classmethod
+    def of_origins(cls, origins: Mapping[str, Spending]) -> Spending:
+        """Return the sum of ``origins``, in which each origin has its own."""
+        each = origins.values()
+        calls = [one.calls for one in each if one.calls is not None]
+        return cls(
+            total_msat=sum(one.total_msat for one in each),
+            fees_msat=sum(one.fees_msat for one in each),
+            payments=sum(one.payments for one in each),
+            calls=sum(calls) if len(calls) == len(origins) and calls else None,
+            by_origin=dict(sorted(origins.items(), key=lambda item: (-item[1].total_msat, item[0]))),
+        )
+
+    def __repr__(self) -> str:
+        calls = "" if self.calls is None else f", {_counted(self.calls, 'call')}"
+        origins = f", {_counted(len(self.by_origin), 'origin')}" if self.by_origin else ""
+        payments = f"{_counted(self.payments, 'payment')}, fees {sats(self.fees_msat)}"
+        return f"<Spending: {sats(self.total_msat)} in {payments}{calls}{origins}>"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def read(tx: Transaction, since_ms: int | None, origin: str | None) -> Spending:
+    """Sum up the settled payments in the transaction ``tx``, as `Ledger.spending` describes it. The database does the sums.
+
+    The condition ``settled_at_ms IS NOT NULL`` is that of the index which holds all columns that are read here.
+    """
+    where, values = ["settled_at_ms IS NOT NULL"], list[object]()
+    if origin is not None:
+        where, values = [*where, "origin = ?"], [*values, origin]
+    if since_ms is not None:
+        where, values = [*where, "settled_at_ms >= ?"], [*values, since_ms]
+    rows = tx.execute(
+        "SELECT origin, COUNT(*) AS payments, "  # noqa: S608  (constants)
+        "CAST(SUM(amount_msat) AS BIGINT) AS amount_msat, CAST(SUM(fee_msat) AS BIGINT) AS fees_msat "
+        f"FROM payments WHERE {' AND '.join(where)} GROUP BY origin",
+        values,
+    )
+    return Spending.of_origins(
+        {
+            row["origin"]: Spending(
+                total_msat=int(row["amount_msat"]) + int(row["fees_msat"]),
+                fees_msat=int(row["fees_msat"]),
+                payments=int(row["payments"]),
+            )
+            for row in rows
+        }
+    )
+
+
+def since_ms_of(since: datetime | date | timedelta | None, now_ms: int) -> int | None:
+    """Return ``since`` in milliseconds since 1970, the form of every time in the ledger. See `Ledger.spending`.
+
+    Raises: ValueError if it is something else, or a negative time span.
+    """
+    if since is None:
+        return None
+    if isinstance(since, timedelta):
+        if since < timedelta():
+            raise ValueError(f"since must be a time in the past or how long ago that was, not the negative {since}")
+        return now_ms - since // _MS
+    if isinstance(since, date) and not isinstance(since, datetime):
+        since = datetime(since.year, since.month, since.day)  # noqa: DTZ001  (the local midnight is meant)
+    if not isinstance(since, datetime):
+        raise ValueError(f"since must be a datetime, a date or a timedelta, not {shown(since)}")
+    if since.tzinfo is None or since.utcoffset() is None:
+        is_far = not _FIRST_LOCAL_YEAR <= since.year <= _LAST_LOCAL_YEAR
+        since = since.replace(tzinfo=timezone.utc) if is_far else since.replace(tzinfo=None).astimezone()
+    return (since - _EPOCH) // _MS
+
+
+def origin_in(given: str | None) -> str | None:
+    """Return the origin of ``given``, which may be any URL of it; None for None.
+
+    Raises: ValueError if it isn't the URL of a server.
+    """
+    if given is None:
+        return None
+    try:
+        return origin_of(given)
+    except (ValueError, AttributeError, TypeError):
+        raise ValueError(f"origin must be scheme://host[:port], not {shown(given)}") from None
