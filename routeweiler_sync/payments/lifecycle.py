@@ -24,6 +24,7 @@ from .checks import Checks
 from .interrupts import warn_interrupted
 from .outcome_errors import ended_error, error_for, pending_error, repeated_invoice_error, unbooked_error, unsent_error
 from .report_claims import claim, release, this_claimant
+from .slow_payments import reported_if_slow
 from .tally import Tally, booking, count_payment
 from .token import Token
 from .types import Purchase, TokenRequest
@@ -75,6 +76,13 @@ class PaymentLifecycle:
         Raises: the error of the last step; PaymentPendingError if there is no outcome before ``deadline``.
         Money: each SEND orders the payment of the row's invoice.
         """
+        with reported_if_slow(row):
+            return self._carry(row, source, step, request, deadline)
+
+    def _carry(
+        self, row: PaymentRow, source: LightningFundingSource, step: NextStep, request: TokenRequest, deadline: Deadline
+    ) -> Purchase:
+        """Do as `carry`, without the report of a slow payment."""
         try:
             opened_here = step is NextStep.SEND
             resends, counted, started_s, reason = MAX_RESENDS, opened_here, time.monotonic(), None
@@ -182,12 +190,17 @@ class PaymentLifecycle:
         Raises: PaymentPendingError if the row stays unfinished; else the error that it ended with.
         Money: the row's invoice may be sent again.
         """
+        with reported_if_slow(row):
+            return self._resolved(row, request, deadline)
+
+    def _resolved(self, row: PaymentRow, request: TokenRequest, deadline: Deadline) -> Purchase:
+        """Do as `_resolve`, without the report of a slow payment."""
         row = self._watch(row, Deadline(min(LEAVE_ALONE_S, deadline.left_s() / 4)))
         if row.unfinished:
             deadline = Deadline(max(deadline.left_s(), MIN_ASK_S))
             source, problem = self.source_of(row, deadline)
             if source is not None:
-                return self.carry(row, source, NextStep.TRACK, request, deadline)
+                return self._carry(row, source, NextStep.TRACK, request, deadline)
             if problem is not None:
                 raise pending_error(row, f"its node can't be asked: {problem.brief}") from problem
             row = self._watch(row, deadline)
