@@ -112,11 +112,7 @@ def locked(tx: Transaction, draw: Draw, now_s: float) -> Mapping[str, Any]:
     row = dict(rows[0])
     for currency in (draw.rate.currency, row["currency"] if isinstance(given, str) else given.cap_currency):
         if currency != row["currency"]:
-            raise BudgetError(
-                f"Envelope {shown(envelope_id)} counts in {row['currency']}, and its totals can't be converted into {currency}.",
-                advice="Use another envelope id.",
-                shell_advice=f"Name another ledger in {env_vars.LEDGER}, or give {env_vars.BUDGET} in {row['currency']}.",
-            )
+            raise wrong_currency(envelope_id, row["currency"], currency)
     if not isinstance(given, str) and row["limits"] != dump(given):
         row["limits"] = dump(given)
         tx.execute("UPDATE envelopes SET limits = ? WHERE id = ?", (row["limits"], envelope_id))
@@ -301,6 +297,15 @@ def not_found(envelope_id: str) -> EnvelopeNotFoundError:
         f"The ledger holds no envelope {shown(envelope_id)}.",
         advice="Correct the id, or give a BudgetEnvelope instead of it.",
         shell_advice="Correct the id: routeweiler-sync budget show lists those that there are.",
+    )
+
+
+def wrong_currency(envelope_id: str, counted: str, wanted: str) -> BudgetError:
+    """Return (not raise) the error for an envelope that counts in another currency than the one that is wanted."""
+    return BudgetError(
+        f"Envelope {shown(envelope_id)} counts in {counted}, and its totals can't be converted into {wanted}.",
+        advice="Use another envelope id.",
+        shell_advice=f"Name another ledger in {env_vars.LEDGER}, or give {env_vars.BUDGET} in {counted}.",
     )
 
 

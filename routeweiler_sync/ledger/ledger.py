@@ -47,6 +47,8 @@ MAX_PAGE_TOKENS = 16
 CLAIM_S = 900.0
 #: Rows read at a time by `Ledger.payments`.
 PAGE_ROWS = 500
+#: Later than any time in a ledger, in milliseconds since 1970.
+MAX_MS = 2**62
 #: How often `Ledger.open_payment` tries to insert a row. It tries again if the row that stood in the way has ended before it was
 #: read.
 MAX_INSERTS = 3
@@ -147,27 +149,47 @@ class Ledger:
 
     # -- for users --------------------------------------------------------------------------------------------------------
 
-    def payments(self, *, state: PaymentState | str | None = None, origin: str | None = None) -> Iterator[PaymentRow]:
+    def payments(
+        self,
+        *,
+        state: PaymentState | str | None = None,
+        origin: str | None = None,
+        since: datetime | date | timedelta | None = None,
+        newest_first: bool = False,
+    ) -> Iterator[PaymentRow]:
         """Yield all payments, oldest first, or only those in one ``state`` or of one ``origin`` (``scheme://host[:port]``).
 
-        Rows are read in pages of `PAGE_ROWS`, so that a long ledger never fills the memory. A payment that is opened or changes its
-        state during the iteration may or may not be included.
+        ``since``: only those that were begun then or later, in a form that `spending` takes. Rows are read in pages of `PAGE_ROWS`,
+        so that a long ledger never fills the memory. A payment that is opened or changes its state during the iteration may or may
+        not be included.
         """
         wanted = None if state is None else PaymentState(state).value
-        after: tuple[int, str] = (-1, "")
+        given_ms = spending.since_ms_of(since, int(self._clock() * 1000))
+        since_ms = -1 if given_ms is None else given_ms
+        order, after = ("DESC", (MAX_MS, "")) if newest_first else ("ASC", (since_ms, ""))
+        beyond = "<" if newest_first else ">"
         while True:
             with self._store.read() as tx:
                 rows = tx.execute(
-                    "SELECT * FROM payments WHERE (created_at_ms, payment_hash) > (?, ?) "
-                    "AND state = COALESCE(?, state) AND origin = COALESCE(?, origin) "
-                    "ORDER BY created_at_ms, payment_hash LIMIT ?",
-                    (*after, wanted, origin, PAGE_ROWS),
+                    f"SELECT * FROM payments WHERE (created_at_ms, payment_hash) {beyond} (?, ?) "  # noqa: S608  (constants)
+                    "AND created_at_ms >= ? AND state = COALESCE(?, state) AND origin = COALESCE(?, origin) "
+                    f"ORDER BY created_at_ms {order}, payment_hash {order} LIMIT ?",
+                    (*after, since_ms, wanted, origin, PAGE_ROWS),
                 )
             for row in rows:
                 yield _payment(row)
             if len(rows) < PAGE_ROWS:
                 return
             after = (rows[-1]["created_at_ms"], rows[-1]["payment_hash"])
+
+    def payments_named(self, beginning: str, limit: int) -> list[PaymentRow]:
+        """Return the payments whose hash begins with ``beginning``, hex digits in lower case: the first ``limit`` by hash."""
+        with self._store.read() as tx:
+            rows = tx.execute(
+                "SELECT * FROM payments WHERE payment_hash >= ? AND payment_hash < ? ORDER BY payment_hash LIMIT ?",
+                (beginning, beginning + "g", limit),  # g sorts after every hex digit
+            )
+        return [_payment(row) for row in rows]
 
     def payment(self, payment_hash: str) -> PaymentRow | None:
         """Return the row of ``payment_hash`` (64 hex digits), or None if the ledger has no such payment."""
@@ -268,6 +290,26 @@ class Ledger:
         Raises: EnvelopeNotFoundError if the ledger has no such envelope.
         """
         return self._set_frozen(envelope_id, 0)
+
+    def set_limits(self, envelope_id: str, decide: Callable[[BudgetEnvelope | None], BudgetEnvelope]) -> EnvelopeRow:
+        """Replace the limits of an envelope, or make the envelope, in one transaction. Return its row. Totals stay.
+
+        ``decide`` is given the limits as they are, or None if there is no such envelope, and returns the new ones. It may be called
+        several times. The limits hold from the next purchase on, in all sessions that name the envelope by its id. A session that
+        is given a `BudgetEnvelope` with this id writes that one's limits at its next purchase.
+
+        Raises: BudgetError if the currency would change: totals can't be converted.
+        """
+
+        def work(tx: Transaction) -> EnvelopeRow:
+            rows = tx.execute("UPDATE envelopes SET frozen = frozen WHERE id = ? RETURNING *", (envelope_id,))
+            limits = decide(envelopes.load(rows[0]["limits"]) if rows else None)
+            if rows and rows[0]["currency"] != limits.cap_currency:
+                raise envelopes.wrong_currency(envelope_id, rows[0]["currency"], limits.cap_currency)
+            envelopes.bring(tx, limits)
+            return envelopes.as_row(tx, tx.execute("SELECT * FROM envelopes WHERE id = ?", (envelope_id,))[0], self._clock())
+
+        return self._store.run(work, binding=True)
 
     def _set_frozen(self, envelope_id: str, frozen: int) -> EnvelopeRow:
         def work(tx: Transaction) -> EnvelopeRow:
