@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -12,6 +12,8 @@ from requests.structures import CaseInsensitiveDict
 Refusal = Literal["malformed", "forged", "elsewhere", "used", "expired", "revoked", "unpaid", "late", "fault"]
 #: A page: status, headers, body.
 Page = tuple[int, Mapping[str, str], bytes]
+#: How many requests the text of `PaidRequests` lists. pytest cuts longer texts in the middle.
+_SHOWN_MAX = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,3 +63,36 @@ class Reply:
     body: bytes = field(default=b"", repr=False)
     cut: bool = False
     endless: bool = False
+
+
+class PaidRequests(tuple[PaywallRequest, ...]):
+    """The requests for one page that were paid for, in the order in which they were answered. Empty, and so false, if none was.
+
+    Its text tells what was asked for instead, so that a failed ``assert paywall.paid_for("/paid")`` says why.
+    """
+
+    _told: str
+
+    def __new__(cls, page: str, requests: Sequence[PaywallRequest], paid: Sequence[PaywallRequest]) -> PaidRequests:
+        """Take ``paid``, those of ``requests`` that were paid for and asked for ``page``."""
+        made = super().__new__(cls, paid)
+        made._told = _told_of(page, requests, paid)
+        return made
+
+    def __repr__(self) -> str:
+        return f"<{self._told}>"
+
+
+def _told_of(page: str, requests: Sequence[PaywallRequest], paid: Sequence[PaywallRequest]) -> str:
+    if paid:
+        payments = len({request.payment_hash for request in paid})
+        return f"{page} was paid for in {_count(len(paid), 'request')}, with {_count(payments, 'payment')}"
+    if not requests:
+        return f"{page} wasn't paid for: the paywall had no requests"
+    lines = [f"{request.method} {request.path} {request.status}" for request in requests]
+    shown = [*lines[:_SHOWN_MAX], *(["…"] if len(lines) > _SHOWN_MAX else [])]
+    return f"{page} wasn't paid for: the paywall had {_count(len(lines), 'request')}: {', '.join(shown)}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -21,8 +21,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from requests.structures import CaseInsensitiveDict
 
 from ._forms import JSON_TYPE, TEXT_TYPE, Offer, charge_line, plain_body
-from ._messages import Page, PaywallRequest, Refusal, Reply
+from ._messages import Page, PaidRequests, PaywallRequest, Refusal, Reply
 from ._services import Service, ServiceOptions
+from ._signatures import spelled_out
 from ._tokens import caveats_of, is_signed, make_token, mint as mint, parse, token_id_of
 from ._ways import Grant, credit_msat
 
@@ -33,6 +34,8 @@ FREE_PATH = "/free"
 REDIRECT_PATH = "/redirect"
 _CREDENTIAL = re.compile(r"(LSAT|L402) ([^:]+):([0-9a-f]{64})")
 _EXPIRED_FOR_S = 3_600
+#: How many requests the text of a paywall shows. pytest cuts longer texts in the middle.
+_SHOWN_MAX = 4
 #: What the body of a refusal says.
 _REASONS: dict[Refusal, str] = {
     "malformed": "the credential is malformed",
@@ -101,7 +104,7 @@ class Faults:
 
 
 class PaywallOptions(ServiceOptions, total=False):
-    """The options of `PaywallLogic`."""
+    """The options of `Paywall`."""
 
     price_msat: int
     service: str
@@ -121,16 +124,12 @@ class _Verdict:
 
 
 class PaywallLogic:
-    """A paywall without a server. Safe for threads.
-
-    ``lnd`` issues the invoices (`FakeLnd`). The service at ``/`` sells everything for ``price_msat`` under the name ``service``.
-    ``sells`` (what a token opens), ``refuses`` (how a bad one is refused), ``form`` (how the challenge is written) and the other
-    options are those of `Service`; the defaults are aperture's. A paid request gets ``content``, or what ``respond(request)``
-    returns. ``faults`` may be changed at any time.
+    """A paywall without a server. Safe for threads. Its arguments are those of `Paywall`, and explained there.
 
     Raises: ValueError for an option that isn't possible. The text lists those that are.
     """
 
+    @spelled_out(ServiceOptions, Service)
     def __init__(
         self,
         lnd: InvoiceIssuer,
@@ -159,8 +158,16 @@ class PaywallLogic:
         self._services: list[Service] = []
         self.service = self.add_service("/", name=service, price_msat=price_msat, sells=sells, **options)
 
+    def __repr__(self) -> str:
+        """Show the last requests: failed assertions about a paywall print it."""
+        requests = self.requests
+        last = ", ".join(f"{request.method} {request.path} {request.status}" for request in requests[-_SHOWN_MAX:])
+        count = len(requests)
+        return f"<{self._name}: {count} request{'' if count == 1 else 's'}{', the last: ' if last else ''}{last}>"
+
     # What tests set, call and read
 
+    @spelled_out(ServiceOptions, Service)
     def add_service(
         self,
         prefix: str,
@@ -172,7 +179,7 @@ class PaywallLogic:
     ) -> Service:
         """Sell another service under the path ``prefix``, and return it. Of several prefixes that fit, the longest counts.
 
-        ``options`` are those of `Service`; they aren't taken from the service at ``/``.
+        ``name`` is what it is called in tokens. The options are those of `Paywall`; they aren't taken from the service at ``/``.
 
         Raises: ValueError for an option that isn't possible.
         """
@@ -220,6 +227,22 @@ class PaywallLogic:
         with self._changed:
             return list(self._requests)
 
+    def paid_for(self, page: str) -> PaidRequests:
+        """Return the requests for ``page`` that came with a good token, in the order in which they were answered.
+
+            assert paywall.paid_for("/weather")
+            assert not paywall.paid_for("/archive")
+
+        ``page`` is a path, or the URL of a page; with a query, only that query counts. One token may pay for many requests: how
+        often money moved is ``len(lnd.payments)``. Where such an assertion fails, the text lists what was asked for instead.
+
+        Raises: ValueError for something else than a path or URL of this paywall.
+        """
+        path, query = self._page(page)
+        requests = self.requests
+        paid = [each for each in requests if each.paid and each.path == path and query in (None, each.query)]
+        return PaidRequests(page, requests, paid)
+
     def wait_for(self, predicate: Callable[[], Any], timeout_s: float = 30.0) -> None:
         """Wait until ``predicate`` holds. It is called after each request, and every 50 ms.
 
@@ -252,6 +275,17 @@ class PaywallLogic:
         with self._changed:
             for grant in self._grants.values():
                 grant.revoked = True
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
+
+    def _page(self, page: str) -> tuple[str, str | None]:
+        """Return the path and the query (None if it has none) that ``page`` names. Raises: ValueError as `paid_for` does."""
+        parts = urlsplit(page)
+        if not parts.path.startswith("/") and not parts.netloc:
+            raise ValueError(f"page must be a path that begins with a slash, or a URL, not {page!r}.")
+        return unquote(parts.path) or "/", parts.query if "?" in page else None
 
     # Answers
 

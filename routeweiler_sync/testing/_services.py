@@ -40,37 +40,8 @@ class ServiceOptions(TypedDict, total=False):
 class Service:
     """What is sold under a path prefix. The fields may be changed while the paywall runs.
 
-    What a token opens:
-
-    - ``way`` (the option ``sells``): ``service`` (all paths of this ``name``; no other way has the ``services`` caveat), ``path``
-      (one path), ``method`` (one method of one path), ``query`` (one method, path and query), ``body`` (one method, path
-      and body), ``everything`` (all paths of this server), ``once`` (one page, any), ``credit:50`` (the invoice is for 50 sat, each
-      page costs ``price_msat``), ``instance`` (all paths of one of the ``instances``), ``nothing``; or a function of the
-      `PaywallRequest`: a token opens the requests for which it returns the same value.
-    - ``valid_for_s``: tokens end so many seconds ahead (negative: they have expired already). A macaroon says so in the caveat
-      ``<name>_valid_until``.
-    - ``dynamic``: a token of ``service`` opens one exact path, and has no caveat but ``services``.
-    - ``instances``: how many instances with keys of their own stand behind the one address. Requests go to them in turns, or to
-      the one that `PaywallLogic.instance` names.
-
-    How a bad token is refused:
-
-    - ``refuses``: the status. 402 has a fresh challenge, any other none and a small JSON body.
-    - ``refuses_with``: ``challenge``, ``nothing``, ``scheme`` (``WWW-Authenticate: L402`` alone) or ``realm``
-      (``L402 realm="<name>"``), with any status.
-
-    How it asks:
-
-    - ``form``: the header form of a server: ``aperture``, ``l402kit``, … (a wrong name lists all), or a line with ``{token}`` and
-      ``{invoice}``. Forms other than aperture's take no credential of a scheme that they don't name.
-    - ``scheme``: aperture's form has one header line for each of these, in this order.
-    - ``token``: ``macaroon``, ``macaroon-urlsafe``, ``macaroon-v1``, ``json``, ``uuid``, ``jwt``, ``hex`` or ``opaque``. None is
-      the form's own kind.
-    - ``challenge_in``: ``header``, ``header and body`` or ``body``; None is the form's own way.
-    - ``accept_authenticate``: the status of the answer, without a challenge, to those that didn't send
-      ``Accept-Authenticate: L402`` (or ``LSAT``): 402, or 200 with a free page. None: the header isn't needed.
-    - ``head``: ``price-only`` answers HEAD with the price and no challenge.
-    - ``skip_invoice_paths``: regular expressions. On paths that match, no token is sold: without a good one they answer 401 bare.
+    ``prefix`` and ``name`` are those of `PaywallLogic.add_service`. ``way`` is the option ``sells`` of `Paywall`; the other fields
+    are its options of the same names, and explained there.
     """
 
     prefix: str

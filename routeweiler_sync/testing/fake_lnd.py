@@ -20,9 +20,11 @@ from concurrent import futures
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
+from weakref import WeakSet
 
 import grpc
 
+from .._core.money import sats
 from ..funding import Funding
 from ..funding.lightning import LightningFundingSource
 from ..funding.lnd.client import LndClient
@@ -68,6 +70,14 @@ class FakeLnd:
         self.macaroon_path = self.bake_macaroon()
         self._service = self._new_service()
         self._server: grpc.Server | None = None
+        self._clients: WeakSet[LndClient] = WeakSet()
+
+    def __repr__(self) -> str:
+        """Show what was paid: a failed ``assert lnd.spent_sat == 10`` prints it."""
+        payments = self.payments
+        ended = Counter(payment.status for payment in payments)
+        told = ", ".join(f"{count} {status}" for status, count in sorted(ended.items())) or "no payments"
+        return f"<FakeLnd {self.host}:{self.port}: {told}, spent {sats(self.spent_msat)}>"
 
     # Start and stop
 
@@ -76,6 +86,8 @@ class FakeLnd:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for client in list(self._clients):
+            client.close()  # else gRPC would write to stderr, at the end of a test or script, that the server has gone
         self.stop()
         self._folder.cleanup()
 
@@ -158,13 +170,18 @@ class FakeLnd:
         return self._bake(text)
 
     def client(self, **kwargs: Any) -> LndClient:
-        """Return a client of this node; ``kwargs`` are arguments of `LndClient`, and replace those set here."""
+        """Return a client of this node; ``kwargs`` are arguments of `LndClient`, and replace those set here.
+
+        It is closed at the end of the ``with`` block.
+        """
         arguments: dict[str, Any] = {"grpc_host": self.host, "grpc_port": self.port}
         if "macaroon_hex" not in kwargs:
             arguments["macaroon_path"] = self.macaroon_path
         if "tls_cert_pem" not in kwargs:
             arguments["tls_cert_path"] = self.tls_cert_path
-        return LndClient(**arguments | kwargs)
+        client = LndClient(**arguments | kwargs)
+        self._clients.add(client)
+        return client
 
     def funding(self, **kwargs: Any) -> LightningFundingSource:
         """Return a funding source on this node; ``kwargs`` are arguments of `Funding.lightning_lnd`, and replace those set here."""
@@ -233,6 +250,11 @@ class FakeLnd:
         """What the paying node has paid, in msat, routing fees included."""
         with self._book.changed:
             return _BALANCE_MSAT - self._book.balance_msat
+
+    @property
+    def spent_sat(self) -> int:
+        """`spent_msat` in sat, rounded up."""
+        return -(-self.spent_msat // 1000)
 
     @property
     def calls(self) -> Counter[str]:

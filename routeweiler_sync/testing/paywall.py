@@ -20,14 +20,15 @@ from urllib.parse import urlsplit
 
 import requests
 
-from ._messages import Page, PaywallRequest, Reply
+from ._messages import Page, PaidRequests, PaywallRequest, Reply
 from ._paywall_logic import Faults, InvoiceIssuer, PaywallLogic, PaywallOptions
 from ._services import Service
+from ._signatures import spelled_out
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["Faults", "Page", "Paywall", "PaywallLogic", "PaywallRequest", "Service", "add_paywall"]
+__all__ = ["Faults", "Page", "PaidRequests", "Paywall", "PaywallLogic", "PaywallRequest", "Service", "add_paywall"]
 
 _POLL_S = 0.02
 _STOP_S_MAX = 10.0
@@ -43,24 +44,68 @@ class Paywall(PaywallLogic):
 
         with FakeLnd() as lnd, Paywall(lnd, price_msat=10_000) as paywall:
             response = session.get(paywall.url)
+            assert paywall.paid_for("/paid")
             assert [request.status for request in paywall.requests] == [402, 200]
 
     ``/free`` and all paths under it cost nothing, ``/redirect?to=URL[&status=…]`` redirects, everything else is sold by one service
-    (`add_service` adds more, at other prices). Paid requests get ``content``, or what ``respond(request)`` returns: status,
-    headers, body. Faults on demand: ``faults``, `cut_next`, `answer_next`, `revoke_tokens`. With ``ssl_context`` it serves https.
-
-    By default it sells and refuses tokens as aperture does. Other servers have other ways, which `Service` lists:
+    (`add_service` adds more, at other prices). By default it sells and refuses tokens as aperture does. Other servers have other
+    ways (docs/testing.md lists them):
 
         Paywall(lnd, form="l402kit", sells="once", refuses=401)
         Paywall(lnd, sells="credit:50")
         Paywall(lnd, sells="instance", instances=3)
+
+    Arguments:
+
+    - ``lnd``: the node that issues the invoices, and knows which are paid: a `FakeLnd`.
+    - ``ssl_context=None``: an `ssl.SSLContext`, to serve https.
+
+    What is sold:
+
+    - ``price_msat=10_000``: what a token costs, in msat (10 sat). It can be changed later, also in sat, as `price`.
+    - ``content=b"paid content\\n"``: the body of a page that was paid for.
+    - ``respond=None``: a function of the `PaywallRequest` that returns status, headers and body of such a page.
+    - ``service="paywall"``: what the service is called in tokens and invoices.
+    - ``sells="service"``: what a token opens: ``service`` (all paths of this service; no other way has the ``services`` caveat),
+      ``path`` (one path), ``method`` (one method of one path), ``query`` (one method, path and query), ``body`` (one method, path
+      and body), ``everything`` (all paths of this server), ``once`` (one page, any), ``credit:50`` (the invoice is for 50 sat, each
+      page costs ``price_msat``), ``instance`` (all paths of one of the ``instances``), ``nothing``; or a function of the
+      `PaywallRequest`: a token opens the requests for which it returns the same value.
+    - ``valid_for_s=None``: tokens end after so many seconds (negative: they have expired already). A macaroon says so in the
+      caveat ``<service>_valid_until``.
+    - ``dynamic=False``: a token of ``service`` opens one exact path, and has no caveat but ``services``.
+    - ``instances=3``: how many instances with keys of their own stand behind the one address. Requests go to them in turns, or to
+      the one that `instance` names.
+
+    How a bad token is refused:
+
+    - ``refuses=402``: the status. 402 has a fresh challenge, any other none and a small JSON body.
+    - ``refuses_with=None``: ``challenge``, ``nothing``, ``scheme`` (``WWW-Authenticate: L402`` alone) or ``realm``
+      (``L402 realm="<service>"``), with any status. None: as ``refuses`` says.
+
+    How it asks for payment:
+
+    - ``form="aperture"``: the header form of a server: ``aperture``, ``l402kit``, … (a wrong name lists all), or a line with
+      ``{token}`` and ``{invoice}``. Forms other than aperture's take no credential of a scheme that they don't name.
+    - ``scheme=("LSAT", "L402")``: aperture's form has one header line for each of these, in this order.
+    - ``token=None``: ``macaroon``, ``macaroon-urlsafe``, ``macaroon-v1``, ``json``, ``uuid``, ``jwt``, ``hex`` or ``opaque``. None
+      is the form's own kind.
+    - ``challenge_in=None``: ``header``, ``header and body`` or ``body``. None is the form's own way.
+    - ``accept_authenticate=None``: the status of the answer, without a challenge, to those that didn't send
+      ``Accept-Authenticate: L402`` (or ``LSAT``): 402, or 200 with a free page. None: the header isn't needed.
+    - ``head="challenge"``: ``price-only`` answers HEAD with the price and no challenge.
+    - ``skip_invoice_paths=()``: regular expressions. On paths that match, no token is sold: without a good one they answer 401
+      bare.
+
+    What goes wrong: ``faults=None``, a `Faults`, which can be changed at any time as `faults`; and `cut_next`, `answer_next` and
+    `revoke_tokens`.
+
+    Raises: ValueError for an option that isn't possible. The text lists those that are.
     """
 
+    @spelled_out(PaywallOptions, PaywallLogic)
     def __init__(self, lnd: InvoiceIssuer, *, ssl_context: ssl.SSLContext | None = None, **options: Unpack[PaywallOptions]) -> None:
-        """``options``: those of `PaywallLogic` (``price_msat``, ``faults``, …) and of `Service` (``refuses``, ``form``, …).
-
-        Raises: ValueError for an option that isn't possible. The text lists those that are.
-        """
+        """See the class for the arguments."""
         super().__init__(lnd, **options)
         self._ssl_context = ssl_context
         self._server: _Server | None = None
@@ -103,6 +148,16 @@ class Paywall(PaywallLogic):
     def url_for(self, path: str) -> str:
         """Return the URL of ``path``, which begins with a slash."""
         return self.base_url + path
+
+    @property
+    def _name(self) -> str:
+        return f"Paywall {self.base_url}"
+
+    def _page(self, page: str) -> tuple[str, str | None]:
+        named = urlsplit(page)
+        if named.netloc and f"{named.scheme}://{named.netloc}" != self.base_url:
+            raise ValueError(f"{page!r} is a URL of another server: this paywall is {self.base_url}.")
+        return super()._page(page)
 
 
 class _Server(ThreadingHTTPServer):
@@ -228,6 +283,7 @@ def _cut(connection: socket.socket) -> None:
         return  # closed already
 
 
+@spelled_out(PaywallOptions, PaywallLogic)
 def add_paywall(mock: Any, url: str, lnd: InvoiceIssuer, **options: Unpack[PaywallOptions]) -> PaywallLogic:
     """Put a paywall at ``url`` and all URLs under it, for every method, on a ``responses`` mock. It needs no socket. Return it.
 
@@ -235,7 +291,7 @@ def add_paywall(mock: Any, url: str, lnd: InvoiceIssuer, **options: Unpack[Paywa
             paywall = add_paywall(mock, "https://api.example", lnd, price_msat=10_000)
             session.get("https://api.example/paid")
 
-    ``mock`` is the module ``responses`` or a `responses.RequestsMock`. ``options`` are those of `PaywallLogic` and `Service`. A cut
+    ``mock`` is the module ``responses`` or a `responses.RequestsMock`. The options are those of `Paywall`. A cut
     connection raises `requests.ConnectionError` in the caller.
 
     Raises: ValueError for an option that isn't possible.

@@ -10,8 +10,10 @@ import re
 import sqlite3
 import subprocess
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +25,8 @@ from tests.support.cli_process import TIMEOUT_S, Command, bare_environ, demo
 PATH = Path(__file__).parents[2] / "README.md"
 README = PATH.read_text("utf-8")
 
+#: How long the lines that need no node may take, twice, on a machine with much else to do.
+PASTED_S_MAX = 60
 #: What differs from one demo to the next.
 CHANGING = {
     r"127\.0\.0\.1:\d+": "127.0.0.1:PORT",
@@ -64,6 +68,37 @@ def test_the_example_runs_and_its_trace_answers_the_query(tmp_path: Path, lnd: F
     books.check()
     with closing(sqlite3.connect(tmp_path / "trace.db")) as trace:
         assert trace.execute(block("query")).fetchall() == [(paywall.base_url, 1, 11.0)]
+
+
+def test_six_lines_pay_without_a_node(tmp_path: Path) -> None:
+    """Who pastes them into an empty folder wouldn't get a page, or would find the test's payments in his own ledger."""
+    program = block("first")
+    assert len([line for line in program.splitlines() if line]) == 6
+    environ = bare_environ(ROUTEWEILER_LEDGER=str(tmp_path / "mine.db"), HOME=str(tmp_path / "home"))
+    begun = time.monotonic()
+    for _ in range(2):  # it may be pasted again
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=environ, cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=TIMEOUT_S
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith("paid content\n Payment(")
+        assert "amount_msat=10000" in done.stdout
+    assert time.monotonic() - begun < PASTED_S_MAX
+    assert {path.name for path in tmp_path.iterdir()} <= {"first.db", "first.db-wal", "first.db-shm", "first.db.lock"}
+
+
+def test_the_recipe_tests_a_script(tmp_path: Path) -> None:
+    """The question that everybody has before a script may pay; the recipe would pass with a script that doesn't stop."""
+    recipe = block("recipe")
+    assert len(recipe.splitlines()) <= 12
+    (tmp_path / "test_recipe.py").write_text(recipe, "utf-8")
+    alone = bare_environ(PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "routeweiler_sync.testing.pytest_plugin", "-p", "no:cacheprovider", "."]
+    for after, code in {"": 0, "\n        if number == 2: break": 1}.items():
+        script = f"def main(session, url):\n    for number in range(50):\n        session.get(url + f'/page/{{number}}'){after}\n"
+        (tmp_path / "my_script.py").write_text(script, "utf-8")
+        done = subprocess.run(command, cwd=tmp_path, env=alone, capture_output=True, encoding="utf-8", timeout=TIMEOUT_S)
+        assert done.returncode == code, done.stdout
 
 
 def test_one_line_makes_a_program_pay(lnd: FakeLnd, paywall: Paywall, books: Books) -> None:
@@ -131,8 +166,10 @@ def test_names_in_the_readme_are_there() -> None:
     """A name that isn't there is a promise that isn't kept."""
     import routeweiler_sync
 
-    envelope = eval(block("budget"), {"BudgetEnvelope": routeweiler_sync.BudgetEnvelope})
-    assert envelope.per_hour_minor_units == 500
+    found: dict[str, Any] = {}
+    imports, _, expression = block("budget").rpartition("\n\n")
+    exec(f"{imports}\nenvelope = {expression}", found)
+    assert found["envelope"].per_hour_minor_units == 500
     names = set(re.findall(r"`(LndClient|TraceSink|Ledger|Funding|LightningFundingSource|StaticRate)(?:\.(\w+))?[`(]", README))
     assert len(names) >= 5
     for owner, attribute in names:

@@ -44,7 +44,7 @@ PATHS = {
     ],
     "policy.dsl": ["Policy", "PolicyRule", "RuleMatch"],
     "settings": ["SETTINGS", "AdapterSettings", "Default", "Settings", "Unpayable"],
-    "testing": ["FakeInvoice", "FakeLnd", "FakePayment", "Faults", "Paywall", "PaywallRequest", "add_paywall"],
+    "testing": ["FakeInvoice", "FakeLnd", "FakePayment", "Faults", "PaidRequests", "Paywall", "PaywallRequest", "add_paywall"],
     "testing.fake_lnd": ["FakeLnd"],
     "testing.paywall": ["Paywall", "PaywallLogic", "add_paywall"],
     "trace.sink_sqlite": ["TraceSink"],
