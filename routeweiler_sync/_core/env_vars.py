@@ -28,6 +28,9 @@ RUN = "ROUTEWEILER_RUN"
 #: Set by ``routeweiler-sync run --max-sats`` for the same processes: what they may spend together.
 RUN_LIMIT = "ROUTEWEILER_RUN_LIMIT"
 
+#: Set by ``routeweiler-sync run`` for the same processes: where they note what they pay.
+RUN_BILL = "ROUTEWEILER_RUN_BILL"
+
 #: Every variable that decides what a session pays with. When one changes, later sessions pay by the new values.
 PAYER_VARIABLES = (
     LNDCONNECT,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import click
 
 from .._core import env_vars
 from ..config import env_settings
+from ..payments import run_bill
 from .outcome import printable
 
 _PAYING = str(Path(__file__).parent.absolute() / "paying")
@@ -32,9 +34,10 @@ _PAYING = str(Path(__file__).parent.absolute() / "paying")
     type=click.IntRange(min=0),
     help="Limit what the program may spend, with all interpreters that it starts, routing included. The budget applies too.",
 )
+@click.option("-q", "--quiet", is_flag=True, help="Present no bill at the end.")
 @click.argument("script")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
-def run(is_module: bool, max_sats: int | None, script: str, args: tuple[str, ...]) -> None:
+def run(is_module: bool, max_sats: int | None, quiet: bool, script: str, args: tuple[str, ...]) -> None:
     """Run a Python program so that its `requests` pays. The program needs no change.
 
     SCRIPT is a file, a folder or a zip file with a __main__.py, or - for stdin. All arguments after it are passed to the program,
@@ -58,8 +61,11 @@ def run(is_module: bool, max_sats: int | None, script: str, args: tuple[str, ...
     environ = paying_environ(os.environ)
     try:
         sums = None if max_sats is None else limited(environ, max_sats)
+        bill = None if quiet else billed(environ)
         if os.name == "nt":
             code = stand_by(command, environ)
+            if bill is not None:
+                run_bill.present(bill)
             if sums is not None:
                 with contextlib.suppress(OSError):
                     os.remove(sums)
@@ -90,6 +96,21 @@ def limited(environ: dict[str, str], max_sats: int) -> str:
     own = f"{os.getpid()} {max_sats} {path}"
     outer = environ.get(env_vars.RUN_LIMIT)  # of the run that has started this one: it holds too
     environ[env_vars.RUN_LIMIT] = f"{outer}\n{own}" if outer else own
+    return path
+
+
+def billed(environ: dict[str, str]) -> str | None:
+    """Add to ``environ`` that the program notes what it pays. Return the file for that, not made yet, or None if there's no place.
+
+    The program presents the bill and removes the file at its end: it has this process's id, but on Windows.
+    """
+    try:
+        folder = tempfile.gettempdir()
+    except OSError:  # no folder can be written to: the program runs all the same
+        return None
+    path = os.path.join(folder, f"routeweiler-run-{secrets.token_hex(16)}.bill")  # nobody can guess it, and make it before
+    own, outer = f"{os.getpid()} {path}", environ.get(env_vars.RUN_BILL)
+    environ[env_vars.RUN_BILL] = f"{outer}\n{own}" if outer else own
     return path
 
 

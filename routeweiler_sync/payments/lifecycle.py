@@ -19,7 +19,7 @@ from ..funding.replies import WalletAnswer, WalletReply
 from ..funding.source import LightningFundingSource
 from ..ledger.ledger import Ledger
 from ..ledger.types import Change, PaymentRow, PaymentState
-from . import block_limit, wallet_rules
+from . import block_limit, run_bill, wallet_rules
 from .checks import Checks
 from .interrupts import warn_interrupted
 from .outcome_errors import ended_error, error_for, pending_error, repeated_invoice_error, unbooked_error, unsent_error
@@ -100,6 +100,7 @@ class PaymentLifecycle:
                 reason = answer.reason or reason
                 decision, row = self.book(row, step, answer, request.tallies)
                 block_limit.record(request.limits, row)
+                run_bill.note_end(row)
                 step = decision.rule.next_step
                 if not step.asks_wallet:
                     break
@@ -214,6 +215,7 @@ class PaymentLifecycle:
     def _concluded(self, row: PaymentRow, request: TokenRequest, *, repeated: bool) -> Purchase:
         """Return the purchase of a row that has ended paid, else raise its error. ``repeated``: the server repeats its invoice."""
         block_limit.record(request.limits, row)
+        run_bill.note_end(row)
         if row.state is PaymentState.SETTLED:
             return as_purchase(row, bought=False)
         raise repeated_invoice_error(row) if repeated else ended_error(row)
@@ -241,6 +243,7 @@ class PaymentLifecycle:
         """
         payment_hash = bytes.fromhex(row.payment_hash)
         if step is NextStep.SEND:
+            run_bill.note_order(row)
             return answer_of(
                 lambda: source.send(
                     row.bolt11, payment_hash=payment_hash, max_fee_msat=row.max_fee_msat, timeout_s=deadline.left_s()

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from .._core.forks import in_child
 from ..errors import LedgerError
+from . import run_bill
 from .report_claims import this_claimant
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ def count_payment(tallies: Iterable[Tally], row: PaymentRow) -> None:
     """Count the payment ``row``, which was settled now."""
     with _lock:
         _doubtful.pop(row.payment_hash, None)
+        run_bill.note_paid(row)
         for tally in (*tallies, of_process):
             tally._add(row.origin, total_msat=row.amount_msat + row.fee_msat, fees_msat=row.fee_msat, payments=1)
 

@@ -19,6 +19,7 @@ from .._core.deadline import PATIENCE_S_MIN, Patience, patience
 from .._core.forks import in_child
 from ..payments.first_use import end_first_uses, first_uses
 from ..payments.report_claims import claimed, release_all
+from ..payments.run_bill import note_page
 from ..payments.tally import count_call
 
 if TYPE_CHECKING:
@@ -222,6 +223,8 @@ class CallContext:
             with patience(self.patience):
                 self.record.finish(self.response, error)
         if self._record is not None and self._record.uses:
+            if error is None and self.response is not None and self.response.status_code < 400:
+                note_page(use.token.payment_hash for use in self._record.uses if not use.is_guess)
             count_call(self.tallies, (use.token.origin for use in self._record.uses))
         if claimed and current.get() is None:
             release_all()

@@ -12,12 +12,12 @@ from importlib.machinery import PathFinder
 
 TYPE_CHECKING = False  # not from typing: only the program decides whether that is imported
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from importlib.machinery import ModuleSpec
     from types import ModuleType
     from typing import Any
 
-_REQUESTS, _PACKAGE, _LIMIT = "requests", "routeweiler_sync", "ROUTEWEILER_RUN_LIMIT"
+_REQUESTS, _PACKAGE, _LIMIT, _BILL = "requests", "routeweiler_sync", "ROUTEWEILER_RUN_LIMIT", "ROUTEWEILER_RUN_BILL"
 #: The folder that contains the package. It may not be on the program's path: ``python -m`` finds a package in the current folder.
 _HOME = os.path.abspath(os.path.join(os.path.dirname(__file__), *[os.pardir] * 3))
 
@@ -61,25 +61,64 @@ def _executed(module: ModuleType) -> None:
             from routeweiler_sync.payments import command_limit
 
             command_limit.set_from(os.environ[_LIMIT])  # first: whatever pays, the limit holds
+        if os.environ.get(_BILL):
+            _begin_bill(os.environ[_BILL])
         module.install()
     elif hasattr(module, "adapters") and hasattr(module, "Session"):  # else a module of the program's own is named requests
         import routeweiler_sync  # noqa: F401 - its loader calls this function again, with the package
 
 
-def _remove(pid: str, path: str) -> None:
-    """Remove the file with the sums of the limit, at the end of the program. Whatever is still running buys nothing more."""
+def _remove(pid: str, limit: str) -> None:
+    """Remove the file with the sums of ``limit``, at the end of the program. Whatever is still running buys nothing more."""
+    path = limit.partition(" ")[2]  # the number comes first
     if pid == str(os.getpid()) and os.path.exists(path):  # not in a forked child
         os.remove(path)
 
 
-def begin() -> None:
-    """Wait for the import of `requests`. If it is imported already, make it pay at once."""
-    for line in os.environ.get(_LIMIT, "").split("\n"):
+def _begin_bill(variable: str) -> None:
+    """Note what this process pays, and show on a terminal that a payment takes long."""
+    from routeweiler_sync.payments import run_bill, slow_payments
+
+    run_bill.set_from(variable)
+    slow_payments.listeners.append(_show)
+
+
+def _show(text: str) -> None:
+    """Write ``text`` to stderr if that is a terminal."""
+    if sys.__stderr__ is not None and sys.__stderr__.isatty():
+        sys.__stderr__.write(f"routeweiler-sync: {text}\n")
+        sys.__stderr__.flush()
+
+
+def _present(pid: str, path: str) -> None:
+    """Present the bill, at the end of the program, if it has paid something."""
+    if pid == str(os.getpid()) and os.path.exists(path):  # not in a forked child
+        from routeweiler_sync.payments import run_bill
+
+        run_bill.present(path)
+
+
+def _at_exit(function: Callable[..., object], variable: str) -> None:
+    """Register ``function`` for the end of the program, with each pid and path in ``variable`` that are this process's own.
+
+    Done before the program begins, so that it is called after all that the program registers. The module `atexit` is forgotten
+    again: a program finds only the modules that it imports itself.
+    """
+    for line in os.environ.get(variable, "").split("\n"):
         pid, _, rest = line.partition(" ")
         if pid == str(os.getpid()):  # the program itself, not an interpreter that it has started
-            import atexit  # here, because a program without a limit finds only the modules that it imports itself
+            known = "atexit" in sys.modules
+            import atexit
 
-            atexit.register(_remove, pid, rest.partition(" ")[2])
+            atexit.register(function, pid, rest)
+            if not known:
+                del sys.modules["atexit"]
+
+
+def begin() -> None:
+    """Wait for the import of `requests`. If it is imported already, make it pay at once."""
+    _at_exit(_present, _BILL)
+    _at_exit(_remove, _LIMIT)
     sys.meta_path.insert(0, _Watch())
     for name in (_PACKAGE, _REQUESTS):
         if name in sys.modules:  # imported by a .pth file

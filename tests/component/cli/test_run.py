@@ -11,8 +11,9 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,13 @@ import pytest
 
 import routeweiler_sync
 from routeweiler_sync.cli.run import options_of, paying_environ, stand_by
+from routeweiler_sync.payments.slow_payments import SLOW_S
 from routeweiler_sync.testing import FakeLnd, Paywall
 from tests.support.accounts import Books
 from tests.support.cli_process import NO_NODE, TIMEOUT_S, bare_environ
+
+if os.name == "posix":
+    from tests.support.terminal import Terminal
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="pipes and signals as POSIX has them")
 
@@ -307,7 +312,10 @@ def test_a_program_ends_as_under_python(python: Interpreter, what: str) -> None:
         if how != "spawn" and os.name != "posix":
             pytest.skip("there is no fork here")
         text = POOL.replace("HOW", how)
-    python.write("program.py", text.replace("ADDED", "('PYTHONPATH', 'ROUTEWEILER_RUN')") if isinstance(text, str) else text)
+    python.write(
+        "program.py",
+        text.replace("ADDED", "('PYTHONPATH', 'ROUTEWEILER_RUN', 'ROUTEWEILER_RUN_BILL')") if isinstance(text, str) else text,
+    )
     python.write("sibling.py", "import __main__ as main")
     python.write("broken.py", "def f():\n    return 1 / 0\nf()")
     python.same("program.py", stdin=STDIN.get(what, b""))
@@ -501,7 +509,8 @@ def test_a_program_pays_however_it_imports_requests(
     urls = [paywall.url_for("/free"), paywall.url, paywall.url]
     assert buying.run("program.py", *urls, how=()).stdout.split() == [b"200", b"402", b"402"]
     ended = buying.run("program.py", *urls)
-    assert (ended.stdout.split(), ended.stderr, ended.returncode) == ([b"200", b"200", b"200"], b"", 0)
+    assert (ended.stdout.split(), ended.returncode) == ([b"200", b"200", b"200"], 0)
+    assert ended.stderr == b"routeweiler-sync: paid 10 sat for 1 page; 1 came from tokens\n"
     assert len(lnd.payments) == 1
     books.check()
 
@@ -543,7 +552,8 @@ def test_a_program_s_children_pay_and_share_what_is_bought(
     end = "\nimport sys\nurl = sys.argv[1]\nif __name__ == '__main__': print(status())"
     buying.write("program.py", textwrap.dedent(CHILDREN[how]) + end)
     ended = buying.run("program.py", paywall.url)
-    assert (ended.stdout.strip(), ended.stderr) == (b"[200, 200]", b"")
+    assert ended.stdout.strip() == b"[200, 200]"
+    assert ended.stderr == b"routeweiler-sync: paid 10 sat for 1 page; 1 came from tokens\n"
     assert len(lnd.payments) == 1
     books.check()
 
@@ -746,3 +756,167 @@ def test_max_sats_whose_sums_are_lost_buys_nothing(buying: Interpreter, lnd: Fak
     done = buying.run("--max-sats", "25", "buy.py", paywall.url)
     assert done.stdout.split() == [b"LedgerError", b"False"], done.stderr
     assert lnd.orders == []
+
+
+# The bill
+
+
+@pytest.fixture
+def shop(lnd: FakeLnd) -> Iterator[Paywall]:
+    """Sells each path by itself."""
+    with Paywall(lnd, price_msat=10_000, dynamic=True) as wall:
+        yield wall
+
+
+@pytest.fixture
+def temporary(buying: Interpreter, tmp_path: Path) -> Path:
+    """The folder for temporary files. A run must leave nothing there."""
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    buying.environ["TMPDIR"] = str(folder)
+    return folder
+
+
+BUY = "import requests, sys\nfor path in sys.argv[2:]: print(requests.get(sys.argv[1] + path).status_code)\n"
+ENDS = {
+    "at its end": ("", 0),
+    "by sys.exit": ("sys.exit(7)", 7),
+    "by an exception": ("1 / 0", 1),
+    "by Ctrl-C": ("import os, signal; os.kill(os.getpid(), signal.SIGINT)", -signal.SIGINT),
+    "by an exit in a thread pool": (
+        "import concurrent.futures as c\nwith c.ThreadPoolExecutor() as p: p.submit(int)\nsys.exit(3)",
+        3,
+    ),
+    "with another program in its place": ("import os; os.execv(sys.executable, [sys.executable, '-c', 'raise SystemExit(4)'])", 4),
+    "with stderr of its own": ("import io; sys.stderr = io.StringIO()", 0),
+}
+
+
+@pytest.mark.slow
+@posix_only
+@pytest.mark.parametrize("how", ENDS)
+def test_a_program_s_bill_is_presented_however_it_ends(
+    buying: Interpreter, shop: Paywall, lnd: FakeLnd, books: Books, temporary: Path, how: str
+) -> None:
+    """A program that failed has spent as much; and its exit code is what a shell goes by."""
+    end, code = ENDS[how]
+    buying.write("buy.py", f"{BUY}sys.stdout.flush()\n{end}")
+    lnd.fee_msat = 500
+    ended = buying.run("buy.py", shop.base_url, "/1", "/2", "/3", "/1", "/2")
+    assert (ended.stdout.split(), ended.returncode) == ([b"200"] * 5, code), ended.stderr
+    bill = b"routeweiler-sync: paid 30 sat + 1.500 sat fees for 3 pages; 2 came from tokens"
+    assert ended.stderr.splitlines().count(bill) == 1, ended.stderr
+    assert list(temporary.iterdir()) == []
+    books.check()
+
+
+@pytest.mark.slow
+@posix_only
+def test_the_bill_comes_after_all_that_the_program_does_at_its_end(buying: Interpreter, shop: Paywall, temporary: Path) -> None:
+    """What is bought in an exit handler is money too."""
+    buying.write(
+        "buy.py",
+        """
+        import atexit, sys
+        atexit.register(lambda: print(__import__("requests").get(sys.argv[1]).status_code))
+        """,
+    )
+    ended = buying.run("buy.py", shop.base_url + "/1")
+    assert (ended.stdout.strip(), ended.stderr) == (b"200", b"routeweiler-sync: paid 10 sat for 1 page\n")
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_without_a_payment_there_is_no_bill_nor_with_quiet(buying: Interpreter, shop: Paywall, temporary: Path) -> None:
+    """A program's stderr may be somebody's input."""
+    buying.write("buy.py", BUY)
+    assert buying.run("-q", "buy.py", shop.base_url, "/1").stderr == b""
+    assert buying.run("buy.py", shop.base_url, "/1", "/1", "/free").stderr == b"", "all came from tokens"
+    buying.write("exit.py", "import os; os._exit(3)")
+    assert (buying.run("exit.py").stderr, list(temporary.iterdir())) == (b"", [])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", CAPPED)
+def test_the_bill_is_of_the_program_and_all_that_it_starts(
+    buying: Interpreter, lnd: FakeLnd, shop: Paywall, books: Books, temporary: Path, how: str
+) -> None:
+    """Children and sessions of its own spend from the same purse."""
+    buying.write("buy.py", CAPPED[how])
+    ended = buying.run("buy.py", shop.base_url)
+    assert ended.stdout.split() == [b"200"] * 3, (ended.stdout, ended.stderr)
+    assert ended.stderr.splitlines()[-1] == b"routeweiler-sync: paid 30 sat for 3 pages"
+    assert lnd.spent_msat == 30_000
+    assert list(temporary.iterdir()) == []
+    books.check()
+
+
+@pytest.mark.slow
+def test_a_payment_that_brought_no_page_is_on_the_bill(buying: Interpreter, shop: Paywall, lnd: FakeLnd, temporary: Path) -> None:
+    """Paid and not delivered: who isn't told so believes that the page was bought."""
+    buying.write("buy.py", BUY)
+    shop.cut_next("before")
+    ended = buying.run("buy.py", shop.base_url, "/1")
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1] == (
+        b"routeweiler-sync: paid 10 sat; 1 payment of 10 sat brought no page yet: the token is kept, and the next call uses it"
+    )
+    assert buying.run("buy.py", shop.base_url, "/1").stderr == b"", "it is used now"
+    assert len(lnd.payments) == 1
+
+
+@pytest.mark.slow
+@posix_only
+def test_an_interrupt_while_paying_is_on_the_bill(
+    buying: Interpreter, shop: Paywall, lnd: FakeLnd, books: Books, temporary: Path
+) -> None:
+    """Ctrl-C doesn't stop a payment: who isn't told so pays again somewhere else."""
+    buying.write("buy.py", "import warnings; warnings.simplefilter('ignore')\n" + BUY)
+    assert buying.run("buy.py", shop.base_url, "/0").returncode == 0
+    lnd.hang_next()
+    with buying.started("buy.py", shop.base_url, "/1") as process:
+        lnd.wait_for(lambda node: len(node.payments) == 2)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == -signal.SIGINT
+    assert err.splitlines()[-1] == (
+        b"routeweiler-sync: 1 payment of 10 sat isn't finished, the node may still pay: run the program again, and nothing is paid "
+        b"twice; or run routeweiler-sync payments recover"
+    )
+    assert list(temporary.iterdir()) == []
+    lnd.release()
+    ended = buying.run("buy.py", shop.base_url, "/1")
+    assert ended.stderr == b"routeweiler-sync: paid 10 sat for 1 page\n", "the run that ends it has it on its bill"
+    assert len(lnd.payments) == 2
+    books.check()
+
+
+@pytest.mark.slow
+def test_a_payment_that_failed_isn_t_on_the_bill(buying: Interpreter, shop: Paywall, lnd: FakeLnd, temporary: Path) -> None:
+    """Nothing was spent, and nothing may be."""
+    buying.write("buy.py", BUY)
+    lnd.fail_next("NO_ROUTE")
+    ended = buying.run("buy.py", shop.base_url, "/1")
+    assert ended.returncode == 1
+    assert b"routeweiler-sync: " not in ended.stderr
+
+
+@pytest.mark.slow
+@posix_only
+def test_a_payment_that_takes_long_says_so_on_a_terminal(buying: Interpreter, shop: Paywall, lnd: FakeLnd) -> None:
+    """Who sees nothing for a minute takes the program for dead; but a log file has no use for it."""
+    buying.write("buy.py", BUY)
+    for terminal in (True, False):
+        lnd.hang_next()
+        before = len(lnd.payments)
+        command = [sys.executable, *buying.paying, "buy.py", shop.base_url, f"/{terminal}"]
+        with Terminal(command, buying.environ, buying.folder, on=("err",) if terminal else ("out",)) as process:
+            if terminal:
+                process.wait_for("Still waiting for the payment of 10 sat to http://")
+            else:
+                lnd.wait_for(lambda node, before=before: len(node.payments) > before)  # type: ignore[misc]
+                time.sleep(SLOW_S + 0.5)
+            lnd.release()
+            assert process.wait() == 0
+        assert process.text.count("Still waiting") == terminal
+        assert "paid 10 sat for 1 page" in process.text
