@@ -22,10 +22,11 @@ from .bakery import bakery
 from .budget import budget
 from .demo import demo
 from .get import get
-from .payments import payments, tokens
+from .payments import payments
 from .run import run
+from .tokens import tokens
 
-_PAYMENT = re.compile(r"(?<= has no payment )[0-9a-f]{64}\Z")
+_PAYMENT = re.compile(r"(?<= has no payment )[0-9a-f]{8,64}\Z")
 _SILENT = logging.NullHandler()
 
 

@@ -1,6 +1,7 @@
-"""``routeweiler-sync payments`` and ``tokens``: list payments and tokens, ask the node about unfinished ones, abandon, forget.
+"""``routeweiler-sync payments``: list and show payments, ask the node about unfinished ones, and abandon one.
 
-What a payment's states mean is left to `ledger`, what the node's answer means to `payments.wallet_rules`.
+How a payment is put into words is left to `payment_words`, how lists are printed to `tables`; what the node's answer means to
+`payments.wallet_rules`.
 
 Money: none is spent here. ``payments recover`` books payments that the node has made.
 """
@@ -8,18 +9,21 @@ Money: none is spent here. ``payments recover`` books payments that the node has
 from __future__ import annotations
 
 import contextlib
-import json
-import string
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+from itertools import islice
+from typing import TYPE_CHECKING
 
 import click
 
 from .._core.money import sats
+from .._core.urls import origin_of
 from ..config import env_settings, environment
 from ..errors import FundingError, LedgerError, PaymentPendingError
-from .budget import ledger_option, opened_ledger
+from .ledgers import json_option, ledger_option, named_payment, nothing_bought, reading
 from .outcome import Exit, exit_for, printable, text_of
+from .since import since_option
+from .tables import FOLDED_WIDTH_MIN, TIME_WIDTH_MIN, Column, print_facts, print_json, print_line, print_table
 
 if TYPE_CHECKING:
     from ..ledger.ledger import Ledger
@@ -27,17 +31,35 @@ if TYPE_CHECKING:
 
 #: How long ``payments recover`` waits for the node's answers, in seconds.
 RECOVER_TIMEOUT_S = 60.0
-
-_json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+#: The names of `ledger.types.PaymentState`, which isn't imported for ``--help``. A test compares them.
+STATES = ("open", "failed", "settled", "retired", "dead")
+_COLUMNS = (
+    Column("created", folds=TIME_WIDTH_MIN),
+    Column("state"),
+    Column("sat", number=True),
+    Column("fee sat", number=True),
+    Column("payment hash", digits=12),
+    Column("origin", folds=FOLDED_WIDTH_MIN),
+    Column("scope", folds=FOLDED_WIDTH_MIN),
+)
 
 
 @click.group()
 def payments() -> None:
     """Show the payments in a ledger, and end those that are unfinished.
 
+    A payment is named by its payment hash, or by the first 8 or more digits of it.
+
+    \b
+    Examples:
+      routeweiler-sync payments list --since 7d
+      routeweiler-sync payments list --unfinished
+      routeweiler-sync payments show aa1573e2
+      routeweiler-sync payments list | awk 'NR>1 {sat += $3} END {print sat}'
+
     \b
     Exit codes:
-      0  done
+      0  done; list, recover: also if nothing was bought yet
       2  wrong usage, or no such ledger or payment
       3  refused: the ledger or the node can't be used, or the payment
          isn't in a state for this
@@ -45,24 +67,26 @@ def payments() -> None:
     """
 
 
-@click.group()
-def tokens() -> None:
-    """Show the tokens in a ledger, and forget one.
-
-    \b
-    Exit codes:
-      0  done
-      2  wrong usage, or no such ledger or payment
-      3  refused: the ledger can't be used, or the payment has no token
-      5  the payment is unfinished: it may still be made
-    """
-
-
 @payments.command("list")
 @ledger_option
-@click.option("--unfinished", is_flag=True, help="Only payments whose outcome isn't known yet.")
-@_json_option
-def list_payments(*, ledger: str | None, unfinished: bool, as_json: bool) -> None:
+@click.option("--state", "states", type=click.Choice(STATES), multiple=True, help="Only payments in this state; may be repeated.")
+@click.option("--unfinished", is_flag=True, help="Only payments whose outcome isn't known yet: states open and failed.")
+@click.option(
+    "--origin", metavar="ORIGIN", help="Only payments to https://host[:port], or to origins like '*.example.com' or '*:8443'."
+)
+@since_option
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the newest N of them.")
+@json_option
+def list_payments(
+    *,
+    ledger: str | None,
+    states: Sequence[str],
+    unfinished: bool,
+    origin: str | None,
+    since: datetime | None,
+    limit: int | None,
+    as_json: bool,
+) -> None:
     """List the payments, oldest first.
 
     \b
@@ -70,39 +94,85 @@ def list_payments(*, ledger: str | None, unfinished: bool, as_json: bool) -> Non
     settled        paid; the token is in use
     retired        paid; the token is no longer offered
     dead           not paid, or abandoned
+
+    On a terminal the hashes are shortened; any command takes what is shown. In a pipe each payment is one line of columns, with
+    nothing cut off: awk -F '  +' splits them. JSON is a list of objects; amounts are in msat, as whole numbers.
     """
-    with opened_ledger(ledger) as opened:
-        _show(opened.url, (row for row in opened.payments() if row.unfinished or not unfinished), as_json)
+    from .payment_words import as_json as object_of
+
+    wanted = {*states, *(("open", "failed") if unfinished else ())}
+    exact, pattern = _origin_or_pattern(origin)
+    with reading(ledger) as (opened, exists):
+        rows = _listed(opened, wanted, exact, pattern, since, limit) if exists else iter(())
+        if as_json:
+            print_json(map(object_of, rows))
+            return
+        has_any = exists and next(iter(opened.payments()), None) is not None
+        empty = "No payment is like that." if has_any else nothing_bought(opened, exists=exists)
+        _print_rows(rows, empty)
+
+
+@payments.command()
+@click.argument("payment_hash")
+@ledger_option
+@json_option
+def show(*, payment_hash: str, ledger: str | None, as_json: bool) -> None:
+    """Show all that is known about one payment, and what to do next.
+
+    PAYMENT_HASH may be the first digits of the hash, at least 8. Neither the token nor the preimage is shown: the last line says
+    how a Python program gets the preimage, which proves the payment.
+    """
+    from .payment_words import as_full_json, facts
+
+    with named_payment(payment_hash, ledger) as (opened, row):
+        if as_json:
+            print_json([as_full_json(row, ledger)])
+        else:
+            print_facts(facts(row, ledger, opened.url))
 
 
 @payments.command()
 @ledger_option
-@_json_option
+@json_option
 @click.pass_context
 def recover(context: click.Context, *, ledger: str | None, as_json: bool) -> None:
-    """Ask the node about all unfinished payments, and book its answers. No payment is started or sent again."""
-    with opened_ledger(ledger) as opened:
-        pending = opened.unfinished()
-        url = opened.url
+    """Ask the node about all unfinished payments, and book its answers. No payment is started or sent again.
+
+    The environment names the node, as for routeweiler-sync get.
+    """
+    from .payment_words import as_json as object_of
+
+    with reading(ledger) as (opened, exists):
+        pending = opened.unfinished() if exists else []
+        if not exists or not (pending or opened.abandoned() or opened.unreported()):
+            if as_json:
+                print_json([])
+            else:
+                print_line("No payment is unfinished." if exists else nothing_bought(opened, exists=exists))
+            return
     rows = _recovered(context, ledger, pending)
-    _show(url, rows, as_json)
+    if as_json:
+        print_json(map(object_of, rows))
+    else:
+        _print_rows(iter(rows), "No payment is unfinished.")
     left = [row for row in rows if row.unfinished]
     for row in left:
-        click.echo(f"The node reported no outcome of payment {row.payment_hash} yet. Its cost stays reserved.", err=True)
+        print_line(f"The node reported no outcome of payment {row.payment_hash} yet. Its cost stays reserved.", err=True)
     context.exit(Exit.PENDING if left else Exit.OK)
 
 
 @payments.command()
 @click.argument("payment_hash")
 @ledger_option
-@_json_option
+@json_option
 def abandon(*, payment_hash: str, ledger: str | None, as_json: bool) -> None:
     """End an unfinished payment, if you know that the node will never make it.
 
-    PAYMENT_HASH has 64 hex digits. The payment's reservation is returned to the budget, and the next call may buy anew. If the node
-    makes the payment after all, it is money spent twice; payments recover then books it.
+    PAYMENT_HASH may be the first digits of the hash, at least 8. The payment's reservation is returned to the budget, and the next
+    call may buy anew. If the node makes the payment after all, it is money spent twice; payments recover then books it.
     """
     from ..ledger.ledger import ABANDONED
+    from .payment_words import as_json as object_of
 
     def decide(row: PaymentRow) -> Change:
         if not row.unfinished:
@@ -112,34 +182,46 @@ def abandon(*, payment_hash: str, ledger: str | None, as_json: bool) -> None:
             )
         return ABANDONED
 
-    _change(payment_hash, ledger, as_json, decide, "is abandoned: its reservation is returned, and the next call may buy anew.")
+    with named_payment(payment_hash, ledger) as (opened, named):
+        row = opened.change(named.payment_hash, decide)
+    if as_json:
+        print_json([object_of(row)])
+    else:
+        print_line(
+            f"Payment {row.payment_hash} of {sats(row.amount_msat)} to {row.origin} is abandoned: its reservation is returned, and "
+            "the next call may buy anew."
+        )
 
 
-@tokens.command("list")
-@ledger_option
-@_json_option
-def list_tokens(*, ledger: str | None, as_json: bool) -> None:
-    """List the payments whose tokens are in use, oldest first. The tokens themselves aren't shown."""
-    with opened_ledger(ledger) as opened:
-        _show(opened.url, opened.payments(state="settled"), as_json)
+def _listed(
+    ledger: Ledger, states: set[str], origin: str | None, pattern: str | None, since: datetime | None, limit: int | None
+) -> Iterator[PaymentRow]:
+    """Return the payments to list, oldest first; with ``limit``, the newest of them. ``pattern``: see `_origin_or_pattern`."""
+    state = next(iter(states)) if len(states) == 1 else None
+    rows = ledger.payments(state=state, origin=origin, since=since, newest_first=limit is not None)
+    wanted = (row for row in rows if (not states or row.state.value in states) and _matches(row.origin, pattern))
+    return wanted if limit is None else reversed(list(islice(wanted, limit)))
 
 
-@tokens.command()
-@click.argument("payment_hash")
-@ledger_option
-@_json_option
-def forget(*, payment_hash: str, ledger: str | None, as_json: bool) -> None:
-    """Stop offering the token of a payment, so that the next call may buy a new one.
+def _origin_or_pattern(given: str | None) -> tuple[str | None, str | None]:
+    """Return the origin that ``given`` is, if it is a URL without wildcards, else the pattern for origins that it is."""
+    from ..policy.patterns import problem_of_origin
 
-    PAYMENT_HASH has 64 hex digits. Programs that are running and have the token in memory go on using it.
-    """
-    with _named(payment_hash, ledger) as (opened, hash_):
-        row = opened.forget(hash_)
-        url = opened.url
-    if row.settled_at is None:
-        click.echo(f"Payment {row.payment_hash} is {row.state.value}: it has no token.", err=True)
-        raise click.exceptions.Exit(Exit.REFUSED)
-    _told(url, row, as_json, "is forgotten: its token is no longer offered, and the next call may buy anew.")
+    if given is None:
+        return None, None
+    if "://" in given and not set(given) & set("*?["):
+        with contextlib.suppress(ValueError):
+            return origin_of(given), None
+    problem = problem_of_origin(given)
+    if problem is not None:
+        raise click.UsageError(printable(f"--origin: {problem}"))
+    return None, given
+
+
+def _matches(origin: str, pattern: str | None) -> bool:
+    from ..policy.patterns import matches_origin
+
+    return pattern is None or matches_origin(origin, pattern)
 
 
 def _recovered(context: click.Context, ledger: str | None, pending: Sequence[PaymentRow]) -> list[PaymentRow]:
@@ -167,59 +249,22 @@ def _recovered(context: click.Context, ledger: str | None, pending: Sequence[Pay
         context.exit(exit_for(error, paid=False))
 
 
-@contextlib.contextmanager
-def _named(payment_hash: str, ledger: str | None) -> Iterator[tuple[Ledger, str]]:
-    """Open the ledger, and yield it with the payment hash as the ledger writes it.
+def _print_rows(rows: Iterable[PaymentRow], empty: str) -> None:
+    from .payment_words import sat_number, styled_state
 
-    Raises: click.UsageError if that isn't a payment hash, or the ledger has no such payment.
-    """
-    hash_ = payment_hash.strip().lower()
-    if len(hash_) != 64 or not set(hash_) <= set(string.hexdigits):
-        raise click.UsageError("a payment hash has 64 hex digits: routeweiler-sync payments list shows them")
-    with opened_ledger(ledger) as opened:
-        if opened.payment(hash_) is None:
-            raise click.UsageError(f"{printable(opened.url)} has no payment {hash_}")
-        yield opened, hash_
-
-
-def _change(payment_hash: str, ledger: str | None, as_json: bool, decide: Callable[[PaymentRow], Change | None], done: str) -> None:
-    """Change one payment's row as ``decide`` says, and print that it ``done``."""
-    with _named(payment_hash, ledger) as (opened, hash_):
-        row = opened.change(hash_, decide)
-        url = opened.url
-    _told(url, row, as_json, done)
-
-
-def _told(url: str, row: PaymentRow, as_json: bool, done: str) -> None:
-    if as_json:
-        _show(url, [row], as_json)
-    else:
-        click.echo(f"Payment {row.payment_hash} of {sats(row.amount_msat)} to {printable(row.origin)} {done}")
-
-
-def _show(url: str, rows: Iterable[PaymentRow], as_json: bool) -> None:
-    """Print ``rows``: one line each, or one JSON object."""
-    if as_json:
-        click.echo(json.dumps({"ledger": url, "payments": [_as_json(row) for row in rows]}))
-        return
-    for row in rows:
-        paid = "" if row.settled_at is None else f" + {sats(row.fee_msat)} fee"
-        click.echo(
-            f"{row.created_at:%Y-%m-%d %H:%M:%S}  {row.state.value:<7}  {row.payment_hash}  {printable(row.origin)}  "
-            f"{printable(row.scope)}  {sats(row.amount_msat)}{paid}"
-        )
-
-
-def _as_json(row: PaymentRow) -> dict[str, Any]:
-    return {
-        "paymentHash": row.payment_hash,
-        "origin": row.origin,
-        "scope": row.scope,
-        "state": row.state.value,
-        "amountMsat": row.amount_msat,
-        "feeMsat": row.fee_msat,
-        "maxFeeMsat": row.max_fee_msat,
-        "envelopeId": row.envelope_id,
-        "createdAt": row.created_at.isoformat(),
-        "settledAt": None if row.settled_at is None else row.settled_at.isoformat(),
-    }
+    print_table(
+        _COLUMNS,
+        (
+            (
+                row.created_at,
+                styled_state(row),
+                sat_number(row.amount_msat),
+                None if row.settled_at is None else sat_number(row.fee_msat),
+                row.payment_hash,
+                row.origin,
+                row.scope,
+            )
+            for row in rows
+        ),
+        empty=empty,
+    )

@@ -107,8 +107,8 @@ def print_table(columns: Sequence[Column], rows: Iterable[Sequence[object]], *, 
 
 
 def print_facts(facts: Iterable[tuple[str, object]]) -> None:
-    """Print names with their values. A value may be a sequence of lines, or a time in UTC; an empty one and None are left out."""
-    shown = [(name, lines) for name, value in facts if (lines := _lines(value))]
+    """Print names with their values. A value may be a sequence of lines; an empty one and None are left out."""
+    shown = [(name, lines) for name, value in facts if (lines := _lines(value, zone=" UTC"))]
     width = max((len(name) for name, _ in shown), default=0) + _GAP
     if not is_terminal():
         _write("".join(f"{name:<{width}}{printable(text)}\n" for name, lines in shown for text, _ in lines))
@@ -248,16 +248,16 @@ def _wrapped(text: str, width: int) -> list[str]:
 # Both
 
 
-def _lines(value: object) -> list[Styled]:
-    """Return the lines of a cell or value: none for None, an empty text or an empty sequence."""
+def _lines(value: object, *, zone: str = "Z") -> list[Styled]:
+    """Return the lines of a cell or value: none for None, an empty text or an empty sequence. ``zone`` is put behind a time."""
     if value is None or value == "":
         return []
     if isinstance(value, Styled):
         return [value]
     if isinstance(value, datetime):
-        return [Styled(f"{value.astimezone(timezone.utc):%Y-%m-%d %H:%M:%SZ}", "")]
+        return [Styled(f"{value.astimezone(timezone.utc):%Y-%m-%d %H:%M:%S}{zone}", "")]
     if isinstance(value, (list, tuple)):
-        return [line for each in value for line in _lines(each)]
+        return [line for each in value for line in _lines(each, zone=zone)]
     return [Styled(value, "")]
 
 

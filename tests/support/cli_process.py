@@ -64,9 +64,9 @@ class Command:
         assert b"\x1b" not in self.err
 
     @property
-    def json(self) -> dict[str, Any]:
-        outcome: dict[str, Any] = json.loads(self.out)
-        return outcome
+    def json(self) -> Any:
+        """What ``--json`` printed: one object, or a list of objects."""
+        return json.loads(self.out)
 
 
 def demo(**environ: str) -> subprocess.CompletedProcess[str]:
