@@ -21,6 +21,7 @@ from .._version import VERSION
 from .bakery import bakery
 from .budget import budget
 from .demo import demo
+from .doctor import doctor
 from .get import get
 from .payments import payments
 from .run import run
@@ -76,6 +77,7 @@ def main(context: click.Context) -> None:
 main.add_command(bakery)
 main.add_command(budget)
 main.add_command(demo)
+main.add_command(doctor)
 main.add_command(get)
 main.add_command(payments)
 main.add_command(run)

@@ -92,6 +92,7 @@ class Service:
             "lnrpc.Lightning": {
                 "GetInfo": (unary, self._get_info, pb.GetInfoRequest),
                 "ChannelBalance": (unary, self._channel_balance, pb.ChannelBalanceRequest),
+                "ListChannels": (unary, self._list_channels, pb.ListChannelsRequest),
                 "DecodePayReq": (unary, self._decode_pay_req, pb.PayReqString),
                 "AddInvoice": (unary, self._add_invoice, pb.Invoice),
                 "LookupInvoice": (unary, self._lookup_invoice, pb.PaymentHash),
@@ -272,6 +273,7 @@ class Service:
             block_height=446,
             synced_to_chain=True,
             synced_to_graph=True,
+            best_header_timestamp=int(self.now()),
             version="0.21.2-beta commit=fake",
             chains=[pb.Chain(chain="bitcoin", network="regtest")],
         )
@@ -281,6 +283,17 @@ class Service:
         return pb.ChannelBalanceResponse(
             local_balance=pb.Amount(sat=local // 1000, msat=local), remote_balance=pb.Amount(sat=remote // 1000, msat=remote)
         )
+
+    def _list_channels(self, request: pb.ListChannelsRequest, context: grpc.ServicerContext) -> pb.ListChannelsResponse:
+        with self.book.changed:
+            local_sat = self.book.balance_msat // 1000
+            # An orphan is in flight for ever, and has no HTLC.
+            in_flight = [
+                pb.HTLC(hash_lock=payment_hash)
+                for payment_hash, entry in self.book.entries.items()
+                if entry.messages[-1].status == pb.Payment.IN_FLIGHT and not entry.attempt.orphan
+            ]
+        return pb.ListChannelsResponse(channels=[pb.Channel(active=True, local_balance=local_sat, pending_htlcs=in_flight)])
 
     def _decode_pay_req(self, request: pb.PayReqString, context: grpc.ServicerContext) -> pb.PayReq:
         invoice = decode(request.pay_req)

@@ -28,6 +28,7 @@ from .._core.money import sats
 from ..funding import Funding
 from ..funding.lightning import LightningFundingSource
 from ..funding.lnd.client import LndClient
+from ..funding.lnd.stubs import routeweiler_lnd_pb2 as pb
 from ._lnd_book import Book, FakeInvoice, FakeOrder, FakePayment
 from ._lnd_service import Faults, Service
 
@@ -37,6 +38,8 @@ __all__ = ["FakeInvoice", "FakeLnd", "FakeOrder", "FakePayment"]
 _THREADS_MAX = 200
 _STOP_S_MAX = 10.0
 _BALANCE_MSAT = 10**12
+#: Some of the operations that lnd's admin.macaroon permits.
+_ADMIN = [("info", ["read"]), ("macaroon", ["generate"]), ("offchain", ["read", "write"]), ("onchain", ["read", "write"])]
 _ROOT_KEY_GONE = "cannot retrieve macaroon: cannot get macaroon: root key with id 0 doesn't exist"
 
 DropWhen = Literal["before_init", "after_init", "in_flight", "after_paying"]
@@ -384,7 +387,12 @@ class FakeLnd:
         from pymacaroons import MACAROON_V2, Macaroon
         from pymacaroons.serializers import BinarySerializer
 
-        macaroon = Macaroon(location="lnd", identifier=secrets.token_bytes(32), key=secrets.token_bytes(32), version=MACAROON_V2)
+        # Version 3 of the bakery's identifiers, as lnd makes them: they hold the operations that the macaroon permits.
+        uris = answer if isinstance(answer, frozenset) else ()
+        named = [("uri", sorted(uris))] if uris else _ADMIN
+        operations = [pb.MacaroonOp(entity=entity, actions=actions) for entity, actions in named]
+        identifier = b"\x03" + pb.MacaroonId(ops=operations).SerializeToString()
+        macaroon = Macaroon(location="lnd", identifier=identifier, key=secrets.token_bytes(32), version=MACAROON_V2)
         data = BinarySerializer().serialize_raw(macaroon)
         self._macaroons[data.hex()] = answer
         return self._write(f"{len(self._macaroons)}.macaroon", data)

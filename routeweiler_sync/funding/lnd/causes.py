@@ -11,8 +11,9 @@ import re
 import socket
 import ssl
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from typing import Literal
 
 from ..._core.deadline import monotonic_s
 from ..._core.durations import in_words
@@ -30,12 +31,20 @@ _LOOK_TEXT = re.compile(r"certificate|handshake|ssl|tls|alpn|peer|verification|h
 _PORT_ADVICE = "check that this is lnd's gRPC port (10009 by default; 8080 is REST)"
 
 
+#: What is at fault: the connection or the node itself, the certificate (its dates and names too), or the macaroon.
+Part = Literal["node", "certificate", "macaroon"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cause:
-    """What to tell of an error. ``what`` follows "lnd at host:port: "; ``advice`` begins with a small letter; no full stops."""
+    """What to tell of an error. ``what`` follows "lnd at host:port: "; ``advice`` begins with a small letter; no full stops.
+
+    ``part`` is what is at fault.
+    """
 
     what: str
     advice: str
+    part: Part = "node"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,9 +84,9 @@ def cause_of(failure: Failure, endpoint: Endpoint, now: datetime | None = None) 
     if failure.proxy is not None and (found := _proxy_cause(failure, failure.proxy, lower)) is not None:
         return found
     if "hostname verification" in lower or "not in peer certificate" in lower:  # the latter in grpc 1.6x
-        return _name_cause(failure)
+        return replace(_name_cause(failure), part="certificate")
     if "certificate_verify_failed" in lower or "certificate verify failed" in lower:
-        return _certificate_cause(failure, text, now)
+        return replace(_certificate_cause(failure, text, now), part="certificate")
     if code == "DEADLINE_EXCEEDED":
         return Cause(
             what=f"it didn't answer {failure.method} within {failure.timeout_s:.3g} s",
@@ -103,9 +112,13 @@ def cause_of(failure: Failure, endpoint: Endpoint, now: datetime | None = None) 
 
 def macaroon_cause(method: str, code: str, text: str, endpoint: Endpoint, now: datetime | None = None) -> Cause | None:
     """Return the cause if lnd's error is about the macaroon, else None. ``method`` is the RPC's name without its service."""
+    found = _macaroon_cause(method, code, text, endpoint, datetime.now(timezone.utc) if now is None else now)
+    return None if found is None else replace(found, part="macaroon")
+
+
+def _macaroon_cause(method: str, code: str, text: str, endpoint: Endpoint, now: datetime) -> Cause | None:
     if code != "UNKNOWN":
         return None
-    now = datetime.now(timezone.utc) if now is None else now
     said, lower = f"lnd: {tidy(text)}", text.strip().lower()
     macaroon = "the macaroon" if endpoint.macaroon_path is None else f"the macaroon in {shown(endpoint.macaroon_path)}"
     if lower == "permission denied":

@@ -28,14 +28,14 @@ from ...errors import FundingError, RouteweilerError
 from ..replies import WalletAnswer, WalletReply, tidy
 from ..wallet import NotPermittedError
 from ..worker_calls import NoThreadError, SilentError, WorkerCall, items_of, result_of
-from .causes import LOOK_S_MAX, Failure, Seen, cause_of, look_at, macaroon_cause, wants_look
+from .causes import LOOK_S_MAX, Cause, Failure, Seen, cause_of, look_at, macaroon_cause, wants_look
 from .certificates import Certificate, name_to_check, pem_of
 from .endpoint import Credentials, Endpoint
 from .replies import Rpc, is_permission_denied, read_error, read_payment
 from .route import Route, UnresolvedError, ascii_name, route_to
 from .stubs import routeweiler_lnd_pb2 as pb
 
-__all__ = ["Endpoint", "LndChannel"]
+__all__ = ["Endpoint", "LndChannel", "Probed"]
 
 _Response = TypeVar("_Response")
 
@@ -84,6 +84,16 @@ class _Link:
         """The name of what a program has put around grpc's own channel; None if nothing is around it."""
         kind = type(self.channel)
         return None if kind.__module__ == "grpc._channel" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probed:
+    """What `LndChannel.probe` was answered: a ``reply`` with the ``code`` OK, or an error with lnd's ``text`` and its ``cause``."""
+
+    code: str
+    reply: Any = None
+    text: str = ""
+    cause: Cause | None = None
 
 
 class LndChannel:
@@ -158,6 +168,36 @@ class LndChannel:
                     if is_last or not self._may_ask_again(error, macaroon_hex, was_used=was_used):
                         raise self._failure(path, error, link, timeout_s, deadline) from None
             raise AssertionError("unreachable")
+
+        return self._asked(ask, method, timeout_s)
+
+    def probe(
+        self,
+        path: str,
+        request: Any,
+        response: type[Any],
+        *,
+        timeout_s: float,
+        is_stream: bool = False,
+        with_macaroon: bool = True,
+    ) -> Probed:
+        """Ask once, and return lnd's very answer, an error too. Of a stream, the first message is the answer.
+
+        Raises: FundingError if nothing could be asked.
+        Money: what ``request`` moves. Meant for requests that move none.
+        """
+        method, deadline = path.rpartition("/")[2], monotonic_s() + timeout_s
+
+        def ask(_: WorkerCall[Probed]) -> Probed:
+            macaroon_hex = self._credentials.macaroon_hex() if with_macaroon else None
+            link = self._current(deadline)
+            try:
+                call = self._first_of if is_stream else self._call
+                return Probed(code="OK", reply=call(link, path, request, response, deadline, macaroon_hex))
+            except grpc.RpcError as error:
+                self._drop_if_broken(link, error)
+                text = self._credentials.without_secrets(_text(error))
+                return Probed(code=_code(error), text=text, cause=self._cause(path, error, link, timeout_s, deadline))
 
         return self._asked(ask, method, timeout_s)
 
@@ -382,6 +422,25 @@ class LndChannel:
         link.used = True
         return reply
 
+    def _first_of(
+        self, link: _Link, path: str, request: Any, response: type[Any], deadline: float, macaroon_hex: str | None
+    ) -> Any:
+        """Return the first message of a stream, None if it has none, and end the call. Raises: as `_call`."""
+        metadata = (("macaroon", macaroon_hex),) if macaroon_hex is not None else ()
+        call: Any = None
+        try:
+            stream = link.channel.unary_stream(
+                path, request_serializer=type(request).SerializeToString, response_deserializer=response.FromString
+            )
+            call = stream(request, timeout=max(deadline - monotonic_s(), _CALL_S_MIN), metadata=metadata)
+            return next(iter(call), None)
+        except grpc.RpcError:
+            raise
+        except Exception as error:  # noqa: BLE001 - what a program has put around grpc may raise anything
+            raise self._foreign(error, link.wrapper) from None
+        finally:
+            _end(call)
+
     def _close(self) -> None:
         self._notice_fork()
         with self._lock:
@@ -474,6 +533,13 @@ class LndChannel:
 
     def _failure(self, path: str, error: Exception, link: _Link, timeout_s: float, deadline: float) -> FundingError:
         """Return the error to raise for a question that failed: the likeliest cause, and what the user can do about it."""
+        cause = self._cause(path, error, link, timeout_s, deadline)
+        if is_permission_denied(_code(error), _text(error)):
+            return NotPermittedError(self._endpoint.what(cause.what), advice=f"{cause.advice[0].upper()}{cause.advice[1:]}.")
+        return self._error(cause.what, cause.advice)
+
+    def _cause(self, path: str, error: Exception, link: _Link, timeout_s: float, deadline: float) -> Cause:
+        """Return the likeliest cause of a question's failure. May ask the server for its certificate."""
         code, text = _code(error), self._credentials.without_secrets(_text(error))
         method = path.rpartition("/")[2]
         seen = Seen()
@@ -483,10 +549,7 @@ class LndChannel:
         failure = Failure(
             method=method, code=code, text=text, timeout_s=timeout_s, pinned=link.pinned, proxy=link.route.proxy, seen=seen
         )
-        cause = cause_of(failure, self._endpoint)
-        if is_permission_denied(code, text):
-            return NotPermittedError(self._endpoint.what(cause.what), advice=f"{cause.advice[0].upper()}{cause.advice[1:]}.")
-        return self._error(cause.what, cause.advice)
+        return cause_of(failure, self._endpoint)
 
     def _foreign(self, error: Exception, wrapper: str | None) -> FundingError:
         """Return the error to raise for an exception that isn't gRPC's: before an order, so that nothing has been spent."""

@@ -35,6 +35,7 @@ from .replies import failure_reason
 
 if TYPE_CHECKING:
     from .channel import LndChannel
+    from .endpoint import Endpoint
 
 
 #: lnd stops starting new attempts this long before this package's deadline, so that its FAILED arrives and needn't be guessed.
@@ -334,20 +335,26 @@ class LndClient:
     def _connection(self) -> LndChannel:
         if (connection := self.__dict__.get("_opened")) is None:
             prepare_to_pay()
-            from .channel import Endpoint, LndChannel
+            from .channel import LndChannel
 
-            endpoint = Endpoint(
-                host=self.grpc_host,
-                port=self.grpc_port,
-                macaroon_path=self.macaroon_path,
-                macaroon_hex=self._macaroon_hex,
-                tls_cert_path=self.tls_cert_path,
-                tls_cert_pem=self.tls_cert_pem,
-            )
             # setdefault is atomic: threads that come here at the same time all get the same channel.
-            connection = self.__dict__.setdefault("_opened", LndChannel(endpoint))
+            connection = self.__dict__.setdefault("_opened", LndChannel(self._endpoint))
         opened: LndChannel = connection
         return opened
+
+    @property
+    def _endpoint(self) -> Endpoint:
+        """The node's address, with the credentials that open it."""
+        from .endpoint import Endpoint
+
+        return Endpoint(
+            host=self.grpc_host,
+            port=self.grpc_port,
+            macaroon_path=self.macaroon_path,
+            macaroon_hex=self._macaroon_hex,
+            tls_cert_path=self.tls_cert_path,
+            tls_cert_pem=self.tls_cert_pem,
+        )
 
     def _ask(self, path: str, request: Any, response: Any, timeout_s: float | None = None) -> Any:
         bound_s = self.timeout_seconds if timeout_s is None else self._bounded(timeout_s)

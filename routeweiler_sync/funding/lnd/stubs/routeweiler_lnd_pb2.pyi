@@ -53,24 +53,30 @@ class GetInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetInfoResponse(_message.Message):
-    __slots__ = ("identity_pubkey", "alias", "num_active_channels", "block_height", "synced_to_chain", "version", "chains", "synced_to_graph")
+    __slots__ = ("identity_pubkey", "alias", "num_pending_channels", "num_active_channels", "block_height", "synced_to_chain", "best_header_timestamp", "version", "num_inactive_channels", "chains", "synced_to_graph")
     IDENTITY_PUBKEY_FIELD_NUMBER: _ClassVar[int]
     ALIAS_FIELD_NUMBER: _ClassVar[int]
+    NUM_PENDING_CHANNELS_FIELD_NUMBER: _ClassVar[int]
     NUM_ACTIVE_CHANNELS_FIELD_NUMBER: _ClassVar[int]
     BLOCK_HEIGHT_FIELD_NUMBER: _ClassVar[int]
     SYNCED_TO_CHAIN_FIELD_NUMBER: _ClassVar[int]
+    BEST_HEADER_TIMESTAMP_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    NUM_INACTIVE_CHANNELS_FIELD_NUMBER: _ClassVar[int]
     CHAINS_FIELD_NUMBER: _ClassVar[int]
     SYNCED_TO_GRAPH_FIELD_NUMBER: _ClassVar[int]
     identity_pubkey: str
     alias: str
+    num_pending_channels: int
     num_active_channels: int
     block_height: int
     synced_to_chain: bool
+    best_header_timestamp: int
     version: str
+    num_inactive_channels: int
     chains: _containers.RepeatedCompositeFieldContainer[Chain]
     synced_to_graph: bool
-    def __init__(self, identity_pubkey: _Optional[str] = ..., alias: _Optional[str] = ..., num_active_channels: _Optional[int] = ..., block_height: _Optional[int] = ..., synced_to_chain: bool = ..., version: _Optional[str] = ..., chains: _Optional[_Iterable[_Union[Chain, _Mapping]]] = ..., synced_to_graph: bool = ...) -> None: ...
+    def __init__(self, identity_pubkey: _Optional[str] = ..., alias: _Optional[str] = ..., num_pending_channels: _Optional[int] = ..., num_active_channels: _Optional[int] = ..., block_height: _Optional[int] = ..., synced_to_chain: bool = ..., best_header_timestamp: _Optional[int] = ..., version: _Optional[str] = ..., num_inactive_channels: _Optional[int] = ..., chains: _Optional[_Iterable[_Union[Chain, _Mapping]]] = ..., synced_to_graph: bool = ...) -> None: ...
 
 class Chain(_message.Message):
     __slots__ = ("chain", "network")
@@ -99,6 +105,42 @@ class Amount(_message.Message):
     sat: int
     msat: int
     def __init__(self, sat: _Optional[int] = ..., msat: _Optional[int] = ...) -> None: ...
+
+class ListChannelsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListChannelsResponse(_message.Message):
+    __slots__ = ("channels",)
+    CHANNELS_FIELD_NUMBER: _ClassVar[int]
+    channels: _containers.RepeatedCompositeFieldContainer[Channel]
+    def __init__(self, channels: _Optional[_Iterable[_Union[Channel, _Mapping]]] = ...) -> None: ...
+
+class Channel(_message.Message):
+    __slots__ = ("active", "local_balance", "pending_htlcs", "local_constraints")
+    ACTIVE_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_BALANCE_FIELD_NUMBER: _ClassVar[int]
+    PENDING_HTLCS_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_CONSTRAINTS_FIELD_NUMBER: _ClassVar[int]
+    active: bool
+    local_balance: int
+    pending_htlcs: _containers.RepeatedCompositeFieldContainer[HTLC]
+    local_constraints: ChannelConstraints
+    def __init__(self, active: bool = ..., local_balance: _Optional[int] = ..., pending_htlcs: _Optional[_Iterable[_Union[HTLC, _Mapping]]] = ..., local_constraints: _Optional[_Union[ChannelConstraints, _Mapping]] = ...) -> None: ...
+
+class HTLC(_message.Message):
+    __slots__ = ("incoming", "hash_lock")
+    INCOMING_FIELD_NUMBER: _ClassVar[int]
+    HASH_LOCK_FIELD_NUMBER: _ClassVar[int]
+    incoming: bool
+    hash_lock: bytes
+    def __init__(self, incoming: bool = ..., hash_lock: _Optional[bytes] = ...) -> None: ...
+
+class ChannelConstraints(_message.Message):
+    __slots__ = ("chan_reserve_sat",)
+    CHAN_RESERVE_SAT_FIELD_NUMBER: _ClassVar[int]
+    chan_reserve_sat: int
+    def __init__(self, chan_reserve_sat: _Optional[int] = ...) -> None: ...
 
 class PayReqString(_message.Message):
     __slots__ = ("pay_req",)
@@ -279,3 +321,17 @@ class RouteFeeResponse(_message.Message):
     time_lock_delay: int
     failure_reason: PaymentFailureReason
     def __init__(self, routing_fee_msat: _Optional[int] = ..., time_lock_delay: _Optional[int] = ..., failure_reason: _Optional[_Union[PaymentFailureReason, str]] = ...) -> None: ...
+
+class MacaroonId(_message.Message):
+    __slots__ = ("ops",)
+    OPS_FIELD_NUMBER: _ClassVar[int]
+    ops: _containers.RepeatedCompositeFieldContainer[MacaroonOp]
+    def __init__(self, ops: _Optional[_Iterable[_Union[MacaroonOp, _Mapping]]] = ...) -> None: ...
+
+class MacaroonOp(_message.Message):
+    __slots__ = ("entity", "actions")
+    ENTITY_FIELD_NUMBER: _ClassVar[int]
+    ACTIONS_FIELD_NUMBER: _ClassVar[int]
+    entity: str
+    actions: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, entity: _Optional[str] = ..., actions: _Optional[_Iterable[str]] = ...) -> None: ...

@@ -1,0 +1,134 @@
+"""What the budget leaves to spend, and what can be paid at most: the least of budget and wallet."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from decimal import Decimal, localcontext
+from typing import TYPE_CHECKING
+
+from .._core import env_vars
+from .._core.money import EXACT, MSAT_PER_SAT, Rate, plain
+from .._core.secret_text import shown
+from ..budgets.fmv import rate_for
+from ..budgets.schema import BudgetEnvelope
+from ..errors import FmvUnavailableError
+from .findings import Finding, TooSlowError, ok, warning, within, wrong, wrong_by
+from .wallets import whole_sats
+
+if TYPE_CHECKING:
+    from ..ledger.types import EnvelopeRow
+    from .ledger_file import Look
+    from .wallets import Examination
+
+_PERIODS = {
+    "per_call_minor_units": "a call",
+    "per_hour_minor_units": "this hour",
+    "per_day_minor_units": "today",
+    "cap_minor_units": "in all",
+}
+#: How a currency's minor unit is called.
+_MINOR_UNITS = {"usd": "cents (usd)", "eur": "cents (eur)", "gbp": "pence (gbp)", "jpy": "yen"}
+
+
+def findings(
+    looked: Look, envelope: BudgetEnvelope | str | None, *, from_environment: bool, look_s: float, paying: Examination | None
+) -> Iterator[Finding]:
+    """Yield what the budget leaves, and the largest payment.
+
+    ``envelope`` is the session's: an envelope, the id of one in the ledger, or None for no limit.
+    """
+    most_msat: int | None = None
+    if envelope is None:
+        advice = f"Set {env_vars.BUDGET}, for example to '1000 sat/call, 50000 sat/day'." if from_environment else "Give it one."
+        yield warning("budget", "there is no limit: a program may spend all that the node has", advice)
+    elif isinstance(envelope, str) and envelope not in looked.envelopes:
+        if looked.is_readable or not looked.ledger.exists():
+            advice = "Correct the id: routeweiler-sync budget show lists those that there are."
+            yield wrong("budget", f"the ledger holds no envelope {shown(envelope)}", advice)
+        return
+    else:
+        row = looked.envelopes.get(envelope if isinstance(envelope, str) else envelope.id)
+        limits = row.limits if isinstance(envelope, str) and row is not None else envelope
+        assert isinstance(limits, BudgetEnvelope)
+        if row is not None and row.limits.cap_currency != limits.cap_currency:
+            what = f"the ledger counts the envelope {shown(limits.id)} in {row.limits.cap_currency}, not in {limits.cap_currency}"
+            yield wrong("budget", what, "Use another envelope id, or name another ledger.")
+            return
+        left = _left(limits, row)
+        yield _budget(limits, row, left, from_environment=from_environment)
+        rate = Rate(currency="sat")
+        if limits.cap_currency != "sat":
+            found, priced = _rate(limits.cap_currency, look_s)
+            yield found
+            if priced is None:
+                return
+            rate = priced
+        if left:
+            most_msat = rate.msat_within(int(min(left.values()).scaleb(6)))
+    yield from _largest(most_msat, None if paying is None else paying.payable_msat)
+
+
+def _left(limits: BudgetEnvelope, row: EnvelopeRow | None) -> dict[str, Decimal]:
+    """Return what each limit that is set leaves, in minor units, by the name of its field."""
+    with localcontext(EXACT):
+        used = {} if row is None else row.used_minor_units
+        return {
+            name: max(Decimal(0), Decimal(getattr(limits, name)) - used.get(name, Decimal(0)))
+            for name in _PERIODS
+            if getattr(limits, name) is not None
+        }
+
+
+def _budget(limits: BudgetEnvelope, row: EnvelopeRow | None, left: dict[str, Decimal], *, from_environment: bool) -> Finding:
+    named, unit = f"envelope {shown(limits.id)}", _MINOR_UNITS.get(limits.cap_currency, limits.cap_currency)
+    if row is not None and row.frozen:
+        thaw = f"To allow payments from it again, run: routeweiler-sync budget thaw {shlex.quote(limits.id)}"
+        return wrong("budget", f"{named} is frozen: nothing is paid from it", thaw)
+    if not left:
+        return warning("budget", f"{named} has no limit: a program may spend all that the node has", "Set one.")
+    said = ", ".join(
+        f"{plain(left[name])} {unit} {period}" if name == "per_call_minor_units"
+        else f"{plain(left[name])} of {getattr(limits, name)} {unit} {period}"
+        for name, period in _PERIODS.items()
+        if name in left
+    )  # fmt: skip
+    reserved = f"; {plain(row.reserved_minor_units)} {unit} reserved" if row is not None and row.reserved_minor_units else ""
+    spent = [_PERIODS[name] for name in left if left[name] <= 0]
+    if spent:
+        rolls = any(name in left and left[name] <= 0 for name in ("per_hour_minor_units", "per_day_minor_units"))
+        wait = ", or wait until the window has moved on" if rolls else ""
+        where = f" in {env_vars.BUDGET}" if from_environment else ""
+        return wrong("budget", f"{named} is used up ({', '.join(spent)}): {said} left{reserved}", f"Raise the limit{where}{wait}.")
+    return ok("budget", f"{named}: {said} left{reserved}")
+
+
+def _rate(currency: str, look_s: float) -> tuple[Finding, Rate | None]:
+    """Return whether the price of bitcoin in ``currency`` can be had: a budget in a fiat currency needs it."""
+    try:
+        rate = within(look_s * 2, lambda: rate_for(currency, None))
+    except TooSlowError as error:
+        what = f"the price of bitcoin in {currency} can't be had: {error}"
+        return wrong("rate", what, "Try again later, or use a budget in sat."), None
+    except FmvUnavailableError as error:
+        return wrong_by("rate", error), None
+    assert rate.btc_price is not None
+    return ok("rate", f"1 bitcoin is {plain(rate.btc_price)} {currency} ({rate.quality})"), rate
+
+
+def _largest(budget_msat: int | None, wallet_msat: int | None) -> Iterator[Finding]:
+    """Yield the most that one payment may be."""
+    if not wallet_msat or budget_msat == 0:
+        return
+    if budget_msat is not None and budget_msat <= wallet_msat:
+        what = f"at most {_about(budget_msat)} with routing, by the budget; the channels could carry about {_about(wallet_msat)}"
+        yield ok("payable", what)
+    elif budget_msat is None:
+        yield ok("payable", f"at most about {_about(wallet_msat)}, by what the channels hold")
+    else:
+        what = f"at most about {_about(wallet_msat)}: the channels hold less than the {_about(budget_msat)} that the budget allows"
+        yield warning("payable", what, "Open another channel or get paid, if you want to pay more at once.")
+
+
+def _about(msat: int) -> str:
+    return whole_sats(msat) if msat >= MSAT_PER_SAT else f"{msat} msat"
