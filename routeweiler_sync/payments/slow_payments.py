@@ -1,4 +1,4 @@
-"""Report, once, that a payment takes long: in the log, and to whoever has asked for it, such as the command line.
+"""Report, once, that a payment takes long: in the log, in a notebook, and to whoever has asked for it, such as the command line.
 
 A payment over Lightning may wait for minutes, and its caller sees nothing of that. What the wait ends with is left to `lifecycle`.
 """
@@ -6,6 +6,8 @@ A payment over Lightning may wait for minutes, and its caller sees nothing of th
 from __future__ import annotations
 
 import contextlib
+import logging
+import sys
 from _thread import LockType, allocate_lock, start_new_thread  # as in `funding.worker_calls`: interrupts leave no lock taken
 from collections.abc import Callable, Iterator
 
@@ -42,6 +44,18 @@ def _report_unless(ended: LockType, row: PaymentRow) -> None:
         f"for {SLOW_S:g} s (payment hash {row.payment_hash})."
     )
     log.info(text)
-    for listener in list(listeners):
+    for listener in (*listeners, *([_print_in_notebook] if in_notebook() else [])):
         with contextlib.suppress(Exception):  # a report that can't be shown is no reason to fail
             listener(text)
+
+
+def in_notebook() -> bool:
+    """Return whether this process is the kernel of a notebook (Jupyter and its like), where stderr is shown below the cell."""
+    get_shell = getattr(sys.modules.get("IPython"), "get_ipython", None)
+    return get_shell is not None and getattr(get_shell(), "kernel", None) is not None
+
+
+def _print_in_notebook(text: str) -> None:
+    """Print ``text`` below the running cell, unless the notebook shows the log there, in which it is already."""
+    if not (log.isEnabledFor(logging.INFO) and log.hasHandlers()):
+        print(text, file=sys.stderr, flush=True)  # noqa: T201 - a notebook has no other place for it

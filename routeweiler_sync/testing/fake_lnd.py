@@ -37,6 +37,8 @@ __all__ = ["FakeInvoice", "FakeLnd", "FakeOrder", "FakePayment"]
 #: Each open stream occupies a thread.
 _THREADS_MAX = 200
 _STOP_S_MAX = 10.0
+#: How long the end of a ``with`` block waits for calls to end. gRPC's clients write to stderr when a server breaks off.
+_GOODBYE_S = 0.5
 _BALANCE_MSAT = 10**12
 #: Some of the operations that lnd's admin.macaroon permits.
 _ADMIN = [("info", ["read"]), ("macaroon", ["generate"]), ("offchain", ["read", "write"]), ("onchain", ["read", "write"])]
@@ -91,7 +93,7 @@ class FakeLnd:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for client in list(self._clients):
             client.close()  # else gRPC would write to stderr, at the end of a test or script, that the server has gone
-        self.stop()
+        self._stop(_GOODBYE_S)
         self._folder.cleanup()
 
     def start(self) -> None:
@@ -108,10 +110,14 @@ class FakeLnd:
 
     def stop(self) -> None:
         """Stop at once: streams break, held orders are lost, payments in flight stay in flight."""
+        self._stop(None)
+
+    def _stop(self, grace_s: float | None) -> None:
+        """Stop. Connections are ended in good order where that takes less than ``grace_s``, else broken off."""
         server, self._server = self._server, None
         if server is not None:
             self._service.stop()
-            server.stop(None).wait(_STOP_S_MAX)
+            server.stop(grace_s).wait(_STOP_S_MAX)
 
     def restart(self) -> None:
         """Stop and start the server. What survives is listed at `start` and `stop`."""
