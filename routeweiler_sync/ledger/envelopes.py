@@ -63,12 +63,13 @@ class Draw:
         return self.envelope if isinstance(self.envelope, str) else self.envelope.id
 
 
-def make(tx: Transaction, envelope: BudgetEnvelope) -> None:
-    """Insert ``envelope`` into the ledger, unless an envelope with its id exists."""
-    tx.execute(
-        "INSERT INTO envelopes (id, limits, currency) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+def make(tx: Transaction, envelope: BudgetEnvelope) -> bool:
+    """Insert ``envelope`` into the ledger, unless an envelope with its id exists. Return whether it was inserted."""
+    rows = tx.execute(
+        "INSERT INTO envelopes (id, limits, currency) VALUES (?, ?, ?) ON CONFLICT DO NOTHING RETURNING id",
         (envelope.id, dump(envelope), envelope.cap_currency),
     )
+    return bool(rows)
 
 
 def check_allowed(limits: BudgetEnvelope, origin: str, rail: str) -> None:

@@ -302,11 +302,15 @@ class Ledger:
         """
 
         def work(tx: Transaction) -> EnvelopeRow:
-            rows = tx.execute("UPDATE envelopes SET frozen = frozen WHERE id = ? RETURNING *", (envelope_id,))
-            limits = decide(envelopes.load(rows[0]["limits"]) if rows else None)
-            if rows and rows[0]["currency"] != limits.cap_currency:
-                raise envelopes.wrong_currency(envelope_id, rows[0]["currency"], limits.cap_currency)
-            envelopes.bring(tx, limits)
+            lock = "UPDATE envelopes SET frozen = frozen WHERE id = ? RETURNING *"
+            rows = tx.execute(lock, (envelope_id,))
+            if not rows and not envelopes.make(tx, decide(None)):
+                rows = tx.execute(lock, (envelope_id,))  # another process has made it since
+            if rows:
+                limits = decide(envelopes.load(rows[0]["limits"]))
+                if rows[0]["currency"] != limits.cap_currency:
+                    raise envelopes.wrong_currency(envelope_id, rows[0]["currency"], limits.cap_currency)
+                envelopes.bring(tx, limits)
             return envelopes.as_row(tx, tx.execute("SELECT * FROM envelopes WHERE id = ?", (envelope_id,))[0], self._clock())
 
         return self._store.run(work, binding=True)

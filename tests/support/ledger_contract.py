@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
 from functools import partial
 from typing import Any
 
@@ -661,6 +662,37 @@ class RowsContract:
         assert [r.payment_hash for r in ledger.unfinished()] == [r.payment_hash for r in rows if r.unfinished]
         with pytest.raises(ValueError):
             list(ledger.payments(state="lost"))
+
+    def test_payments_are_found_by_their_age_from_either_end(
+        self, make_ledger: Callable[..., Ledger], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Else the newest payments of a long ledger would be found only after all the others."""
+        monkeypatch.setattr(ledger_module, "PAGE_ROWS", 4)
+        clock = Clock()
+        ledger = make_ledger(clock)
+        for n in range(21):
+            clock.now_s = NOON_S + n // 5
+            ledger.open_payment(intent(n, origin=ORIGIN if n % 2 else "https://b.example"), None)
+        rows = list(ledger.payments())
+        assert list(ledger.payments(newest_first=True)) == rows[::-1]
+        assert list(ledger.payments(newest_first=True, origin=ORIGIN)) == [r for r in rows if r.origin == ORIGIN][::-1]
+        since = datetime.fromtimestamp(NOON_S + 2, timezone.utc)
+        late = [r for r in rows if r.created_at >= since]
+        assert 0 < len(late) < len(rows)
+        assert list(ledger.payments(since=since)) == late
+        assert list(ledger.payments(since=since, newest_first=True)) == late[::-1]
+        assert list(ledger.payments(since=since + timedelta(days=1))) == []
+
+    def test_payments_are_found_by_the_start_of_their_hash(self, ledger: Ledger) -> None:
+        """Else people would have to copy 64 digits from a table that has no room for them."""
+        for n in range(40):
+            ledger.open_payment(intent(n), None)
+        hashes = sorted(hash_of(n) for n in range(40))
+        for beginning in (*(each[:8] for each in hashes), hashes[0], "0", "f", "a"):
+            expected = [each for each in hashes if each.startswith(beginning)]
+            assert [row.payment_hash for row in ledger.payments_named(beginning, 40)] == expected
+        assert [row.payment_hash for row in ledger.payments_named("", 3)] == hashes[:3]
+        assert ledger.payments_named("0" * 64, 3) == []
 
     def test_a_report_under_way_blocks_nobody(self, make_ledger: Callable[..., Ledger], monkeypatch: pytest.MonkeyPatch) -> None:
         """Else a forgotten iterator would keep every session from buying."""

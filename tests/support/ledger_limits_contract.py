@@ -456,6 +456,34 @@ class LimitsContract:
         with pytest.raises(BudgetExceededError):
             one.open_payment(intent(3, amount_msat=1, fee_cap_msat=0), draw("e"))
 
+    def test_limits_that_are_set_hold_at_once_and_totals_stay(self, make_ledger: Make) -> None:
+        """Else whoever lowers a limit from outside would stop nothing, or begin the budget anew."""
+        one, other = make_ledger(), make_ledger()
+        made = other.set_limits("e", lambda found: limits(cap_minor_units=11) if found is None else pytest.fail("it isn't there"))
+        assert (made.limits.cap_minor_units, made.settled_minor_units, made.frozen) == (11, 0, False)
+        one.open_payment(intent(1), draw("e"))
+        settle(one, 1)
+        row = other.set_limits("e", lambda found: replace(found or pytest.fail("it is there"), cap_minor_units=5))
+        assert (row.limits.cap_minor_units, row.headroom_minor_units) == (5, 0)
+        assert row.used_minor_units["cap_minor_units"] == 10
+        with pytest.raises(BudgetExceededError):
+            one.open_payment(intent(2, amount_msat=1, fee_cap_msat=0), draw("e"))
+        other.set_limits("e", lambda found: replace(found or limits(), cap_minor_units=None, per_day_minor_units=20))
+        assert one.open_payment(intent(2, fee_cap_msat=0), draw("e"))[1]
+        with pytest.raises(BudgetError, match="can't be converted"):
+            other.set_limits("e", lambda found: limits(cap_currency="usd"))
+        assert one.envelope("e").limits == limits(per_day_minor_units=20)
+
+    def test_limits_that_are_set_at_once_are_all_set(self, make_ledger: Make) -> None:
+        """Else of two administrators, the one who set the cap would find it gone."""
+        ledgers = [make_ledger() for _ in LIMITS]
+
+        def setting(ledger: Ledger, name: str) -> Callable[[], object]:
+            return lambda: ledger.set_limits("e", lambda found: replace(found or limits(), **{name: 7}))
+
+        at_once([setting(ledger, name) for ledger, name in zip(ledgers, LIMITS, strict=True)])
+        assert ledgers[0].envelope("e").limits == limits(**dict.fromkeys(LIMITS, 7))
+
     def test_lowered_limits_hold_for_everybody_though_their_first_draw_is_refused(self, make_ledger: Make) -> None:
         """Else who lowers a limit to stop the spending stops only himself: sessions that name the envelope would spend on."""
         one, other = make_ledger(), make_ledger()
