@@ -9,6 +9,7 @@ Money: none is spent here. ``payments recover`` books payments that the node has
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from itertools import islice
@@ -209,10 +210,11 @@ def _origin_or_pattern(given: str | None) -> tuple[str | None, str | None]:
 
     if given is None:
         return None, None
-    if "://" in given and not set(given) & set("*?["):
+    scheme, separator, rest = given.partition("://")
+    if separator and "*" not in scheme + re.split("[/?#]", rest)[0]:
         with contextlib.suppress(ValueError):
             return origin_of(given), None
-    problem = problem_of_origin(given)
+    problem = problem_of_origin(given) if given else "an origin is needed, such as https://example.com"
     if problem is not None:
         raise click.UsageError(printable(f"--origin: {problem}"))
     return None, given

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -77,3 +78,34 @@ def demo(**environ: str) -> subprocess.CompletedProcess[str]:
         encoding="utf-8",
         timeout=TIMEOUT_S,
     )
+
+
+def on_terminal(*args: str, columns: int, **environ: str) -> tuple[int, str]:
+    """Run ``routeweiler-sync`` on a terminal of so many columns. Return its exit code and what it wrote, escape codes included."""
+    import fcntl  # POSIX only, as is pty
+    import pty
+    import struct
+    import termios
+
+    ours, its = pty.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+    with subprocess.Popen(
+        [sys.executable, "-m", "routeweiler_sync", *args],
+        env=bare_environ(**{"TERM": "xterm-256color", **environ}),
+        stdin=its,
+        stdout=its,
+        stderr=its,
+    ) as process:
+        os.close(its)
+        said = b""
+        with contextlib.suppress(OSError):  # how Linux says that the other end is closed
+            while piece := os.read(ours, 65536):
+                said += piece
+        code = process.wait(TIMEOUT_S)
+    os.close(ours)
+    return code, said.decode(errors="replace").replace("\r\n", "\n")
+
+
+def without_styles(text: str) -> str:
+    """Return what a terminal shows, without the escape codes for styles."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)

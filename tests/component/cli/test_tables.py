@@ -1,0 +1,260 @@
+"""Lists of the command line: what people see on a terminal, what ``awk`` reads in a pipe, and what ``--json`` prints."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from routeweiler_sync import Ledger, PaymentState
+from routeweiler_sync.cli import main
+from routeweiler_sync.cli.payments import STATES
+from routeweiler_sync.ledger.types import Change
+from tests.support.cli_process import TIMEOUT_S, bare_environ, on_terminal, without_styles
+from tests.support.ledger_builders import NOON_S, Clock, die, draw, fail, hash_of, intent, limits, preimage, put, settle
+
+posix = pytest.mark.skipif(os.name == "nt", reason="pseudo terminals are POSIX's")
+
+HOSTILE = "a\x1b[2J\x07b\u202ec  d\r\ne"
+ESCAPED = r"a\x1b[2J\x07b\u202ec d\r\ne"
+WIDE = "天気予報"
+#: Styles of rich, and nothing else that a terminal obeys.
+_STYLE = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A ledger with a payment in every state, the scopes of hostile and foreign servers, and a budget."""
+    path = tmp_path / "ledger.db"
+    clock = Clock()
+    with closing(Ledger(Ledger.open(path)._store, clock=clock)) as ledger:
+        for n in range(8):
+            clock.now_s = NOON_S + 3600 * n
+            scope = {1: HOSTILE, 2: WIDE, 3: "services=weather:0,rain:1 [bold]red[/bold]"}.get(n, f"scope-{n}")
+            origin = "https://api.example" if n % 2 else "http://other.example:8080"
+            ledger.open_payment(
+                intent(n, scope=scope, origin=origin, amount_msat=10_500 + n), draw(limits("lab", per_day_minor_units=500))
+            )
+        settle(ledger, 1, fee_msat=1_234)
+        settle(ledger, 2)
+        ledger.mark(hash_of(2), accepted=True)
+        settle(ledger, 3, proved=False)
+        settle(ledger, 4)
+        ledger.forget(hash_of(4))
+        die(ledger, 5)
+        fail(ledger, 6)
+        put(ledger, hash_of(7), Change(state=PaymentState.DEAD, failure_code="abandoned", failure_text="abandoned by the user"))
+    return path
+
+
+@pytest.fixture
+def run(path: Path) -> Any:
+    def run(*args: str, ledger: str | Path | None = None) -> Result:
+        result = CliRunner().invoke(main, args, env={"ROUTEWEILER_LEDGER": str(ledger or path), "FORCE_COLOR": "1"})
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        for n in range(8):
+            assert f"token-{n}" not in result.output
+            assert preimage(n).hex() not in result.output
+        return result
+
+    return run
+
+
+LISTS = [("payments", "list"), ("tokens", "list"), ("budget", "list")]
+
+
+def columns_of(line: str) -> list[str]:
+    return re.split(" {2,}", line.strip())
+
+
+# In a pipe
+
+
+def test_a_pipe_gets_a_line_a_payment_with_nothing_cut_off(run: Any) -> None:
+    """Scripts go by these columns: a hash that is cut off, or a scope of a server that makes a column, breaks them unseen."""
+    head, *lines = run("payments", "list").stdout.splitlines()
+    assert columns_of(head) == ["CREATED", "STATE", "SAT", "FEE_SAT", "PAYMENT_HASH", "ORIGIN", "SCOPE"]
+    cells = [columns_of(line) for line in lines]
+    assert [len(each) for each in cells] == [7] * 8
+    assert [each[4] for each in cells] == [hash_of(n) for n in range(8)]
+    assert [each[1] for each in cells] == ["open", "settled", "settled", "settled", "retired", "dead", "failed", "dead"]
+    assert [each[2] for each in cells] == [f"10.50{n}" if n else "10.500" for n in range(8)]
+    assert [each[3] for each in cells] == ["-", "1.234", "0", "0", "0", "-", "-", "-"]
+    assert cells[1][6] == ESCAPED
+    assert cells[2][6] == WIDE
+    assert cells[3][6] == "services=weather:0,rain:1 [bold]red[/bold]"
+    assert [each[0] for each in cells] == [f"2027-01-15T{n:02d}:00:00Z" for n in range(8)]
+    assert sum(float(line.split()[2]) for line in lines) == pytest.approx(84.028), "as awk splits: the first six have no blanks"
+
+
+@pytest.mark.parametrize("args", [*LISTS, ("payments", "show", hash_of(1)), ("budget", "show", "lab")])
+def test_a_pipe_gets_no_escape_codes(run: Any, args: tuple[str, ...]) -> None:
+    """FORCE_COLOR is set in many CI systems; a server's own codes would rewrite what the user sees."""
+    said = run(*args).output
+    assert not [char for char in said if not char.isprintable() and char != "\n"]
+
+
+@pytest.mark.parametrize("args", LISTS)
+def test_the_head_of_a_long_list_ends_quietly(path: Path, args: tuple[str, str]) -> None:
+    """A traceback, or 'Broken pipe', after ``| head -1``."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "routeweiler_sync", *args, "--json"],
+        env=bare_environ(ROUTEWEILER_LEDGER=str(path)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    _, err = process.communicate(timeout=TIMEOUT_S)
+    assert err == b""
+
+
+# On a terminal
+
+
+@posix
+@pytest.mark.parametrize("columns", [40, 80, 200])
+@pytest.mark.parametrize("args", LISTS)
+def test_a_terminal_of_any_width_shows_everything(path: Path, args: tuple[str, str], columns: int) -> None:
+    """Half of each line behind the edge, or broken by the terminal itself, can't be read."""
+    code, said = on_terminal(*args, columns=columns, ROUTEWEILER_LEDGER=str(path))
+    assert code == 0
+    assert not [char for char in _STYLE.sub("", said) if not char.isprintable() and char != "\n"]
+    shown = without_styles(said)
+    assert max(map(len, shown.splitlines())) <= columns
+    squeezed = re.sub(r"\s", "", shown)
+    for text in {"payments": [hash_of(7)[:12], "10.507", "settled"], "tokens": [hash_of(2)[:12]], "budget": ["lab", "500sat/day"]}[
+        args[0]
+    ]:
+        assert text in squeezed
+
+
+@posix
+def test_what_a_terminal_shows_of_a_hash_is_taken(path: Path, run: Any) -> None:
+    """A shortened hash that no command takes is of no use."""
+    _, said = on_terminal("payments", "list", columns=200, ROUTEWEILER_LEDGER=str(path))
+    (shown,) = re.findall(rf"{hash_of(5)[:8]}\S*", without_styles(said))
+    assert len(shown) < 20
+    assert hash_of(5) in run("payments", "show", shown).output
+
+
+@posix
+def test_no_color_means_none(path: Path) -> None:
+    """NO_COLOR is a promise to people who can't read colours."""
+    _, said = on_terminal("payments", "list", columns=120, ROUTEWEILER_LEDGER=str(path), NO_COLOR="1")
+    assert not re.findall(r"\x1b\[[0-9;]*3[0-7]", said)
+
+
+@posix
+@pytest.mark.parametrize("encoding", ["ascii", "cp437", "cp1252"])
+def test_an_old_code_page_is_enough(path: Path, encoding: str) -> None:
+    """A Windows console without UTF-8 would get a traceback for the line below the headings."""
+    for args in (*LISTS, ("payments", "show", hash_of(2))):
+        code, said = on_terminal(*args, columns=100, ROUTEWEILER_LEDGER=str(path), PYTHONIOENCODING=encoding)
+        assert code == 0, said
+        assert "Traceback" not in said
+
+
+# JSON
+
+
+def test_json_is_a_list_of_objects_with_whole_msat(run: Any) -> None:
+    """One form for all lists; floats and sats in place of msat lose money in somebody's books."""
+    rows = json.loads(run("payments", "list", "--json").stdout)
+    assert [row["paymentHash"] for row in rows] == [hash_of(n) for n in range(8)]
+    assert [row["amountMsat"] for row in rows] == [10_500 + n for n in range(8)]
+    assert [row["spentMsat"] for row in rows] == [0, 11_735, 10_502, 10_503, 10_504, 0, 0, 0]
+    assert rows[1]["scope"] == HOSTILE
+    assert rows[0]["settledAt"] is None
+    (row,) = json.loads(run("budget", "list", "--json").stdout)
+    assert (row["settledMsat"], row["reservedMsat"]) == (43_244, 11_500 + 11_506)
+    assert row["headroomMsat"] == 500_000 - 43_244 - 23_006
+    (one,) = json.loads(run("payments", "show", hash_of(1), "--json").stdout)
+    assert one["paymentHash"] == hash_of(1)
+    tokens = json.loads(run("tokens", "list", "--json").stdout)
+    assert [(row["paymentHash"], row["token"]) for row in tokens] == [
+        (hash_of(1), "new"),
+        (hash_of(2), "accepted"),
+        (hash_of(3), "none"),
+    ]
+
+
+@pytest.mark.parametrize("args", [*LISTS, ("budget", "show"), ("payments", "recover")], ids=" ".join)
+def test_before_the_first_purchase_there_is_nothing_and_nothing_is_made(run: Any, tmp_path: Path, args: tuple[str, str]) -> None:
+    """The first thing that a new user tries mustn't be an error, nor leave a file that a backup then keeps."""
+    nothing = tmp_path / "state" / "ledger.db"
+    result = run(*args, ledger=nothing)
+    assert (result.exit_code, "nothing was bought yet" in result.stdout, str(nothing) in result.stdout) == (0, True, True)
+    result = run(*args, "--json", ledger=nothing)
+    assert (result.exit_code, json.loads(result.stdout)) == (0, [])
+    assert not nothing.parent.exists()
+
+
+# Which payments
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--state", "settled"], [1, 2, 3]),
+        (["--state", "dead", "--state", "retired"], [4, 5, 7]),
+        (["--unfinished"], [0, 6]),
+        (["--unfinished", "--state", "dead"], [0, 5, 6, 7]),
+        (["--origin", "https://api.example"], [1, 3, 5, 7]),
+        (["--origin", "HTTPS://API.example:443/some/page?q"], [1, 3, 5, 7]),
+        (["--origin", "api.example"], [1, 3, 5, 7]),
+        (["--origin", "*.example:8080"], [0, 2, 4, 6]),
+        (["--origin", "nobody.example"], []),
+        (["--limit", "3"], [5, 6, 7]),
+        (["--limit", "2", "--state", "settled"], [2, 3]),
+        (["--limit", "100"], list(range(8))),
+        (["--since", "2027-01-15T05:00:00Z"], [5, 6, 7]),
+        (["--since", "2027-01-15T07:00+02:00", "--limit", "1"], [7]),
+        (["--since", "2027-01-15"], list(range(8))),
+        (["--since", "2027-01-16"], []),
+    ],
+    ids=lambda value: " ".join(value) if value and isinstance(value[0], str) else "",
+)
+def test_the_payments_that_are_asked_for(run: Any, options: list[str], expected: list[int]) -> None:
+    """Who sums up a list that leaves some out, or has others in it, is told wrong."""
+    rows = json.loads(run("payments", "list", "--json", *options).stdout)
+    assert [row["paymentHash"] for row in rows] == [hash_of(n) for n in expected]
+    if not expected:
+        assert "nothing was bought" not in run("payments", "list", *options).stdout
+
+
+def test_how_long_ago_counts_from_now(run: Any) -> None:
+    """``--since 7d`` is what people type."""
+    far = int((time.time() - NOON_S) / 86_400)
+    for text, count in (("1d", 0 if far > 1 else 8), (f"{max(0, far) + 2}d", 8), ("900000h", 8)):
+        assert len(json.loads(run("payments", "list", "--json", "--since", text).stdout)) == count
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *(["--since", text] for text in ("yesterday", "", "7", "2027-13-01", "-7d", "99999999d")),
+        *(["--origin", text] for text in ("https://*/x", "")),
+        ["--limit", "0"],
+        ["--state", "paid"],
+    ],
+    ids=" ".join,
+)
+def test_options_that_make_no_sense_are_refused(run: Any, tmp_path: Path, options: list[str]) -> None:
+    """A filter that is ignored shows everything, and looks as if that were all there is to it. Also before there is a ledger."""
+    assert run("payments", "list", *options).exit_code == 2
+    assert run("payments", "list", *options, ledger=tmp_path / "none.db").exit_code == 2
+
+
+def test_the_names_of_states_are_the_ledgers() -> None:
+    """A state that the option doesn't know could never be listed."""
+    assert tuple(state.value for state in PaymentState) == STATES
