@@ -99,6 +99,7 @@ from .errors import (
 from .paywall.call import payment_of
 from .sessions import Session, session
 from .transport.adapter import PaywallAdapter
+from .transport.response import PaidResponse
 from .transport.session import Routeweiler, wrap
 
 if TYPE_CHECKING:
@@ -204,6 +205,7 @@ __all__ = [
     "LndClient",
     "NoFeasibleRailError",
     "NoFundingForRailError",
+    "PaidResponse",
     "Payment",
     "PaymentDeclinedError",
     "PaymentPendingError",

@@ -11,6 +11,7 @@ from requests import Response
 
 from . import sessions
 from ._core.module_alias import alias_module
+from .transport.response import function_as
 
 _Verb = TypeVar("_Verb", bound=Callable[..., Response])
 
@@ -31,44 +32,44 @@ def request(method: str, url: str | bytes, **kwargs: Any) -> Response:
         return session.request(method=method, url=url, **kwargs)
 
 
-@_called_as(requests.api.get)
+@function_as(requests.api.get)
 def get(url: str | bytes, params: Any = None, **kwargs: Any) -> Response:
     """Send a GET request as `requests.get` does, through a new `Session`. May move money."""
     return request("get", url, params=params, **kwargs)
 
 
-@_called_as(requests.api.options)
+@function_as(requests.api.options)
 def options(url: str | bytes, **kwargs: Any) -> Response:
     """Send a OPTIONS request as `requests.options` does, through a new `Session`. May move money."""
     return request("options", url, **kwargs)
 
 
-@_called_as(requests.api.head)
+@function_as(requests.api.head)
 def head(url: str | bytes, **kwargs: Any) -> Response:
     """Send a HEAD request as `requests.head` does, through a new `Session`. May move money."""
     kwargs.setdefault("allow_redirects", False)
     return request("head", url, **kwargs)
 
 
-@_called_as(requests.api.post)
+@function_as(requests.api.post)
 def post(url: str | bytes, data: Any = None, json: Any = None, **kwargs: Any) -> Response:
     """Send a POST request as `requests.post` does, through a new `Session`. May move money."""
     return request("post", url, data=data, json=json, **kwargs)
 
 
-@_called_as(requests.api.put)
+@function_as(requests.api.put)
 def put(url: str | bytes, data: Any = None, **kwargs: Any) -> Response:
     """Send a PUT request as `requests.put` does, through a new `Session`. May move money."""
     return request("put", url, data=data, **kwargs)
 
 
-@_called_as(requests.api.patch)
+@function_as(requests.api.patch)
 def patch(url: str | bytes, data: Any = None, **kwargs: Any) -> Response:
     """Send a PATCH request as `requests.patch` does, through a new `Session`. May move money."""
     return request("patch", url, data=data, **kwargs)
 
 
-@_called_as(requests.api.delete)
+@function_as(requests.api.delete)
 def delete(url: str | bytes, **kwargs: Any) -> Response:
     """Send a DELETE request as `requests.delete` does, through a new `Session`. May move money."""
     return request("delete", url, **kwargs)

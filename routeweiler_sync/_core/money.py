@@ -94,6 +94,15 @@ def plain(amount: Decimal) -> str:
         return f"{amount.normalize():f}"
 
 
+def minor_text(amount: Decimal | int, currency: str) -> str:
+    """Return ``amount``, in minor units of ``currency``, as a text for people: ``10 sat``, ``0.05 usd``."""
+    places = FIAT_DECIMALS.get(currency, 0)
+    with localcontext(EXACT):
+        units = Decimal(amount).scaleb(-places)
+        whole = units.quantize(Decimal(1).scaleb(-places))
+        return f"{whole:f} {currency}" if whole == units else f"{plain(units)} {currency}"
+
+
 def sats(amount_msat: int) -> str:
     """Return an amount as a text for people, such as ``10 sat`` or ``10.500 sat``."""
     whole, rest = divmod(amount_msat, MSAT_PER_SAT)

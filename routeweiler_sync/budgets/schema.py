@@ -6,9 +6,11 @@ How much of an envelope is spent or reserved is left to `ledger.envelopes`, the 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from decimal import Decimal
 
-from .._core.money import CURRENCIES, MAX_MINOR_UNITS, MICRO
+from .._core.display import facts_table
+from .._core.money import CURRENCIES, MAX_MINOR_UNITS, MICRO, minor_text
 from .._core.rails import DEFAULT_RAILS
 from .._core.secret_text import shown
 from ..policy import patterns
@@ -19,9 +21,16 @@ DAY_S = 86_400
 MAX_TEXT_CHARS = 2_048
 #: Most bytes in an envelope's id. It is a key in the ledger, and PostgreSQL indexes no text above 2704 bytes.
 MAX_ID_BYTES = 512
+#: What each limit holds for, by its field's name, in texts.
+LIMIT_NAMES = {
+    "per_call_minor_units": "per call",
+    "per_hour_minor_units": "per hour",
+    "per_day_minor_units": "per day",
+    "cap_minor_units": "in all",
+}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class BudgetEnvelope:
     """A budget: how much may be spent in all (the cap), per call, per hour and per day, and to whom.
 
@@ -76,6 +85,31 @@ class BudgetEnvelope:
             object.__setattr__(self, name, value)
         if problem := next(filter(None, map(patterns.problem_of_origin, self.allowed_origins_glob)), None):
             raise ValueError(f"envelope {shown(self.id)}: allowed_origins_glob: {problem}")
+
+    def __repr__(self) -> str:
+        given = [f"{each.name}={value!r}" for each in fields(self)[1:] if (value := getattr(self, each.name)) != each.default]
+        return f"BudgetEnvelope({', '.join([repr(self.id), *given])})"
+
+    def _repr_html_(self) -> str:
+        facts: list[tuple[str, object]] = [*self._limits()] or [("limit", "none")]
+        facts += [("servers", ", ".join(self.allowed_origins_glob)), ("rails", ", ".join(self.allowed_rails))]
+        facts += [("lasts", f"{self.ttl_seconds} s from the first use")] if self.ttl_seconds is not None else []
+        facts += [("owner", self.owner_agent_id)] if self.owner_agent_id is not None else []
+        return facts_table(f"Budget {self.id}", facts)
+
+    @property
+    def words(self) -> str:
+        """The id and the limits, for a text of one line: ``weather (100 sat per call)``."""
+        return f"{self.id} ({', '.join(f'{amount} {period}' for period, amount in self._limits()) or 'without limit'})"
+
+    def _limits(self) -> list[tuple[str, str]]:
+        """Return each limit that is set, as what it holds for and how much that is."""
+        limits = ((period, getattr(self, name)) for name, period in LIMIT_NAMES.items())
+        return [(period, self.amount_text(limit)) for period, limit in limits if limit is not None]
+
+    def amount_text(self, minor_units: Decimal | int) -> str:
+        """Return an amount of this envelope as a text for people: ``10 sat``, ``0.05 usd``."""
+        return minor_text(minor_units, self.cap_currency)
 
     def allows_origin(self, origin: str) -> bool:
         """Return whether ``origin`` (``scheme://host[:port]``) matches a pattern of ``allowed_origins_glob``."""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ..budgets.fmv import FmvProvider
     from ..funding.lightning import LightningFundingSource
     from ..ledger.ledger import Ledger
+    from ..ledger.types import EnvelopeRow
     from ..payments.checkout import Checkout
     from ..payments.types import Quote
     from ..policy.dsl import Policy
@@ -187,6 +188,11 @@ class Payer:
                     problem=unpicklable.refusal(self.lost) if self.lost else self.problem,
                 )
             return self._checkout
+
+    @property
+    def budget(self) -> EnvelopeRow | None:
+        """The envelope in force, with what counts against it now; None if there is no limit. See `Ledger.in_force`."""
+        return None if self.envelope is None else self.ledger.in_force(self.envelope, session_started_s=self._started_s)
 
     @property
     def envelope_id(self) -> str | None:

@@ -18,7 +18,7 @@ from typing import Any
 from .._core import env_vars
 from .._core.money import Rate, minor_units, plain, sats
 from .._core.secret_text import shown
-from ..budgets.schema import DAY_S, HOUR_S, BudgetEnvelope
+from ..budgets.schema import DAY_S, HOUR_S, LIMIT_NAMES, BudgetEnvelope
 from ..errors import (
     Advice,
     BudgetError,
@@ -120,9 +120,9 @@ def locked(tx: Transaction, draw: Draw, now_s: float) -> Mapping[str, Any]:
     if row["frozen"]:
         raise frozen(envelope_id)
     ttl_s = load(row["limits"]).ttl_seconds
-    granted_ms = row["granted_at_ms"]
-    if granted_ms is not None and ttl_s is not None and now_s * 1000 >= granted_ms + ttl_s * 1000:
-        if draw.session_started_s * 1000 < granted_ms + ttl_s * 1000:
+    granted_ms, ended_ms = row["granted_at_ms"], _grant_end_ms(row, ttl_s)
+    if ended_ms is not None and now_s * 1000 >= ended_ms:
+        if draw.session_started_s * 1000 < ended_ms:
             raise EnvelopeExpiredError(
                 f"The grant of envelope {shown(envelope_id)} has ended: it lasted {ttl_s} s.",
                 advice="Make a new session with the envelope, which starts a new grant.",
@@ -131,6 +131,46 @@ def locked(tx: Transaction, draw: Draw, now_s: float) -> Mapping[str, Any]:
     if granted_ms is None:
         row["granted_at_ms"], row["grant_base_micro"] = int(now_s * 1000), row["settled_micro"]
     return row
+
+
+def _grant_end_ms(row: Mapping[str, Any], ttl_s: int | None) -> int | None:
+    """Return when the grant of an envelope's row ends, in milliseconds since 1970; None if it hasn't begun or has no end."""
+    return None if row["granted_at_ms"] is None or ttl_s is None else int(row["granted_at_ms"]) + ttl_s * 1000
+
+
+def unused(envelope: BudgetEnvelope | str) -> EnvelopeRow:
+    """Return an envelope that nothing was ever bought from. Raises: EnvelopeNotFoundError for an id, which no ledger has."""
+    if isinstance(envelope, str):
+        raise not_found(envelope)
+    zero = minor_units(0)
+    return EnvelopeRow(
+        limits=envelope,
+        reserved_minor_units=zero,
+        settled_minor_units=zero,
+        grant_settled_minor_units=zero,
+        used_minor_units={name: zero for name in LIMIT_NAMES if envelope.limit_micro(name) is not None},
+        frozen=False,
+        granted_at=None,
+    )
+
+
+def in_force(tx: Transaction, envelope: BudgetEnvelope | str, session_started_s: float, now_s: float) -> EnvelopeRow:
+    """Return an envelope as a purchase would find it: with the limits that are given, and a new grant where one would begin.
+
+    Raises: as `Ledger.in_force`.
+    """
+    rows = tx.execute("SELECT * FROM envelopes WHERE id = ?", (envelope if isinstance(envelope, str) else envelope.id,))
+    if not rows:
+        return unused(envelope)
+    row = dict(rows[0])
+    if not isinstance(envelope, str):
+        if envelope.cap_currency != row["currency"]:
+            raise wrong_currency(envelope.id, row["currency"], envelope.cap_currency)
+        row["limits"] = dump(envelope)
+    ended_ms = _grant_end_ms(row, load(row["limits"]).ttl_seconds)
+    if ended_ms is not None and now_s * 1000 >= ended_ms and session_started_s * 1000 >= ended_ms:
+        row["granted_at_ms"], row["grant_base_micro"] = None, row["settled_micro"]
+    return as_row(tx, row, now_s)
 
 
 def fit(tx: Transaction, envelope: Mapping[str, Any], draw: Draw, intent: Intent, now_s: float) -> tuple[int, int]:

@@ -24,8 +24,10 @@ from decimal import Decimal
 from typing import Any, ClassVar
 
 from .._core import env_vars
+from .._core.deadline import patience
+from .._core.display import facts_table
 from .._core.forks import importing
-from .._core.money import Rate
+from .._core.money import Rate, sats
 from .._core.secret_text import problem_of_path, shown, without_secrets
 from ..budgets.schema import SAFE_DEFAULT, BudgetEnvelope
 from ..errors import BudgetError, LedgerError, PolicyDeniedError, RailNotSupportedError, RouteweilerError
@@ -65,6 +67,8 @@ USED_UP = "refused by the server after it had served once"
 ABANDONED = Change(state=PaymentState.DEAD, failure_code="abandoned", failure_text="abandoned by the user")
 #: Columns whose field in `PaymentRow` has another name. The columns are older than the fields and keep their names.
 COLUMN_NAMES = {"taken": "accepted", "told": "reported", "target": "resource_digest"}
+#: For how long a notebook that shows a ledger waits for its database.
+SHOWN_WAIT_S = 3.0
 #: An error text stored in a row is cut to this many characters.
 MAX_FAILURE_CHARS = 500
 
@@ -138,6 +142,30 @@ class Ledger:
 
     def __repr__(self) -> str:
         return f"Ledger({self.url!r})"
+
+    def _repr_html_(self) -> str:
+        facts: list[tuple[str, object]] = [("place", self.url)]
+        try:
+            with patience(SHOWN_WAIT_S):
+                if self.exists():
+                    facts += self._facts()
+                else:
+                    facts.append(("spent", "nothing yet: it is created by the first purchase"))
+        except LedgerError as error:
+            facts.append(("can't be read", error.brief))
+        return facts_table("Ledger", facts)
+
+    def _facts(self) -> list[tuple[str, object]]:
+        """Return what a notebook shows of a ledger that exists."""
+        spent, unfinished = self.spending(), len(self.unfinished())
+        facts: list[tuple[str, object]] = [
+            ("spent", sats(spent.total_msat)),
+            ("fees in it", sats(spent.fees_msat)),
+            ("payments", spent.payments),
+            ("servers", len(spent.by_origin)),
+            ("outcome not known yet", unfinished),
+        ]
+        return [*facts, *((f"budget {row.id}", f"{row!r}".partition(": ")[2][:-1]) for row in self.envelopes())]
 
     def exists(self) -> bool:
         """Return whether the ledger's database exists already. Creates nothing."""
@@ -229,6 +257,19 @@ class Ledger:
             return Spending()
         with self._store.read() as tx:
             return spending.read(tx, since_ms, of_origin)
+
+    def in_force(self, envelope: BudgetEnvelope | str, *, session_started_s: float) -> EnvelopeRow:
+        """Return what counts against ``envelope``, or the envelope of that id, as a purchase of a session would find it now.
+
+        ``session_started_s`` is the time when the session was made, in unix seconds. A ledger that doesn't exist isn't created.
+
+        Raises: EnvelopeNotFoundError for an id that the ledger doesn't have; BudgetError if the ledger's envelope of that id counts
+        in another currency; LedgerError.
+        """
+        if not self.exists():
+            return envelopes.unused(envelope)
+        with self._store.read() as tx:
+            return envelopes.in_force(tx, envelope, session_started_s, self._clock())
 
     def snapshot(self) -> LedgerSnapshot:
         """Return every amount in the ledger at one moment, for `routeweiler_sync.audit`. All in memory; without tokens."""

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta, timezone
 
+from .._core.display import counted, line, table
 from .._core.money import sats
 from .._core.secret_text import shown
 from .._core.urls import origin_of
@@ -22,7 +23,7 @@ _MS = timedelta(milliseconds=1)
 _FIRST_LOCAL_YEAR, _LAST_LOCAL_YEAR = 1971, 9998
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Spending:
     """What was spent: the settled payments, routing fees included. Amounts are in msat.
 
@@ -51,14 +52,20 @@ class Spending:
         )
 
     def __repr__(self) -> str:
-        calls = "" if self.calls is None else f", {_counted(self.calls, 'call')}"
-        origins = f", {_counted(len(self.by_origin), 'origin')}" if self.by_origin else ""
-        payments = f"{_counted(self.payments, 'payment')}, fees {sats(self.fees_msat)}"
+        calls = "" if self.calls is None else f", {counted(self.calls, 'call')}"
+        origins = f", {counted(len(self.by_origin), 'origin')}" if self.by_origin else ""
+        payments = f"{counted(self.payments, 'payment')}, fees {sats(self.fees_msat)}"
         return f"<Spending: {sats(self.total_msat)} in {payments}{calls}{origins}>"
 
+    def _repr_html_(self) -> str:
+        has_calls = self.calls is not None
+        rows = [one._cells(line(origin), has_calls) for origin, one in self.by_origin.items()]
+        header = ("server", "spent", "fees", "payments", *(["calls"] if has_calls else []))
+        return table("Spending, routing fees included", [self._cells("all", has_calls), *rows], header=header)
 
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    def _cells(self, name: str, has_calls: bool) -> list[object]:
+        calls = [self.calls] if has_calls else []
+        return [name, sats(self.total_msat), sats(self.fees_msat), self.payments, *calls]
 
 
 def read(tx: Transaction, since_ms: int | None, origin: str | None) -> Spending:

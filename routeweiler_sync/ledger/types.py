@@ -5,14 +5,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import InitVar, dataclass, field
 from datetime import datetime
 from decimal import Decimal, localcontext
 from enum import Enum
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from .._core.money import EXACT
-from ..budgets.schema import BudgetEnvelope
+from .._core.display import AsMapping, facts_table, foreign, line, moment_text, short_hash, table
+from .._core.money import EXACT, sats
+from ..budgets.schema import LIMIT_NAMES, BudgetEnvelope
 
 #: The value of the column ``told`` for a payment whose call had no trace: nothing remains to be reported, and no trace has it. Of
 #: another payment it is 1 if a trace has reported it, else 0.
@@ -33,8 +35,8 @@ class PaymentState(str, Enum):
 UNFINISHED = (PaymentState.OPEN, PaymentState.FAILED)
 
 
-@dataclass(frozen=True, kw_only=True)
-class EnvelopeRow:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class EnvelopeRow(AsMapping):
     """A budget envelope in the ledger: its limits and totals. Totals are in minor units of its currency, exact to the millionth.
 
     ``settled_minor_units`` is everything ever spent. ``grant_settled_minor_units`` is what was spent during the current grant
@@ -70,6 +72,31 @@ class EnvelopeRow:
         shared = {name: left for name, left in self.headrooms_minor_units.items() if name != "per_call_minor_units"}
         return min(shared.values(), default=None)
 
+    def __repr__(self) -> str:
+        left = self.headroom_minor_units
+        said = f"{self._amount(self.settled_minor_units)} spent, {self._amount(self.reserved_minor_units)} reserved"
+        said += "" if left is None else f", {self._amount(left)} left"
+        return f"<EnvelopeRow {line(self.id)!r}: {said}{', frozen' if self.frozen else ''}>"
+
+    def _repr_html_(self) -> str:
+        left = self.headrooms_minor_units
+        rows = [
+            [period, self._amount(getattr(self.limits, name)), self._amount(used), self._amount(left[name])]
+            for name, period in LIMIT_NAMES.items()
+            if (used := self.used_minor_units.get(name)) is not None
+        ]
+        totals = f"{self._amount(self.settled_minor_units)} spent in all, {self._amount(self.reserved_minor_units)} reserved"
+        granted = "" if self.limits.ttl_seconds is None else f"; granted {moment_text(self.granted_at)}"
+        return table(
+            f"Budget {self.id}{' (frozen)' if self.frozen else ''}",
+            rows,
+            header=("limit", "allows", "spent or reserved", "left"),
+            note=f"{totals}{granted}{'' if rows else '; no limit is set'}",
+        )
+
+    def _amount(self, minor_units: Decimal | int) -> str:
+        return self.limits.amount_text(Decimal(minor_units))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Intent:
@@ -97,8 +124,15 @@ class Intent:
     known_tokens: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
-class PaymentRow:
+class _Secrets:
+    """Holds what a row doesn't show: in a function, outside of the row's fields and of its ``__dict__``."""
+
+    __slots__ = ("_secrets",)
+    _secrets: Callable[[], tuple[str, str | None]]
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class PaymentRow(AsMapping, _Secrets):
     """One payment from beginning to end. The row is a draw on the budget, the record written before paying, and the token at once.
 
     ``payment_hash`` and ``preimage`` are 64 hex digits. ``fee_msat`` is the routing fee that lnd charged (0 until settled),
@@ -107,6 +141,10 @@ class PaymentRow:
     answered for good. ``valid_until`` is in unix seconds. ``accepted``: the server has accepted the token before,
     ``accepted_again``: twice or more. ``reported``: a trace has reported the payment. ``claimant`` is about to report it, and
     nobody else before ``claimed_until`` (see `Ledger.claim_report`). ``resource_digest``: see `Intent`.
+
+    Whoever has ``token`` and ``preimage`` can use what was paid for. So only ``row.token`` and ``row.preimage`` give them. They
+    aren't fields: ``dict(row)``, ``vars(row)``, `dataclasses.asdict`, a DataFrame and a pickle of the row don't have them, and rows
+    are compared without them.
     """
 
     payment_hash: str
@@ -122,8 +160,12 @@ class PaymentRow:
     network: str
     bolt11: str
     scheme: str
-    token: str = field(repr=False)
-    preimage: str | None = field(default=None, repr=False)
+    if TYPE_CHECKING:
+        token: str = field(repr=False)
+        preimage: str | None = field(default=None, repr=False)
+    else:  # with defaults, so that `dataclasses.replace` copies them
+        token: InitVar[str] = ""
+        preimage: InitVar[str | None] = None
     currency: str | None = None
     btc_price: Decimal | None = None
     rate_quality: str | None = None
@@ -147,6 +189,72 @@ class PaymentRow:
     def unfinished(self) -> bool:
         """Whether the outcome isn't known yet: the payment may still be made."""
         return self.state in UNFINISHED
+
+    if not TYPE_CHECKING:
+
+        def __post_init__(self, token, preimage):
+            object.__setattr__(self, "_secrets", lambda: (token, preimage))
+
+    def __repr__(self) -> str:
+        fee = f", fee {sats(self.fee_msat)}" if self.settled_at is not None else ""
+        return (
+            f"<PaymentRow {short_hash(self.payment_hash)}: {self.state.value}, {sats(self.amount_msat)}{fee}, {line(self.origin)}>"
+        )
+
+    def _repr_html_(self) -> str:
+        keep = (self.payment_hash, self.node_pubkey)
+        facts: list[tuple[str, object]] = [
+            ("state", self.state.value),
+            ("amount", sats(self.amount_msat)),
+            ("routing fee", sats(self.fee_msat) if self.settled_at is not None else f"at most {sats(self.max_fee_msat)}"),
+            ("server", self.origin),
+            ("path", foreign(self.path, keep)),
+            ("scope", foreign(self.scope, keep)),
+            ("budget", self.envelope_id or "none"),
+            ("begun", moment_text(self.created_at)),
+            ("settled", moment_text(self.settled_at)),
+            ("node", self.node_pubkey),
+            ("payment hash", self.payment_hash),
+        ]
+        if self.failure_text:
+            facts.insert(1, ("remark", foreign(self.failure_text, keep)))
+        return facts_table("Payment", facts)
+
+    def __dir__(self) -> list[str]:
+        return [name for name in super().__dir__() if name not in ("token", "preimage", "_secrets")]
+
+    def __copy__(self) -> PaymentRow:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PaymentRow:
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return dict(self.__dict__)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+
+def _secret(name: str, at: int) -> property:
+    """Return the property ``name`` of a row, which reads the secret at the position ``at``."""
+
+    def read(row: PaymentRow) -> Any:
+        try:
+            secrets = row._secrets
+        except AttributeError:
+            _refuse_unpickled(name)
+        return secrets()[at]
+
+    return property(read, doc=f"The payment's {name}. It is shown nowhere: see the class.")
+
+
+def _refuse_unpickled(name: str) -> NoReturn:
+    raise AttributeError(f"a pickle of a row doesn't hold its {name}: ask the ledger, Ledger.payment(row.payment_hash).{name}")
+
+
+if not TYPE_CHECKING:  # only now, because `dataclass` would take them for the defaults of the fields
+    PaymentRow.token, PaymentRow.preimage = _secret("token", 0), _secret("preimage", 1)
 
 
 @dataclass(frozen=True, kw_only=True)

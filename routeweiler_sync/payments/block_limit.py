@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .._core.display import facts_table
 from .._core.forks import in_child
 from .._core.money import MAX_MINOR_UNITS, MSAT_PER_SAT, sats as in_sats
 from .._core.secret_text import shown
@@ -75,6 +76,11 @@ class SpendingLimit:
 
     def __repr__(self) -> str:
         return f"<limit of {in_sats(self.limit_msat)}, {in_sats(self.spent_msat)} spent, {in_sats(self.reserved_msat)} reserved>"
+
+    def _repr_html_(self) -> str:
+        with _sums([self]):
+            facts = [("spent", self.spent_msat), ("reserved", self.reserved_msat), ("left", max(0, self._headroom_msat()))]
+        return facts_table(f"Limit of {in_sats(self.limit_msat)}", [(name, in_sats(msat)) for name, msat in facts])
 
 
 #: The limits that hold for every call of this process, whoever pays: that of the command that runs the program.

@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 
+from .._core.display import facts_table, foreign, moment_text
+from .._core.money import minor_text, sats
+from .._core.urls import without_userinfo
 from ..ledger.types import PaymentRow
 from ..protocol.challenge import Challenge
 from . import block_limit
@@ -17,7 +20,7 @@ from .tally import Tally
 from .token import Token
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Quote:
     """What a call would pay: ``amount_msat`` by the signed invoice, and up to ``max_fee_msat`` for routing on top.
 
@@ -35,6 +38,30 @@ class Quote:
     description: str
     expires_at: datetime
 
+    def __repr__(self) -> str:
+        said = f" for {self._shown(self.description)!r}" if self.description else ""
+        return f"<Quote: {self._price}, fee at most {sats(self.max_fee_msat)}{said}, {self._shown(without_userinfo(self.url))}>"
+
+    def _repr_html_(self) -> str:
+        facts: list[tuple[str, object]] = [
+            ("price", self._price),
+            ("routing fee", f"at most {sats(self.max_fee_msat)}"),
+            ("URL", self._shown(without_userinfo(self.url))),
+            ("description", self._shown(self.description)),
+            ("opens", self._shown(self.scope)),
+            ("expires", moment_text(self.expires_at)),
+            ("payment hash", self.payment_hash),
+        ]
+        return facts_table("Quote, not paid", facts)
+
+    @property
+    def _price(self) -> str:
+        price = sats(self.amount_msat)
+        return price if self.currency == "sat" else f"{price} ({minor_text(self.amount_minor_units, self.currency)})"
+
+    def _shown(self, text: str) -> str:
+        return foreign(text, (self.payment_hash,))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Payment:
@@ -47,6 +74,11 @@ class Payment:
     amount_msat: int
     fee_msat: int
     reused: bool
+
+    def _repr_html_(self) -> str:
+        paid: list[tuple[str, object]] = [("amount", sats(self.amount_msat)), ("routing fee", sats(self.fee_msat))]
+        by = "an earlier call: this one paid nothing" if self.reused else "this call"
+        return facts_table("Payment", [*paid, ("paid by", by), ("payment hash", self.payment_hash)])
 
 
 @dataclass(frozen=True, kw_only=True)

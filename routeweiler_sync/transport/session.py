@@ -21,6 +21,7 @@ from ..paywall.call import CallContext, QuoteReady, current, for_quote, is_for_q
 from ..settings import SETTINGS, Default, Unpayable
 from .adapter import PaywallAdapter, environment_payer, is_default, made_payer, warn_unpaid
 from .foreign_adapters import send_with_hook
+from .response import method_as
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from ..funding.lightning import LightningFundingSource
     from ..ledger.ledger import Ledger
     from ..ledger.spending import Spending
-    from ..ledger.types import PaymentRow
+    from ..ledger.types import EnvelopeRow, PaymentRow
     from ..payments.block_limit import SpendingLimit
     from ..payments.types import Quote
     from ..policy.dsl import Policy
@@ -75,6 +76,30 @@ class Routeweiler(requests.Session):
     if TYPE_CHECKING:  # checkers find misspelt names by this signature, which can't name what mixins later in the MRO take
 
         def __init__(self, **settings: Unpack[Settings]) -> None: ...
+
+        # The verbs, whose responses have a ``payment``. `request` and `send` return a `requests.Response` to checkers, because
+        # programs override them with that type.
+
+        @method_as(requests.Session.get)
+        def get(self) -> Any: ...
+
+        @method_as(requests.Session.options)
+        def options(self) -> Any: ...
+
+        @method_as(requests.Session.head)
+        def head(self) -> Any: ...
+
+        @method_as(requests.Session.post)
+        def post(self) -> Any: ...
+
+        @method_as(requests.Session.put)
+        def put(self) -> Any: ...
+
+        @method_as(requests.Session.patch)
+        def patch(self) -> Any: ...
+
+        @method_as(requests.Session.delete)
+        def delete(self) -> Any: ...
 
     else:
 
@@ -292,6 +317,18 @@ class Routeweiler(requests.Session):
                 report_recovered(self._payer, rows)
         return rows
 
+    def __repr__(self) -> str:
+        from ..config.described import one_line
+
+        payer = self.__dict__.get("_payer")
+        return object.__repr__(self) if payer is None else one_line(type(self).__name__, payer)
+
+    def _repr_html_(self) -> str | None:
+        from ..config.described import html
+
+        payer = self.__dict__.get("_payer")
+        return None if payer is None else html(type(self).__name__, payer)
+
     @property
     def spent_msat(self) -> int:
         """What this session's calls and its `recover` have paid so far, routing fees included, in msat. See `spending`."""
@@ -312,6 +349,17 @@ class Routeweiler(requests.Session):
         Money: none moves.
         """
         return self._payer.tally.spending()
+
+    @property
+    def budget(self) -> EnvelopeRow | None:
+        """The budget in force: its limits, what is reserved and spent, and what is left. None if the session has no limit.
+
+        It is read from the ledger each time, and has what all programs have spent from it. Nothing is created.
+
+        Raises: EnvelopeNotFoundError for an id that the ledger doesn't have; BudgetError if the ledger's envelope of that id counts
+        in another currency; LedgerError.
+        """
+        return self._payer.budget
 
     @property
     def ledger(self) -> Ledger:

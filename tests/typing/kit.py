@@ -6,9 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import requests
-
-from routeweiler_sync import Routeweiler, payment_of
+from routeweiler_sync import PaidResponse, Payment, Routeweiler, payment_of
 from routeweiler_sync.budgets.schema import BudgetEnvelope
 from routeweiler_sync.funding import Funding
 from routeweiler_sync.funding.lightning import LightningFundingSource, LndClient
@@ -39,7 +37,8 @@ class Counting(JsonlSink):
 def test_my_program(paying_session: Routeweiler, paywall: Paywall, fake_lnd: FakeLnd) -> None:
     """With the fixtures of the kit's plugin."""
     response = paying_session.get(paywall.url)
-    assert_type(response, requests.Response)
+    assert_type(response, PaidResponse)
+    assert_type(response.payment, Payment | None)
     payment = payment_of(response)
     assert payment is not None
     assert payment.amount_msat == 10_000

@@ -14,7 +14,7 @@ import routeweiler_sync.adapters
 import routeweiler_sync.certs
 import routeweiler_sync.exceptions as exceptions
 import routeweiler_sync.sessions
-from routeweiler_sync import api, packages, sessions, utils
+from routeweiler_sync import PaidResponse, Payment, api, packages, sessions, utils
 from routeweiler_sync.adapters import BaseAdapter, HTTPAdapter
 from routeweiler_sync.api import delete, get, head, options, patch, post, put, request
 from routeweiler_sync.auth import AuthBase, HTTPBasicAuth, HTTPDigestAuth, HTTPProxyAuth, _basic_auth_str  # pyright: ignore[reportPrivateUsage]
@@ -64,7 +64,8 @@ def main(url: str) -> None:
         raise
     except (ConnectionError, HTTPError, RequestException):
         raise
-    assert_type(response, Response)
+    assert_type(response, PaidResponse)
+    assert_type(response.payment, Payment | None)
     assert_type(fetch(url + "/json", Session()), Response)
     assert_type(session(), sessions.Session)
     assert_type(Session().request("GET", url + "/json"), theirs.Response)

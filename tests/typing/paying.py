@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from datetime import datetime
+from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ from routeweiler_sync import (
     LightningFundingSource,
     LightningNodeClient,
     LndClient,
+    PaidResponse,
     Payment,
     PaymentRow,
     PaymentState,
@@ -42,6 +43,7 @@ from routeweiler_sync import (
     RouteweilerError,
     RuleMatch,
     Session,
+    Spending,
     StaticRate,
     TraceEvent,
     TraceSink,
@@ -248,6 +250,32 @@ ERRORS: list[type[RouteweilerError]] = [
 ]
 
 
+def paid_by(response: PaidResponse) -> Payment | None:
+    """What the verbs return knows its payment."""
+    return response.payment
+
+
+def bill(session: Routeweiler) -> str:
+    """What it cost."""
+    spending = session.spending()
+    assert_type(spending, Spending)
+    assert_type(spending.total_msat, int)
+    assert_type(spending.fees_msat, int)
+    assert_type(spending.payments, int)
+    assert_type(spending.calls, int | None)
+    assert session.spent_msat == spending.total_msat == sum(each.total_msat for each in spending.by_origin.values())
+    budget = session.budget
+    assert_type(budget, EnvelopeRow | None)
+    assert budget is not None
+    assert_type(budget.headroom_minor_units, Decimal | None)
+    assert_type(session.ledger, Ledger)
+    for since in (None, timedelta(days=1), date(2020, 1, 1), datetime(2020, 1, 1, tzinfo=timezone.utc)):
+        assert session.ledger.spending(since=since, origin=None).payments == spending.payments
+    shown = [dict(row) for row in session.ledger.payments()]
+    assert all("token" not in row and "preimage" not in row for row in shown)
+    return repr(spending)
+
+
 def books(ledger: Ledger) -> list[PaymentRow]:
     rows: Iterator[PaymentRow] = ledger.payments(state=PaymentState.SETTLED, origin=None)
     paid = [*rows, *ledger.payments(state="open")]
@@ -321,12 +349,13 @@ def main(client: LightningNodeClient, url: str, folder: Path) -> None:
         assert limit.spent_msat == payment.amount_msat + payment.fee_msat
         assert_type(session.recover(), list[PaymentRow])
         assert [row.payment_hash for row in books(ledger)] == [payment.payment_hash]
+        assert "1 payment" in bill(session)
         ledger.forget(payment.payment_hash, abandon=False)
 
     settings: Settings = {"funding": funding_of(client), "ledger": folder / "ledger.db", "trace_sink": sinks[1]}
     unlimited: Settings = {**settings, "budget_envelope": None}
     with Crawler("crawler/1", **unlimited) as crawler:
-        paid = payment_of(crawler.get(url))
+        paid = paid_by(crawler.get(url))
         assert paid is not None
         crawler_ledger = Ledger.open(f"sqlite:///{folder / 'ledger.db'}")
         crawler_ledger.forget(paid.payment_hash)
@@ -346,6 +375,10 @@ def main(client: LightningNodeClient, url: str, folder: Path) -> None:
         assert_type(wrapped, Routeweiler)
         assert payment_of(wrapped.get(url)) is not None
 
+    with install(**settings) as installed:
+        assert payment_of(requests.get(url, timeout=30)) is not None
+        assert_type(installed.spent_msat, int)
+        assert_type(installed.spending(), Spending)
     install(**settings)
     try:
         assert payment_of(requests.get(url, timeout=30)) is not None
