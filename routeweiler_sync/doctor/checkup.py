@@ -57,6 +57,8 @@ def examine(
     if sources:
         paying = wallets.Examination(sources, from_environment=not given, look_s=look_s, now=now)
         yield from paying.findings()
+    if not given:
+        yield from surroundings.trace()
     opened: Ledger | None = None
     try:
         from ..ledger.ledger import Ledger

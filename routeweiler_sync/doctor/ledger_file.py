@@ -83,7 +83,7 @@ class Look:
             warnings.simplefilter("always")  # a file that isn't private is told of below
             self.ledger.check_writable()
             self.envelopes = {each.id: each for each in self.ledger.envelopes()}
-            newest = self.ledger.newest()
+            newest = next(self.ledger.payments(newest_first=True), None)
         self.is_readable = True
         where = printable(path) if path is not None else url
         about = f"{where}, schema {SCHEMA_VERSION}"

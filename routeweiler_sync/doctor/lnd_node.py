@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 from .._core.deadline import monotonic_s
 from .._core.durations import in_words
 from ..errors import FundingError
+from ..funding.lnd import rights
 from ..funding.lnd.causes import LOOK_S_MAX, Cause, look_at
 from ..funding.lnd.certificates import Certificate
 from ..funding.lnd.endpoint import Credentials, Endpoint, shown
-from ..funding.lnd.permissions import NEEDED, Permissions, bake_command, read_permissions
+from ..funding.lnd.permissions import Permissions, read_permissions
 from ..funding.lnd.replies import is_permission_denied, read_error
 from ..funding.replies import WalletReply, tidy
 from ..funding.wallet import network_of
@@ -50,8 +51,10 @@ _GRANTED_CODES = frozenset({"OK", "NOT_FOUND"})
 #: The stand-in for the macaroon where none is sent.
 _NO_MACAROON = "00"
 
-_SEND, _TRACK, _INFO = NEEDED
-_BALANCE, _CHANNELS = "/lnrpc.Lightning/ChannelBalance", "/lnrpc.Lightning/ListChannels"
+_SEND, _TRACK, _INFO = rights.PAYING
+_CHANNELS = "/lnrpc.Lightning/ListChannels"
+#: How to get a macaroon with the least rights.
+_BAKE = "routeweiler-sync bakery prints the command."
 
 
 def findings(
@@ -196,17 +199,17 @@ class _Node:
         unclear = [path for path, has in granted.items() if has is None]
         if missing:
             what = f"the macaroon doesn't permit {_names(missing)}, which paying needs"
-            return wrong("rights", what, f"Bake one that does: {bake_command()}")
+            return wrong("rights", what, f"Bake one that does: {_BAKE}")
         if unclear:
             what = f"whether the macaroon permits {_names(unclear)} couldn't be found out"
-            return warning("rights", what, f"To be sure, bake one that does: {bake_command()}")
+            return warning("rights", what, f"To be sure, bake one that does: {_BAKE}")
         has = f"the macaroon permits {_names(granted)}"
         if read is not None and (powers := read.powers):
-            what = f"{has}, but far more than paying needs: whoever reads it can also {' and '.join(powers)}"
-            return warning("rights", what, f"Bake one that can pay and no more: {bake_command()}")
+            what = f"{has}, and more than paying needs: whoever reads it can also {_joined(powers)}"
+            return warning("rights", what, f"Bake one that can pay and no more: {_BAKE}")
         if read is None and self._may_list():
             what = f"{has}, and more than paying needs, such as ListPayments"
-            return warning("rights", what, f"Bake one that can pay and no more: {bake_command()}")
+            return warning("rights", what, f"Bake one that can pay and no more: {_BAKE}")
         return ok("rights", has)
 
     def _may_list(self) -> bool:
@@ -214,7 +217,7 @@ class _Node:
         from ..funding.lnd.stubs import routeweiler_lnd_pb2 as pb
 
         request = pb.ListPaymentsRequest(max_payments=1)
-        return self._ask("/lnrpc.Lightning/ListPayments", request, pb.ListPaymentsResponse).reply is not None
+        return self._ask(rights.LIST_PAYMENTS, request, pb.ListPaymentsResponse).reply is not None
 
     def _about_info(self, info: Any) -> Iterator[Finding]:
         """Yield what lnd tells about itself: version, key, network, chain, graph, and what its clock may be."""
@@ -249,11 +252,11 @@ class _Node:
             else:
                 others = info.num_inactive_channels
                 yield ok("channels", f"{info.num_active_channels} active" + (f", {others} inactive" if others else ""))
-        balance = self._ask(_BALANCE, pb.ChannelBalanceRequest(), pb.ChannelBalanceResponse)
+        balance = self._ask(rights.BALANCE, pb.ChannelBalanceRequest(), pb.ChannelBalanceResponse)
         if balance.reply is None:
             denied = is_permission_denied(balance.code, balance.text)
             why = "the macaroon doesn't permit ChannelBalance, which paying doesn't need" if denied else tidy(balance.text)
-            advice = f"To have it checked, bake one that does: {bake_command((*NEEDED, _BALANCE))}"
+            advice = "To have it checked, bake one that does: routeweiler-sync bakery --balance prints the command."
             yield warning("balance", f"the outbound balance isn't known: {why}", advice)
             return
         local_msat = balance.reply.local_balance.msat
@@ -287,9 +290,13 @@ def _is_granted(answer: Probed) -> bool | None:
     return True if is_refused and is_known and answer.code == "UNKNOWN" else None
 
 
-def _names(paths: Any) -> str:
-    names = [path.rpartition("/")[2] for path in paths]
-    return ", ".join(names[:-1]) + (f" and {names[-1]}" if len(names) > 1 else names[0])
+def _names(paths: Iterable[str]) -> str:
+    return _joined([path.rpartition("/")[2] for path in paths])
+
+
+def _joined(words: Sequence[str]) -> str:
+    """Return ``words`` as a list in a sentence."""
+    return " and ".join(part for part in (", ".join(words[:-1]), words[-1]) if part)
 
 
 def _sync(info: Any, network: str) -> Finding:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import urllib.request
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from .._core import env_vars
+from .._core.files import printable
+from .._core.secret_text import problem_of_path
 from .findings import Finding, ok, warning, wrong
 
 if TYPE_CHECKING:
@@ -36,6 +40,22 @@ def proxies(sources: Sequence[LightningFundingSource]) -> Iterator[Finding]:
             if not os.path.exists(path):
                 yield wrong("authorities", f"{name} names no file, so no https page can be loaded", f"Correct {name}, or unset it.")
             break
+
+
+def trace() -> Iterator[Finding]:
+    """Yield whether the trace that the environment names can be written, if it names one."""
+    if not (path := os.environ.get(env_vars.TRACE)):
+        return
+    if problem_of_path(env_vars.TRACE, path) is not None:
+        yield warning("trace", f"{env_vars.TRACE} isn't the path of a file: no trace is written", f"Correct {env_vars.TRACE}.")
+        return
+    file = Path(path).absolute()
+    folder = next((each for each in file.parents if each.exists()), file.parent)
+    if file.is_dir() or not folder.is_dir() or not os.access(file if file.exists() else folder, os.W_OK):
+        what = f"the trace {printable(file)} can't be written; calls are made and paid without it"
+        yield warning("trace", what, f"Let this user write it, or correct {env_vars.TRACE}.")
+    else:
+        yield ok("trace", printable(file))
 
 
 def _of_node(sources: Sequence[LightningFundingSource]) -> tuple[str, str | None]:

@@ -384,11 +384,6 @@ class Ledger:
             rows = tx.execute("SELECT * FROM payments WHERE state IN ('open', 'failed') ORDER BY created_at_ms, payment_hash")
         return [_payment(row) for row in rows]
 
-    def newest(self) -> PaymentRow | None:
-        """Return the payment that was opened last, None if there is none."""
-        with self._store.read() as tx:
-            return _first(tx.execute("SELECT * FROM payments ORDER BY created_at_ms DESC, payment_hash DESC LIMIT 1"))
-
     def check_writable(self) -> None:
         """Begin and end a transaction as a purchase would, without writing a row.
 

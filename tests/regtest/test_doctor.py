@@ -21,8 +21,8 @@ import pytest
 from routeweiler_sync import BudgetEnvelope, Funding, LndClient, Routeweiler
 from routeweiler_sync.doctor.checkup import examine
 from routeweiler_sync.errors import PaymentPendingError
+from routeweiler_sync.funding.lnd import rights
 from routeweiler_sync.funding.lnd.certificates import pem_of, read_certificates
-from routeweiler_sync.funding.lnd.permissions import NEEDED
 from routeweiler_sync.ledger.ledger import Ledger
 from tests.support.cli_process import bare_environ
 from tests.support.ledger_builders import draw, intent
@@ -204,7 +204,7 @@ def test_a_macaroon_of_another_node(world: World, doctor: Doctor) -> None:
 
 def test_a_macaroon_that_can_only_read(world: World, doctor: Doctor) -> None:
     doctor.environ["LND_MACAROON_PATH"] = str(world.payer.macaroon_path("readonly"))
-    doctor.names("rights", "wrong", "doesn't permit SendPaymentV2,", "lncli bakemacaroon")
+    doctor.names("rights", "wrong", "doesn't permit SendPaymentV2,", "routeweiler-sync bakery")
 
 
 def test_a_macaroon_for_invoices(world: World, doctor: Doctor) -> None:
@@ -216,12 +216,12 @@ def test_a_macaroon_for_invoices(world: World, doctor: Doctor) -> None:
 
 def test_the_macaroon_of_an_admin(world: World, doctor: Doctor) -> None:
     doctor.environ["LND_MACAROON_PATH"] = str(world.payer.admin_macaroon_path)
-    doctor.names("rights", "warning", "more than paying needs", "make macaroons", "spend the coins", "lncli bakemacaroon")
+    doctor.names("rights", "warning", "more than paying needs", "make macaroons", "spend the coins", "routeweiler-sync bakery")
 
 
 def test_the_least_macaroon_can_pay_but_not_show_the_balance(world: World, doctor: Doctor) -> None:
-    doctor.environ["LND_MACAROON_PATH"] = str(world.payer.bake(*(f"uri:{each}" for each in NEEDED)))
-    doctor.names("balance", "warning", "doesn't permit ChannelBalance, which paying doesn't need")
+    doctor.environ["LND_MACAROON_PATH"] = str(world.payer.bake(*map(rights.uri, rights.PAYING)))
+    doctor.names("balance", "warning", "doesn't permit ChannelBalance, which paying doesn't need", "bakery --balance")
 
 
 def test_a_macaroon_file_that_is_missing(doctor: Doctor) -> None:

@@ -1,24 +1,23 @@
-"""What a macaroon of lnd's says about itself: the operations that it permits, and until when. And what paying needs of them.
+"""What a macaroon of lnd's says about itself: the operations that it permits, and until when.
 
-Pure. Whether a macaroon is genuine only its node knows; what is read here counts once the node has accepted it. The identifier's
-form: macaroon-bakery v2, ``bakery/internal/macaroonpb/id.proto``; lnd's operations: lnd, ``lnrpc`` and ``macaroons``.
+Pure. Which of them paying needs is left to `rights`. Whether a macaroon is genuine only its node knows: what is read here counts
+once the node has accepted it. The identifier's form: macaroon-bakery v2, ``bakery/internal/macaroonpb/id.proto``. lnd's operations: lnd,
+``rpcserver.go``.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 
-#: The gRPC methods that paying calls with the macaroon.
-NEEDED = ("/routerrpc.Router/SendPaymentV2", "/routerrpc.Router/TrackPaymentV2", "/lnrpc.Lightning/GetInfo")
 #: What operations allow that could do harm, beyond paying invoices.
 _HARMFUL = (
     ("macaroon", frozenset({"generate", "write"}), "make macaroons with any right"),
     ("onchain", frozenset({"write"}), "spend the coins of the node's wallet"),
     ("signer", frozenset({"generate"}), "sign with the node's keys"),
+    ("offchain", frozenset({"write"}), "change its channels and delete its payments"),
 )
 #: URIs whose like in `_HARMFUL` is granted by name.
 _HARMFUL_URIS = (
@@ -78,11 +77,6 @@ def read_permissions(macaroon: bytes) -> Permissions | None:
         until=min((moment for each in caveats if (moment := _moment(each)) is not None), default=None),
         caveats=tuple(each.partition(" ")[0] for each in caveats),
     )
-
-
-def bake_command(methods: Iterable[str] = NEEDED) -> str:
-    """Return the command that bakes a macaroon which permits ``methods`` and no more."""
-    return "lncli bakemacaroon --save_to payer.macaroon " + " ".join(f"uri:{each}" for each in methods)
 
 
 def _text(caveat: object) -> str:
