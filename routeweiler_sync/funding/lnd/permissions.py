@@ -1,8 +1,9 @@
 """What a macaroon of lnd's says about itself: the operations that it permits, and until when.
 
 Pure. Which of them paying needs is left to `rights`. Whether a macaroon is genuine only its node knows: what is read here counts
-once the node has accepted it. The identifier's form: macaroon-bakery v2, ``bakery/internal/macaroonpb/id.proto``. lnd's operations: lnd,
-``rpcserver.go``.
+once the node has accepted it.
+
+The identifier's form: macaroon-bakery v2, ``bakery/internal/macaroonpb/id.proto``. lnd's operations: lnd, ``rpcserver.go``.
 """
 
 from __future__ import annotations
