@@ -54,7 +54,7 @@ def printable(text: object) -> str:
 
     Servers write some of the texts (an invoice's description, for instance), and a terminal would obey their escape codes.
     """
-    escaped = (
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in without_userinfos(redact(str(text)))
-    )
-    return "".join(escaped)
+    clean = without_userinfos(redact(str(text)))
+    if clean.isprintable():
+        return clean
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in clean)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from routeweiler_sync import Ledger, PaymentState
+from routeweiler_sync import BudgetExceededError, Ledger, PaymentState
 from routeweiler_sync.cli import main
 from routeweiler_sync.cli.payments import STATES
 from routeweiler_sync.ledger.types import Change
@@ -67,6 +68,15 @@ def run(path: Path) -> Any:
         return result
 
     return run
+
+
+def facts_of(text: str) -> dict[str, list[str]]:
+    """The names and values that a command has printed, a list of lines for each name."""
+    found: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        name, value = re.split(" {2,}", line, maxsplit=1)
+        found.setdefault(name, []).append(value)
+    return found
 
 
 LISTS = [("payments", "list"), ("tokens", "list"), ("budget", "list")]
@@ -158,7 +168,7 @@ def test_no_color_means_none(path: Path) -> None:
 @pytest.mark.parametrize("encoding", ["ascii", "cp437", "cp1252"])
 def test_an_old_code_page_is_enough(path: Path, encoding: str) -> None:
     """A Windows console without UTF-8 would get a traceback for the line below the headings."""
-    for args in (*LISTS, ("payments", "show", hash_of(2))):
+    for args in (("payments", "list"), ("payments", "show", hash_of(2))):
         code, said = on_terminal(*args, columns=100, ROUTEWEILER_LEDGER=str(path), PYTHONIOENCODING=encoding)
         assert code == 0, said
         assert "Traceback" not in said
@@ -258,3 +268,216 @@ def test_options_that_make_no_sense_are_refused(run: Any, tmp_path: Path, option
 def test_the_names_of_states_are_the_ledgers() -> None:
     """A state that the option doesn't know could never be listed."""
     assert tuple(state.value for state in PaymentState) == STATES
+
+
+# One payment
+
+
+@pytest.mark.parametrize(
+    ("n", "state", "to_do"),
+    [
+        (0, "open: not finished", ["payments recover", "fetch the page again", f"payments abandon {hash_of(0)[:16]}"]),
+        (1, "settled: paid; the token is kept", ["Fetch the page again", f"tokens forget {hash_of(1)[:16]}"]),
+        (2, "settled: paid; the server accepts the token", ["Nothing."]),
+        (3, "settled: paid, but the node's proof was wrong", ["whoever runs the node", f"tokens forget {hash_of(3)[:16]}"]),
+        (4, "retired: paid; the token was forgotten", ["Nothing."]),
+        (5, "dead: not paid, and it can't be paid any more: NO_ROUTE", ["buys anew"]),
+        (6, "failed: not finished", ["payments recover", "fetch the page again", "payments abandon"]),
+        (7, "dead: abandoned by you", ["payments recover"]),
+    ],
+)
+def test_show_says_what_a_state_means_and_what_to_do(run: Any, n: int, state: str, to_do: list[str]) -> None:
+    """A word such as 'failed' makes people pay by hand for what the node then pays as well."""
+    facts = facts_of(run("payments", "show", hash_of(n)).stdout)
+    assert facts["state"][0].startswith(state)
+    assert len(facts["to do"]) == len(to_do)
+    for line, text in zip(facts["to do"], to_do, strict=True):
+        assert text in line
+    assert facts["amount"] == [f"10.50{n} sat" if n else "10.500 sat"]
+    assert facts["envelope"] == ["lab"]
+    assert ("reserved" in facts) == (n in (0, 6))
+    assert ("settled" in facts, "total" in facts) == (n in (1, 2, 3, 4),) * 2
+    assert facts["begun"] == [f"2027-01-15 {n:02d}:00:00 UTC"]
+
+
+def test_show_names_page_fee_and_proof(run: Any, path: Path) -> None:
+    """The proof of payment is what a user shows the server's operator. It is asked for in Python, and on no screen."""
+    facts = facts_of(run("payments", "show", hash_of(1)).stdout)
+    assert facts["page"] == ["https://api.example/pages/1"]
+    assert facts["routing fee"] == ["1.234 sat (at most 1 sat was allowed)"]
+    assert facts["total"] == ["11.735 sat"]
+    assert facts["scope"] == [ESCAPED.replace("c d", "c  d")]
+    (proof,) = facts["proof"]
+    assert str(path) in proof
+    done = subprocess.run(
+        [sys.executable, "-c", proof.removeprefix("in Python: ")],
+        env=bare_environ(),
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+    )
+    assert done.stdout.strip() == preimage(1).hex()
+    assert "proof" not in facts_of(run("payments", "show", hash_of(0)).stdout)
+
+
+def test_the_commands_to_copy_name_the_ledger_that_was_named(run: Any, path: Path, tmp_path: Path) -> None:
+    """Else what is copied abandons nothing, or a payment of another ledger."""
+    facts = facts_of(run("payments", "show", hash_of(0), "--ledger", str(path), ledger=tmp_path / "other.db").stdout)
+    for line in (facts["to do"][0], facts["to do"][2]):
+        assert line.endswith(f" --ledger {path}")
+
+
+def alike(path: Path, digits: int) -> tuple[str, str]:
+    """The hashes of two further payments in the ledger that begin alike, found by trying."""
+    seen: dict[str, int] = {}
+    for n in range(100, 1_000_000):
+        other = seen.setdefault(hash_of(n)[:digits], n)
+        if other != n:
+            with closing(Ledger.open(path)) as ledger:
+                for each in (other, n):
+                    ledger.open_payment(intent(each), draw("lab"))
+            return hash_of(other), hash_of(n)
+    raise AssertionError("no two hashes are alike")
+
+
+@pytest.mark.parametrize("command", [("payments", "show"), ("payments", "abandon"), ("tokens", "forget")])
+def test_a_payment_is_named_by_the_start_of_its_hash(
+    run: Any, path: Path, command: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two payments that begin alike the wrong one must not be abandoned; a mistyped start names none."""
+    n = {"show": 5, "abandon": 0, "forget": 1}[command[1]]
+    for wrong in (hash_of(n)[:7], "", "zzzzzzzz", hash_of(n) + "0", f"{hash_of(n)[:8]} {hash_of(n)[8:16]}"):
+        assert run(*command, wrong).exit_code == 2
+    missing = run(*command, "0123456789" * 4)
+    assert (missing.exit_code, "0123456789" * 4 in missing.output) == (2, True)
+    monkeypatch.setattr("routeweiler_sync.cli.ledgers.HASH_DIGITS_MIN", 4)
+    one, other = alike(path, 4)
+    ambiguous = run(*command, one[:4])
+    assert ambiguous.exit_code == 2
+    assert {one, other} <= set(ambiguous.output.split())
+    assert "2 payments begin with" in ambiguous.output
+    with closing(Ledger.open(path)) as ledger:
+        assert {row.state for row in ledger.payments_named(one[:4], 9)} == {PaymentState.OPEN}
+    assert run(*command, f" {hash_of(n)[:8].upper()}… ").exit_code == 0
+
+
+def test_a_secret_in_place_of_a_hash_isnt_repeated(run: Any) -> None:
+    """Terminals and CI keep what they show."""
+    for secret in ("AgEEbHNhdAJCAAAJ" * 4, "0201036c6e6402f801030a10" * 4):
+        result = run("payments", "show", secret)
+        assert (result.exit_code, secret in result.output) == (2, False)
+
+
+# Budgets
+
+
+def test_limits_are_made_and_changed_one_by_one(run: Any, tmp_path: Path) -> None:
+    """A limit that wasn't named must stay: who sets the hour doesn't mean to lift the cap."""
+    new = tmp_path / "new.db"
+    made = run("budget", "set", "bots", "--cap", "1000", "--per-call", "10", ledger=new)
+    assert (made.exit_code, "is made" in made.stdout) == (0, True)
+    assert facts_of(made.stdout.split("\n", 1)[1])["limits"] == ["10 sat/call", "1000 sat"]
+    changed = run("budget", "set", "bots", "--per-call", "none", "--per-hour", "20", "--per-day", "0", ledger=new)
+    assert "is changed" in changed.stdout
+    (row,) = json.loads(run("budget", "show", "bots", "--json", ledger=new).stdout)
+    assert row["limits"] | {"ttlSeconds": None} == row["limits"]
+    assert [row["limits"][name] for name in ("capMinorUnits", "perCallMinorUnits", "perHourMinorUnits", "perDayMinorUnits")] == [
+        1000,
+        None,
+        20,
+        0,
+    ]
+    (row,) = json.loads(run("budget", "set", "dollars", "--currency", "usd", "--per-day", "500", "--json", ledger=new).stdout)
+    assert (row["currency"], row["settledMsat"], row["settledMinorUnits"]) == ("usd", None, "0")
+    assert "500 usd cents/day" in run("budget", "list", ledger=new).stdout
+
+
+def test_lowering_below_what_is_spent_is_done_and_said(run: Any, path: Path) -> None:
+    """That is how a runaway program is stopped; and who didn't mean that has to hear it."""
+    result = run("budget", "set", "lab", "--cap", "5", "--per-day", "66")
+    assert result.exit_code == 0
+    assert "--cap 5 is below the 66.25 sat that are spent or reserved already" in result.stderr
+    assert "--per-day 66 is below" in result.stderr
+    facts = facts_of(result.stdout.split("\n", 1)[1])
+    assert facts["headroom"] == ["0 sat to spend at this moment"]
+    with closing(Ledger.open(path)) as ledger, pytest.raises(BudgetExceededError):
+        ledger.open_payment(intent(99, amount_msat=1), draw("lab"))
+    assert "below" not in run("budget", "set", "lab", "--cap", "none", "--per-day", "100").stderr
+
+
+def test_limits_that_others_bring_along_are_said(run: Any) -> None:
+    """Who sets the limits of 'default' believes they hold, and the next session without a budget brings the built-in ones."""
+    said = run("budget", "set", "default", "--per-day", "10").stderr
+    assert "ROUTEWEILER_BUDGET='10 sat/day'" in said
+    assert "50000 sat/day" in said
+    assert run("budget", "set", "bots", "--per-day", "10").stderr == ""
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["lab"],
+        ["lab", "--cap", "-1"],
+        ["lab", "--cap", "1.5"],
+        ["lab", "--cap", "1e3"],
+        ["lab", "--cap", "4000000000001"],
+        ["lab", "--cap", "9" * 5000],
+        ["lab", "--cap", ""],
+        ["lab", "--currency", "usd", "--cap", "1"],
+        ["lab", "--currency", "doge", "--cap", "1"],
+        ["", "--cap", "1"],
+        ["x" * 600, "--cap", "1"],
+    ],
+    ids=lambda args: " ".join(args)[:40],
+)
+def test_limits_that_make_no_sense_change_nothing(run: Any, args: list[str]) -> None:
+    """A limit that is read otherwise than it was meant is no limit."""
+    before = run("budget", "list", "--json").stdout
+    assert run("budget", "set", *args).exit_code == 2
+    assert run("budget", "list", "--json").stdout == before
+
+
+def test_freeze_and_thaw_print_the_envelope_as_json(run: Any) -> None:
+    """`--json` everywhere."""
+    (row,) = json.loads(run("budget", "freeze", "lab", "--json").stdout)
+    assert (row["id"], row["frozen"]) == ("lab", True)
+    assert "budget thaw lab" in run("budget", "show", "lab").stdout
+    (row,) = json.loads(run("budget", "thaw", "lab", "--json").stdout)
+    assert row["frozen"] is False
+
+
+# The bakery
+
+
+def test_the_bakery_prints_one_command_and_says_the_rest_elsewhere(run: Any) -> None:
+    """What is piped to a shell must be the command alone. The README's is the same."""
+    result = run("bakery")
+    readme = Path(__file__).parents[3].joinpath("README.md").read_text()
+    assert f"\n{result.stdout}" in readme
+    assert len(result.stdout.splitlines()) == 1
+    for name in ("LND_GRPC_HOST", "LND_TLS_CERT_PATH", "LND_MACAROON_PATH", "doctor"):
+        assert name in result.stderr
+    (made,) = json.loads(run("bakery", "--json", "--save-to", "/x y/'p'.macaroon", "--network", "bitcoin-signet").stdout)
+    assert shlex.split(made["command"]) == made["argv"]
+    assert made["argv"][:5] == ["lncli", "--network=signet", "bakemacaroon", "--save_to", "/x y/'p'.macaroon"]
+    assert made["permissions"] == made["argv"][5:]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--save-to", ""],
+        ["--save-to", "a\nb"],
+        ["--save-to", "0201036c6e6402f801030a10" * 4],
+        ["--ip-address", "localhost"],
+        ["--timeout", "0"],
+        ["--root-key-id", "0"],
+        ["--network", "mainnet"],
+    ],
+    ids=lambda options: " ".join(options)[:30],
+)
+def test_a_bakery_order_that_makes_no_sense_is_refused(run: Any, options: list[str]) -> None:
+    """A command that goes to a shell unread has to be right; a macaroon given as a path isn't repeated."""
+    result = run("bakery", *options)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "0201036c6e64" not in result.output
