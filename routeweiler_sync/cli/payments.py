@@ -109,7 +109,7 @@ def list_payments(
             print_json(map(object_of, rows))
             return
         has_any = exists and next(iter(opened.payments()), None) is not None
-        empty = "No payment is like that." if has_any else nothing_bought(opened, exists=exists)
+        empty = "No payment matches." if has_any else nothing_bought(opened, exists=exists)
         _print_rows(rows, empty)
 
 

@@ -85,6 +85,7 @@ def test_a_paid_token_isnt_abandoned_but_can_be_forgotten(command: Command, payw
     payment_hash = books.rows[0].payment_hash
     assert command("payments", "abandon", payment_hash) == 3
     assert books.rows[0].state == "settled"
+    assert command("payments", "recover", **NO_NODE) == 0, "nothing is unfinished: no node is needed"
     assert command("tokens", "list") == 0
     assert payment_hash.encode() in command.out
     assert command("tokens", "forget", payment_hash, "--json") == 0

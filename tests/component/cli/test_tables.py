@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -11,10 +12,10 @@ import sys
 import time
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
 from routeweiler_sync import BudgetExceededError, Ledger, PaymentState
 from routeweiler_sync.cli import main
@@ -57,15 +58,30 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
+class Said(NamedTuple):
+    """How a command ended, and what it wrote."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def output(self) -> str:
+        return self.stdout + self.stderr
+
+
 @pytest.fixture
 def run(path: Path) -> Any:
-    def run(*args: str, ledger: str | Path | None = None) -> Result:
-        result = CliRunner().invoke(main, args, env={"ROUTEWEILER_LEDGER": str(ledger or path), "FORCE_COLOR": "1"})
+    def run(*args: str, ledger: str | Path | None = None) -> Said:
+        apart = {} if "mix_stderr" not in inspect.signature(CliRunner).parameters else {"mix_stderr": False}  # click before 8.2
+        runner = CliRunner(**apart, env={"ROUTEWEILER_LEDGER": str(ledger or path), "FORCE_COLOR": "1"})
+        result = runner.invoke(main, args)
         assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        said = Said(result.exit_code, result.stdout, result.stderr)
         for n in range(8):
-            assert f"token-{n}" not in result.output
-            assert preimage(n).hex() not in result.output
-        return result
+            assert f"token-{n}" not in said.output
+            assert preimage(n).hex() not in said.output
+        return said
 
     return run
 
