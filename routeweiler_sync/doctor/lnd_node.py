@@ -2,7 +2,7 @@
 
 Each right that paying needs is tried: GetInfo by itself, TrackPaymentV2 with a payment hash that was drawn at random, and
 SendPaymentV2 with an invoice that is none. lnd checks the macaroon first and the invoice next, so its answer shows the right, and
-nothing can have begun (lnd: routerrpc/router_server.go, SendPaymentV2; rpcperms/interceptor.go).
+nothing can have begun (lnd: routerrpc/router_server.go, SendPaymentV2; rpcperms/interceptor.go). lnd's log has these refusals.
 
 Money: none moves.
 """

@@ -133,12 +133,14 @@ class Examination:
         except Exception as error:  # noqa: BLE001 - a client may raise anything
             yield wrong("node", f"the wallet {name} raised {type(error).__name__}: {error}"[:300], "Correct the wallet client.")
             return
-        key, network = info[0], info[1]
+        key, network, is_synced = info
         yield ok("node", f"the wallet {name} answers; its key is {short(key)}")
         if pinned is not None and pinned != key:
             yield wrong("key", f"the wallet's key is {short(key)}, but node_pubkey is {short(pinned)}", "Correct node_pubkey.")
             return
         yield from network_findings(network, networks)
+        if not is_synced:
+            yield warning("sync", f"the wallet {name} says that it isn't synced to the chain", "Wait until it is.")
         seen.key = key
         answer = self.track(key, secrets.token_bytes(32))
         if answer is not None and answer[0].reply is not WalletReply.NOT_FOUND:
@@ -148,13 +150,15 @@ class Examination:
         yield from self._balance_of(client, seen)
 
     @staticmethod
-    def _identity(client: Any, is_wallet: bool) -> tuple[str, str]:
+    def _identity(client: Any, is_wallet: bool) -> tuple[str, str, bool]:
+        """Return the wallet's public key, its network ("" if it names none), and whether it is synced, as far as it says."""
         if not is_wallet:
-            return node_key(client.get_node_pubkey()), ""
+            return node_key(client.get_node_pubkey()), "", True
         client.check_ready(1.0)
         info = client.get_info(timeout_s=None)
         network = getattr(info, "network", "")
-        return node_key(getattr(info, "identity_pubkey", info)), network if isinstance(network, str) else ""
+        is_synced = getattr(info, "synced_to_chain", True) is not False
+        return node_key(getattr(info, "identity_pubkey", info)), network if isinstance(network, str) else "", is_synced
 
     def _balance_of(self, client: Any, seen: Seen) -> Iterator[Finding]:
         """Look at the balance, if the wallet has the method ``channel_balance``. Neither Protocol asks for it."""

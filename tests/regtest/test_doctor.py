@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from routeweiler_sync import BudgetEnvelope, Funding, LndClient, Routeweiler
+from routeweiler_sync.cli import main
 from routeweiler_sync.doctor.checkup import examine
 from routeweiler_sync.errors import PaymentPendingError
 from routeweiler_sync.funding.lnd import rights
@@ -35,8 +37,8 @@ from .world import World
 pytestmark = pytest.mark.slow
 
 TIMEOUT_S = 120.0
-#: A node that is frozen must not keep the user waiting for longer, the start of Python included.
-HANGING_S = 30.0
+#: A node that is frozen must not keep the user waiting for longer.
+HANGING_S = 15.0
 
 
 class Doctor:
@@ -57,22 +59,15 @@ class Doctor:
 
     def __call__(self) -> dict[str, list[dict[str, Any]]]:
         """The findings that aren't ok, by their check. The exit code agrees with them, and no secret was printed."""
-        done = subprocess.run(
-            [sys.executable, "-m", "routeweiler_sync", "doctor", "--json"],
-            env=bare_environ(**self.environ),
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_S,
-        )
-        self.said = done.stdout + done.stderr
-        assert done.stderr == ""
+        done = CliRunner().invoke(main, ["doctor", "--json"], env=self.environ)
+        self.said = done.output
+        assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
         for path in (self.macaroon, self.world.payer.admin_macaroon_path):
             assert path.read_bytes().hex() not in self.said
-        found = json.loads(done.stdout)
+        found = json.loads(done.output)
         checks: list[dict[str, Any]] = found["checks"]
         wrong = [each for each in checks if each["verdict"] == "wrong"]
-        assert (done.returncode, found["ready"]) == (int(bool(wrong)), not wrong)
+        assert (done.exit_code, found["ready"]) == (int(bool(wrong)), not wrong)
         assert all(each["advice"] for each in checks if each["verdict"] != "ok")
         return {
             name: [each for each in checks if each["check"] == name and each["verdict"] != "ok"]
@@ -90,13 +85,20 @@ class Doctor:
 
 
 @pytest.fixture
-def doctor(world: World, tmp_path: Path) -> Doctor:
+def doctor(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Doctor:
+    for name in list(os.environ):
+        if re.match(r"ROUTEWEILER_|LND_|POLAR_|.*_proxy$", name, re.IGNORECASE):
+            monkeypatch.delenv(name)
     return Doctor(world, tmp_path)
 
 
 def test_in_order_it_says_so_and_leaves_no_trace(world: World, doctor: Doctor) -> None:
     """Else nobody could trust it: it asks for each right, and mustn't pay, nor create a ledger."""
     before = world.payer.list_payments()
+    argv = [sys.executable, "-m", "routeweiler_sync", "doctor"]  # as a process of its own, once
+    environ = bare_environ(**doctor.environ)
+    done = subprocess.run(argv, env=environ, cwd=doctor.folder, capture_output=True, text=True, timeout=TIMEOUT_S)
+    assert (done.returncode, done.stderr, done.stdout.splitlines()[-1]) == (0, "", "Ready to pay.")
     assert doctor() == {}
     assert world.payer.list_payments() == before
     assert list(doctor.folder.iterdir()) == []
@@ -425,10 +427,7 @@ def test_no_budget(doctor: Doctor) -> None:
 
 @pytest.fixture
 def examined(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, str]]:
-    """An examination in this process, whose clock can be another. What isn't ok, by its check."""
-    for name in list(os.environ):
-        if re.match(r"ROUTEWEILER_|LND_|POLAR_|.*_proxy$", name, re.IGNORECASE):
-            monkeypatch.delenv(name)
+    """An examination whose clock can be another. What isn't ok, by its check."""
     for name, value in doctor.environ.items():
         monkeypatch.setenv(name, value)
 

@@ -473,7 +473,7 @@ class Wallet:
     """A wallet by the new Protocol, with a balance."""
 
     ready: Exception | None = None
-    network, local_msat, word = "bitcoin-regtest", 5_000_000, WalletReply.NOT_FOUND
+    network, local_msat, word, synced = "bitcoin-regtest", 5_000_000, WalletReply.NOT_FOUND, True
 
     def send(self, bolt11: str, *, payment_hash: bytes, max_fee_msat: int, timeout_s: float) -> WalletAnswer:
         raise AssertionError("doctor pays nothing")
@@ -491,7 +491,7 @@ class Wallet:
             alias="",
             version="",
             network=self.network,
-            synced_to_chain=True,
+            synced_to_chain=self.synced,
             block_height=1,
             num_active_channels=1,
         )
@@ -528,6 +528,7 @@ def _with(kind: type, **attributes: Any) -> Any:
         ),
         (_with(Wallet, ready=KeyError("x")), "node", Verdict.WRONG, "raised KeyError"),
         (_with(Wallet, network="bitcoin"), "network", Verdict.WRONG, "on bitcoin, but bitcoin-regtest is wanted"),
+        (_with(Wallet, synced=False), "sync", Verdict.WARNING, "isn't synced"),
         (_with(Wallet, local_msat=0), "balance", Verdict.WRONG, "no outbound balance"),
         (_with(Wallet, word=WalletReply.UNKNOWN), "rights", Verdict.WARNING, "asked about a payment that was never made"),
         (_with(Wallet, track=None), "node", Verdict.WRONG, "has no track"),
