@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from .._core import env_vars
@@ -18,7 +19,7 @@ from ..config import env_settings, environment
 from ..errors import FundingError, LedgerError
 from ..settings import Default
 from . import ledger_file, limits, software, surroundings, wallets
-from .findings import Finding, ok, warning, wrong, wrong_by
+from .findings import Finding, TooSlowError, ok, warning, within, wrong, wrong_by
 
 if TYPE_CHECKING:
     from ..funding.lightning import LightningFundingSource
@@ -76,13 +77,19 @@ def examine(
             yield wrong("budget", str(error).rstrip("."), f"Correct {env_vars.BUDGET}.")
     else:
         envelope = budget_envelope
-    if opened is not None:
+    if opened is None:
+        return
+    try:
         looked = ledger_file.Look(opened, look_s=look_s, now=now)
         yield from looked.findings()
         if looked.is_readable:
             yield from ledger_file.unfinished(opened, paying, look_s=look_s, now=now)
         if is_known:
             yield from limits.findings(looked, envelope, from_environment=not given, look_s=look_s, paying=paying)
+    finally:
+        if opened is not ledger:
+            with suppress(TooSlowError, LedgerError):
+                within(look_s, opened.close)
 
 
 def _environment_wallet() -> tuple[Sequence[LightningFundingSource], list[Finding]]:

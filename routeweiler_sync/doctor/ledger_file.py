@@ -66,9 +66,6 @@ class Look:
             yield wrong_by("ledger", error)
         except OSError as error:
             yield wrong("ledger", f"the ledger {self.ledger.url} can't be read: {error}", "Let this user read and write it.")
-        finally:
-            with contextlib.suppress(Exception):
-                within(self._look_s, self.ledger.close)
 
     def _looked(self) -> Iterator[Finding]:
         url = self.ledger.url
@@ -110,9 +107,6 @@ def unfinished(ledger: Ledger, paying: Examination | None, *, look_s: float, now
     except (LedgerError, TooSlowError) as error:
         yield wrong("payments", f"the unfinished payments can't be read: {error}", "Look at the ledger.")
         return
-    finally:
-        with contextlib.suppress(Exception):
-            within(look_s, ledger.close)
     if not rows:
         yield ok("payments", "none is unfinished")
         return

@@ -65,6 +65,13 @@ class RowsContract:
     def ledger(self, make_ledger: Callable[..., Ledger]) -> Ledger:
         return make_ledger()
 
+    def test_a_check_that_it_can_be_written_writes_nothing(self, ledger: Ledger) -> None:
+        """A look at the ledger would else be a change of it."""
+        ledger.open_payment(intent(1), draw(limits()))
+        before = list(ledger.payments()), list(ledger.envelopes())
+        ledger.check_writable()
+        assert (list(ledger.payments()), list(ledger.envelopes())) == before
+
     # -- opening ----------------------------------------------------------------------------------------------------------
 
     def test_the_intent_is_there_for_everybody_before_the_order_may_leave(self, make_ledger: Callable[..., Ledger]) -> None:
