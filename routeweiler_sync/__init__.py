@@ -25,6 +25,8 @@ first opened. Most public names are imported when they are first used.
 
 from __future__ import annotations
 
+from ._core import early_stop as _early_stop  # isort: skip  # noqa: F401 - about the imports that follow
+
 import importlib
 from typing import TYPE_CHECKING, Any
 

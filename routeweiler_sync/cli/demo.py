@@ -6,9 +6,13 @@ the paywall, and every statement is checked against these. If one isn't true, th
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
+import shutil
 import sqlite3
+import sys
 import tempfile
 import time
 from contextlib import ExitStack, closing
@@ -19,8 +23,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 import requests
 
+from .._core.early_stop import EXIT_CODE
 from .._version import VERSION
 from .outcome import Exit, printable
+from .stop_signal import StopSignal, stop_signal
 
 if TYPE_CHECKING:
     from ..funding.replies import WalletAnswer
@@ -39,6 +45,22 @@ DEAR_MSAT = 500_000
 LIMIT_SATS = 100
 PAGE = b"Berlin, 21 degrees, light rain: take an umbrella.\n"
 _SHOWN_CHARS = 16
+#: What the demo does first, as a program: it buys a page. It runs as it stands.
+SIX_LINES = """\
+from routeweiler_sync import Routeweiler
+from routeweiler_sync.testing import FakeLnd, Paywall
+with FakeLnd() as lnd, Paywall(lnd) as paywall:
+    with Routeweiler(funding=[lnd.funding()], ledger="first.db") as session:
+        response = session.get(paywall.url)
+        print(response.text, response.payment)
+"""
+#: What to type after the demo, and what for. Each begins with a program of this installation.
+NEXT = (
+    ("python", "and paste the six lines: they need no node"),
+    ("routeweiler-sync doctor", "is my own node ready to pay?"),
+    ("routeweiler-sync get --dry-run URL", "what would a page cost?"),
+    ("routeweiler-sync get --max-sats 20 URL", "buy it, for 20 sat at most"),
+)
 
 
 class NotAsToldError(Exception):
@@ -107,29 +129,60 @@ def demo(context: click.Context) -> None:
     """Show a purchase from beginning to end. Needs no node and no bitcoin.
 
     A fake lnd and a paywall run on this machine while the demo lasts; no network is used. The exit code is 0 only if every
-    statement that the demo makes was found true.
+    statement that the demo makes was found true. Ctrl-C ends it at any time, and nothing stays behind.
     """
+    with stop_signal() as stop:
+        try:
+            code = _demo(stop)
+            stop.check()
+        except KeyboardInterrupt:
+            click.echo(err=True)
+            code = EXIT_CODE
+    context.exit(code)
+
+
+def _demo(stop: StopSignal) -> int:
+    """Show the demo, and return its exit code. Raises: KeyboardInterrupt between two lines, if Ctrl-C was pressed."""
     from rich.console import Console
 
+    from .palette import THEME
     from .story import Story
 
-    story = Story(Console(highlight=False, markup=False, emoji=False))
+    story = Story(Console(theme=THEME, highlight=False, markup=False, emoji=False), between=stop.check)
     try:
         _play(story)
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("routeweiler_sync"):
             raise
         click.echo(f'{error.name} is missing: the demo needs the extra. Run: pip install "routeweiler-sync[testing]"', err=True)
-        context.exit(Exit.USAGE)
+        return Exit.USAGE
     except (requests.RequestException, NotAsToldError) as error:
         story.untrue.append(printable(error))
     if story.untrue:
-        story.end(f"The demo didn't go as described: {'; '.join(story.untrue)}", "bold red")
-        context.exit(Exit.ERROR)
-    story.end(
+        story.paragraph(f"The demo didn't go as described: {'; '.join(story.untrue)}", "bold red")
+        return Exit.ERROR
+    story.paragraph(
         f"All {story.checked} statements marked ok were checked against what the paywall, lnd, the ledger and the trace recorded.",
         "bold green",
     )
+    story.scene("The same in six lines of Python")
+    story.code(SIX_LINES)
+    story.scene("What to type next")
+    folder = _folder_to_type(sys.argv[0])
+    story.choices([(folder + command, purpose) for command, purpose in NEXT])
+    return Exit.OK
+
+
+def _folder_to_type(script: str) -> str:
+    """Return what must stand before the name of a program beside ``script``, this command as it was typed. On the PATH: nothing."""
+    name = os.path.basename(script)
+    if os.path.splitext(name)[0] != "routeweiler-sync":
+        return ""  # python -m routeweiler_sync, or a test
+    found = shutil.which(name)
+    with contextlib.suppress(OSError):
+        if found is not None and os.path.samefile(found, script):
+            return ""
+    return script[: -len(name)]
 
 
 def _play(story: Story) -> None:

@@ -80,9 +80,12 @@ def console(*, err: bool = False) -> Console:
     """
     from rich.console import Console
 
+    from .palette import THEME
+
     stream = sys.stderr if err else sys.stdout
     on_terminal = stream.isatty()
-    return Console(file=stream, highlight=False, markup=False, emoji=False, force_terminal=None if on_terminal else False)
+    terminal = None if on_terminal else False
+    return Console(file=stream, theme=THEME, highlight=False, markup=False, emoji=False, force_terminal=terminal)
 
 
 def print_json(objects: Iterable[Mapping[str, Any]]) -> None:

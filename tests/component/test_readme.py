@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from routeweiler_sync import errors
+from routeweiler_sync.cli.demo import SIX_LINES
 from routeweiler_sync.testing import FakeLnd, Paywall
 from tests.support.accounts import Books
 from tests.support.cli_process import TIMEOUT_S, Command, bare_environ, demo
@@ -73,7 +74,7 @@ def test_the_example_runs_and_its_trace_answers_the_query(tmp_path: Path, lnd: F
 def test_six_lines_pay_without_a_node(tmp_path: Path) -> None:
     """Who pastes them into an empty folder wouldn't get a page, or would find the test's payments in his own ledger."""
     program = block("first")
-    assert len([line for line in program.splitlines() if line]) == 6
+    assert [line for line in program.splitlines() if line] == SIX_LINES.splitlines(), "the demo shows the same ones"
     environ = bare_environ(ROUTEWEILER_LEDGER=str(tmp_path / "mine.db"), HOME=str(tmp_path / "home"))
     begun = time.monotonic()
     for _ in range(2):  # it may be pasted again
