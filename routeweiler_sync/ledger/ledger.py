@@ -189,11 +189,13 @@ class Ledger:
 
         ``since``: only those that were begun then or later, in a form that `spending` takes. Rows are read in pages of `PAGE_ROWS`,
         so that a long ledger never fills the memory. A payment that is opened or changes its state during the iteration may or may
-        not be included.
+        not be included. A ledger that doesn't exist yet has none, and isn't created.
         """
         wanted = None if state is None else PaymentState(state).value
         given_ms = spending.since_ms_of(since, int(self._clock() * 1000))
         since_ms = -1 if given_ms is None else given_ms
+        if not self.exists():
+            return
         order, after = ("DESC", (MAX_MS, "")) if newest_first else ("ASC", (since_ms, ""))
         beyond = "<" if newest_first else ">"
         while True:
@@ -225,7 +227,9 @@ class Ledger:
             return _first(tx.execute("SELECT * FROM payments WHERE payment_hash = ?", (payment_hash,)))
 
     def envelopes(self) -> Iterator[EnvelopeRow]:
-        """Return all envelopes, sorted by id."""
+        """Return all envelopes, sorted by id. A ledger that doesn't exist yet has none, and isn't created."""
+        if not self.exists():
+            return iter(())
         with self._store.read() as tx:
             rows = tx.execute("SELECT * FROM envelopes ORDER BY id")
             return iter([envelopes.as_row(tx, row, self._clock()) for row in rows])

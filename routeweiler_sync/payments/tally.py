@@ -86,10 +86,6 @@ class Tally:
         self._sums[origin] = (before[0] + more[0], before[1] + more[1], before[2] + more[2], before[3] + more[3])
 
 
-#: Counts what all calls of this process have spent, whichever session made them.
-of_process = Tally()
-
-
 @in_child
 def _renew_after_fork() -> None:
     global _lock
@@ -101,7 +97,7 @@ def count_call(tallies: Iterable[Tally], origins: Iterable[str]) -> None:
     """Count a call that used payments or tokens of ``origins``."""
     origins = set(origins)
     with _lock:
-        for tally in (*tallies, of_process):
+        for tally in tallies:
             for origin in origins:
                 tally._add(origin, calls=1)
 
@@ -111,7 +107,7 @@ def count_payment(tallies: Iterable[Tally], row: PaymentRow) -> None:
     with _lock:
         _doubtful.pop(row.payment_hash, None)
         run_bill.note_paid(row)
-        for tally in (*tallies, of_process):
+        for tally in tallies:
             tally._add(row.origin, total_msat=row.amount_msat + row.fee_msat, fees_msat=row.fee_msat, payments=1)
 
 
@@ -133,7 +129,7 @@ def _end_doubts(tally: Tally) -> None:
     if not _doubtful:
         return
     with _lock:
-        mine = [(each, *rest) for each, rest in _doubtful.items() if tally is of_process or tally in rest[1]]
+        mine = [(each, *rest) for each, rest in _doubtful.items() if tally in rest[1]]
     for payment_hash, ledger, tallies in mine:
         try:
             row = ledger.payment(payment_hash)

@@ -38,6 +38,7 @@ from .ledger_builders import (
     settle,
 )
 from .ledger_limits_contract import LimitsContract
+from .ledger_spending_contract import SpendingContract
 
 SPAWN = multiprocessing.get_context("spawn")
 THREADS, PROCESSES = 16, 6
@@ -792,5 +793,5 @@ class RowsContract:
         assert abs(row.created_at.timestamp() - time.time()) < PATIENCE_S
 
 
-class LedgerContract(RowsContract, LimitsContract):
+class LedgerContract(RowsContract, LimitsContract, SpendingContract):
     """All that a ledger promises."""
