@@ -218,6 +218,8 @@ class Routeweiler(requests.Session):
             response = super().send(request, **kwargs)
             if response.status_code == 402:
                 warn_unpaid(response)
+            if isinstance(response, requests.Response) and not hasattr(response, "payment"):
+                response.payment = None  # type: ignore[attr-defined]
             return response
         call = current.get()
         if call is not None and call.redirecting and call.session is self:

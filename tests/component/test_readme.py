@@ -47,6 +47,27 @@ def block(mark: str) -> str:
     return found[1]
 
 
+def test_the_bill_says_what_was_paid(tmp_path: Path, lnd: FakeLnd, paywall: Paywall) -> None:
+    """Whoever wonders what it cost would find that the lines for it don't run."""
+    lnd.fee_msat = 1_000
+    ledger_path = tmp_path / "ledger.db"
+    program = block("bill").replace("https://example.com/weather", paywall.url)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=bare_environ(**lnd.environ, ROUTEWEILER_LEDGER=str(ledger_path)),
+        cwd=tmp_path,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=TIMEOUT_S,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    payment, spent, budget, bill = done.stdout.splitlines()
+    assert payment.startswith("Payment(payment_hash=")
+    assert spent == "11000"
+    assert budget == "<EnvelopeRow 'default': 11 sat spent, 0 sat reserved, 9989 sat left>"
+    assert bill == "<Spending: 11 sat in 1 payment, fees 1 sat, 1 origin>"
+
+
 def test_the_example_runs_and_its_trace_answers_the_query(tmp_path: Path, lnd: FakeLnd, paywall: Paywall, books: Books) -> None:
     """The first lines that anybody copies wouldn't work."""
     lnd.fee_msat = 1_000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import pkgutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 import requests
 
 import routeweiler_sync
+from routeweiler_sync._version import VERSION
 
 #: `requests.__all__`, which it has from 2.34 on.
 PUBLIC = {
@@ -86,3 +88,13 @@ def test_a_star_import_gives_all_public_names() -> None:
     done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True)
     assert done.stderr == ""
     assert done.stdout.startswith("routeweiler_sync.api routeweiler_sync.sessions 200 Routeweiler <function install")
+
+
+def test_the_report_for_faults_names_this_package_too() -> None:
+    """Else a report says which `requests` was used, and not which version of what paid."""
+    told = subprocess.run([sys.executable, "-m", "routeweiler_sync.help"], capture_output=True, text=True, check=True)
+    report = json.loads(told.stdout)
+    assert told.stderr == ""
+    assert report["routeweiler_sync"] == {"version": VERSION}
+    assert report["requests"] == {"version": requests.__version__}
+    assert importlib.import_module("routeweiler_sync.help").info.__module__ == "requests.help"

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,54 @@ def test_no_statement_of_a_purchase_scans_a_table_of_sqlite(tmp_path: Path) -> N
             assert len(scans(plans, "SCAN")) == 1, "a scan isn't seen"
 
 
+def bill(ledger: Ledger) -> None:
+    """All ways to ask what was spent."""
+    for since in (None, timedelta(days=30)):
+        for origin in (None, ORIGIN):
+            ledger.spending(since=since, origin=origin)
+
+
+def test_what_was_spent_is_read_from_an_index_of_sqlite(tmp_path: Path) -> None:
+    """Else a look at the bill reads the whole file: a gigabyte after a million payments."""
+    with contextlib.closing(Ledger.open(tmp_path / "ledger.db")) as ledger:
+        fill(ledger, 500, ORIGIN)
+        with explained(SqliteTransaction, "EXPLAIN QUERY PLAN") as plans:
+            bill(ledger)
+        assert len(plans) == 4
+        assert all("COVERING INDEX payments_spent" in plan and "TEMP B-TREE" not in plan for _, plan in plans), plans
+        assert ["SEARCH" in plan for _, plan in plans] == [False, True, False, True]
+
+
+@pytest.mark.slow
+def test_the_bill_of_many_payments_takes_a_moment_and_no_memory(tmp_path: Path) -> None:
+    """Else a long ledger couldn't be asked, or only by a machine that holds it all in memory."""
+    payments = 200_000
+    with contextlib.closing(Ledger.open(tmp_path / "ledger.db")) as ledger:
+        ledger.open_payment(intent(1, origin=ORIGIN), None)
+        settle(ledger, 1, fee_msat=1)
+        with ledger._store.transaction() as tx:
+            columns = [each["name"] for each in tx.execute("SELECT name FROM pragma_table_info('payments')")]
+            values = {
+                "payment_hash": "printf('%064d', n)", "origin": "'https://' || (n % 100) || '.example'", "state": "'retired'",
+                "created_at_ms": "n", "settled_at_ms": "n",
+            }  # fmt: skip
+            tx.execute(
+                f"INSERT INTO payments ({', '.join(columns)}) WITH RECURSIVE c(n) AS (SELECT 2 UNION ALL SELECT n + 1 FROM c "
+                f"WHERE n < {payments}) SELECT {', '.join(values.get(name, f'old.{name}') for name in columns)} "
+                "FROM c, (SELECT * FROM payments) AS old"
+            )
+        tracemalloc.start()
+        started_s = time.perf_counter()
+        spent = ledger.spending()
+        took_s, (_, peak_bytes) = time.perf_counter() - started_s, tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert (spent.payments, spent.total_msat, len(spent.by_origin)) == (payments, payments * 10_001, 101)
+        assert ledger.spending(since=datetime.fromtimestamp(100, timezone.utc)).payments == payments - 100_000 + 2  # and the newest
+        assert ledger.spending(origin="https://7.example").payments == payments // 100
+        assert took_s < 5
+        assert peak_bytes < 2_000_000
+
+
 @pytest.mark.real
 @pytest.mark.slow
 def test_no_statement_of_a_purchase_scans_a_table_of_postgresql(server: Any, database: str, url: str) -> None:
@@ -84,6 +134,7 @@ def test_no_statement_of_a_purchase_scans_a_table_of_postgresql(server: Any, dat
         server.admin("VACUUM ANALYZE", database)
         with explained(PostgresTransaction, "EXPLAIN") as plans:
             buy(ledger)
+            bill(ledger)
             assert scans(plans, "Seq Scan on") == []
             assert len({sql for sql, _ in plans}) > 15
             with ledger._store.read() as tx:
