@@ -15,7 +15,7 @@ import click
 from .._core import env_vars
 from .._core.secret_text import problem_of_path
 from ..funding.lnd import rights
-from .tables import print_json, print_line
+from .tables import print_json, print_line, print_unbroken
 
 #: Where the macaroon is written if ``--save-to`` isn't given: in the folder where lncli runs.
 FILE = "payer.macaroon"
@@ -91,7 +91,7 @@ def bakery(
     if as_json:
         print_json([{"command": command, "argv": argv, "permissions": [rights.uri(path) for path in paths], "saveTo": save_to}])
         return
-    click.echo(command)  # on one line, whatever the terminal's width: it is to be copied
+    print_unbroken(command)
     for line in _next_steps(save_to):
         print_line(line, err=True)
 

@@ -2,7 +2,7 @@
 
 - `print_table` prints rows: on a terminal as a table, or one block a row if that is too narrow; elsewhere as aligned text.
 - `print_facts` prints the properties of one thing, one a line.
-- `print_line` prints a sentence.
+- `print_line` prints a sentence, `print_unbroken` a line that is to be copied.
 - `print_json` prints objects as a JSON list, the one form of ``--json`` for everything that is a list.
 
 What is printed is up to the commands. Every cell, value and sentence goes through `outcome.printable` here, so that no text of a
@@ -24,7 +24,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO, TypeVar
 
 import click
 
@@ -70,7 +70,7 @@ class Column:
 
 def is_terminal() -> bool:
     """Return whether stdout is a terminal."""
-    return sys.stdout.isatty()
+    return _on_terminal(sys.stdout)
 
 
 def console(*, err: bool = False) -> Console:
@@ -83,8 +83,7 @@ def console(*, err: bool = False) -> Console:
     from .palette import THEME
 
     stream = sys.stderr if err else sys.stdout
-    on_terminal = stream.isatty()
-    terminal = None if on_terminal else False
+    terminal = None if _on_terminal(stream) else False
     return Console(file=stream, theme=THEME, highlight=False, markup=False, emoji=False, force_terminal=terminal)
 
 
@@ -124,8 +123,8 @@ def print_facts(facts: Iterable[tuple[str, object]]) -> None:
 def print_line(text: object, style: str = "", *, err: bool = False) -> None:
     """Print a sentence: on a terminal in a style of rich, broken between words; elsewhere on one line."""
     stream = sys.stderr if err else sys.stdout
-    if not stream.isatty():
-        click.echo(printable(text), err=err)
+    if not _on_terminal(stream):
+        _write(printable(text) + "\n", err=err)
         return
     from rich.text import Text
 
@@ -137,6 +136,11 @@ def print_line(text: object, style: str = "", *, err: bool = False) -> None:
 def time_text(time: datetime) -> str:
     """Return a time as aligned text and JSON write it: in UTC, to the second."""
     return f"{time.astimezone(timezone.utc):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def print_unbroken(text: str) -> None:
+    """Print a line that is to be copied or run, such as a command, as it is, whatever the terminal's width."""
+    _write(text + "\n")
 
 
 # Text for programs
@@ -264,6 +268,10 @@ def _lines(value: object, *, zone: str = "Z") -> list[Styled]:
     return [Styled(value, "")]
 
 
+def _on_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and stream.isatty()  # None: Python was started with the stream closed
+
+
 def _widths(rows: Iterable[Sequence[str]]) -> list[int]:
     from rich.cells import cell_len
 
@@ -276,11 +284,14 @@ def _pages(items: Iterable[T]) -> Iterator[list[T]]:
         yield page
 
 
-def _write(text: str) -> None:
-    """Write to stdout at once. Raises: BrokenPipeError if nobody reads it any more, which click ends quietly."""
+def _write(text: str, *, err: bool = False) -> None:
+    """Write to stdout, or stderr, at once.
+
+    Raises: BrokenPipeError if nobody reads it any more, which click ends quietly; click.ClickException if it can't be written.
+    """
     try:
-        click.echo(text, nl=False)
+        click.echo(text, nl=False, err=err)
     except OSError as error:
-        if sys.platform == "win32" and error.errno == errno.EINVAL:  # Windows' word for a closed pipe
+        if error.errno == errno.EPIPE or (sys.platform == "win32" and error.errno == errno.EINVAL):  # Windows' word for it
             raise BrokenPipeError(errno.EPIPE, "broken pipe") from error
-        raise
+        raise click.ClickException(f"The output can't be written: {error.strerror or error}.") from None

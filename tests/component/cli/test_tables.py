@@ -144,6 +144,23 @@ def test_the_head_of_a_long_list_ends_quietly(path: Path, args: tuple[str, str])
     assert err == b""
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full is Linux's")
+def test_a_full_disk_is_said_in_a_sentence(path: Path) -> None:
+    """A traceback for a full disk sends people to look for a fault in the ledger."""
+    for args in (["payments", "list"], ["payments", "list", "--json"], ["bakery"]):
+        with open("/dev/full", "wb") as full:
+            done = subprocess.run(
+                [sys.executable, "-m", "routeweiler_sync", *args],
+                env=bare_environ(ROUTEWEILER_LEDGER=str(path)),
+                stdout=full,
+                stderr=subprocess.PIPE,
+                timeout=TIMEOUT_S,
+            )
+        assert done.returncode == 1
+        assert b"The output can't be written: No space left on device." in done.stderr
+        assert b"Traceback" not in done.stderr
+
+
 # On a terminal
 
 
