@@ -649,6 +649,32 @@ class Ledger:
             rows = tx.execute("SELECT used_up_in_a_row FROM origins WHERE origin = ?", (origin,))
         return int(rows[0]["used_up_in_a_row"]) if rows else 0
 
+    def note_own_error(self, origin: str, status: int, *, is_own: bool) -> None:
+        """Record whether an error of HTTP status ``status`` is the origin's own (``is_own``), or the way it refuses tokens.
+
+        It is its own if a token that was bought because of it met it as well. It refuses tokens if that one opened the page.
+        """
+        if not is_own:
+            self._store.run(
+                lambda tx: tx.execute("DELETE FROM own_errors WHERE origin = ? AND status = ?", (origin, status)), durable=False
+            )
+            return
+        self._store.run(
+            lambda tx: tx.execute(
+                "INSERT INTO own_errors (origin, status, noted_at_ms) VALUES (?, ?, ?) "
+                "ON CONFLICT (origin, status) DO UPDATE SET noted_at_ms = excluded.noted_at_ms",
+                (origin, status, int(self._clock() * 1000)),
+            ),
+            durable=False,
+        )
+
+    def own_errors(self, origin: str) -> dict[int, float]:
+        """Return how many seconds ago each status of ``origin`` was last noted by `note_own_error`."""
+        with self._store.read() as tx:
+            rows = tx.execute("SELECT status, noted_at_ms FROM own_errors WHERE origin = ?", (origin,))
+        now_s = self._clock()
+        return {int(row["status"]): max(0.0, now_s - row["noted_at_ms"] / 1000) for row in rows}
+
     def learn(self, origin: str, path: str, scope: str) -> None:
         """Remember that ``path`` of ``origin`` needs a token of ``scope``. Cheap: the write isn't forced to disk.
 

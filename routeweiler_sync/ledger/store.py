@@ -23,7 +23,7 @@ from typing import Any, Protocol, TypeVar
 T = TypeVar("T")
 
 #: The newest version in `MIGRATIONS`. A ledger with a higher version was written by a newer release.
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 #: By version: the statements that bring a ledger from the version before to this one. An entry is never edited once it is released;
 #: new ones are appended. Columns of ``payments`` that have another name in `PaymentRow` are listed in `ledger.COLUMN_NAMES`.
@@ -166,6 +166,19 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
             used_up_in_a_row INTEGER NOT NULL DEFAULT 0
         )
         """,
+    ),
+    4: (
+        # Statuses that an origin's application answers with itself, whatever the token: see `Ledger.note_own_error`.
+        """
+        CREATE TABLE own_errors (
+            origin      TEXT NOT NULL,
+            status      INTEGER NOT NULL,
+            noted_at_ms BIGINT NOT NULL,
+            PRIMARY KEY (origin, status)
+        )
+        """,
+        # Whether an origin has ever accepted a token: `Ledger.undelivered` asks, and must not read all that was bought.
+        "CREATE INDEX payments_accepted ON payments (origin) WHERE taken >= 1",
     ),
 }
 

@@ -87,6 +87,8 @@ class PaywallHandler:
     negotiation: Negotiation = field(init=False)
     #: What the last challenge of this hop asks for.
     _asked: TokenRequest | None = field(default=None, init=False)
+    #: The last 402 of this hop that holds a challenge.
+    _priced: requests.Response | None = field(default=None, init=False, repr=False)
     #: How long ``history`` was before tokens were tried on a 401. The caller asked for none of those answers.
     _before_others: int | None = field(default=None, init=False)
     _resource_digest: str | None = field(default=None, init=False)
@@ -122,8 +124,13 @@ class PaywallHandler:
         Money: a payment may be made, if the server asks for one.
         """
         self._set_origin()
-        with errors_with_original_request(self.request):
-            response = self.send(self._with_token(token))
+        try:
+            with errors_with_original_request(self.request):
+                response = self.send(self._with_token(token))
+        except requests.RequestException:
+            if is_guess:  # nobody asked for the token, and it may be what the server doesn't stand
+                self.payer.token_cache.note_useless(token, self.path)
+            raise
         return self._handled(response, token, is_guess=is_guess)
 
     def handle_response(
@@ -180,7 +187,7 @@ class PaywallHandler:
             if self.record.spent_msat and error.spent is False:
                 error.spent, error.paid_before_msat = True, self.record.spent_msat
             unpaid = error.spent is False and error.payment_hash is None  # without a payment hash, no payment order was sent
-            if unpaid and self._asked is not None:
+            if unpaid:
                 self._go_back_to_402()
             if self.payer.unpayable == "return" and unpaid and self.latest.status_code == 402 and not quoting.get():
                 log.warning("%s %s isn't paid for, its 402 is returned: %s", self.request.method, self.origin + self.path, error)
@@ -195,11 +202,14 @@ class PaywallHandler:
             self._end_first_use()
 
     def _go_back_to_402(self) -> None:
-        """Make the last 402 the newest answer again, since what it asks for isn't paid. A token may have been tried after it."""
-        at = next((n for n in reversed(range(len(self.history))) if self.history[n].status_code == 402), None)
-        if self.latest.status_code != 402 and at is not None:
+        """Make the last 402 with a challenge the hop's latest answer, if there was one: what isn't paid for is what that asks.
+
+        The answer to a token that was offered before one is bought says nothing about the price.
+        """
+        last = next((at for at, answer in enumerate(self.history) if answer is self._priced), None)
+        if last is not None:
             drain(self.latest)
-            self.latest, self.history = self.history[at], self.history[:at]
+            self.latest, self.history = self.history[last], self.history[:last]
 
     def _run(self, token: Token | None, *, is_guess: bool) -> requests.Response:
         """Do what the server rules say, answer by answer, until one of them is for the caller. Return that one.
@@ -244,6 +254,7 @@ class PaywallHandler:
                     self.payer.token_cache.note_error_asked_about(self.origin, self.path)
                 token = self._resend(None)
             elif judged is not None and verdict is Verdict.OTHERS_FIRST:
+                self.negotiation.note_error(self.latest.status_code)
                 self.payer.token_cache.note_useless(judged, self.path)
                 asked = self._asked_before()
                 other = self._token_to_offer(asked) if asked is not None else self._next_other() if self._asked is None else None
@@ -253,6 +264,7 @@ class PaywallHandler:
                 token = self._resend(other)
             else:
                 if judged is not None and verdict is Verdict.RETIRE:
+                    self.negotiation.note_error(self.latest.status_code)
                     self._retire(judged)
                 elif token is not None and request is not None:
                     self._note_not_for_page(token, request)
@@ -336,6 +348,7 @@ class PaywallHandler:
         self.record.challenged(token_request)
         self.tokens |= tokens_offered(self.latest) | {challenge.token}
         self._asked = token_request
+        self._priced = self.latest if self.latest.status_code == 402 else self._priced
         self.negotiation.used_up_in_a_row = self.payer.token_cache.used_up_in_a_row(self.origin)
         return token_request
 
@@ -369,7 +382,8 @@ class PaywallHandler:
             self.record.bought_pages.add(page)
             self.record.add_purchase(purchase, request.url)  # before the token is sent, so that the payment is reported in any case
             self.payer.token_cache.put(purchase.token, self.path)
-            self._note_bought()
+            if negotiation.tried:
+                self.payer.token_cache.note_vain_trials(self.origin, len(negotiation.tried))
         return purchase.token
 
     def _is_worth_a_trial(self, row: PaymentRow) -> bool:
@@ -379,11 +393,11 @@ class PaywallHandler:
             return False
         return self.negotiation.is_worth_a_trial(row.payment_hash)
 
-    def _note_bought(self) -> None:
-        """Note what it says about the origin's tokens that one had to be bought."""
+    def _note_bought_served(self) -> None:
+        """Note what it says about the origin's tokens that one had to be bought, and that it has opened the page."""
         negotiation, cache = self.negotiation, self.payer.token_cache
-        if negotiation.tried:
-            cache.note_vain_trials(self.origin, len(negotiation.tried))
+        for status in negotiation.errors:
+            self._note_own_error(status, is_own=False)
         used_up = negotiation.used_up
         if used_up is not None or is_single_use(negotiation.used_up_in_a_row):
             cache.note_used_up(self.origin)
@@ -438,6 +452,11 @@ class PaywallHandler:
                 why = judge(self._status_of(token, ServerAnswer.NO_ANSWER), read_answer(None, judged=True)).why
                 log.warning("%s didn't answer the request with the token of payment %s (%s): %s", self.origin, token.payment_hash,
                             type(error).__name__, why)  # fmt: skip
+                if not token.accepted:
+                    unserved = token.payment_hash
+                    self._note_in_ledger(
+                        "that nothing was delivered", lambda: self.payer.ledger.note_undelivered(unserved, refused=False)
+                    )
             raise
         return token
 
@@ -511,7 +530,21 @@ class PaywallHandler:
             accepted_here=self.payer.token_cache.knows_path(token, self.path),
             now_s=time.time() if answer not in ERRORS else 0.0,  # whether an error refuses a token doesn't depend on its time
             monotonic_s=monotonic_s(),
+            is_own_error=answer in (*ERRORS, ServerAnswer.ELSE) and self._is_own_error(),
         )
+
+    def _is_own_error(self) -> bool:
+        """Return whether the latest answer, an error to a token on trial, is to be taken for the application's own.
+
+        That is so if such tokens serve the origin, and a token that was bought because of this error met it too. A 5xx to a method
+        that isn't safe may have had its effect, so it doesn't take a proof: sent again, the request might have its effect twice.
+        Where no token is known to serve a page that it wasn't bought for, and this one is sold, a 5xx is the server's refusal.
+        """
+        cache, status = self.payer.token_cache, self.latest.status_code
+        may_have_had_effect = status >= 500 and (self.request.method or "").upper() not in SAFE_METHODS
+        if not cache.has_served_others(self.origin):
+            return may_have_had_effect and self._asked is None
+        return may_have_had_effect or cache.is_own_error(self.origin, status)
 
     def _retired_instead_of(self, token: Token) -> Token:
         """Return a retired token to offer in place of ``token``, which isn't offered again in this hop.
@@ -538,11 +571,15 @@ class PaywallHandler:
         The answer to the guess doesn't go into ``history``: the caller never asked for it.
         """
         drain(self.latest)
-        self.negotiation.tried.add(token.payment_hash)
+        cache, status = self.payer.token_cache, self.latest.status_code
         self.negotiation.requests += 1
-        self.payer.token_cache.note_useless(token, self.path)
         rewind(self.request)
         self.latest = self.send(self._without_token())
+        if self.latest.status_code == 402 and cache.has_served_others(self.origin) and cache.is_own_error(self.origin, status):
+            return  # the application's own error may have met the token: it is offered again before another is bought
+        self.negotiation.note_error(status)
+        self.negotiation.tried.add(token.payment_hash)
+        cache.note_useless(token, self.path)
 
     def _retire(self, token: Token) -> None:
         """Write to ledger, token cache and negotiation that the server no longer accepts ``token``.
@@ -595,13 +632,18 @@ class PaywallHandler:
     def _note_undelivered(self, token: Token) -> None:
         """Note that ``token``, which is paid for and was never accepted, got an error in place of the page.
 
-        If it was bought because another token had got such an error: so that wasn't about the token, and the next isn't either.
+        If it was bought because another token had got the same error: so that wasn't about the token, and the next isn't either.
         """
-        payment_hash = token.payment_hash
+        payment_hash, status = token.payment_hash, self.latest.status_code
         self._note_in_ledger("that nothing was delivered", lambda: self.payer.ledger.note_undelivered(payment_hash, refused=False))
-        if self.negotiation.bought and self.negotiation.retired_for_error:
-            self.payer.token_cache.note_errors_are_real(self.origin)
+        if self.negotiation.bought and status in self.negotiation.errors:
+            self._note_own_error(status, is_own=True)
             self._unlearn()
+
+    def _note_own_error(self, status: int, *, is_own: bool) -> None:
+        """Note whether errors of ``status`` are the application's own, as a token has shown that was bought because of one."""
+        self.payer.token_cache.note_own_error(self.origin, status, is_own=is_own)
+        self._note_in_ledger("what an error means", lambda: self.payer.ledger.note_own_error(self.origin, status, is_own=is_own))
 
     def _note_accepted(self, token: Token) -> None:
         """Write to ledger and token cache that the server has accepted ``token``, and that this path accepts tokens of its scope.
@@ -614,6 +656,8 @@ class PaywallHandler:
         # Separate writes: only the first one decides whether the token may be replaced when it is refused.
         if not token.accepted:
             self._note_in_ledger("that a token was accepted", lambda: ledger.mark(token.payment_hash, accepted=True))
+            if self.negotiation.bought:
+                self._note_bought_served()
         elif not token.accepted_again:
             with patience(NOTE_AGAIN_WAIT_S):
                 self._note_in_ledger("that a token serves again", lambda: ledger.mark(token.payment_hash, accepted=True))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..payments.single_use import is_single_use
-from .server_rules import ERRORS, ServerAnswer, TokenStatus, Verdict, Wants, judge, token_status
+from .server_rules import ServerAnswer, TokenStatus, Verdict, Wants, judge, token_status
 
 if TYPE_CHECKING:
     from ..ledger.types import PaymentRow
@@ -79,8 +79,8 @@ class Negotiation:
     tried: set[str] = field(default_factory=set)
     #: The payment hash of a token that had served once, and was refused in this hop for the page that it had been bought for.
     used_up: str | None = None
-    #: Whether this hop has retired a token because of an error such as 404 or 500.
-    retired_for_error: bool = False
+    #: The statuses of the errors for which this hop went on to other tokens: 404 or 500, for instance.
+    errors: set[int] = field(default_factory=set)
     #: The payment hash of the present token, if nothing says that this page accepts it.
     _on_trial: str | None = None
     #: The refused token that is to be offered once more, after the server was asked without it.
@@ -101,8 +101,12 @@ class Negotiation:
         """Return the verdict of the server rules on ``answer`` to a token of ``status``, and remember if it is ASK_BARE."""
         verdict = judge(status, answer).verdict
         self.asked_bare = self.asked_bare or verdict is Verdict.ASK_BARE
-        self.retired_for_error = self.retired_for_error or (verdict is Verdict.RETIRE and answer in ERRORS)
         return verdict
+
+    def note_error(self, status: int) -> None:
+        """Note that this hop goes on to another token after an answer of HTTP status ``status``. A 401 or 402 is no error."""
+        if status >= 400 and status not in (401, 402):
+            self.errors.add(status)
 
     def note_refusal(self, token: Token, in_ledger: Token | None, *, monotonic_s: float) -> bool:
         """Note that an answer may refuse ``token``. Return whether the token counts as accepted before.
@@ -123,14 +127,17 @@ class Negotiation:
         self.refusals += 1
         return token.accepted
 
-    def status_of(self, token: Token, *, accepted: bool, accepted_here: bool, now_s: float, monotonic_s: float) -> TokenStatus:
+    def status_of(
+        self, token: Token, *, accepted: bool, accepted_here: bool, now_s: float, monotonic_s: float, is_own_error: bool = False
+    ) -> TokenStatus:
         """Return what is known of a token that isn't a guess.
 
         ``accepted``: the server has accepted it before, by `note_refusal`. ``accepted_here``: this path has accepted tokens of its
-        scope. ``now_s`` is in unix seconds, ``monotonic_s`` on the monotonic clock.
+        scope. ``now_s`` is in unix seconds, ``monotonic_s`` on the monotonic clock. ``is_own_error``: the answer is an error of the
+        application behind the paywall, so a token that was tried has passed that, as one that is known to serve the origin.
         """
         if token.payment_hash == self._on_trial:
-            return TokenStatus.TRIAL
+            return TokenStatus.ELSEWHERE if is_own_error else TokenStatus.TRIAL
         return token_status(
             accepted=accepted,
             accepted_here=accepted_here or token.payment_hash in self.served_here,
