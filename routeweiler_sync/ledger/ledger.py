@@ -615,11 +615,11 @@ class Ledger:
         """Return the newest of the origin's live tokens that the server has accepted, or None."""
         with self._store.read() as tx:
             rows = tx.execute(
-                "SELECT * FROM payments WHERE origin = ? AND state = 'settled' AND preimage IS NOT NULL "
-                "ORDER BY created_at_ms DESC, payment_hash DESC LIMIT ?",
-                (origin, MAX_PAGE_TOKENS),
+                "SELECT * FROM payments WHERE origin = ? AND state = 'settled' AND preimage IS NOT NULL AND taken >= 1 "
+                "ORDER BY created_at_ms DESC, payment_hash DESC LIMIT 1",
+                (origin,),
             )
-        return _first([row for row in rows if row["taken"] >= 1])
+        return _first(rows)
 
     def note_used_up(self, origin: str, payment_hash: str | None = None) -> None:
         """Record that a token of ``origin`` was bought in place of one that had served once, that of ``payment_hash``.

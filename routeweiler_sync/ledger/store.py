@@ -179,6 +179,12 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         """,
         # Whether an origin has ever accepted a token: `Ledger.undelivered` asks, and must not read all that was bought.
         "CREATE INDEX payments_accepted ON payments (origin) WHERE taken >= 1",
+        # Live tokens by age, without those that were never accepted: `Ledger.newest_accepted` must find one among many.
+        "DROP INDEX payments_live_by_age",
+        """
+        CREATE INDEX payments_serving_by_age ON payments (origin, created_at_ms, payment_hash)
+            WHERE state = 'settled' AND preimage IS NOT NULL AND taken >= 1
+        """,
     ),
 }
 

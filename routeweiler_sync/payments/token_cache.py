@@ -102,7 +102,7 @@ class _Entry:
 
     def is_used_up(self, token: Token) -> bool:
         """Return whether ``token`` has served, at an origin whose tokens serve once."""
-        return token.accepted and single_use.is_single_use(self.used_up_in_a_row)
+        return token.accepted and not token.accepted_again and single_use.is_single_use(self.used_up_in_a_row)
 
 
 class TokenCache:

@@ -369,7 +369,7 @@ class PaywallHandler:
                 request,
                 refused=frozenset(negotiation.refused),
                 may_buy=may_buy,
-                worth_an_offer=negotiation.is_worth_an_offer,
+                worth_an_offer=self._is_worth_an_offer,
                 worth_a_trial=self._is_worth_a_trial,
             )
         if purchase is None and may_buy:
@@ -385,6 +385,17 @@ class PaywallHandler:
             if negotiation.tried:
                 self.payer.token_cache.note_vain_trials(self.origin, len(negotiation.tried))
         return purchase.token
+
+    def _is_worth_an_offer(self, row: PaymentRow) -> bool:
+        """Return whether to offer the token of ``row``, which another call has bought.
+
+        That an origin's tokens serve once is known from some of its pages. Each further page has to show it once itself: it may
+        sell tokens that go on to serve, beside a page that doesn't.
+        """
+        shows_it = self.negotiation.shows_single_use(row) and all(
+            other.state.value == "settled" for other in self.payer.ledger.page_tokens(self.origin, self.resource_digest)
+        )
+        return self.negotiation.is_worth_an_offer(row, shows_it=shows_it)
 
     def _is_worth_a_trial(self, row: PaymentRow) -> bool:
         """Return whether to offer the token of ``row``, which has opened another page of the origin, before one is bought."""

@@ -152,15 +152,23 @@ class Negotiation:
         """Return whether one more token may be offered. More tokens are allowed if this call may still buy one (``may_buy``)."""
         return self.offers < (MAX_OFFERS_PER_CALL if may_buy else MAX_TOKENS_PER_CALL)
 
-    def is_worth_an_offer(self, row: PaymentRow) -> bool:
+    def _seems_used_up(self, row: PaymentRow) -> bool:
+        """Return whether the token of ``row`` has served once, at an origin whose tokens serve once."""
+        return row.accepted and not row.accepted_again and is_single_use(self.used_up_in_a_row)
+
+    def shows_single_use(self, row: PaymentRow) -> bool:
+        """Return whether ``row`` is for this very page, and offering its token would show if that too has served for good."""
+        return row.state.value == "settled" and row.resource_digest == self.resource_digest and self._seems_used_up(row)
+
+    def is_worth_an_offer(self, row: PaymentRow, *, shows_it: bool = False) -> bool:
         """Return whether to offer the token of ``row``, which another call has bought.
 
-        False if tokens here serve once, and this one has. Else true if it was bought for this very page. Else False once a token
-        that was bought during this call for another page has failed here: it was new, so its failure shows that tokens here don't
-        open every page. An older token may have been used up or expired, which says nothing about the next one. False in any case
-        after `MAX_TOKENS_PER_CALL` offers.
+        False if tokens here serve once, and this one has, unless ``shows_it``: no token of this page was ever used up. Else true if
+        it was bought for this very page. Else False once a token that was bought during this call for another page has failed here:
+        it was new, so its failure shows that tokens here don't open every page. An older token may have been used up or expired,
+        which says nothing about the next one. False in any case after `MAX_TOKENS_PER_CALL` offers.
         """
-        if self.offers >= MAX_TOKENS_PER_CALL or (row.accepted and is_single_use(self.used_up_in_a_row)):
+        if self.offers >= MAX_TOKENS_PER_CALL or (self._seems_used_up(row) and not shows_it):
             return False
         if row.state.value == "retired" and not self.may_try():
             return False
@@ -205,7 +213,8 @@ class Negotiation:
             self.bought_for_others.add(token.payment_hash)
         self._start_next_token()
         # The challenge that a retired token answers came to a request without a token, so the server needn't be asked that again.
-        self.asked_bare = row.state.value == "retired"
+        # The same holds for one that has probably served for good.
+        self.asked_bare = row.state.value == "retired" or self._seems_used_up(row)
 
     def note_earlier_offer(self, refused: Token) -> None:
         """Note that a retired token is offered next, in place of ``refused``. It was bought for this very page."""

@@ -733,14 +733,16 @@ def test_what_an_origin_has_sold_doesnt_make_it_slower(session: Routeweiler, lnd
     with seller(lnd, accepts=one_path) as (shop, url):
         Buyer(session, shop, url).opens("GET", "/a", paid=1)
     for wanted, sql in (
-        ("payments_live_by_age", "SELECT * FROM payments WHERE origin = ? AND state = 'settled' AND preimage IS NOT NULL "
-         "ORDER BY created_at_ms DESC, payment_hash DESC LIMIT 16"),
+        ("payments_serving_by_age", "SELECT * FROM payments WHERE origin = ? AND state = 'settled' AND preimage IS NOT NULL "
+         "AND taken >= 1 ORDER BY created_at_ms DESC, payment_hash DESC LIMIT 1"),
+        ("payments_accepted", "SELECT 1 AS one FROM payments WHERE origin = ? AND taken >= 1 LIMIT 1"),
         ("payments_undelivered", "SELECT * FROM payments WHERE origin = ? AND state = 'settled' AND taken = 0 "
          "AND failure_code IN ('refused', 'undelivered') LIMIT 16"),
     ):  # fmt: skip
         with books.ledger._store.read() as tx:
             plan = " ".join(str(dict(row)) for row in tx.execute(f"EXPLAIN QUERY PLAN {sql}", ("x",)))
         assert wanted in plan, plan
+        assert "TEMP B-TREE" not in plan, plan
     assert ledger_module.MAX_UNDELIVERED == 2
 
 
@@ -865,3 +867,37 @@ def test_a_server_that_hangs_up_on_paid_tokens_is_paid_twice_at_most(
                 Buyer(session, shop, url).call(method, f"/{number}")
         assert shop.paid <= 2
         books.check()
+
+
+# -- pages of one server that are sold in different ways -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("refusal", ["401", "402 anew", "403"])
+def test_a_page_whose_tokens_go_on_to_serve_is_paid_once_beside_one_whose_tokens_serve_once(
+    make_session: Callable[..., Routeweiler], lnd: FakeLnd, books: Books, refusal: str
+) -> None:
+    """If failing: because of one page that is sold by the use, a token for another is bought anew for each call."""
+
+    def accepts(asked: Asked, grant: Grant) -> bool:
+        return one_path(asked, grant) and (asked.path != "/once" or grant.uses == 0)
+
+    with seller(lnd, accepts=accepts, refuses=REFUSALS[refusal]) as (shop, url):
+        for _ in range(5):
+            Buyer(make_session(), shop, url).opens("GET", "/once", paid=1)
+        buyer = Buyer(make_session(), shop, url)
+        buyer.opens("GET", "/many", paid=1, requests=2)
+        for number in range(8):
+            buyer = Buyer(make_session(), shop, url) if number % 2 else buyer
+            buyer.opens("GET", "/many", paid=0, requests=2)
+            buyer.opens("GET", "/once", paid=1)
+        books.check()
+
+
+def test_a_serving_token_is_found_among_many_that_never_were(make_session: Callable[..., Routeweiler], lnd: FakeLnd) -> None:
+    """If failing: after a row of pages that failed, the token that opens the rest of the server is bought once more."""
+    with seller(lnd, app=lambda asked: 404 if "broken" in asked.path else 200) as (shop, url):
+        Buyer(make_session(), shop, url).opens("GET", "/a", paid=1)
+        for number in range(ledger_module.MAX_PAGE_TOKENS + 2):
+            Buyer(make_session(), shop, url).call("POST", f"/broken/{number}")
+        assert shop.paid > ledger_module.MAX_PAGE_TOKENS
+        Buyer(make_session(), shop, url).opens("POST", "/b", paid=0)
