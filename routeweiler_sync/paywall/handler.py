@@ -268,6 +268,7 @@ class PaywallHandler:
                     self._retire(judged)
                 elif token is not None and request is not None:
                     self._note_not_for_page(token, request)
+                request = request if self._priced is not None else None
                 if request is not None and quoting.get():
                     drain(self.latest)
                     raise QuoteReady(self.payer.checkout.quote(request), self._droppable(self._finished()))
@@ -347,8 +348,9 @@ class PaywallHandler:
         )
         self.record.challenged(token_request)
         self.tokens |= tokens_offered(self.latest) | {challenge.token}
-        self._asked = token_request
         self._priced = self.latest if self.latest.status_code == 402 else self._priced
+        if self._priced is not None:  # a 401 tells what a token was refused for; nothing is bought before a 402 asks for it
+            self._asked = token_request
         self.negotiation.used_up_in_a_row = self.payer.token_cache.used_up_in_a_row(self.origin)
         return token_request
 
