@@ -19,7 +19,6 @@ from routeweiler_sync import PaymentRow, PaymentState, Routeweiler, RouteweilerE
 from routeweiler_sync.payments.single_use import CERTAIN, is_single_use
 from routeweiler_sync.payments.token_cache import MAX_VAIN_TRIALS
 from routeweiler_sync.paywall.negotiation import MAX_REQUESTS, MAX_TOKENS_PER_CALL, MAX_TRIALS
-from routeweiler_sync.paywall.server_rules import _TURNED_DOWN
 from routeweiler_sync.testing import FakeLnd, PaywallRequest
 from routeweiler_sync.testing._messages import Reply
 
@@ -33,7 +32,7 @@ ERRORS = (404, 410, 429, 500, 503)
 
 
 class Seller(Wall):
-    """A server that sells and refuses as ``options`` say. Set ``front`` or ``app`` to have errors from before or behind the paywall."""
+    """A server that sells and refuses as ``options`` say. ``front`` and ``app`` are errors from before and behind the paywall."""
 
     def __init__(self, lnd: FakeLnd, *, sells: str, **options: Any) -> None:
         super().__init__(lnd, sells=sells, price_msat=PRICE_MSAT, skip_invoice_paths=[f"^{UNSOLD}"], **options)
@@ -54,7 +53,7 @@ class Seller(Wall):
     def opens(self, row: PaymentRow, request: PaywallRequest) -> bool:
         """Whether the paywall would let ``request`` in with the token of ``row``."""
         grant = self.grant(row.payment_hash)
-        if grant is None or self.faults.refuse_tokens or self.service.way == "instance" and self.instance is None:
+        if grant is None or self.faults.refuse_tokens or (self.service.way == "instance" and self.instance is None):
             return False
         late = self._offers.get(grant.payment_hash, 0) < self.faults.settle_lag
         thing = self.service.thing(replace(request, instance=self.instance))
@@ -100,10 +99,10 @@ class SellingWorld(StateWorld):
 
     def __init__(self, folder: Path, ways: Sequence[dict[str, Any]]) -> None:
         self._ways = ways
-        #: What sessions have seen, by (session, server): tokens tried in vain and with success on a 402, purchases because of errors.
+        #: What sessions have seen, by (session, server): tokens tried on a 402, in vain and with success, and errors paid for.
         self.tried: dict[tuple[int, str], int] = {}
         self.served: set[tuple[int, str]] = set()
-        self.misled: set[tuple[int, str]] = set()
+        self.misled: set[tuple[int, str, int]] = set()
         self.vain: set[tuple[str, str]] = set()
         #: Sessions that did something unwatched.
         self.unwatched: set[int] = set()
@@ -112,7 +111,15 @@ class SellingWorld(StateWorld):
 
     def open_walls(self) -> Sequence[Seller]:
         walls = [self._exit.enter_context(Seller(self.lnd, **way)) for way in self._ways]
-        kinds = [("GET", "/a"), ("GET", "/b"), ("GET", "/c"), ("GET", "/a?q=1"), ("POST", "/a", b"1"), ("POST", "/a", b"2"), ("HEAD", "/a")]
+        kinds = [
+            ("GET", "/a"),
+            ("GET", "/b"),
+            ("GET", "/c"),
+            ("GET", "/a?q=1"),
+            ("POST", "/a", b"1"),
+            ("POST", "/a", b"2"),
+            ("HEAD", "/a"),
+        ]
         kinds += [("POST", "/b", b"1"), ("GET", UNSOLD), ("GET", FREE)]
         self.asked = [Asked(wall, *kind) for wall in walls for kind in kinds]
         self.pages = [(each.wall, each.path) for each in self.asked]
@@ -163,16 +170,17 @@ class SellingWorld(StateWorld):
         after = {row.payment_hash: row for row in self.books.rows if row.origin == wall.base_url}
         bought = [row for key, row in after.items() if key not in before and row.state is not PaymentState.DEAD]
         assert len(bought) <= 1, f"bought more than one: {story}"
-        assert len(wire) - self._repeats(offers, {key for key, row in before.items() if row.accepted}) <= MAX_REQUESTS, f"too many requests: {story}"
+        assert len(wire) - self._repeats(offers, {key for key, row in before.items() if row.accepted}) <= MAX_REQUESTS, (
+            f"too many requests: {story}"
+        )
         if bought:
             assert any(request.status == 402 for request in wire), f"bought, and no 402 asked for it: {story}"
             self._nothing_undelivered(before, after, bought[0], story)
-            was_misled = any(r.payment_hash in good and r.status >= 400 for r in wire) or bool(wall.front)
+            errors = {r.status for r in wire if r.payment_hash in good and r.status >= 400} | ({wall.front} - {0})
             for key in sorted(good):
                 why = self._why_not(before[key], bought[0], after, asked, who, wire, offers, single)
-                assert why or self._may_mislead(who, was_misled), f"{key[:6]} is good, and was paid for again: {story}"
-            if was_misled and good:
-                self.misled.add(who)
+                assert why or self._may_mislead(who, errors), f"{key[:6]} is good, and was paid for again: {story}"
+            self.misled |= {(*who, status) for status in errors if good}
         self._told(answer, wire, bool(bought), before, story)
         if asked.path == UNSOLD and not bought:
             self._unsold_opens(session, answer, asked, before, good, single, who, story)
@@ -223,8 +231,9 @@ class SellingWorld(StateWorld):
             return session._payer.token_cache.sells_by_path(wall.base_url)
         return self.tried.get(who, 0) >= MAX_VAIN_TRIALS and who not in self.served
 
-    def _may_mislead(self, who: tuple[int, str], was_misled: bool) -> bool:
-        return was_misled and who not in self.misled
+    def _may_mislead(self, who: tuple[int, str], errors: set[int]) -> bool:
+        """Whether such an error may be taken for a refusal: once, and where no token has shown that it opens other pages too."""
+        return bool(errors) and (who not in self.served or bool({(*who, status) for status in errors} - self.misled))
 
     def _used_up(self, session: Routeweiler, wall: Seller) -> bool:
         counts = {
@@ -262,7 +271,9 @@ class SellingWorld(StateWorld):
     ) -> None:
         """Where no token is sold, those are offered that others have bought."""
         wall = asked.wall
-        live = [r for r in before.values() if r.state is PaymentState.SETTLED and r.preimage and r.payment_hash not in self.forgotten]
+        live = [
+            r for r in before.values() if r.state is PaymentState.SETTLED and r.preimage and r.payment_hash not in self.forgotten
+        ]
         newest = sorted(live, key=lambda row: row.created_at, reverse=True)[: MAX_TRIALS - 1]
         fits = [r for r in newest if r.payment_hash in good and (r.payment_hash, asked.path) not in self.vain]
         if fits and not single and not wall.front and not wall.app and not self._is_blind(session, wall, fits[0]):
@@ -279,11 +290,10 @@ class SellingWorld(StateWorld):
         priced, path = False, asked.as_seen.path
         for request in wire:
             row = after.get(request.proves or "")
-            if row is not None:
-                if request.paid and request.status < 400:
-                    self.misled.discard(who)
-                    if priced and row.path != path:
-                        self.served.add(who)
+            if row is not None and request.paid and request.status < 400:
+                self.misled = {each for each in self.misled if each[:2] != who}
+                if priced and row.path != path:
+                    self.served.add(who)
             priced = priced or request.status in (401, 402)
         for key in {offer.payment_hash for offer in offers if not offer.taken}:
             self.vain.add((key, path))
@@ -321,8 +331,9 @@ class SellingWorld(StateWorld):
 def _story(wire: Sequence[PaywallRequest], rows: Iterable[PaymentRow]) -> str:
     """The call in one line."""
     known = {row.payment_hash: f"({row.scope}, {row.state.value})" for row in rows}
+    token = lambda each: "token" if each.authorized else "bare"  # noqa: E731
     return " > ".join(
-        f"{each.method} {each.path} {(each.proves or ('token' if each.authorized else 'bare'))[:6]}{known.get(each.proves or '', '')}"
+        f"{each.method} {each.path} {(each.proves or token(each))[:6]}{known.get(each.proves or '', '')}"
         f":{each.status} {each.refused or ''}"
         for each in wire
     )

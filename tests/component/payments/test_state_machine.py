@@ -1,5 +1,6 @@
 """Promises 1 to 3, 6 and 7, walked at random: sessions, threads, deaths, and faults of node, network and server in any order.
 
+`Purchases` is about faults, `Sales` about servers that sell and refuse tokens in other ways than aperture (`selling_world`).
 `state_machine_world` is the world and says what must be true of it after each step; here is what may happen next. The mutants at
 the end show that the world's eyes are open. ROUTEWEILER_DEEP_TESTS=1 walks for an hour; pytest's --hypothesis-seed picks the walks.
 """
@@ -18,10 +19,11 @@ import requests
 from hypothesis import HealthCheck, event, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from routeweiler_sync import InvoicePaymentError, PaymentPendingError
+from routeweiler_sync import InvoicePaymentError, Ledger, PaymentPendingError
 from routeweiler_sync.funding.replies import WalletReply
 from routeweiler_sync.ledger import envelopes
 from routeweiler_sync.payments import lifecycle, wallet_rules
+from routeweiler_sync.payments.checkout import Checkout
 from routeweiler_sync.payments.wallet_rules import WalletEvent
 from routeweiler_sync.paywall import handler as exchange
 from tests.support.selling_world import ERRORS, SellingWorld
@@ -33,6 +35,8 @@ pytestmark = pytest.mark.model
 
 DEEP = "ROUTEWEILER_DEEP_TESTS" in os.environ
 EXAMPLES, STEPS = (1_500, 60) if DEEP else (25, 25)
+#: The walks past servers with ways of their own are longer and fewer.
+SALES, SALES_STEPS = (1_500, 60) if DEEP else (12, 30)
 SENT = "lnd SendPaymentV2: sent"
 
 sessions = st.integers(0, 7)
@@ -279,7 +283,7 @@ asked_of_one = st.integers(0, 9)
 
 
 class Sales(RuleBasedStateMachine):
-    """As `Purchases`, with a wallet that is well, and servers that sell and refuse in their own ways. Each call is held to the rules."""
+    """As `Purchases`, with a wallet that is well, and servers with ways of their own. `SellingWorld` judges each call."""
 
     @initialize(ways=st.tuples(ways, ways), wanted=st.lists(asked | asked_of_one, min_size=1, max_size=5))
     def begin(self, ways: tuple[dict[str, Any], ...], wanted: list[int]) -> None:
@@ -379,7 +383,7 @@ def test_no_walk_pays_for_what_is_still_good() -> None:
     """Else some server's way to sell, met in some order, costs its users each page anew."""
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         Sales,
-        settings=settings(max_examples=EXAMPLES, stateful_step_count=STEPS, suppress_health_check=list(HealthCheck)),
+        settings=settings(max_examples=SALES, stateful_step_count=SALES_STEPS, suppress_health_check=list(HealthCheck)),
     )
 
 
@@ -446,3 +450,53 @@ def test_a_secret_in_an_error_is_seen(world: StateWorld, monkeypatch: pytest.Mon
     world.call(world.sessions[0], 0)
     with pytest.raises(AssertionError, match="a secret is in an error"):
         world.agree()
+
+
+def _sells(tmp_path: Path, **way: Any) -> Iterator[SellingWorld]:
+    made = SellingWorld(tmp_path, [way, {"sells": "path"}])
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def shop_of_everything(tmp_path: Path) -> Iterator[SellingWorld]:
+    yield from _sells(tmp_path, sells="everything", token="json")
+
+
+@pytest.fixture
+def shop_of_methods(tmp_path: Path) -> Iterator[SellingWorld]:
+    yield from _sells(tmp_path, sells="method")
+
+
+GET_A, POST_A, POST_B = 0, 4, 7
+
+
+def test_a_token_that_would_have_opened_another_page_is_seen(
+    shop_of_everything: SellingWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that pays for each path where one token opens all."""
+    monkeypatch.setattr(exchange.PaywallHandler, "_is_worth_a_trial", lambda self, row: False)
+    world = shop_of_everything
+    world.call_alone(world.sessions[0], GET_A)
+    with pytest.raises(AssertionError, match="is good, and was paid for again"):
+        world.call_alone(world.sessions[0], POST_B)
+
+
+def test_a_page_that_is_paid_again_each_time_is_seen(shop_of_methods: SellingWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """GET and POST of one path have a token each, and one throws away the other's."""
+    monkeypatch.setattr(Checkout, "_page_tokens", lambda self, request: [])
+    world = shop_of_methods
+    world.call_alone(world.sessions[0], GET_A)
+    world.call_alone(world.sessions[0], POST_A)
+    with pytest.raises(AssertionError, match="is good, and was paid for again"):
+        world.call_alone(world.sessions[0], GET_A)
+
+
+def test_a_purchase_for_what_was_never_delivered_is_seen(shop_of_everything: SellingWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that never takes a token is paid for page after page."""
+    monkeypatch.setattr(Ledger, "undelivered", lambda self, origin: None)
+    world = shop_of_everything
+    world.walls[0].faults.refuse_tokens = True
+    world.call_alone(world.sessions[0], GET_A)
+    with pytest.raises(AssertionError, match="and none has served"):
+        world.call_alone(world.sessions[0], POST_B)
