@@ -26,7 +26,7 @@ T = TypeVar("T")
 SCHEMA_VERSION = 4
 
 #: By version: the statements that bring a ledger from the version before to this one. An entry is never edited once it is released;
-#: new ones are appended. Columns of ``payments`` that have another name in `PaymentRow` are listed in `ledger.COLUMN_NAMES`.
+#: new ones are appended. Columns of ``payments`` that have another name in `PaymentRow` are listed in `rows.COLUMN_NAMES`.
 MIGRATIONS: dict[int, tuple[str, ...]] = {
     1: (
         """

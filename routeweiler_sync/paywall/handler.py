@@ -21,7 +21,7 @@ from .._core.deadline import monotonic_s, patience
 from .._core.log import log
 from .._core.urls import leads_to_one_server, origin_at, path_of
 from ..errors import LedgerError, RouteweilerError, TokenRefusedError, UnreplayableBodyError
-from ..ledger.ledger import USED_UP
+from ..ledger.server_facts import USED_UP
 from ..payments.block_limit import active
 from ..payments.checks import is_payable
 from ..payments.first_use import end_first_use

@@ -26,6 +26,7 @@ from routeweiler_sync import (
     TokenRefusedError,
 )
 from routeweiler_sync.ledger import ledger as ledger_module
+from routeweiler_sync.ledger.server_facts import MAX_UNDELIVERED
 from routeweiler_sync.payments import single_use, token_cache
 from routeweiler_sync.paywall import negotiation
 from routeweiler_sync.paywall.negotiation import MAX_REQUESTS
@@ -743,7 +744,7 @@ def test_what_an_origin_has_sold_doesnt_make_it_slower(session: Routeweiler, lnd
             plan = " ".join(str(dict(row)) for row in tx.execute(f"EXPLAIN QUERY PLAN {sql}", ("x",)))
         assert wanted in plan, plan
         assert "TEMP B-TREE" not in plan, plan
-    assert ledger_module.MAX_UNDELIVERED == 2
+    assert MAX_UNDELIVERED == 2
 
 
 # -- errors of the application, between its pages --------------------------------------------------------------------------------
