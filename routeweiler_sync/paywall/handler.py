@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import requests
@@ -20,13 +20,11 @@ import requests
 from .._core.deadline import monotonic_s, patience
 from .._core.log import log
 from .._core.urls import leads_to_one_server, origin_at, path_of
-from ..errors import LedgerError, RouteweilerError, TokenRefusedError, UnreplayableBodyError
-from ..ledger.server_facts import USED_UP
+from ..errors import RouteweilerError, TokenRefusedError, UnreplayableBodyError
 from ..payments.block_limit import active
 from ..payments.checks import is_payable
 from ..payments.first_use import end_first_use
 from ..payments.outcome_errors import no_more_tokens_error, overtaken_error, refused_error
-from ..payments.single_use import USED_UP_WITHIN_S, is_single_use
 from ..payments.token import Token
 from ..payments.types import Payment, TokenRequest
 from ..protocol.challenge import scope_of
@@ -52,17 +50,15 @@ from .credentialed import (
 from .negotiation import Negotiation, wants_of
 from .replay import again, check_replayable, drain, resource_digest, rewind
 from .server_rules import ERRORS, MAYBE_REFUSALS, ServerAnswer, TokenStatus, Verdict, Wants, judge, read_answer
+from .token_notes import TokenNotes
 
 if TYPE_CHECKING:
     from ..config.payer import Payer
-    from ..ledger.types import PaymentRow
 
 Send = Callable[[requests.PreparedRequest], requests.Response]
 
 #: Methods that change nothing at the server, so that a request may be sent again after a 5xx.
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
-#: The longest wait for the ledger to note that a token has served once more, which only helps to know the server better.
-NOTE_AGAIN_WAIT_S = 0.1
 
 
 @dataclass
@@ -85,6 +81,7 @@ class PaywallHandler:
     #: The newest answer.
     latest: requests.Response = field(init=False)
     negotiation: Negotiation = field(init=False)
+    notes: TokenNotes = field(init=False)
     #: What the last challenge of this hop asks for.
     _asked: TokenRequest | None = field(default=None, init=False)
     #: The last 402 of this hop that holds a challenge.
@@ -95,6 +92,7 @@ class PaywallHandler:
 
     def __post_init__(self) -> None:
         self.negotiation = Negotiation(call_started_s=self.call.started_s)
+        self.notes = TokenNotes(self.payer, self.negotiation, self.origin, self.path)
 
     @property
     def record(self) -> CallRecord:
@@ -171,7 +169,7 @@ class PaywallHandler:
         Raises: ValueError if it isn't an http URL.
         """
         url = self.request.url or ""
-        self.origin, self.path = origin_at(url), path_of(url)
+        self.origin, self.path = self.notes.origin, self.notes.path = origin_at(url), path_of(url)
 
     def _handled(self, response: requests.Response, token: Token | None, *, is_guess: bool) -> requests.Response:
         """Return the answer that the caller gets. The parameters are those of `handle_response`.
@@ -247,7 +245,7 @@ class PaywallHandler:
                 token = self._resend(self._retired_instead_of(judged))
             elif judged is not None and verdict is Verdict.OFFER_AGAIN:
                 time.sleep(self.negotiation.pause_s(monotonic_s()))
-                token = self._resend(self._token_in_ledger(judged) or judged, counts=False)
+                token = self._resend(self.notes.in_ledger(judged) or judged, counts=False)
             elif judged is not None and verdict is Verdict.ASK_BARE:
                 self.negotiation.hold_back(judged)
                 if self.latest.status_code >= 500:
@@ -265,9 +263,9 @@ class PaywallHandler:
             else:
                 if judged is not None and verdict is Verdict.RETIRE:
                     self.negotiation.note_error(self.latest.status_code)
-                    self._retire(judged)
+                    self.notes.retire(judged)
                 elif token is not None and request is not None:
-                    self._note_not_for_page(token, request)
+                    self.notes.not_for_page(token, request)
                 request = request if self._priced is not None else None
                 if request is not None and quoting.get():
                     drain(self.latest)
@@ -302,15 +300,6 @@ class PaywallHandler:
         if token is not None:
             self.negotiation.note_trial(token.payment_hash)
         return token
-
-    def _note_not_for_page(self, token: Token, request: TokenRequest) -> None:
-        """Note that the server asks for another token than ``token``, which isn't tried again for this page.
-
-        Does nothing if it asks for one of the token's own scope: then that token, which was a guess so far, is offered in earnest.
-        """
-        if token.scope != request.scope:
-            self.negotiation.tried.add(token.payment_hash)
-            self.payer.token_cache.note_useless(token, self.path)
 
     def _token_to_offer(self, request: TokenRequest) -> Token:
         """Return the token to offer for ``request``: the one that was held back, if it fits, else one from the checkout.
@@ -350,7 +339,7 @@ class PaywallHandler:
         self.tokens |= tokens_offered(self.latest) | {challenge.token}
         self._priced = self.latest if self.latest.status_code == 402 else self._priced
         if self._priced is not None:  # a 401 tells what a token was refused for; nothing is bought before a 402 asks for it
-            self._asked = token_request
+            self._asked, self.notes.asked_scope = token_request, token_request.scope
         self.negotiation.used_up_in_a_row = self.payer.token_cache.used_up_in_a_row(self.origin)
         return token_request
 
@@ -371,8 +360,8 @@ class PaywallHandler:
                 request,
                 refused=frozenset(negotiation.refused),
                 may_buy=may_buy,
-                worth_an_offer=self._is_worth_an_offer,
-                worth_a_trial=self._is_worth_a_trial,
+                worth_an_offer=self.notes.is_worth_an_offer,
+                worth_a_trial=self.notes.is_worth_a_trial,
             )
         if purchase is None and may_buy:
             raise overtaken_error(request, self.latest.status_code, negotiation.offers)
@@ -387,41 +376,6 @@ class PaywallHandler:
             if negotiation.tried:
                 self.payer.token_cache.note_vain_trials(self.origin, len(negotiation.tried))
         return purchase.token
-
-    def _is_worth_an_offer(self, row: PaymentRow) -> bool:
-        """Return whether to offer the token of ``row``, which another call has bought.
-
-        That an origin's tokens serve once is known from some of its pages. Each further page has to show it once itself: it may
-        sell tokens that go on to serve, beside a page that doesn't.
-        """
-        shows_it = self.negotiation.shows_single_use(row) and all(
-            other.state.value == "settled" for other in self.payer.ledger.page_tokens(self.origin, self.resource_digest)
-        )
-        return self.negotiation.is_worth_an_offer(row, shows_it=shows_it)
-
-    def _is_worth_a_trial(self, row: PaymentRow) -> bool:
-        """Return whether to offer the token of ``row``, which has opened another page of the origin, before one is bought."""
-        cache = self.payer.token_cache
-        if cache.is_useless(row, self.path) or cache.sells_by_path(self.origin):
-            return False
-        return self.negotiation.is_worth_a_trial(row.payment_hash)
-
-    def _note_bought_served(self) -> None:
-        """Note what it says about the origin's tokens that one had to be bought, and that it has opened the page."""
-        negotiation, cache = self.negotiation, self.payer.token_cache
-        for status in negotiation.errors:
-            self._note_own_error(status, is_own=False)
-        used_up = negotiation.used_up
-        if used_up is not None or is_single_use(negotiation.used_up_in_a_row):
-            cache.note_used_up(self.origin)
-            self._note_in_ledger("that a token was used up", lambda: self.payer.ledger.note_used_up(self.origin, used_up))
-
-    def _note_in_ledger(self, what: str, note: Callable[[], object]) -> None:
-        """Call ``note``, which writes ``what`` to the ledger. If it can't be written, that is logged, and the call goes on."""
-        try:
-            note()
-        except LedgerError as error:
-            log.warning("the ledger can't note %s: %s", what, error)
 
     def _droppable(self, response: requests.Response) -> requests.Response:
         """Return ``response``, changed so that its pickle holds none of the tokens of this hop."""
@@ -467,7 +421,7 @@ class PaywallHandler:
                             type(error).__name__, why)  # fmt: skip
                 if not token.accepted:
                     unserved = token.payment_hash
-                    self._note_in_ledger(
+                    self.notes.write(
                         "that nothing was delivered", lambda: self.payer.ledger.note_undelivered(unserved, refused=False)
                     )
             raise
@@ -536,7 +490,7 @@ class PaywallHandler:
         """Return what is known of ``token``, which isn't a guess. The ledger is read only if ``answer`` may be a refusal."""
         accepted = token.accepted
         if answer in MAYBE_REFUSALS and not self.negotiation.is_on_trial(token):
-            accepted = self.negotiation.note_refusal(token, self._token_in_ledger(token), monotonic_s=monotonic_s())
+            accepted = self.negotiation.note_refusal(token, self.notes.in_ledger(token), monotonic_s=monotonic_s())
         return self.negotiation.status_of(
             token,
             accepted=accepted,
@@ -571,7 +525,7 @@ class PaywallHandler:
         earlier = next((Token.of(row) for row in rows if row.payment_hash not in refused), None)
         if earlier is None:
             self.record.add_reuse(token, self.request.url or "")
-            self._note_in_ledger(
+            self.notes.write(
                 "that a token was refused", lambda: self.payer.ledger.note_undelivered(token.payment_hash, refused=True)
             )
             raise refused_error(token, self.latest.status_code)
@@ -594,41 +548,6 @@ class PaywallHandler:
         self.negotiation.tried.add(token.payment_hash)
         cache.note_useless(token, self.path)
 
-    def _retire(self, token: Token) -> None:
-        """Write to ledger, token cache and negotiation that the server no longer accepts ``token``.
-
-        A token of another scope, which has opened this page too, is only no longer used for it: it may still open others.
-        """
-        negotiation, ledger = self.negotiation, self.payer.ledger
-        is_for_page = token.payment_hash in negotiation.served_here | negotiation.bought_for_this
-        if self._asked is not None and token.scope != self._asked.scope and not is_for_page:
-            negotiation.tried.add(token.payment_hash)
-            negotiation.note_retired(token)
-            self._unlearn()
-            return
-        row = ledger.payment(token.payment_hash)
-        if row is not None and _is_used_up(row, self.resource_digest):
-            negotiation.used_up = token.payment_hash
-        ledger.retire(token.payment_hash)
-        self.payer.token_cache.drop(token)
-        negotiation.note_retired(token)
-        log.info("the token of payment %s is retired: %s no longer accepts it", token.payment_hash, self.origin)
-
-    def _token_in_ledger(self, token: Token) -> Token | None:
-        """Return ``token`` as the ledger has it now, or None if another call has retired it.
-
-        Another thread or process may have noted meanwhile that the server accepted it.
-        """
-        row = self.payer.ledger.payment(token.payment_hash)
-        if row is None or row.state.value != "settled":
-            return None
-        return Token.of(row) or token
-
-    def _unlearn(self) -> None:
-        """Forget which scope this path needs."""
-        self.payer.token_cache.unlearn(self.origin, self.path)
-        self._note_in_ledger("what a path needs", lambda: self.payer.ledger.unlearn(self.origin, self.path))
-
     def _finish_with_token(self, token: Token, *, accepted: bool, is_guess: bool) -> requests.Response:
         """Return the latest answer, which is to a request with ``token``, as the caller gets it.
 
@@ -637,48 +556,10 @@ class PaywallHandler:
         if accepted:
             if self.negotiation.is_on_trial(token):
                 self.payer.token_cache.note_trial_served(self.origin)
-            self._note_accepted(token)
+            self.notes.accepted(token)
         elif self.latest.status_code >= 400 and not is_guess and not token.accepted:
-            self._note_undelivered(token)
+            self.notes.undelivered(token, self.latest.status_code)
         return self._finished(self.record.add_reuse(token, self.request.url or "", is_guess=is_guess))
-
-    def _note_undelivered(self, token: Token) -> None:
-        """Note that ``token``, which is paid for and was never accepted, got an error in place of the page.
-
-        If it was bought because another token had got the same error: so that wasn't about the token, and the next isn't either.
-        """
-        payment_hash, status = token.payment_hash, self.latest.status_code
-        self._note_in_ledger("that nothing was delivered", lambda: self.payer.ledger.note_undelivered(payment_hash, refused=False))
-        if self.negotiation.bought and status in self.negotiation.errors:
-            self._note_own_error(status, is_own=True)
-            self._unlearn()
-
-    def _note_own_error(self, status: int, *, is_own: bool) -> None:
-        """Note whether errors of ``status`` are the application's own, as a token has shown that was bought because of one."""
-        self.payer.token_cache.note_own_error(self.origin, status, is_own=is_own)
-        self._note_in_ledger("what an error means", lambda: self.payer.ledger.note_own_error(self.origin, status, is_own=is_own))
-
-    def _note_accepted(self, token: Token) -> None:
-        """Write to ledger and token cache that the server has accepted ``token``, and that this path accepts tokens of its scope.
-
-        A ledger that can't be written is logged: the caller gets the page all the same.
-        """
-        ledger, cache = self.payer.ledger, self.payer.token_cache
-        knows_path = cache.knows_path(token, self.path)
-        cache.note_served(token)
-        # Separate writes: only the first one decides whether the token may be replaced when it is refused.
-        if not token.accepted:
-            self._note_in_ledger("that a token was accepted", lambda: ledger.mark(token.payment_hash, accepted=True))
-            if self.negotiation.bought:
-                self._note_bought_served()
-        elif not token.accepted_again:
-            with patience(NOTE_AGAIN_WAIT_S):
-                self._note_in_ledger("that a token serves again", lambda: ledger.mark(token.payment_hash, accepted=True))
-            cache.note(token, again=True)
-        if not knows_path:
-            self._note_in_ledger("what a path needs", lambda: ledger.learn(self.origin, self.path, token.scope))
-        if not (token.accepted and knows_path):
-            cache.put(replace(token, accepted=True, accepted_again=token.accepted), self.path)
 
     def _finished(self, payment: Payment | None = None) -> requests.Response:
         """Return the latest answer as the caller gets it: with the superseded ones in ``history`` and ``payment`` on it."""
@@ -695,18 +576,6 @@ class PaywallHandler:
         if self.history:
             self.record.superseded[id(response)] = list(self.history)
         return response
-
-
-def _is_used_up(row: PaymentRow, resource_digest: str) -> bool:
-    """Return whether the token of ``row``, refused for the page of ``resource_digest``, seems to have been for a single use.
-
-    False if it was counted as one before.
-    """
-    if not row.accepted or row.accepted_again or row.resource_digest != resource_digest or row.failure_text == USED_UP:
-        return False
-    now_s = time.time()
-    soon = row.settled_at is not None and now_s - row.settled_at.timestamp() <= USED_UP_WITHIN_S
-    return soon and not (row.valid_until is not None and now_s >= row.valid_until)
 
 
 def _challenge_lines(response: requests.Response) -> list[str]:

@@ -321,7 +321,7 @@ def test_tokens_that_were_revoked_late_arent_for_a_single_use(
     make_session: Callable[..., Routeweiler], lnd: FakeLnd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If failing: a server whose tokens live for an hour is paid for each call."""
-    monkeypatch.setattr("routeweiler_sync.paywall.handler.USED_UP_WITHIN_S", -1.0)
+    monkeypatch.setattr("routeweiler_sync.paywall.token_notes.USED_UP_WITHIN_S", -1.0)
     with seller(lnd) as (shop, url):
         buyer = Buyer(make_session(), shop, url)
         for _ in range(6):
