@@ -27,7 +27,8 @@ from typing import Any
 from routeweiler_sync import BudgetEnvelope, Routeweiler
 from routeweiler_sync._core.money import Rate
 from routeweiler_sync.ledger.envelopes import BUCKET_S, KEPT_BUCKETS, Draw, make
-from routeweiler_sync.ledger.ledger import MAX_LEARNED_PATHS, Ledger
+from routeweiler_sync.ledger.ledger import Ledger
+from routeweiler_sync.ledger.server_facts import MAX_LEARNED_PATHS
 from routeweiler_sync.ledger.types import Change, Intent, PaymentState
 from routeweiler_sync.testing import FakeLnd, Paywall
 

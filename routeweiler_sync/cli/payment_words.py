@@ -12,7 +12,8 @@ from typing import Any
 
 from .._core.money import minor_units, plain, sats
 from ..errors import ChallengeParseError
-from ..ledger.ledger import FORGOTTEN, REFUSED, UNDELIVERED, USED_UP
+from ..ledger.ledger import FORGOTTEN
+from ..ledger.server_facts import REFUSED, UNDELIVERED, USED_UP
 from ..ledger.types import PaymentRow, PaymentState
 from ..protocol.invoice import Invoice, decode_invoice
 from .ledgers import command_text

@@ -117,7 +117,7 @@ def forget(*, payment_hash: str, ledger: str | None, as_json: bool) -> None:
 
 def _token(row: PaymentRow) -> str:
     """Return what is known about the token of a settled payment, in a word."""
-    from ..ledger.ledger import REFUSED, UNDELIVERED
+    from ..ledger.server_facts import REFUSED, UNDELIVERED
 
     if row.preimage is None:
         return "none"

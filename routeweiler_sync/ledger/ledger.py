@@ -20,26 +20,25 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import date, datetime, timedelta
-from decimal import Decimal
 from typing import Any, ClassVar
 
 from .._core import env_vars
 from .._core.deadline import patience
 from .._core.display import facts_table
 from .._core.forks import importing
-from .._core.money import Rate, sats
+from .._core.money import sats
 from .._core.secret_text import problem_of_path, shown, without_secrets
 from ..budgets.schema import SAFE_DEFAULT, BudgetEnvelope
 from ..errors import BudgetError, LedgerError, PolicyDeniedError, RailNotSupportedError, RouteweilerError
 from . import envelopes, snapshot, spending
-from .envelopes import Draw, moment
+from .envelopes import Draw
+from .rows import first, payment_of
+from .server_facts import REFUSED, ServerFacts
 from .snapshot import LedgerSnapshot
 from .spending import Spending
 from .store import Store, Transaction
 from .types import UNFINISHED, UNTRACED, Change, EnvelopeRow, Intent, PaymentRow, PaymentState
 
-#: The most paths remembered for one origin.
-MAX_LEARNED_PATHS = 1_000
 #: The most live rows of an origin that `Ledger.live` returns: a session that meets an origin for the first time must not have to
 #: read everything that was ever bought there.
 MAX_LIVE = 1_000
@@ -54,26 +53,17 @@ MAX_MS = 2**62
 #: How often `Ledger.open_payment` tries to insert a row. It tries again if the row that stood in the way has ended before it was
 #: read.
 MAX_INSERTS = 3
-#: Failure codes of a retired token, which is no longer offered: the server refused it, or the user called `Ledger.forget`.
-REFUSED, FORGOTTEN = "refused", "forgotten"
-#: Failure code of a live token that the server has never accepted: it got an error from the server in place of the page. (If the
-#: server has refused it in so many words, for as long as a settlement may lag, the code is `REFUSED`.)
-UNDELIVERED = "undelivered"
-#: So many tokens of an origin may be `UNDELIVERED`, with none ever accepted there, before nothing more is bought at the origin.
-MAX_UNDELIVERED = 2
-#: Failure text of a retired token that was counted by `Ledger.note_used_up`.
-USED_UP = "refused by the server after it had served once"
+#: Failure code of a retired token that the user has forgotten by `Ledger.forget`. (`REFUSED`, if the server has refused it.)
+FORGOTTEN = "forgotten"
 #: The change to an unfinished row that the user abandons.
 ABANDONED = Change(state=PaymentState.DEAD, failure_code="abandoned", failure_text="abandoned by the user")
-#: Columns whose field in `PaymentRow` has another name. The columns are older than the fields and keep their names.
-COLUMN_NAMES = {"taken": "accepted", "told": "reported", "target": "resource_digest"}
 #: For how long a notebook that shows a ledger waits for its database.
 SHOWN_WAIT_S = 3.0
 #: An error text stored in a row is cut to this many characters.
 MAX_FAILURE_CHARS = 500
 
 
-class Ledger:
+class Ledger(ServerFacts):
     """The record of what may be spent and what was spent. `Ledger.open` makes one; sessions that name the same database share it.
 
     Raises: LedgerError from any method if the database can't be used.
@@ -84,8 +74,7 @@ class Ledger:
     _forgotten: ClassVar[dict[str, set[str]]] = {}
 
     def __init__(self, store: Store, *, clock: Callable[[], float] = time.time) -> None:
-        self._store = store
-        self._clock = clock
+        super().__init__(store, clock=clock)
 
     @classmethod
     def open(cls, url: str | os.PathLike[str] | Ledger) -> Ledger:
@@ -207,7 +196,7 @@ class Ledger:
                     (*after, since_ms, wanted, origin, PAGE_ROWS),
                 )
             for row in rows:
-                yield _payment(row)
+                yield payment_of(row)
             if len(rows) < PAGE_ROWS:
                 return
             after = (rows[-1]["created_at_ms"], rows[-1]["payment_hash"])
@@ -219,12 +208,12 @@ class Ledger:
                 "SELECT * FROM payments WHERE payment_hash >= ? AND payment_hash < ? ORDER BY payment_hash LIMIT ?",
                 (beginning, beginning + "g", limit),  # g sorts after every hex digit
             )
-        return [_payment(row) for row in rows]
+        return [payment_of(row) for row in rows]
 
     def payment(self, payment_hash: str) -> PaymentRow | None:
         """Return the row of ``payment_hash`` (64 hex digits), or None if the ledger has no such payment."""
         with self._store.read() as tx:
-            return _first(tx.execute("SELECT * FROM payments WHERE payment_hash = ?", (payment_hash,)))
+            return first(tx.execute("SELECT * FROM payments WHERE payment_hash = ?", (payment_hash,)))
 
     def envelopes(self) -> Iterator[EnvelopeRow]:
         """Return all envelopes, sorted by id. A ledger that doesn't exist yet has none, and isn't created."""
@@ -386,7 +375,7 @@ class Ledger:
         """Return all payments whose outcome isn't known yet, oldest first."""
         with self._store.read() as tx:
             rows = tx.execute("SELECT * FROM payments WHERE state IN ('open', 'failed') ORDER BY created_at_ms, payment_hash")
-        return [_payment(row) for row in rows]
+        return [payment_of(row) for row in rows]
 
     def check_writable(self) -> None:
         """Begin and end a transaction as a purchase would, without writing a row.
@@ -404,7 +393,7 @@ class Ledger:
             rows = tx.execute(
                 "SELECT * FROM payments WHERE state = 'dead' AND failure_code = 'abandoned' ORDER BY created_at_ms, payment_hash"
             )
-        return [_payment(row) for row in rows]
+        return [payment_of(row) for row in rows]
 
     def unreported(self) -> list[PaymentRow]:
         """Return the paid payments that no trace has reported, oldest first: their calls ended in a crash."""
@@ -412,7 +401,7 @@ class Ledger:
             rows = tx.execute(
                 "SELECT * FROM payments WHERE told = 0 AND settled_at_ms IS NOT NULL ORDER BY created_at_ms, payment_hash"
             )
-        return [_payment(row) for row in rows]
+        return [payment_of(row) for row in rows]
 
     def open_payment(self, intent: Intent, draw: Draw | None) -> tuple[PaymentRow, bool]:
         """Reserve a payment within the limits and insert its row, in one transaction. Return the row and whether it is new.
@@ -470,7 +459,7 @@ class Ledger:
             if rows:
                 if envelope:
                     self._reserve(tx, envelope, reserved_micro)
-                return _payment(rows[0]), True
+                return payment_of(rows[0]), True
             # 1. This transaction looked for a row and found none.
             # 2. Another process inserted one and committed, so the insert above did nothing and nothing was reserved.
             # 3. The other process's row is used.
@@ -498,7 +487,7 @@ class Ledger:
                     self._hold(tx, payment_hash, draw, now_s)
             except (BudgetError, PolicyDeniedError, RailNotSupportedError) as refusal:
                 return refusal
-            counted = _first(
+            counted = first(
                 tx.execute(
                     "UPDATE payments SET state = 'open', sends_ever = sends_ever + 1, sends_unanswered = sends_unanswered + 1 "
                     "WHERE payment_hash = ? AND state IN ('open', 'failed') "
@@ -507,7 +496,7 @@ class Ledger:
                 )
             )
             if counted is None:
-                row = _first(tx.execute("SELECT * FROM payments WHERE payment_hash = ?", (payment_hash,)))
+                row = first(tx.execute("SELECT * FROM payments WHERE payment_hash = ?", (payment_hash,)))
                 if row is not None and row.unfinished:
                     raise envelopes.frozen(row.envelope_id or "")
             return counted
@@ -519,7 +508,7 @@ class Ledger:
 
     def _hold(self, tx: Transaction, payment_hash: str, draw: Draw, now_s: float) -> None:
         """Reserve an unfinished payment in the envelope of ``draw``, unless it is reserved there. See `count_send`."""
-        seen = _first(tx.execute("SELECT * FROM payments WHERE payment_hash = ?", (payment_hash,)))
+        seen = first(tx.execute("SELECT * FROM payments WHERE payment_hash = ?", (payment_hash,)))
         if seen is None or not seen.unfinished:
             return
         if seen.envelope_id is not None and seen.envelope_id < draw.envelope_id:  # in the order of ids, against deadlocks
@@ -527,7 +516,7 @@ class Ledger:
         envelope = envelopes.locked(tx, draw, now_s)
         if seen.envelope_id is not None and seen.envelope_id > draw.envelope_id:
             tx.execute("UPDATE envelopes SET frozen = frozen WHERE id = ?", (seen.envelope_id,))
-        row = _payment(tx.execute("UPDATE payments SET state = state WHERE payment_hash = ? RETURNING *", (payment_hash,))[0])
+        row = payment_of(tx.execute("UPDATE payments SET state = state WHERE payment_hash = ? RETURNING *", (payment_hash,))[0])
         if not row.unfinished:
             return
         if row.envelope_id not in (seen.envelope_id, draw.envelope_id):
@@ -592,7 +581,7 @@ class Ledger:
         """
 
         def work(tx: Transaction) -> PaymentRow:
-            seen = _first(tx.execute("SELECT * FROM payments WHERE payment_hash = ?", (payment_hash,)))
+            seen = first(tx.execute("SELECT * FROM payments WHERE payment_hash = ?", (payment_hash,)))
             if seen is None:
                 raise LedgerError(
                     f"The ledger has no payment {_shown_hash(payment_hash)}. Nothing was changed.",
@@ -602,7 +591,7 @@ class Ledger:
             if seen.envelope_id is not None:
                 tx.execute("UPDATE envelopes SET frozen = frozen WHERE id = ?", (seen.envelope_id,))
             locked = tx.execute("UPDATE payments SET state = state WHERE payment_hash = ? RETURNING *", (payment_hash,))
-            row = _payment(locked[0])
+            row = payment_of(locked[0])
             change = decide(row)
             after = row if change is None else self._book(tx, row, change, claimant)
             before_commit(row)
@@ -630,7 +619,7 @@ class Ledger:
                 "AND COALESCE(failure_code, '') <> 'forgotten' ORDER BY created_at_ms DESC LIMIT ?",
                 (origin, resource_digest, MAX_PAGE_TOKENS),
             )
-        return [_payment(row) for row in rows]
+        return [payment_of(row) for row in rows]
 
     def standing(self, origin: str, resource_digest: str) -> PaymentRow | None:
         """Return the payment that stands for this very page, whatever its scope, or None.
@@ -656,7 +645,7 @@ class Ledger:
                 (claimant, now_ms + int(CLAIM_S * 1000), payment_hash, claimant, instead_of, now_ms),
             )
         )
-        return _first(rows)
+        return first(rows)
 
     def release_report(self, payment_hash: str, claimant: str) -> None:
         """Give up ``claimant``'s claim to report a payment, which it couldn't report. Another's claim stays."""
@@ -695,107 +684,6 @@ class Ledger:
 
         self._store.run(work, durable=False)
 
-    def note_undelivered(self, payment_hash: str, *, refused: bool) -> None:
-        """Record that a paid token, which the server has never accepted, got an error or a refusal (``refused``) for the page.
-
-        Changes nothing for a token that was accepted, or isn't live.
-        """
-        code, text = (REFUSED, "refused by the server") if refused else (UNDELIVERED, "answered with an error by the server")
-        self._store.run(
-            lambda tx: tx.execute(
-                "UPDATE payments SET failure_code = ?, failure_text = ? WHERE payment_hash = ? AND state = 'settled' AND taken = 0 "
-                "AND (failure_code IS NULL OR failure_code = 'undelivered')",
-                (code, text, payment_hash),
-            )
-        )
-
-    def undelivered(self, origin: str) -> PaymentRow | None:
-        """Return a payment that the origin hasn't delivered anything for, if nothing more is to be bought there; else None.
-
-        That is so while the origin has never accepted a token, and has refused one that was paid for, or answered `MAX_UNDELIVERED`
-        of them with errors.
-        """
-        with self._store.read() as tx:
-            rows = tx.execute(
-                "SELECT * FROM payments WHERE origin = ? AND state = 'settled' AND taken = 0 "
-                "AND failure_code IN ('refused', 'undelivered') LIMIT ?",
-                (origin, MAX_LIVE),
-            )
-            refused = [row for row in rows if row["failure_code"] == REFUSED]
-            if not refused and len(rows) < MAX_UNDELIVERED:
-                return None
-            if tx.execute("SELECT 1 AS one FROM payments WHERE origin = ? AND taken >= 1 LIMIT 1", (origin,)):
-                return None
-            return _payment((refused or rows)[0])
-
-    def newest_accepted(self, origin: str) -> PaymentRow | None:
-        """Return the newest of the origin's live tokens that the server has accepted, or None."""
-        with self._store.read() as tx:
-            rows = tx.execute(
-                "SELECT * FROM payments WHERE origin = ? AND state = 'settled' AND preimage IS NOT NULL "
-                "ORDER BY created_at_ms DESC, payment_hash DESC LIMIT ?",
-                (origin, MAX_PAGE_TOKENS),
-            )
-        return _first([row for row in rows if row["taken"] >= 1])
-
-    def note_used_up(self, origin: str, payment_hash: str | None = None) -> None:
-        """Record that a token of ``origin`` was bought in place of one that had served once, that of ``payment_hash``.
-
-        That one was refused at once for the page that it had been bought for. It is counted once, however often it is refused. A
-        token that serves twice starts the count anew. What follows from the count is left to `payments.single_use`.
-        """
-
-        def work(tx: Transaction) -> None:
-            if payment_hash is not None and not tx.execute(
-                "UPDATE payments SET failure_text = ? WHERE payment_hash = ? AND state = 'retired' "
-                "AND COALESCE(failure_text, '') <> ? RETURNING payment_hash",
-                (USED_UP, payment_hash, USED_UP),
-            ):
-                return
-            tx.execute(
-                "INSERT INTO origins (origin, used_up_in_a_row) VALUES (?, 1) "
-                "ON CONFLICT (origin) DO UPDATE SET used_up_in_a_row = origins.used_up_in_a_row + 1",
-                (origin,),
-            )
-
-        self._store.run(work, durable=False)
-
-    def used_up_in_a_row(self, origin: str) -> int:
-        """Return how often in a row `note_used_up` was called for ``origin``."""
-        with self._store.read() as tx:
-            rows = tx.execute("SELECT used_up_in_a_row FROM origins WHERE origin = ?", (origin,))
-        return int(rows[0]["used_up_in_a_row"]) if rows else 0
-
-    def learn(self, origin: str, path: str, scope: str) -> None:
-        """Remember that ``path`` of ``origin`` needs a token of ``scope``. Cheap: the write isn't forced to disk.
-
-        An origin with `MAX_LEARNED_PATHS` paths starts over: all its earlier paths are dropped.
-        """
-
-        def work(tx: Transaction) -> None:
-            known = tx.execute("SELECT count(*) AS paths FROM learned_paths WHERE origin = ?", (origin,))[0]["paths"]
-            if known >= MAX_LEARNED_PATHS:
-                tx.execute("DELETE FROM learned_paths WHERE origin = ?", (origin,))
-            tx.execute(
-                "INSERT INTO learned_paths (origin, path, scope) VALUES (?, ?, ?) "
-                "ON CONFLICT (origin, path) DO UPDATE SET scope = excluded.scope",
-                (origin, path, scope),
-            )
-
-        self._store.run(work, durable=False)
-
-    def unlearn(self, origin: str, path: str) -> None:
-        """Forget which scope ``path`` of ``origin`` needs. Cheap: the write isn't forced to disk."""
-        self._store.run(
-            lambda tx: tx.execute("DELETE FROM learned_paths WHERE origin = ? AND path = ?", (origin, path)), durable=False
-        )
-
-    def learned(self, origin: str) -> dict[str, str]:
-        """Return the scope for each path of ``origin`` that was remembered by `learn`."""
-        with self._store.read() as tx:
-            rows = tx.execute("SELECT path, scope FROM learned_paths WHERE origin = ?", (origin,))
-        return {row["path"]: row["scope"] for row in rows}
-
     # -- inside a transaction ---------------------------------------------------------------------------------------------
 
     def _live(self, tx: Transaction, origin: str, scope: str | None) -> list[PaymentRow]:
@@ -804,7 +692,7 @@ class Ledger:
             rows = tx.execute(f"{live}ORDER BY scope LIMIT ?", (origin, MAX_LIVE))
         else:
             rows = tx.execute(f"{live}AND scope = ?", (origin, scope))
-        return [_payment(row) for row in rows]
+        return [payment_of(row) for row in rows]
 
     def _standing(self, tx: Transaction, intent: Intent) -> PaymentRow | None:
         """Return the row that blocks a new one, or None.
@@ -812,7 +700,7 @@ class Ledger:
         It has the same invoice, or is live or unfinished for the same scope, or stands for the same page, or has opened that page
         since the caller looked.
         """
-        same = _first(tx.execute("SELECT * FROM payments WHERE payment_hash = ?", (intent.payment_hash,)))
+        same = first(tx.execute("SELECT * FROM payments WHERE payment_hash = ?", (intent.payment_hash,)))
         if same is not None:
             return same
         live = self._live(tx, intent.origin, intent.scope)
@@ -821,7 +709,7 @@ class Ledger:
         standing = self._standing_for_page(tx, intent.origin, intent.resource_digest)
         if standing is not None:
             return standing
-        newest = _first(
+        newest = first(
             tx.execute(
                 "SELECT * FROM payments WHERE origin = ? AND target = ? AND preimage IS NOT NULL "
                 "AND state IN ('settled', 'retired') AND state = 'settled' ORDER BY created_at_ms DESC LIMIT 1",
@@ -832,7 +720,7 @@ class Ledger:
 
     def _standing_for_page(self, tx: Transaction, origin: str, resource_digest: str) -> PaymentRow | None:
         """Return the row that stands for a page. See `standing`. The condition is that of the index for it."""
-        return _first(
+        return first(
             tx.execute(
                 "SELECT * FROM payments WHERE origin = ? AND target = ? AND target <> '' "
                 "AND (state IN ('open', 'failed') OR (state = 'settled' AND taken = 0))",
@@ -868,7 +756,7 @@ class Ledger:
             f"UPDATE payments SET {assignments} WHERE payment_hash = ? RETURNING *",  # noqa: S608  (column names from this module)
             (*values.values(), row.payment_hash),
         )
-        return _payment(rows[0])
+        return payment_of(rows[0])
 
     def _is_superseded(self, tx: Transaction, row: PaymentRow) -> bool:
         """Return whether another row is live for the scope of ``row``, or stands for its page."""
@@ -892,38 +780,6 @@ def _shown_hash(payment_hash: object) -> str:
     """Return ``payment_hash`` for a text, unless it has another form: a token or preimage may have been given in its place."""
     text = str(payment_hash)
     return text if re.fullmatch(r"[0-9a-f]{64}", text) else shown(payment_hash)
-
-
-def _first(rows: list[Mapping[str, Any]]) -> PaymentRow | None:
-    return _payment(rows[0]) if rows else None
-
-
-def _payment(row: Mapping[str, Any]) -> PaymentRow:
-    values = dict(row)
-    try:
-        values["created_at"] = moment(values.pop("created_at_ms"))
-        settled_ms = values.pop("settled_at_ms")
-        values["settled_at"] = None if settled_ms is None else moment(settled_ms)
-        claimed_ms = values.pop("claimed_until_ms")
-        values["claimed_until"] = None if claimed_ms is None else moment(claimed_ms)
-        values["state"] = PaymentState(values["state"])
-        values["btc_price"] = None if values["btc_price"] is None else Decimal(values["btc_price"])
-        for column, name in COLUMN_NAMES.items():
-            values[name] = values.pop(column)
-        values["accepted_again"] = values["accepted"] > 1
-        values["accepted"], values["reported"] = bool(values["accepted"]), bool(values["reported"])
-        preimage = values["preimage"]
-        if preimage is not None and hashlib.sha256(bytes.fromhex(preimage)).hexdigest() != values["payment_hash"]:
-            raise ValueError("preimage")
-        if values["currency"] is not None:
-            Rate(currency=values["currency"], btc_price=values["btc_price"])
-        return PaymentRow(**values)
-    except (ValueError, TypeError, ArithmeticError, OSError):  # from None: such an error's text may repeat a token
-        raise LedgerError(
-            f"The ledger's row {row['payment_hash']} is damaged: its preimage doesn't fit its hash, or a value is impossible.",
-            advice="Restore the ledger, or upgrade if a newer version wrote it. The node still knows the preimage.",
-            payment_hash=str(row["payment_hash"]),
-        ) from None
 
 
 assert ([state.value for state in UNFINISHED], REFUSED) == (["open", "failed"], "refused")  # the SQL above repeats these values

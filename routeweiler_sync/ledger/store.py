@@ -23,10 +23,10 @@ from typing import Any, Protocol, TypeVar
 T = TypeVar("T")
 
 #: The newest version in `MIGRATIONS`. A ledger with a higher version was written by a newer release.
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 #: By version: the statements that bring a ledger from the version before to this one. An entry is never edited once it is released;
-#: new ones are appended. Columns of ``payments`` that have another name in `PaymentRow` are listed in `ledger.COLUMN_NAMES`.
+#: new ones are appended. Columns of ``payments`` that have another name in `PaymentRow` are listed in `rows.COLUMN_NAMES`.
 MIGRATIONS: dict[int, tuple[str, ...]] = {
     1: (
         """
@@ -168,6 +168,25 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         """,
     ),
     4: (
+        # Statuses that an origin's application answers with itself, whatever the token: see `Ledger.note_own_error`.
+        """
+        CREATE TABLE own_errors (
+            origin      TEXT NOT NULL,
+            status      INTEGER NOT NULL,
+            noted_at_ms BIGINT NOT NULL,
+            PRIMARY KEY (origin, status)
+        )
+        """,
+        # Whether an origin has ever accepted a token: `Ledger.undelivered` asks, and must not read all that was bought.
+        "CREATE INDEX payments_accepted ON payments (origin) WHERE taken >= 1",
+        # Live tokens by age, without those that were never accepted: `Ledger.newest_accepted` must find one among many.
+        "DROP INDEX payments_live_by_age",
+        """
+        CREATE INDEX payments_serving_by_age ON payments (origin, created_at_ms, payment_hash)
+            WHERE state = 'settled' AND preimage IS NOT NULL AND taken >= 1
+        """,
+    ),
+    5: (
         # What was spent, by origin: `spending.read` sums it up from this index alone, without the wide rows.
         """
         CREATE INDEX payments_spent ON payments (origin, settled_at_ms, amount_msat, fee_msat) WHERE settled_at_ms IS NOT NULL

@@ -37,6 +37,9 @@ MAX_USELESS_TOKENS = 64
 MAX_VAIN_TRIALS = 2
 #: After a path has answered a token with a 5xx, and was asked without it, it isn't asked so again for this long.
 ERRORS_APART_S = 60.0
+#: An error that met a token which was bought because of it counts as the application's own for this long. Then a token may be
+#: doubted for it once more: the server may refuse tokens in the same way.
+OWN_ERRORS_S = 3_600.0
 #: The tokens of an origin are read from the ledger again, because of what another process may have bought, at most this often.
 REFRESHED_APART_S = 10.0
 
@@ -80,8 +83,8 @@ class _Entry:
         self.used_up_in_a_row = 0
         #: For each path whose errors were taken for refusals: until when the next one isn't.
         self.errors_until: dict[str, Deadline] = {}
-        #: Whether a token was bought because of an error, and met the same error: then errors there aren't about tokens.
-        self.errors_are_real = False
+        #: For each status that met a token which was bought because of it: until when it counts as the application's own.
+        self.own_errors: dict[int, Deadline] = {}
         #: Until when the ledger isn't read again for other processes' tokens.
         self.refreshed: Deadline | None = None
         #: The payment hashes of tokens that were forgotten in this process by `Ledger.forget`.
@@ -99,7 +102,7 @@ class _Entry:
 
     def is_used_up(self, token: Token) -> bool:
         """Return whether ``token`` has served, at an origin whose tokens serve once."""
-        return token.accepted and single_use.is_single_use(self.used_up_in_a_row)
+        return token.accepted and not token.accepted_again and single_use.is_single_use(self.used_up_in_a_row)
 
 
 class TokenCache:
@@ -183,6 +186,10 @@ class TokenCache:
         """Remember that a token had to be bought for a path of ``origin`` after ``count`` others were offered there."""
         self._entry(origin).vain_trials += count
 
+    def has_served_others(self, origin: str) -> bool:
+        """Return whether a token of ``origin`` has opened a path that it wasn't bought for."""
+        return self._entry(origin).trial_served
+
     def note_trial_served(self, origin: str) -> None:
         """Remember that a token of ``origin`` has opened a path that it wasn't bought for."""
         self._entry(origin).trial_served = True
@@ -204,7 +211,8 @@ class TokenCache:
         """Return whether an error of HTTP status ``status`` for ``path`` may be about the token."""
         entry = self._entry(origin)
         until = entry.errors_until.get(path)
-        return not entry.errors_are_real and (status < 500 or until is None or until.passed)
+        is_own = self.is_own_error(origin, status) and entry.used_up_in_a_row == 0
+        return not is_own and (status < 500 or until is None or until.passed)
 
     def note_error_asked_about(self, origin: str, path: str) -> None:
         """Remember that ``path`` was asked without a token, because of a 5xx."""
@@ -212,12 +220,21 @@ class TokenCache:
         with _lock:
             entry.errors_until = _bounded({**entry.errors_until, path: Deadline(ERRORS_APART_S)}, MAX_PATHS)
 
-    def note_errors_are_real(self, origin: str) -> None:
-        """Remember that a token which was bought because of an error met an error as well, so that wasn't about tokens.
+    def is_own_error(self, origin: str, status: int) -> bool:
+        """Return whether an error of HTTP status ``status`` is the application's own at ``origin``, as far as is known."""
+        until = self._entry(origin).own_errors.get(status)
+        return until is not None and not until.passed
 
-        No error of the origin is taken for a refusal until one of its tokens opens a page.
+    def note_own_error(self, origin: str, status: int, *, is_own: bool) -> None:
+        """Remember what a token that was bought because of an error of ``status`` has shown.
+
+        It met the same (``is_own``), so that wasn't about tokens, and isn't taken for a refusal for `OWN_ERRORS_S`. Or it opened
+        the page.
         """
-        self._entry(origin).errors_are_real = True
+        entry = self._entry(origin)
+        with _lock:
+            others = {each: until for each, until in entry.own_errors.items() if each != status}
+            entry.own_errors = {**others, status: Deadline(OWN_ERRORS_S)} if is_own else others
 
     def unlearn(self, origin: str, path: str) -> None:
         """Forget which scope ``path`` needs."""
@@ -228,7 +245,6 @@ class TokenCache:
     def note_served(self, token: Token) -> None:
         """Remember that ``token`` has opened a page. A token that serves twice shows that the origin's tokens do."""
         entry = self._entry(token.origin)
-        entry.errors_are_real = False
         if token.accepted:
             entry.used_up_in_a_row = 0
 
@@ -288,6 +304,8 @@ class TokenCache:
                 entry.used_up_in_a_row = read.used_up_in_a_row
                 entry.by_scope = {**read.by_scope, **entry.by_scope}
                 entry.learned = {**read.learned, **entry.learned}
+                entry.own_errors = {**read.own_errors, **entry.own_errors}
+                entry.trial_served = entry.trial_served or read.trial_served
                 entry.forgotten, entry.is_read = read.forgotten, True
             while len(self._origins) > MAX_ORIGINS:
                 self._origins.popitem(last=False)
@@ -308,7 +326,12 @@ class TokenCache:
                     rows = ledger.live(origin)
                     tokens = [Token.of(row) for row in rows]
                     entry.by_scope = {token.scope: token for token in tokens if token is not None}
-                    entry.learned = {row.path: row.scope for row in rows} | ledger.learned(origin)
+                    learned = ledger.learned(origin)
+                    entry.learned = {row.path: row.scope for row in rows} | learned
+                    # A scope that is a path is that of a token which doesn't say what it opens.
+                    entry.trial_served = any(scope.startswith("/") and scope != path for path, scope in learned.items())
+                    noted = ledger.own_errors(origin).items()
+                    entry.own_errors = {status: Deadline(OWN_ERRORS_S - ago_s) for status, ago_s in noted if ago_s < OWN_ERRORS_S}
                     entry.used_up_in_a_row = ledger.used_up_in_a_row(origin)
         except Exception as error:  # noqa: BLE001
             # Free traffic doesn't need the ledger. When a 402 comes, it is read again, and its error is raised then.

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import requests
@@ -20,13 +20,11 @@ import requests
 from .._core.deadline import monotonic_s, patience
 from .._core.log import log
 from .._core.urls import leads_to_one_server, origin_at, path_of
-from ..errors import LedgerError, RouteweilerError, TokenRefusedError, UnreplayableBodyError
-from ..ledger.ledger import USED_UP
+from ..errors import RouteweilerError, TokenRefusedError, UnreplayableBodyError
 from ..payments.block_limit import active
 from ..payments.checks import is_payable
 from ..payments.first_use import end_first_use
 from ..payments.outcome_errors import no_more_tokens_error, overtaken_error, refused_error
-from ..payments.single_use import USED_UP_WITHIN_S, is_single_use
 from ..payments.token import Token
 from ..payments.types import Payment, TokenRequest
 from ..protocol.challenge import scope_of
@@ -52,17 +50,15 @@ from .credentialed import (
 from .negotiation import Negotiation, wants_of
 from .replay import again, check_replayable, drain, resource_digest, rewind
 from .server_rules import ERRORS, MAYBE_REFUSALS, ServerAnswer, TokenStatus, Verdict, Wants, judge, read_answer
+from .token_notes import TokenNotes
 
 if TYPE_CHECKING:
     from ..config.payer import Payer
-    from ..ledger.types import PaymentRow
 
 Send = Callable[[requests.PreparedRequest], requests.Response]
 
 #: Methods that change nothing at the server, so that a request may be sent again after a 5xx.
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
-#: The longest wait for the ledger to note that a token has served once more, which only helps to know the server better.
-NOTE_AGAIN_WAIT_S = 0.1
 
 
 @dataclass
@@ -85,14 +81,18 @@ class PaywallHandler:
     #: The newest answer.
     latest: requests.Response = field(init=False)
     negotiation: Negotiation = field(init=False)
+    notes: TokenNotes = field(init=False)
     #: What the last challenge of this hop asks for.
     _asked: TokenRequest | None = field(default=None, init=False)
+    #: The last 402 of this hop that holds a challenge.
+    _priced: requests.Response | None = field(default=None, init=False, repr=False)
     #: How long ``history`` was before tokens were tried on a 401. The caller asked for none of those answers.
     _before_others: int | None = field(default=None, init=False)
     _resource_digest: str | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.negotiation = Negotiation(call_started_s=self.call.started_s)
+        self.notes = TokenNotes(self.payer, self.negotiation, self.origin, self.path)
 
     @property
     def record(self) -> CallRecord:
@@ -122,8 +122,13 @@ class PaywallHandler:
         Money: a payment may be made, if the server asks for one.
         """
         self._set_origin()
-        with errors_with_original_request(self.request):
-            response = self.send(self._with_token(token))
+        try:
+            with errors_with_original_request(self.request):
+                response = self.send(self._with_token(token))
+        except requests.RequestException:
+            if is_guess:  # nobody asked for the token, and it may be what the server doesn't stand
+                self.payer.token_cache.note_useless(token, self.path)
+            raise
         return self._handled(response, token, is_guess=is_guess)
 
     def handle_response(
@@ -164,7 +169,7 @@ class PaywallHandler:
         Raises: ValueError if it isn't an http URL.
         """
         url = self.request.url or ""
-        self.origin, self.path = origin_at(url), path_of(url)
+        self.origin, self.path = self.notes.origin, self.notes.path = origin_at(url), path_of(url)
 
     def _handled(self, response: requests.Response, token: Token | None, *, is_guess: bool) -> requests.Response:
         """Return the answer that the caller gets. The parameters are those of `handle_response`.
@@ -180,7 +185,7 @@ class PaywallHandler:
             if self.record.spent_msat and error.spent is False:
                 error.spent, error.paid_before_msat = True, self.record.spent_msat
             unpaid = error.spent is False and error.payment_hash is None  # without a payment hash, no payment order was sent
-            if unpaid and self._asked is not None:
+            if unpaid:
                 self._go_back_to_402()
             if self.payer.unpayable == "return" and unpaid and self.latest.status_code == 402 and not quoting.get():
                 log.warning("%s %s isn't paid for, its 402 is returned: %s", self.request.method, self.origin + self.path, error)
@@ -195,11 +200,14 @@ class PaywallHandler:
             self._end_first_use()
 
     def _go_back_to_402(self) -> None:
-        """Make the last 402 the newest answer again, since what it asks for isn't paid. A token may have been tried after it."""
-        at = next((n for n in reversed(range(len(self.history))) if self.history[n].status_code == 402), None)
-        if self.latest.status_code != 402 and at is not None:
+        """Make the last 402 with a challenge the hop's latest answer, if there was one: what isn't paid for is what that asks.
+
+        The answer to a token that was offered before one is bought says nothing about the price.
+        """
+        last = next((at for at, answer in enumerate(self.history) if answer is self._priced), None)
+        if last is not None:
             drain(self.latest)
-            self.latest, self.history = self.history[at], self.history[:at]
+            self.latest, self.history = self.history[last], self.history[:last]
 
     def _run(self, token: Token | None, *, is_guess: bool) -> requests.Response:
         """Do what the server rules say, answer by answer, until one of them is for the caller. Return that one.
@@ -237,13 +245,14 @@ class PaywallHandler:
                 token = self._resend(self._retired_instead_of(judged))
             elif judged is not None and verdict is Verdict.OFFER_AGAIN:
                 time.sleep(self.negotiation.pause_s(monotonic_s()))
-                token = self._resend(self._token_in_ledger(judged) or judged, counts=False)
+                token = self._resend(self.notes.in_ledger(judged) or judged, counts=False)
             elif judged is not None and verdict is Verdict.ASK_BARE:
                 self.negotiation.hold_back(judged)
                 if self.latest.status_code >= 500:
                     self.payer.token_cache.note_error_asked_about(self.origin, self.path)
                 token = self._resend(None)
             elif judged is not None and verdict is Verdict.OTHERS_FIRST:
+                self.negotiation.note_error(self.latest.status_code)
                 self.payer.token_cache.note_useless(judged, self.path)
                 asked = self._asked_before()
                 other = self._token_to_offer(asked) if asked is not None else self._next_other() if self._asked is None else None
@@ -253,9 +262,11 @@ class PaywallHandler:
                 token = self._resend(other)
             else:
                 if judged is not None and verdict is Verdict.RETIRE:
-                    self._retire(judged)
+                    self.negotiation.note_error(self.latest.status_code)
+                    self.notes.retire(judged)
                 elif token is not None and request is not None:
-                    self._note_not_for_page(token, request)
+                    self.notes.not_for_page(token, request)
+                request = request if self._priced is not None else None
                 if request is not None and quoting.get():
                     drain(self.latest)
                     raise QuoteReady(self.payer.checkout.quote(request), self._droppable(self._finished()))
@@ -289,15 +300,6 @@ class PaywallHandler:
         if token is not None:
             self.negotiation.note_trial(token.payment_hash)
         return token
-
-    def _note_not_for_page(self, token: Token, request: TokenRequest) -> None:
-        """Note that the server asks for another token than ``token``, which isn't tried again for this page.
-
-        Does nothing if it asks for one of the token's own scope: then that token, which was a guess so far, is offered in earnest.
-        """
-        if token.scope != request.scope:
-            self.negotiation.tried.add(token.payment_hash)
-            self.payer.token_cache.note_useless(token, self.path)
 
     def _token_to_offer(self, request: TokenRequest) -> Token:
         """Return the token to offer for ``request``: the one that was held back, if it fits, else one from the checkout.
@@ -336,7 +338,9 @@ class PaywallHandler:
         )
         self.record.challenged(token_request)
         self.tokens |= tokens_offered(self.latest) | {challenge.token}
-        self._asked = token_request
+        self._priced = self.latest if self.latest.status_code == 402 else self._priced
+        if self._priced is not None:  # a 401 tells what a token was refused for; nothing is bought before a 402 asks for it
+            self._asked, self.notes.asked_scope = token_request, token_request.scope
         self.negotiation.used_up_in_a_row = self.payer.token_cache.used_up_in_a_row(self.origin)
         return token_request
 
@@ -357,8 +361,8 @@ class PaywallHandler:
                 request,
                 refused=frozenset(negotiation.refused),
                 may_buy=may_buy,
-                worth_an_offer=negotiation.is_worth_an_offer,
-                worth_a_trial=self._is_worth_a_trial,
+                worth_an_offer=self.notes.is_worth_an_offer,
+                worth_a_trial=self.notes.is_worth_a_trial,
             )
         if purchase is None and may_buy:
             raise overtaken_error(request, self.latest.status_code, negotiation.offers)
@@ -370,32 +374,9 @@ class PaywallHandler:
             self.record.bought_pages.add(page)
             self.record.add_purchase(purchase, request.url)  # before the token is sent, so that the payment is reported in any case
             self.payer.token_cache.put(purchase.token, self.path)
-            self._note_bought()
+            if negotiation.tried:
+                self.payer.token_cache.note_vain_trials(self.origin, len(negotiation.tried))
         return purchase.token
-
-    def _is_worth_a_trial(self, row: PaymentRow) -> bool:
-        """Return whether to offer the token of ``row``, which has opened another page of the origin, before one is bought."""
-        cache = self.payer.token_cache
-        if cache.is_useless(row, self.path) or cache.sells_by_path(self.origin):
-            return False
-        return self.negotiation.is_worth_a_trial(row.payment_hash)
-
-    def _note_bought(self) -> None:
-        """Note what it says about the origin's tokens that one had to be bought."""
-        negotiation, cache = self.negotiation, self.payer.token_cache
-        if negotiation.tried:
-            cache.note_vain_trials(self.origin, len(negotiation.tried))
-        used_up = negotiation.used_up
-        if used_up is not None or is_single_use(negotiation.used_up_in_a_row):
-            cache.note_used_up(self.origin)
-            self._note_in_ledger("that a token was used up", lambda: self.payer.ledger.note_used_up(self.origin, used_up))
-
-    def _note_in_ledger(self, what: str, note: Callable[[], object]) -> None:
-        """Call ``note``, which writes ``what`` to the ledger. If it can't be written, that is logged, and the call goes on."""
-        try:
-            note()
-        except LedgerError as error:
-            log.warning("the ledger can't note %s: %s", what, error)
 
     def _droppable(self, response: requests.Response) -> requests.Response:
         """Return ``response``, changed so that its pickle holds none of the tokens of this hop."""
@@ -439,6 +420,11 @@ class PaywallHandler:
                 why = judge(self._status_of(token, ServerAnswer.NO_ANSWER), read_answer(None, judged=True)).why
                 log.warning("%s didn't answer the request with the token of payment %s (%s): %s", self.origin, token.payment_hash,
                             type(error).__name__, why)  # fmt: skip
+                if not token.accepted:
+                    unserved = token.payment_hash
+                    self.notes.write(
+                        "that nothing was delivered", lambda: self.payer.ledger.note_undelivered(unserved, refused=False)
+                    )
             raise
         return token
 
@@ -505,14 +491,28 @@ class PaywallHandler:
         """Return what is known of ``token``, which isn't a guess. The ledger is read only if ``answer`` may be a refusal."""
         accepted = token.accepted
         if answer in MAYBE_REFUSALS and not self.negotiation.is_on_trial(token):
-            accepted = self.negotiation.note_refusal(token, self._token_in_ledger(token), monotonic_s=monotonic_s())
+            accepted = self.negotiation.note_refusal(token, self.notes.in_ledger(token), monotonic_s=monotonic_s())
         return self.negotiation.status_of(
             token,
             accepted=accepted,
             accepted_here=self.payer.token_cache.knows_path(token, self.path),
             now_s=time.time() if answer not in ERRORS else 0.0,  # whether an error refuses a token doesn't depend on its time
             monotonic_s=monotonic_s(),
+            is_own_error=answer in (*ERRORS, ServerAnswer.ELSE) and self._is_own_error(),
         )
+
+    def _is_own_error(self) -> bool:
+        """Return whether the latest answer, an error to a token on trial, is to be taken for the application's own.
+
+        That is so if such tokens serve the origin, and a token that was bought because of this error met it too. A 5xx to a method
+        that isn't safe may have had its effect, so it doesn't take a proof: sent again, the request might have its effect twice.
+        Where no token is known to serve a page that it wasn't bought for, and this one is sold, a 5xx is the server's refusal.
+        """
+        cache, status = self.payer.token_cache, self.latest.status_code
+        may_have_had_effect = status >= 500 and (self.request.method or "").upper() not in SAFE_METHODS
+        if not cache.has_served_others(self.origin):
+            return may_have_had_effect and self._asked is None
+        return may_have_had_effect or cache.is_own_error(self.origin, status)
 
     def _retired_instead_of(self, token: Token) -> Token:
         """Return a retired token to offer in place of ``token``, which isn't offered again in this hop.
@@ -526,7 +526,7 @@ class PaywallHandler:
         earlier = next((Token.of(row) for row in rows if row.payment_hash not in refused), None)
         if earlier is None:
             self.record.add_reuse(token, self.request.url or "")
-            self._note_in_ledger(
+            self.notes.write(
                 "that a token was refused", lambda: self.payer.ledger.note_undelivered(token.payment_hash, refused=True)
             )
             raise refused_error(token, self.latest.status_code)
@@ -539,46 +539,15 @@ class PaywallHandler:
         The answer to the guess doesn't go into ``history``: the caller never asked for it.
         """
         drain(self.latest)
-        self.negotiation.tried.add(token.payment_hash)
+        cache, status = self.payer.token_cache, self.latest.status_code
         self.negotiation.requests += 1
-        self.payer.token_cache.note_useless(token, self.path)
         rewind(self.request)
         self.latest = self.send(self._without_token())
-
-    def _retire(self, token: Token) -> None:
-        """Write to ledger, token cache and negotiation that the server no longer accepts ``token``.
-
-        A token of another scope, which has opened this page too, is only no longer used for it: it may still open others.
-        """
-        negotiation, ledger = self.negotiation, self.payer.ledger
-        is_for_page = token.payment_hash in negotiation.served_here | negotiation.bought_for_this
-        if self._asked is not None and token.scope != self._asked.scope and not is_for_page:
-            negotiation.tried.add(token.payment_hash)
-            negotiation.note_retired(token)
-            self._unlearn()
-            return
-        row = ledger.payment(token.payment_hash)
-        if row is not None and _is_used_up(row, self.resource_digest):
-            negotiation.used_up = token.payment_hash
-        ledger.retire(token.payment_hash)
-        self.payer.token_cache.drop(token)
-        negotiation.note_retired(token)
-        log.info("the token of payment %s is retired: %s no longer accepts it", token.payment_hash, self.origin)
-
-    def _token_in_ledger(self, token: Token) -> Token | None:
-        """Return ``token`` as the ledger has it now, or None if another call has retired it.
-
-        Another thread or process may have noted meanwhile that the server accepted it.
-        """
-        row = self.payer.ledger.payment(token.payment_hash)
-        if row is None or row.state.value != "settled":
-            return None
-        return Token.of(row) or token
-
-    def _unlearn(self) -> None:
-        """Forget which scope this path needs."""
-        self.payer.token_cache.unlearn(self.origin, self.path)
-        self._note_in_ledger("what a path needs", lambda: self.payer.ledger.unlearn(self.origin, self.path))
+        if self.latest.status_code == 402 and cache.has_served_others(self.origin) and cache.is_own_error(self.origin, status):
+            return  # the application's own error may have met the token: it is offered again before another is bought
+        self.negotiation.note_error(status)
+        self.negotiation.tried.add(token.payment_hash)
+        cache.note_useless(token, self.path)
 
     def _finish_with_token(self, token: Token, *, accepted: bool, is_guess: bool) -> requests.Response:
         """Return the latest answer, which is to a request with ``token``, as the caller gets it.
@@ -588,41 +557,10 @@ class PaywallHandler:
         if accepted:
             if self.negotiation.is_on_trial(token):
                 self.payer.token_cache.note_trial_served(self.origin)
-            self._note_accepted(token)
+            self.notes.accepted(token)
         elif self.latest.status_code >= 400 and not is_guess and not token.accepted:
-            self._note_undelivered(token)
+            self.notes.undelivered(token, self.latest.status_code)
         return self._finished(self.record.add_reuse(token, self.request.url or "", is_guess=is_guess))
-
-    def _note_undelivered(self, token: Token) -> None:
-        """Note that ``token``, which is paid for and was never accepted, got an error in place of the page.
-
-        If it was bought because another token had got such an error: so that wasn't about the token, and the next isn't either.
-        """
-        payment_hash = token.payment_hash
-        self._note_in_ledger("that nothing was delivered", lambda: self.payer.ledger.note_undelivered(payment_hash, refused=False))
-        if self.negotiation.bought and self.negotiation.retired_for_error:
-            self.payer.token_cache.note_errors_are_real(self.origin)
-            self._unlearn()
-
-    def _note_accepted(self, token: Token) -> None:
-        """Write to ledger and token cache that the server has accepted ``token``, and that this path accepts tokens of its scope.
-
-        A ledger that can't be written is logged: the caller gets the page all the same.
-        """
-        ledger, cache = self.payer.ledger, self.payer.token_cache
-        knows_path = cache.knows_path(token, self.path)
-        cache.note_served(token)
-        # Separate writes: only the first one decides whether the token may be replaced when it is refused.
-        if not token.accepted:
-            self._note_in_ledger("that a token was accepted", lambda: ledger.mark(token.payment_hash, accepted=True))
-        elif not token.accepted_again:
-            with patience(NOTE_AGAIN_WAIT_S):
-                self._note_in_ledger("that a token serves again", lambda: ledger.mark(token.payment_hash, accepted=True))
-            cache.note(token, again=True)
-        if not knows_path:
-            self._note_in_ledger("what a path needs", lambda: ledger.learn(self.origin, self.path, token.scope))
-        if not (token.accepted and knows_path):
-            cache.put(replace(token, accepted=True, accepted_again=token.accepted), self.path)
 
     def _finished(self, payment: Payment | None = None) -> requests.Response:
         """Return the latest answer as the caller gets it: with the superseded ones in ``history`` and ``payment`` on it."""
@@ -639,18 +577,6 @@ class PaywallHandler:
         if self.history:
             self.record.superseded[id(response)] = list(self.history)
         return response
-
-
-def _is_used_up(row: PaymentRow, resource_digest: str) -> bool:
-    """Return whether the token of ``row``, refused for the page of ``resource_digest``, seems to have been for a single use.
-
-    False if it was counted as one before.
-    """
-    if not row.accepted or row.accepted_again or row.resource_digest != resource_digest or row.failure_text == USED_UP:
-        return False
-    now_s = time.time()
-    soon = row.settled_at is not None and now_s - row.settled_at.timestamp() <= USED_UP_WITHIN_S
-    return soon and not (row.valid_until is not None and now_s >= row.valid_until)
 
 
 def _challenge_lines(response: requests.Response) -> list[str]:

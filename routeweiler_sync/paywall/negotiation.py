@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..payments.single_use import is_single_use
-from .server_rules import ERRORS, ServerAnswer, TokenStatus, Verdict, Wants, judge, token_status
+from .server_rules import ServerAnswer, TokenStatus, Verdict, Wants, judge, token_status
 
 if TYPE_CHECKING:
     from ..ledger.types import PaymentRow
@@ -79,8 +79,8 @@ class Negotiation:
     tried: set[str] = field(default_factory=set)
     #: The payment hash of a token that had served once, and was refused in this hop for the page that it had been bought for.
     used_up: str | None = None
-    #: Whether this hop has retired a token because of an error such as 404 or 500.
-    retired_for_error: bool = False
+    #: The statuses of the errors for which this hop went on to other tokens: 404 or 500, for instance.
+    errors: set[int] = field(default_factory=set)
     #: The payment hash of the present token, if nothing says that this page accepts it.
     _on_trial: str | None = None
     #: The refused token that is to be offered once more, after the server was asked without it.
@@ -101,8 +101,12 @@ class Negotiation:
         """Return the verdict of the server rules on ``answer`` to a token of ``status``, and remember if it is ASK_BARE."""
         verdict = judge(status, answer).verdict
         self.asked_bare = self.asked_bare or verdict is Verdict.ASK_BARE
-        self.retired_for_error = self.retired_for_error or (verdict is Verdict.RETIRE and answer in ERRORS)
         return verdict
+
+    def note_error(self, status: int) -> None:
+        """Note that this hop goes on to another token after an answer of HTTP status ``status``. A 401 or 402 is no error."""
+        if status >= 400 and status not in (401, 402):
+            self.errors.add(status)
 
     def note_refusal(self, token: Token, in_ledger: Token | None, *, monotonic_s: float) -> bool:
         """Note that an answer may refuse ``token``. Return whether the token counts as accepted before.
@@ -123,14 +127,17 @@ class Negotiation:
         self.refusals += 1
         return token.accepted
 
-    def status_of(self, token: Token, *, accepted: bool, accepted_here: bool, now_s: float, monotonic_s: float) -> TokenStatus:
+    def status_of(
+        self, token: Token, *, accepted: bool, accepted_here: bool, now_s: float, monotonic_s: float, is_own_error: bool = False
+    ) -> TokenStatus:
         """Return what is known of a token that isn't a guess.
 
         ``accepted``: the server has accepted it before, by `note_refusal`. ``accepted_here``: this path has accepted tokens of its
-        scope. ``now_s`` is in unix seconds, ``monotonic_s`` on the monotonic clock.
+        scope. ``now_s`` is in unix seconds, ``monotonic_s`` on the monotonic clock. ``is_own_error``: the answer is an error of the
+        application behind the paywall, so a token that was tried has passed that, as one that is known to serve the origin.
         """
         if token.payment_hash == self._on_trial:
-            return TokenStatus.TRIAL
+            return TokenStatus.ELSEWHERE if is_own_error else TokenStatus.TRIAL
         return token_status(
             accepted=accepted,
             accepted_here=accepted_here or token.payment_hash in self.served_here,
@@ -145,15 +152,23 @@ class Negotiation:
         """Return whether one more token may be offered. More tokens are allowed if this call may still buy one (``may_buy``)."""
         return self.offers < (MAX_OFFERS_PER_CALL if may_buy else MAX_TOKENS_PER_CALL)
 
-    def is_worth_an_offer(self, row: PaymentRow) -> bool:
+    def _seems_used_up(self, row: PaymentRow) -> bool:
+        """Return whether the token of ``row`` has served once, at an origin whose tokens serve once."""
+        return row.accepted and not row.accepted_again and is_single_use(self.used_up_in_a_row)
+
+    def shows_single_use(self, row: PaymentRow) -> bool:
+        """Return whether ``row`` is for this very page, and offering its token would show if that too has served for good."""
+        return row.state.value == "settled" and row.resource_digest == self.resource_digest and self._seems_used_up(row)
+
+    def is_worth_an_offer(self, row: PaymentRow, *, shows_it: bool = False) -> bool:
         """Return whether to offer the token of ``row``, which another call has bought.
 
-        False if tokens here serve once, and this one has. Else true if it was bought for this very page. Else False once a token
-        that was bought during this call for another page has failed here: it was new, so its failure shows that tokens here don't
-        open every page. An older token may have been used up or expired, which says nothing about the next one. False in any case
-        after `MAX_TOKENS_PER_CALL` offers.
+        False if tokens here serve once, and this one has, unless ``shows_it``: no token of this page was ever used up. Else true if
+        it was bought for this very page. Else False once a token that was bought during this call for another page has failed here:
+        it was new, so its failure shows that tokens here don't open every page. An older token may have been used up or expired,
+        which says nothing about the next one. False in any case after `MAX_TOKENS_PER_CALL` offers.
         """
-        if self.offers >= MAX_TOKENS_PER_CALL or (row.accepted and is_single_use(self.used_up_in_a_row)):
+        if self.offers >= MAX_TOKENS_PER_CALL or (self._seems_used_up(row) and not shows_it):
             return False
         if row.state.value == "retired" and not self.may_try():
             return False
@@ -198,7 +213,8 @@ class Negotiation:
             self.bought_for_others.add(token.payment_hash)
         self._start_next_token()
         # The challenge that a retired token answers came to a request without a token, so the server needn't be asked that again.
-        self.asked_bare = row.state.value == "retired"
+        # The same holds for one that has probably served for good.
+        self.asked_bare = row.state.value == "retired" or self._seems_used_up(row)
 
     def note_earlier_offer(self, refused: Token) -> None:
         """Note that a retired token is offered next, in place of ``refused``. It was bought for this very page."""

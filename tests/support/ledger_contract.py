@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from routeweiler_sync.errors import BudgetError, BudgetExceededError, LedgerError
-from routeweiler_sync.ledger import ledger as ledger_module
+from routeweiler_sync.ledger import ledger as ledger_module, server_facts
 from routeweiler_sync.ledger.ledger import CLAIM_S, Ledger
 from routeweiler_sync.ledger.types import Change, PaymentRow, PaymentState
 
@@ -633,7 +633,7 @@ class RowsContract:
 
     def test_learned_paths_are_bounded(self, make_ledger: Callable[..., Ledger], monkeypatch: pytest.MonkeyPatch) -> None:
         """Else a server with endless URLs would fill the disk."""
-        monkeypatch.setattr(ledger_module, "MAX_LEARNED_PATHS", 3)
+        monkeypatch.setattr(server_facts, "MAX_LEARNED_PATHS", 3)
         ledger = make_ledger()
         for n in range(11):
             ledger.learn(ORIGIN, f"/{n}", "s")

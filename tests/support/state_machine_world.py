@@ -23,6 +23,7 @@ import requests
 from routeweiler_sync import (
     BudgetEnvelope,
     BudgetExceededError,
+    ChallengeExpiredError,
     EnvelopeFrozenError,
     Ledger,
     PaymentRow,
@@ -111,7 +112,7 @@ class Wall(Paywall):
                     Offer(
                         payment_hash=hashlib.sha256(bytes.fromhex(value.rpartition(":")[2])).hexdigest(),
                         path=target.partition("?")[0],
-                        taken=200 <= reply.status < 400,
+                        taken=200 <= reply.status < 400 and not target.startswith("/free"),
                         refused=reply.status in (401, 402) and is_about_tokens,
                     )
                 )
@@ -170,15 +171,7 @@ class StateWorld:
         self.log = self._exit.enter_context(_listening())
         self.pool = self._exit.enter_context(ThreadPoolExecutor(8))
         self.air = Air(self.lnd)
-        first = Wall(self.lnd, price_msat=10_000, service="a")
-        first.add_service("/two", name="two", price_msat=7_001)
-        first.add_service("/dyn", name="dyn", price_msat=3_000, dynamic=True)
-        first.add_service("/brief", name="brief", price_msat=5_000, valid_for_s=2)
-        second = Wall(self.lnd, price_msat=4_000, faults=Faults(opaque_tokens=True))
-        self.walls = [self._exit.enter_context(wall) for wall in (first, second)]
-        second.hop = first.url_for("/one")
-        paths = ("/one", "/also-one", "/two", "/dyn/1", "/dyn/2", "/brief")
-        self.pages = [(first, path) for path in paths] + [(second, path) for path in ("/x", "/y", "/hop")]
+        self.walls = self.open_walls()
         self.books = OpenBooks(folder, self.lnd)
         self.cap_sats = cap_sats
         self.sessions: list[Routeweiler] = []
@@ -188,6 +181,19 @@ class StateWorld:
         self.said: list[Said] = []
         self.calls = self.lost_lines = 0
         self.new_session(0.5)
+
+    def open_walls(self) -> Sequence[Wall]:
+        """Start the servers, and list their pages in ``pages``."""
+        first = Wall(self.lnd, price_msat=10_000, service="a")
+        first.add_service("/two", name="two", price_msat=7_001)
+        first.add_service("/dyn", name="dyn", price_msat=3_000, dynamic=True)
+        first.add_service("/brief", name="brief", price_msat=5_000, valid_for_s=2)
+        second = Wall(self.lnd, price_msat=4_000, faults=Faults(opaque_tokens=True))
+        walls = [self._exit.enter_context(wall) for wall in (first, second)]
+        second.hop = first.url_for("/one")
+        paths = ("/one", "/also-one", "/two", "/dyn/1", "/dyn/2", "/brief")
+        self.pages = [(first, path) for path in paths] + [(second, path) for path in ("/x", "/y", "/hop")]
+        return walls
 
     def close(self) -> None:
         for session in self.sessions:
@@ -411,12 +417,15 @@ class StateWorld:
         self.recover(session)
 
     def _must_come(self, session: Routeweiler, page: int) -> None:
+        path = self.pages[page][1]
         for _ in range(MAX_CALM_CALLS):
             answer = self.call_alone(session, page)
             if isinstance(answer, requests.Response):
                 assert (answer.status_code, answer.content) == (200, self.walls[0].content)
                 assert any(wall.requests and wall.requests[-1].paid for wall in self.walls), "the page was had for nothing"
                 return
+            if isinstance(answer, ChallengeExpiredError) and path == "/brief":
+                continue  # on a busy machine its token ends before it can be bought
             row = self.books.ledger.payment(getattr(answer, "payment_hash", None) or "")
             assert isinstance(answer, (TokenRefusedError, PreimageMismatchError)), f"in a calm world: {answer!r}"
             assert row is not None
@@ -448,7 +457,7 @@ class StateWorld:
         for wall in self.walls:
             foreign = [offer for offer in wall.offers if rows[offer.payment_hash].origin != wall.base_url]
             assert not foreign, "a token went to another origin"
-        own = [line for line in self.books.lines if line["method"] == "GET" and line.get("parentRequestId") is None]
+        own = [line for line in self.books.lines if line["method"] != "RECOVER" and line.get("parentRequestId") is None]
         assert self.calls <= len(own) <= self.calls + self.lost_lines, f"{len(own)} trace lines for {self.calls} calls"
 
     def end(self) -> None:

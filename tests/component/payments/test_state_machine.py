@@ -1,5 +1,6 @@
 """Promises 1 to 3, 6 and 7, walked at random: sessions, threads, deaths, and faults of node, network and server in any order.
 
+`Purchases` is about faults, `Sales` about servers that sell and refuse tokens in other ways than aperture (`selling_world`).
 `state_machine_world` is the world and says what must be true of it after each step; here is what may happen next. The mutants at
 the end show that the world's eyes are open. ROUTEWEILER_DEEP_TESTS=1 walks for an hour; pytest's --hypothesis-seed picks the walks.
 """
@@ -18,20 +19,24 @@ import requests
 from hypothesis import HealthCheck, event, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from routeweiler_sync import InvoicePaymentError, PaymentPendingError
+from routeweiler_sync import InvoicePaymentError, Ledger, PaymentPendingError
 from routeweiler_sync.funding.replies import WalletReply
 from routeweiler_sync.ledger import envelopes
 from routeweiler_sync.payments import lifecycle, wallet_rules
+from routeweiler_sync.payments.checkout import Checkout
 from routeweiler_sync.payments.wallet_rules import WalletEvent
 from routeweiler_sync.paywall import handler as exchange
+from tests.support.selling_world import ERRORS, SellingWorld
 from tests.support.state_machine_world import StateWorld
 
-from .test_crash_points import INTENT, QUESTION
+from .test_crash_points import INTENT, QUESTION, REFUSAL as REFUSED
 
 pytestmark = pytest.mark.model
 
 DEEP = "ROUTEWEILER_DEEP_TESTS" in os.environ
 EXAMPLES, STEPS = (1_500, 60) if DEEP else (25, 25)
+#: The walks past servers with ways of their own are longer and fewer.
+SALES, SALES_STEPS = (1_500, 60) if DEEP else (12, 30)
 SENT = "lnd SendPaymentV2: sent"
 
 sessions = st.integers(0, 7)
@@ -256,6 +261,132 @@ def test_no_walk_breaks_a_promise() -> None:
     )
 
 
+# -- servers that sell and refuse tokens as real ones do ------------------------------------------------------------------------
+
+#: How a server sells, how it refuses, and how it writes its tokens. An unusual form names other schemes than aperture's.
+SELLS = ["service", "path", "everything", "once", "credit:3", "method", "query", "body", "instance", "nothing"]
+REFUSALS = [
+    {"refuses": 402}, {"refuses": 401}, {"refuses": 401, "refuses_with": "scheme"}, {"refuses": 401, "refuses_with": "challenge"},
+    {"refuses": 401, "refuses_with": "realm"}, {"refuses": 402, "refuses_with": "scheme"},
+    *({"refuses": status} for status in (400, 403, 404, 409, 410, 500, 503)),
+]  # fmt: skip
+ways = st.builds(
+    lambda sells, refuses, token, head: {"sells": sells, "token": token, "head": head, **refuses},
+    st.sampled_from(SELLS),
+    st.sampled_from(REFUSALS),
+    st.sampled_from([None, "json", "macaroon-v1"]),
+    st.sampled_from(["challenge", "price-only"]),
+)
+asked = st.integers(0, 19)
+#: Pages of the first server: most walks are about it.
+asked_of_one = st.integers(0, 9)
+
+
+class Sales(RuleBasedStateMachine):
+    """As `Purchases`, with a wallet that is well, and servers with ways of their own. `SellingWorld` judges each call."""
+
+    @initialize(ways=st.tuples(ways, ways), wanted=st.lists(asked | asked_of_one, min_size=1, max_size=5))
+    def begin(self, ways: tuple[dict[str, Any], ...], wanted: list[int]) -> None:
+        self.wanted = wanted
+        self.folder = Path(tempfile.mkdtemp(prefix="state-"))
+        self.world = SellingWorld(self.folder, ways)
+
+    @rule(number=sessions, pages=st.lists(asked_of_one, min_size=1, max_size=4))
+    def calls(self, number: int, pages: list[int]) -> None:
+        for page in pages:
+            answer = self.world.call_alone(self._session(number), self._page(page))
+            event(type(answer).__name__ if isinstance(answer, Exception) else str(answer.status_code))
+
+    @rule(number=sessions, page=asked)
+    def a_call_for_any_page(self, number: int, page: int) -> None:
+        self.world.call_alone(self._session(number), page)
+
+    @rule(by_id=st.booleans())
+    def a_session_is_made(self, by_id: bool) -> None:
+        self.world.new_session(5.0, by_id=by_id)
+
+    @rule(number=sessions)
+    def a_session_is_closed(self, number: int) -> None:
+        self.world.close_session(number)
+
+    @rule(wall=walls, way=st.sampled_from(["revoked", "expired", "keys"]))
+    def tokens_end(self, wall: int, way: str) -> None:
+        self.world.walls[wall].end_tokens(way)
+
+    @rule(wall=walls, lag=st.sampled_from([0, 0, 1, 2]))
+    def settlements_lag(self, wall: int, lag: int) -> None:
+        self.world.walls[wall].faults.settle_lag = lag
+
+    @rule(wall=walls, status=st.sampled_from([0, *ERRORS]))
+    def the_application_fails_for_a_while(self, wall: int, status: int) -> None:
+        self.world.walls[wall].app = status
+
+    @rule(wall=walls, status=st.sampled_from([0, 0, 403, 503]))
+    def something_fails_in_front_of_the_paywall(self, wall: int, status: int) -> None:
+        self.world.walls[wall].front = status
+
+    @rule(wall=walls)
+    def all_is_well_again(self, wall: int) -> None:
+        self.world.walls[wall].front = self.world.walls[wall].app = 0
+
+    @rule(wall=walls, instance=st.sampled_from([None, 0, 1, 2]))
+    def another_instance_answers(self, wall: int, instance: int | None) -> None:
+        if self.world.walls[wall].service.way == "instance":
+            self.world.walls[wall].instance = instance
+
+    @rule(wall=walls, when=st.sampled_from(["before", "after"]))
+    def a_connection_is_cut(self, wall: int, when: Any) -> None:
+        self.world.walls[wall].cut_next(when)
+
+    @rule(number=sessions)
+    def the_user_forgets_a_token(self, number: int) -> None:
+        self.world.forget_any(number)
+
+    @rule(callers=st.lists(st.tuples(sessions, asked_of_one), min_size=2, max_size=4))
+    def several_calls_at_once(self, callers: list[tuple[int, int]]) -> None:
+        self.world.unwatch()
+        self.world.crowd([(session, self._page(page)) for session, page in callers], lambda: None)
+
+    @rule(page=asked_of_one, at=st.integers(1, 40), since=st.sampled_from([None, INTENT, REFUSED]))
+    def a_process_dies(self, page: int, at: int, since: str | None) -> None:
+        event(f"died: {self.world.dies(self._page(page), at, storm=False, since=since)}")
+
+    @rule(number=sessions)
+    def a_recovery(self, number: int) -> None:
+        self.world.recover(self._session(number))
+
+    @rule(wanted=st.lists(asked, max_size=3))
+    def all_is_calm_for_a_while(self, wanted: list[int]) -> None:
+        self.world.calm(wanted, release_fails=False)
+
+    @invariant()
+    def all_accounts_agree(self) -> None:
+        self.world.agree()
+
+    def teardown(self) -> None:
+        try:
+            self.world.end()
+        finally:
+            self.world.close()
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _page(self, page: int) -> int:
+        return self.wanted[page % len(self.wanted)]
+
+    def _session(self, number: int) -> Any:
+        return self.world.sessions[number % len(self.world.sessions)]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(4 * 3600 if DEEP else 900)
+def test_no_walk_pays_for_what_is_still_good() -> None:
+    """Else some server's way to sell, met in some order, costs its users each page anew."""
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        Sales,
+        settings=settings(max_examples=SALES, stateful_step_count=SALES_STEPS, suppress_health_check=list(HealthCheck)),
+    )
+
+
 # -- the world's eyes: it must see what a walk is there to find ------------------------------------------------------------------
 
 
@@ -319,3 +450,53 @@ def test_a_secret_in_an_error_is_seen(world: StateWorld, monkeypatch: pytest.Mon
     world.call(world.sessions[0], 0)
     with pytest.raises(AssertionError, match="a secret is in an error"):
         world.agree()
+
+
+def _sells(tmp_path: Path, **way: Any) -> Iterator[SellingWorld]:
+    made = SellingWorld(tmp_path, [way, {"sells": "path"}])
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def shop_of_everything(tmp_path: Path) -> Iterator[SellingWorld]:
+    yield from _sells(tmp_path, sells="everything", token="json")
+
+
+@pytest.fixture
+def shop_of_methods(tmp_path: Path) -> Iterator[SellingWorld]:
+    yield from _sells(tmp_path, sells="method")
+
+
+GET_A, POST_A, POST_B = 0, 4, 7
+
+
+def test_a_token_that_would_have_opened_another_page_is_seen(
+    shop_of_everything: SellingWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that pays for each path where one token opens all."""
+    monkeypatch.setattr(exchange.PaywallHandler, "_is_worth_a_trial", lambda self, row: False)
+    world = shop_of_everything
+    world.call_alone(world.sessions[0], GET_A)
+    with pytest.raises(AssertionError, match="is good, and was paid for again"):
+        world.call_alone(world.sessions[0], POST_B)
+
+
+def test_a_page_that_is_paid_again_each_time_is_seen(shop_of_methods: SellingWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """GET and POST of one path have a token each, and one throws away the other's."""
+    monkeypatch.setattr(Checkout, "_page_tokens", lambda self, request: [])
+    world = shop_of_methods
+    world.call_alone(world.sessions[0], GET_A)
+    world.call_alone(world.sessions[0], POST_A)
+    with pytest.raises(AssertionError, match="is good, and was paid for again"):
+        world.call_alone(world.sessions[0], GET_A)
+
+
+def test_a_purchase_for_what_was_never_delivered_is_seen(shop_of_everything: SellingWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that never takes a token is paid for page after page."""
+    monkeypatch.setattr(Ledger, "undelivered", lambda self, origin: None)
+    world = shop_of_everything
+    world.walls[0].faults.refuse_tokens = True
+    world.call_alone(world.sessions[0], GET_A)
+    with pytest.raises(AssertionError, match="and none has served"):
+        world.call_alone(world.sessions[0], POST_B)

@@ -39,3 +39,14 @@ def test_a_second_payment_of_a_call_without_a_fitting_preimage_is_in_the_trace(l
     assert payments[1]["proofValue"] is None
     assert books.lines[1]["url"] == behind.url
     books.check()
+
+
+def test_nothing_is_bought_for_a_challenge_of_a_401_alone(session, lnd: FakeLnd, books: Books) -> None:
+    """A server that refuses a token with 401 and a new challenge was paid at once, though no 402 had asked for it: what the page
+    costs without a token, or whether it costs anything, nobody had asked.
+    """
+    with Paywall(lnd, sells="once", refuses=401, refuses_with="challenge") as paywall:
+        session.get(paywall.url)
+        session.get(paywall.url)
+        assert [request.status for request in paywall.requests] == [402, 200, 401, 402, 200]
+    books.check()

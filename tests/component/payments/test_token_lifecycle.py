@@ -45,7 +45,7 @@ with Routeweiler(funding=[funding], ledger=ledger, trace_sink=TraceSink.jsonl(tr
         print(type(error).__name__, error.spent)
     else:
         used = response.payment
-        print(response.status_code, "guessed" if used is None else "reused" if used.reused else "bought")
+        print(response.status_code, "free" if used is None else "reused" if used.reused else "bought")
 """
 
 
@@ -213,7 +213,7 @@ def test_a_refused_token_stays_the_scopes_in_other_processes_until_it_is_forgott
     paywall.faults.refuse_tokens = False
     assert run(paywall.url) == "200 bought"
     assert session.get(paywall.url).payment.reused
-    assert run(paywall.url_for("/another/page")) == "200 guessed"
+    assert run(paywall.url_for("/another/page")) == "200 reused"
     assert len(lnd.payments) == 2
     books.check()
 

@@ -17,11 +17,16 @@ from routeweiler_sync import (
     BudgetExceededError,
     ChallengeParseError,
     Ledger,
+    Policy,
+    PolicyDeniedError,
+    PolicyRule,
     Routeweiler,
     RouteweilerError,
+    RuleMatch,
     TokenRefusedError,
 )
 from routeweiler_sync.ledger import ledger as ledger_module
+from routeweiler_sync.ledger.server_facts import MAX_UNDELIVERED
 from routeweiler_sync.payments import single_use, token_cache
 from routeweiler_sync.paywall import negotiation
 from routeweiler_sync.paywall.negotiation import MAX_REQUESTS
@@ -31,6 +36,7 @@ from tests.support.selling_ways import (
     FRESH,
     TOKEN_KINDS,
     Asked,
+    Grant,
     Seller,
     everything,
     five_pages,
@@ -315,7 +321,7 @@ def test_tokens_that_were_revoked_late_arent_for_a_single_use(
     make_session: Callable[..., Routeweiler], lnd: FakeLnd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If failing: a server whose tokens live for an hour is paid for each call."""
-    monkeypatch.setattr("routeweiler_sync.paywall.handler.USED_UP_WITHIN_S", -1.0)
+    monkeypatch.setattr("routeweiler_sync.paywall.token_notes.USED_UP_WITHIN_S", -1.0)
     with seller(lnd) as (shop, url):
         buyer = Buyer(make_session(), shop, url)
         for _ in range(6):
@@ -728,12 +734,171 @@ def test_what_an_origin_has_sold_doesnt_make_it_slower(session: Routeweiler, lnd
     with seller(lnd, accepts=one_path) as (shop, url):
         Buyer(session, shop, url).opens("GET", "/a", paid=1)
     for wanted, sql in (
-        ("payments_live_by_age", "SELECT * FROM payments WHERE origin = ? AND state = 'settled' AND preimage IS NOT NULL "
-         "ORDER BY created_at_ms DESC, payment_hash DESC LIMIT 16"),
+        ("payments_serving_by_age", "SELECT * FROM payments WHERE origin = ? AND state = 'settled' AND preimage IS NOT NULL "
+         "AND taken >= 1 ORDER BY created_at_ms DESC, payment_hash DESC LIMIT 1"),
+        ("payments_accepted", "SELECT 1 AS one FROM payments WHERE origin = ? AND taken >= 1 LIMIT 1"),
         ("payments_undelivered", "SELECT * FROM payments WHERE origin = ? AND state = 'settled' AND taken = 0 "
          "AND failure_code IN ('refused', 'undelivered') LIMIT 16"),
     ):  # fmt: skip
         with books.ledger._store.read() as tx:
             plan = " ".join(str(dict(row)) for row in tx.execute(f"EXPLAIN QUERY PLAN {sql}", ("x",)))
         assert wanted in plan, plan
-    assert ledger_module.MAX_UNDELIVERED == 2
+        assert "TEMP B-TREE" not in plan, plan
+    assert MAX_UNDELIVERED == 2
+
+
+# -- errors of the application, between its pages --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 409, 410, 500])
+@pytest.mark.parametrize("anew", [False, True], ids=["one session", "a session a call"])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_an_error_that_comes_now_and_then_is_paid_for_once(
+    make_session: Callable[..., Routeweiler], lnd: FakeLnd, books: Books, status: int, anew: bool, method: str
+) -> None:
+    """If failing: a search that finds something only now and then is paid for at each miss."""
+    now = [200]
+    with seller(lnd, accepts=one_path, app=lambda asked: now[0]) as (shop, url):
+        buyer = Buyer(make_session(), shop, url)
+        buyer.opens(method, "/search?q=0", paid=1)
+        for number in range(8):
+            buyer = Buyer(make_session(), shop, url) if anew else buyer
+            now[0] = status if number % 2 == 0 else 200
+            assert buyer.call(method, f"/search?q={number}").status_code == now[0]
+        assert shop.paid <= 2, shop.wire
+        books.check()
+
+
+@pytest.mark.parametrize("status", [403, 404, 410, 429, 500])
+@pytest.mark.parametrize("anew", [False, True], ids=["one session", "a session a link"])
+def test_broken_links_are_paid_for_once(
+    make_session: Callable[..., Routeweiler], lnd: FakeLnd, books: Books, status: int, anew: bool
+) -> None:
+    """If failing: with a token for the whole server at hand, a crawler pays for each page that isn't there."""
+    with seller(lnd, app=lambda asked: status if "broken" in asked.path else 200) as (shop, url):
+        buyer = Buyer(make_session(), shop, url)
+        for number in range(6):
+            buyer = Buyer(make_session(), shop, url) if anew else buyer
+            buyer.opens("GET", f"/{number}", requests=4)
+            assert buyer.call("GET", f"/broken/{number}").status_code == status
+        assert shop.paid <= 2, shop.wire
+        books.check()
+
+
+def test_a_refusal_that_the_application_answers_with_as_well_is_known_again(session: Routeweiler, lnd: FakeLnd) -> None:
+    """If failing: one forbidden page puts all pages out of reach, where used-up tokens are answered with 403 too."""
+    with seller(lnd, accepts=once, refuses=(403, None), app=lambda asked: 403 if asked.path == "/secret" else 200) as (shop, url):
+        buyer = Buyer(session, shop, url)
+        for _ in range(2):
+            buyer.opens("GET", "/a", paid=1)
+        assert buyer.call("GET", "/secret").status_code == 403
+        for _ in range(3):
+            buyer.opens("GET", "/a", paid=1)
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
+@pytest.mark.parametrize("priced", [True, False], ids=["402", "401"])
+def test_an_order_that_may_have_had_its_effect_isnt_sent_with_another_token(
+    session: Routeweiler, lnd: FakeLnd, method: str, priced: bool
+) -> None:
+    """If failing: with a token that opens the whole server, an order whose page then fails is placed twice."""
+    unasked = {} if priced else {"unasked": lambda asked: (401, None) if asked.path == "/order" else (402, FRESH)}
+    with seller(lnd, app=lambda asked: 500 if asked.path == "/order" else 200, **unasked) as (shop, url):
+        buyer = Buyer(session, shop, url)
+        for path in ("/a", "/b"):
+            buyer.opens("POST", path)
+        buyer.meets(method, "/order", 500, requests=2)
+        assert [str(asked) for asked in shop.seen if asked.path == "/order" and asked.token] == [f"{method} /order token:500"]
+
+
+# -- nothing is bought, or no answer comes ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("refusal", [*REFUSALS, *ERRORS])
+@pytest.mark.parametrize("unpayable", ["return", "raise"])
+def test_what_isnt_paid_after_a_trial_is_the_402(
+    make_session: Callable[..., Routeweiler], lnd: FakeLnd, refusal: str, unpayable: str
+) -> None:
+    """If failing: a program gets the server's answer to a token that it never asked to send, in place of the price."""
+    with seller(lnd, accepts=one_path, refuses={**REFUSALS, **ERRORS}[refusal]) as (shop, url):
+        Buyer(make_session(), shop, url).opens("GET", "/a", paid=1)
+        deny = Policy(rules=[PolicyRule(name="no", when=RuleMatch(url_matches="*/b*"), deny=True)])
+        poor = make_session(policy=deny, unpayable=unpayable)
+        if unpayable == "return":
+            answer = poor.post(url + "/b")
+        else:
+            with pytest.raises(PolicyDeniedError) as caught:
+                poor.post(url + "/b")
+            assert caught.value.spent is False
+            answer = caught.value.response
+        assert "token" in shop.wire[-1]
+        assert answer.status_code == 402
+        assert answer.headers["WWW-Authenticate"].startswith("L402 macaroon=")
+        assert shop.paid == 1
+
+
+def test_a_guess_that_gets_no_answer_isnt_repeated(session: Routeweiler, lnd: FakeLnd) -> None:
+    """If failing: a free page that can't stand a token is out of reach for ever."""
+
+    def accepts(asked: Asked, grant: Grant) -> bool:
+        if asked.path == "/free":
+            raise ConnectionAbortedError
+        return True
+
+    with seller(lnd, accepts=accepts, unasked=lambda asked: (200, None) if asked.path == "/free" else (402, FRESH)) as (shop, url):
+        buyer = Buyer(session, shop, url)
+        buyer.opens("GET", "/a", paid=1)
+        with pytest.raises(requests.ConnectionError):
+            buyer.call("GET", "/free")
+        buyer.opens("GET", "/free", paid=0, requests=1)
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_server_that_hangs_up_on_paid_tokens_is_paid_twice_at_most(
+    session: Routeweiler, lnd: FakeLnd, books: Books, method: str
+) -> None:
+    """If failing: a server that takes the money and answers no request after it is paid for each of its pages."""
+
+    def accepts(asked: Asked, grant: Grant) -> bool:
+        raise ConnectionAbortedError
+
+    with seller(lnd, accepts=accepts) as (shop, url):
+        for number in range(8):
+            with pytest.raises((requests.ConnectionError, TokenRefusedError)):
+                Buyer(session, shop, url).call(method, f"/{number}")
+        assert shop.paid <= 2
+        books.check()
+
+
+# -- pages of one server that are sold in different ways -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("refusal", ["401", "402 anew", "403"])
+def test_a_page_whose_tokens_go_on_to_serve_is_paid_once_beside_one_whose_tokens_serve_once(
+    make_session: Callable[..., Routeweiler], lnd: FakeLnd, books: Books, refusal: str
+) -> None:
+    """If failing: because of one page that is sold by the use, a token for another is bought anew for each call."""
+
+    def accepts(asked: Asked, grant: Grant) -> bool:
+        return one_path(asked, grant) and (asked.path != "/once" or grant.uses == 0)
+
+    with seller(lnd, accepts=accepts, refuses=REFUSALS[refusal]) as (shop, url):
+        for _ in range(5):
+            Buyer(make_session(), shop, url).opens("GET", "/once", paid=1)
+        buyer = Buyer(make_session(), shop, url)
+        buyer.opens("GET", "/many", paid=1, requests=2)
+        for number in range(8):
+            buyer = Buyer(make_session(), shop, url) if number % 2 else buyer
+            buyer.opens("GET", "/many", paid=0, requests=2)
+            buyer.opens("GET", "/once", paid=1)
+        books.check()
+
+
+def test_a_serving_token_is_found_among_many_that_never_were(make_session: Callable[..., Routeweiler], lnd: FakeLnd) -> None:
+    """If failing: after a row of pages that failed, the token that opens the rest of the server is bought once more."""
+    with seller(lnd, app=lambda asked: 404 if "broken" in asked.path else 200) as (shop, url):
+        Buyer(make_session(), shop, url).opens("GET", "/a", paid=1)
+        for number in range(ledger_module.MAX_PAGE_TOKENS + 2):
+            Buyer(make_session(), shop, url).call("POST", f"/broken/{number}")
+        assert shop.paid > ledger_module.MAX_PAGE_TOKENS
+        Buyer(make_session(), shop, url).opens("POST", "/b", paid=0)
