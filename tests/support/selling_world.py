@@ -318,6 +318,8 @@ class SellingWorld(StateWorld):
                     return
                 if answer.status_code == asked.wall.service.refuses >= 500:
                     return  # doubted once a minute, and never for a POST: it isn't clear what that did
+                if session._payer.token_cache.is_own_error(asked.wall.base_url, answer.status_code):
+                    return  # a token that was bought because of this error has met it too
             rows = [row for row in self.books.rows if row.state is PaymentState.SETTLED and row.origin == asked.wall.base_url]
             useless = [row for row in rows if not row.accepted]
             story = _story(asked.wall.requests[-8:], rows)

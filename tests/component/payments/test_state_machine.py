@@ -25,7 +25,7 @@ from routeweiler_sync.ledger import envelopes
 from routeweiler_sync.payments import lifecycle, wallet_rules
 from routeweiler_sync.payments.checkout import Checkout
 from routeweiler_sync.payments.wallet_rules import WalletEvent
-from routeweiler_sync.paywall import handler as exchange
+from routeweiler_sync.paywall.token_notes import TokenNotes
 from tests.support.selling_world import ERRORS, SellingWorld
 from tests.support.state_machine_world import StateWorld
 
@@ -434,7 +434,7 @@ def test_a_limit_that_is_passed_is_seen(world: StateWorld, monkeypatch: pytest.M
 
 def test_a_good_token_that_is_replaced_is_seen(world: StateWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each token given up without need costs its price again."""
-    monkeypatch.setattr(exchange.PaywallHandler, "_token_in_ledger", lambda self, held: None)
+    monkeypatch.setattr(TokenNotes, "in_ledger", lambda self, held: None)
     world.walls[0].faults.settle_lag = 1
     world.call(world.sessions[0], 0)
     world.call(world.sessions[0], 0)
@@ -475,7 +475,7 @@ def test_a_token_that_would_have_opened_another_page_is_seen(
     shop_of_everything: SellingWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A client that pays for each path where one token opens all."""
-    monkeypatch.setattr(exchange.PaywallHandler, "_is_worth_a_trial", lambda self, row: False)
+    monkeypatch.setattr(TokenNotes, "is_worth_a_trial", lambda self, row: False)
     world = shop_of_everything
     world.call_alone(world.sessions[0], GET_A)
     with pytest.raises(AssertionError, match="is good, and was paid for again"):

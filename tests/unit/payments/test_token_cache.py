@@ -336,9 +336,14 @@ def test_an_error_is_taken_for_a_refusal_once_a_minute_and_not_where_it_was_none
     monkeypatch.setattr(tokens, "ERRORS_APART_S", 0.0)
     book.note_error_asked_about(ORIGIN, "/a")
     assert book.takes_error_for_refusal(ORIGIN, "/a", 503)
-    book.note_errors_are_real(ORIGIN)
+    book.note_own_error(ORIGIN, 404, is_own=True)
     assert not book.takes_error_for_refusal(ORIGIN, "/b", 404)
-    book.note_served(one)
+    assert book.takes_error_for_refusal(ORIGIN, "/b", 403)
+    book.note_used_up(ORIGIN)
+    assert book.takes_error_for_refusal(ORIGIN, "/b", 404), "tokens are used up there, so it may be about one"
+    book.note_served(book.note(one, accepted=True))
+    assert not book.takes_error_for_refusal(ORIGIN, "/b", 404)
+    book.note_own_error(ORIGIN, 404, is_own=False)
     assert book.takes_error_for_refusal(ORIGIN, "/b", 404)
 
 
