@@ -97,6 +97,7 @@ def test_no_walk_over_a_row_finds_its_secrets(row: PaymentRow, walk: str) -> Non
 def test_a_data_frame_of_rows_has_no_secrets(ledger: Ledger) -> None:
     """Else the first thing that a data scientist does with the ledger would put tokens into a notebook."""
     pandas = pytest.importorskip("pandas", reason="pandas isn't installed")
+    assert pandas.DataFrame(ledger.envelopes()).settled_minor_units.sum() == Decimal("10.5")
     frame = pandas.DataFrame(ledger.payments())
     assert {"payment_hash", "origin", "amount_msat", "fee_msat", "settled_at"} <= set(frame.columns)
     assert not {"token", "preimage"} & set(frame.columns)
