@@ -129,8 +129,8 @@ class AsMapping:
         """Return the names of the fields."""
         return [each.name for each in fields(self)]  # type: ignore[arg-type]
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.keys())
+    #: With `__getitem__` alone it could be iterated over; and pandas takes what can be for a list of cells, not for a row.
+    __iter__ = None
 
     def __getitem__(self, name: str) -> Any:
         if name not in self.keys():

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from .wallets import Examination
 
 _SQLITE = "sqlite:///"
-#: Where SQLite keeps the version and the application's number in a file's header (SQLite, "Database File Format", 1.3).
-_HEADER_BYTES, _VERSION_AT, _APPLICATION_AT = 100, 60, 68
 #: Less room than this on the ledger's disk is worth a warning.
 FREE_BYTES_MIN = 50 * 2**20
 #: File systems over a network, where SQLite's locks don't hold (SQLite, "How To Corrupt An SQLite Database File", 2.1).
@@ -45,14 +43,14 @@ AHEAD_S = 300
 
 
 class Look:
-    """A look at one ledger. ``is_readable`` and ``envelopes`` are known after `findings` has ended.
+    """A look at one ledger. The attributes are known after `findings` has ended.
 
-    ``envelopes`` are its envelopes by id.
+    ``is_readable``: it could be read. ``is_new``: there is none yet. ``envelopes`` are its envelopes by id.
     """
 
     def __init__(self, ledger: Ledger, *, look_s: float, now: Callable[[], float]) -> None:
         self.ledger, self._look_s, self._now = ledger, look_s, now
-        self.is_readable = False
+        self.is_readable = self.is_new = False
         self.envelopes: dict[str, EnvelopeRow] = {}
 
     def findings(self) -> Iterator[Finding]:
@@ -70,11 +68,17 @@ class Look:
     def _looked(self) -> Iterator[Finding]:
         url = self.ledger.url
         path = Path(url.removeprefix(_SQLITE)) if url.startswith(_SQLITE) else None
-        if path is not None and not self.ledger.exists():
-            yield _new(path)
+        where = printable(path) if path is not None else url
+        with patience(self._look_s):
+            exists, version = self.ledger.exists(), self.ledger.schema_version()
+        if not exists:
+            self.is_new = True
+            said = "the database answers, and the first payment will create the ledger in it: nothing was bought yet"
+            yield _new(path) if path is not None else ok("ledger", f"{where}: {said}")
             return
-        if path is not None and (found := _by_header(path)) is not None:
-            yield found
+        if 0 < version < SCHEMA_VERSION:
+            what = f"{where} has schema {version}; the next payment brings it to {SCHEMA_VERSION}, so it wasn't opened"
+            yield warning("ledger", what, "Upgrade all programs that use it: older versions can't read it after that.")
             return
         with patience(self._look_s), warnings.catch_warnings(record=True):
             warnings.simplefilter("always")  # a file that isn't private is told of below
@@ -82,7 +86,6 @@ class Look:
             self.envelopes = {each.id: each for each in self.ledger.envelopes()}
             newest = next(self.ledger.payments(newest_first=True), None)
         self.is_readable = True
-        where = printable(path) if path is not None else url
         about = f"{where}, schema {SCHEMA_VERSION}"
         if path is None:
             yield ok("ledger", f"{about}; readable and writable")
@@ -173,24 +176,6 @@ def _new(path: Path) -> Finding:
         advice = f"Let this user write to {quoted(folder)}, or name another file as the ledger."
         return wrong("ledger", f"{shown} can't be created: {why}", advice)
     return ok("ledger", f"{shown} will be created by the first payment: nothing was bought yet")
-
-
-def _by_header(path: Path) -> Finding | None:
-    """Return what the file's first bytes say, if the ledger mustn't be opened because of it."""
-    try:
-        with path.open("rb") as file:
-            header = file.read(_HEADER_BYTES)
-    except OSError:
-        return None  # the ledger itself says it better
-    if len(header) < _HEADER_BYTES:
-        return None
-    from ..ledger.sqlite import APPLICATION_ID
-
-    version = int.from_bytes(header[_VERSION_AT : _VERSION_AT + 4], "big")
-    if int.from_bytes(header[_APPLICATION_AT : _APPLICATION_AT + 4], "big") != APPLICATION_ID or not 0 < version < SCHEMA_VERSION:
-        return None
-    what = f"{printable(path)} has schema {version}; the next payment brings it to {SCHEMA_VERSION}, so it wasn't opened"
-    return warning("ledger", what, "Upgrade all programs that use it: older versions can't read it after that.")
 
 
 def _file(path: Path, about: str) -> Finding:

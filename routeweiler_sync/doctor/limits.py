@@ -43,7 +43,7 @@ def findings(
         advice = f"Set {env_vars.BUDGET}, for example to '1000 sat/call, 50000 sat/day'." if from_environment else "Give it one."
         yield warning("budget", "there is no limit: a program may spend all that the node has", advice)
     elif isinstance(envelope, str) and envelope not in looked.envelopes:
-        if looked.is_readable or not looked.ledger.exists():
+        if looked.is_readable or looked.is_new:
             advice = "Correct the id: routeweiler-sync budget show lists those that there are."
             yield wrong("budget", f"the ledger holds no envelope {shown(envelope)}", advice)
         return

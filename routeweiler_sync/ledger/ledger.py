@@ -160,6 +160,10 @@ class Ledger(ServerFacts):
         """Return whether the ledger's database exists already. Creates nothing."""
         return self._store.exists()
 
+    def schema_version(self) -> int:
+        """Return the schema version of the ledger that is there, 0 if there is none. Creates and migrates nothing."""
+        return self._store.version()
+
     def close(self) -> None:
         """Close the database connections of this ledger. The ledger stays usable: its next use opens new ones."""
         self._store.close()

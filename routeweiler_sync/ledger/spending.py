@@ -18,9 +18,9 @@ from .store import Transaction
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _MS = timedelta(milliseconds=1)
-#: A time without a zone in a year before this is taken for UTC: the system may not know the local time of it, and nothing was
-#: paid then.
-_FIRST_LOCAL_YEAR, _LAST_LOCAL_YEAR = 1971, 9998
+#: A time without a zone in a year before or after these is taken for UTC: a system may not know its local time, and nothing is paid
+#: then.
+_FIRST_LOCAL_YEAR, _LAST_LOCAL_YEAR = 1971, 2999
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 
 #: ``PRAGMA application_id`` of a routeweiler_sync ledger: "RWSL" in ASCII. A database without it isn't a ledger.
 APPLICATION_ID = 0x5257534C
+#: Where the number of the application and the schema's version stand in the header of a file (SQLite, "Database File Format", 1.3).
+_APPLICATION_AT, _VERSION_AT, _HEADER_BYTES = 68, 60, 100
 #: How long a writer waits for other writers before SQLite reports "database is locked".
 BUSY_TIMEOUT_S = 30.0
 #: The least that a transaction may wait for other writers, also if its call has no patience left.
@@ -125,6 +127,16 @@ class SqliteStore:
             return self._file is not None or self.path.exists()
         except OSError:  # the folder isn't readable, so the file may exist
             return True
+
+    def version(self) -> int:
+        """Return the schema version in the file's header, without opening the database; 0 if the file isn't a ledger."""
+        try:
+            with self.path.open("rb") as file:
+                header = file.read(_HEADER_BYTES)
+        except OSError:
+            return 0
+        application, version = (int.from_bytes(header[at : at + 4], "big") for at in (_APPLICATION_AT, _VERSION_AT))
+        return version if application == APPLICATION_ID else 0
 
     def transaction(self, *, durable: bool = True, binding: bool = False) -> AbstractContextManager[SqliteTransaction]:
         """Begin a write transaction with BEGIN IMMEDIATE, commit it at the end of the block. See `Store.transaction`."""

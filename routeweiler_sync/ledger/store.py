@@ -212,6 +212,9 @@ class Store(Protocol):
     def exists(self) -> bool:
         """Return whether there may be a ledger already. Cheap, and creates nothing."""
 
+    def version(self) -> int:
+        """Return the schema version of the ledger that is there, 0 if there is none or that can't be seen. Changes nothing."""
+
     def transaction(self, *, durable: bool = True, binding: bool = False) -> AbstractContextManager[Transaction]:
         """Begin a read-write transaction that commits at the end of the block.
 

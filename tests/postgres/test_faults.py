@@ -425,6 +425,18 @@ def test_a_newer_ledger_is_refused_also_under_an_open_one(server: Server, databa
     assert server.admin("SELECT sends_ever FROM payments", database) == [(1,)]
 
 
+def test_a_ledger_of_an_older_release_is_there(server: Server, database: str, make_ledger: Make) -> None:
+    """Else after an upgrade, until the first purchase, the bill would be empty, and a quote name a price for what is paid for."""
+    made = make_ledger()
+    made.open_payment(intent(1), None)
+    settle(made, 1)
+    server.admin("DROP INDEX payments_spent; UPDATE routeweiler_ledger SET version = 3", database)
+    ledger = make_ledger()
+    assert ledger.exists()
+    assert ledger.spending().total_msat == 10_000
+    assert server.admin("SELECT version FROM routeweiler_ledger", database) == [(SCHEMA_VERSION,)]
+
+
 def test_a_schema_of_its_own_keeps_ledgers_apart(server: Server, database: str, make_ledger: Make) -> None:
     """Else two fleets in one database would spend one budget, or a ledger beside other tables couldn't be had."""
     server.admin("CREATE SCHEMA a; CREATE SCHEMA b; CREATE TABLE public.payments (mine TEXT)", database)

@@ -98,6 +98,13 @@ class PostgresStore:
 
         Raises: LedgerError if the server can't be reached.
         """
+        return self.version() > 0
+
+    def version(self) -> int:
+        """Return the schema version of the tables, 0 if there are none. Migrates nothing.
+
+        Raises: LedgerError if the server can't be reached, or a newer release wrote the ledger.
+        """
         pool = self._pool_here()
         if not pool.met:
             with self._as_ledger_error(), self._turn(pool, _wait(READ_S_MIN)) as (wait, guard):
@@ -108,8 +115,8 @@ class PostgresStore:
                 finally:
                     link.connection.close()
             pool.met = version == SCHEMA_VERSION
-            return version > 0
-        return True
+            return version
+        return SCHEMA_VERSION
 
     def run(self, work: Callable[[Transaction], T], *, durable: bool = True, binding: bool = False) -> T:
         """Call ``work`` in a transaction and return its result. Try again if the transaction had no effect.

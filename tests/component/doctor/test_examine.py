@@ -544,6 +544,17 @@ def test_what_is_wrong_with_a_wallet_of_ones_own_is_named(
     only(found(funding=_source(client), ledger=ledger_path), check, verdict, text)
 
 
+def test_a_ledger_that_a_program_has_open_stays_open(found: Examine, ledger_path: Path) -> None:
+    """A look from within a program mustn't end what its sessions are doing."""
+    _made(ledger_path)
+    with closing(Ledger.open(ledger_path)) as ledger:
+        ledger.thaw("default")
+        connection = ledger._store._writer.connection  # type: ignore[attr-defined]
+        assert connection is not None
+        assert found(funding=_source(Wallet()), ledger=ledger) == []
+        assert ledger._store._writer.connection is connection  # type: ignore[attr-defined]
+
+
 def test_a_wallet_of_ones_own_that_hangs(found: Examine, ledger_path: Path) -> None:
     """Foreign code has no bound of its own."""
     ends = threading.Event()

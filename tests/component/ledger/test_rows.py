@@ -97,6 +97,7 @@ def test_no_walk_over_a_row_finds_its_secrets(row: PaymentRow, walk: str) -> Non
 def test_a_data_frame_of_rows_has_no_secrets(ledger: Ledger) -> None:
     """Else the first thing that a data scientist does with the ledger would put tokens into a notebook."""
     pandas = pytest.importorskip("pandas", reason="pandas isn't installed")
+    assert pandas.DataFrame(ledger.envelopes()).settled_minor_units.sum() == Decimal("10.5")
     frame = pandas.DataFrame(ledger.payments())
     assert {"payment_hash", "origin", "amount_msat", "fee_msat", "settled_at"} <= set(frame.columns)
     assert not {"token", "preimage"} & set(frame.columns)
@@ -129,7 +130,7 @@ def test_an_unpickled_row_says_where_its_secrets_are(row: PaymentRow) -> None:
 def test_a_row_as_a_dict(ledger: Ledger, row: PaymentRow) -> None:
     """Else everybody would write the list of a row's fields again."""
     assert dict(row) == vars(row) == {each.name: getattr(row, each.name) for each in dataclasses.fields(row)}
-    assert (row["origin"], list(row)) == (row.origin, row.keys())
+    assert (row["origin"], list(row.keys())) == (row.origin, [each.name for each in dataclasses.fields(row)])
     (envelope,) = ledger.envelopes()
     assert dict(envelope)["settled_minor_units"] == Decimal("10.5")
 
