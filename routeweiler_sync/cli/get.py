@@ -2,7 +2,7 @@
 
 The environment names node, budget, ledger and trace. This module knows curl's arguments for a request, and how to report the
 outcome. What it reports about money is read from the call's trace events, so the command and the trace agree. What is passed to the
-session is made in `wiring`; where the page is written is left to `output`, and the exit code to `outcome`.
+session is made in `wiring`; where the page is written is left to `output`, a dry run to `dry_run`, and the exit code to `outcome`.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ import base64
 import contextlib
 import json
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 import requests
@@ -25,13 +27,16 @@ import urllib3
 from .._core.secret_text import shown
 from .._version import VERSION
 from ..config import env_settings, environment
-from ..errors import FundingError, InvoicePaymentError, LedgerError, NoFundingForRailError, PaymentDeclinedError, RouteweilerError
+from ..errors import FundingError, InvoicePaymentError, LedgerError, NoFundingForRailError, RouteweilerError
+from ..payments import slow_payments
 from ..protocol.schemes import is_credential, redact
+from . import tables
+from .dry_run import DryRun, dry_run as dry_run_of, facts, quote_as_json, verdict_as_json
 from .outcome import Exit, exit_for, printable, text_of
-from .output import Output
+from .output import Output, output_at
+from .progress import progress_bar
 
 if TYPE_CHECKING:
-    from ..payments.types import Quote
     from ..trace.schema import TracePayment
     from ..transport.session import Routeweiler
     from .wiring import Confirm, PaymentObserver
@@ -42,18 +47,26 @@ TIMEOUT_S = (30.0, 300.0)
 PAYMENT_TIMEOUT_S = 60.0
 #: Seconds that a dry run waits for another process's purchase of the same token; it can't finish one itself.
 DRY_RUN_WAIT_S = 1.0
+#: Told where certificates aren't checked.
+INSECURE = "--insecure: the certificate isn't checked. Whoever answers in the server's place gets what is paid, and the token."
 
 
 @dataclass(kw_only=True)
 class Fetch:
-    """One run of the command: the URL, the limits, what was paid, and how the call ended.
+    """One run of the command: the request, the limits, what was paid, and how the call ended.
 
     ``confirm`` and ``observer`` hold the last quote and the payments that the session has made. ``limit`` is the limit of
     ``--max-sats``, in whose block the call is made; ``cap_sats`` is its number. ``no_node`` is why the environment's node can't be
     used, None if it can. ``response`` or ``error`` is set once the call has ended, both if the error has a response.
     """
 
+    method: str
     url: str
+    headers: dict[str, Any]
+    body: bytes | None
+    output: str | None
+    verify: bool | None
+    quiet: bool
     confirm: Confirm
     observer: PaymentObserver
     cap_sats: int | None
@@ -61,8 +74,15 @@ class Fetch:
     no_node: str | None = None
     response: requests.Response | None = None
     error: requests.RequestException | None = None
+    #: Whether the file had the whole page already, so that the server had nothing more to send.
+    had_all: bool = False
     #: What went wrong besides, for instance that the trace couldn't be written.
     warnings: list[str] = field(default_factory=list)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments for ``session.request``, but for method, URL and headers."""
+        return {"data": self.body, "timeout": TIMEOUT_S, "verify": self.verify}
 
     @property
     def exit(self) -> Exit:
@@ -70,12 +90,20 @@ class Fetch:
         paid = bool(self.observer.paid)
         if self.error is not None:
             return exit_for(self.error, paid=paid)
-        if self.response is not None and self.response.status_code < 400:
+        if self.response is not None and (self.response.status_code < 400 or self.had_all):
             return Exit.OK
         return Exit.UNDELIVERED if paid else Exit.ERROR
 
 
-@click.command()
+class TerminatedError(KeyboardInterrupt):
+    """SIGTERM or SIGHUP came, which ends the command as Ctrl-C does. ``signum`` says which."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+
+
+@click.command(short_help="Fetch one URL, and pay for it if asked.")
 @click.argument("url")
 @click.option("-X", "--request", "method", metavar="METHOD", help="HTTP method. Default: GET, or POST with -d.")
 @click.option(
@@ -84,14 +112,34 @@ class Fetch:
 @click.option(
     "-d", "--data", metavar="DATA|@FILE|-", multiple=True, help="Send a body: text, file, stdin. Several are joined by '&'."
 )
-@click.option("-o", "--output", metavar="FILE", help="Write the page to FILE. Only a complete page replaces an existing FILE.")
+@click.option(
+    "-o", "--output", metavar="FILE", help="Write the page to FILE, with a progress bar. Only a whole page replaces a FILE."
+)
+@click.option(
+    "-C",
+    "continue_at",
+    type=click.Choice(["-"]),
+    metavar="-",
+    help="As --continue: curl's way to write it.",
+)
+@click.option(
+    "--continue",
+    "continues",
+    is_flag=True,
+    help="Continue a download to FILE that broke off, and keep what has arrived if this one does. "
+    "If the page has changed, or the server can't continue, it begins anew.",
+)
 @click.option(
     "--max-sats",
     type=click.IntRange(min=0),
+    metavar="N",
     help="Limit what the command may spend, over all redirects, routing included. The budget applies too.",
 )
-@click.option("--dry-run", is_flag=True, help="Print the price and pay nothing. Needs no node.")
+@click.option("--dry-run", is_flag=True, help="Say what would be paid from which budget, or why not. Pays nothing, needs no node.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object: status, headers, body, payment, error.")
+@click.option("-k", "--insecure", is_flag=True, help="Don't check the server's certificate.")
+@click.option("-q", "--quiet", is_flag=True, help="Write nothing to stderr unless something goes wrong. No progress bar.")
+@click.option("-v", "--verbose", is_flag=True, help="Write each request, answer and step of a payment to stderr. No secrets.")
 @click.pass_context
 def get(
     context: click.Context,
@@ -101,13 +149,30 @@ def get(
     headers: Sequence[str],
     data: Sequence[str],
     output: str | None,
+    continue_at: str | None,
+    continues: bool,
     max_sats: int | None,
     dry_run: bool,
     as_json: bool,
+    insecure: bool,
+    quiet: bool,
+    verbose: bool,
 ) -> None:
     """Fetch URL, and pay for it if the server asks for payment. Follows redirects.
 
-    The page is written to stdout as it arrives. What was paid is reported on stderr.
+    The page is written to stdout as it arrives, or to a file. What was paid is reported on stderr.
+
+    \b
+    Examples:
+      What would it cost?
+        routeweiler-sync get --dry-run https://example.com/weather
+      Pay at most 20 sat, routing included:
+        routeweiler-sync get --max-sats 20 -o w.json https://example.com/weather
+      Go on where a download has broken off:
+        routeweiler-sync get --continue -o big.zip https://example.com/big.zip
+      Post JSON:
+        routeweiler-sync get -H 'Content-Type: application/json' -d @body.json
+        https://example.com/ask
 
     \b
     These environment variables name the node (free pages need none):
@@ -128,20 +193,62 @@ def get(
       2  wrong usage                  6  paid, but the page didn't arrive
       3  refused before paying
     """
+    continues = continues or continue_at is not None
+    if quiet and verbose:
+        raise click.UsageError("-q and -v exclude each other.")
+    if continues and (method not in (None, "GET") or data or any(each.lower().startswith("range:") for each in headers)):
+        raise click.UsageError("-C continues a plain GET: it can't be used with -X, -d or a Range header.")
     body = b"&".join(_data(each) for each in data) if data else None
     try:
-        destination = Output(output)
-    except OSError as error:
-        raise click.UsageError(f"{output} can't be written to: {error.strerror or error}. Nothing was fetched or paid.") from None
-    with destination:
-        session, fetch = _session(url, max_sats=max_sats, dry_run=dry_run)
-        with session:
+        destination = Output() if dry_run else output_at(output, continues=url if continues else None)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    with _terminable(), contextlib.ExitStack() as stack:
+        try:
             try:
-                _fetch(fetch, session, method or ("GET" if body is None else "POST"), _headers(headers, body), body)
-                code = _deliver(fetch, destination, dry_run=dry_run, as_json=as_json)
-            except KeyboardInterrupt:
-                code = _interrupted(fetch)
+                stack.enter_context(destination)
+            except OSError as error:
+                why = error.strerror or error
+                raise click.UsageError(f"{output or 'stdout'} can't be written to: {why}. Nothing was fetched or paid.") from None
+            session, fetch = _session(url, max_sats=max_sats, dry_run=dry_run)
+            fetch.method, fetch.headers, fetch.body = method or ("GET" if body is None else "POST"), _headers(headers, body), body
+            fetch.output, fetch.verify, fetch.quiet = output, False if insecure else None, quiet
+            _prepare_terminal(session, quiet=quiet, verbose=verbose, insecure=insecure)
+            stack.enter_context(session)
+        except TerminatedError as error:
+            context.exit(128 + error.signum)
+        code: int
+        try:
+            if dry_run:
+                code = _rehearse(fetch, session, as_json=as_json)
+            else:
+                _fetch(fetch, session, destination)
+                code = _deliver(fetch, destination, as_json=as_json)
+        except KeyboardInterrupt as interrupt:
+            code = fetch.exit if destination.is_whole else _interrupted(fetch, destination, interrupt)
     context.exit(code)
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """End the block by `TerminatedError` on SIGTERM and SIGHUP, so that no file is left behind and the money is told of."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    replaced = []
+    for signum in (signal.SIGTERM, getattr(signal, "SIGHUP", None)):
+        if signum is not None and signal.getsignal(signum) is signal.SIG_DFL:
+            signal.signal(signum, _raise_terminated)
+            replaced.append(signum)
+    try:
+        yield
+    finally:
+        for signum in replaced:
+            signal.signal(signum, signal.SIG_DFL)
+
+
+def _raise_terminated(signum: int, frame: object) -> NoReturn:
+    raise TerminatedError(signum)
 
 
 def _session(url: str, *, max_sats: int | None, dry_run: bool) -> tuple[Routeweiler, Fetch]:
@@ -152,16 +259,29 @@ def _session(url: str, *, max_sats: int | None, dry_run: bool) -> tuple[Routewei
     Raises: click.UsageError if the budget or the network in the environment can't be read.
     """
     from ..transport.session import Routeweiler
-    from .wiring import Confirm, PaymentObserver, dry_limit, limit_of, prices_only
+    from .wiring import Confirm, PaymentObserver, limit_of, prices_only
 
-    confirm = Confirm(pays=not dry_run, limit=dry_limit(max_sats) if dry_run and max_sats is not None else None)
-    fetch = Fetch(url=url, confirm=confirm, observer=PaymentObserver(env_settings.trace_sink()), cap_sats=max_sats)
+    fetch = Fetch(
+        method="GET",
+        url=url,
+        headers={},
+        body=None,
+        output=None,
+        verify=None,
+        quiet=False,
+        confirm=Confirm(),
+        observer=PaymentObserver(env_settings.trace_sink()),
+        cap_sats=max_sats,
+    )
     funding = []
     try:
         budget = env_settings.budget()
-        funding = prices_only() if dry_run else environment.node()
-    except FundingError as error:
-        fetch.no_node = text_of(error)
+        try:
+            funding = environment.node()
+        except FundingError as error:
+            fetch.no_node = text_of(error)
+        if dry_run:
+            funding = prices_only()
     except ValueError as error:
         raise click.UsageError(printable(error)) from None
     session = Routeweiler(
@@ -171,43 +291,99 @@ def _session(url: str, *, max_sats: int | None, dry_run: bool) -> tuple[Routewei
         confirm=fetch.confirm,
         payment_timeout=DRY_RUN_WAIT_S if dry_run else PAYMENT_TIMEOUT_S,
     )
-    if max_sats is not None and not dry_run:
+    if max_sats is not None:
         fetch.limit = limit_of(session, max_sats)
     session.headers["User-Agent"] = f"routeweiler-sync/{VERSION}"
     session.headers["Accept-Encoding"] = "identity"  # the page is written as the server has it, never decompressed
     return session, fetch
 
 
-def _fetch(fetch: Fetch, session: Routeweiler, method: str, headers: dict[str, Any], body: bytes | None) -> None:
+def _prepare_terminal(session: Routeweiler, *, quiet: bool, verbose: bool, insecure: bool) -> None:
+    """Let stderr show what the options ask for."""
+    if insecure:
+        warnings.filterwarnings("ignore", category=urllib3.exceptions.InsecureRequestWarning)  # told here, once
+        _err(INSECURE)
+    if verbose:
+        from .verbose import tell
+
+        tell(session, session._payer, _err)
+    elif not quiet and sys.stderr is not None and sys.stderr.isatty():
+        slow_payments.listeners.append(_err)
+
+
+def _fetch(fetch: Fetch, session: Routeweiler, destination: Output) -> None:
     """Make the request, and record in ``fetch`` its response or error, and RuntimeWarnings. The body of the page stays unread."""
-    with warnings.catch_warnings(record=True) as caught:
+    with warnings.catch_warnings(record=True) as caught, fetch.limit:
         warnings.simplefilter("always", RuntimeWarning)
         try:
-            with fetch.limit:
-                fetch.response = session.request(method, fetch.url, headers=headers, data=body, stream=True, timeout=TIMEOUT_S)
+            fetch.response = _request(fetch, session, destination)
+            if not destination.takes(fetch.response):
+                fetch.response.close()
+                fetch.response = _request(fetch, session, destination)
         except requests.RequestException as error:
             fetch.error, fetch.response = error, error.response
     fetch.warnings = [str(each.message) for each in caught]
+    if fetch.error is None and fetch.response is not None:
+        fetch.had_all = fetch.response.status_code == 416 and destination.kept_bytes > 0
 
 
-def _deliver(fetch: Fetch, destination: Output, *, dry_run: bool, as_json: bool) -> Exit:
-    """Report the outcome, write the page, and return the exit code."""
-    quoted = dry_run and isinstance(fetch.error, PaymentDeclinedError)
-    content = None
-    if not quoted:
+def _request(fetch: Fetch, session: Routeweiler, destination: Output) -> requests.Response:
+    headers = {**fetch.headers, **destination.headers}
+    return session.request(fetch.method, fetch.url, headers=headers, stream=True, **fetch.arguments)
+
+
+def _rehearse(fetch: Fetch, session: Routeweiler, *, as_json: bool) -> Exit:
+    """Report what the call would pay, and return the exit code that it would have."""
+    with fetch.limit:
+        result = dry_run_of(session, fetch.method, fetch.url, no_node=fetch.no_node, headers=fetch.headers, **fetch.arguments)
+    fetch.response, fetch.error = result.response, result.problem
+    problem = result.problem
+    if problem is not None:
+        _err(_problem(fetch))
+    elif result.rehearsal is None and not fetch.quiet:
         _report(fetch)
-        try:
-            content = _page(fetch, destination, as_json)
-        except BrokenPipeError:
-            raise  # whatever reads stdout has closed it: click ends the command quietly
-        except (urllib3.exceptions.HTTPError, OSError) as problem:
-            fetch.error = requests.ConnectionError(f"The page didn't arrive whole: {problem}.")
-            _err(fetch.error)
     if as_json:
-        click.echo(json.dumps(_as_json(fetch, content, quoted)))
-    elif dry_run and fetch.confirm.quote is not None:
-        click.echo(_as_text(fetch.confirm.quote))
-    return Exit.OK if quoted else fetch.exit
+        click.echo(json.dumps(_as_json(fetch, None, result)))
+    else:
+        tables.print_facts(facts(result))
+    return result.exit
+
+
+def _deliver(fetch: Fetch, destination: Output, *, as_json: bool) -> Exit:
+    """Report the outcome, write the page, and return the exit code."""
+    _report(fetch)
+    content = None
+    try:
+        content = _page(fetch, destination, as_json)
+        if as_json:
+            click.echo(json.dumps(_as_json(fetch, content)))
+    except BrokenPipeError:
+        raise  # whatever reads stdout has closed it: click ends the command quietly
+    except (urllib3.exceptions.HTTPError, OSError) as problem:
+        fetch.error = _undelivered(fetch, destination, problem)
+        if fetch.quiet and fetch.observer.paid:
+            _err(_payments_text(fetch.observer.paid))
+        _err(fetch.error)
+        if as_json and fetch.output not in (None, "-"):
+            click.echo(json.dumps(_as_json(fetch, None)))
+    return fetch.exit
+
+
+def _undelivered(fetch: Fetch, destination: Output, problem: Exception) -> requests.RequestException:
+    """Return the error for a page that ``problem`` kept from being written whole, with what that means."""
+    why = getattr(problem, "strerror", None) or problem
+    is_disk = isinstance(problem, OSError) and problem.errno is not None
+    place = "stdout" if fetch.output in (None, "-") else fetch.output
+    text = f"The page couldn't be written to {place}: {why}." if is_disk else f"The page didn't arrive whole: {why}."
+    if fetch.observer.paid:
+        text += " The token is kept, and the next call uses it."
+    return requests.ConnectionError(text + _kept(destination))
+
+
+def _kept(destination: Output) -> str:
+    """Return where the next call finds what has arrived of the page, as a sentence, or ""."""
+    kept = getattr(destination, "kept", None)
+    return "" if kept is None else f" What has arrived is kept in {kept}: the same command continues there."
 
 
 def _page(fetch: Fetch, destination: Output, as_json: bool) -> bytes | None:
@@ -218,20 +394,29 @@ def _page(fetch: Fetch, destination: Output, as_json: bool) -> bytes | None:
     response.raw.enforce_content_length = True  # not the default in urllib3 1.26, which accepts half a page as a whole one
     if as_json and not destination.is_file:
         return response.content
-    if not destination.is_file or response.status_code < 400:
-        destination.write(response)
+    if not destination.is_file or response.status_code < 400 or fetch.had_all:
+        is_rest = response.status_code == 206
+        done = destination.kept_bytes if is_rest else 0
+        shown = destination.is_file and not fetch.quiet
+        with progress_bar(os.path.basename(fetch.output or ""), response, done=done, shown=shown) as wrote:
+            destination.write(response, wrote)
     return None
 
 
-def _interrupted(fetch: Fetch) -> Exit:
+def _interrupted(fetch: Fetch, destination: Output, interrupt: KeyboardInterrupt) -> int:
     """Report what Ctrl-C may have left behind, and return the exit code. Raises: click.Abort if no money can be involved."""
     if fetch.observer.paid:
-        _err(f"Interrupted; {_payments_text(fetch.observer.paid)}. The token is kept, and the next call uses it.")
+        paid = _payments_text(fetch.observer.paid)
+        _err(f"Interrupted; {paid}. The token is kept, and the next call uses it.{_kept(destination)}")
         return Exit.UNDELIVERED
-    if fetch.confirm.agreed or _is_unfinished():
+    if fetch.confirm.quote is not None or _is_unfinished():
         again = "Call again: the same purchase continues, nothing is paid twice. Or run routeweiler-sync payments recover."
         _err(f"Interrupted while paying; the node may still pay. {again}")
         return Exit.PENDING
+    if kept := _kept(destination):
+        _err(f"Interrupted.{kept}")
+    if isinstance(interrupt, TerminatedError):
+        return 128 + interrupt.signum
     raise click.Abort
 
 
@@ -252,7 +437,10 @@ def _report(fetch: Fetch) -> None:
     if fetch.error is None:
         assert fetch.response is not None
         status = f"HTTP {fetch.response.status_code} {fetch.response.reason or ''}".rstrip()
-        _err(f"{status}; {_payments_text(fetch.observer.payments) or _unpaid_text(fetch.response)}")
+        if fetch.had_all:
+            status = f"{fetch.output} has the whole page already"
+        if not fetch.quiet or fetch.exit != Exit.OK:
+            _err(f"{status}; {_payments_text(fetch.observer.payments) or _unpaid_text(fetch.response)}")
     else:
         if fetch.observer.paid:
             _err(_payments_text(fetch.observer.paid))
@@ -296,37 +484,17 @@ def _payments_text(payments: Sequence[TracePayment]) -> str:
     return "; ".join(text(payment) for payment in payments)
 
 
-def _as_text(quote: Quote) -> str:
-    """Return the output of ``--dry-run`` for people: one property of the quote a line."""
-    from .._core.money import plain, sats
-
-    return "\n".join(
-        f"{name:<13} {printable(value)}"
-        for name, value in {
-            "price": sats(quote.amount_msat),
-            "routing": f"at most {sats(quote.max_fee_msat)}",
-            "budget": f"{plain(quote.amount_minor_units)} {quote.currency}, before routing",
-            "token for": quote.scope,
-            "description": quote.description or "(none)",
-            "payment hash": quote.payment_hash,
-            "expires": f"{quote.expires_at:%Y-%m-%d %H:%M:%S} UTC",
-            "paid": "nothing: this was a dry run",
-        }.items()
-    )
-
-
-def _as_json(fetch: Fetch, content: bytes | None, quoted: bool) -> dict[str, Any]:
+def _as_json(fetch: Fetch, content: bytes | None, dry: DryRun | None = None) -> dict[str, Any]:
     """Return the output of ``--json``: the whole outcome. Tokens are redacted.
 
-    ``body`` is text if ``content`` is UTF-8, else base64; ``bodyEncoding`` names which of the two. ``quoted``: this was a dry run
-    that ended with a price, so its PaymentDeclinedError isn't reported as an error.
+    ``body`` is text if ``content`` is UTF-8, else base64; ``bodyEncoding`` names which of the two. ``dry`` is the result of a dry
+    run, None if this was none.
     """
-    from .._core.money import plain
     from .._core.urls import without_userinfo, without_userinfos
     from ..paywall.credentialed import tokens_offered
     from ..protocol.token_search import holds_token, without_tokens
 
-    response, error, payments, quote = fetch.response, fetch.error, fetch.observer.payments, fetch.confirm.quote
+    response, error, payments = fetch.response, fetch.error, fetch.observer.payments
     tokens = frozenset() if response is None else tokens_offered(response).union(*map(tokens_offered, response.history))
     if response is not None and response.status_code in (401, 402) and content is not None and holds_token(content, tokens):
         content = b""  # it isn't a page: it repeats the offer
@@ -348,20 +516,9 @@ def _as_json(fetch: Fetch, content: bytes | None, quoted: bool) -> dict[str, Any
             "reused": payments[-1].reused,
         },
         "spentMsat": fetch.observer.spent_msat,
-        "quote": None
-        if quote is None
-        else {
-            "amountMsat": quote.amount_msat,
-            "maxFeeMsat": quote.max_fee_msat,
-            "amountMinorUnits": plain(quote.amount_minor_units),
-            "currency": quote.currency,
-            "scope": quote.scope,
-            "paymentHash": quote.payment_hash,
-            "description": quote.description,
-            "expiresAt": quote.expires_at.isoformat(),
-        },
+        **({"quote": quote_as_json(fetch.confirm.quote)} if dry is None else verdict_as_json(dry)),
         "error": None
-        if error is None or quoted
+        if error is None
         else {
             "code": error.code if isinstance(error, RouteweilerError) else type(error).__name__,
             "message": without_userinfos(redact(_problem(fetch))),

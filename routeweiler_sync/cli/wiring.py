@@ -5,10 +5,9 @@ Which node the environment names is left to `config.environment`; whether and wh
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from .._core.money import MAX_MINOR_UNITS, MSAT_PER_SAT
+from .._core.money import MAX_MINOR_UNITS
 from ..config import environment
 from ..errors import FundingError
 from ..funding.lightning import LightningFundingSource
@@ -75,40 +74,23 @@ class PaymentObserver(TraceSink):
 
 
 class Confirm:
-    """The session's ``confirm`` callback. ``quote`` is the last quote that was asked about, ``agreed`` the answer to it.
+    """The session's ``confirm`` callback. ``quote`` is the last quote that was asked about; None if there was none.
 
-    It agrees to every price, since the limits are checked elsewhere; but in a dry run, where ``pays`` is False, to none.
-    ``limit`` is the command's own limit, which a dry run holds the price against: the quote then has the routing fee that fits.
+    It agrees to every price, since the limits are checked elsewhere.
     """
 
-    def __init__(self, *, pays: bool, limit: block_limit.SpendingLimit | None = None) -> None:
-        self._pays, self._limit = pays, limit
+    def __init__(self) -> None:
         self.quote: Quote | None = None
-        self.agreed = False
 
     def __call__(self, quote: Quote) -> bool:
-        """Return whether to pay. Raises: BudgetExceededError in a dry run, for a price above the limit."""
-        self.quote, self.agreed = quote, self._pays
-        if not self._pays and self._limit is not None:
-            cost = quote.payment_hash, quote.amount_msat, quote.max_fee_msat
-            with block_limit.reserved([self._limit], *cost) as reservation:
-                self.quote = replace(quote, max_fee_msat=reservation.fee_cap_msat)
-        return self.agreed
+        """Return True: pay."""
+        self.quote = quote
+        return True
 
 
 def limit_of(session: Routeweiler, max_sats: int) -> AbstractContextManager[block_limit.SpendingLimit]:
     """Return the context manager in whose block ``session`` spends at most ``max_sats``, over all redirects, with routing."""
-    return block_limit.Block(session._payer, min(max_sats, MAX_MINOR_UNITS), option=option(max_sats))
-
-
-def dry_limit(max_sats: int) -> block_limit.SpendingLimit:
-    """Return the limit that a dry run holds its price against."""
-    return block_limit.SpendingLimit(None, max_sats * MSAT_PER_SAT, option=option(max_sats))
-
-
-def option(max_sats: int) -> str:
-    """Return the option as it was given, for texts."""
-    return f"--max-sats {max_sats}"
+    return block_limit.Block(session._payer, min(max_sats, MAX_MINOR_UNITS), option=f"--max-sats {max_sats}")
 
 
 #: In the form of a node's public key. No key begins with 00 (SEC 1: a compressed point begins with 02 or 03).

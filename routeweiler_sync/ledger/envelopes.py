@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
@@ -111,12 +111,62 @@ def locked(tx: Transaction, draw: Draw, now_s: float) -> Mapping[str, Any]:
     if not rows:
         raise not_found(envelope_id)
     row = dict(rows[0])
+    if _take_limits(row, draw):
+        tx.execute("UPDATE envelopes SET limits = ? WHERE id = ?", (row["limits"], envelope_id))
+    _check_open(row, draw, now_s)
+    return row
+
+
+def found(tx: Transaction, draw: Draw, now_s: float) -> Mapping[str, Any]:
+    """Return the row that `locked` would return, without changing or locking anything.
+
+    Raises: as `locked`.
+    """
+    rows = tx.execute("SELECT * FROM envelopes WHERE id = ?", (draw.envelope_id,))
+    if not rows and isinstance(draw.envelope, str):
+        raise not_found(draw.envelope_id)
+    row = dict(rows[0]) if rows else _unused(draw.envelope)
+    _take_limits(row, draw)
+    _check_open(row, draw, now_s)
+    return row
+
+
+def _unused(envelope: BudgetEnvelope | str) -> dict[str, Any]:
+    """Return the row of an envelope that isn't in the ledger yet."""
+    assert isinstance(envelope, BudgetEnvelope)
+    totals = {"settled_micro": 0, "reserved_micro": 0, "grant_base_micro": 0, "granted_at_ms": None, "frozen": 0}
+    return {"id": envelope.id, "limits": dump(envelope), "currency": envelope.cap_currency, **totals}
+
+
+class NoTransaction:
+    """Stands for a transaction in a ledger that doesn't exist yet: nothing is found, and nothing was spent."""
+
+    def execute(self, sql: str, parameters: Sequence[object] = ()) -> list[Mapping[str, Any]]:
+        """Return what a SELECT finds in an empty ledger."""
+        return [{"micro": 0}] if "AS micro" in sql else []
+
+
+def _take_limits(row: dict[str, Any], draw: Draw) -> bool:
+    """Put the limits that ``draw`` brings into ``row``. Return whether that has changed it.
+
+    Raises: BudgetError if the currency differs.
+    """
+    given, envelope_id = draw.envelope, draw.envelope_id
     for currency in (draw.rate.currency, row["currency"] if isinstance(given, str) else given.cap_currency):
         if currency != row["currency"]:
             raise wrong_currency(envelope_id, row["currency"], currency)
-    if not isinstance(given, str) and row["limits"] != dump(given):
-        row["limits"] = dump(given)
-        tx.execute("UPDATE envelopes SET limits = ? WHERE id = ?", (row["limits"], envelope_id))
+    if isinstance(given, str) or row["limits"] == dump(given):
+        return False
+    row["limits"] = dump(given)
+    return True
+
+
+def _check_open(row: dict[str, Any], draw: Draw, now_s: float) -> None:
+    """Refuse an envelope that is frozen, or whose grant has ended. If a session may begin a new grant, ``row`` begins it.
+
+    Raises: EnvelopeFrozenError, EnvelopeExpiredError.
+    """
+    envelope_id = draw.envelope_id
     if row["frozen"]:
         raise frozen(envelope_id)
     ttl_s = load(row["limits"]).ttl_seconds
@@ -130,7 +180,6 @@ def locked(tx: Transaction, draw: Draw, now_s: float) -> Mapping[str, Any]:
         granted_ms = None
     if granted_ms is None:
         row["granted_at_ms"], row["grant_base_micro"] = int(now_s * 1000), row["settled_micro"]
-    return row
 
 
 def _grant_end_ms(row: Mapping[str, Any], ttl_s: int | None) -> int | None:

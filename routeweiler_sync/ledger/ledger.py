@@ -19,6 +19,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from datetime import date, datetime, timedelta
 from typing import Any, ClassVar
 
@@ -437,6 +438,19 @@ class Ledger(ServerFacts):
         if isinstance(opened, RouteweilerError):
             raise opened  # only after the commit: a limit that this draw lowered must hold for other sessions too
         return opened
+
+    def rehearse(self, intent: Intent, draw: Draw) -> tuple[int, EnvelopeRow]:
+        """Return the routing fee limit, in msat, that `open_payment` would set, and the envelope as it is now. Nothing is written.
+
+        Raises: as `open_payment`.
+        Money: none moves, and none is reserved.
+        """
+        now_s = self._clock()
+        reading = self._store.read() if self._store.exists() else nullcontext(envelopes.NoTransaction())
+        with reading as tx:
+            envelope = envelopes.found(tx, draw, now_s)
+            max_fee_msat, _ = envelopes.fit(tx, envelope, draw, intent, now_s)
+            return max_fee_msat, envelopes.as_row(tx, envelope, now_s)
 
     def _open(self, tx: Transaction, intent: Intent, draw: Draw | None, now_s: float) -> tuple[PaymentRow, bool]:
         max_fee_msat, reserved_micro = intent.fee_cap_msat, 0

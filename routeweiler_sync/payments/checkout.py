@@ -38,7 +38,7 @@ from .lifecycle import MIN_ASK_S, PaymentLifecycle, answer_of, as_purchase, node
 from .outcome_errors import repeated_invoice_error, undelivered_error, unserved_error
 from .single_flight import Flight, single_flight
 from .tally import Tally
-from .types import Purchase, Quote, TokenRequest
+from .types import Purchase, Quote, Rehearsal, TokenRequest
 from .wallet_rules import NextStep
 
 
@@ -155,6 +155,44 @@ class Checkout:
         source = next((each for each in self.funding if each.network == invoice.network), None)
         fee_cap_msat = default_fee_cap_msat(invoice.amount_msat) if source is None else source.fee_cap_msat(invoice.amount_msat)
         return self._checks.quote(request, invoice, fee_cap_msat)
+
+    def rehearse(self, request: TokenRequest) -> Rehearsal:
+        """Return what `token_for` would do for ``request``, without doing it. No node and no confirm() is asked.
+
+        Raises: FmvUnavailableError if the budget's currency has no exchange rate; LedgerError.
+        Money: none moves, and none is reserved.
+        """
+        trial: PaymentRow | None = None
+        if self.ledger.exists():
+            same_invoice = self.ledger.payment(request.challenge.payment_hash.hex())
+            for row in (*self._rows_for_quote(request), *([same_invoice] if same_invoice is not None else [])):
+                if row.unfinished:
+                    return Rehearsal(unfinished=row)
+                if row.state is PaymentState.SETTLED and (row.valid_until is None or time.time() < row.valid_until):
+                    return Rehearsal(token=row)
+            trial = next(iter(self._page_tokens(request)), None)
+            if trial is None and request.challenge.names_scope is None:
+                trial = self.ledger.newest_accepted(request.origin)
+        invoice, envelope, refusal = request.challenge.invoice, None, None
+        source = next((each for each in self.funding if each.network == invoice.network), None)
+        fee_cap_msat = default_fee_cap_msat(invoice.amount_msat) if source is None else source.fee_cap_msat(invoice.amount_msat)
+        draw = self._checks.draw(request)
+        try:
+            check_challenge(request.challenge)
+            useless = self.ledger.undelivered(request.origin) if self.ledger.exists() else None
+            if useless is not None:
+                raise undelivered_error(useless, request)
+            self._checks.check_allowed(request)
+            source_for(self.funding, invoice.network)
+            payment_hash = request.challenge.payment_hash.hex()
+            with block_limit.reserved(request.limits, payment_hash, invoice.amount_msat, fee_cap_msat) as reservation:
+                fee_cap_msat = reservation.fee_cap_msat
+                if draw is not None:
+                    fee_cap_msat, envelope = self.ledger.rehearse(_intent(request, "", fee_cap_msat, ()), draw)
+        except RouteweilerError as error:
+            refusal = error
+        quote = self._checks.quote(request, invoice, fee_cap_msat, draw)
+        return Rehearsal(quote=quote, refusal=refusal, envelope=envelope, trial=trial)
 
     def recover(self, tallies: Sequence[Tally] = ()) -> Iterator[PaymentRow]:
         """Ask each unfinished row's node about its payment, change the row by the reply, and yield the row as it is now.

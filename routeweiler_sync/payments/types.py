@@ -13,7 +13,8 @@ from decimal import Decimal
 from .._core.display import facts_table, foreign, moment_text
 from .._core.money import minor_text, sats
 from .._core.urls import without_userinfo
-from ..ledger.types import PaymentRow
+from ..errors import RouteweilerError
+from ..ledger.types import EnvelopeRow, PaymentRow
 from ..protocol.challenge import Challenge
 from . import block_limit
 from .tally import Tally
@@ -100,6 +101,23 @@ class TokenRequest:
     limits: tuple[block_limit.SpendingLimit, ...] = ()
     tallies: tuple[Tally, ...] = field(default=(), repr=False)
     still_useful: Callable[[], None] = field(default=lambda: None, repr=False, compare=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rehearsal:
+    """What a call would do about a 402. Either ``unfinished``, ``token`` or ``quote`` is set.
+
+    ``unfinished``: it would carry this payment of an earlier call to its end. ``token``: it would use the token of this payment.
+    ``quote``: it would buy a token at this price from ``envelope`` (None: no limit applies), unless ``refusal`` says why not.
+    ``trial``: before it buys, it would try the token of this payment, which has opened another page or this one before.
+    """
+
+    unfinished: PaymentRow | None = None
+    token: PaymentRow | None = None
+    quote: Quote | None = None
+    refusal: RouteweilerError | None = None
+    envelope: EnvelopeRow | None = None
+    trial: PaymentRow | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

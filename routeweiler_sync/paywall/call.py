@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ..config.payer import Payer
     from ..payments.tally import Tally
     from ..payments.token import Token
-    from ..payments.types import Payment, Quote
+    from ..payments.types import Payment, Quote, TokenRequest
     from .call_record import CallRecord
 
 #: The call in progress in this context. Set by `Routeweiler.send`, read by the adapter.
@@ -88,6 +88,8 @@ class QuoteReady(Exception):  # noqa: N818  (no error: it carries the quote out 
     def __init__(self, quote: Quote | None, response: requests.Response) -> None:
         super().__init__(quote, response)  # both as arguments, so that it pickles: it may come out of another process
         self.quote, self.response = quote, response
+        #: What the 402 asks for. None if this was pickled.
+        self.request: TokenRequest | None = None
 
 
 def payment_of(response: requests.Response) -> Payment | None:

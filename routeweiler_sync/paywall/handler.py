@@ -269,7 +269,9 @@ class PaywallHandler:
                 request = request if self._priced is not None else None
                 if request is not None and quoting.get():
                     drain(self.latest)
-                    raise QuoteReady(self.payer.checkout.quote(request), self._droppable(self._finished()))
+                    answer = QuoteReady(self.payer.checkout.quote(request), self._droppable(self._finished()))
+                    answer.request = request
+                    raise answer
                 request = request or self._asked_before()
                 # If there was no challenge, the request goes out without a token, to learn what the server asks for now.
                 token = self._resend(None if request is None else self._token_to_offer(request))

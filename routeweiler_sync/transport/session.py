@@ -259,6 +259,14 @@ class Routeweiler(requests.Session):
         Raises: what `requests` raises; for a challenge that can't be paid, the error that the call would raise.
         Money: none moves.
         """
+        answer = self._priced(method, url, **kwargs)
+        return answer.quote if isinstance(answer, QuoteReady) else None
+
+    def _priced(self, method: str, url: str | bytes, **kwargs: Any) -> QuoteReady | requests.Response:
+        """Return the price of a call as `quote` does, with the 402 and what it asks for; else the answer, which is closed.
+
+        Raises: as `quote`. Money: none moves.
+        """
         own_hooks = kwargs.get("hooks") or {}
         listed = own_hooks.get("response") or self.hooks.get("response") or ()
         marked = {**own_hooks, "response": [for_quote, *([listed] if callable(listed) else listed)]}
@@ -268,11 +276,11 @@ class Routeweiler(requests.Session):
             if not hasattr(response, "close"):  # a Future of requests-futures
                 response = response.result()
             response.close()
+            return response  # type: ignore[no-any-return]
         except QuoteReady as answer:
-            return answer.quote
+            return answer
         finally:
             quoting.reset(reset_token)
-        return None
 
     def limit(self, *, sats: int) -> AbstractContextManager[SpendingLimit]:
         """Return a context manager whose block spends at most ``sats``, routing fees included. ``.spent_msat`` is what it spent.

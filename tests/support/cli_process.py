@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,17 +41,25 @@ class Command:
         ours = {"ROUTEWEILER_LEDGER": str(self.books.ledger_path), "ROUTEWEILER_TRACE": str(self.books.trace_path)}
         return bare_environ(**{**self.lnd.environ, **ours, **environ})
 
-    def __call__(self, *args: str, stdin: bytes = b"", **environ: str) -> int:
-        """The exit code; what was written is in ``out`` and ``err``."""
-        done = subprocess.run(
-            [sys.executable, "-m", "routeweiler_sync", *args],
-            env=self.environ(**environ),
-            cwd=self.folder,
-            input=stdin,
-            capture_output=True,
-            timeout=TIMEOUT_S,
-        )
-        self.out, self.err = done.stdout, done.stderr
+    def __call__(
+        self, *args: str, stdin: bytes = b"", before: Callable[[], object] | None = None, stdout: str | None = None, **environ: str
+    ) -> int:
+        """The exit code; what was written is in ``out`` and ``err``.
+
+        ``before`` is called in the process before it begins. ``stdout`` is a file to which it writes instead.
+        """
+        with open(stdout, "wb") if stdout is not None else contextlib.nullcontext(subprocess.PIPE) as out:
+            done = subprocess.run(
+                [sys.executable, "-m", "routeweiler_sync", *args],
+                env=self.environ(**environ),
+                cwd=self.folder,
+                input=stdin,
+                stdout=out,
+                stderr=subprocess.PIPE,
+                timeout=TIMEOUT_S,
+                preexec_fn=before,
+            )
+        self.out, self.err = done.stdout or b"", done.stderr
         self.look_for_secrets()
         return done.returncode
 
@@ -61,7 +70,7 @@ class Command:
         for row in self.books.rows if self.books.ledger_path.exists() else []:
             assert row.token.encode() not in said
             assert row.preimage is None or row.preimage.encode() not in said
-        assert b"Traceback" not in self.err
+        assert b"Traceback" not in self.err, self.err.decode()
         assert b"\x1b" not in self.err
 
     @property

@@ -33,7 +33,7 @@ class Terminal:
         self._written, self.out = b"", b""
         self.process = subprocess.Popen(
             command,
-            env={**environ, "TERM": "xterm-256color"},
+            env={"TERM": "xterm-256color", **environ},
             cwd=folder,
             stdin=subprocess.DEVNULL,
             stdout=end if "out" in on else subprocess.PIPE,
