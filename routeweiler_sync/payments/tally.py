@@ -26,11 +26,13 @@ if TYPE_CHECKING:
     from ..ledger.spending import Spending
     from ..ledger.types import PaymentRow
 
+#: The most entries in `_doubtful`. The oldest are dropped, and then aren't counted.
+MAX_DOUBTFUL = 10_000
 #: Guards all tallies, so that a payment counts in all of a call's tallies or in none. Never kept over a wait. Reentrant, so that a
 #: signal handler or finalizer in the middle of it can't wait for its own thread.
 _lock = threading.RLock()
-#: Payments (by hash) whose booking was interrupted in this process, so that it isn't known whether it was committed; each with the
-#: ledger that knows, and the tallies in which it counts then.
+#: Payments (by hash) whose booking was interrupted or failed in this process, so that it isn't known whether it was committed; each
+#: with the ledger that knows, and the tallies in which it counts then.
 _doubtful: dict[str, tuple[Ledger, tuple[Tally, ...]]] = {}
 
 
@@ -113,13 +115,16 @@ def count_payment(tallies: Iterable[Tally], row: PaymentRow) -> None:
 
 @contextmanager
 def booking(ledger: Ledger, payment_hash: str, tallies: Sequence[Tally]) -> Iterator[None]:
-    """Note that the block books a payment. If it is interrupted, whether it was committed is looked up when a sum is asked for."""
+    """Note that the block books a payment. If it is interrupted or fails, a sum that is asked for later looks whether it was booked.
+
+    An interrupt may come between the commit and the end of the block. A commit that failed may have been done all the same.
+    """
     try:
         yield
-    except Exception:
-        raise
-    except BaseException:  # an interrupt may come between the commit and the end of the block
+    except BaseException:
         with _lock:
+            while len(_doubtful) >= MAX_DOUBTFUL:
+                del _doubtful[next(iter(_doubtful))]
             _doubtful[payment_hash] = (ledger, tuple(tallies))
         raise
 

@@ -233,6 +233,38 @@ def test_an_interrupt_while_a_payment_is_booked_loses_nothing(
     assert session.spending().payments + other.spending().payments == 1
 
 
+def test_a_booking_that_failed_and_was_done_all_the_same_counts(
+    session, paywall: Paywall, lnd: FakeLnd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a payment would be on nobody's bill if the database's connection broke at the end of its commit, and stayed away."""
+    change, payment, away = Ledger.change, Ledger.payment, [False]
+
+    def lost() -> LedgerError:
+        away[0] = True
+        return LedgerError("The connection is lost.", advice="Call again.")
+
+    def changed(ledger: Ledger, payment_hash: str, decide: Any, **kwargs: Any) -> Any:
+        settles = decide(payment(ledger, payment_hash)).state.value == "settled"
+        row = change(ledger, payment_hash, decide, **kwargs)
+        if settles:
+            raise lost()
+        return row
+
+    def read(ledger: Ledger, payment_hash: str) -> Any:
+        if away[0]:
+            raise lost()
+        return payment(ledger, payment_hash)
+
+    monkeypatch.setattr(Ledger, "change", changed)
+    monkeypatch.setattr(Ledger, "payment", read)
+    with pytest.raises(PaymentPendingError):
+        session.get(paywall.url)
+    assert session.spent_msat == 0
+    away[0] = False
+    assert session.get(paywall.url).payment.reused  # it paid nothing itself
+    assert (session.spent_msat, session.spending().payments) == (10_000, 1)
+
+
 def test_a_settlement_that_another_process_has_booked_is_its_own(
     session, paywall: Paywall, lnd: FakeLnd, books: Books, monkeypatch: pytest.MonkeyPatch
 ) -> None:
