@@ -24,6 +24,7 @@ from .demo import demo
 from .doctor import doctor
 from .get import get
 from .payments import payments
+from .report import report
 from .run import run
 from .tokens import tokens
 
@@ -80,6 +81,7 @@ main.add_command(demo)
 main.add_command(doctor)
 main.add_command(get)
 main.add_command(payments)
+main.add_command(report)
 main.add_command(run)
 main.add_command(tokens)
 

@@ -31,12 +31,13 @@ from .._core.money import sats
 from .._core.secret_text import problem_of_path, shown, without_secrets
 from ..budgets.schema import SAFE_DEFAULT, BudgetEnvelope
 from ..errors import BudgetError, LedgerError, PolicyDeniedError, RailNotSupportedError, RouteweilerError
-from . import envelopes, snapshot, spending
+from . import envelopes, snapshot, spending, statement
 from .envelopes import Draw
 from .rows import first, payment_of
 from .server_facts import REFUSED, ServerFacts
 from .snapshot import LedgerSnapshot
 from .spending import Spending
+from .statement import StatementLine
 from .store import Store, Transaction
 from .types import UNFINISHED, UNTRACED, Change, EnvelopeRow, Intent, PaymentRow, PaymentState
 
@@ -273,6 +274,10 @@ class Ledger(ServerFacts):
         """Return every amount in the ledger at one moment, for `routeweiler_sync.audit`. All in memory; without tokens."""
         with self._store.read() as tx:
             return snapshot.read(tx)
+
+    def statement(self) -> Iterator[StatementLine]:
+        """Yield all payments as plain lines without tokens, oldest first, for `routeweiler_sync.report`. Never all in memory."""
+        return statement.read(self._store)
 
     def forget(self, payment_hash: str, *, abandon: bool = False) -> PaymentRow:
         """Stop offering the token of a payment, so that the next call may buy a new one. Return the changed row.

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal, localcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from .._core.files import printable
 from .._core.money import EXACT
@@ -21,6 +21,8 @@ _SQLITE_MAGIC = b"SQLite format 3\x00"
 _BUSY_TIMEOUT_S = 5.0
 #: Amounts from here on, in whatever unit, are refused: no column of a ledger can hold them.
 MAX_FIGURE = 2**63
+#: The most bytes of an event: a line that somebody else wrote mustn't take all memory.
+LINE_BYTES_MAX = 1 << 20
 
 
 class TraceUnreadableError(Exception):
@@ -68,7 +70,7 @@ def read_traces(paths: Iterable[str | os.PathLike[str]]) -> TraceAccount:
     payments: dict[str, dict[ReportedPayment, None]] = {}
     since_s: float | None = None
     lines = unreadable = 0
-    for text in (text for file in files for text in _texts(Path(file).expanduser())):
+    for text in (text for file in files for text in event_texts(Path(file).expanduser())):
         try:
             ended_s, reported = _read(text)
         except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError):
@@ -87,8 +89,13 @@ def read_traces(paths: Iterable[str | os.PathLike[str]]) -> TraceAccount:
     )
 
 
-def _texts(path: Path) -> Iterator[str | bytes]:
-    """Yield the JSON text of each event in one file."""
+def event_texts(path: Path) -> Iterator[str | bytes]:
+    """Yield the JSON text of each event in one file. The kind of the file is recognised by its content. Writes nothing.
+
+    A line above `LINE_BYTES_MAX` is no event: it is yielded as an empty text.
+
+    Raises: TraceUnreadableError if the file is missing or can't be read.
+    """
     import sqlite3
 
     try:
@@ -97,7 +104,7 @@ def _texts(path: Path) -> Iterator[str | bytes]:
         with path.open("rb") as file:
             if file.read(len(_SQLITE_MAGIC)) != _SQLITE_MAGIC:
                 file.seek(0)
-                yield from (line for line in file if line.strip())
+                yield from _lines(file)
                 return
         uri = f"{path.absolute().as_uri()}?mode=ro"
         with closing(sqlite3.connect(uri, uri=True, timeout=_BUSY_TIMEOUT_S)) as connection:
@@ -107,6 +114,22 @@ def _texts(path: Path) -> Iterator[str | bytes]:
         why = getattr(error, "strerror", None) or error
         named = shown(str(path)) if may_be_secret(path) else printable(path)
         raise TraceUnreadableError(f"the trace {named} can't be read: {why}") from None  # its context names the path
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """Yield the lines that aren't blank, an empty text in place of one above `LINE_BYTES_MAX`."""
+    rest, too_long = b"", False
+    while block := file.read(LINE_BYTES_MAX):
+        lines = (rest + block).split(b"\n")
+        rest = lines.pop()
+        if too_long and lines:
+            lines[0], too_long = b"", False
+            yield b""
+        yield from (line for line in lines if line and not line.isspace())
+        if too_long or len(rest) > LINE_BYTES_MAX:
+            rest, too_long = b"", True
+    if rest or too_long:
+        yield rest
 
 
 def _read(text: str | bytes) -> tuple[float, tuple[str, ReportedPayment] | None]:

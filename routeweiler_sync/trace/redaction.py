@@ -31,6 +31,11 @@ def redacted(payload: dict[str, Any], *, redact: bool, drop_urls: bool) -> dict[
     return payload
 
 
+def without_queries(text: str) -> str:
+    """Return ``text``, an error's for instance, without the query strings and fragments of the URLs in it."""
+    return _URL_IN_TEXT.sub(lambda found: _without_query(found[0]), text)
+
+
 def _without_query(url: str) -> str:
     return _QUERY.sub("", url)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import random
 import string
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -133,3 +136,26 @@ def test_a_restart_while_the_payment_is_under_way_costs_nothing(
     call.join(60)
     assert [answer.status_code for answer in answers] == [200]
     books.check()
+
+
+def test_a_report_adds_up_databases_files_and_traces(
+    make_session: Callable[..., Routeweiler], books: Books, lnd: FakeLnd, url: str, tmp_path: Path
+) -> None:
+    """A fleet's bill: its database, a file of one worker's own, and the traces of both. The password is in none of it."""
+    with Paywall(lnd, price_msat=10_000, dynamic=True) as wall:
+        lnd.fee_msat = 123
+        make_session().get(wall.url_for("/fleet"))
+        make_session(ledger=tmp_path / "own.db").get(wall.url_for("/own"))
+    sources = ["--ledger", url, "--ledger", str(tmp_path / "own.db"), "--trace", str(books.trace_path)]
+    done = subprocess.run(
+        [sys.executable, "-m", "routeweiler_sync", "report", "--json", *sources, "--csv", str(tmp_path / "all.csv")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    told = json.loads(done.stdout)
+    assert (told["payments"], told["spentMsat"], told["feesMsat"]) == (2, lnd.spent_msat, 246)
+    assert len((tmp_path / "all.csv").read_text().splitlines()) == 3
+    assert [each["kind"] for each in told["sources"]] == ["ledger", "ledger", "trace"]
+    assert PASSWORD not in done.stdout + done.stderr

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import sqlite3
 import subprocess
 import sys
 from contextlib import closing
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +115,29 @@ def test_a_payers_macaroon_lacks_a_right_and_the_audit_names_it(world: World, ac
     assert accounts.audit(world.payer.bake()) == 3
     assert "uri:/lnrpc.Lightning/ListPayments" in accounts.out["compared"]["node"]
     assert accounts.out["traceCompared"] == 1
+
+
+def test_the_reports_figures_are_those_of_lnds_list(world: World, accounts: Accounts, tmp_path: Path) -> None:
+    """The bill is what lnd says has left its channels, payment by payment, with its own fees."""
+    with accounts.session(budget_envelope=None) as session:
+        for service in ("service-a", "service-b"):
+            assert session.get(world.url(service, "page")).status_code == 200
+    payer = world.payer
+    client = LndClient(payer.grpc_host, payer.grpc_port, payer.bake(*LIST_PERMISSIONS), tls_cert_path=payer.tls_cert_path)
+    listed = {each.payment_hash: each for each in client.list_payments() if each.status == "SUCCEEDED"}
+    client.close()
+    sheet = tmp_path / "report.csv"
+    command = [sys.executable, "-m", "routeweiler_sync", "report", "--json", "--csv", sheet, "--ledger", accounts.ledger]
+    done = subprocess.run([*command, "--trace", accounts.trace], capture_output=True, timeout=120, check=True)
+    told = json.loads(done.stdout)
+    with sheet.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == told["payments"] == 2
+    for row in rows:
+        payment = listed[row["payment_hash"]]
+        assert (Decimal(row["amount_sat"]) * 1000, Decimal(row["fee_sat"]) * 1000) == (payment.amount_msat, payment.fee_msat)
+        assert (row["network"], row["node"]) == (NETWORK, world.payer.pubkey)
+    mine = [listed[row["payment_hash"]] for row in rows]
+    assert told["spentMsat"] == sum(each.amount_msat + each.fee_msat for each in mine)
+    assert told["feesMsat"] == sum(each.fee_msat for each in mine) > 0
+    assert told["settlement"]["count"] == 2

@@ -1,0 +1,95 @@
+"""The payments of an account as CSV, for a bookkeeper: one row for each payment that was made, oldest first.
+
+The form is that of RFC 4180 in UTF-8. Amounts are plain decimals. A text that a spreadsheet would take for a formula gets an
+apostrophe in front of it, which spreadsheets don't show.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import TextIO
+
+from .account import PAID, Account, Entry
+from .amounts import major, sat, unit
+from .figures import moment
+from .texts import clean
+
+#: The columns. Spent is amount and fee together. Booked is what the budget was charged, in its currency, at the price of a bitcoin
+#: (``btc_price``) when the payment was begun.
+COLUMNS = (
+    "paid_at",
+    "payment_hash",
+    "origin",
+    "path",
+    "description",
+    "amount_sat",
+    "fee_sat",
+    "spent_sat",
+    "booked_amount",
+    "booked_currency",
+    "btc_price",
+    "rate_quality",
+    "envelope",
+    "network",
+    "node",
+)
+#: With one of these a spreadsheet begins a formula. The wide ones are taken for the others by spreadsheets in East Asia.
+_FORMULA = tuple("=+-@\t\r\n|%\uff1d\uff0b\uff0d\uff20")
+#: Texts that are written as they are: they hold no secret and begin no formula. The last is a node's public key.
+_PLAIN = re.compile(r"[A-Za-z0-9/][A-Za-z0-9 _./]{0,31}|0[23][0-9a-f]{64}")
+
+
+def write(file: TextIO, account: Account) -> int:
+    """Write the payments of ``account`` to ``file``, which must be open with ``newline=""``. Return how many there are.
+
+    Raises: OSError.
+    """
+    writer = csv.writer(file)
+    writer.writerow(COLUMNS)
+    count = 0
+    for entry in _entries(account):
+        writer.writerow(_row(entry))
+        count += 1
+    return count
+
+
+def _entries(account: Account) -> Iterator[Entry]:
+    if account.since_ms is None:
+        return account.entries(f"rank >= {PAID}")
+    return account.entries(f"rank >= {PAID} AND at_ms >= ?", (account.since_ms,))
+
+
+def _row(entry: Entry) -> list[str]:
+    """Return the cells of one payment, in the order of `COLUMNS`."""
+    currency, micro = entry.currency, entry.booked_micro
+    return [
+        f"{moment(entry.at_ms):%Y-%m-%dT%H:%M:%SZ}",
+        entry.hash.hex(),
+        _text(entry.origin),
+        _text(entry.path),
+        _text(entry.description),
+        sat(entry.amount_msat),
+        sat(entry.fee_msat),
+        sat(entry.total_msat),
+        "" if micro is None or currency is None else major(micro, currency),
+        "" if currency is None else _text(unit(currency)),
+        _text(entry.btc_price),
+        _text(entry.rate_quality),
+        _text(entry.envelope_id),
+        _text(entry.network),
+        _text(entry.node),
+    ]
+
+
+def _text(text: str | None) -> str:
+    """Return a text of others for a cell: made safe, with an apostrophe where a spreadsheet would take it for a formula."""
+    return "" if not text else text if _PLAIN.fullmatch(text) else _safe(text)
+
+
+@lru_cache(maxsize=4096)
+def _safe(text: str) -> str:
+    shown = clean(text)
+    return f"'{shown}" if shown.lstrip().startswith(_FORMULA) else shown
