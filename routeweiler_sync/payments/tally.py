@@ -115,7 +115,7 @@ def count_payment(tallies: Iterable[Tally], row: PaymentRow) -> None:
 
 @contextmanager
 def booking(ledger: Ledger, payment_hash: str, tallies: Sequence[Tally]) -> Iterator[None]:
-    """Note that the block books a payment. If it is interrupted or fails, a sum that is asked for later looks whether it was booked.
+    """Note that the block books a payment. If it is interrupted or fails, sums that are asked for later look whether it was booked.
 
     An interrupt may come between the commit and the end of the block. A commit that failed may have been done all the same.
     """
