@@ -23,6 +23,7 @@ from .budget import budget
 from .demo import demo
 from .doctor import doctor
 from .get import get
+from .groups import Group
 from .payments import payments
 from .report import report
 from .run import run
@@ -32,7 +33,7 @@ _PAYMENT = re.compile(r"(?<= has no payment )[0-9a-f]{8,64}\Z")
 _SILENT = logging.NullHandler()
 
 
-class Commands(click.Group):
+class Commands(Group):
     """A command group that passes its arguments on unchanged. On Windows, click would replace a ``*`` in them with file names."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
@@ -64,7 +65,28 @@ def _errors_without_secrets() -> Iterator[None]:
 @click.version_option(VERSION, prog_name="routeweiler-sync")
 @click.pass_context
 def main(context: click.Context) -> None:
-    """Pay for HTTP over Lightning. L402 challenges are paid through your own LND node, within a budget."""
+    """Pay for HTTP over Lightning. L402 challenges are paid through your own LND node, within a budget.
+
+    \b
+    Examples:
+      See a purchase, without a node and without bitcoin:
+        routeweiler-sync demo
+      Is everything ready to pay? And what would a page cost?
+        routeweiler-sync doctor
+        routeweiler-sync get --dry-run https://example.com/weather
+      Buy it, or let a program buy what it needs:
+        routeweiler-sync get --max-sats 20 https://example.com/weather
+        routeweiler-sync run --max-sats 500 script.py
+      Where has the money gone?
+        routeweiler-sync payments list --since 7d
+
+    \b
+    Completion, in ~/.bashrc, in ~/.zshrc, or in
+    ~/.config/fish/completions/routeweiler-sync.fish:
+      eval "$(_ROUTEWEILER_SYNC_COMPLETE=bash_source routeweiler-sync)"
+      eval "$(_ROUTEWEILER_SYNC_COMPLETE=zsh_source routeweiler-sync)"
+      _ROUTEWEILER_SYNC_COMPLETE=fish_source routeweiler-sync | source
+    """
     if context.invoked_subcommand == "run":
         return  # environment, log and stdout of that process belong to the program
     # grpc's own log lines would repeat what our errors say. grpc reads this variable when it is first imported.

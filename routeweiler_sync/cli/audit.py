@@ -115,6 +115,11 @@ def audit(context: click.Context, *, ledger: str | None, traces: Sequence[str], 
       1  they differ
       2  wrong usage, or no such ledger
       3  an account can't be read; the others agree
+
+    \b
+    Examples:
+      routeweiler-sync budget audit
+      routeweiler-sync budget audit --no-node --trace new.jsonl --trace old.jsonl
     """
     from ..audit import confirmed
     from ..ledger.ledger import Ledger

@@ -18,6 +18,7 @@ import click
 from .._core import env_vars
 from .._core.money import CURRENCIES, MAX_MINOR_UNITS, MSAT_PER_SAT, plain
 from .audit import audit
+from .groups import Group
 from .ledgers import command_text, json_option, ledger_option, nothing_bought, opened_ledger, reading
 from .outcome import printable
 from .payment_words import UNITS
@@ -75,7 +76,7 @@ class LimitType(_IntegerType):
         return int(text)
 
 
-@click.group()
+@click.group(cls=Group)
 def budget() -> None:
     """Show, set, freeze and audit the budgets in a ledger.
 
@@ -113,6 +114,11 @@ def list_envelopes(*, ledger: str | None, as_json: bool) -> None:
 
     Amounts are in sat, or in cents or other whole units of the envelope's currency, which the column "unit" names. In JSON they are
     exact: whole msat (null if the envelope doesn't count in sat), and minor units as strings.
+
+    \b
+    Examples:
+      routeweiler-sync budget list
+      routeweiler-sync budget list --json
     """
     with reading(ledger) as (opened, exists):
         rows = list(opened.envelopes()) if exists else []
@@ -133,7 +139,12 @@ def list_envelopes(*, ledger: str | None, as_json: bool) -> None:
 @json_option
 @click.pass_context
 def show(context: click.Context, *, envelope: str | None, ledger: str | None, as_json: bool) -> None:
-    """Show everything about ENVELOPE: limits, totals, grant. Without ENVELOPE, list all envelopes."""
+    """Show everything about ENVELOPE: limits, totals, grant. Without ENVELOPE, list all envelopes.
+
+    \b
+    Example:
+      routeweiler-sync budget show default
+    """
     if envelope is None:
         context.invoke(list_envelopes, ledger=ledger, as_json=as_json)
         return
@@ -175,6 +186,12 @@ def set_limits(
     They hold from the next purchase on, for all programs that name the envelope by its id: budget_envelope="ENVELOPE". A program
     that brings limits of its own for this id, by BudgetEnvelope("ENVELOPE", ...) or by ROUTEWEILER_BUDGET for the envelope
     "default", writes those at its next purchase.
+
+    \b
+    Examples:
+      routeweiler-sync budget set lab --per-call 100 --per-day 5000
+      routeweiler-sync budget set lab --cap none
+      routeweiler-sync budget set shop --currency eur --per-day 250
     """
     given = {
         "cap_minor_units": cap,
@@ -225,6 +242,10 @@ def freeze(*, envelope: str, ledger: str | None, as_json: bool) -> None:
 
     This holds in all programs that share the ledger. A payment that is under way is still made, and tokens that are paid for are
     still used.
+
+    \b
+    Example:
+      routeweiler-sync budget freeze lab
     """
     with opened_ledger(ledger) as opened:
         row, url = opened.freeze(envelope), opened.url
@@ -239,7 +260,12 @@ def freeze(*, envelope: str, ledger: str | None, as_json: bool) -> None:
 @ledger_option
 @json_option
 def thaw(*, envelope: str, ledger: str | None, as_json: bool) -> None:
-    """Allow purchases from ENVELOPE again, within its limits."""
+    """Allow purchases from ENVELOPE again, within its limits.
+
+    \b
+    Example:
+      routeweiler-sync budget thaw lab
+    """
     with opened_ledger(ledger) as opened:
         row, url = opened.thaw(envelope), opened.url
     if as_json:

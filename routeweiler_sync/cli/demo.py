@@ -130,6 +130,10 @@ def demo(context: click.Context) -> None:
 
     A fake lnd and a paywall run on this machine while the demo lasts; no network is used. The exit code is 0 only if every
     statement that the demo makes was found true. Ctrl-C ends it at any time, and nothing stays behind.
+
+    \b
+    Example:
+      routeweiler-sync demo
     """
     with stop_signal() as stop:
         try:

@@ -47,6 +47,11 @@ def doctor(context: click.Context, *, as_json: bool) -> None:
       0  nothing is wrong
       1  something is wrong
       2  wrong usage
+
+    \b
+    Examples:
+      routeweiler-sync doctor
+      routeweiler-sync doctor --json
     """
     from ..doctor.checkup import examine
 

@@ -113,7 +113,11 @@ class TerminatedError(KeyboardInterrupt):
     "-d", "--data", metavar="DATA|@FILE|-", multiple=True, help="Send a body: text, file, stdin. Several are joined by '&'."
 )
 @click.option(
-    "-o", "--output", metavar="FILE", help="Write the page to FILE, with a progress bar. Only a whole page replaces a FILE."
+    "-o",
+    "--output",
+    type=click.Path(),
+    metavar="FILE",
+    help="Write the page to FILE, with a progress bar. Only a whole page replaces a FILE.",
 )
 @click.option(
     "-C",
@@ -169,10 +173,10 @@ def get(
       Pay at most 20 sat, routing included:
         routeweiler-sync get --max-sats 20 -o w.json https://example.com/weather
       Go on where a download has broken off:
-        routeweiler-sync get --continue -o big.zip https://example.com/big.zip
+        routeweiler-sync get --continue -o a.zip https://example.com/a.zip
       Post JSON:
-        routeweiler-sync get -H 'Content-Type: application/json' -d @body.json
-        https://example.com/ask
+        routeweiler-sync get -H 'Content-Type: application/json' \\
+          -d @body.json https://example.com/ask
 
     \b
     These environment variables name the node (free pages need none):
@@ -188,9 +192,9 @@ def get(
 
     \b
     Exit codes:
-      0  done                         4  the payment failed, nothing was spent
-      1  network error, HTTP >= 400   5  pending: call again, nothing is paid twice
-      2  wrong usage                  6  paid, but the page didn't arrive
+      0  done                        4  the payment failed, nothing was spent
+      1  network or HTTP error       5  pending: call again, none is paid twice
+      2  wrong usage                 6  paid, but the page didn't arrive
       3  refused before paying
     """
     continues = continues or continue_at is not None

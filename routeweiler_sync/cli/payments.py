@@ -21,6 +21,7 @@ from .._core.money import sats
 from .._core.urls import origin_of
 from ..config import env_settings, environment
 from ..errors import FundingError, LedgerError, PaymentPendingError
+from .groups import Group
 from .ledgers import json_option, ledger_option, named_payment, nothing_bought, reading
 from .outcome import Exit, exit_for, printable, text_of
 from .since import since_option
@@ -45,7 +46,7 @@ _COLUMNS = (
 )
 
 
-@click.group()
+@click.group(cls=Group)
 def payments() -> None:
     """Show the payments in a ledger, and end those that are unfinished.
 
@@ -97,7 +98,13 @@ def list_payments(
     dead           not paid, or abandoned
 
     On a terminal the hashes are shortened; any command takes what is shown. In a pipe each payment is one line of columns, with
-    nothing cut off: awk -F '  +' splits them. JSON is a list of objects; amounts are in msat, as whole numbers.
+    nothing cut off, and two blanks or more between them. JSON is a list of objects; amounts are in msat, as whole numbers.
+
+    \b
+    Examples:
+      routeweiler-sync payments list --since 7d --origin '*.example.com'
+      routeweiler-sync payments list --unfinished --json
+      routeweiler-sync payments list | awk -F '  +' 'NR>1 {print $3}'
     """
     from .payment_words import as_json as object_of
 
@@ -122,6 +129,10 @@ def show(*, payment_hash: str, ledger: str | None, as_json: bool) -> None:
 
     PAYMENT_HASH may be the first digits of the hash, at least 8. Neither the token nor the preimage is shown: the last line says
     how a Python program gets the preimage, which proves the payment.
+
+    \b
+    Example:
+      routeweiler-sync payments show aa1573e2
     """
     from .payment_words import as_full_json, facts
 
@@ -139,7 +150,11 @@ def show(*, payment_hash: str, ledger: str | None, as_json: bool) -> None:
 def recover(context: click.Context, *, ledger: str | None, as_json: bool) -> None:
     """Ask the node about all unfinished payments, and book its answers. No payment is started or sent again.
 
-    The environment names the node, as for routeweiler-sync get.
+    The environment names the node, as for the command get.
+
+    \b
+    Example:
+      routeweiler-sync payments recover
     """
     from .payment_words import as_json as object_of
 
@@ -171,6 +186,10 @@ def abandon(*, payment_hash: str, ledger: str | None, as_json: bool) -> None:
 
     PAYMENT_HASH may be the first digits of the hash, at least 8. The payment's reservation is returned to the budget, and the next
     call may buy anew. If the node makes the payment after all, it is money spent twice; payments recover then books it.
+
+    \b
+    Example:
+      routeweiler-sync payments abandon aa1573e2
     """
     from ..ledger.ledger import ABANDONED
     from .payment_words import as_json as object_of

@@ -32,10 +32,11 @@ _PAYING = str(Path(__file__).parent.absolute() / "paying")
 @click.option(
     "--max-sats",
     type=click.IntRange(min=0),
+    metavar="N",
     help="Limit what the program may spend, with all interpreters that it starts, routing included. The budget applies too.",
 )
 @click.option("-q", "--quiet", is_flag=True, help="Present no bill at the end.")
-@click.argument("script")
+@click.argument("script", type=click.Path())
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 def run(is_module: bool, max_sats: int | None, quiet: bool, script: str, args: tuple[str, ...]) -> None:
     """Run a Python program so that its `requests` pays. The program needs no change.
@@ -43,8 +44,22 @@ def run(is_module: bool, max_sats: int | None, quiet: bool, script: str, args: t
     SCRIPT is a file, a folder or a zip file with a __main__.py, or - for stdin. All arguments after it are passed to the program,
     and the exit code is the program's. Interpreters that it starts (multiprocessing, sys.executable) pay as well.
 
-    The environment names node, budget, ledger and trace, as for routeweiler-sync get. What was paid is found in the program's
+    \b
+    Examples:
+      routeweiler-sync run script.py --its options
+      routeweiler-sync run --max-sats 500 script.py
+      routeweiler-sync run -m package.module
+
+    The environment names node, budget, ledger and trace, as for the command get. What was paid is found in the program's
     responses and errors, in its log (logger routeweiler_sync) and in the trace.
+
+    At the end, also after an exception, sys.exit or Ctrl-C, a line on stderr is the bill, if anything was paid: "paid 30 sat for 3
+    pages; 2 came from tokens". A program that is killed, or ends by os._exit, has none: routeweiler-sync payments list has it all.
+
+    --max-sats holds for all that pays by this package in the program, and in the Python programs that it starts with its own
+    environment. It doesn't count what pays in another way: another installation of Python, a program that isn't Python, an
+    interpreter that is started with an empty environment or with -E, -I or -S. Where they share the ledger, the budget holds for
+    them too.
     """
     if sys.flags.ignore_environment or sys.flags.no_site:
         raise click.UsageError(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .._core.money import sats
+from .groups import Group
 from .ledgers import json_option, ledger_option, named_payment, nothing_bought, reading
 from .outcome import Exit
 from .tables import FOLDED_WIDTH_MIN, TIME_WIDTH_MIN, Column, Styled, print_json, print_line, print_table
@@ -30,7 +31,7 @@ _COLUMNS = (
 )
 
 
-@click.group()
+@click.group(cls=Group)
 def tokens() -> None:
     """Show the tokens in a ledger, and forget one.
 
@@ -62,6 +63,10 @@ def list_tokens(*, ledger: str | None, as_json: bool) -> None:
     failing    the server answered with an error in place of the page
     refused    the server refuses the token, which was paid for
     none       the node's proof of payment was wrong
+
+    \b
+    Example:
+      routeweiler-sync tokens list
     """
     from .payment_words import as_json as object_of, sat_number
 
@@ -98,6 +103,10 @@ def forget(*, payment_hash: str, ledger: str | None, as_json: bool) -> None:
 
     PAYMENT_HASH may be the first digits of the hash, at least 8. Programs that are running and have the token in memory go on using
     it.
+
+    \b
+    Example:
+      routeweiler-sync tokens forget aa1573e2
     """
     from .payment_words import as_json as object_of
 
