@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 @click.option("--csv", "csv_file", metavar="FILE", help="Write a CSV file: one row for each payment that was made.")
 @since_option
 @click.option(
-    "--ledger", "ledgers", metavar="URL", multiple=True, help="Path or URL of a ledger; repeat for several. Default: see below."
+    "--ledger", "ledgers", metavar="URL", multiple=True, help="Path or URL of a ledger; repeat for several. Default: see above."
 )
 @click.option(
-    "--trace", "traces", metavar="PATH", multiple=True, help="A trace file; repeat for several or rotated ones. Default: see below."
+    "--trace", "traces", metavar="PATH", multiple=True, help="A trace file; repeat for several or rotated ones. Default: see above."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
@@ -54,8 +54,9 @@ def report(
     """Show what was paid, to whom, and what failed.
 
     \b
-      routeweiler-sync report                       a table
-      routeweiler-sync report --html report.html    a page for people
+    Examples:
+      routeweiler-sync report
+      routeweiler-sync report --html report.html
       routeweiler-sync report --csv 2026.csv --since 2026-01-01
 
     Without --ledger and --trace, the ledger and the trace of the environment are read (ROUTEWEILER_LEDGER, else the user's own
