@@ -23,6 +23,9 @@ from ..errors import RouteweilerError
 
 _Item = TypeVar("_Item")
 
+#: The longest single wait of a caller, in seconds. A signal that arrives just before a wait begins, or that the system gives to
+#: another thread, doesn't end that wait: Python handles it, and raises KeyboardInterrupt, after it.
+_WAIT_S_MAX = 0.5
 #: Seconds that a caller who stops early waits for the worker thread to clean up.
 _LEAVING_S_MAX = 1.0
 
@@ -84,10 +87,14 @@ class WorkerCall(Generic[_Item]):
 
     def _next(self) -> tuple[bool, _Item]:
         self._requests.put(True)
-        try:
-            is_last, item = self._items.get(timeout=max(self._deadline - monotonic_s(), 0))
-        except Empty:
-            raise SilentError from None
+        while True:
+            left_s = self._deadline - monotonic_s()
+            try:
+                is_last, item = self._items.get(timeout=max(min(left_s, _WAIT_S_MAX), 0))
+                break
+            except Empty:
+                if left_s <= _WAIT_S_MAX:
+                    raise SilentError from None
         if isinstance(item, BaseException):
             try:
                 raise item

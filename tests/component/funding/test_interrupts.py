@@ -238,3 +238,41 @@ def test_errors_of_a_wallet_call_reach_the_caller_and_leaving_early_ends_the_cal
         next(items)
     assert ended.wait(10)
     assert cancelled.is_set()
+
+
+@posix
+def test_an_interrupt_that_another_thread_receives_ends_the_wait() -> None:
+    """So does one that arrives just before the wait begins: a stopped notebook cell would go on for a minute."""
+    ends = threading.Event()
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def send() -> None:
+        ends.wait(0.3)
+        os.kill(os.getpid(), signal.SIGALRM)
+        ends.wait(60)  # lives on, to receive the signal
+
+    sender = threading.Thread(target=send, daemon=True)
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        sender.start()
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})  # in this thread alone: the sender gets the signal itself
+        begun = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            outside.result_of(lambda call: ends.wait(60), timeout_s=60)
+        assert time.monotonic() - begun < 30
+    finally:
+        ends.set()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+        signal.signal(signal.SIGALRM, before)
+        sender.join()
+
+
+def test_a_call_that_is_silent_for_longer_than_one_wait_still_answers() -> None:
+    """The wait is made of short ones: a call that takes longer than one of them would be taken for dead."""
+    assert outside.result_of(lambda call: time.sleep(3 * outside._WAIT_S_MAX) or "done", timeout_s=60) == "done"
+    begun = time.monotonic()
+    with pytest.raises(outside.SilentError):
+        outside.result_of(lambda call: time.sleep(3), timeout_s=2.5 * outside._WAIT_S_MAX)
+    assert time.monotonic() - begun > 2.4 * outside._WAIT_S_MAX
