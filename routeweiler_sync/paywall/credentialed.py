@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import copyreg
+import traceback
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
@@ -20,6 +21,10 @@ from requests.structures import CaseInsensitiveDict
 if TYPE_CHECKING:
     from ..errors import ChallengeMismatchError
     from ..payments.token import Token
+
+
+#: How many errors of a chain (an error, what caused it, and so on) are cleared of tokens.
+_CHAIN_MAX = 100
 
 
 class _CredentialedHeaders(CaseInsensitiveDict):  # type: ignore[type-arg]
@@ -325,16 +330,30 @@ def _has_token(request: requests.PreparedRequest) -> bool:
 
 @contextlib.contextmanager
 def errors_with_original_request(request: requests.PreparedRequest) -> Iterator[None]:
-    """Put ``request``, the caller's, on the errors that `requests` raises in the block, in place of a request with a token.
+    """Remove the token from the errors that come out of the block, which sends a request with one for ``request``, the caller's.
 
-    Loggers write errors to disk, and their requests with them.
+    Loggers write errors to disk with their requests; notebooks, test runners and reporters of errors also write the variables of
+    the frames in the traceback, and in those of urllib3 and http.client the headers stand.
     """
     try:
         yield
-    except requests.RequestException as error:
-        if isinstance(error.request, CredentialedRequest):
+    except BaseException as error:
+        if isinstance(error, requests.RequestException) and isinstance(error.request, CredentialedRequest):
             error.request = request
+        _clear_frames(error)
         raise
+
+
+def _clear_frames(error: BaseException) -> None:
+    """Clear the variables of the frames in the tracebacks of ``error`` and its causes. Frames that still run keep theirs."""
+    chain: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while chain and len(seen) < _CHAIN_MAX:
+        each = chain.pop()
+        if each is not None and id(each) not in seen:
+            seen.add(id(each))
+            traceback.clear_frames(each.__traceback__)
+            chain += [each.__cause__, each.__context__]
 
 
 def scrub_for_history(

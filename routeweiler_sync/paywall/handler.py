@@ -79,9 +79,9 @@ class PaywallHandler:
     #: The tokens that were offered by the server or sent to it. An answer may repeat any of them.
     tokens: frozenset[str] = field(default=frozenset(), repr=False)
     #: The newest answer.
-    latest: requests.Response = field(init=False)
-    negotiation: Negotiation = field(init=False)
-    notes: TokenNotes = field(init=False)
+    latest: requests.Response = field(init=False, repr=False)  # not there before the first answer
+    negotiation: Negotiation = field(init=False, repr=False)
+    notes: TokenNotes = field(init=False, repr=False)
     #: What the last challenge of this hop asks for.
     _asked: TokenRequest | None = field(default=None, init=False)
     #: The last 402 of this hop that holds a challenge.

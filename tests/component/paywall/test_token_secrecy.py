@@ -10,6 +10,7 @@ import os
 import pickle
 import secrets
 import stat
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,36 @@ def secrets_of(books: Books, lnd: FakeLnd) -> list[str]:
     """What must not be found anywhere: tokens, and the node's macaroon. (The preimage is the payer's proof, and in the trace.)"""
     macaroon = open(lnd.macaroon_path, "rb").read()  # noqa: SIM115
     return [row.token for row in books.rows] + [macaroon.hex()]
+
+
+@pytest.mark.parametrize("trouble", ["cut", "refused", "interrupted", "cut after buying"])
+def test_a_traceback_with_its_variables_holds_no_token(
+    either_session, lnd: FakeLnd, books: Books, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    """Notebooks, pytest and reporters of errors show the variables of every frame, and urllib3's have the headers."""
+    with Paywall(lnd) as paywall:
+        if trouble != "cut after buying":
+            assert either_session.get(paywall.url).status_code == 200
+        if trouble == "refused":
+            paywall.stop()
+            either_session.close()
+        elif trouble == "interrupted":
+
+            def interrupt(*_: object) -> None:
+                raise KeyboardInterrupt
+
+            monkeypatch.setattr("http.client.HTTPResponse.begin", interrupt)
+        else:
+            paywall.cut_next(times=5)
+        with pytest.raises((requests.ConnectionError, KeyboardInterrupt)) as caught:
+            either_session.get(paywall.url)
+        monkeypatch.undo()
+        shown = "".join(traceback.TracebackException.from_exception(caught.value, capture_locals=True).format())
+        assert "urllib3" in shown
+        (row,) = books.rows
+        for secret in (row.token, row.preimage):
+            assert secret is not None
+            assert secret not in shown
 
 
 @pytest.mark.slow
