@@ -33,11 +33,11 @@ lnd = component.lnd
 paywall = component.paywall
 
 
-def library(name: str) -> Any:
+def library(name: str, extra: str = "compat") -> Any:
     """The module ``name``. Where it isn't installed, the file's tests are skipped; with ROUTEWEILER_REQUIRE_COMPAT=1 they fail."""
     if REQUIRED:
         return importlib.import_module(name)
-    return pytest.importorskip(name, reason=f"{name} isn't installed: pip install 'routeweiler-sync[compat]'")
+    return pytest.importorskip(name, reason=f"{name} isn't installed: pip install 'routeweiler-sync[{extra}]'")
 
 
 def documented(name: str, **names: Any) -> dict[str, Any]:

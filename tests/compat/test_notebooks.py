@@ -20,10 +20,10 @@ from tests.support.notebooks import FOLDER, SECRETS, Kernel, every_text, kept, k
 
 from .conftest import library
 
-nbformat = library("nbformat")
-library("nbclient")
-library("ipykernel")
-library("jupyter_client")
+nbformat = library("nbformat", "notebooks")
+library("nbclient", "notebooks")
+library("ipykernel", "notebooks")
+library("jupyter_client", "notebooks")
 
 NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
 #: What a program begins with: a session on the node and the ledger that the environment names.
@@ -47,7 +47,7 @@ def test_every_notebook_is_tested_and_listed() -> None:
 def test_a_notebook_runs_as_it_stands(name: str, tmp_path: Path) -> None:
     """Who runs a notebook would see something else than it shows, or an error; or it would leave files, or show a secret."""
     if name == "paid-dataset":
-        library("pandas")
+        library("pandas", "notebooks")
     cwd = tmp_path / "cwd"
     cwd.mkdir()
     shutil.copy(FOLDER / f"{name}.ipynb", cwd)
