@@ -33,7 +33,7 @@ from ..protocol.schemes import is_credential, redact
 from . import tables
 from .dry_run import DryRun, dry_run as dry_run_of, facts, quote_as_json, verdict_as_json
 from .outcome import Exit, exit_for, printable, text_of
-from .output import Output, output_at
+from .output import Output, output_at, uninterrupted
 from .progress import progress_bar
 
 if TYPE_CHECKING:
@@ -139,7 +139,11 @@ class TerminatedError(KeyboardInterrupt):
     metavar="N",
     help="Limit what the command may spend, over all redirects, routing included. The budget applies too.",
 )
-@click.option("--dry-run", is_flag=True, help="Say what would be paid from which budget, or why not. Pays nothing, needs no node.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Say what would be paid from which budget, or why not. Pays nothing, sends no token, needs no node.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object: status, headers, body, payment, error.")
 @click.option("-k", "--insecure", is_flag=True, help="Don't check the server's certificate.")
 @click.option("-q", "--quiet", is_flag=True, help="Write nothing to stderr unless something goes wrong. No progress bar.")
@@ -221,16 +225,21 @@ def get(
             stack.enter_context(session)
         except TerminatedError as error:
             context.exit(128 + error.signum)
-        code: int
-        try:
-            if dry_run:
-                code = _rehearse(fetch, session, as_json=as_json)
-            else:
-                _fetch(fetch, session, destination)
-                code = _deliver(fetch, destination, as_json=as_json)
-        except KeyboardInterrupt as interrupt:
-            code = fetch.exit if destination.is_whole else _interrupted(fetch, destination, interrupt)
+        code = _run(fetch, session, destination, dry_run=dry_run, as_json=as_json)
+        with contextlib.suppress(KeyboardInterrupt), uninterrupted():  # the outcome is told, and stays what it is
+            stack.close()
     context.exit(code)
+
+
+def _run(fetch: Fetch, session: Routeweiler, destination: Output, *, dry_run: bool, as_json: bool) -> int:
+    """Make the call, report its outcome, and return the exit code."""
+    try:
+        if dry_run:
+            return _rehearse(fetch, session, as_json=as_json)
+        _fetch(fetch, session, destination)
+        return _deliver(fetch, destination, as_json=as_json)
+    except KeyboardInterrupt as interrupt:
+        return fetch.exit if destination.is_whole else _interrupted(fetch, destination, interrupt)
 
 
 @contextlib.contextmanager

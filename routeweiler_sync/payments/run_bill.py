@@ -75,15 +75,10 @@ def _counted(number: int, noun: str) -> str:
 def set_from(variable: str) -> None:
     """Note what this process pays in the files that ``variable``, the value of ROUTEWEILER_RUN_BILL, names: one a line.
 
-    A program that is run may run another one: its payments are on both bills.
-
-    Raises: ValueError if ``variable`` isn't what ``routeweiler-sync run`` has set.
+    A program that is run may run another one: its payments are on both bills. A line that ``routeweiler-sync run`` can't have
+    written is ignored: no program fails because of its bill.
     """
-    files[:] = [line.split(" ", 1)[1] if " " in line else _refuse(line) for line in variable.split("\n")]
-
-
-def _refuse(line: str) -> str:
-    raise ValueError(f"not a line of routeweiler-sync run: {len(line)} characters without a blank")
+    files[:] = [path for line in variable.split("\n") if (path := line.partition(" ")[2])]
 
 
 def note_order(row: PaymentRow) -> None:
