@@ -40,7 +40,6 @@ class StatementLine(NamedTuple):
     rate_quality: str | None
     settled_micro: int
     failure_code: str | None
-    failure_text: str | None
     created_at_ms: int
     settled_at_ms: int | None
 

@@ -48,31 +48,27 @@ _BATCH = 40_000
 class Entry(NamedTuple):
     """One payment of the account. Times are in ms since 1970, amounts in msat, ``booked_micro`` in millionths of a minor unit.
 
-    ``at_ms`` is when it was paid, or, if it wasn't, when it was begun. ``state`` is that of the ledger, empty if only a trace has
-    the payment.
+    ``at_ms`` is when it was paid, or, if it wasn't, when it was begun. ``fee_msat`` of an unfinished one is the highest fee that
+    the node may charge. ``btc_price`` is the price of a bitcoin in ``currency`` at which it was booked, as the ledger has it.
     """
 
     hash: bytes
     rank: int
     at_ms: int
-    created_at_ms: int | None
-    state: str
     origin: str | None
     path: str | None
     node: str | None
     network: str | None
     amount_msat: int
     fee_msat: int
-    max_fee_msat: int
     envelope_id: str | None
     currency: str | None
     booked_micro: int | None
     btc_price: str | None
     rate_quality: str | None
     failure_code: str | None
-    failure_text: str | None
-    description: str | None = None
-    latency_ms: int | None = None
+    description: str | None
+    latency_ms: int | None
 
     @property
     def total_msat(self) -> int:
@@ -158,7 +154,7 @@ class Account:
         #: Hashes of what identifies a call's event, so that one in two traces counts once. The odds that any two of a million
         #: calls have the same by chance are 1 to 10^7. No payment depends on it.
         self._seen: set[int] = set()
-        self._rows: list[Sequence[object]] = []
+        self._rows: list[tuple[Any, ...]] = []
         self._database = sqlite3.connect("", isolation_level=None)
         for pragma in ("journal_mode = OFF", "synchronous = OFF", f"cache_size = -{_CACHE_KIB}", "locking_mode = EXCLUSIVE"):
             self._database.execute(f"PRAGMA {pragma}")
@@ -191,27 +187,26 @@ class Account:
         for line in lines:
             rank = _RANKS[line.state]
             paid = rank == BOOKED
+            at_ms = line.settled_at_ms if paid else None
             self._add(
-                Entry(
-                    hash=bytes.fromhex(line.payment_hash),
-                    rank=rank,
-                    at_ms=line.settled_at_ms if paid and line.settled_at_ms is not None else line.created_at_ms,
-                    created_at_ms=line.created_at_ms,
-                    state=line.state,
-                    origin=line.origin,
-                    path=line.path,
-                    node=line.node_pubkey,
-                    network=line.network,
-                    amount_msat=line.amount_msat,
-                    fee_msat=line.fee_msat if paid else 0,
-                    max_fee_msat=line.max_fee_msat,
-                    envelope_id=line.envelope_id,
-                    currency=line.currency,
-                    booked_micro=line.settled_micro if paid and line.envelope_id is not None else None,
-                    btc_price=line.btc_price,
-                    rate_quality=line.rate_quality,
-                    failure_code=line.failure_code,
-                    failure_text=line.failure_text,
+                (
+                    bytes.fromhex(line.payment_hash),
+                    rank,
+                    line.created_at_ms if at_ms is None else at_ms,
+                    line.origin,
+                    line.path,
+                    line.node_pubkey,
+                    line.network,
+                    line.amount_msat,
+                    line.fee_msat if paid else line.max_fee_msat if rank == OPEN else 0,
+                    line.envelope_id,
+                    line.currency,
+                    line.settled_micro if paid and line.envelope_id is not None else None,
+                    line.btc_price,
+                    line.rate_quality,
+                    line.failure_code,
+                    None,
+                    None,
                 )
             )
 
@@ -272,7 +267,7 @@ class Account:
             failure.last_ms = ended_ms
             failure.last, failure.keep = str(error["message"] or ""), "" if challenge is None else str(challenge["paymentHash"])
 
-    def _add(self, entry: Entry) -> None:
+    def _add(self, entry: tuple[object, ...]) -> None:
         self._rows.append(entry)
         if len(self._rows) >= _BATCH:
             self._write()
@@ -306,41 +301,43 @@ def _call(event: Any) -> tuple[str, bool, int | None]:
     return FREE, False, service_ms
 
 
-def _entry(event: Any, payment: Any, ended_ms: int) -> Entry:
-    """Return the payment that an event reports.
+def _entry(event: Any, payment: Any, ended_ms: int) -> tuple[object, ...]:
+    """Return the payment that an event reports, with the fields of `Entry`.
 
     Raises: ValueError and the like if it isn't one.
     """
     challenge = event["challenge"]
-    hash_ = bytes.fromhex(payment["paymentHash"])
-    amount_msat, fee_msat = _whole(payment["amountMsat"]), _whole(payment["feeMsat"])
-    booked, latency_ms = payment["amountEnvelope"], payment["settlementLatencyMs"]
-    booked_micro = None if booked is None else int(Decimal(booked) * MICRO)
-    if len(hash_) != 32 or (booked_micro is not None and not 0 <= booked_micro < AMOUNT_MAX):
-        raise ValueError("no payment")
-    url = event["url"] if challenge is None or challenge["url"] is None else challenge["url"]
-    return Entry(
-        hash=hash_,
-        rank=TRACED,
-        at_ms=ended_ms,
-        created_at_ms=None,
-        state="",
-        origin=_origin(url),
-        path=None if url is None else path_of(url),
-        node=_text(event["fundingSource"]),
-        network=None if challenge is None else _text(challenge["network"]),
-        amount_msat=amount_msat,
-        fee_msat=fee_msat,
-        max_fee_msat=fee_msat,
-        envelope_id=_text(event["envelopeId"]),
-        currency=None if booked is None else _text(payment["amountEnvelopeCurrency"]),
-        booked_micro=booked_micro,
-        btc_price=None,
-        rate_quality=_text(payment["fmvQuality"]),
-        failure_code=None,
-        failure_text=None,
-        description=None if challenge is None else _text(challenge["description"]),
-        latency_ms=None if latency_ms is None else min(_whole(latency_ms), _LATENCY_MS_MAX),
+    hash_, booked, latency_ms = bytes.fromhex(payment["paymentHash"]), payment["amountEnvelope"], payment["settlementLatencyMs"]
+    booked_micro = currency = None
+    if booked is not None:
+        booked_micro, currency = int(Decimal(booked) * MICRO), _text(payment["amountEnvelopeCurrency"])
+        if not 0 <= booked_micro < AMOUNT_MAX:
+            raise ValueError("no amount")
+    if len(hash_) != 32:
+        raise ValueError("no payment hash")
+    url, network, description = event["url"], None, None
+    if challenge is not None:
+        url = challenge["url"] or url
+        network, description = _text(challenge["network"]), _text(challenge["description"])
+    origin, path = _place(url)
+    return (
+        hash_,
+        TRACED,
+        ended_ms,
+        origin,
+        path,
+        _text(event["fundingSource"]),
+        network,
+        _whole(payment["amountMsat"]),
+        _whole(payment["feeMsat"]),
+        _text(event["envelopeId"]),
+        currency,
+        booked_micro,
+        None,
+        _text(payment["fmvQuality"]),
+        None,
+        description,
+        None if latency_ms is None else min(_whole(latency_ms), _LATENCY_MS_MAX),
     )
 
 
@@ -372,10 +369,11 @@ def _text(value: object) -> str | None:
     return str(value).encode("utf-8", "backslashreplace").decode()
 
 
-def _origin(url: object) -> str | None:
+def _place(url: object) -> tuple[str | None, str | None]:
+    """Return the origin and the path of an event's URL; None for what can't be read: the payment counts all the same."""
     if url is None:
-        return None
+        return None, None
     try:
-        return _text(origin_at(str(url)))
+        return _text(origin_at(str(url))), path_of(str(url))
     except ValueError:
-        return None
+        return None, None

@@ -179,7 +179,7 @@ def figures_of(
         by_network=tuple(_sums(account, where, values, by="network", limit=ORIGINS_SHOWN)),
         by_price=_by_price(account, where, values),
         booked=tuple(_booked(account, where, values)),
-        unfinished=next(_sums(account, f"rank = {OPEN}", (), fee="max_fee_msat"))[1],
+        unfinished=next(_sums(account, f"rank = {OPEN}", ()))[1],
         unfinished_oldest=tuple(account.entries(f"rank = {OPEN}", limit=UNFINISHED_SHOWN)),
         dead=tuple(
             account.query(
@@ -215,11 +215,11 @@ def _exact(high: int, low: int) -> int:
 
 
 def _sums(
-    account: Account, where: str, values: Sequence[object], *, by: str | None = None, fee: str = "fee_msat", limit: int = -1
+    account: Account, where: str, values: Sequence[object], *, by: str | None = None, limit: int = -1
 ) -> Iterator[tuple[str | None, Sum]]:
     """Yield the sums over the payments for which ``where`` holds, for each value of the column ``by``; the highest total first."""
     key, group = ("NULL", "") if by is None else (by, f"GROUP BY {by} ORDER BY TOTAL(amount_msat + fee_msat) DESC, {by}")
-    sql = f"SELECT {key}, COUNT(*), {_sum_of('amount_msat')}, {_sum_of(fee)} FROM payments WHERE {where} {group} LIMIT ?"  # noqa: S608
+    sql = f"SELECT {key}, COUNT(*), {_sum_of('amount_msat')}, {_sum_of('fee_msat')} FROM payments WHERE {where} {group} LIMIT ?"  # noqa: S608
     for name, payments, *halves in account.query(sql, (*values, limit)):
         yield name, Sum(payments=payments, amount_msat=_exact(*halves[:2]), fee_msat=_exact(*halves[2:]))
 

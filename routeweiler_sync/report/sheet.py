@@ -66,30 +66,33 @@ def _row(entry: Entry) -> list[str]:
     """Return the cells of one payment, in the order of `COLUMNS`."""
     currency, micro = entry.currency, entry.booked_micro
     return [
-        f"{moment(entry.at_ms):%Y-%m-%dT%H:%M:%SZ}",
+        f"{moment(entry.at_ms).isoformat()[:19]}Z",
         entry.hash.hex(),
-        _text(entry.origin),
+        _safe(entry.origin),
         _text(entry.path),
         _text(entry.description),
         sat(entry.amount_msat),
         sat(entry.fee_msat),
         sat(entry.total_msat),
         "" if micro is None or currency is None else major(micro, currency),
-        "" if currency is None else _text(unit(currency)),
-        _text(entry.btc_price),
-        _text(entry.rate_quality),
-        _text(entry.envelope_id),
-        _text(entry.network),
-        _text(entry.node),
+        "" if currency is None else _safe(unit(currency)),
+        _safe(entry.btc_price),
+        _safe(entry.rate_quality),
+        _safe(entry.envelope_id),
+        _safe(entry.network),
+        _safe(entry.node),
     ]
 
 
 def _text(text: str | None) -> str:
-    """Return a text of others for a cell: made safe, with an apostrophe where a spreadsheet would take it for a formula."""
-    return "" if not text else text if _PLAIN.fullmatch(text) else _safe(text)
+    """Return what `_safe` does, quickly for a text that is hardly ever the same twice."""
+    return text if text and _PLAIN.fullmatch(text) else _safe(text)
 
 
 @lru_cache(maxsize=4096)
-def _safe(text: str) -> str:
+def _safe(text: str | None) -> str:
+    """Return a text of others for a cell: made safe, with an apostrophe where a spreadsheet would take it for a formula."""
+    if not text or _PLAIN.fullmatch(text):
+        return text or ""
     shown = clean(text)
     return f"'{shown}" if shown.lstrip().startswith(_FORMULA) else shown

@@ -264,3 +264,15 @@ def test_merging_goes_on_beyond_a_batch(monkeypatch: pytest.MonkeyPatch, write_t
     with Account() as found:
         found.add_trace(write_trace(*(paid(n % 30 + 1, session_id=str(n)) for n in range(100))))
         assert next(found.query("SELECT COUNT(*) FROM payments")) == (30,)
+
+
+def test_a_payment_with_a_url_that_cannot_be_read_counts(write_trace: Callable[..., Path]) -> None:
+    """What was paid was paid, wherever: a URL that no parser takes mustn't hide it from the bill."""
+    urls = ["http://[::1", "http://x:99999999/", "ftp://x/", "", "no url", "http://\ud800/", None]
+    events = []
+    for n, url in enumerate(urls, start=1):
+        event = paid(n).to_json_dict()
+        event["url"] = event["challenge"]["url"] = url
+        events.append(event)
+    found = figures(write_trace(*events))
+    assert (found.spent.payments, found.unreadable) == (len(urls), 0)
