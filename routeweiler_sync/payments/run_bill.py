@@ -191,7 +191,7 @@ def present(path: str) -> None:
     with suppress(Exception):
         tally = sys.modules.get(f"{__package__}.tally")
         if tally is not None:
-            tally.of_process.spending()  # looks up the payments whose booking was interrupted, and notes them
+            tally.end_doubts()  # notes the payments whose booking was interrupted
         text = read(path).text
         os.remove(path)
         if text and sys.__stderr__ is not None:

@@ -70,7 +70,7 @@ class Tally:
 
     def _sums_now(self, *, ask: bool = True) -> dict[str, tuple[int, int, int, int]]:
         if ask:
-            _end_doubts(self)
+            end_doubts(self)
         with _lock:
             self._start_over_after_fork()
             return dict(self._sums)
@@ -129,12 +129,15 @@ def booking(ledger: Ledger, payment_hash: str, tallies: Sequence[Tally]) -> Iter
         raise
 
 
-def _end_doubts(tally: Tally) -> None:
-    """Count the payments of ``tally`` whose booking was interrupted after it was committed. What can't be looked up stays."""
+def end_doubts(tally: Tally | None = None) -> None:
+    """Count the payments whose booking was interrupted after it was committed: those of ``tally``, or all.
+
+    What can't be looked up stays. Raises nothing.
+    """
     if not _doubtful:
         return
     with _lock:
-        mine = [(each, *rest) for each, rest in _doubtful.items() if tally in rest[1]]
+        mine = [(each, *rest) for each, rest in _doubtful.items() if tally is None or tally in rest[1]]
     for payment_hash, ledger, tallies in mine:
         try:
             row = ledger.payment(payment_hash)
