@@ -85,21 +85,22 @@ def report(
         print_line(f"{problem} (--csv and --json need nothing more.)", err=True)
         context.exit(Exit.ERROR)
     opened, paths = _sources(ledgers, traces)
-    with _errors(context), report_of(opened, paths, since=since) as (account, figures):
-        if html_file is not None:
+    with _errors(context), report_of(opened, paths, since=since) as (account, read_figures):
+        csv_alone = html_file is None and not as_json and csv_file is not None
+        figures = None if csv_alone else read_figures()
+        spent = None if figures is None else figures.spent
+        if html_file is not None and figures is not None:
             _write_html(context, html_file, page.html(figures))
         if csv_file is not None:
             with _writing(context, csv_file), written(csv_file) as file:
-                sheet.write(file, account)
-        if as_json:
+                spent = sheet.write(file, account)
+        if as_json and figures is not None:
             click.echo(json.dumps(_as_json(figures)))
-        elif not files:
+        elif not files and figures is not None:
             _show(figures)
-        elif "-" not in files:
+        elif "-" not in files and spent is not None:
             for name in files:
-                print_line(
-                    f"Wrote {name}: {_counted(figures.spent.payments, 'payment')}, {sats(figures.spent.total_msat)} with fees."
-                )
+                print_line(f"Wrote {name}: {_counted(spent.payments, 'payment')}, {sats(spent.total_msat)} with fees.")
 
 
 def _check_files(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -22,8 +22,10 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 @contextmanager
 def report_of(
     ledgers: Sequence[Ledger], traces: Sequence[str | os.PathLike[str]], *, since: datetime | None = None
-) -> Iterator[tuple[Account, Figures]]:
-    """Read all ``ledgers`` and ``traces``; yield the account and its figures. Changes nothing in them, and closes the ledgers.
+) -> Iterator[tuple[Account, Callable[[], Figures]]]:
+    """Read all ``ledgers`` and ``traces``. Yield the account, and a function that returns its figures.
+
+    Nothing in them is changed, and the ledgers are closed.
 
     A ledger or trace that is named twice is read once; one that doesn't exist is empty, and isn't created.
 
@@ -46,7 +48,8 @@ def report_of(
                 sources.append(Source(kind="trace", name=os.fspath(path), missing=missing))
                 if not missing:
                     account.add_trace(Path(path).expanduser())
-        yield account, figures_of(account, sources=sources, envelopes=envelopes, since=since, made_at=datetime.now(timezone.utc))
+        made_at = datetime.now(timezone.utc)
+        yield account, lambda: figures_of(account, sources=sources, envelopes=envelopes, since=since, made_at=made_at)
 
 
 @contextmanager

@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import TextIO
 
+from ..budgets.schema import DAY_S
 from .account import PAID, Account, Entry
 from .amounts import major, sat, unit
-from .figures import moment
+from .figures import Sum, moment
 from .texts import clean
 
 #: The columns. Spent is amount and fee together. Booked is what the budget was charged, in its currency, at the price of a bitcoin
@@ -42,18 +43,18 @@ _FORMULA = tuple("=+-@\t\r\n|%\uff1d\uff0b\uff0d\uff20")
 _PLAIN = re.compile(r"[A-Za-z0-9/][A-Za-z0-9 _./]{0,31}|0[23][0-9a-f]{64}")
 
 
-def write(file: TextIO, account: Account) -> int:
-    """Write the payments of ``account`` to ``file``, which must be open with ``newline=""``. Return how many there are.
+def write(file: TextIO, account: Account) -> Sum:
+    """Write the payments of ``account`` to ``file``, which must be open with ``newline=""``. Return their sum.
 
     Raises: OSError.
     """
     writer = csv.writer(file)
     writer.writerow(COLUMNS)
-    count = 0
+    payments = amount_msat = fee_msat = 0
     for entry in _entries(account):
         writer.writerow(_row(entry))
-        count += 1
-    return count
+        payments, amount_msat, fee_msat = payments + 1, amount_msat + entry.amount_msat, fee_msat + entry.fee_msat
+    return Sum(payments=payments, amount_msat=amount_msat, fee_msat=fee_msat)
 
 
 def _entries(account: Account) -> Iterator[Entry]:
@@ -66,7 +67,7 @@ def _row(entry: Entry) -> list[str]:
     """Return the cells of one payment, in the order of `COLUMNS`."""
     currency, micro = entry.currency, entry.booked_micro
     return [
-        f"{moment(entry.at_ms).isoformat()[:19]}Z",
+        _time(entry.at_ms),
         entry.hash.hex(),
         _safe(entry.origin),
         _text(entry.path),
@@ -82,6 +83,17 @@ def _row(entry: Entry) -> list[str]:
         _safe(entry.network),
         _safe(entry.node),
     ]
+
+
+def _time(ms: int) -> str:
+    days, second = divmod(ms // 1000, DAY_S)
+    return f"{_day(days)}T{second // 3600:02}:{second // 60 % 60:02}:{second % 60:02}Z"
+
+
+@lru_cache(maxsize=1024)
+def _day(days: int) -> str:
+    """Return the date that is so many days after the first of 1970."""
+    return f"{moment(days * DAY_S * 1000):%Y-%m-%d}".rjust(10, "0")
 
 
 def _text(text: str | None) -> str:

@@ -31,8 +31,12 @@ class Load(NamedTuple):
     """What one report took, and what it said."""
 
     seconds: float
+    cpu_seconds: float
     mib: float
     told: dict[str, Any]
+
+    def __str__(self) -> str:
+        return f"{self.seconds:.1f} s ({self.cpu_seconds:.1f} s of a processor), {self.mib:.0f} MiB"
 
 
 def write_trace(path: Path, events: int) -> int:
@@ -94,7 +98,9 @@ def report(*arguments: str) -> Load:
     measure = (
         "import resource, sys; from routeweiler_sync.cli import main\n"
         "try: main(sys.argv[1:], prog_name='routeweiler-sync')\n"
-        "finally: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)\n"
+        "finally:\n"
+        "    used = resource.getrusage(resource.RUSAGE_SELF)\n"
+        "    print(used.ru_utime + used.ru_stime, used.ru_maxrss, file=sys.stderr)\n"
     )
     began = time.monotonic()
     done = subprocess.run(
@@ -108,8 +114,9 @@ def report(*arguments: str) -> Load:
     seconds = time.monotonic() - began
     if done.returncode != 0:
         raise SystemExit(f"the report failed: {done.stderr}")
-    kib = int(done.stderr.split()[-1]) / (1024 if sys.platform == "darwin" else 1)
-    return Load(seconds, kib / 1024, json.loads(done.stdout) if done.stdout.startswith("{") else {})
+    cpu_seconds, most = done.stderr.split()[-2:]
+    kib = int(most) / (1024 if sys.platform == "darwin" else 1)
+    return Load(seconds, float(cpu_seconds), kib / 1024, json.loads(done.stdout) if done.stdout.startswith("{") else {})
 
 
 def main() -> None:
@@ -126,7 +133,7 @@ def main() -> None:
         rows = report("--csv", str(sheet), "--trace", str(trace))
         with sheet.open(encoding="utf-8", newline="") as file:
             count = sum(1 for _ in csv.reader(file)) - 1
-    print(f"{options.events} events: page {html.seconds:.1f} s, {html.mib:.0f} MiB; CSV {rows.seconds:.1f} s, {rows.mib:.0f} MiB")
+    print(f"{options.events} events: page {html}; CSV {rows}")
     problems = []
     if html.told["spentMsat"] != spent_msat or count != html.told["payments"]:
         problems.append("the figures are wrong")

@@ -32,7 +32,7 @@ def figures(*sources: Path | Ledger, since: datetime | None = None) -> Figures:
     ledgers = [Ledger.open(each) for each in sources if isinstance(each, Ledger) or each.suffix == ".db"]
     traces = [each for each in sources if isinstance(each, Path) and each.suffix != ".db"]
     with report_of(ledgers, traces, since=since) as (_, found):
-        return found
+        return found()
 
 
 def paid(n: int, *, amount_msat: int = 1_000, fee_msat: int = 0, **changes: Any) -> Any:
