@@ -17,10 +17,15 @@ COLUMN_NAMES = {"taken": "accepted", "told": "reported", "target": "resource_dig
 
 
 def first(rows: list[Mapping[str, Any]]) -> PaymentRow | None:
+    """Return the first of ``rows``, or None if there is none."""
     return payment_of(rows[0]) if rows else None
 
 
 def payment_of(row: Mapping[str, Any]) -> PaymentRow:
+    """Return the payment in ``row``, a row of the table ``payments``.
+
+    Raises: LedgerError if the row is damaged.
+    """
     values = dict(row)
     try:
         values["created_at"] = moment(values.pop("created_at_ms"))
