@@ -189,7 +189,8 @@ def _print_rich(columns: Sequence[Column], pages: Iterable[Sequence[Sequence[obj
         _print_blocks(out, columns, chain.from_iterable(pages))
         return
     for at, page in enumerate(pages):
-        table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, _GAP - 1, 0, 0), header_style="dim", show_header=at == 0)
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, _GAP - 1, 0, 0), header_style="dim")
+        table.show_header = at == 0
         for column, width in zip(columns, widths, strict=True):
             table.add_column(column.heading, width=width, overflow="fold", justify="right" if column.number else "left")
         for row in page:

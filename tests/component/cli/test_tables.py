@@ -182,6 +182,16 @@ def test_a_terminal_of_any_width_shows_everything(path: Path, args: tuple[str, s
 
 
 @posix
+def test_a_heading_is_broken_between_words_alone(tmp_path: Path) -> None:
+    """A column that gets less room than was reckoned shows "scop" and, below it, "e"."""
+    with closing(Ledger.open(tmp_path / "ledger.db")) as ledger:
+        ledger.open_payment(intent(1, scope="/a", origin="http://127.0.0.1:40315"), draw(limits("lab")))
+    _, said = on_terminal("payments", "list", columns=80, ROUTEWEILER_LEDGER=str(tmp_path / "ledger.db"))
+    head, _, _ = without_styles(said).partition("─")
+    assert sorted(head.split()) == ["created", "fee", "hash", "origin", "payment", "sat", "sat", "scope", "state"]
+
+
+@posix
 def test_what_a_terminal_shows_of_a_hash_is_taken(path: Path, run: Any) -> None:
     """A shortened hash that no command takes is of no use."""
     _, said = on_terminal("payments", "list", columns=200, ROUTEWEILER_LEDGER=str(path))
@@ -440,10 +450,13 @@ def test_lowering_below_what_is_spent_is_done_and_said(run: Any, path: Path) -> 
 
 def test_limits_that_others_bring_along_are_said(run: Any) -> None:
     """Who sets the limits of 'default' believes they hold, and the next session without a budget brings the built-in ones."""
-    said = run("budget", "set", "default", "--per-day", "10").stderr
-    assert "ROUTEWEILER_BUDGET='10 sat/day'" in said
-    assert "50000 sat/day" in said
-    assert run("budget", "set", "bots", "--per-day", "10").stderr == ""
+    said = run("budget", "set", "default", "--per-day", "10")
+    assert "ROUTEWEILER_BUDGET='10 sat/day'" in said.stderr
+    assert "50000 sat/day" in said.stderr
+    assert "In force for programs that name it by its id:" in said.stdout, "and not for all from the next purchase on"
+    bots = run("budget", "set", "bots", "--per-day", "10")
+    assert bots.stderr == ""
+    assert "In force from the next purchase on:" in bots.stdout
 
 
 @pytest.mark.parametrize(
