@@ -187,10 +187,9 @@ def _compared(accounts: Accounts, report: Report) -> dict[str, str]:
     elif accounts.node_pubkey is None:
         compared["node"] = "not compared: the environment names no node, or --no-node was given"
     else:
-        compared["node"] = (
-            f"{counted(report.node_compared, 'payment')} compared; {report.foreign} more ({sats(report.foreign_msat)}) not in this "
-            f"ledger: other programs may have made them ({accounts.node_pubkey})"
-        )
+        foreign = f"{report.foreign} more ({sats(report.foreign_msat)}) not in this ledger: other programs may have made them"
+        more = f"; {foreign}" if report.foreign else ""
+        compared["node"] = f"{counted(report.node_compared, 'payment')} compared{more} ({accounts.node_pubkey})"
     return compared
 
 

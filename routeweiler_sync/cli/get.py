@@ -47,6 +47,8 @@ TIMEOUT_S = (30.0, 300.0)
 PAYMENT_TIMEOUT_S = 60.0
 #: Seconds that a dry run waits for another process's purchase of the same token; it can't finish one itself.
 DRY_RUN_WAIT_S = 1.0
+#: Told where the page of a payment didn't arrive, or not whole.
+_KEPT = "The token is kept, and the next call uses it."
 #: Told where certificates aren't checked.
 INSECURE = "--insecure: the certificate isn't checked. Whoever answers in the server's place gets what is paid, and the token."
 
@@ -389,7 +391,7 @@ def _undelivered(fetch: Fetch, destination: Output, problem: Exception) -> reque
     place = "stdout" if fetch.output in (None, "-") else fetch.output
     text = f"The page couldn't be written to {place}: {why}." if is_disk else f"The page didn't arrive whole: {why}."
     if fetch.observer.paid:
-        text += " The token is kept, and the next call uses it."
+        text += f" {_KEPT}"
     return requests.ConnectionError(text + _kept(destination))
 
 
@@ -420,7 +422,7 @@ def _interrupted(fetch: Fetch, destination: Output, interrupt: KeyboardInterrupt
     """Report what Ctrl-C may have left behind, and return the exit code. Raises: click.Abort if no money can be involved."""
     if fetch.observer.paid:
         paid = _payments_text(fetch.observer.paid)
-        _err(f"Interrupted; {paid}. The token is kept, and the next call uses it.{_kept(destination)}")
+        _err(f"Interrupted; {paid}. {_KEPT}{_kept(destination)}")
         return Exit.UNDELIVERED
     if fetch.confirm.quote is not None or _is_unfinished():
         again = "Call again: the same purchase continues, nothing is paid twice. Or run routeweiler-sync payments recover."
@@ -471,6 +473,8 @@ def _problem(fetch: Fetch) -> str:
         return f"The server asks for payment, and there is no node to pay with: {fetch.no_node}"
     if isinstance(error, InvoicePaymentError) and cap_sats is not None:
         return f"{text_of(error)} --max-sats {cap_sats} limits the routing fee as well."
+    if fetch.observer.paid and not isinstance(error, RouteweilerError):
+        return f"{text_of(error).rstrip('.')}. {_KEPT}"
     return text_of(error)
 
 

@@ -33,8 +33,13 @@ def html(name: str, payer: Payer) -> str:
 
 def _wallets(payer: Payer) -> str:
     """Return the kinds of the wallets and their networks. A wallet may be a program's own: what it says of itself isn't asked."""
-    names = [f"{type(getattr(each, 'client', each)).__name__} on {foreign(each.network)}" for each in payer.funding]
-    return ", ".join(names) or "no wallet"
+    wallets: list[tuple[object, list[str]]] = []
+    for each in payer.funding:
+        client = getattr(each, "client", each)
+        if not wallets or wallets[-1][0] is not client:
+            wallets.append((client, []))
+        wallets[-1][1].append(foreign(each.network))  # the environment's node is there once for each network that it may be on
+    return ", ".join(f"{type(client).__name__} on {' or '.join(networks)}" for client, networks in wallets) or "no wallet"
 
 
 def _budget(payer: Payer) -> str:

@@ -57,6 +57,8 @@ def findings(
             return
         left = _left(limits, row)
         yield _budget(limits, row, left, from_environment=from_environment)
+        if row is not None and row.frozen:
+            return
         rate = Rate(currency="sat")
         if limits.cap_currency != "sat":
             found, priced = _rate(limits.cap_currency, look_s)

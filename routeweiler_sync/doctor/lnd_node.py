@@ -296,7 +296,8 @@ def _names(paths: Iterable[str]) -> str:
 
 def _joined(words: Sequence[str]) -> str:
     """Return ``words`` as a list in a sentence."""
-    return " and ".join(part for part in (", ".join(words[:-1]), words[-1]) if part)
+    last = ", and " if any(" and " in word for word in words) else " and "
+    return last.join(part for part in (", ".join(words[:-1]), words[-1]) if part)
 
 
 def _sync(info: Any, network: str) -> Finding:

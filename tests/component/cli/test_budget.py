@@ -67,6 +67,7 @@ def test_accounts_that_agree(command: Command, session: Routeweiler, dynamic: Pa
     assert command("budget", "audit", LND_MACAROON_PATH=lnd.bake_macaroon(*LIST_PERMISSIONS)) == 0
     said = command.out.decode()
     assert "2 payments, 2 paid, 22.468 sat with fees" in said
+    assert "other programs" not in said, "every payment of the node's is in this ledger"
     assert said.rstrip().endswith("The accounts agree.")
     assert command("budget", "audit", "--json") == 0
     outcome = command.json

@@ -420,6 +420,7 @@ def test_6_the_connection_breaks_after_the_payment(command: Command, paywall: Pa
     assert command("get", paywall.url) == 6
     assert command.err.startswith(b"paid 10 sat + 0 sat fee, payment hash " + lnd.payments[0].payment_hash.encode())
     assert command.err.count(lnd.payments[0].payment_hash.encode()) == 1, "told once, not in the library's log as well"
+    assert command.err.rstrip().endswith(b". The token is kept, and the next call uses it.")
     assert command("get", paywall.url) == 0
     assert len(lnd.payments) == 1
     books.check()

@@ -91,7 +91,8 @@ def test_the_node_of_an_lndconnect_uri(lnd: FakeLnd, environ: Callable[..., None
     """The URI holds the macaroon: it must not be repeated."""
     macaroon = Path(lnd.macaroon_path).read_bytes().hex()
     environ(LND_GRPC_HOST=None, LND_TLS_CERT_PATH=None, LND_MACAROON_PATH=None, ROUTEWEILER_LNDCONNECT=lnd.lndconnect_uri)
-    only(found(), "rights", Verdict.WARNING, "more than paying needs")
+    text = "more than paying needs: .* any right, spend the coins of the node's wallet, and change its channels and delete"
+    only(found(), "rights", Verdict.WARNING, text)
     environ(ROUTEWEILER_LNDCONNECT=lnd.lndconnect_uri[:-1] + "!")
     findings = found()
     only(findings, "wallet", Verdict.WRONG, "lndconnect URI can't be used", "Copy it again")
@@ -440,6 +441,19 @@ def test_what_is_spent_and_reserved_counts(environ: Callable[..., None], found: 
         ledger.open_payment(intent(1, amount_msat=12_000, fee_cap_msat=1_000), draw(envelope))
     (said,) = (each.what for each in examine() if each.check == "budget")
     assert said == "envelope 'default': 7 of 20 sat today left; 13 sat reserved"
+
+
+def test_a_frozen_budget_is_not_payable(found: Examine, ledger_path: Path) -> None:
+    """Else one line says that nothing is paid, and the next how much can be."""
+    with closing(Ledger.open(ledger_path)) as ledger:
+        ledger.open_payment(intent(1), draw(BudgetEnvelope("default", per_day_minor_units=20_000)))
+        ledger.freeze("default")
+    said = {each.check: each for each in examine()}
+    assert (said["budget"].verdict, "is frozen" in said["budget"].what) == (Verdict.WRONG, True)
+    assert "payable" not in said
+    with closing(Ledger.open(ledger_path)) as ledger:
+        ledger.thaw("default")
+    assert "payable" in {each.check for each in examine()}
 
 
 def test_an_envelope_that_the_ledger_does_not_have(lnd: FakeLnd, found: Examine, ledger_path: Path) -> None:

@@ -10,7 +10,19 @@ from typing import Any
 
 import pytest
 
-from routeweiler_sync import BudgetEnvelope, EnvelopeRow, Ledger, Payment, PaymentRow, PaymentState, Quote, Routeweiler, Spending
+from routeweiler_sync import (
+    BudgetEnvelope,
+    EnvelopeRow,
+    Funding,
+    Ledger,
+    LndClient,
+    Payment,
+    PaymentRow,
+    PaymentState,
+    Quote,
+    Routeweiler,
+    Spending,
+)
 from routeweiler_sync._core.display import ROWS_MAX, facts_table, foreign, line, table
 from routeweiler_sync._core.money import minor_text
 from routeweiler_sync.payments.block_limit import SpendingLimit
@@ -150,6 +162,14 @@ def test_what_the_lines_say() -> None:
     two = Spending.of_origins({each: Spending(total_msat=1_500, fees_msat=500, payments=1, calls=1) for each in ("a", "b")})
     assert repr(two) == "<Spending: 3 sat in 2 payments, fees 1 sat, 2 calls, 2 origins>"
     assert repr(Spending()) == "<Spending: 0 sat in 0 payments, fees 0 sat>"
+
+
+def test_a_node_is_named_once() -> None:
+    """The environment's node may be on any network: named for each, it looks like four nodes."""
+    nodes = [LndClient("localhost", port, macaroon_hex="00") for port in (10009, 10010)]
+    of_both = [(nodes[0], "bitcoin"), (nodes[0], "bitcoin-signet"), (nodes[1], "bitcoin")]
+    session = Routeweiler(funding=[Funding.lightning_lnd(client=node, network=network) for node, network in of_both])
+    assert repr(session).startswith("<Routeweiler: LndClient on bitcoin or bitcoin-signet, LndClient on bitcoin; budget ")
 
 
 def test_a_long_table_is_cut_and_says_so() -> None:
