@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Mapping
 from email.utils import formatdate, parsedate_to_datetime
 from types import TracebackType
@@ -47,13 +48,22 @@ class ContinuedOutput(FileOutput):
         self._version: str | None = None
         #: How many bytes there are, and whether they are those of FILE itself.
         self._bytes, self._is_seed = 0, False
+        #: Whether there was a part with notes, of whatever page, and whether it has been written to.
+        self._was_part, self._is_begun = False, False
 
     def _look(self) -> None:
         """Look for what there is of the page already."""
         size = os.fstat(self._stream.fileno()).st_size
+        try:
+            descriptor = _open_own(self._notes_path, os.O_RDONLY)
+        except FileNotFoundError:
+            descriptor = None
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            with open(self._notes_path, encoding="utf-8") as file:
-                notes = json.load(file)
+            notes = {}
+            if descriptor is not None:
+                self._was_part = size > 0
+                with open(descriptor, encoding="utf-8") as file:
+                    notes = json.load(file)
             if size and notes["url"] == self._url and isinstance(notes["version"], str):
                 self._bytes, self._version = size, notes["version"]
         if not size:
@@ -101,6 +111,7 @@ class ContinuedOutput(FileOutput):
 
     def write(self, response: requests.Response, wrote: Wrote = ignore) -> None:
         """Write the body of ``response``, which `takes` has taken: see `Output.write`."""
+        self._is_begun = True
         is_rest = self._version is not None and response.status_code in (206, 416)
         if is_rest and self._is_seed and response.status_code == 416:
             self.is_whole = True  # FILE has all of it
@@ -130,7 +141,9 @@ class ContinuedOutput(FileOutput):
             with contextlib.suppress(OSError):
                 os.unlink(self._notes_path)
             return
-        descriptor = os.open(self._notes_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._notes_path)
+        descriptor = os.open(self._notes_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with open(descriptor, "w", encoding="utf-8") as file:
             json.dump({"url": self._url, "version": version}, file)
 
@@ -147,22 +160,36 @@ class ContinuedOutput(FileOutput):
     def __enter__(self) -> Output:
         self._check_writable()
         with uninterrupted():
-            descriptor = os.open(self._part_path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+            descriptor = _open_own(self._part_path, os.O_RDWR | os.O_CREAT, self._new_mode())
             self._stream: BinaryIO = open(descriptor, "r+b")
             self._part = self._part_path
-        self._look()
-        self._lock = locked(descriptor, timeout_s=0)
-        if not self._lock.__enter__() and os.name == "posix":
+        try:
+            self._lock = locked(descriptor, timeout_s=0)
+            if (not self._lock.__enter__() and os.name == "posix") or not self._is_in_place(descriptor):
+                raise BlockingIOError(f"another process is writing {self._part_path}")
+            try:
+                self._look()
+            except OSError:
+                if not os.path.getsize(self._part_path):  # made above
+                    os.unlink(self._part_path)
+                raise
+        except OSError:
             self._stream.close()
             self._part = ""
-            raise BlockingIOError(f"another process is writing {self._part_path}")
+            raise
         return self
+
+    def _is_in_place(self, descriptor: int) -> bool:
+        """Return whether the open part is still there. Another process may have made it the FILE, before it could be locked."""
+        with contextlib.suppress(FileNotFoundError):
+            return os.path.samestat(os.fstat(descriptor), os.lstat(self._part_path))
+        return False
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         with uninterrupted():
             with contextlib.suppress(OSError, ValueError):  # the disk is full, or the file is closed already
                 self._stream.flush()
-            keeps = self.kept is not None
+            keeps = self.kept is not None or (self._was_part and not self._is_begun)
             with contextlib.suppress(OSError, ValueError):  # closed already
                 self._lock.__exit__(None, None, None)
             with contextlib.suppress(OSError):
@@ -171,6 +198,36 @@ class ContinuedOutput(FileOutput):
                 for path in (self._part, self._notes_path) if self._part else ():
                     with contextlib.suppress(OSError):
                         os.unlink(path)
+
+
+def _open_own(path: str, flags: int, mode: int = 0) -> int:
+    """Open ``path``, whose name anybody can foresee: not a link or anything else that another user may have put there.
+
+    A file of whoever owns the folder is accepted: that user may replace all files in it anyway.
+
+    Raises: OSError.
+    """
+    for name in ("O_BINARY", "O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC"):
+        flags |= getattr(os, name, 0)
+    is_new = False
+    if flags & os.O_CREAT:
+        with contextlib.suppress(FileExistsError):
+            descriptor, is_new = os.open(path, flags | os.O_EXCL, mode), True
+    if is_new:
+        return descriptor
+    strange = PermissionError(f"{path} isn't a file of yours alone: look at it, and remove it")
+    try:
+        descriptor = os.open(path, flags & ~os.O_CREAT)
+    except OSError as error:
+        if os.path.islink(path):
+            raise strange from None
+        raise error
+    status = os.fstat(descriptor)
+    is_own = os.name != "posix" or status.st_uid in (os.geteuid(), os.stat(os.path.dirname(path)).st_uid)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1 or not is_own:
+        os.close(descriptor)
+        raise strange
+    return descriptor
 
 
 def version_of(response: requests.Response) -> str | None:

@@ -9,8 +9,8 @@ import contextlib
 import errno
 import os
 import secrets
-import shutil
 import signal
+import stat
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -139,7 +139,8 @@ class FileOutput(Output):
         sync(self._stream.fileno())
         self._stream.close()
         if os.path.exists(self._final):
-            shutil.copymode(self._final, self._part)
+            # Without the bits that let a program run as another user: what a server sends isn't that program.
+            os.chmod(self._part, stat.S_IMODE(os.stat(self._final).st_mode) & 0o777)
         with uninterrupted():
             os.replace(self._part, self._final)
             self._part, self.is_whole = "", True
@@ -152,12 +153,19 @@ class FileOutput(Output):
         if os.path.exists(self._final) and not os.access(self._final, os.W_OK):
             raise PermissionError(errno.EACCES, "it is read-only")
 
+    def _new_mode(self) -> int:
+        """Return the mode of a new temporary file, but for the umask: nobody may read it who mayn't read the file."""
+        try:
+            return stat.S_IMODE(os.stat(self._final).st_mode) & 0o666 | 0o600
+        except OSError:
+            return 0o666
+
     def __enter__(self) -> Output:
         self._check_writable()
         folder, name = os.path.split(self._final)
         with uninterrupted():
             part = os.path.join(folder, f"{name[:_NAME_CHARS_MAX]}.{secrets.token_hex(4)}.part")
-            self._stream: BinaryIO = open(part, "xb")
+            self._stream: BinaryIO = open(part, "xb", opener=lambda path, flags: os.open(path, flags, self._new_mode()))
             self._part = part
         return self
 

@@ -324,6 +324,95 @@ def test_what_cannot_be_continued_is_refused_before_anything_is_sent(command: Co
     assert paywall.requests == []
 
 
+def plant_link(at: Path, victim: Path) -> None:
+    at.symlink_to(victim)
+
+
+def plant_second_name(at: Path, victim: Path) -> None:
+    os.link(victim, at)
+
+
+def plant_pipe(at: Path, victim: Path) -> None:
+    os.mkfifo(at)
+
+
+@posix_only
+@pytest.mark.parametrize("ending", [PART, NOTES])
+@pytest.mark.parametrize("plant", [plant_link, plant_second_name, plant_pipe])
+def test_nothing_is_written_through_what_another_user_has_put_in_the_place_of_the_part(
+    command: Command,
+    paywall: Paywall,
+    download: Download,
+    kept: Path,
+    tmp_path: Path,
+    plant: Callable[[Path, Path], None],
+    ending: str,
+) -> None:
+    """In a shared folder the name of the part can be foreseen: a server's page would replace a file of the user's."""
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    plant(Path(f"{kept}{ending}"), victim)
+    assert command("get", "--continue", "-o", str(kept), paywall.url) == 2
+    assert b"isn't a file of yours alone" in command.err
+    assert (victim.read_bytes(), kept.read_bytes(), paywall.requests) == (b"precious", b"old", [])
+    assert sorted(path.name for path in kept.parent.iterdir()) == [kept.name, f"{kept.name}{ending}"]
+
+
+@posix_only
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize("ending", [PART, NOTES])
+def test_a_part_of_another_user_is_not_continued(
+    command: Command, paywall: Paywall, download: Download, kept: Path, ending: str
+) -> None:
+    """That user could change the page afterwards, which looks like the server's."""
+    planted = Path(f"{kept}{ending}")
+    planted.write_bytes(b"{}")
+    os.chown(planted, 12345, 12345)
+    assert command("get", "--continue", "-o", str(kept), paywall.url) == 2
+    assert (planted.read_bytes(), kept.read_bytes(), paywall.requests) == (b"{}", b"old", [])
+    os.chown(kept.parent, 12345, 12345)  # who owns the folder may replace the file itself
+    assert command("get", "--continue", "-o", str(kept), paywall.url) == 0
+
+
+@posix_only
+@pytest.mark.parametrize("args", [[], ["--continue"]])
+def test_nobody_can_read_the_part_who_may_not_read_the_file(
+    command: Command, paywall: Paywall, download: Download, kept: Path, args: list[str]
+) -> None:
+    """A page that is kept private would be open to all while it arrives, or for good if it breaks off."""
+    kept.chmod(0o600)
+    download.breaks_at, download.stalls = 300_000, True
+    with subprocess.Popen(
+        [sys.executable, "-m", "routeweiler_sync", "get", *args, "-o", str(kept), paywall.url],
+        env=command.environ(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        paywall.wait_for(lambda: any(part.stat().st_size > 200_000 for part in kept.parent.glob("*part")))
+        assert [stat.S_IMODE(part.stat().st_mode) for part in kept.parent.glob("*part")] == [0o600]
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=TIMEOUT_S)
+
+
+@posix_only
+def test_a_page_gets_no_rights_of_another_user(command: Command, paywall: Paywall, kept: Path) -> None:
+    """What a server sends would run as the file's owner, whoever starts it."""
+    kept.chmod(0o4755)
+    assert command("get", "-o", str(kept), paywall.url) == 0
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o755
+
+
+def test_an_error_costs_the_part_of_another_page_nothing(
+    command: Command, paywall: Paywall, download: Download, kept: Path
+) -> None:
+    """A mistyped address would throw away what has arrived of a long download."""
+    download.breaks_at = 300_000
+    assert command("get", "--continue", "-o", str(kept), paywall.url) == 6
+    assert command("get", "--continue", "-o", str(kept), "http://127.0.0.1:1/") == 1
+    assert command("get", "--continue", "-o", str(kept), paywall.url) == 0
+    assert ranges(paywall)[-1] == ("bytes=300000-", '"one"', 206)
+
+
 @posix_only
 def test_two_downloads_to_one_file_do_not_mix(command: Command, paywall: Paywall, download: Download, kept: Path) -> None:
     """Both would write to the same part."""
