@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 #: The oldest lnd whose answers are known.
 LND_MIN = (0, 17)
+#: The last second of the year 9999. A time beyond is none.
+_LAST_UNIX_S = 253_402_300_799
 #: How long a node that is starting, or about to unlock itself, is waited for.
 START_S = 3.0
 #: A certificate or macaroon that ends in less than this time is worth a warning.
@@ -221,7 +223,7 @@ class _Node:
 
     def _about_info(self, info: Any) -> Iterator[Finding]:
         """Yield what lnd tells about itself: version, key, network, chain, graph, and what its clock may be."""
-        version = re.match(r"(\d+)\.(\d+)", info.version)
+        version = re.match(r"(\d{1,9})\.(\d{1,9})", info.version)
         alias = tidy(info.alias)[:40] or "no alias"
         what = f"lnd {tidy(info.version.partition(' ')[0])}, {alias}, key {short(tidy(info.identity_pubkey))}"
         if version is not None and (int(version[1]), int(version[2])) < LND_MIN:
@@ -316,7 +318,7 @@ def _sync(info: Any, network: str) -> Finding:
 def _clock(header_s: int, network: str, now_s: float) -> Finding:
     """Compare this machine's clock with the time in the newest block, which is all that lnd tells of the time."""
     here = _day(_moment(now_s))
-    if not header_s:
+    if not 0 < header_s <= _LAST_UNIX_S:
         return ok("clock", f"{here}; the node tells no time to compare it with")
     block = _moment(header_s)
     apart_s = now_s - header_s

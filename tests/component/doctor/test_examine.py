@@ -249,6 +249,17 @@ def test_a_node_that_is_not_ready_says_why(
     only(found(), check, verdict, text)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [{"version": f"0.{'9' * 5000}"}, {"best_header_timestamp": 2**62}, {"best_header_timestamp": -(2**62)}],
+    ids=["version", "late", "early"],
+)
+def test_no_answer_of_a_node_ends_the_examination(info: Callable[..., None], found: Examine, fields: dict[str, Any]) -> None:
+    """A traceback in place of all that is still to be looked at: ledger, budget, open payments."""
+    info(**fields)
+    assert found() == []
+
+
 def test_the_network_of_the_variable_counts(info: Callable[..., None], environ: Callable[..., None], found: Examine) -> None:
     """Money of the main network must not be spent by a script that is meant for a test network."""
     info(**MAINNET)
