@@ -116,7 +116,8 @@ def _check_files(
         raise click.UsageError("only one of --html -, --csv - and --json can go to stdout")
     if len(files) == 2 and STDOUT not in files and os.path.realpath(files[0]) == os.path.realpath(files[1]):
         raise click.UsageError("--html and --csv name the same file")
-    sources = [*(url.removeprefix("sqlite:///") for url in ledgers), *traces]
+    trace = os.environ.get(env_vars.TRACE)
+    sources = [os.path.expanduser(each.removeprefix("sqlite:///")) for each in (*ledgers, *traces, *([trace] if trace else []))]
     for name in files:
         if (problem := problem_of(name, sources)) is not None:
             print_line(f"{name} can't be written: {problem}.", err=True)

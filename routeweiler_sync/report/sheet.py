@@ -39,6 +39,8 @@ COLUMNS = (
 )
 #: With one of these a spreadsheet begins a formula. The wide ones are taken for the others by spreadsheets in East Asia.
 _FORMULA = tuple("=+-@\t\r\n|%\uff1d\uff0b\uff0d\uff20")
+#: Where a spreadsheet whose columns are apart by semicolons, as in much of Europe, would find a formula within a text.
+_INNER_FORMULA = re.compile(rf";[\s\"']*(?=[{re.escape(''.join(_FORMULA))}])")
 #: Texts that are written as they are: they hold no secret and begin no formula. The last is a node's public key.
 _PLAIN = re.compile(r"[A-Za-z0-9/][A-Za-z0-9 _./]{0,31}|0[23][0-9a-f]{64}")
 
@@ -106,5 +108,5 @@ def _safe(text: str | None) -> str:
     """Return a text of others for a cell: made safe, with an apostrophe where a spreadsheet would take it for a formula."""
     if not text or _PLAIN.fullmatch(text):
         return text or ""
-    shown = clean(text)
+    shown = _INNER_FORMULA.sub(r"\g<0>'", clean(text))
     return f"'{shown}" if shown.lstrip().startswith(_FORMULA) else shown

@@ -12,6 +12,8 @@ from typing import TextIO
 
 #: The name of stdout.
 STDOUT = "-"
+#: A database's last changes are in files beside it, with these endings.
+_SQLITE_ENDS = ("-wal", "-shm", "-journal")
 _SQLITE_MAGIC = b"SQLite format 3\x00"
 
 
@@ -33,11 +35,16 @@ def problem_of(path: str, sources: Iterable[str]) -> str | None:
         with suppress(OSError):
             if os.path.samefile(path, source):
                 return "the report is read from it"
+    if _is_database(path) or any(path.endswith(end) and _is_database(path[: -len(end)]) for end in _SQLITE_ENDS):
+        return "it is a database"
+    return None if os.access(path, os.W_OK) else "it is read-only"
+
+
+def _is_database(path: str) -> bool:
     if os.path.isfile(path):
         with suppress(OSError), open(path, "rb") as file:
-            if file.read(len(_SQLITE_MAGIC)) == _SQLITE_MAGIC:
-                return "it is a database"
-    return None if os.access(path, os.W_OK) else "it is read-only"
+            return file.read(len(_SQLITE_MAGIC)) == _SQLITE_MAGIC
+    return False
 
 
 @contextmanager

@@ -66,7 +66,23 @@ def test_the_csv_has_a_row_for_each_payment_and_adds_up(
     assert command.out == text
 
 
-FORMULAS = ("=1+1", "+1", "-1", "@SUM(A1)", "|cmd", "%0A", "  =1", "\t=1", "＝1", "a\r\n=1", 'a",=1', '=HYPERLINK("x")')
+FORMULAS = (
+    "=1+1",
+    "+1",
+    "-1",
+    "@SUM(A1)",
+    "|cmd",
+    "%0A",
+    "  =1",
+    "\t=1",
+    "＝1",
+    "a\r\n=1",
+    'a",=1',
+    "a;=1",
+    'a"; "@x',
+    "a;;＝1",
+    '=HYPERLINK("x")',
+)
 
 
 def test_no_cell_is_a_formula_and_every_row_has_all_cells(command: Command, write_trace: Callable[..., Path]) -> None:
@@ -85,7 +101,8 @@ def test_no_cell_is_a_formula_and_every_row_has_all_cells(command: Command, writ
         assert list(row) == list(sheet.COLUMNS)
         assert None not in row.values()
         for cell in row.values():
-            assert not cell.lstrip().startswith(("=", "+", "-", "@", "|", "%", "\t", "\r", "\n", "＝"))
+            for part in (cell.lstrip(), *(part.lstrip(' "') for part in cell.split(";"))):  # as in much of Europe
+                assert not part.startswith(("=", "+", "-", "@", "|", "%", "\t", "\r", "\n", "＝"))
             assert cell.isprintable()
 
 
@@ -124,7 +141,10 @@ def test_sources_that_are_named_are_all_that_is_read(
         (("--csv", "folder"), 1, "it is a folder"),
         (("--csv", "no/such/folder.csv"), 1, "its folder doesn't exist"),
         (("--csv", "ledger.db"), 1, "it is a database"),
+        (("--csv", "ledger.db-wal"), 1, "it is a database"),
         (("--csv", "trace.jsonl", "--trace", "trace.jsonl"), 1, "the report is read from it"),
+        (("--csv", "trace.jsonl"), 1, "the report is read from it"),
+        (("--csv", "trace.jsonl", "--trace", "~/trace.jsonl"), 1, "the report is read from it"),
         (("--trace", "folder"), 3, "can't be read"),
         (("--ledger", "trace.jsonl"), 3, "The ledger"),
     ],
@@ -136,8 +156,9 @@ def test_what_cannot_be_read_or_written_is_named(
     session.get(paywall.url)
     session.close()
     (tmp_path / "folder").mkdir()
+    (tmp_path / "ledger.db-wal").touch()
     before = {path.name: path.read_bytes() for path in tmp_path.glob("*.*") if path.suffix in (".db", ".jsonl")}
-    assert command("report", *arguments) == code
+    assert command("report", *arguments, HOME=str(tmp_path), USERPROFILE=str(tmp_path)) == code
     assert said in command.err.decode()
     assert "hunter2" not in command.err.decode()
     assert {name: (tmp_path / name).read_bytes() for name in before} == before
