@@ -430,7 +430,7 @@ def test_a_ledger_of_an_older_release_is_there(server: Server, database: str, ma
     made = make_ledger()
     made.open_payment(intent(1), None)
     settle(made, 1)
-    server.admin("DROP INDEX payments_spent; UPDATE routeweiler_ledger SET version = 3", database)
+    server.admin(f"DROP INDEX payments_spent; UPDATE routeweiler_ledger SET version = {SCHEMA_VERSION - 1}", database)
     ledger = make_ledger()
     assert ledger.exists()
     assert ledger.spending().total_msat == 10_000

@@ -115,7 +115,7 @@ class Walk:
     def __enter__(self) -> Walk:
         self.node.clear_faults()
         self.paid_before = len(self.node.payments)
-        self.ledger().envelopes()  # makes the tables
+        self.ledger().unfinished()  # makes the tables
         for id in CURRENCIES:
             self.relimit(id, {"cap_minor_units": 120, "per_call_minor_units": 50})
         self.reader = self.stack.enter_context(contextlib.closing(Reader(self.url)))

@@ -131,7 +131,7 @@ def test_no_hour_no_day_and_no_grant_is_ever_passed(new_url: Callable[[], str]) 
         now_s, url = START_S + first_s, new_url()
         envelope = BudgetEnvelope("e", ttl_seconds=ttl_s, **limits_sats)  # type: ignore[arg-type]
         with contextlib.closing(Ledger(Ledger.open(url)._store, clock=lambda: now_s)) as ledger:
-            ledger.envelopes()
+            ledger.unfinished()  # makes the tables
             with contextlib.closing(Reader(url)) as reader:
                 for n, (later_s, amount_msat, end) in enumerate(walk):
                     now_s += later_s
@@ -162,7 +162,7 @@ def test_no_race_passes_a_limit_and_the_node_agrees(
     """Else threads and processes that look at the same time would each find room for the last sat."""
     url, paid_before = new_url(), len(node.payments)
     with contextlib.closing(Ledger.open(url)) as ledger:
-        ledger.envelopes()  # makes the tables
+        ledger.unfinished()  # makes the tables
 
     def below(sight: Sight) -> None:
         sight.check()
@@ -220,7 +220,7 @@ def test_the_oracle_notices_a_forged_total_limit_or_spend(node: FakeLnd, shop: P
         contextlib.closing(Reader(url)) as reader,
         contextlib.closing(Ledger.open(url)) as ledger,
     ):
-        ledger.envelopes()
+        ledger.unfinished()  # makes the tables
         reader.watch_growth()
         session.get(f"{shop.base_url}/10000/1")
         agree_with_node(reader.look(), node, paid_before)
