@@ -111,8 +111,10 @@ class ContinuedOutput(FileOutput):
 
     def write(self, response: requests.Response, wrote: Wrote = ignore) -> None:
         """Write the body of ``response``, which `takes` has taken: see `Output.write`."""
-        self._is_begun = True
         is_rest = self._version is not None and response.status_code in (206, 416)
+        if response.status_code == 206 and not is_rest and not _is_all(response):
+            raise OSError("the server has sent a part of the page, though all of it was asked for")
+        self._is_begun = True
         if is_rest and self._is_seed and response.status_code == 416:
             self.is_whole = True  # FILE has all of it
             return
@@ -228,6 +230,13 @@ def _open_own(path: str, flags: int, mode: int = 0) -> int:
         os.close(descriptor)
         raise strange
     return descriptor
+
+
+def _is_all(response: requests.Response) -> bool:
+    """Return whether ``response``, a 206, has the page from its beginning to its end."""
+    given = response.headers.get("Content-Range", "").strip()
+    found = re.fullmatch(r"bytes 0-(\d{1,18})/(\d{1,18})", given)
+    return found is not None and int(found[1]) + 1 == int(found[2])
 
 
 def version_of(response: requests.Response) -> str | None:

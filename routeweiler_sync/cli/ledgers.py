@@ -97,5 +97,9 @@ def named_payment(given: str, url: str | None) -> Iterator[tuple[Ledger, Payment
 
 
 def command_text(*words: str, ledger: str | None) -> str:
-    """Return a command to copy, which names the same ``--ledger`` if one was given."""
+    """Return a command to copy, which names the same ``--ledger`` if one was given: the URL of a database without its password."""
+    from ..ledger.postgres import url
+
+    if ledger is not None and ledger.partition("://")[0] in url.SCHEMES:
+        ledger = url.read_url(ledger).url
     return shlex.join(["routeweiler-sync", *words, *([] if ledger is None else ["--ledger", ledger])])

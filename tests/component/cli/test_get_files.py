@@ -240,6 +240,25 @@ def test_where_it_cannot_go_on_it_begins_anew(
     assert len(lnd.payments) == 1
 
 
+@pytest.mark.parametrize("has_part", [False, True])
+def test_a_part_that_nobody_asked_for_is_no_page(
+    command: Command, paywall: Paywall, download: Download, lnd: FakeLnd, kept: Path, has_part: bool
+) -> None:
+    """A cache between may answer with what somebody else has asked for. It would replace the file."""
+    if has_part:
+        download.breaks_at = 300_000
+        assert command("get", "--continue", "-o", str(kept), paywall.url) == 6
+    paywall.respond = lambda _: (206, {"Content-Range": f"bytes 1000-{len(PAGE) - 1}/{len(PAGE)}", "ETag": '"one"'}, PAGE[1000:])
+    assert command("get", "--continue", "-o", str(kept), paywall.url) == (1 if has_part else 6)
+    assert b"a part of the page" in command.err
+    assert kept.read_bytes() == b"old"
+    paywall.respond = download.respond
+    assert command("get", "--continue", "-o", str(kept), paywall.url) == 0
+    assert ranges(paywall)[-1][2] == (206 if has_part else 200)
+    assert (kept.read_bytes(), list(kept.parent.iterdir())) == (PAGE, [kept])
+    assert len(lnd.payments) == 1
+
+
 def test_a_page_without_a_version_is_not_kept(command: Command, paywall: Paywall, download: Download, kept: Path) -> None:
     """Nobody could tell whether the rest belongs to it."""
     download.headers = {"ETag": 'W/"one"'}

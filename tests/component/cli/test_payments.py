@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from routeweiler_sync import PaymentPendingError, Routeweiler
+from routeweiler_sync.cli.ledgers import command_text
 from routeweiler_sync.testing import FakeLnd, Paywall
 from tests.support.accounts import Books
 from tests.support.cli_process import NO_NODE, Command
@@ -106,3 +107,21 @@ def test_an_unfinished_payments_token_isnt_forgotten(command: Command, stuck: st
     assert command("tokens", "forget", stuck) == 5
     assert f"routeweiler-sync payments abandon {stuck}".encode() in command.err
     assert books.rows[0].state == "open"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://me:hunter2@db.example/shop",
+        "postgres://me:hunter2@db.example/shop",
+        "postgresql://db.example/shop?user=me&password=hunter2",
+        "postgresql://me@db.example/shop?sslpassword=hunter2",
+    ],
+)
+def test_no_command_to_copy_has_the_password_of_the_ledger(url: str) -> None:
+    """``payments show --json`` is kept in logs, and repeats how the ledger was named."""
+    text = command_text("payments", "recover", ledger=url)
+    assert "hunter2" not in text
+    assert text.startswith("routeweiler-sync payments recover --ledger ")
+    assert "db.example/shop" in text
+    assert command_text("budget", "thaw", "lab", ledger="a b.db") == "routeweiler-sync budget thaw lab --ledger 'a b.db'"
