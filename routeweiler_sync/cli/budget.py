@@ -224,14 +224,14 @@ def set_limits(
             url = opened.url
     except ValueError as error:
         raise click.UsageError(printable(f"{error}. Nothing was changed.")) from None
-    replaced = _brought_along(row)
     if as_json:
         print_json([_as_json(row)])
     else:
-        since = "for programs that name it by its id" if replaced else "from the next purchase on"
-        print_line(f"Envelope {row.id!r} of {url} is {'changed' if existed else 'made'}. In force {since}:")
+        done = f"Envelope {row.id!r} of {url} is {'changed' if existed else 'made'}."
+        whom = "programs that name it by its id and bring no limits of their own"
+        print_line(f"{done} In force from the next purchase on, for {whom}:")
         print_facts(_facts(row, ledger))
-    for warning in (*_exceeded(row), *replaced):
+    for warning in (*_exceeded(row), *_brought_along(row)):
         print_line(warning, "yellow", err=True)
 
 

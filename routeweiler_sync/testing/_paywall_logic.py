@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from requests.structures import CaseInsensitiveDict
@@ -259,7 +259,11 @@ class PaywallLogic:
         """Close the connection of the next ``times`` requests with a good credential, without an answer.
 
         ``before``: before the request is handled, so `respond` isn't called; ``after``: after that.
+
+        Raises: ValueError for any other ``when``.
         """
+        if when not in get_args(CutWhen):
+            raise ValueError(f"when is one of {', '.join(get_args(CutWhen))}, not {when!r}")
         with self._changed:
             self._cuts += [when] * times
 

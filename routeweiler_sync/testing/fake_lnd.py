@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from concurrent import futures
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 from weakref import WeakSet
 
 import grpc
@@ -336,7 +336,11 @@ class FakeLnd:
 
         ``before_init``: before the payment is stored. ``after_init``: once it is stored, without a message and before it is
         paid. ``in_flight``: after the first IN_FLIGHT message, before it is paid. ``after_paying``: once it is paid.
+
+        Raises: ValueError for any other ``when``.
         """
+        if when not in get_args(DropWhen):
+            raise ValueError(f"when is one of {', '.join(get_args(DropWhen))}, not {when!r}")
         self._plan("drop", when, times)
 
     def wrong_preimage_next(self, *, times: int | None = 1) -> None:

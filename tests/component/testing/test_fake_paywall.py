@@ -377,6 +377,15 @@ def test_paid_answers_can_be_cut_or_replaced_and_free_ones_never_are(lnd: FakeLn
     assert statuses(paywall) == [402, 402, 0, 429, 429, 200, 200]
 
 
+def test_a_fault_at_an_unknown_moment_is_refused(lnd: FakeLnd, paywall: Paywall):
+    """A misspelt moment would be another one, or none: the test would pass without what it is about."""
+    with pytest.raises(ValueError, match="before, after, not 'during'"):
+        paywall.cut_next("during")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="after_paying, not 'after'"):
+        lnd.drop_next("after")  # type: ignore[arg-type]
+    assert get(paywall.url, buy(lnd, paywall.url)).status_code == 200
+
+
 def test_an_endless_402_does_not_end(paywall: Paywall):
     """A client that reads whatever comes would fill the memory only in the wild."""
     paywall.faults.endless_402 = True
