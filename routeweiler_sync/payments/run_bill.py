@@ -131,7 +131,7 @@ def _write(note: str) -> None:
             # Opened each time: a program that closes all files it knows nothing of would make the number stand for another one.
             fd = os.open(path, flags, 0o600)
             try:
-                os.write(fd, note.encode())
+                os.write(fd, f"\n{note}".encode())  # a note that a full disk has cut short spoils no other one
             finally:
                 os.close(fd)
 
@@ -153,14 +153,15 @@ def read(path: str) -> Bill:
                     token_pages += 1
                 if not words or words.pop() != ".":  # a note that was cut short
                     continue
-                if kind == "sent":
-                    sent[words[0]] = int(words[1])
-                elif kind == "dead":
-                    sent.pop(words[0], None)
-                elif kind == "paid":
-                    paid[words[0]] = int(words[1]), int(words[2])
-                elif kind == "page":
-                    used.append(words)
+                with suppress(ValueError, IndexError):  # two notes in one line
+                    if kind == "sent":
+                        sent[words[0]] = int(words[1])
+                    elif kind == "dead":
+                        sent.pop(words[0], None)
+                    elif kind == "paid":
+                        paid[words[0]] = int(words[1]), int(words[2])
+                    elif kind == "page":
+                        used.append(words)
     except FileNotFoundError:
         return Bill()
     waiting = set(paid)  # for their page. Not known before the end: a page may be noted before another process notes its payment
@@ -192,8 +193,10 @@ def present(path: str) -> None:
         tally = sys.modules.get(f"{__package__}.tally")
         if tally is not None:
             tally.end_doubts()  # notes the payments whose booking was interrupted
-        text = read(path).text
-        os.remove(path)
+        try:
+            text = read(path).text
+        finally:
+            os.remove(path)
         if text and sys.__stderr__ is not None:
             sys.__stderr__.write(f"routeweiler-sync: {text}\n")
             sys.__stderr__.flush()

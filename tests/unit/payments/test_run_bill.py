@@ -36,6 +36,10 @@ NOTES = {
         "is paid twice; or run routeweiler-sync payments recover",
     ),
     "notes that were cut short": (f"paid {A} 10000 0 .\npage {A} .\npaid {B} 50\npage {C[:9]}", "paid 10 sat for 1 page"),
+    "a note that was cut short in front of another": (
+        f"sent {B} 50sent {A} 10000 .\npaid .\npaid {C}paid {C} 7 .\npaid {A} 10000 0 .\npage {A} .\n",
+        "paid 10 sat for 1 page",
+    ),
     "what is no note": ("\nhello\npaid\n. .\n\x00\n", ""),
 }
 
@@ -77,3 +81,16 @@ def test_a_variable_that_no_run_has_set_is_ignored(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(run_bill, "files", [])
     run_bill.set_from("nonsense\n1 /tmp/a b\n")
     assert run_bill.files == ["/tmp/a b"]
+
+
+def test_a_note_that_a_full_disk_cut_short_spoils_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bill would be missing, and its file would stay."""
+    bill = tmp_path / "bill"
+    bill.write_text(f"paid {A} 10000 0 .\nsent {B}")
+    monkeypatch.setattr(run_bill, "files", [str(bill)])
+    monkeypatch.setattr(run_bill, "_noted", set())
+    run_bill.note_page([A])
+    assert run_bill.read(str(bill)).text == "paid 10 sat for 1 page"
+    bill.write_text(f"paid {A} 10000 0 .\npaid {C}paid {B} 5000 0 .\n")
+    run_bill.present(str(bill))
+    assert not bill.exists()
