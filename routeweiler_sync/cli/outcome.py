@@ -41,6 +41,8 @@ def exit_for(error: requests.RequestException, *, paid: bool) -> Exit:
         return Exit.FAILED
     if isinstance(error, RouteweilerError):
         return Exit.REFUSED
+    if isinstance(error, requests.exceptions.InvalidHeader) and error.request is not None:
+        return Exit.ERROR  # the request was sent: the header is the server's
     return Exit.USAGE if isinstance(error, _MALFORMED) else Exit.ERROR
 
 

@@ -199,6 +199,15 @@ def test_1_an_http_error_without_a_payment(command: Command, paywall: Paywall, l
     assert len(lnd.payments) == 1
 
 
+def test_1_a_header_of_the_server_that_makes_no_sense(command: Command, paywall: Paywall, lnd: FakeLnd) -> None:
+    """Exit code 2 says that the command is written wrongly, and that nothing was sent."""
+    paywall.respond = lambda request: (200, {"Content-Length": "7"}, b"page")
+    assert command("get", paywall.url) == 6
+    assert command("get", paywall.url) == 1
+    assert b"Content-Length" in command.err
+    assert len(lnd.payments) == 1
+
+
 @pytest.mark.parametrize(
     ("args", "environ"),
     [
