@@ -24,6 +24,7 @@ import click
 import requests
 import urllib3
 
+from .._core import env_vars
 from .._core.secret_text import shown
 from .._version import VERSION
 from ..config import env_settings, environment
@@ -208,6 +209,8 @@ def get(
         raise click.UsageError("-q and -v exclude each other.")
     if continues and (method not in (None, "GET") or data or any(each.lower().startswith("range:") for each in headers)):
         raise click.UsageError("-C continues a plain GET: it can't be used with -X, -d or a Range header.")
+    if output is not None and not dry_run and (owner := _owner_of(output)) is not None:
+        raise click.UsageError(f"{output} can't be written to: it is the {owner}. Nothing was fetched or paid.")
     body = b"&".join(_data(each) for each in data) if data else None
     try:
         destination = Output() if dry_run else output_at(output, continues=url if continues else None)
@@ -560,6 +563,24 @@ def _err(text: object) -> None:
 
 
 # Arguments of the request, as curl reads them
+
+
+def _owner_of(path: str) -> str | None:
+    """Return what would be lost with the file ``path``: the ledger that the call pays from, or its trace. None if neither."""
+    from ..ledger.ledger import Ledger
+
+    files = {}
+    with contextlib.suppress(LedgerError), contextlib.closing(Ledger.open(env_settings.ledger_url())) as ledger:
+        if ledger.url.startswith("sqlite:///"):
+            file = ledger.url.removeprefix("sqlite:///")
+            files = {file + end: "ledger" for end in ("", "-wal", "-shm", "-journal")}
+    if trace := os.environ.get(env_vars.TRACE):
+        files[os.path.expanduser(trace)] = "trace"
+    for file, owner in files.items():
+        with contextlib.suppress(OSError):
+            if os.path.realpath(path) == os.path.realpath(file) or os.path.samefile(path, file):
+                return owner if os.path.isfile(file) or not os.path.exists(file) else None
+    return None
 
 
 def _data(given: str) -> bytes:

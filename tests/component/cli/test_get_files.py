@@ -413,6 +413,25 @@ def test_nobody_can_read_the_part_who_may_not_read_the_file(
         process.communicate(timeout=TIMEOUT_S)
 
 
+@pytest.mark.parametrize("args", [[], ["--continue"]])
+@pytest.mark.parametrize("exists", [False, True])
+def test_no_page_replaces_the_ledger_or_the_trace(
+    command: Command, paywall: Paywall, books: Books, args: list[str], exists: bool
+) -> None:
+    """All tokens that were paid for would be lost, and what is known of payments that are under way."""
+    if exists:
+        assert command("get", paywall.url) == 0
+    files = [books.ledger_path, Path(f"{books.ledger_path}-wal"), books.trace_path]
+    before = [file.read_bytes() if file.exists() else None for file in files]
+    number = len(paywall.requests)
+    for file in files:
+        assert command("get", *args, "-o", str(file), paywall.url) == 2
+        assert b"Nothing was fetched or paid" in command.err
+    assert [file.read_bytes() if file.exists() else None for file in files] == before
+    assert len(paywall.requests) == number
+    assert command("get", *args, "-o", f"{books.ledger_path}.page", paywall.url) == 0
+
+
 @posix_only
 def test_a_page_gets_no_rights_of_another_user(command: Command, paywall: Paywall, kept: Path) -> None:
     """What a server sends would run as the file's owner, whoever starts it."""
