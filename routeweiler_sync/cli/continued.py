@@ -32,6 +32,11 @@ _CONTENT_RANGE = re.compile(r"bytes (?:(\d{1,18})-\d{1,18}|\*)/(\d{1,18}|\*)")
 #: A strong ETag (RFC 9110, section 8.8.3), of a length that a server may have meant.
 _STRONG_ETAG = re.compile(r'"[\x21\x23-\x7e\x80-\xff]{0,1000}"')
 
+#: What `version_of` returns: such an ETag, or a time.
+_VERSION = re.compile(rf"{_STRONG_ETAG.pattern}|[A-Za-z0-9 ,:+-]{{1,100}}")
+#: Longer notes are none.
+_NOTES_CHARS_MAX = 10_000
+
 
 class ContinuedOutput(FileOutput):
     """A regular file whose download may be continued. If it breaks off, what has arrived is kept beside it.
@@ -58,13 +63,13 @@ class ContinuedOutput(FileOutput):
             descriptor = _open_own(self._notes_path, os.O_RDONLY)
         except FileNotFoundError:
             descriptor = None
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
             notes = {}
             if descriptor is not None:
                 self._was_part = size > 0
                 with open(descriptor, encoding="utf-8") as file:
-                    notes = json.load(file)
-            if size and notes["url"] == self._url and isinstance(notes["version"], str):
+                    notes = json.loads(file.read(_NOTES_CHARS_MAX))
+            if size and notes["url"] == self._url and _VERSION.fullmatch(notes["version"]):
                 self._bytes, self._version = size, notes["version"]
         if not size:
             with contextlib.suppress(OSError):

@@ -259,6 +259,22 @@ def test_a_part_that_nobody_asked_for_is_no_page(
     assert len(lnd.payments) == 1
 
 
+@pytest.mark.parametrize(
+    "version",
+    ['"x\\r\\nCookie: a=b"', '"\\u2603"', "[" * 50_000, "5", f'"{"x" * 50_000}"'],
+    ids=["lines", "snow", "deep", "5", "long"],
+)
+def test_damaged_notes_are_none(command: Command, paywall: Paywall, download: Download, kept: Path, version: str) -> None:
+    """Whatever a broken disk made of them would be sent as a header, or end the command with a traceback."""
+    download.breaks_at = 300_000
+    assert command("get", "--continue", "-o", str(kept), paywall.url) == 6
+    notes = Path(f"{kept}{NOTES}")
+    notes.write_text(notes.read_text().replace(r'"\"one\""', version))
+    assert command("get", "--continue", "-o", str(kept), paywall.url) == 0
+    assert ranges(paywall)[-1] == (None, None, 200)
+    assert (kept.read_bytes(), list(kept.parent.iterdir())) == (PAGE, [kept])
+
+
 def test_a_page_without_a_version_is_not_kept(command: Command, paywall: Paywall, download: Download, kept: Path) -> None:
     """Nobody could tell whether the rest belongs to it."""
     download.headers = {"ETag": 'W/"one"'}
