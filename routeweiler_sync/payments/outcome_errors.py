@@ -146,10 +146,9 @@ def undelivered_error(row: PaymentRow, request: TokenRequest) -> TokenRefusedErr
     keeps = f"The ledger keeps token and preimage, and calls for {row.path} offer them again"
     return TokenRefusedError(
         f"{request.origin} asks for a payment for {request.path}, but it has never accepted a token that was paid for, not the one "
-        f"of payment {row.payment_hash} of {sats(row.amount_msat)} either. So nothing more is bought there",
+        f"of payment {row.payment_hash} of {sats(row.amount_msat)} either. So nothing more was paid",
         **_advice_to_forget(row, f"{keeps}. {_ASK_OPERATOR}"),
         payment_hash=row.payment_hash,
-        spent=False,
     )
 
 
