@@ -25,7 +25,7 @@ from .groups import Group
 from .ledgers import json_option, ledger_option, named_payment, nothing_bought, reading
 from .outcome import Exit, exit_for, printable, text_of
 from .since import since_option
-from .tables import FOLDED_WIDTH_MIN, TIME_WIDTH_MIN, Column, print_facts, print_json, print_line, print_table
+from .tables import payment_columns, print_facts, print_json, print_line, print_table
 
 if TYPE_CHECKING:
     from ..ledger.ledger import Ledger
@@ -35,15 +35,7 @@ if TYPE_CHECKING:
 RECOVER_TIMEOUT_S = 60.0
 #: The names of `ledger.types.PaymentState`, which isn't imported for ``--help``. A test compares them.
 STATES = ("open", "failed", "settled", "retired", "dead")
-_COLUMNS = (
-    Column("created", folds=TIME_WIDTH_MIN),
-    Column("state"),
-    Column("sat", number=True),
-    Column("fee sat", number=True),
-    Column("payment hash", digits=12),
-    Column("origin", folds=FOLDED_WIDTH_MIN),
-    Column("scope", folds=FOLDED_WIDTH_MIN),
-)
+_COLUMNS = payment_columns("created", "state")
 
 
 @click.group(cls=Group)

@@ -68,6 +68,19 @@ class Column:
     digits: int | None = None
 
 
+def payment_columns(time: str, state: str) -> tuple[Column, ...]:
+    """Return the columns of a list with a payment in each row. ``time`` and ``state`` are the headings of the first two."""
+    return (
+        Column(time, folds=TIME_WIDTH_MIN),
+        Column(state),
+        Column("sat", number=True),
+        Column("fee sat", number=True),
+        Column("payment hash", digits=12),
+        Column("origin", folds=FOLDED_WIDTH_MIN),
+        Column("scope", folds=FOLDED_WIDTH_MIN),
+    )
+
+
 def is_terminal() -> bool:
     """Return whether stdout is a terminal."""
     return _on_terminal(sys.stdout)

@@ -15,20 +15,12 @@ from .._core.money import sats
 from .groups import Group
 from .ledgers import json_option, ledger_option, named_payment, nothing_bought, reading
 from .outcome import Exit
-from .tables import FOLDED_WIDTH_MIN, TIME_WIDTH_MIN, Column, Styled, print_json, print_line, print_table
+from .tables import Styled, payment_columns, print_json, print_line, print_table
 
 if TYPE_CHECKING:
     from ..ledger.types import PaymentRow
 
-_COLUMNS = (
-    Column("settled", folds=TIME_WIDTH_MIN),
-    Column("token"),
-    Column("sat", number=True),
-    Column("fee sat", number=True),
-    Column("payment hash", digits=12),
-    Column("origin", folds=FOLDED_WIDTH_MIN),
-    Column("scope", folds=FOLDED_WIDTH_MIN),
-)
+_COLUMNS = payment_columns("settled", "token")
 
 
 @click.group(cls=Group)

@@ -97,11 +97,17 @@ _JUDGED_STATUSES = tuple(status for status in TokenStatus if status not in (Toke
 
 
 def _rule_for(
-    answer: ServerAnswer, statuses: tuple[TokenStatus, ...], verdict: Verdict, why: str
+    answers: ServerAnswer | tuple[ServerAnswer, ...], statuses: tuple[TokenStatus, ...], verdict: Verdict, why: str
 ) -> dict[tuple[TokenStatus, ServerAnswer], Rule]:
-    """Return the same rule for ``answer`` to a token of each of ``statuses``."""
-    return {(status, answer): Rule(verdict=verdict, why=why) for status in statuses}
+    """Return the same rule for each of ``answers`` to a token of each of ``statuses``."""
+    rule = Rule(verdict=verdict, why=why)
+    answers = (answers,) if isinstance(answers, ServerAnswer) else answers
+    return {(status, answer): rule for answer in answers for status in statuses}
 
+
+#: Errors that may refuse the token. They are far more often about the request, so the ledger isn't asked about the token for them,
+#: and it doesn't matter whether the token has expired.
+ERRORS = (ServerAnswer.TURNED_DOWN, ServerAnswer.FAILED)
 
 #: (what is known of the token, the server's answer) → rule. A token that was accepted before is retired only on an answer that is
 #: about tokens: each retired token costs a purchase, and an application behind the paywall has 401s and 402s of its own.
@@ -244,51 +250,34 @@ SERVER_RULES: dict[tuple[TokenStatus, ServerAnswer], Rule] = {
         Verdict.KEEP,
         "it may ask for a login: nothing says that this page accepts such tokens",
     ),
-    **{
-        pair: rule
-        for answer in (ServerAnswer.TURNED_DOWN, ServerAnswer.FAILED)
-        for pair, rule in {
-            **_rule_for(answer, (TokenStatus.NONE,), Verdict.AS_IT_IS, "no token was sent that it could be about"),
-            **_rule_for(answer, (TokenStatus.GUESS,), Verdict.WITHDRAW, "it may be about the token, which nobody asked for"),
-            **_rule_for(
-                answer,
-                (TokenStatus.FRESH, TokenStatus.WAITED, TokenStatus.ELSEWHERE),
-                Verdict.KEEP,
-                "it may be about the request, or come from in front of the paywall: nothing says that this page accepts the token",
-            ),
-            **_rule_for(
-                answer,
-                (TokenStatus.ACCEPTED,),
-                Verdict.ASK_BARE,
-                "some servers refuse a used-up or unknown token in this way; the answer without the token tells",
-            ),
-            **_rule_for(
-                answer,
-                (TokenStatus.DOUBTED,),
-                Verdict.RETIRE,
-                "without the token the server asks for one of its scope, and it refuses this one",
-            ),
-        }.items()
-    },
+    **_rule_for(ERRORS, (TokenStatus.NONE,), Verdict.AS_IT_IS, "no token was sent that it could be about"),
+    **_rule_for(ERRORS, (TokenStatus.GUESS,), Verdict.WITHDRAW, "it may be about the token, which nobody asked for"),
+    **_rule_for(
+        ERRORS,
+        (TokenStatus.FRESH, TokenStatus.WAITED, TokenStatus.ELSEWHERE),
+        Verdict.KEEP,
+        "it may be about the request, or come from in front of the paywall: nothing says that this page accepts the token",
+    ),
+    **_rule_for(
+        ERRORS,
+        (TokenStatus.ACCEPTED,),
+        Verdict.ASK_BARE,
+        "some servers refuse a used-up or unknown token in this way; the answer without the token tells",
+    ),
+    **_rule_for(
+        ERRORS,
+        (TokenStatus.DOUBTED,),
+        Verdict.RETIRE,
+        "without the token the server asks for one of its scope, and it refuses this one",
+    ),
     **_rule_for(ServerAnswer.ELSE, (TokenStatus.NONE,), Verdict.AS_IT_IS, "it isn't about tokens"),
     **_rule_for(ServerAnswer.ELSE, (TokenStatus.GUESS,), Verdict.WITHDRAW, "it may be about the token, which nobody asked for"),
-    **{
-        pair: rule
-        for answer in (
-            ServerAnswer.OTHER_402,
-            ServerAnswer.LOGIN,
-            ServerAnswer.BARE_401,
-            ServerAnswer.TURNED_DOWN,
-            ServerAnswer.FAILED,
-            ServerAnswer.ELSE,
-        )
-        for pair, rule in _rule_for(
-            answer,
-            (TokenStatus.TRIAL,),
-            Verdict.OTHERS_FIRST,
-            "without the token the server asked for one, and it doesn't want this one",
-        ).items()
-    },
+    **_rule_for(
+        (ServerAnswer.OTHER_402, ServerAnswer.LOGIN, ServerAnswer.BARE_401, *ERRORS, ServerAnswer.ELSE),
+        (TokenStatus.TRIAL,),
+        Verdict.OTHERS_FIRST,
+        "without the token the server asked for one, and it doesn't want this one",
+    ),
     **_rule_for(
         ServerAnswer.ELSE,
         _JUDGED_STATUSES,
@@ -318,9 +307,6 @@ SERVER_RULES: dict[tuple[TokenStatus, ServerAnswer], Rule] = {
 
 #: Answers that may refuse the token. What they mean depends on what is known of the token.
 MAYBE_REFUSALS = (ServerAnswer.REFUSED, ServerAnswer.REPLAYED, ServerAnswer.OTHER_402, ServerAnswer.BARE_401)
-#: Errors that may refuse the token. They are far more often about the request, so the ledger isn't asked about the token for them,
-#: and it doesn't matter whether the token has expired.
-ERRORS = (ServerAnswer.TURNED_DOWN, ServerAnswer.FAILED)
 
 
 class Wants(str, Enum):
