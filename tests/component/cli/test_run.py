@@ -390,7 +390,8 @@ def test_a_signal_is_the_program_s(python: Interpreter, program: str, signum: in
 @posix_only
 def test_a_reader_that_leaves_ends_the_program_as_ever(python: Interpreter) -> None:
     """``… | head``: what python makes of a broken pipe, it makes here, be it while the program writes or at its end."""
-    python.write("much.py", "for n in range(200_000):\n    print('line', n)\n")
+    # Flushed line by line: else it is chance how much is still to be written at the end.
+    python.write("much.py", "for n in range(200_000):\n    print('line', n, flush=True)\n")
     python.write("late.py", "import sys\nprint('first', flush=True)\nsys.stdin.read()\nprint('last')\n")
 
     def left(script: str, how: Sequence[str] | None) -> tuple[bytes, int]:

@@ -21,6 +21,7 @@ from routeweiler_sync.ledger.ledger import Ledger
 from routeweiler_sync.ledger.sqlite import SqliteStore, SqliteTransaction
 from tests.support.ledger_builders import ORIGIN, draw, hash_of, intent, limits, preimage, settle
 from tests.support.ledger_contract import LedgerContract
+from tests.support.users import somebody
 
 posix = pytest.mark.skipif(os.name == "nt", reason="file modes are POSIX's")
 
@@ -191,19 +192,6 @@ def test_a_damaged_preimage_is_found(ledger: Ledger, path: Path) -> None:
         with pytest.raises(LedgerError, match="damaged") as found:
             look()
         assert preimage(2).hex() not in str(found.value)
-
-
-@contextlib.contextmanager
-def somebody() -> Iterator[None]:
-    """As a user whom file modes bind."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
 
 
 @posix

@@ -30,6 +30,7 @@ from routeweiler_sync.payments import single_flight as flight
 from routeweiler_sync.testing import FakeLnd, Paywall
 from routeweiler_sync.testing.paywall import Page
 from tests.support.accounts import Books
+from tests.support.users import somebody
 
 pytestmark = pytest.mark.timeout(120)
 posix = pytest.mark.skipif(
@@ -400,19 +401,6 @@ def test_a_database_at_its_size_limit_refuses_the_purchase(
         connection.execute("PRAGMA max_page_count=1000000")
         assert session.get(other.url).status_code == 200
     books.check()
-
-
-@contextlib.contextmanager
-def somebody() -> Iterator[None]:
-    """As a user whom file modes bind."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
 
 
 @posix
