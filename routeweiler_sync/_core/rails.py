@@ -4,6 +4,8 @@ from __future__ import annotations
 
 #: A Lightning payment for an L402 (or LSAT) challenge.
 L402 = "l402"
+#: A Lightning payment for a charge of the ``Payment`` scheme (MPP).
+MPP_LIGHTNING = "mpp-lightning"
 
 #: The rails that a budget allows unless it names others.
-DEFAULT_RAILS = (L402,)
+DEFAULT_RAILS = (L402, MPP_LIGHTNING)

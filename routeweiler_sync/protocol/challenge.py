@@ -16,13 +16,17 @@ from .invoice import Invoice
 class Challenge:
     """An offer that can be paid: once ``invoice`` is paid, the server accepts ``token``.
 
-    - ``scheme``: the scheme to answer with, as it is written in ``Authorization`` (``L402``, ``LSAT``).
+    - ``scheme``: the scheme to answer with, as it is written in ``Authorization`` (``L402``, ``LSAT``, ``Payment``).
     - ``rail``: the scheme's name in budgets, policies and traces.
-    - ``token``: what the credential repeats, exactly as it came.
+    - ``token``: what the credential repeats, exactly as it came. Of several parameters, a text that holds them all.
     - ``names_scope``: what the token opens, by its own account (``services=…``); None if it doesn't say.
     - ``names_payment_hash``: the hash (32 bytes) of the payment that the token belongs to, by its own account; None if it doesn't
       say. It must be compared with ``payment_hash`` before paying.
     - ``valid_until``: the unix time in seconds after which the token is refused, paid or not; None if the token doesn't say.
+    - ``expires_at``: the unix time in seconds after which the challenge is dead: what is paid later, or first offered later, opens
+      nothing. The invoice may live longer. None if the challenge doesn't say.
+    - ``body_digest``: the SHA-256 of the request's body, in standard base64, that the challenge is for; None if it doesn't say.
+    - ``credential_header``: the header that the credential goes into.
     - ``reusable``: whether the credential opens more than one request.
     """
 
@@ -33,6 +37,9 @@ class Challenge:
     names_scope: str | None = None
     names_payment_hash: bytes | None = None
     valid_until: int | None = None
+    expires_at: float | None = None
+    body_digest: str | None = None
+    credential_header: str = "Authorization"
     reusable: bool = True
 
     @property

@@ -6,13 +6,16 @@ entry, so none of them can miss a scheme that is in the list.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from .._core.rails import L402
+from .._core.rails import L402, MPP_LIGHTNING
+from ..errors import ChallengeMismatchError, ChallengeParseError
 from .challenge import Challenge
 from .http_auth import schemes_offered
 from .l402 import challenge as l402_challenge, credential as l402_credential
+from .mpp import challenge as mpp_challenge, credential as mpp_credential, receipt as mpp_receipt
+from .mpp.receipt import Receipt as Receipt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +29,11 @@ class PaidScheme:
     - ``authorization``: returns the value of ``Authorization`` for (name, token, preimage).
     - ``is_credential``: returns whether a header's whole value is a credential of this scheme.
     - ``redact``: returns a text with this scheme's credentials and tokens replaced.
+    - ``names_others``: `names_others` for the challenges under this scheme's name. Without it, all of them can be paid.
+    - ``credential_header``: returns the header that the credential for a token goes into.
+    - ``receipt_of``: `receipt_of` for this scheme alone. Without it, the scheme knows no receipts.
+    - ``sent_as``: ``names`` as challenges and rows of the ledger write them, if not in upper case.
+    - ``reusable``: whether a credential opens more than one request.
     """
 
     names: tuple[str, ...]
@@ -35,6 +43,11 @@ class PaidScheme:
     is_credential: Callable[[str], bool]
     redact: Callable[[str], str]
     is_named_alone: Callable[[Sequence[str]], bool] = lambda lines: False
+    names_others: Callable[[Sequence[str]], bool] = lambda lines: False
+    credential_header: Callable[[str], str] = lambda token: "Authorization"
+    receipt_of: Callable[[Mapping[str, str] | None], Receipt | None] = lambda headers: None
+    sent_as: tuple[str, ...] = ()
+    reusable: bool = True
 
 
 #: The schemes in order of preference: of several offers that can be used, the one of the first scheme is answered.
@@ -48,23 +61,48 @@ SCHEMES = (
         is_credential=l402_credential.is_credential,
         redact=l402_credential.redact,
     ),
+    PaidScheme(
+        names=mpp_credential.NAMES,
+        sent_as=(mpp_credential.SCHEME,),
+        rail=MPP_LIGHTNING,
+        parse=mpp_challenge.parse_challenge,
+        is_named_alone=mpp_challenge.is_named_alone,
+        names_others=mpp_challenge.names_others,
+        authorization=mpp_credential.authorization,
+        credential_header=mpp_credential.credential_header,
+        is_credential=mpp_credential.is_credential,
+        redact=mpp_credential.redact,
+        receipt_of=mpp_receipt.receipt_of,
+        reusable=False,
+    ),
 )
 
 #: The names of all schemes that can be paid, in upper case.
 NAMES = tuple(name for scheme in SCHEMES for name in scheme.names)
 
 
-def parse_challenge(lines: str | Sequence[str]) -> Challenge | None:
+def parse_challenge(lines: str | Sequence[str], prefer: str | Sequence[str] | None = None) -> Challenge | None:
     """Return the challenge to answer, out of the lines of ``WWW-Authenticate``; None if no scheme in them can be paid.
 
-    Raises: ChallengeParseError if a scheme of `SCHEMES` is named but none of its challenges can be used. The text never holds a
-    token.
+    ``prefer`` is a rail, or several, the best first: another scheme's challenge is returned only if none of theirs can be used.
+
+    Raises: ChallengeParseError if a scheme of `SCHEMES` is named but none of its challenges can be used; ChallengeMismatchError if
+    one contradicts itself. The text never holds a token.
     """
     lines = [lines] if isinstance(lines, str) else list(lines)
-    for scheme in SCHEMES:
-        challenge = scheme.parse(lines)
-        if challenge is not None:
-            return challenge
+    rails = (prefer,) if isinstance(prefer, str) else tuple(prefer or ())
+    order = sorted(SCHEMES, key=lambda scheme: rails.index(scheme.rail) if scheme.rail in rails else len(rails))
+    error: ChallengeParseError | ChallengeMismatchError | None = None
+    for scheme in order:
+        try:
+            challenge = scheme.parse(lines)
+        except (ChallengeParseError, ChallengeMismatchError) as exc:
+            error = error or exc
+        else:
+            if challenge is not None:
+                return challenge
+    if error is not None:
+        raise error
     return None
 
 
@@ -75,27 +113,40 @@ def is_named_alone(lines: Sequence[str]) -> bool:
 
 
 def names_others(lines: Sequence[str]) -> bool:
-    """Return whether ``lines`` name a scheme that can't be paid."""
-    return any(name.upper() not in NAMES for name in schemes_offered(lines))
+    """Return whether ``lines`` name a scheme that can't be paid, or hold a challenge that can't under the name of one that can."""
+    offered = {name.upper() for name in schemes_offered(lines)}
+    return bool(offered - set(NAMES)) or any(scheme.names_others(lines) for scheme in SCHEMES if offered & set(scheme.names))
 
 
 def authorization(name: str, token: str, preimage: bytes) -> str:
-    """Return the value of ``Authorization`` for a paid token of the scheme ``name``; ``preimage`` is 32 bytes.
+    """Return the credential for a paid token of the scheme ``name``, the value of `credential_header`; ``preimage`` is 32 bytes.
 
     Raises: ValueError for an unknown scheme or a token that can't be sent. The text holds neither token nor preimage.
     """
-    for scheme in SCHEMES:
-        if name in scheme.names:
-            return scheme.authorization(name, token, preimage)
-    raise ValueError("no scheme of this name can be paid")
+    return _scheme(name).authorization(name, token, preimage)
+
+
+def credential_header(name: str, token: str) -> str:
+    """Return the header that the credential for a token of the scheme ``name`` goes into.
+
+    Raises: ValueError for an unknown scheme or a token that isn't of it.
+    """
+    return _scheme(name).credential_header(token)
+
+
+def is_reusable(name: str) -> bool:
+    """Return whether a credential of the scheme ``name`` opens more than one request. Raises: ValueError for an unknown scheme."""
+    return _scheme(name).reusable
 
 
 def rail_of(name: str) -> str:
     """Return the rail of the scheme ``name``. Raises: ValueError for an unknown scheme."""
-    for scheme in SCHEMES:
-        if name in scheme.names:
-            return scheme.rail
-    raise ValueError("no scheme of this name can be paid")
+    return _scheme(name).rail
+
+
+def receipt_of(headers: Mapping[str, str] | None) -> Receipt | None:
+    """Return the receipt in the headers of an answer, or None if there is none that can be read. It proves nothing."""
+    return next((found for scheme in SCHEMES if (found := scheme.receipt_of(headers)) is not None), None)
 
 
 def mentions_scheme(text: str) -> bool:
@@ -113,3 +164,10 @@ def redact(text: str) -> str:
     for scheme in SCHEMES:
         text = scheme.redact(text)
     return text
+
+
+def _scheme(name: str) -> PaidScheme:
+    for scheme in SCHEMES:
+        if name in (scheme.sent_as or scheme.names):
+            return scheme
+    raise ValueError("no scheme of this name can be paid")

@@ -105,7 +105,8 @@ INVOICE = invoice()
 TOKEN = token()
 L402 = f'L402 version="0", token="{TOKEN}", macaroon="{TOKEN}", invoice="{INVOICE}"'
 LSAT = f'LSAT macaroon="{TOKEN}", invoice="{INVOICE}"'
+#: A challenge of the Payment scheme that isn't for Lightning.
 PAYMENT = (
-    'Payment id="x9", realm="pages.example", method="lightning", intent="charge", '
+    'Payment id="x9", realm="pages.example", method="tempo", intent="charge", '
     'request="eyJpbnZvaWNlIjoibG5iYzEifQ", expires="2026-01-01T00:00:00Z"'
 )

@@ -1,0 +1,1 @@
+"""The ``Payment`` scheme (MPP, draft-httpauth-payment) over Lightning: charges, their credentials and receipts."""
