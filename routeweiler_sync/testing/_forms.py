@@ -5,9 +5,6 @@ Sources: the named servers' own code. Which token stands in it is left to `_toke
 
 from __future__ import annotations
 
-import base64
-import json
-import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,14 +36,12 @@ class Offer:
 class Form:
     """A header form. ``lines`` are templates for ``WWW-Authenticate`` with ``{token}`` and ``{invoice}``.
 
-    ``token``: the kind of token that the server makes. ``body`` returns the JSON of its 402, None for a text. ``charges``: a line
-    of the scheme ``Payment``, with an invoice of its own, follows.
+    ``token``: the kind of token that the server makes. ``body`` returns the JSON of its 402, None for a text.
     """
 
     lines: tuple[str, ...]
     token: TokenKind = "macaroon"  # noqa: S105 - a kind of token
     body: Callable[[Offer], dict[str, Any]] | None = None
-    charges: bool = False
 
     @property
     def schemes(self) -> frozenset[str]:
@@ -92,10 +87,11 @@ def _toll_booth(offer: Offer) -> dict[str, Any]:
     return {"l402": told}
 
 
-#: All forms by name. ``aperture`` is the default; its lines follow the service's ``scheme``.
+#: All forms by name. ``aperture`` is the default; its lines follow the service's ``scheme``. ``aperture-mpp`` is aperture with a
+#: line of the scheme ``Payment`` without ``expires`` behind those of L402.
 FORMS: dict[str, Form] = {
     "aperture": Form(lines=(_LSAT, _L402)),
-    "aperture-mpp": Form(lines=(_LSAT, _L402), charges=True),
+    "aperture-mpp": Form(lines=(_LSAT, _L402)),
     "specification": Form(lines=('L402 version="0", token="{token}", invoice="{invoice}"',)),
     "boltwall": Form(lines=(_LSAT,)),
     "l402-js": Form(lines=(_L402,)),
@@ -133,17 +129,3 @@ def form_of(form: str, *, scheme: Sequence[str], token_param: str) -> Form:
 def is_written_out(form: str) -> bool:
     """Return whether ``form`` is a line with ``{token}`` and ``{invoice}``, not a name."""
     return "{token}" in form and "{invoice}" in form
-
-
-def charge_line(realm: str, invoice: Any, *, amount_msat: int) -> str:
-    """Return a challenge of the scheme ``Payment`` with the intent ``charge``, as aperture writes it.
-
-    ``invoice`` is another one than L402's.
-    """
-    asked = {
-        "amount": str(-(-amount_msat // 1000)),
-        "currency": "sat",
-        "methodDetails": {"invoice": invoice.bolt11, "paymentHash": invoice.payment_hash.hex(), "network": "regtest"},
-    }
-    request = base64.urlsafe_b64encode(json.dumps(asked, separators=(",", ":"), sort_keys=True).encode()).decode().rstrip("=")
-    return f'Payment id="{secrets.token_urlsafe(16)}", realm="{realm}", method="lightning", intent="charge", request="{request}"'

@@ -20,16 +20,16 @@ _SHOWN_MAX = 6
 class PaywallRequest:
     """A request as the paywall received it, without its credential.
 
-    ``path`` is without the query. ``authorized``: the request had an ``Authorization`` for L402 or LSAT. ``scheme`` is which of the
-    two, None without a well-formed credential. ``paid``: the credential was good; ``payment_hash`` (64 hex digits) is the payment
-    that it proves. ``status`` is the status of the answer, 0 if the connection was cut before the request was handled.
+    ``path`` is without the query. ``authorized``: the request had a credential for L402, LSAT or Payment. ``scheme`` is which of
+    the three, None without a well-formed credential. ``paid``: the credential was good; ``payment_hash`` (64 hex digits) is the
+    payment that it proves. ``status`` is the status of the answer, 0 if the connection was cut before the request was handled.
 
-    ``proves`` is the payment hash of a genuine token of this paywall that came with its preimage and was paid for, also where it
-    was refused. ``refused`` says why a credential was:
+    ``proves`` is the payment hash of a genuine token or challenge of this paywall that came with its preimage and was paid for,
+    also where it was refused. ``refused`` says why a credential was:
 
     - ``malformed``: it can't be read, or is of a scheme that the server doesn't read;
-    - ``forged``: the token is unknown or altered, or the preimage is wrong;
-    - ``elsewhere``: the token was sold for another service, path, method, body or instance;
+    - ``forged``: the token or the echoed challenge is unknown or altered, or the preimage is wrong;
+    - ``elsewhere``: it was sold for another service, path, method, body or instance;
     - ``used`` (up), ``expired``, ``revoked``, ``unpaid``: what they say;
     - ``late``, ``fault``: for `Faults.settle_lag`, `Faults.refuse_tokens`.
 

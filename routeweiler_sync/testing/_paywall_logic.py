@@ -7,21 +7,25 @@ Sources: aperture's ``mint/mint.go``, ``l402/identifier.go``, ``l402/header.go``
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
+import math
 import re
 import secrets
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from requests.structures import CaseInsensitiveDict
 
-from ._forms import JSON_TYPE, TEXT_TYPE, Offer, charge_line, plain_body
+from . import _payment
+from ._forms import JSON_TYPE, TEXT_TYPE, Form, Offer, plain_body
 from ._messages import Page, PaidRequests, PaywallRequest, Refusal, Reply
+from ._payment import AUTHORIZATION, OTHER_HEADER, SCHEME, Charge, Credential, PaymentForm, Problem
 from ._services import Service, ServiceOptions
 from ._signatures import spelled_out
 from ._tokens import caveats_of, is_signed, make_token, mint as mint, parse, token_id_of
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
 
 FREE_PATH = "/free"
 REDIRECT_PATH = "/redirect"
+_FIELDS = (AUTHORIZATION.lower(), OTHER_HEADER.lower())
 _CREDENTIAL = re.compile(r"(LSAT|L402) ([^:]+):([0-9a-f]{64})")
 _EXPIRED_FOR_S = 3_600
 #: How many requests the text of a paywall shows. pytest cuts longer texts in the middle.
@@ -85,6 +90,8 @@ class Faults:
     - ``mismatch``: the token names another payment hash than the invoice.
     - ``repeat_invoice``: each service repeats the last challenge that it gave.
     - ``opaque_tokens``: tokens are random strings, not macaroons.
+    - ``false_request``: fields of ``request`` in challenges of the scheme ``Payment`` that are put in as they are:
+      ``{"amount": "1"}``, ``{"paymentHash": "ab" * 32}``, ``{"network": "mainnet"}``; None leaves one out.
     - ``token_param``: the token's name in the challenge: ``macaroon`` as in aperture, ``token`` as in the specification.
     - ``delay_s``: seconds to wait before each answer (`Paywall` only).
     - ``endless_402``: the body of a 402 never ends (`Paywall` only).
@@ -98,6 +105,7 @@ class Faults:
     mismatch: bool = False
     repeat_invoice: bool = False
     opaque_tokens: bool = False
+    false_request: Mapping[str, Any] | None = None
     token_param: Literal["macaroon", "token"] = "macaroon"  # noqa: S105 - the name of a parameter
     delay_s: float = 0.0
     endless_402: bool = False
@@ -121,6 +129,29 @@ class _Verdict:
     grant: Grant | None = None
     refused: Refusal | None = None
     proves: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _PaymentVerdict:
+    """What a payment came to: the charge if it opens the page, else why not.
+
+    ``known`` is the charge that was echoed, also where it doesn't open the page. ``problem`` is for the body of the refusal.
+    """
+
+    charge: Charge | None = None
+    known: Charge | None = None
+    refused: Refusal | None = None
+    proves: str | None = None
+    problem: Problem | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Planned:
+    """An answer that a test asked for instead of the page. ``used``: the use counts. ``receipt`` None: as the service has them."""
+
+    page: Page
+    used: bool = True
+    receipt: bool | None = None
 
 
 class PaywallLogic:
@@ -154,7 +185,10 @@ class PaywallLogic:
         self._instance: int | None = None
         self._turn = 0
         self._cuts: list[CutWhen] = []
-        self._planned: list[Page] = []
+        self._planned: list[_Planned] = []
+        self._charges: dict[str, Charge] = {}
+        self._last_charges: dict[Hashable, str] = {}
+        self._secret = secrets.token_bytes(32)
         self._services: list[Service] = []
         self.service = self.add_service("/", name=service, price_msat=price_msat, sells=sells, **options)
 
@@ -268,17 +302,30 @@ class PaywallLogic:
             self._cuts += [when] * times
 
     def answer_next(
-        self, status: int, *, times: int = 1, headers: Mapping[str, str] | None = None, body: bytes = b"not now\n"
+        self,
+        status: int,
+        *,
+        times: int = 1,
+        headers: Mapping[str, str] | None = None,
+        body: bytes = b"not now\n",
+        used: bool = True,
+        receipt: bool | None = None,
     ) -> None:
-        """Answer the next ``times`` requests with a good credential with this status (429, 500, …), these headers and this body."""
+        """Answer the next ``times`` requests with a good credential with this status (429, 500, …), these headers and this body.
+
+        ``used=False``: such an answer uses nothing up, as if it came from a proxy in front of the server. ``receipt`` says whether
+        it has a ``Payment-Receipt`` where it came with a payment; None: as the service has them.
+        """
         with self._changed:
-            self._planned += [(status, headers or {}, body)] * times
+            self._planned += [_Planned(page=(status, headers or {}, body), used=used, receipt=receipt)] * times
 
     def revoke_tokens(self) -> None:
-        """Refuse all tokens issued so far."""
+        """Refuse all tokens and payments sold so far."""
         with self._changed:
             for grant in self._grants.values():
                 grant.revoked = True
+            for charge in self._charges.values():
+                charge.revoked = True
 
     @property
     def _name(self) -> str:
@@ -301,9 +348,10 @@ class PaywallLogic:
         lines = list(headers)
         authorization = [value for name, value in lines if name.lower() == "authorization"]
         credential = _CREDENTIAL.fullmatch(authorization[-1]) if authorization else None  # aperture takes the last line
+        ours = [value for name, value in lines if name.lower() in _FIELDS and _holds_ours(value)]
         kept = CaseInsensitiveDict[str]()
         for name, value in lines:
-            if name.lower() != "authorization" or not re.match(r"(?i)(l402|lsat)\b", value):
+            if name.lower() not in _FIELDS or not _holds_ours(value):
                 kept[name] = f"{kept[name]}, {value}" if name in kept else value
         parts = urlsplit(target)
         request = PaywallRequest(
@@ -312,16 +360,18 @@ class PaywallLogic:
             query=parts.query,
             headers=kept,
             body=body,
-            authorized=any(re.match(r"(?i)(l402|lsat)\b", value) for value in authorization),
+            authorized=bool(ours),
             scheme=credential[1] if credential else None,
         )
-        reply, request = self._reply(request, credential)
+        reply, request = self._reply(request, credential, lines)
         with self._changed:
             self._requests.append(request)
             self._changed.notify_all()
         return reply
 
-    def _reply(self, request: PaywallRequest, credential: re.Match[str] | None) -> tuple[Reply, PaywallRequest]:
+    def _reply(
+        self, request: PaywallRequest, credential: re.Match[str] | None, lines: Sequence[tuple[str, str]]
+    ) -> tuple[Reply, PaywallRequest]:
         if request.method == "OPTIONS":
             reply = Reply(status=200, headers=(("Access-Control-Allow-Methods", "GET, POST"),))
         elif request.path == REDIRECT_PATH:
@@ -330,14 +380,20 @@ class PaywallLogic:
         elif request.path == FREE_PATH or request.path.startswith(FREE_PATH + "/"):
             reply = Reply(status=200, body=b"free\n")
         else:
-            return self._sold(request, credential)
+            return self._sold(request, credential, lines)
         return reply, replace(request, status=reply.status)
 
-    def _sold(self, request: PaywallRequest, credential: re.Match[str] | None) -> tuple[Reply, PaywallRequest]:
+    def _sold(
+        self, request: PaywallRequest, credential: re.Match[str] | None, lines: Sequence[tuple[str, str]]
+    ) -> tuple[Reply, PaywallRequest]:
         """Answer a request for a page that costs something."""
         service = next(each for each in self._services if each.sells(request.path))
         if service.way == "instance":
             request = replace(request, instance=self._next_instance(service))
+        form = service.payment_form
+        token = None if form is None else _payment.read(service.form.removesuffix("-mpp"), service.header, lines)
+        if form is not None and token is not None:
+            return self._sold_for_payment(service, form, replace(request, scheme=SCHEME), token)
         if not request.authorized:
             reply = self._unasked(service, request)
             return reply, replace(request, status=reply.status)
@@ -347,7 +403,9 @@ class PaywallLogic:
         verdict = self._verdict(service, request, credential)
         request = replace(request, proves=verdict.proves, refused=verdict.refused)
         if verdict.grant is not None:
-            return self._paid(replace(request, paid=True, payment_hash=verdict.proves), service, verdict.grant)
+            grant, price_msat = verdict.grant, service.price_msat
+            request = replace(request, paid=True, payment_hash=verdict.proves)
+            return self._paid(request, give_back=lambda: grant.spend(price_msat, times=-1))
         reply = self._refusal(service, request, verdict.refused or "forged")
         return reply, replace(request, status=reply.status)
 
@@ -358,17 +416,27 @@ class PaywallLogic:
             self._turn += 1
             return (self._turn - 1) % service.instances
 
-    def _paid(self, request: PaywallRequest, service: Service, grant: Grant) -> tuple[Reply, PaywallRequest]:
+    def _paid(
+        self,
+        request: PaywallRequest,
+        *,
+        give_back: Callable[[], None],
+        receipt: Callable[[int, bool | None], Iterable[tuple[str, str]]] = lambda status, wanted: (),
+    ) -> tuple[Reply, PaywallRequest]:
+        """Answer with the page, or as a test has planned. ``give_back`` takes the use back; the caller doesn't hold the lock."""
         with self._changed:
             cut = self._cuts.pop(0) if self._cuts else None
             planned = self._planned.pop(0) if self._planned and cut != "before" else None
-            if cut == "before":
-                grant.spend(service.price_msat, times=-1)  # it never was handled
+            if cut == "before" or (planned is not None and not planned.used):
+                give_back()  # it never was handled
         if cut == "before":
             return Reply(status=0, cut=True), request
-        status, headers, body = planned or (self.respond(request) if self.respond else (200, {}, self.content))
-        reply = Reply(status=status, headers=tuple(headers.items()), body=body, cut=cut is not None)
-        return reply, replace(request, status=status)
+        status, headers, body = planned.page if planned else self._page_for(request)
+        lines = (*receipt(status, planned.receipt if planned else None), *headers.items())
+        return Reply(status=status, headers=lines, body=body, cut=cut is not None), replace(request, status=status)
+
+    def _page_for(self, request: PaywallRequest) -> Page:
+        return self.respond(request) if self.respond else (200, {}, self.content)
 
     # What those get that aren't let in
 
@@ -397,17 +465,22 @@ class PaywallLogic:
         headers = (*(("WWW-Authenticate", line) for line in lines), JSON_TYPE)
         return Reply(status=service.refuses, headers=headers, body=json.dumps({"error": _REASONS[reason]}).encode())
 
-    def _challenge(self, service: Service, request: PaywallRequest) -> Reply:
-        """Return a 402 with a challenge in the service's form. To a HEAD it may tell the price only."""
+    def _challenge(
+        self, service: Service, request: PaywallRequest, problem: Problem | None = None, known: Charge | None = None
+    ) -> Reply:
+        """Return a 402 with a challenge in the service's form. To a HEAD it may tell the price only.
+
+        ``problem`` and ``known`` are those of a payment that isn't taken.
+        """
         if request.method == "HEAD" and service.head == "price-only":
             price = ("X-L402-Price-Sats", str(-(-service.invoice_msat // 1000)))
             line = ("WWW-Authenticate", f"{self._scheme(service)} price-only")
             return Reply(status=402, headers=(line, price, ("Cache-Control", "no-store")))
-        form = service.header_form(self.faults.token_param)
+        form, pays = service.header_form(self.faults.token_param), service.payment_form
+        if pays is not None:
+            return self._payment_required(service, request, form, pays, problem, known)
         offer = self._offer(service, request)
         lines = form.written(offer)
-        if form.charges:
-            lines.append(charge_line(service.name, self._invoice(service), amount_msat=service.invoice_msat))
         where = service.challenge_in or ("header" if form.body is None else "header and body")
         told: dict[str, Any] | None = None
         if where != "header":
@@ -420,8 +493,175 @@ class PaywallLogic:
         body = b"payment required\n" if told is None else json.dumps(told).encode()
         return Reply(status=402, headers=headers, body=body, endless=self.faults.endless_402)
 
+    def _payment_required(
+        self,
+        service: Service,
+        request: PaywallRequest,
+        form: Form,
+        pays: PaymentForm,
+        problem: Problem | None,
+        known: Charge | None,
+    ) -> Reply:
+        """Return a 402 of a service that takes payments, with a challenge in each of its schemes."""
+        tokens = form.written(self._offer(service, request)) if form.lines else []
+        offered = [self._payment(service, request, pays, intent, known) for intent in service.intents]
+        payments = [_payment.written(pays, parameters) for parameters in offered]
+        if pays.joined:
+            payments = [", ".join(payments)]
+        # The lines stand in the order of the schemes.
+        at = service.schemes.index(SCHEME) if SCHEME in service.schemes else len(tokens)
+        lines = [*tokens[:at], *payments, *tokens[at:]]
+        problem = problem or _payment.payment_required(pays, service.description, service.name)
+        headers = (*(("WWW-Authenticate", line) for line in lines), *_payment.refusal_headers(pays))
+        body = _payment.problem_body(pays, problem, offered[0]["id"] if offered else None)
+        return Reply(status=problem.status, headers=headers, body=body, endless=self.faults.endless_402)
+
     def _scheme(self, service: Service) -> str:
+        if service.schemes == (SCHEME,):
+            return SCHEME
         return service.header_form(self.faults.token_param).lines[-1].partition(" ")[0]
+
+    # Payments
+
+    def _payment(
+        self, service: Service, request: PaywallRequest, pays: PaymentForm, intent: str, known: Charge | None
+    ) -> dict[str, str]:
+        """Return the parameters of a fresh challenge. ``known`` is the charge that it is for, None: a new one."""
+        told: dict[str, str | None] = {"realm": service.name, "method": "lightning", "intent": intent}
+        if intent == "session":
+            invoice = self.lnd.invoice(
+                _payment.deposit_msat(service.price_msat), memo=f"session {service.name}", expiry_s=_EXPIRED_FOR_S
+            )
+            told["request"] = _payment.session_request(invoice, amount_msat=service.price_msat)
+        else:
+            told["request"] = self._charge(service, request, pays, known)
+        life_s = math.inf if service.expires is None and service.form == "aperture-mpp" else service.expires
+        told["expires"] = _payment.expiry(pays, time.time(), life_s)
+        told["description"], told["header"] = service.description, service.header
+        if service.digest:
+            way = pays.digest if service.digest is True else service.digest
+            told["digest"] = _payment.body_digest(way, request.body)
+        if pays.bound:
+            told["opaque"] = (
+                base64.urlsafe_b64encode(json.dumps({"_mpp_nonce": secrets.token_hex(32)}).encode()).decode().rstrip("=")
+            )
+        parameters = {name: value for name, value in told.items() if value is not None}
+        return {"id": _payment.challenge_id(self._secret, parameters), **parameters}
+
+    def _charge(self, service: Service, request: PaywallRequest, pays: PaymentForm, known: Charge | None) -> str:
+        """Return the parameter ``request`` for a charge: of ``known``, of the last one (`repeat_invoice`), or of a new one."""
+        scope = _scope(request) if pays.bound else None
+        place = (service.name, scope)
+        with self._changed:
+            last = self._last_charges.get(place) if self.faults.repeat_invoice else None
+        if known is not None or last is not None:
+            return known.request if known is not None else last or ""
+        invoice, amount_msat = self._invoice(service, service.price_msat), service.price_msat
+        false = self.faults.false_request
+        if self.faults.mismatch:
+            false = {"paymentHash": hashlib.sha256(invoice.payment_hash).hexdigest(), **(false or {})}
+        told = _payment.request_of(invoice, amount_msat=amount_msat, currency=self.faults.currency, scope=scope, false=false)
+        with self._changed:
+            self._charges[told] = Charge(request=told, payment_hash=invoice.payment_hash)
+            self._last_charges[place] = told
+        return told
+
+    def _sold_for_payment(
+        self, service: Service, form: PaymentForm, request: PaywallRequest, token: str
+    ) -> tuple[Reply, PaywallRequest]:
+        """Answer a request that came with a payment."""
+        credential = _payment.decoded(token)
+        verdict = self._payment_verdict(service, form, request, credential)
+        request = replace(request, proves=verdict.proves, refused=verdict.refused)
+        charge = verdict.charge
+        if charge is not None and credential is not None:
+            receipts = service.receipts or form.receipts
+
+            def receipt(status: int, wanted: bool | None) -> Iterable[tuple[str, str]]:
+                when = receipts if wanted is None else "always" if wanted else "never"
+                return _payment.receipt_headers(form, when, credential, charge.payment_hash, time.time(), status)
+
+            def give_back() -> None:
+                charge.used = False
+
+            request = replace(request, paid=True, payment_hash=verdict.proves)
+            return self._paid(request, give_back=give_back, receipt=receipt)
+        reply = self._refused_payment(service, form, request, verdict)
+        return reply, replace(request, status=reply.status)
+
+    def _payment_verdict(
+        self, service: Service, form: PaymentForm, request: PaywallRequest, credential: Credential | None
+    ) -> _PaymentVerdict:
+        """Judge a payment as the service's form does. If it is good, and opens one page only, it is used up."""
+        required = _payment.payment_required(form, service.description, service.name)
+        if credential is None:
+            problem = Problem(name="malformed-credential", detail="Credential is malformed: Invalid base64url or JSON..")
+            return _PaymentVerdict(refused="malformed", problem=problem)
+        echo = credential.echo
+        with self._changed:
+            charge = self._charges.get(echo["request"])
+        if charge is None or echo["intent"] != "charge" or not _payment.is_issued(self._secret, credential):
+            problem = Problem(
+                name="invalid-challenge", detail=f'Challenge "{echo["id"]}" is invalid: challenge was not issued by this server.'
+            )
+            return _PaymentVerdict(refused="forged", known=charge, problem=problem)
+        paid_with = credential.preimage is not None and hashlib.sha256(credential.preimage).digest() == charge.payment_hash
+        proves = charge.payment_hash.hex() if paid_with and self.lnd.settled(charge.payment_hash) else None
+        refused: Refusal | None = None
+        with self._changed:
+            if form.bound and not _payment.has_scope(echo["request"], _scope(request)):
+                refused, charge_known, problem = "elsewhere", None, required
+            elif echo.get("digest") and echo["digest"] not in _digests(request.body):
+                refused, charge_known, problem = "elsewhere", charge, required
+            elif _payment.has_expired(echo.get("expires"), time.time()):
+                detail = f"Payment expired at {echo.get('expires')}."
+                refused, charge_known, problem = "expired", charge, Problem(name="payment-expired", detail=detail)
+            elif service.authscheme == "l402" or service.way == "nothing":
+                refused, charge_known, problem = "elsewhere", charge, required
+            elif credential.preimage is None:
+                detail = "Credential payload is invalid: preimage."
+                refused, charge_known, problem = "malformed", charge, Problem(name="invalid-payload", detail=detail)
+            else:
+                reason = self._reason_against(form, charge, credential.preimage, proves)
+                if reason is None:
+                    charge.used = form.single_use
+                    return _PaymentVerdict(charge=charge, known=charge, proves=proves)
+                refused, detail = reason
+                charge_known, problem = charge, _payment.failed(form, detail)
+        return _PaymentVerdict(refused=refused, known=charge_known, proves=proves, problem=problem)
+
+    def _reason_against(self, form: PaymentForm, charge: Charge, preimage: bytes, proves: str | None) -> tuple[Refusal, str] | None:
+        """Return why a genuine challenge with this preimage isn't taken, with the server's words. The caller holds the lock."""
+        if hashlib.sha256(preimage).digest() != charge.payment_hash:
+            return "forged", f"Invalid preimage: sha256({preimage.hex()}) != {charge.payment_hash.hex()}"
+        if proves is None:
+            return "unpaid", "Invoice not settled"
+        if charge.revoked:
+            return "revoked", "Unknown payment"
+        if charge.used:
+            known = f"Preimage already consumed for payment: {charge.payment_hash.hex()}"
+            return "used", "already used" if form.bound else known
+        fault = self._fault_against(charge.payment_hash)
+        return None if fault is None else (fault, "Invoice not settled")
+
+    def _refused_payment(self, service: Service, form: PaymentForm, request: PaywallRequest, verdict: _PaymentVerdict) -> Reply:
+        """Refuse a payment, in the way of the service."""
+        problem = verdict.problem or _payment.payment_required(form, service.description, service.name)
+        if self.faults.bare_401:
+            return Reply(status=401)
+        if not service.offers_at(request.path):
+            return self._unasked(service, request)
+        if not form.names_challenge or (form.bound and problem.name in ("invalid-challenge", "payment-expired")):
+            problem = _payment.payment_required(form, service.description, service.name)
+        if service.refuses != 402:
+            problem = replace(problem, status=service.refuses)
+        words = service.refuses_with or ("challenge" if service.refuses == 402 else "nothing")
+        if words == "challenge":
+            reoffers = form.reoffers if service.reoffers is None else service.reoffers
+            return self._challenge(service, request, problem, verdict.known if reoffers else None)
+        line = {"scheme": SCHEME, "realm": f'{SCHEME} realm="{service.name}"'}.get(words)
+        headers = (*(() if line is None else (("WWW-Authenticate", line),)), *_payment.refusal_headers(form))
+        return Reply(status=problem.status, headers=headers, body=_payment.problem_body(form, problem, None))
 
     # Tokens
 
@@ -438,14 +678,14 @@ class PaywallLogic:
                 self._last_challenges[(service.name, thing)] = offer
         return offer
 
-    def _invoice(self, service: Service) -> Invoice:
-        """Issue an invoice for the service, with the faults that concern invoices."""
+    def _invoice(self, service: Service, amount_msat: int | None = None) -> Invoice:
+        """Issue an invoice for the service, with the faults that concern invoices. ``amount_msat`` None: for a token."""
         faulty: dict[str, Any] = {}
         if self.faults.expire_invoices:
             faulty["created_at"] = int(time.time()) - 2 * _EXPIRED_FOR_S
         if self.faults.currency is not None:
             faulty["currency"] = self.faults.currency
-        return self.lnd.invoice(service.invoice_msat, memo=f"L402 {service.name}", expiry_s=_EXPIRED_FOR_S, **faulty)
+        return self.lnd.invoice(amount_msat or service.invoice_msat, memo=f"L402 {service.name}", expiry_s=_EXPIRED_FOR_S, **faulty)
 
     def _token(self, service: Service, path: str, thing: Hashable, payment_hash: bytes) -> str:
         """Make a token for this payment hash (32 bytes) that opens ``thing``, and note what it is good for."""
@@ -470,7 +710,8 @@ class PaywallLogic:
     def _reads(self, service: Service, credential: re.Match[str] | None) -> bool:
         """Return whether there is a credential of a scheme that the server reads. aperture reads both."""
         return credential is not None and (
-            service.form == "aperture" or credential[1] in service.header_form(self.faults.token_param).schemes
+            (service.form == "aperture" and service.schemes != (SCHEME,))
+            or credential[1] in service.header_form(self.faults.token_param).schemes
         )
 
     def _verdict(self, service: Service, request: PaywallRequest, credential: re.Match[str] | None) -> _Verdict:
@@ -489,14 +730,16 @@ class PaywallLogic:
         proves = grant.payment_hash.hex()
         thing = service.thing(request)
         with self._changed:
-            reason = grant.reason_against(thing, service.price_msat) or narrowed or self._fault_against(grant)
+            reason = grant.reason_against(thing, service.price_msat) or narrowed or self._fault_against(grant.payment_hash)
+            if service.authscheme == "mpp":
+                reason = "elsewhere"
             if reason is None:
                 grant.spend(service.price_msat)
         return _Verdict(grant=grant if reason is None else None, refused=reason, proves=proves)
 
-    def _fault_against(self, grant: Grant) -> Refusal | None:
+    def _fault_against(self, payment_hash: bytes) -> Refusal | None:
         """Return the fault that a good credential meets, if any, and count it. The caller holds the lock."""
-        offers = self._offers[grant.payment_hash] = self._offers.get(grant.payment_hash, 0) + 1
+        offers = self._offers[payment_hash] = self._offers.get(payment_hash, 0) + 1
         if self.faults.refuse_tokens:
             if self.faults.refuse_tokens is not True:
                 self.faults.refuse_tokens -= 1
@@ -526,6 +769,20 @@ class PaywallLogic:
             return grant, "elsewhere"
         expiries = [value for condition, value in caveats if condition == f"{name}_valid_until"]
         return grant, None if all(value.isdigit() and time.time() < int(value) for value in expiries) else "expired"
+
+
+def _holds_ours(value: str) -> bool:
+    """Return whether a line of ``Authorization`` holds a credential of a scheme that is sold here."""
+    return re.search(r"(?i)(?:^|,\s*)(l402|lsat|payment)\b", value) is not None
+
+
+def _scope(request: PaywallRequest) -> tuple[str, str]:
+    """Return the method, and the path with its query."""
+    return request.method, request.path + (f"?{request.query}" if request.query else "")
+
+
+def _digests(body: bytes) -> tuple[str, str]:
+    return _payment.body_digest("colons", body), _payment.body_digest("bare", body)
 
 
 def _accepts(request: PaywallRequest) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypedDict, get_args
 
 from ._forms import FORMS, Form, form_of, is_written_out
 from ._messages import PaywallRequest
+from ._payment import OTHER_HEADER, PAYMENT_FORMS, SCHEME, AuthScheme, Digest, Intent, PaymentForm, Receipts
 from ._tokens import TOKEN_KINDS, TokenKind
 from ._ways import WAYS, credit_msat, is_way, thing_of
 
@@ -24,7 +25,7 @@ class ServiceOptions(TypedDict, total=False):
 
     valid_for_s: int | None
     dynamic: bool
-    scheme: Sequence[str]
+    scheme: str | Sequence[str]
     refuses: int
     refuses_with: RefusesWith | None
     form: str
@@ -34,6 +35,14 @@ class ServiceOptions(TypedDict, total=False):
     head: HeadAnswer
     skip_invoice_paths: Sequence[str]
     instances: int
+    authscheme: AuthScheme | None
+    intents: Sequence[Intent]
+    expires: float | None
+    digest: Digest | bool
+    header: str | None
+    description: str | None
+    reoffers: bool | None
+    receipts: Receipts | None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -49,7 +58,7 @@ class Service:
     price_msat: int
     valid_for_s: int | None = None
     dynamic: bool = False
-    scheme: Sequence[str] = _SCHEMES
+    scheme: str | Sequence[str] = _SCHEMES
     way: str | Callable[[PaywallRequest], Hashable] = "service"
     refuses: int = 402
     refuses_with: RefusesWith | None = None
@@ -60,12 +69,27 @@ class Service:
     head: HeadAnswer = "challenge"
     skip_invoice_paths: Sequence[str] = ()
     instances: int = 3
+    authscheme: AuthScheme | None = None
+    intents: Sequence[Intent] = ("charge",)
+    expires: float | None = None
+    digest: Digest | bool = False
+    header: str | None = None
+    description: str | None = None
+    reoffers: bool | None = None
+    receipts: Receipts | None = None
 
     def __post_init__(self) -> None:
         if self.dynamic and self.way != "service":
             raise ValueError(f'dynamic=True goes with sells="service" alone, not {self.way!r}.')
-        if self.form != "aperture" and tuple(self.scheme) != _SCHEMES:
+        if self.form in PAYMENT_FORMS and self.form != "aperture" and self.schemes == _SCHEMES:
+            self.scheme = SCHEME
+        own = (SCHEME,) if self.form in PAYMENT_FORMS else _SCHEMES
+        if self.form != "aperture" and self.schemes != own:
             raise ValueError(f'scheme goes with form="aperture" alone: the form {self.form!r} has its own.')
+        if self.schemes == (SCHEME,) and self.way not in ("service", "nothing"):
+            raise ValueError(
+                f"What a payment opens is told by the form, so sells={self.way!r} doesn't go with scheme={SCHEME!r} alone."
+            )
         credit = credit_msat(self.way)
         if credit is not None and credit < self.price_msat:
             raise ValueError(f"sells={self.way!r} is less than one page at {self.price_msat} msat: nothing could be opened.")
@@ -76,6 +100,8 @@ class Service:
             is_possible, possible = _CHECKS[name]
             if not is_possible(value):
                 raise ValueError(f"{'sells' if name == 'way' else name} must be {possible}, not {value!r}.")
+        if name in ("scheme", "intents"):
+            value = (value,) if isinstance(value, str) else tuple(value)
         object.__setattr__(self, name, value)
 
     def sells(self, path: str) -> bool:
@@ -101,13 +127,27 @@ class Service:
         return caveats if expires_at is None else [*caveats, f"{name}_valid_until={expires_at}"]
 
     @property
+    def schemes(self) -> tuple[str, ...]:
+        """The schemes of aperture's form, in their order."""
+        return tuple(self.scheme)
+
+    @property
+    def payment_form(self) -> PaymentForm | None:
+        """How it speaks the scheme ``Payment``, None if it doesn't."""
+        if self.form == "aperture-mpp" or SCHEME in self.schemes:
+            return PAYMENT_FORMS.get(self.form, PAYMENT_FORMS["aperture"])
+        return None
+
+    @property
     def invoice_msat(self) -> int:
         """The amount of an invoice: the credit, or else the price."""
         return credit_msat(self.way) or self.price_msat
 
     def header_form(self, token_param: str) -> Form:
         """Return the header form. ``token_param`` is the token's name in aperture's."""
-        return form_of(self.form, scheme=self.scheme, token_param=token_param)
+        if self.form in PAYMENT_FORMS:
+            return form_of("aperture", scheme=[each for each in self.schemes if each != SCHEME], token_param=token_param)
+        return form_of(self.form, scheme=self.schemes, token_param=token_param)
 
 
 def _is_status(value: Any) -> bool:
@@ -135,9 +175,23 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "refuses": (lambda value: _is_status(value) and value >= 400, "a status from 400 to 599"),
     "refuses_with": _choice(get_args(RefusesWith)),
     "form": (
-        lambda value: isinstance(value, str) and (value in FORMS or is_written_out(value)),
-        f"{_listed(tuple(FORMS))}, or a line with {{token}} and {{invoice}}",
+        lambda value: isinstance(value, str) and (value in FORMS or value in PAYMENT_FORMS or is_written_out(value)),
+        f"{_listed(tuple(FORMS | PAYMENT_FORMS))}, or a line with {{token}} and {{invoice}}",
     ),
+    "scheme": (lambda value: isinstance(value, str) or all(isinstance(each, str) for each in value), "a scheme, or a list of them"),
+    "authscheme": _choice(get_args(AuthScheme)),
+    "intents": (
+        lambda value: all(each in get_args(Intent) for each in ((value,) if isinstance(value, str) else value)),
+        f"some of {', '.join(get_args(Intent))}",
+    ),
+    "expires": (
+        lambda value: value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)),
+        "seconds (below zero: they have expired already), math.inf for none, or None",
+    ),
+    "digest": (lambda value: isinstance(value, bool) or value in get_args(Digest), _listed((*get_args(Digest), True, False))),
+    "header": (lambda value: value in (None, OTHER_HEADER), f"{OTHER_HEADER} or None"),
+    "reoffers": (lambda value: value is None or isinstance(value, bool), "True, False or None"),
+    "receipts": _choice(get_args(Receipts)),
     "token": _choice(TOKEN_KINDS),
     "challenge_in": _choice(get_args(ChallengeIn)),
     "accept_authenticate": (lambda value: value is None or _is_status(value), "a status from 200 to 599, or None"),

@@ -87,7 +87,8 @@ class Paywall(PaywallLogic):
 
     - ``form="aperture"``: the header form of a server: ``aperture``, ``l402kit``, … (a wrong name lists all), or a line with
       ``{token}`` and ``{invoice}``. Forms other than aperture's take no credential of a scheme that they don't name.
-    - ``scheme=("LSAT", "L402")``: aperture's form has one header line for each of these, in this order.
+    - ``scheme=("LSAT", "L402")``: aperture's form has one header line for each of these, in this order. ``Payment`` may be one of
+      them, or the only one: see below.
     - ``token=None``: ``macaroon``, ``macaroon-urlsafe``, ``macaroon-v1``, ``json``, ``uuid``, ``jwt``, ``hex`` or ``opaque``. None
       is the form's own kind.
     - ``challenge_in=None``: ``header``, ``header and body`` or ``body``. None is the form's own way.
@@ -96,6 +97,24 @@ class Paywall(PaywallLogic):
     - ``head="challenge"``: ``price-only`` answers HEAD with the price and no challenge.
     - ``skip_invoice_paths=()``: regular expressions. On paths that match, no token is sold: without a good one they answer 401
       bare.
+
+    The scheme ``Payment`` (MPP): ``Paywall(lnd, scheme="Payment", form="mppx")``; beside L402, as aperture has it, the schemes are
+    ``("LSAT", "L402", "Payment")``. The form is ``aperture`` (a payment opens all pages until its challenge expires), ``mppx`` or
+    ``mppx-0.11`` (one page, any; a refusal has a fresh challenge for the same invoice, and the latter's status is 500), or
+    ``pympp`` (one page, of the method, path and query that it was sold for). What a payment opens is told by the form, so ``sells``
+    may only be ``nothing`` there; ``refuses`` and ``refuses_with`` say how a payment is refused, if not as the form does.
+
+    - ``authscheme=None``: ``l402``, ``mpp`` or ``l402+mpp``: what is taken. aperture offers both whatever it says.
+    - ``expires=None``: a challenge is good for so many seconds (negative: it has expired already). None: as long as the form's,
+      5 or 15 minutes. ``math.inf``: it doesn't say.
+    - ``digest=False``: whether a challenge has the digest of the request's body, and a payment opens this body only. True writes it
+      as the form does; ``colons`` as in RFC 9530, ``bare`` without them.
+    - ``header=None``: ``Payment-Authorization`` has the credential sent there, and takes it from nowhere else.
+    - ``description=None``: free text in the challenge.
+    - ``intents=("charge",)``: what is offered: ``charge``, ``session`` or both. A session isn't taken.
+    - ``reoffers=None``: whether a refusal has a fresh challenge for the payment that came, not a new invoice. None: as the form.
+    - ``receipts=None``: which answers to a payment have a ``Payment-Receipt``: ``always`` (also with 500), ``delivered`` (with
+      2xx), ``never``, or ``junk`` (always, and it can't be read). None: as the form.
 
     What goes wrong: ``faults=None``, a `Faults`, which can be changed at any time as `faults`; and `cut_next`, `answer_next` and
     `revoke_tokens`.
