@@ -36,10 +36,9 @@ _CREDENTIAL = re.compile(rf"Payment +{_BASE64URL}{{24,{MAX_CREDENTIAL_CHARS}}}={
 # shorter than the least length holds nothing secret, and words of a sentence are shorter ("Payment authorization failed").
 _CREDENTIAL_IN_TEXT = re.compile(rf"\b(Payment)(\s{{1,8}}){_BASE64URL}{{24,}}={{0,2}}", re.IGNORECASE)
 # The beginning of a credential, {"challenge": with or without blanks, in base64: also found without the scheme before it.
-_TOKEN_IN_TEXT = re.compile(
-    rf"(?<!{_BASE64URL})(?:eyJjaGFsbGVuZ2Ui|eyAiY2hhbGxlbmdlI|ewogICJjaGFsbGVuZ2Ui|eyJwYXlsb2FkI){_BASE64URL}+={{0,2}}"
-)
-_PREIMAGE_IN_TEXT = re.compile(r"(preimage[^A-Za-z0-9]{1,12})[0-9a-f]{8,}", re.IGNORECASE)
+_TOKEN_IN_TEXT = re.compile(rf"(?:eyJjaGFsbGVuZ2Ui|eyAiY2hhbGxlbmdlI|ewogICJjaGFsbGVuZ2Ui|eyJwYXlsb2FkI){_BASE64URL}+={{0,2}}")
+# Servers repeat a preimage that they refuse: Invalid preimage: sha256(…) != …
+_PREIMAGE_IN_TEXT = re.compile(r"(preimage[^A-Za-z0-9]{1,12}(?:sha-?256[^A-Za-z0-9]{1,3})?)[0-9a-f]{8,}", re.IGNORECASE)
 
 
 def token_of(params: Mapping[str, str]) -> str:
