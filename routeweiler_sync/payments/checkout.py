@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from .._core.deadline import Deadline
@@ -30,6 +30,7 @@ from ..funding.wallet import default_fee_cap_msat
 from ..ledger.ledger import Ledger
 from ..ledger.types import Intent, PaymentRow, PaymentState
 from ..policy.dsl import Policy
+from ..protocol.challenge import Challenge
 from ..protocol.invoice import decode_invoice
 from . import block_limit
 from .checks import Checks, check_challenge, source_for
@@ -136,6 +137,10 @@ class Checkout:
             raise unserved_error(standing, request)
         assert useless is not None
         raise undelivered_error(useless, request)
+
+    def choose(self, offers: Iterable[Challenge], *, url: str) -> Challenge | None:
+        """Return the challenge to answer, of those that the 402 of ``url`` makes: see `Checks.choose`."""
+        return self._checks.choose(offers, url=url)
 
     def quote(self, request: TokenRequest) -> Quote | None:
         """Return what a call for ``request`` would pay, or None if the ledger has a token for it.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 
@@ -147,6 +147,41 @@ class Checks:
     def asks_confirm(self) -> bool:
         """Whether the session has a confirm(), which is asked before each payment."""
         return self._confirm is not None
+
+    def choose(self, offers: Iterable[Challenge], *, url: str) -> Challenge | None:
+        """Return the challenge to answer, of those that the 402 of ``url`` makes; None if there is none.
+
+        It is the first that can be paid and that policy and envelope allow, by the policy's order of rails. If none is, it is the
+        first: what forbids it is found when it is checked. ``offers`` is read no further than needed, and the ledger only if there
+        are several.
+
+        Raises: what ``offers`` raises.
+        """
+        remaining = iter(offers)
+        first = next(remaining, None)
+        if first is None:
+            return None
+        if self._policy is None and not isinstance(self._envelope, str) and is_payable(first) and self._is_rail_allowed(first):
+            return first
+        others = tuple(remaining)
+        return min((first, *others), key=lambda each: self._rank(each, url)) if others else first
+
+    def _rank(self, challenge: Challenge, url: str) -> tuple[bool, bool, int]:
+        """Return how well ``challenge`` suits: the least is the best."""
+        place, allowed = 0, self._is_rail_allowed(challenge)
+        if self._policy is not None:
+            network, rail = challenge.invoice.network, challenge.rail
+            verdict = evaluate(self._policy, url=url, scheme=challenge.scheme, network=network, rail=rail)
+            place, allowed = verdict.place, allowed and not verdict.denied and verdict.rail == rail
+        return not is_payable(challenge), not allowed, place
+
+    def _is_rail_allowed(self, challenge: Challenge) -> bool:
+        """Return whether the envelope allows the rail of ``challenge``. One that can't be read is told of by `check_allowed`."""
+        try:
+            limits = self._limits()
+        except (EnvelopeNotFoundError, LedgerError):
+            return True
+        return limits is None or challenge.rail in limits.allowed_rails
 
     def check_allowed(self, request: TokenRequest) -> None:
         """Refuse what the configuration, the policy or the envelope forbids, whatever was spent before.

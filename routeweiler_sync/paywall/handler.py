@@ -29,7 +29,7 @@ from ..payments.token import Token
 from ..payments.types import Payment, TokenRequest
 from ..protocol.challenge import scope_of
 from ..protocol.http_auth import schemes_offered
-from ..protocol.schemes import is_named_alone, mentions_scheme, names_others, parse_challenge
+from ..protocol.schemes import is_named_alone, mentions_scheme, names_others, offers
 from .call import CallContext, QuoteReady, quoting, remove_hooks
 from .call_record import CallRecord
 from .credentialed import (
@@ -320,7 +320,8 @@ class PaywallHandler:
         """
         lines = _challenge_lines(self.latest)
         is_head = (self.request.method or "").upper() == "HEAD"
-        challenge = None if (token is not None or is_head) and is_named_alone(lines) else parse_challenge(lines)
+        offered = () if (token is not None or is_head) and is_named_alone(lines) else offers(lines)
+        challenge = self.payer.checkout.choose(offered, url=self.request.url or "")
         if challenge is None:
             log.info("%s answers %d without an L402 challenge (schemes: %s)", self.origin, self.latest.status_code,
                      ", ".join(schemes_offered(lines)) or "none")  # fmt: skip

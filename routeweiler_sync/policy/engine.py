@@ -26,6 +26,7 @@ class Verdict:
     - ``max_per_call_minor_units``: the most that the call may cost without routing fees, in minor units of the policy's currency.
     - ``rail``: the rail to pay over. It is the offered rail if the policy prefers that or has no preference. Otherwise it is the
       rail that the policy prefers.
+    - ``place``: the place of that rail among those that the policy prefers, 0 for the best.
     """
 
     rule: str | None = None
@@ -33,6 +34,7 @@ class Verdict:
     reason: str | None = None
     max_per_call_minor_units: int | None = None
     rail: str
+    place: int = 0
 
 
 def evaluate(policy: Policy, *, url: str, scheme: str, network: str | None, rail: str = L402) -> Verdict:
@@ -66,6 +68,7 @@ def _verdict(policy: Policy, rule: PolicyRule, rail: str) -> Verdict:
         reason=rule.reason or (f"rule {shown(rule.name)} denies it" if rule.deny else None),
         max_per_call_minor_units=rule.max_per_call_minor_units,
         rail=rail if rail in wanted else wanted[0],
+        place=wanted.index(rail) if rail in wanted else 0,
     )
 
 

@@ -6,7 +6,7 @@ entry, so none of them can miss a scheme that is in the list.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from .._core.rails import L402, MPP_LIGHTNING
@@ -81,18 +81,20 @@ SCHEMES = (
 NAMES = tuple(name for scheme in SCHEMES for name in scheme.names)
 
 
-def parse_challenge(lines: str | Sequence[str], prefer: str | Sequence[str] | None = None) -> Challenge | None:
-    """Return the challenge to answer, out of the lines of ``WWW-Authenticate``; None if no scheme in them can be paid.
+def offers(lines: str | Sequence[str], prefer: str | Sequence[str] | None = None) -> Iterator[Challenge]:
+    """Yield the challenges that can be paid, one of each scheme at most, out of the lines of ``WWW-Authenticate``.
 
-    ``prefer`` is a rail, or several, the best first: another scheme's challenge is returned only if none of theirs can be used.
+    They come in the order of `SCHEMES`, but those of the rails ``prefer`` (one, or several, the best first) before the others. Each
+    is read when it is asked for.
 
-    Raises: ChallengeParseError if a scheme of `SCHEMES` is named but none of its challenges can be used; ChallengeMismatchError if
-    one contradicts itself. The text never holds a token.
+    Raises: when nothing was yielded, ChallengeParseError if a scheme of `SCHEMES` is named but none of its challenges can be used;
+    ChallengeMismatchError if one contradicts itself. The text never holds a token.
     """
     lines = [lines] if isinstance(lines, str) else list(lines)
     rails = (prefer,) if isinstance(prefer, str) else tuple(prefer or ())
     order = sorted(SCHEMES, key=lambda scheme: rails.index(scheme.rail) if scheme.rail in rails else len(rails))
     error: ChallengeParseError | ChallengeMismatchError | None = None
+    found = False
     for scheme in order:
         try:
             challenge = scheme.parse(lines)
@@ -100,10 +102,18 @@ def parse_challenge(lines: str | Sequence[str], prefer: str | Sequence[str] | No
             error = error or exc
         else:
             if challenge is not None:
-                return challenge
-    if error is not None:
+                found = True
+                yield challenge
+    if error is not None and not found:
         raise error
-    return None
+
+
+def parse_challenge(lines: str | Sequence[str], prefer: str | Sequence[str] | None = None) -> Challenge | None:
+    """Return the first of the challenges that `offers` yields; None if no scheme in ``lines`` can be paid.
+
+    Raises: as `offers`.
+    """
+    return next(offers(lines, prefer), None)
 
 
 def is_named_alone(lines: Sequence[str]) -> bool:
