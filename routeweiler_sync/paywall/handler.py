@@ -28,7 +28,7 @@ from ..payments.outcome_errors import no_more_tokens_error, overtaken_error, ref
 from ..payments.token import Token
 from ..payments.types import Payment, TokenRequest
 from ..protocol.challenge import scope_of
-from ..protocol.http_auth import schemes_offered
+from ..protocol.http_auth import described, schemes_offered
 from ..protocol.schemes import is_named_alone, mentions_scheme, names_others, offers
 from .call import CallContext, QuoteReady, quoting, remove_hooks
 from .call_record import CallRecord
@@ -323,8 +323,8 @@ class PaywallHandler:
         offered = () if (token is not None or is_head) and is_named_alone(lines) else offers(lines)
         challenge = self.payer.checkout.choose(offered, url=self.request.url or "")
         if challenge is None:
-            log.info("%s answers %d without an L402 challenge (schemes: %s)", self.origin, self.latest.status_code,
-                     ", ".join(schemes_offered(lines)) or "none")  # fmt: skip
+            log.info("%s answers %d without a challenge that is paid here (schemes: %s)", self.origin, self.latest.status_code,
+                     described(lines))  # fmt: skip
             return None
         self.negotiation.resource_digest = self.resource_digest
         token_request = TokenRequest(

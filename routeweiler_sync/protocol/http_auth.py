@@ -42,6 +42,7 @@ _START = re.compile(rf"({_NAME})(?:[ \t]+(.+))?")
 _BLANK = re.compile(r"[ \t]+")
 _TOKEN68 = re.compile(r"[A-Za-z0-9\-._~+/]+=*")
 _ESCAPED = re.compile(r"\\(.)")
+_WORD = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,19}")
 
 
 @dataclass(slots=True)
@@ -72,6 +73,24 @@ def schemes_offered(lines: str | Sequence[str]) -> tuple[str, ...]:
     except OversizedHeaderError:
         return ()
     return tuple(dict.fromkeys(each.scheme for each in listed if len(each.scheme) <= MAX_SCHEME_CHARS))
+
+
+def described(lines: Sequence[str]) -> str:
+    """Return what ``WWW-Authenticate`` asks for, as the log line about a 402 has it: ``Basic, Payment lightning/session``.
+
+    Never raises. It holds no value but a method and an intent of the Payment scheme, if they are short words.
+    """
+    try:
+        listed = read_challenges(lines)
+    except OversizedHeaderError:
+        return "too many to read"
+    found: dict[str, None] = {}
+    for each in listed:
+        if len(each.scheme) <= MAX_SCHEME_CHARS:
+            named = dict(each.params)
+            words = [named[name] for name in ("method", "intent") if _WORD.fullmatch(named.get(name, ""))]
+            found[f"{each.scheme} {'/'.join(words)}".strip()] = None
+    return ", ".join(found) or "none"
 
 
 def read_challenges(lines: Iterable[str]) -> list[ListedChallenge]:

@@ -188,14 +188,18 @@ def test_the_seeds_query_works_on_the_sqlite_trace(make_session, paywall: Paywal
     assert payload["payment"]["settlementLatencyMs"] >= 0
 
 
-def test_an_unrecognised_402_comes_back_unchanged(session, paywall: Paywall, lnd: FakeLnd) -> None:
-    """Other schemes of payment are their clients' business."""
-    paywall.service.scheme = ("Payment",)
-    response = session.get(paywall.url)
+def test_an_unrecognised_402_comes_back_unchanged(
+    session, paywall: Paywall, lnd: FakeLnd, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Other schemes of payment, and prepaid balances, are their clients' business."""
+    paywall.service.scheme, paywall.service.intents = ("Payment",), ("session",)
+    with caplog.at_level("INFO", "routeweiler_sync"):
+        response = session.get(paywall.url)
     assert response.status_code == 402
-    assert response.content == b"payment required\n"
+    assert b"payment-required" in response.content
     assert response.history == []
     assert lnd.payments == []
+    assert "schemes: Payment lightning/session" in caplog.text
 
 
 def test_an_endless_402_body_costs_neither_memory_nor_the_page(session, paywall: Paywall) -> None:
