@@ -1,7 +1,7 @@
 """The name of every environment variable that the package reads, each written once.
 
 What a variable's value means is left to the modules that read it: `config.env_settings` (budget, ledger, trace),
-`config.environment` (network), `funding.lnd.lndconnect` (the node) and `cli.run`.
+`config.environment` (network), `payments.checks` (plain http), `funding.lnd.lndconnect` (the node) and `cli.run`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ TRACE = "ROUTEWEILER_TRACE"
 BUDGET = "ROUTEWEILER_BUDGET"
 #: The network that the node is on.
 NETWORK = "ROUTEWEILER_NETWORK"
+
+#: "1" allows what a single payment opens to be bought over plain http, where others can read the credential.
+ALLOW_HTTP_PAYMENT = "ROUTEWEILER_ALLOW_HTTP_PAYMENT"
 
 #: The node, as an lndconnect URI.
 LNDCONNECT = "ROUTEWEILER_LNDCONNECT"

@@ -7,6 +7,7 @@ could be sent the tokens of another.
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -108,6 +109,22 @@ def _host_alone(url: str) -> str:
 
 def _text(value: object) -> str:
     return value.decode("latin-1") if isinstance(value, bytes) else str(value)
+
+
+def is_in_the_clear(url: str) -> bool:
+    """Return whether others on the way can read a request of ``url``: it is of plain http, and leaves this machine.
+
+    Raises: ValueError if ``url`` isn't an http or https URL.
+    """
+    parsed = parse_url(origin_at(url))
+    host = (parsed.host or "").strip("[]").rstrip(".")
+    if parsed.scheme == "https" or host == "localhost" or host.endswith(".localhost"):
+        return False
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return True
+    return not (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
 def path_of(url: str) -> str:

@@ -196,6 +196,8 @@ def get(
       ROUTEWEILER_BUDGET         '1000 sat/call, 50000 sat/day', or 'none'
       ROUTEWEILER_LEDGER         path or URL of the ledger
       ROUTEWEILER_TRACE          path of the trace
+      ROUTEWEILER_ALLOW_HTTP_PAYMENT
+                                 1: pay by the Payment scheme over plain http too
 
     \b
     Exit codes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -18,7 +19,7 @@ from .._core import env_vars
 from .._core.durations import in_words
 from .._core.money import Rate, plain, sats
 from .._core.secret_text import shown
-from .._core.urls import without_userinfo
+from .._core.urls import is_in_the_clear, origin_at, without_userinfo
 from ..budgets.fmv import FmvProvider, rate_for
 from ..budgets.schema import BudgetEnvelope
 from ..errors import (
@@ -87,6 +88,26 @@ def check_challenge(challenge: Challenge) -> None:
             f"The offered token {_end(challenge.valid_until - now_s)} by its own valid_until, {clock}: paying would buy nothing.",
             advice=f"Call again for a new token. If the error repeats, {_AHEAD}",
         )
+
+
+def check_transport(challenge: Challenge, url: str) -> None:
+    """Refuse to buy over plain http what one payment opens once: whoever reads the credential on its way can use it first.
+
+    This machine's own addresses are allowed, and others if the variable `env_vars.ALLOW_HTTP_PAYMENT` says so.
+
+    Raises: PolicyDeniedError.
+    """
+    if not _may_travel(challenge, url):
+        raise PolicyDeniedError(
+            f"{origin_at(url)} wants to be paid by the scheme {challenge.scheme} over plain http. Others on the way could read the "
+            "credential and use it first.",
+            advice=f"Use https if the server has it. Where the network is trusted, set {env_vars.ALLOW_HTTP_PAYMENT}=1.",
+        )
+
+
+def _may_travel(challenge: Challenge, url: str) -> bool:
+    allowed = os.environ.get(env_vars.ALLOW_HTTP_PAYMENT, "").strip().lower()
+    return challenge.reusable or allowed in ("1", "true", "yes", "on") or not is_in_the_clear(url)
 
 
 #: A server that sells what has expired has another time than this machine.
@@ -166,14 +187,14 @@ class Checks:
         others = tuple(remaining)
         return min((first, *others), key=lambda each: self._rank(each, url)) if others else first
 
-    def _rank(self, challenge: Challenge, url: str) -> tuple[bool, bool, int]:
+    def _rank(self, challenge: Challenge, url: str) -> tuple[bool, bool, bool, int]:
         """Return how well ``challenge`` suits: the least is the best."""
         place, allowed = 0, self._is_rail_allowed(challenge)
         if self._policy is not None:
             network, rail = challenge.invoice.network, challenge.rail
             verdict = evaluate(self._policy, url=url, scheme=challenge.scheme, network=network, rail=rail)
             place, allowed = verdict.place, allowed and not verdict.denied and verdict.rail == rail
-        return not is_payable(challenge), not allowed, place
+        return not is_payable(challenge), not allowed, not _may_travel(challenge, url), place
 
     def _is_rail_allowed(self, challenge: Challenge) -> bool:
         """Return whether the envelope allows the rail of ``challenge``. One that can't be read is told of by `check_allowed`."""
@@ -191,6 +212,7 @@ class Checks:
         """
         if self._problem is not None:
             raise copy.copy(self._problem)
+        check_transport(request.challenge, request.url)
         self._check_policy(request)
         self._check_envelope(request)
 

@@ -10,7 +10,15 @@ import requests
 from hypothesis import given, settings, strategies as st
 from urllib3.util import parse_url
 
-from routeweiler_sync._core.urls import MAX_SCOPE_CHARS, leads_to_one_server, origin_at, origin_of, path_of, without_userinfos
+from routeweiler_sync._core.urls import (
+    MAX_SCOPE_CHARS,
+    is_in_the_clear,
+    leads_to_one_server,
+    origin_at,
+    origin_of,
+    path_of,
+    without_userinfos,
+)
 
 
 @pytest.mark.parametrize(
@@ -173,3 +181,31 @@ def test_no_password_of_a_url_is_in_a_text(text: str, shown: str) -> None:
     """If failing: a password is in an error, a log or the output of a command. What is no password stays."""
     assert "CRET" not in without_userinfos(text)
     assert without_userinfos(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("https://pages.example/", False),
+        ("http://pages.example/", True),
+        ("HTTP://Pages.example", True),
+        ("http://192.168.0.1/", True),
+        ("http://0.0.0.0/", True),
+        ("http://127.0.0.1:8080/x", False),
+        ("http://127.8.9.1/", False),
+        ("http://[::1]:8080/", False),
+        ("http://[::ffff:127.0.0.1]/", False),
+        ("http://[fe80::1%25eth0]/", True),
+        ("http://localhost/", False),
+        ("http://LOCALHOST.:80/", False),
+        ("http://shop.localhost/", False),
+        ("http://localhost.example/", True),
+        ("http://127.0.0.1.example/", True),
+        ("http://127.0.0.1@pages.example/", True),
+        ("http://notlocalhost/", True),
+        ("http://abcdefghij234567.onion/", True),
+    ],
+)
+def test_what_leaves_this_machine_unencrypted_is_in_the_clear(url: str, expected: bool) -> None:
+    """If failing: a credential that opens a page once goes where others can read it, or a local server can't be paid."""
+    assert is_in_the_clear(url) is expected
