@@ -33,6 +33,7 @@ _NETWORKS = {"bcrt": "regtest", "bc": "mainnet", "tb": "testnet", "tbs": "signet
 #: Fields of ``request`` that stand beside ``methodDetails``, not in it.
 _TOP_FIELDS = frozenset({"amount", "currency", "description", "recipient", "externalId", "methodDetails"})
 _BOUND = ("realm", "method", "intent", "request", "expires", "digest", "opaque")
+_HINTED = ("payment-required", "malformed-credential")
 _HINT = (
     "Use a supported wallet to pay for this resource using one of the supported payment methods returned in the WWW-Authenticate "
     "header. See https://mpp.dev/tools/wallet.md"
@@ -76,7 +77,7 @@ class PaymentForm:
 
 
 _MPPX = ("id", "realm", "method", "intent", "request", "description", "digest", "expires", "opaque", "header")
-_PYMPP = ("id", "realm", "method", "intent", "request", "expires", "digest", "description", "header", "opaque")
+_PYMPP = ("id", "realm", "method", "intent", "request", "digest", "expires", "description", "header", "opaque")
 #: All forms by name.
 PAYMENT_FORMS: dict[str, PaymentForm] = {
     "aperture": PaymentForm(
@@ -107,10 +108,16 @@ class Charge:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credential:
-    """What came in a credential. ``echo`` are the challenge's parameters, ``preimage`` has 32 bytes, None if there was none."""
+    """What came in a credential. ``echo`` are the challenge's parameters, ``preimage`` is what was sent as one, if any was."""
 
     echo: Mapping[str, str]
-    preimage: bytes | None
+    preimage: str | None
+
+    @property
+    def payment_hash(self) -> bytes | None:
+        """The hash of the preimage, 32 bytes. None if that isn't one."""
+        is_hex = self.preimage is not None and re.fullmatch(r"[0-9a-fA-F]{64}", self.preimage) is not None
+        return hashlib.sha256(bytes.fromhex(self.preimage or "")).digest() if is_hex else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +140,7 @@ def read(form: str, header: str | None, lines: Sequence[tuple[str, str]]) -> str
         found = re.fullmatch(r"Payment +(\S+)", values[0]) if values else None
         return None if found is None else found[1]
     for value in values:
-        anywhere = re.search(r"(?i)(?:^|,)\s*payment\s+([\w.~+/=-]+)\s*(?:,|$)", value)
+        anywhere = re.search(r"(?i)(?:^|,)\s*payment\s+([^\s,]+)\s*(?:,|$)", value)
         if anywhere is not None:
             return anywhere[1]
     return None
@@ -142,16 +149,15 @@ def read(form: str, header: str | None, lines: Sequence[tuple[str, str]]) -> str
 def decoded(token: str) -> Credential | None:
     """Return what is in a token: base64url of JSON. None if it isn't that, or holds no challenge."""
     try:
-        content = json.loads(base64.urlsafe_b64decode(token.rstrip("=") + "=" * (-len(token.rstrip("=")) % 4)))
+        content = _json(token)
         echo, payload = content["challenge"], content.get("payload")
-    except (ValueError, TypeError, KeyError):
+        _json(echo["request"])
+    except (ValueError, TypeError, KeyError, AttributeError):
         return None
     if not isinstance(echo, dict) or not all(isinstance(echo.get(name), str) for name in ("id", *_BOUND[:4])):
         return None
     told = payload.get("preimage") if isinstance(payload, dict) else None
-    is_hex = isinstance(told, str) and re.fullmatch(r"[0-9a-fA-F]{64}", told) is not None
-    preimage = bytes.fromhex(str(told)) if is_hex else None
-    return Credential(echo={name: str(value) for name, value in echo.items()}, preimage=preimage)
+    return Credential(echo={name: str(value) for name, value in echo.items()}, preimage=told if isinstance(told, str) else None)
 
 
 def challenge_id(secret: bytes, parameters: Mapping[str, str]) -> str:
@@ -166,14 +172,14 @@ def is_issued(secret: bytes, credential: Credential) -> bool:
 
 
 def request_of(
-    invoice: Any, *, amount_msat: int, currency: str | None, scope: tuple[str, str] | None, false: Mapping[str, Any] | None
+    invoice: Any, *, amount_msat: int, currency: str | None, scope: Mapping[str, str] | None, false: Mapping[str, Any] | None
 ) -> str:
     """Return the parameter ``request`` of a charge: base64url of canonical JSON.
 
-    ``currency`` is the invoice's BOLT-11 prefix, ``scope`` the method and the path with its query, for servers that write them into
-    it. ``false`` has fields that are put in as they are, None leaves one out.
+    ``currency`` is the invoice's BOLT-11 prefix, ``scope`` the method, path and query (see `scope_of`), for servers that write them
+    into it. ``false`` has fields that are put in as they are, None leaves one out.
     """
-    asked: dict[str, Any] = {} if scope is None else {"_mppx_scope": {"http_method": scope[0], "resource": scope[1]}}
+    asked: dict[str, Any] = {} if scope is None else {"_mppx_scope": dict(scope)}
     details: dict[str, Any] = {
         "invoice": invoice.bolt11,
         "network": _NETWORKS[currency or "bcrt"],
@@ -188,10 +194,14 @@ def request_of(
     return _url_safe(_canonical(asked))
 
 
-def has_scope(request: str, scope: tuple[str, str]) -> bool:
+def scope_of(method: str, path: str, query: str) -> dict[str, str]:
+    """Return what a challenge is bound to, as pympp writes it."""
+    return {"http_method": method, "resource": path, **({"query": query} if query else {})}
+
+
+def has_scope(request: str, scope: Mapping[str, str]) -> bool:
     """Return whether a parameter ``request`` of this module's was written for this method, path and query."""
-    told = json.loads(base64.urlsafe_b64decode(request + "=" * (-len(request) % 4))).get("_mppx_scope")
-    return bool(told == {"http_method": scope[0], "resource": scope[1]})
+    return bool(_json(request).get("_mppx_scope") == scope)
 
 
 def session_request(invoice: Any, *, amount_msat: int) -> str:
@@ -244,10 +254,9 @@ def problem_body(form: PaymentForm, problem: Problem, challenge: str | None) -> 
         "status": problem.status,
         "detail": problem.detail,
     }
-    if form.hints and problem.name == "payment-required":
-        told["hint"] = _HINT
-    if form.names_challenge and challenge is not None:
-        told["challengeId"] = challenge
+    hint = {"hint": _HINT} if form.hints and problem.name in _HINTED else {}
+    named = {"challengeId": challenge} if form.names_challenge and challenge is not None else {}
+    told |= named | hint if form.blanks else hint | named
     return json.dumps(told, separators=None if form.blanks else (",", ":"), ensure_ascii=False).encode()
 
 
@@ -300,6 +309,12 @@ def _time(form: PaymentForm, at: float) -> str:
     moment = datetime.fromtimestamp(at, tz=timezone.utc)
     fraction = f".{moment.microsecond:06d}"[: 1 + form.digits] if form.digits else ""
     return f"{moment:%Y-%m-%dT%H:%M:%S}{fraction}Z"
+
+
+def _json(text: str) -> Any:
+    """Return what is in base64url of JSON. Raises: ValueError if it isn't that."""
+    text = text.rstrip("=")
+    return json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
 
 
 def _canonical(value: Any) -> bytes:

@@ -136,10 +136,12 @@ class _PaymentVerdict:
     """What a payment came to: the charge if it opens the page, else why not.
 
     ``known`` is the charge that was echoed, also where it doesn't open the page. ``problem`` is for the body of the refusal.
+    ``same``: the parameters of the echoed challenge, where that is offered again as it is.
     """
 
     charge: Charge | None = None
     known: Charge | None = None
+    same: Mapping[str, str] | None = None
     refused: Refusal | None = None
     proves: str | None = None
     problem: Problem | None = None
@@ -466,11 +468,11 @@ class PaywallLogic:
         return Reply(status=service.refuses, headers=headers, body=json.dumps({"error": _REASONS[reason]}).encode())
 
     def _challenge(
-        self, service: Service, request: PaywallRequest, problem: Problem | None = None, known: Charge | None = None
+        self, service: Service, request: PaywallRequest, problem: Problem | None = None, again: _PaymentVerdict | None = None
     ) -> Reply:
         """Return a 402 with a challenge in the service's form. To a HEAD it may tell the price only.
 
-        ``problem`` and ``known`` are those of a payment that isn't taken.
+        ``problem`` says why a payment isn't taken. ``again`` has what is offered again, if anything is.
         """
         if request.method == "HEAD" and service.head == "price-only":
             price = ("X-L402-Price-Sats", str(-(-service.invoice_msat // 1000)))
@@ -478,7 +480,7 @@ class PaywallLogic:
             return Reply(status=402, headers=(line, price, ("Cache-Control", "no-store")))
         form, pays = service.header_form(self.faults.token_param), service.payment_form
         if pays is not None:
-            return self._payment_required(service, request, form, pays, problem, known)
+            return self._payment_required(service, request, form, pays, problem, again)
         offer = self._offer(service, request)
         lines = form.written(offer)
         where = service.challenge_in or ("header" if form.body is None else "header and body")
@@ -500,11 +502,12 @@ class PaywallLogic:
         form: Form,
         pays: PaymentForm,
         problem: Problem | None,
-        known: Charge | None,
+        again: _PaymentVerdict | None,
     ) -> Reply:
         """Return a 402 of a service that takes payments, with a challenge in each of its schemes."""
         tokens = form.written(self._offer(service, request)) if form.lines else []
-        offered = [self._payment(service, request, pays, intent, known) for intent in service.intents]
+        known, same = (again.known, again.same) if again else (None, None)
+        offered = [same or self._payment(service, request, pays, intent, known) for intent in service.intents]
         payments = [_payment.written(pays, parameters) for parameters in offered]
         if pays.joined:
             payments = [", ".join(payments)]
@@ -538,7 +541,7 @@ class PaywallLogic:
         life_s = math.inf if service.expires is None and service.form == "aperture-mpp" else service.expires
         told["expires"] = _payment.expiry(pays, time.time(), life_s)
         told["description"], told["header"] = service.description, service.header
-        if service.digest:
+        if service.digest and request.body:
             way = pays.digest if service.digest is True else service.digest
             told["digest"] = _payment.body_digest(way, request.body)
         if pays.bound:
@@ -551,7 +554,7 @@ class PaywallLogic:
     def _charge(self, service: Service, request: PaywallRequest, pays: PaymentForm, known: Charge | None) -> str:
         """Return the parameter ``request`` for a charge: of ``known``, of the last one (`repeat_invoice`), or of a new one."""
         scope = _scope(request) if pays.bound else None
-        place = (service.name, scope)
+        place = (service.name, repr(scope))
         with self._changed:
             last = self._last_charges.get(place) if self.faults.repeat_invoice else None
         if known is not None or last is not None:
@@ -605,8 +608,8 @@ class PaywallLogic:
                 name="invalid-challenge", detail=f'Challenge "{echo["id"]}" is invalid: challenge was not issued by this server.'
             )
             return _PaymentVerdict(refused="forged", known=charge, problem=problem)
-        paid_with = credential.preimage is not None and hashlib.sha256(credential.preimage).digest() == charge.payment_hash
-        proves = charge.payment_hash.hex() if paid_with and self.lnd.settled(charge.payment_hash) else None
+        is_paid = credential.payment_hash == charge.payment_hash and self.lnd.settled(charge.payment_hash)
+        proves = charge.payment_hash.hex() if is_paid else None
         refused: Refusal | None = None
         with self._changed:
             if form.bound and not _payment.has_scope(echo["request"], _scope(request)):
@@ -622,18 +625,21 @@ class PaywallLogic:
                 detail = "Credential payload is invalid: preimage."
                 refused, charge_known, problem = "malformed", charge, Problem(name="invalid-payload", detail=detail)
             else:
-                reason = self._reason_against(form, charge, credential.preimage, proves)
+                reason = self._reason_against(form, charge, credential, proves)
                 if reason is None:
                     charge.used = form.single_use
                     return _PaymentVerdict(charge=charge, known=charge, proves=proves)
                 refused, detail = reason
                 charge_known, problem = charge, _payment.failed(form, detail)
-        return _PaymentVerdict(refused=refused, known=charge_known, proves=proves, problem=problem)
+        same = echo if form.bound and problem.name == "verification-failed" else None
+        return _PaymentVerdict(refused=refused, known=charge_known, same=same, proves=proves, problem=problem)
 
-    def _reason_against(self, form: PaymentForm, charge: Charge, preimage: bytes, proves: str | None) -> tuple[Refusal, str] | None:
-        """Return why a genuine challenge with this preimage isn't taken, with the server's words. The caller holds the lock."""
-        if hashlib.sha256(preimage).digest() != charge.payment_hash:
-            return "forged", f"Invalid preimage: sha256({preimage.hex()}) != {charge.payment_hash.hex()}"
+    def _reason_against(
+        self, form: PaymentForm, charge: Charge, credential: Credential, proves: str | None
+    ) -> tuple[Refusal, str] | None:
+        """Return why a genuine challenge with its preimage isn't taken, with the server's words. The caller holds the lock."""
+        if credential.payment_hash != charge.payment_hash:
+            return "forged", f"Invalid preimage: sha256({credential.preimage}) != {charge.payment_hash.hex()}"
         if proves is None:
             return "unpaid", "Invoice not settled"
         if charge.revoked:
@@ -651,14 +657,16 @@ class PaywallLogic:
             return Reply(status=401)
         if not service.offers_at(request.path):
             return self._unasked(service, request)
-        if not form.names_challenge or (form.bound and problem.name in ("invalid-challenge", "payment-expired")):
+        if not form.names_challenge or (
+            form.bound and problem.name in ("malformed-credential", "invalid-challenge", "payment-expired")
+        ):
             problem = _payment.payment_required(form, service.description, service.name)
         if service.refuses != 402:
             problem = replace(problem, status=service.refuses)
         words = service.refuses_with or ("challenge" if service.refuses == 402 else "nothing")
         if words == "challenge":
             reoffers = form.reoffers if service.reoffers is None else service.reoffers
-            return self._challenge(service, request, problem, verdict.known if reoffers else None)
+            return self._challenge(service, request, problem, verdict if reoffers else None)
         line = {"scheme": SCHEME, "realm": f'{SCHEME} realm="{service.name}"'}.get(words)
         headers = (*(() if line is None else (("WWW-Authenticate", line),)), *_payment.refusal_headers(form))
         return Reply(status=problem.status, headers=headers, body=_payment.problem_body(form, problem, None))
@@ -776,9 +784,9 @@ def _holds_ours(value: str) -> bool:
     return re.search(r"(?i)(?:^|,\s*)(l402|lsat|payment)\b", value) is not None
 
 
-def _scope(request: PaywallRequest) -> tuple[str, str]:
-    """Return the method, and the path with its query."""
-    return request.method, request.path + (f"?{request.query}" if request.query else "")
+def _scope(request: PaywallRequest) -> dict[str, str]:
+    """Return what a challenge for this request is bound to, where it is."""
+    return _payment.scope_of(request.method, request.path, request.query)
 
 
 def _digests(body: bytes) -> tuple[str, str]:

@@ -107,8 +107,8 @@ class Paywall(PaywallLogic):
     - ``authscheme=None``: ``l402``, ``mpp`` or ``l402+mpp``: what is taken. aperture offers both whatever it says.
     - ``expires=None``: a challenge is good for so many seconds (negative: it has expired already). None: as long as the form's,
       5 or 15 minutes. ``math.inf``: it doesn't say.
-    - ``digest=False``: whether a challenge has the digest of the request's body, and a payment opens this body only. True writes it
-      as the form does; ``colons`` as in RFC 9530, ``bare`` without them.
+    - ``digest=False``: whether a challenge has the digest of the request's body, if there is one, and a payment opens this body
+      only. True writes it as the form does; ``colons`` as in RFC 9530, ``bare`` without them.
     - ``header=None``: ``Payment-Authorization`` has the credential sent there, and takes it from nowhere else.
     - ``description=None``: free text in the challenge.
     - ``intents=("charge",)``: what is offered: ``charge``, ``session`` or both. A session isn't taken.

@@ -10,7 +10,7 @@ import json
 import re
 import secrets
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +41,17 @@ STEPS = (
 )
 
 
+def package_of(name: str, script: str) -> str:
+    """Return the name and the version of a package that a script runs, as pinned."""
+    if script.endswith(".js"):
+        pinned = str(json.loads((SERVERS / "package.json").read_text())["dependencies"][name])
+        package, _, version = pinned.removeprefix("npm:").rpartition("@")
+        return f"{package or name} {version} (npm)"
+    found = re.search(rf"^{name}==(\S+)$", (SERVERS / "requirements.txt").read_text(), re.MULTILINE)
+    assert found, f"{name} isn't pinned"
+    return f"{name} {found[1]} (PyPI)"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RealServer:
     """A server, and what a session should pay there.
@@ -61,12 +72,7 @@ class RealServer:
     @property
     def package(self) -> str:
         """Its name and version, as pinned."""
-        if self.script.endswith(".js"):
-            version = json.loads((SERVERS / "package.json").read_text())["dependencies"][self.name]
-            return f"{self.name} {version} (npm)"
-        pinned = re.search(rf"^{self.name}==(\S+)$", (SERVERS / "requirements.txt").read_text(), re.MULTILINE)
-        assert pinned, f"{self.name} isn't pinned"
-        return f"{self.name} {pinned[1]} (PyPI)"
+        return package_of(self.name, self.script)
 
 
 REAL_SERVERS = (
@@ -166,15 +172,19 @@ class Walk:
 class RunningServer:
     """A server as a process. Its port stays, whatever its key and its clock."""
 
-    def __init__(self, server: RealServer, runtimes: Runtimes, world: World, keeper: Keeper) -> None:
+    def __init__(
+        self, name: str, script: str, runtimes: Runtimes, world: World, keeper: Keeper, settings: Mapping[str, object] | None = None
+    ) -> None:
+        """``settings`` are variables of its environment; they may be changed, and hold from the next start."""
         self.port = free_port()
-        self._server, self._runtimes, self._world = server, runtimes, world
+        self.settings = dict(settings or {})
+        self._name, self._script, self._runtimes, self._world = name, script, runtimes, world
         self._key, self._ahead_s = secrets.token_hex(32), 0
-        self.daemon = Daemon(server.name, [], keeper=keeper)
+        self.daemon = Daemon(name, [], keeper=keeper)
 
     def start(self) -> None:
         payee, runtimes = self._world.payee, self._runtimes
-        script = SERVERS / self._server.script
+        script = SERVERS / self._script
         if script.suffix == ".js":
             program = [runtimes.node, "--require", SERVERS / "guard.js", script]
         else:
@@ -189,11 +199,12 @@ class RunningServer:
             "LND_MACAROON": payee.macaroon_path("invoice"),
             "NODE_EXTRA_CA_CERTS": payee.tls_cert_path,
             "NODE_PATH": f"{runtimes.node_modules}:{SERVERS / 'node_stand_ins'}",
+            **self.settings,
         }
         settings = [f"{name}={value}" for name, value in environment.items()]
         self.daemon.argv = ["env", "-u", "PYTHONPATH", *settings, *map(str, program)]
         self.daemon.start()
-        wait_for(f"{self._server.name} listens", self._listens, watched=[self.daemon])
+        wait_for(f"{self._name} listens", self._listens, watched=[self.daemon])
 
     def restart(self, *, new_key: bool = False, later_s: int = 0) -> None:
         """End it and start it, with a new key or with a clock that is ahead."""
@@ -214,7 +225,7 @@ class RunningServer:
 def walk(server: RealServer, runtimes: Runtimes, world: World, folder: Path) -> Walk:
     """Start the server, buy from it in seven steps, and return what came of them. The ledger is in `folder`, which is empty."""
     keeper = Keeper()
-    running = RunningServer(server, runtimes, world, keeper)
+    running = RunningServer(server.name, server.script, runtimes, world, keeper)
     try:
         running.start()
         with Wire(running.port) as wire, Wire(None) as elsewhere:

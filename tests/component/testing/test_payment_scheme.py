@@ -21,6 +21,7 @@ from routeweiler_sync import LndClient
 from routeweiler_sync.testing import FakeLnd, Faults, Paywall, PaywallRequest, add_paywall
 from routeweiler_sync.testing._payment import PAYMENT_FORMS
 from routeweiler_sync.testing.paywall import PaywallLogic
+from tests.support.payment_by_hand import Bought, lines, payment_lines, unpadded
 
 TIMEOUT_S = 30
 FORMS = tuple(PAYMENT_FORMS)
@@ -52,28 +53,6 @@ def node(lnd: FakeLnd) -> Iterator[LndClient]:
     client.close()
 
 
-class Bought:
-    """A challenge of the intent charge, and what it was paid with."""
-
-    def __init__(self, line: str, node: LndClient | None = None) -> None:
-        found = re.findall(r'(\w+)="((?:[^"\\]|\\.)*)"', line)
-        assert len({name for name, _ in found}) == len(found)
-        self.echo = {name: re.sub(r"\\(.)", r"\1", value) for name, value in found}
-        self.request = json.loads(unpadded(self.echo["request"]))
-        self.invoice = self.request["methodDetails"]["invoice"] if self.echo["intent"] == "charge" else None
-        self.preimage = b"" if node is None else node.pay_invoice(self.invoice, max_fee_msat=10_000)
-
-    def credential(self, *, preimage: str | None = None, **altered: str | None) -> str:
-        echo = {name: value for name, value in (self.echo | altered).items() if value is not None}
-        told = {"challenge": echo, "payload": {"preimage": self.preimage.hex() if preimage is None else preimage}}
-        raw = json.dumps(told, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-        return "Payment " + base64.urlsafe_b64encode(raw).decode().rstrip("=")
-
-
-def unpadded(text: str) -> bytes:
-    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
-
-
 class Customer:
     """Asks a paywall by hand."""
 
@@ -96,19 +75,14 @@ class Customer:
         return Bought(payment_lines(self.ask(path, **how))[0])
 
     def buy(self, path: str = "/a", **how: Any) -> Bought:
-        return Bought(payment_lines(self.ask(path, **how))[0], self.node)
+        return Bought(payment_lines(self.ask(path, **how))[0], self.pay)
+
+    def pay(self, invoice: str) -> bytes:
+        return self.node.pay_invoice(invoice, max_fee_msat=10_000)
 
     @property
     def last(self) -> PaywallRequest:
         return self.paywall.requests[-1]
-
-
-def lines(answer: requests.Response) -> list[str]:
-    return list(answer.raw.headers.getlist("WWW-Authenticate"))
-
-
-def payment_lines(answer: requests.Response) -> list[str]:
-    return [each for each in lines(answer) if each.startswith("Payment ")]
 
 
 Open = Callable[..., Customer]
@@ -155,7 +129,7 @@ def test_a_challenge_is_in_the_servers_own_form(open_shop: Open, form: str) -> N
     assert re.fullmatch(LINES[form.removesuffix("-0.11")], line), line
     offered = Bought(line)
     wanted = {"amount": "10", "currency": "sat"}
-    wanted |= {"_mppx_scope": {"http_method": "GET", "resource": "/a?q=1"}} if form == "pympp" else {}
+    wanted |= {"_mppx_scope": {"http_method": "GET", "resource": "/a", "query": "q=1"}} if form == "pympp" else {}
     details = offered.request.pop("methodDetails")
     assert offered.request == wanted
     assert details["network"] == "regtest"
@@ -340,7 +314,7 @@ def test_aperture_offers_both_and_takes_what_its_authscheme_names(
     token = f"L402 {found[1]}:{node.pay_invoice(found[2], max_fee_msat=10_000).hex()}"
     assert shop.ask("/a", token).status_code == l402
     assert (shop.last.proves is not None, shop.last.scheme) == (True, "L402")
-    assert shop.ask("/a", Bought(told[2], node).credential()).status_code == payment
+    assert shop.ask("/a", Bought(told[2], shop.pay).credential()).status_code == payment
     assert (shop.last.proves is not None, shop.last.scheme) == (True, "Payment")
 
 
