@@ -137,10 +137,10 @@ def fits(preimage: str, payment_hash: str) -> bool:
 
 
 def _two_live(rows: Iterable[BookedPayment]) -> Iterator[Difference]:
-    """Find two live rows of the same (origin, scope): that would be the same token bought twice."""
+    """Find two live rows of the same (origin, scope): that would be the same token bought twice. Charges may be bought twice."""
     live: dict[tuple[str, str], BookedPayment] = {}
     for row in rows:
-        if not (row.unfinished or row.state is PaymentState.SETTLED):
+        if row.single_use or not (row.unfinished or row.state is PaymentState.SETTLED):
             continue
         other = live.setdefault((row.origin, row.scope), row)
         if other is not row:

@@ -32,6 +32,7 @@ from .._core.secret_text import problem_of_path, shown, without_secrets
 from ..budgets.schema import SAFE_DEFAULT, BudgetEnvelope
 from ..errors import BudgetError, LedgerError, PolicyDeniedError, RailNotSupportedError, RouteweilerError
 from . import envelopes, snapshot, spending, statement
+from .charges import PRESENT_S, Charges
 from .envelopes import Draw
 from .rows import first, payment_of
 from .server_facts import REFUSED, ServerFacts
@@ -65,7 +66,7 @@ SHOWN_WAIT_S = 3.0
 MAX_FAILURE_CHARS = 500
 
 
-class Ledger(ServerFacts):
+class Ledger(ServerFacts, Charges):
     """The record of what may be spent and what was spent. `Ledger.open` makes one; sessions that name the same database share it.
 
     Raises: LedgerError from any method if the database can't be used.
@@ -418,7 +419,8 @@ class Ledger(ServerFacts):
 
         If the ledger already has a row of this invoice, a live or unfinished row of this scope, a row that stands for this page
         (`standing`), or a live token that has opened this page and isn't among ``intent.known_tokens``, return that row and change
-        nothing. A new row already counts its first send: the caller may send the payment
+        nothing. For a charge: if it has a row of this invoice, one that stands for this page, or a charge for the same request that
+        no call presents. A new row already counts its first send: the caller may send the payment
         order once. The new row's ``max_fee_msat`` is the routing fee that fits under every limit: ``intent.fee_cap_msat`` or less.
         ``draw=None`` means that no budget applies.
 
@@ -467,8 +469,9 @@ class Ledger(ServerFacts):
             rows = tx.execute(
                 "INSERT INTO payments (payment_hash, origin, scope, path, state, node_pubkey, network, bolt11, scheme, token, "
                 "amount_msat, max_fee_msat, envelope_id, currency, btc_price, rate_quality, reserved_micro, sends_ever, "
-                "sends_unanswered, valid_until, created_at_ms, target) "
-                "VALUES (?, ?, ?, ?, 'open', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, 1, ?, ?, ?) ON CONFLICT DO NOTHING RETURNING *",
+                "sends_unanswered, valid_until, created_at_ms, target, single_use, presenter, presented_until_ms) "
+                "VALUES (?, ?, ?, ?, 'open', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, 1, ?, ?, ?, ?, ?, ?) "
+                "ON CONFLICT DO NOTHING RETURNING *",
                 (
                     intent.payment_hash, intent.origin, intent.scope, intent.path, intent.node_pubkey, intent.network,
                     intent.bolt11, intent.scheme, intent.token, intent.amount_msat, max_fee_msat,
@@ -477,6 +480,8 @@ class Ledger(ServerFacts):
                     str(draw.rate.btc_price) if draw and draw.rate.btc_price is not None else None,
                     draw.rate.quality if draw else None,
                     reserved_micro, intent.valid_until, int(now_s * 1000), intent.resource_digest,
+                    int(intent.single_use), intent.presenter,
+                    None if intent.presenter is None else int((now_s + PRESENT_S) * 1000),
                 ),
             )  # fmt: skip
             if rows:
@@ -637,7 +642,7 @@ class Ledger(ServerFacts):
         """
         with self._store.read() as tx:
             rows = tx.execute(
-                "SELECT * FROM payments WHERE origin = ? AND target = ? AND preimage IS NOT NULL "
+                "SELECT * FROM payments WHERE origin = ? AND target = ? AND preimage IS NOT NULL AND single_use = 0 "
                 "AND state IN ('settled', 'retired') AND (taken >= 1 OR failure_code = 'abandoned') "
                 "AND COALESCE(failure_code, '') <> 'forgotten' ORDER BY created_at_ms DESC LIMIT ?",
                 (origin, resource_digest, MAX_PAGE_TOKENS),
@@ -710,7 +715,7 @@ class Ledger(ServerFacts):
     # -- inside a transaction ---------------------------------------------------------------------------------------------
 
     def _live(self, tx: Transaction, origin: str, scope: str | None) -> list[PaymentRow]:
-        live = "SELECT * FROM payments WHERE origin = ? AND state IN ('open', 'failed', 'settled') "
+        live = "SELECT * FROM payments WHERE origin = ? AND state IN ('open', 'failed', 'settled') AND single_use = 0 "
         if scope is None:
             rows = tx.execute(f"{live}ORDER BY scope LIMIT ?", (origin, MAX_LIVE))
         else:
@@ -721,11 +726,15 @@ class Ledger(ServerFacts):
         """Return the row that blocks a new one, or None.
 
         It has the same invoice, or is live or unfinished for the same scope, or stands for the same page, or has opened that page
-        since the caller looked.
+        since the caller looked. For a charge: it has the same invoice, or stands for the same page, or is a charge for the same
+        request that no call presents.
         """
         same = first(tx.execute("SELECT * FROM payments WHERE payment_hash = ?", (intent.payment_hash,)))
         if same is not None:
             return same
+        if intent.single_use:
+            free = self._free_charge(tx, intent.origin, intent.resource_digest)
+            return free or self._standing_for_page(tx, intent.origin, intent.resource_digest)
         live = self._live(tx, intent.origin, intent.scope)
         if live or not intent.resource_digest:
             return live[0] if live else None
@@ -734,7 +743,7 @@ class Ledger(ServerFacts):
             return standing
         newest = first(
             tx.execute(
-                "SELECT * FROM payments WHERE origin = ? AND target = ? AND preimage IS NOT NULL "
+                "SELECT * FROM payments WHERE origin = ? AND target = ? AND preimage IS NOT NULL AND single_use = 0 "
                 "AND state IN ('settled', 'retired') AND state = 'settled' ORDER BY created_at_ms DESC LIMIT 1",
                 (intent.origin, intent.resource_digest),
             )
@@ -745,7 +754,7 @@ class Ledger(ServerFacts):
         """Return the row that stands for a page. See `standing`. The condition is that of the index for it."""
         return first(
             tx.execute(
-                "SELECT * FROM payments WHERE origin = ? AND target = ? AND target <> '' "
+                "SELECT * FROM payments WHERE origin = ? AND target = ? AND target <> '' AND single_use = 0 "
                 "AND (state IN ('open', 'failed') OR (state = 'settled' AND taken = 0))",
                 (origin, resource_digest),
             )
@@ -782,7 +791,9 @@ class Ledger(ServerFacts):
         return payment_of(rows[0])
 
     def _is_superseded(self, tx: Transaction, row: PaymentRow) -> bool:
-        """Return whether another row is live for the scope of ``row``, or stands for its page."""
+        """Return whether another row is live for the scope of ``row``, or stands for its page. Never for a charge."""
+        if row.single_use:
+            return False
         standing = self._standing_for_page(tx, row.origin, row.resource_digest)
         others = [*self._live(tx, row.origin, row.scope), *([] if standing is None else [standing])]
         return any(other.payment_hash != row.payment_hash for other in others)

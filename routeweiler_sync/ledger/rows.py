@@ -33,6 +33,9 @@ def payment_of(row: Mapping[str, Any]) -> PaymentRow:
         values["settled_at"] = None if settled_ms is None else moment(settled_ms)
         claimed_ms = values.pop("claimed_until_ms")
         values["claimed_until"] = None if claimed_ms is None else moment(claimed_ms)
+        presented_ms = values.pop("presented_until_ms")
+        values["presented_until"] = None if presented_ms is None else moment(presented_ms)
+        values["single_use"] = bool(values["single_use"])
         values["state"] = PaymentState(values["state"])
         values["btc_price"] = None if values["btc_price"] is None else Decimal(values["btc_price"])
         for column, name in COLUMN_NAMES.items():

@@ -70,7 +70,7 @@ class ServerFacts:
         with self._store.read() as tx:
             rows = tx.execute(
                 "SELECT * FROM payments WHERE origin = ? AND state = 'settled' AND preimage IS NOT NULL AND taken >= 1 "
-                "ORDER BY created_at_ms DESC, payment_hash DESC LIMIT 1",
+                "AND single_use = 0 ORDER BY created_at_ms DESC, payment_hash DESC LIMIT 1",
                 (origin,),
             )
         return first(rows)

@@ -22,7 +22,7 @@ PAGE_ROWS = 1_000
 
 _COLUMNS = (
     "payment_hash, origin, scope, state, node_pubkey, amount_msat, max_fee_msat, fee_msat, envelope_id, currency, btc_price, "
-    "reserved_micro, settled_micro, preimage, told, claimant, claimed_until_ms, settled_at_ms"
+    "reserved_micro, settled_micro, preimage, told, claimant, claimed_until_ms, settled_at_ms, single_use"
 )
 
 
@@ -33,7 +33,7 @@ class BookedPayment:
     ``…_msat`` is in msat, ``…_micro`` in millionths of a minor unit of ``currency``. Payment hash and preimage are 64 hex digits,
     unless the ledger is damaged. ``btc_price`` is the price of one bitcoin in ``currency`` when the row was opened. ``reported``:
     nothing remains to be reported. ``untraced``: that is so because the call had no trace. ``claimant`` is about to report it, and
-    nobody else before ``claimed_until_ms``.
+    nobody else before ``claimed_until_ms``. ``single_use``: a charge, of which there may be several for one scope.
     """
 
     payment_hash: str
@@ -55,6 +55,7 @@ class BookedPayment:
     untraced: bool = False
     claimant: str | None = None
     claimed_until_ms: int | None = None
+    single_use: bool = False
 
     @property
     def unfinished(self) -> bool:
@@ -143,6 +144,7 @@ def _payment(row: Mapping[str, Any]) -> BookedPayment:
     try:
         values["state"], told = PaymentState(row["state"]), values.pop("told")
         values["reported"], values["untraced"] = bool(told), told == UNTRACED
+        values["single_use"] = bool(row["single_use"])
         values["btc_price"] = None if row["btc_price"] is None else Decimal(row["btc_price"])
         if not all(isinstance(value, int) for name, value in values.items() if name.endswith(("_msat", "_micro"))):
             raise ValueError("amount")

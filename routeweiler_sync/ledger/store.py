@@ -23,7 +23,7 @@ from typing import Any, Protocol, TypeVar
 T = TypeVar("T")
 
 #: The newest version in `MIGRATIONS`. A ledger with a higher version was written by a newer release.
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
 #: By version: the statements that bring a ledger from the version before to this one. An entry is never edited once it is released;
 #: new ones are appended. Columns of ``payments`` that have another name in `PaymentRow` are listed in `rows.COLUMN_NAMES`.
@@ -190,6 +190,28 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         # What was spent, by origin: `spending.read` sums it up from this index alone, without the wide rows.
         """
         CREATE INDEX payments_spent ON payments (origin, settled_at_ms, amount_msat, fee_msat) WHERE settled_at_ms IS NOT NULL
+        """,
+    ),
+    6: (
+        # Charges: payments whose credential opens one request, once. Two calls may each pay for the same request, so nothing about
+        # them is unique but the payment hash. Which call presents a charge, and until when no other does: `Ledger.claim_charge`.
+        "ALTER TABLE payments ADD COLUMN single_use INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE payments ADD COLUMN presenter TEXT",
+        "ALTER TABLE payments ADD COLUMN presented_until_ms BIGINT",
+        "DROP INDEX payments_one_live_per_scope",
+        """
+        CREATE UNIQUE INDEX payments_one_live_per_scope ON payments (origin, scope)
+            WHERE state IN ('open', 'failed', 'settled') AND single_use = 0
+        """,
+        "DROP INDEX payments_one_standing_per_page",
+        """
+        CREATE UNIQUE INDEX payments_one_standing_per_page ON payments (origin, target)
+            WHERE target <> '' AND single_use = 0 AND (state IN ('open', 'failed') OR (state = 'settled' AND taken = 0))
+        """,
+        # Charges that are paid, or may be, and have opened nothing yet: `Ledger.owed` finds them before anything is bought.
+        """
+        CREATE INDEX payments_owed ON payments (origin, target, created_at_ms)
+            WHERE single_use = 1 AND state IN ('open', 'failed', 'settled')
         """,
     ),
 }

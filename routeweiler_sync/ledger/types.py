@@ -105,7 +105,8 @@ class Intent:
     Amounts are in msat, ``payment_hash`` is 64 hex digits, ``valid_until`` is in unix seconds. ``fee_cap_msat`` is the highest
     routing fee that the caller allows; the budget may allow less. ``resource_digest`` is a digest of method, path, query and body:
     it shows which page was paid for, without storing what a query may contain. ``known_tokens`` are the payment hashes of the
-    page's tokens that the caller knows of, and has a reason not to use.
+    page's tokens that the caller knows of, and has a reason not to use. ``single_use``: it is a charge, whose credential opens one
+    request: that of ``resource_digest``. ``presenter`` is the call that buys it: see `Ledger.claim_charge`.
     """
 
     payment_hash: str
@@ -122,6 +123,8 @@ class Intent:
     valid_until: int | None = None
     resource_digest: str = ""
     known_tokens: tuple[str, ...] = ()
+    single_use: bool = False
+    presenter: str | None = None
 
 
 class _Secrets:
@@ -140,7 +143,9 @@ class PaymentRow(AsMapping, _Secrets):
     unit of ``currency``. ``sends_ever`` counts the payment orders that may have left, ``sends_unanswered`` those that lnd hasn't
     answered for good. ``valid_until`` is in unix seconds. ``accepted``: the server has accepted the token before,
     ``accepted_again``: twice or more. ``reported``: a trace has reported the payment. ``claimant`` is about to report it, and
-    nobody else before ``claimed_until`` (see `Ledger.claim_report`). ``resource_digest``: see `Intent`.
+    nobody else before ``claimed_until`` (see `Ledger.claim_report`). ``resource_digest``: see `Intent`. ``single_use``: it is a
+    charge, whose credential opens one request, once; ``accepted``: it has. ``presenter`` is the call that pays or presents it, and
+    no other does before ``presented_until`` (see `Ledger.claim_charge`).
 
     Whoever has ``token`` and ``preimage`` can use what was paid for. So only ``row.token`` and ``row.preimage`` give them. They
     aren't fields: ``dict(row)``, ``vars(row)``, `dataclasses.asdict`, a DataFrame and a pickle of the row don't have them, and rows
@@ -182,6 +187,9 @@ class PaymentRow(AsMapping, _Secrets):
     resource_digest: str = ""
     claimant: str | None = None
     claimed_until: datetime | None = None
+    single_use: bool = False
+    presenter: str | None = None
+    presented_until: datetime | None = None
     created_at: datetime
     settled_at: datetime | None = None
 
@@ -189,6 +197,11 @@ class PaymentRow(AsMapping, _Secrets):
     def unfinished(self) -> bool:
         """Whether the outcome isn't known yet: the payment may still be made."""
         return self.state in UNFINISHED
+
+    @property
+    def owed(self) -> bool:
+        """Whether it is a charge that is paid for, and has opened nothing yet."""
+        return self.single_use and self.state is PaymentState.SETTLED
 
     if not TYPE_CHECKING:
 

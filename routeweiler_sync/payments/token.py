@@ -23,7 +23,8 @@ class Token:
     ``amount_minor_units`` is what was booked in the envelope, in minor units of ``currency``, routing fee included; None without an
     envelope. ``rate_quality`` is the quality of the exchange rate of that amount, as its provider names it. ``accepted``: the
     server has accepted the token before, ``accepted_again``: twice or more. ``reported``: a trace has reported its payment.
-    ``bought_at_s`` is the time when its purchase began, in unix seconds.
+    ``bought_at_s`` is the time when its purchase began, in unix seconds. ``single_use``: it is a charge, whose credential opens one
+    request, that of ``resource_digest``, and no other.
     """
 
     payment_hash: str
@@ -43,6 +44,8 @@ class Token:
     reported: bool
     accepted_again: bool = False
     bought_at_s: float = 0.0
+    single_use: bool = False
+    resource_digest: str = ""
 
     @classmethod
     def of(cls, row: PaymentRow) -> Token | None:
@@ -74,4 +77,6 @@ class Token:
             reported=row.reported,
             accepted_again=row.accepted_again,
             bought_at_s=row.created_at.timestamp(),
+            single_use=row.single_use,
+            resource_digest=row.resource_digest,
         )
