@@ -27,20 +27,33 @@ from ..budgets.schema import BudgetEnvelope
 from ..errors import RouteweilerError
 from ..funding.source import LightningFundingSource
 from ..funding.wallet import default_fee_cap_msat
-from ..ledger.ledger import Ledger
+from ..ledger.ledger import FORGOTTEN, Ledger
+from ..ledger.server_facts import REFUSED
 from ..ledger.types import Intent, PaymentRow, PaymentState
 from ..policy.dsl import Policy
 from ..protocol.challenge import Challenge
 from ..protocol.invoice import decode_invoice
 from . import block_limit
-from .checks import Checks, check_challenge, source_for
+from .checks import Checks, check_challenge, source_for, valid_until_of
 from .first_use import begin_first_use, wait_for_first_use
 from .lifecycle import MIN_ASK_S, PaymentLifecycle, answer_of, as_purchase, node_of
-from .outcome_errors import repeated_invoice_error, undelivered_error, unserved_error
+from .outcome_errors import (
+    crowded_error,
+    refused_charge_error,
+    repeated_invoice_error,
+    same_invoice_error,
+    undelivered_error,
+    unserved_error,
+    used_invoice_error,
+)
+from .presenting import is_free
 from .single_flight import Flight, single_flight
 from .tally import Tally
 from .types import Purchase, Quote, Rehearsal, TokenRequest
 from .wallet_rules import NextStep
+
+#: How often a call looks for a charge that is owed, since others have become free before it could buy its own.
+MAX_LOOKS = 8
 
 
 class Checkout:
@@ -104,6 +117,8 @@ class Checkout:
         Money: a payment may be made.
         """
         deadline = Deadline(self._payment_timeout_s)
+        if not request.challenge.reusable:
+            return self._charge_for(request, refused, deadline, may_buy=may_buy)
         with self._flight(request, deadline) as flight:
             existing = self._existing_row(request, refused)
             if existing is not None and may_buy and _has_served(existing) and not worth_an_offer(existing):
@@ -131,6 +146,9 @@ class Checkout:
                     return replace(as_purchase(other, bought=False), on_trial=True)
             useless = None if standing is not None else self.ledger.undelivered(request.origin)
             if standing is None and useless is None:
+                owed = self._owed_charge(request, deadline)
+                if owed is not None:
+                    return owed
                 return _reserved_for_buyer(self._buy(request, deadline, flight, tokens))
         # Raised outside the flight: callers that wait for the same scope may want it for another page, which isn't concerned.
         if standing is not None:
@@ -153,7 +171,7 @@ class Checkout:
         for existing in self._rows_for_quote(request) if self.ledger.exists() else ():
             if existing.unfinished:  # a call would carry this purchase to its end
                 return self._checks.quote(request, decode_invoice(existing.bolt11), existing.max_fee_msat)
-            if existing.valid_until is None or time.time() < existing.valid_until:
+            if existing.owed or existing.valid_until is None or time.time() < existing.valid_until:
                 return None
         check_challenge(request.challenge)
         invoice = request.challenge.invoice
@@ -173,10 +191,12 @@ class Checkout:
             for row in (*self._rows_for_quote(request), *([same_invoice] if same_invoice is not None else [])):
                 if row.unfinished:
                     return Rehearsal(unfinished=row)
-                if row.state is PaymentState.SETTLED and (row.valid_until is None or time.time() < row.valid_until):
+                is_timely = row.owed or row.valid_until is None or time.time() < row.valid_until
+                if row.state is PaymentState.SETTLED and is_timely:
                     return Rehearsal(token=row)
-            trial = next(iter(self._page_tokens(request)), None)
-            if trial is None and request.challenge.names_scope is None:
+            reusable = request.challenge.reusable
+            trial = next(iter(self._page_tokens(request)), None) if reusable else None
+            if trial is None and reusable and request.challenge.names_scope is None:
                 trial = self.ledger.newest_accepted(request.origin)
         invoice, envelope, refusal = request.challenge.invoice, None, None
         source = next((each for each in self.funding if each.network == invoice.network), None)
@@ -244,7 +264,89 @@ class Checkout:
         same_invoice = self.ledger.payment(request.challenge.payment_hash.hex())
         if same_invoice is not None and same_invoice.payment_hash in refused:
             raise repeated_invoice_error(same_invoice)
+        if same_invoice is not None and same_invoice.single_use:
+            return self._repeated_charge(same_invoice, request)
         return same_invoice
+
+    def _charge_for(
+        self, request: TokenRequest, refused: frozenset[str], deadline: Deadline, *, may_buy: bool
+    ) -> Purchase | None:
+        """Return the charge to present for ``request``: one that is owed, else a new one. The parameters are those of `token_for`.
+
+        No other call's purchase is waited for or shared: each call pays for its own request. A charge that is returned is claimed.
+
+        Raises: as `token_for`.
+        Money: a payment may be made.
+        """
+        for _ in range(MAX_LOOKS):
+            repeated = self.ledger.payment(request.challenge.payment_hash.hex())
+            if repeated is not None:
+                row = self._repeated_charge(repeated, request)
+                if may_buy or not row.unfinished:
+                    return self._lifecycle.purchase_for(row, request, deadline) if row.unfinished else as_purchase(row, bought=False)
+            owed = self._owed_charge(request, deadline, may_pay=may_buy)
+            if owed is not None:
+                return owed
+            standing = self._standing_row(request)
+            if standing is not None and standing.payment_hash not in refused and (may_buy or not standing.unfinished):
+                return _reserved_for_buyer(self._lifecycle.purchase_for(standing, request, deadline))
+            if not may_buy:
+                return None
+            if standing is not None:
+                raise unserved_error(standing, request)
+            useless = self.ledger.undelivered(request.origin)
+            if useless is not None:
+                raise undelivered_error(useless, request)
+            purchase = self._buy(request, deadline, Flight(), ())
+            if purchase is not None:
+                return purchase
+        raise crowded_error(request)
+
+    def _repeated_charge(self, row: PaymentRow, request: TokenRequest) -> PaymentRow:
+        """Return ``row``, whose invoice the server offers again, if it is a charge for this very request, and claim it.
+
+        Its preimage is presented under the new challenge, even if it is spent: nothing is paid for that.
+
+        Raises: ChallengeMismatchError if it was paid for something else; PaymentPendingError if another call has claimed it; the
+        error that it ended with.
+        """
+        self._checks.check_origin(row, request)
+        if not row.single_use or row.resource_digest != request.resource_digest:
+            raise used_invoice_error(row, request)
+        if row.state is PaymentState.DEAD or row.failure_code == FORGOTTEN:
+            raise repeated_invoice_error(row)
+        if row.state is PaymentState.RETIRED:
+            return row
+        claimed = request.presenter.claim(self.ledger, row)
+        if claimed is None:
+            raise same_invoice_error(row)
+        return claimed
+
+    def _owed_charge(self, request: TokenRequest, deadline: Deadline, *, may_pay: bool = True) -> Purchase | None:
+        """Claim a charge that is owed for ``request``, and return it; None if there is none. An unfinished one is finished first.
+
+        Those that other calls pay for or present right now aren't touched. ``may_pay``: an unfinished one may be finished.
+
+        Raises: TokenRefusedError if another call presents one that the server has refused: nothing is bought beside it. The error
+        that an unfinished one ends with.
+        Money: the invoice of an unfinished one may be sent again.
+        """
+        refused: PaymentRow | None = None
+        for row in self._charges(request):
+            if row.unfinished and not may_pay:
+                continue
+            claimed = request.presenter.claim(self.ledger, row)
+            if claimed is not None:
+                return self._lifecycle.purchase_for(claimed, request, deadline)
+            refused = row if row.failure_code == REFUSED else refused
+        if refused is not None:
+            raise refused_charge_error(refused, request)
+        return None
+
+    def _charges(self, request: TokenRequest) -> list[PaymentRow]:
+        """Return the charges for ``request`` that are unfinished or owed: paid ones first, then the unfinished, then the refused."""
+        rows = self.ledger.owed(request.origin, request.resource_digest) if request.resource_digest else []
+        return sorted(rows, key=lambda row: (row.failure_code == REFUSED, row.unfinished))
 
     def _standing_row(self, request: TokenRequest) -> PaymentRow | None:
         """Return the row of a payment for this very page that is unfinished, or whose token the server has never accepted, or None.
@@ -262,10 +364,13 @@ class Checkout:
 
     def _rows_for_quote(self, request: TokenRequest) -> list[PaymentRow]:
         """Return the rows that a call for ``request`` would use before it bought anything."""
-        live = self.ledger.live(request.origin, request.scope)
+        charges = [row for row in self._charges(request) if is_free(row)]
         standing = self.ledger.standing(request.origin, request.resource_digest)
+        if not request.challenge.reusable:
+            return charges if standing is None else [*charges, standing]
+        live = self.ledger.live(request.origin, request.scope)
         if standing is None:
-            return live
+            return [*live, *charges]
         return [standing, *live] if live and _belongs_elsewhere(live[0], request) else [*live, standing]
 
     @contextlib.contextmanager
@@ -282,10 +387,11 @@ class Checkout:
             flight = flights.enter_context(single_flight((self.ledger.url, request.origin, request.scope), deadline, around=page))
             yield flight
 
-    def _buy(self, request: TokenRequest, deadline: Deadline, flight: Flight, tokens: Sequence[PaymentRow]) -> Purchase:
+    def _buy(self, request: TokenRequest, deadline: Deadline, flight: Flight, tokens: Sequence[PaymentRow]) -> Purchase | None:
         """Do steps 2 to 6 of the module's docstring. Return the purchase.
 
-        ``tokens`` are the rows of this page's tokens, none of which is worth an offer.
+        ``tokens`` are the rows of this page's tokens, none of which is worth an offer. For a charge, the result is None if another
+        one has become free meanwhile, which must be presented first.
 
         Raises: as `token_for`.
         Money: a payment may be made.
@@ -308,9 +414,13 @@ class Checkout:
             request.still_useful()  # the request's body may have been closed while the node or a person was asked
             flight.payment_hash = payment_hash
             intent = _intent(request, node_pubkey, reservation.fee_cap_msat, tokens)
+            if intent.single_use:
+                request.presenter.holds(payment_hash)
             row, is_new = self.ledger.open_payment(intent, draw)
             if is_new:
                 reservation.keep()
+        if not is_new and intent.single_use:
+            return None
         if not is_new:
             flight.payment_hash = row.payment_hash
             return self._lifecycle.purchase_for(row, request, deadline)
@@ -339,7 +449,9 @@ def _intent(request: TokenRequest, node_pubkey: str, fee_cap_msat: int, tokens: 
         token=challenge.token,
         amount_msat=invoice.amount_msat,
         fee_cap_msat=fee_cap_msat,
-        valid_until=challenge.valid_until,
+        valid_until=valid_until_of(challenge),
+        single_use=not challenge.reusable,
+        presenter=None if challenge.reusable else request.presenter.name,
         resource_digest=request.resource_digest,
         known_tokens=tuple(row.payment_hash for row in tokens),
     )
@@ -350,11 +462,11 @@ def _has_served(row: PaymentRow) -> bool:
     return row.state is PaymentState.SETTLED and row.accepted
 
 
-def _reserved_for_buyer(purchase: Purchase) -> Purchase:
+def _reserved_for_buyer(purchase: Purchase | None) -> Purchase | None:
     """Reserve a new token for its buyer's first use. Return ``purchase``.
 
     Called inside the flight, so before any caller that waits for the purchase goes on.
     """
-    if purchase.bought:
+    if purchase is not None and purchase.bought:
         begin_first_use(purchase.token.payment_hash)
     return purchase

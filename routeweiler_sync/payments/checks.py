@@ -50,6 +50,12 @@ from .types import Quote, TokenRequest
 
 #: No payment is begun for an invoice that expires sooner than this: the payment would race the expiry.
 MIN_INVOICE_LIFE_S = 2
+#: What is left of a charge's time for presenting it: its payment must have ended so long before it expires.
+PRESENT_MARGIN_S = 2.0
+#: No payment of a charge is begun that has less time than this: lnd counts its timeout in whole seconds.
+MIN_CHARGE_S = 3.0
+#: An invoice that expired so long ago, by this machine's clock, has expired by any clock.
+SURELY_EXPIRED_S = 60.0
 #: No token is bought that expires sooner than this: the payment alone takes as long. Servers do sell tokens that live for seconds.
 MIN_TOKEN_LIFE_S = 1
 
@@ -83,6 +89,11 @@ def check_challenge(challenge: Challenge) -> None:
             f"The invoice {invoice.payment_hash.hex()} {_end(invoice.expires_at - now_s)}, {clock}.",
             advice=f"Call again for a new invoice. If the error repeats, {_AHEAD}",
         )
+    if not challenge.reusable and now_s + MIN_CHARGE_S > _charge_ends_s(challenge) - PRESENT_MARGIN_S:
+        raise ChallengeExpiredError(
+            f"The challenge with invoice {invoice.payment_hash.hex()} {_end(_charge_ends_s(challenge) - now_s)}, {clock}.",
+            advice=f"Call again for a new challenge. If the error repeats, {_AHEAD}",
+        )
     if challenge.valid_until is not None and now_s + MIN_TOKEN_LIFE_S >= challenge.valid_until:
         raise ChallengeExpiredError(
             f"The offered token {_end(challenge.valid_until - now_s)} by its own valid_until, {clock}: paying would buy nothing.",
@@ -108,6 +119,43 @@ def check_transport(challenge: Challenge, url: str) -> None:
 def _may_travel(challenge: Challenge, url: str) -> bool:
     allowed = os.environ.get(env_vars.ALLOW_HTTP_PAYMENT, "").strip().lower()
     return challenge.reusable or allowed in ("1", "true", "yes", "on") or not is_in_the_clear(url)
+
+
+def check_body(request: TokenRequest) -> None:
+    """Refuse a challenge that is for another body than the request's.
+
+    Raises: ChallengeMismatchError.
+    Money: none is spent.
+    """
+    wanted = request.challenge.body_digest
+    if wanted is not None and wanted != request.body_digest():
+        raise ChallengeMismatchError(
+            f"{request.origin} asks to be paid for another request: the digest in its challenge isn't that of the body which was sent.",
+            advice="Report this to the server's operator.",
+        )
+
+
+def valid_until_of(challenge: Challenge) -> int | None:
+    """Return until when what ``challenge`` sells can be used, in whole unix seconds; None if nothing says so."""
+    return challenge.valid_until if challenge.reusable else int(_charge_ends_s(challenge))
+
+
+def _charge_ends_s(challenge: Challenge) -> float:
+    """Return the unix time in seconds after which nobody takes the payment or the credential of a charge any more."""
+    ends_s = float(challenge.invoice.expires_at)
+    return ends_s if challenge.expires_at is None else min(ends_s, challenge.expires_at)
+
+
+def paying_ends_s(row: PaymentRow) -> float | None:
+    """Return the unix time by which an order for ``row`` must have ended, so that what it pays for can be used; None if any will do.
+
+    An invoice that has surely expired may be sent at any time: the node's word that it has ends the row.
+    """
+    if not row.single_use or row.valid_until is None:
+        return None
+    if time.time() > decode_invoice(row.bolt11).expires_at + SURELY_EXPIRED_S:
+        return None
+    return row.valid_until - PRESENT_MARGIN_S
 
 
 #: A server that sells what has expired has another time than this machine.
@@ -213,6 +261,7 @@ class Checks:
         if self._problem is not None:
             raise copy.copy(self._problem)
         check_transport(request.challenge, request.url)
+        check_body(request)
         self._check_policy(request)
         self._check_envelope(request)
 
@@ -289,6 +338,8 @@ class Checks:
         Raises: FmvUnavailableError, EnvelopeNotFoundError.
         """
         rate = draw.rate if draw is not None else self._rate()
+        is_asked = invoice is request.challenge.invoice and not request.challenge.reusable
+        ends_s = _charge_ends_s(request.challenge) if is_asked else invoice.expires_at
         return Quote(
             url=without_userinfo(request.url),
             amount_msat=invoice.amount_msat,
@@ -298,7 +349,8 @@ class Checks:
             scope=request.scope,
             payment_hash=invoice.payment_hash.hex(),
             description=invoice.description,
-            expires_at=datetime.fromtimestamp(invoice.expires_at, tz=timezone.utc),
+            expires_at=datetime.fromtimestamp(ends_s, tz=timezone.utc),
+            scheme=request.challenge.scheme,
         )
 
     def _limits(self) -> BudgetEnvelope | None:

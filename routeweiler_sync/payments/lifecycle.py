@@ -20,9 +20,17 @@ from ..funding.source import LightningFundingSource
 from ..ledger.ledger import Ledger
 from ..ledger.types import Change, PaymentRow, PaymentState
 from . import block_limit, run_bill, wallet_rules
-from .checks import Checks
+from .checks import Checks, paying_ends_s
 from .interrupts import warn_interrupted
-from .outcome_errors import ended_error, error_for, pending_error, repeated_invoice_error, unbooked_error, unsent_error
+from .outcome_errors import (
+    TOO_LATE,
+    ended_error,
+    error_for,
+    pending_error,
+    repeated_invoice_error,
+    unbooked_error,
+    unsent_error,
+)
 from .report_claims import claim, release, this_claimant
 from .slow_payments import reported_if_slow
 from .tally import Tally, booking, count_payment
@@ -38,6 +46,8 @@ LEAVE_ALONE_S = 1.0
 #: How long a call has at least to ask the wallet about the unfinished payment of an earlier call, however short its own time is.
 #: Else calls with a short timeout would never end that payment, each of them giving up before the wallet has answered.
 MIN_ASK_S = 2.0
+#: An order that must end before a charge expires has at least this long: one second of lnd's, and the client's own margin.
+MIN_ORDER_S = 2.0
 #: The wallet's replies that say that money has left.
 PAID = (WalletReply.SUCCEEDED, WalletReply.WRONG_PREIMAGE)
 #: The pauses between two looks at a row, and between two questions to a wallet, in seconds. They are short at first, then grow.
@@ -196,7 +206,8 @@ class PaymentLifecycle:
 
     def _resolved(self, row: PaymentRow, request: TokenRequest, deadline: Deadline) -> Purchase:
         """Do as `_resolve`, without the report of a slow payment."""
-        row = self._watch(row, Deadline(min(LEAVE_ALONE_S, deadline.left_s() / 4)))
+        if not row.single_use:  # a charge was claimed before: no other call is about to finish it
+            row = self._watch(row, Deadline(min(LEAVE_ALONE_S, deadline.left_s() / 4)))
         if row.unfinished:
             deadline = Deadline(max(deadline.left_s(), MIN_ASK_S))
             source, problem = self.source_of(row, deadline)
@@ -243,11 +254,15 @@ class PaymentLifecycle:
         """
         payment_hash = bytes.fromhex(row.payment_hash)
         if step is NextStep.SEND:
+            timeout_s, ends_s = deadline.left_s(), paying_ends_s(row)
+            if ends_s is not None:  # what is paid later opens nothing, so the order must have ended before
+                left_s = ends_s - time.time()
+                if left_s < MIN_ORDER_S:
+                    return WalletAnswer(reply=WalletReply.REFUSED, reason=TOO_LATE)  # it doesn't leave at all
+                timeout_s = min(timeout_s, left_s)
             run_bill.note_order(row)
             return answer_of(
-                lambda: source.send(
-                    row.bolt11, payment_hash=payment_hash, max_fee_msat=row.max_fee_msat, timeout_s=deadline.left_s()
-                ),
+                lambda: source.send(row.bolt11, payment_hash=payment_hash, max_fee_msat=row.max_fee_msat, timeout_s=timeout_s),
                 payment_hash,
             )
         retrying = tenacity.Retrying(

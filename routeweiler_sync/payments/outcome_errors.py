@@ -10,11 +10,12 @@ import contextlib
 import time
 from typing import TYPE_CHECKING
 
-from .._core.durations import clock_remark
+from .._core.durations import clock_remark, in_words
 from .._core.money import sats
 from ..errors import (
     Advice,
     ChallengeExpiredError,
+    ChallengeMismatchError,
     ChallengeParseError,
     FundingError,
     InvoicePaymentError,
@@ -45,6 +46,9 @@ def _advice_to_forget(row: PaymentRow | Token, ask: str) -> Advice:
     }
 
 
+#: The reason of an order that didn't leave, since its payment might have ended after the charge.
+TOO_LATE = "there isn't time any more to pay and to present it before its challenge expires"
+
 _ASK_OPERATOR = "Ask the server's operator, with the payment hash as proof"
 
 
@@ -71,6 +75,10 @@ def error_for(step: NextStep, row: PaymentRow, reason: str | None) -> Routeweile
             f"{what} wasn't made: by the node's clock, the invoice expired first{clock}",
             advice=f"Call again for a new invoice.{' If the error repeats, set the clock that is wrong.' if clock else ''}",
             payment_hash=row.payment_hash,
+        )
+    if step is NextStep.RAISE_REFUSED and reason == TOO_LATE:
+        return ChallengeExpiredError(
+            f"{what} wasn't made: {TOO_LATE}", advice="Call again for a new challenge.", payment_hash=row.payment_hash
         )
     if step is NextStep.RAISE_REFUSED:
         return FundingError(
@@ -128,6 +136,64 @@ def refused_error(token: Token, status: int) -> TokenRefusedError:
         f"{token.origin} refuses the token of payment {token.payment_hash} (status {status}), though it was paid for",
         **_advice_to_forget(token, f"The ledger keeps token and preimage, and later calls offer them again. {_ASK_OPERATOR}"),
         payment_hash=token.payment_hash,
+    )
+
+
+def charge_refused_error(charge: Token, status: int) -> TokenRefusedError:
+    """Return the error for a server that refuses ``charge``, which was paid for this very request. ``status`` is its HTTP status."""
+    late = ""
+    if charge.valid_until is not None and charge.settled_at_s is not None and charge.settled_at_s > charge.valid_until:
+        late = f". It was paid {in_words(charge.settled_at_s - charge.valid_until)} after its challenge had expired"
+    keeps = "The ledger keeps challenge and preimage, and the next call for the same request presents them again"
+    return TokenRefusedError(
+        f"{charge.origin} refuses payment {charge.payment_hash} of {sats(charge.amount_msat)} (status {status}), though it was made "
+        f"for this request{late}. Nothing more was paid",
+        **_advice_to_forget(charge, f"{keeps}. {_ASK_OPERATOR}"),
+        payment_hash=charge.payment_hash,
+    )
+
+
+def refused_charge_error(row: PaymentRow, request: TokenRequest) -> TokenRefusedError:
+    """Return the error for a request whose charge ``row`` the server has refused, and which another call presents right now."""
+    return TokenRefusedError(
+        f"{request.origin} asks for another payment for the request that payment {row.payment_hash} of {sats(row.amount_msat)} was "
+        "made for, and which it has refused. Nothing more was paid",
+        **_advice_to_forget(row, f"The ledger keeps challenge and preimage. {_ASK_OPERATOR}"),
+        payment_hash=row.payment_hash,
+    )
+
+
+def used_invoice_error(row: PaymentRow, request: TokenRequest) -> ChallengeMismatchError:
+    """Return the error for a challenge whose invoice is in the ledger for something else, as ``row``."""
+    return ChallengeMismatchError(
+        f"{request.origin} offers an invoice for {request.path} that is in the ledger for something else, as payment "
+        f"{row.payment_hash} ({row.state.value}): paying it again would buy nothing",
+        advice="Call again. If the error repeats, report this to the server's operator.",
+    )
+
+
+def same_invoice_error(row: PaymentRow) -> PaymentPendingError:
+    """Return the error for a charge that another call is paying for, or presenting, right now."""
+    return PaymentPendingError(
+        f"The server offers one invoice to two calls: another call is about to use payment {row.payment_hash} of "
+        f"{sats(row.amount_msat)} to {row.origin} for the same request",
+        advice="Call again.",
+        payment_hash=row.payment_hash,
+    )
+
+
+def further_payment_error(request: TokenRequest, status: int) -> TokenRefusedError:
+    """Return the error for a call that has paid, and is asked for a further payment where it would be, or was, for a charge."""
+    return TokenRefusedError(
+        f"{request.origin} asks for a payment for {request.path} (status {status}), and this call has made one already",
+        advice=f"A call that pays for one request by a charge makes no other payment. Call {request.origin}{request.path} itself.",
+    )
+
+
+def crowded_error(request: TokenRequest) -> FundingError:
+    """Return the error for a call that other calls for the same request kept from buying."""
+    return FundingError(
+        f"Other calls keep paying for the same request to {request.origin}, so this one bought nothing.", advice="Call again."
     )
 
 

@@ -56,7 +56,7 @@ class Presenter:
 
         Raises: LedgerError.
         """
-        if row.presenter is not None and not _has_ended(row):
+        if not is_free(row):
             return None
         self.holds(row.payment_hash)  # before: an interrupt may come between the write and its return
         return ledger.claim_charge(row.payment_hash, self.name, instead_of=row.presenter)
@@ -76,9 +76,11 @@ class Presenter:
             _presenters.discard(name)
 
 
-def _has_ended(row: PaymentRow) -> bool:
-    """Return whether the call that has claimed the charge ``row`` is over, as far as is known here."""
-    presenter = row.presenter or ""
+def is_free(row: PaymentRow) -> bool:
+    """Return whether no call has claimed the charge ``row``, or the one that has is over, as far as is known here."""
+    presenter = row.presenter
+    if presenter is None:
+        return True
     if row.presented_until is not None and row.presented_until.timestamp() <= time.time():
         return True
     process = presenter.rpartition("#")[0]

@@ -24,7 +24,7 @@ class Token:
     envelope. ``rate_quality`` is the quality of the exchange rate of that amount, as its provider names it. ``accepted``: the
     server has accepted the token before, ``accepted_again``: twice or more. ``reported``: a trace has reported its payment.
     ``bought_at_s`` is the time when its purchase began, in unix seconds. ``single_use``: it is a charge, whose credential opens one
-    request, that of ``resource_digest``, and no other.
+    request, that of ``resource_digest``, and no other. ``settled_at_s`` is the time when it was paid.
     """
 
     payment_hash: str
@@ -46,6 +46,7 @@ class Token:
     bought_at_s: float = 0.0
     single_use: bool = False
     resource_digest: str = ""
+    settled_at_s: float | None = None
 
     @classmethod
     def of(cls, row: PaymentRow) -> Token | None:
@@ -79,4 +80,5 @@ class Token:
             bought_at_s=row.created_at.timestamp(),
             single_use=row.single_use,
             resource_digest=row.resource_digest,
+            settled_at_s=None if row.settled_at is None else row.settled_at.timestamp(),
         )

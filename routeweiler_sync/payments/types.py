@@ -17,6 +17,7 @@ from ..errors import RouteweilerError
 from ..ledger.types import EnvelopeRow, PaymentRow
 from ..protocol.challenge import Challenge
 from . import block_limit
+from .presenting import Presenter
 from .tally import Tally
 from .token import Token
 
@@ -26,7 +27,8 @@ class Quote:
     """What a call would pay: ``amount_msat`` by the signed invoice, and up to ``max_fee_msat`` for routing on top.
 
     ``amount_minor_units`` is ``amount_msat`` in minor units of ``currency``, the budget's, rounded up at the sixth decimal.
-    ``payment_hash`` is hex. ``description`` is the invoice's, ``expires_at`` the time when it expires.
+    ``payment_hash`` is hex. ``description`` is the invoice's, ``expires_at`` the time when it or its challenge expires. ``scheme`` is
+    that of the challenge: ``L402`` or ``LSAT``, whose token serves later calls too, or ``Payment``, which buys one request.
     """
 
     url: str
@@ -38,6 +40,7 @@ class Quote:
     payment_hash: str
     description: str
     expires_at: datetime
+    scheme: str = "L402"
 
     def __repr__(self) -> str:
         said = f" for {self._shown(self.description)!r}" if self.description else ""
@@ -49,6 +52,7 @@ class Quote:
             ("routing fee", f"at most {sats(self.max_fee_msat)}"),
             ("URL", self._shown(without_userinfo(self.url))),
             ("description", self._shown(self.description)),
+            ("scheme", self.scheme),
             ("opens", self._shown(self.scope)),
             ("expires", moment_text(self.expires_at)),
             ("payment hash", self.payment_hash),
@@ -69,17 +73,19 @@ class Payment:
     """The payment behind a response, as ``response.payment`` has it.
 
     ``payment_hash`` is hex, amounts are in msat. ``reused``: an earlier call had paid for the token, and this one paid nothing.
+    ``scheme`` is that of the challenge which was paid (``L402``, ``LSAT``, ``Payment``).
     """
 
     payment_hash: str
     amount_msat: int
     fee_msat: int
     reused: bool
+    scheme: str = "L402"
 
     def _repr_html_(self) -> str:
         paid: list[tuple[str, object]] = [("amount", sats(self.amount_msat)), ("routing fee", sats(self.fee_msat))]
         by = "an earlier call: this one paid nothing" if self.reused else "this call"
-        return facts_table("Payment", [*paid, ("paid by", by), ("payment hash", self.payment_hash)])
+        return facts_table("Payment", [*paid, ("paid by", by), ("scheme", self.scheme), ("payment hash", self.payment_hash)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +94,8 @@ class TokenRequest:
 
     ``resource_digest`` is a digest of path and query. ``spent_in_call_msat`` is what the same call has paid already, on earlier
     hops. ``limits`` are the ``limit()`` blocks around the call, ``tallies`` count what it spends. ``still_useful`` is called right
-    before the intent is written to the ledger: it raises if a token would buy nothing any more.
+    before the intent is written to the ledger: it raises if a token would buy nothing any more. ``body_digest`` returns the SHA-256
+    of the request's body in base64, None if it can't be read. ``presenter`` claims the charges that the call pays for or presents.
     """
 
     url: str
@@ -101,6 +108,8 @@ class TokenRequest:
     limits: tuple[block_limit.SpendingLimit, ...] = ()
     tallies: tuple[Tally, ...] = field(default=(), repr=False)
     still_useful: Callable[[], None] = field(default=lambda: None, repr=False, compare=False)
+    body_digest: Callable[[], str | None] = field(default=lambda: None, repr=False, compare=False)
+    presenter: Presenter = field(default_factory=Presenter, repr=False, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
