@@ -33,12 +33,13 @@ class ServerFacts:
         self._store = store
         self._clock = clock
 
-    def note_undelivered(self, payment_hash: str, *, refused: bool) -> None:
+    def note_undelivered(self, payment_hash: str, *, refused: bool, why: str | None = None) -> None:
         """Record that a paid token, which the server has never accepted, got an error or a refusal (``refused``) for the page.
 
-        Changes nothing for a token that was accepted, or isn't live.
+        ``why`` is the text that is kept with it. Changes nothing for a token that was accepted, or isn't live.
         """
         code, text = (REFUSED, "refused by the server") if refused else (UNDELIVERED, "answered with an error by the server")
+        text = why or text
         self._store.run(
             lambda tx: tx.execute(
                 "UPDATE payments SET failure_code = ?, failure_text = ? WHERE payment_hash = ? AND state = 'settled' AND taken = 0 "

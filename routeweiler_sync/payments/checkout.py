@@ -268,9 +268,7 @@ class Checkout:
             return self._repeated_charge(same_invoice, request)
         return same_invoice
 
-    def _charge_for(
-        self, request: TokenRequest, refused: frozenset[str], deadline: Deadline, *, may_buy: bool
-    ) -> Purchase | None:
+    def _charge_for(self, request: TokenRequest, refused: frozenset[str], deadline: Deadline, *, may_buy: bool) -> Purchase | None:
         """Return the charge to present for ``request``: one that is owed, else a new one. The parameters are those of `token_for`.
 
         No other call's purchase is waited for or shared: each call pays for its own request. A charge that is returned is claimed.
@@ -283,7 +281,9 @@ class Checkout:
             if repeated is not None:
                 row = self._repeated_charge(repeated, request)
                 if may_buy or not row.unfinished:
-                    return self._lifecycle.purchase_for(row, request, deadline) if row.unfinished else as_purchase(row, bought=False)
+                    return (
+                        self._lifecycle.purchase_for(row, request, deadline) if row.unfinished else as_purchase(row, bought=False)
+                    )
             owed = self._owed_charge(request, deadline, may_pay=may_buy)
             if owed is not None:
                 return owed
@@ -344,7 +344,7 @@ class Checkout:
         return None
 
     def _charges(self, request: TokenRequest) -> list[PaymentRow]:
-        """Return the charges for ``request`` that are unfinished or owed: paid ones first, then the unfinished, then the refused."""
+        """Return the charges for ``request`` that are unfinished or owed: paid, then unfinished, then refused ones."""
         rows = self.ledger.owed(request.origin, request.resource_digest) if request.resource_digest else []
         return sorted(rows, key=lambda row: (row.failure_code == REFUSED, row.unfinished))
 

@@ -130,7 +130,8 @@ def check_body(request: TokenRequest) -> None:
     wanted = request.challenge.body_digest
     if wanted is not None and wanted != request.body_digest():
         raise ChallengeMismatchError(
-            f"{request.origin} asks to be paid for another request: the digest in its challenge isn't that of the body which was sent.",
+            f"{request.origin} asks to be paid for another request: the digest in its challenge isn't that of the body that was "
+            "sent, so paying would buy nothing.",
             advice="Report this to the server's operator.",
         )
 
@@ -147,7 +148,7 @@ def _charge_ends_s(challenge: Challenge) -> float:
 
 
 def paying_ends_s(row: PaymentRow) -> float | None:
-    """Return the unix time by which an order for ``row`` must have ended, so that what it pays for can be used; None if any will do.
+    """Return the unix time by which an order for ``row`` must have ended, for what it pays for to be of use; None if any will do.
 
     An invoice that has surely expired may be sent at any time: the node's word that it has ends the row.
     """

@@ -140,14 +140,14 @@ def refused_error(token: Token, status: int) -> TokenRefusedError:
 
 
 def charge_refused_error(charge: Token, status: int) -> TokenRefusedError:
-    """Return the error for a server that refuses ``charge``, which was paid for this very request. ``status`` is its HTTP status."""
+    """Return the error for a server that refuses ``charge``, paid for this very request, with the HTTP status ``status``."""
     late = ""
     if charge.valid_until is not None and charge.settled_at_s is not None and charge.settled_at_s > charge.valid_until:
         late = f". It was paid {in_words(charge.settled_at_s - charge.valid_until)} after its challenge had expired"
     keeps = "The ledger keeps challenge and preimage, and the next call for the same request presents them again"
     return TokenRefusedError(
-        f"{charge.origin} refuses payment {charge.payment_hash} of {sats(charge.amount_msat)} (status {status}), though it was made "
-        f"for this request{late}. Nothing more was paid",
+        f"{charge.origin} refuses payment {charge.payment_hash} of {sats(charge.amount_msat)} (status {status}), though it was "
+        f"made for this request{late}. Nothing more was paid",
         **_advice_to_forget(charge, f"{keeps}. {_ASK_OPERATOR}"),
         payment_hash=charge.payment_hash,
     )

@@ -27,8 +27,8 @@ class Quote:
     """What a call would pay: ``amount_msat`` by the signed invoice, and up to ``max_fee_msat`` for routing on top.
 
     ``amount_minor_units`` is ``amount_msat`` in minor units of ``currency``, the budget's, rounded up at the sixth decimal.
-    ``payment_hash`` is hex. ``description`` is the invoice's, ``expires_at`` the time when it or its challenge expires. ``scheme`` is
-    that of the challenge: ``L402`` or ``LSAT``, whose token serves later calls too, or ``Payment``, which buys one request.
+    ``payment_hash`` is hex. ``description`` is the invoice's, ``expires_at`` the time when it or its challenge expires. ``scheme``
+    is that of the challenge: ``L402`` or ``LSAT``, whose token serves later calls too, or ``Payment``, which buys one request.
     """
 
     url: str

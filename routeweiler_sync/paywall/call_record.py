@@ -76,6 +76,8 @@ class CallRecord:
     bought_scopes: set[tuple[str, str]] = field(default_factory=set)
     #: The (origin, digest) pairs of the pages that the call has bought tokens for. It buys for none of them twice either.
     bought_pages: set[tuple[str, str]] = field(default_factory=set)
+    #: Whether the call has paid for a charge. Then it pays for nothing else.
+    bought_charge: bool = False
     #: True once a token was sent in place of the caller's own Authorization header.
     authorization_replaced: bool = False
     _started_monotonic_s: float = field(default_factory=time.monotonic)
@@ -339,14 +341,21 @@ def _rail(challenge: TraceChallenge | None, use: TokenUse | None) -> str | None:
 
 def _as_payment(use: TokenUse) -> Payment:
     token = use.token
-    return Payment(payment_hash=token.payment_hash, amount_msat=token.amount_msat, fee_msat=token.fee_msat, reused=not use.bought)
+    return Payment(
+        payment_hash=token.payment_hash,
+        amount_msat=token.amount_msat,
+        fee_msat=token.fee_msat,
+        reused=not use.bought,
+        scheme=token.scheme,
+    )
 
 
 def _trace_payment(use: TokenUse) -> TracePayment:
     token = use.token
     return TracePayment(
         payment_hash=token.payment_hash,
-        proof_value=token.preimage.hex() if use.proof else None,
+        # The preimage of a charge is a secret: it is all that the server asks for.
+        proof_value=token.preimage.hex() if use.proof and not token.single_use else None,
         amount_msat=token.amount_msat,
         fee_msat=token.fee_msat,
         amount_envelope=token.amount_minor_units,

@@ -46,6 +46,9 @@ class _CredentialedHeaders(CaseInsensitiveDict):  # type: ignore[type-arg]
 class CredentialedRequest(requests.PreparedRequest):
     """A request that carries a token. Its pickles and copies don't."""
 
+    #: Whether it carries a charge, which no adapter may send twice.
+    single_use = False
+
     @classmethod
     def made_of(cls, request: requests.PreparedRequest, credential: str) -> CredentialedRequest:
         """Return ``request`` with ``credential`` as its Authorization header.

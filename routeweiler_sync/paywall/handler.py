@@ -24,7 +24,8 @@ from ..errors import RouteweilerError, TokenRefusedError, UnreplayableBodyError
 from ..payments.block_limit import active
 from ..payments.checks import is_payable
 from ..payments.first_use import end_first_use
-from ..payments.outcome_errors import no_more_tokens_error, overtaken_error, refused_error
+from ..payments.outcome_errors import further_payment_error, no_more_tokens_error, overtaken_error, refused_error
+from ..payments.presenting import Presenter
 from ..payments.token import Token
 from ..payments.types import Payment, TokenRequest
 from ..protocol.challenge import scope_of
@@ -32,6 +33,7 @@ from ..protocol.http_auth import described, schemes_offered
 from ..protocol.schemes import is_named_alone, mentions_scheme, names_others, offers
 from .call import CallContext, QuoteReady, quoting, remove_hooks
 from .call_record import CallRecord
+from .charges import present
 from .credentialed import (
     drop_credential_if_varied,
     droppable,
@@ -48,7 +50,7 @@ from .credentialed import (
     with_credential,
 )
 from .negotiation import Negotiation, wants_of
-from .replay import again, check_replayable, drain, resource_digest, rewind
+from .replay import again, check_replayable, content_digest, drain, resource_digest, rewind
 from .server_rules import ERRORS, MAYBE_REFUSALS, ServerAnswer, TokenStatus, Verdict, Wants, judge, read_answer
 from .token_notes import TokenNotes
 
@@ -89,6 +91,8 @@ class PaywallHandler:
     #: How long ``history`` was before tokens were tried on a 401. The caller asked for none of those answers.
     _before_others: int | None = field(default=None, init=False)
     _resource_digest: str | None = field(default=None, init=False)
+    #: Claims the charges that this hop pays for or presents.
+    _presenter: Presenter = field(default_factory=Presenter, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.negotiation = Negotiation(call_started_s=self.call.started_s)
@@ -198,6 +202,7 @@ class PaywallHandler:
             raise
         finally:
             self._end_first_use()
+            self._presenter.end(self.payer.ledger)
 
     def _go_back_to_402(self) -> None:
         """Make the last 402 with a challenge the hop's latest answer, if there was one: what isn't paid for is what that asks.
@@ -236,21 +241,21 @@ class PaywallHandler:
                     self.history = self.history[: self._before_others]
                     return self._finished()
                 self._before_others = len(self.history) if self._before_others is None else self._before_others
-                self._resend(token)
+                self.resend(token)
                 continue
             if judged is not None and verdict is Verdict.ASK_BARE and not self._is_replayable():
                 return self._finish_with_token(judged, accepted=False, is_guess=False)
             check_replayable(self.request)
             if judged is not None and verdict is Verdict.GIVE_UP:
-                token = self._resend(self._retired_instead_of(judged))
+                token = self.resend(self._retired_instead_of(judged))
             elif judged is not None and verdict is Verdict.OFFER_AGAIN:
                 time.sleep(self.negotiation.pause_s(monotonic_s()))
-                token = self._resend(self.notes.in_ledger(judged) or judged, counts=False)
+                token = self.resend(self.notes.in_ledger(judged) or judged, counts=False)
             elif judged is not None and verdict is Verdict.ASK_BARE:
                 self.negotiation.hold_back(judged)
                 if self.latest.status_code >= 500:
                     self.payer.token_cache.note_error_asked_about(self.origin, self.path)
-                token = self._resend(None)
+                token = self.resend(None)
             elif judged is not None and verdict is Verdict.OTHERS_FIRST:
                 self.negotiation.note_error(self.latest.status_code)
                 self.payer.token_cache.note_useless(judged, self.path)
@@ -259,7 +264,9 @@ class PaywallHandler:
                 if other is None and self._asked is None and self.latest.status_code == 401:  # as without a token
                     self.history = self.history[: self._before_others]
                     return self._finished()
-                token = self._resend(other)
+                if other is not None and other.single_use:
+                    return present(self, other)
+                token = self.resend(other)
             else:
                 if judged is not None and verdict is Verdict.RETIRE:
                     self.negotiation.note_error(self.latest.status_code)
@@ -274,7 +281,10 @@ class PaywallHandler:
                     raise answer
                 request = request or self._asked_before()
                 # If there was no challenge, the request goes out without a token, to learn what the server asks for now.
-                token = self._resend(None if request is None else self._token_to_offer(request))
+                offered = None if request is None else self._token_to_offer(request)
+                if offered is not None and offered.single_use:
+                    return present(self, offered)
+                token = self.resend(offered)
                 is_guess = False
 
     def _asked_before(self) -> TokenRequest | None:
@@ -338,6 +348,8 @@ class PaywallHandler:
             limits=active(self.call.payers),
             tallies=self.call.tallies,
             still_useful=functools.partial(check_replayable, self.request),
+            body_digest=functools.partial(content_digest, self.request),
+            presenter=self._presenter,
         )
         self.record.challenged(token_request)
         self.tokens |= tokens_offered(self.latest) | {challenge.token}
@@ -350,7 +362,7 @@ class PaywallHandler:
     def _token_from_checkout(self, request: TokenRequest) -> Token:
         """Return a token that fits ``request``: a live one, or one bought now.
 
-        A call buys at most one token for a scope, and at most one for a page.
+        A call buys at most one token for a scope, and at most one for a page. Beside a charge it buys nothing.
 
         Raises: TokenRefusedError if neither is to be had any more; what `Checkout.token_for` raises.
         Money: a payment may be made.
@@ -359,6 +371,9 @@ class PaywallHandler:
         self._end_first_use()
         scope, page = (request.origin, request.scope), (request.origin, request.resource_digest)
         may_buy = not (negotiation.bought or scope in self.record.bought_scopes or page in self.record.bought_pages)
+        has_paid = self.record.bought_charge or bool(self.record.bought_pages)
+        if may_buy and has_paid and (self.record.bought_charge or not request.challenge.reusable):
+            may_buy = False
         if negotiation.may_offer(may_buy=may_buy):
             purchase = self.payer.checkout.token_for(
                 request,
@@ -369,8 +384,15 @@ class PaywallHandler:
             )
         if purchase is None and may_buy:
             raise overtaken_error(request, self.latest.status_code, negotiation.offers)
+        if purchase is None and has_paid and (self.record.bought_charge or not request.challenge.reusable):
+            raise further_payment_error(request, self.latest.status_code)
         if purchase is None:
             raise self._no_more_tokens(request)
+        if purchase.token.single_use:
+            if purchase.bought:
+                negotiation.bought = self.record.bought_charge = True
+                self.record.add_purchase(purchase, request.url)  # before it is presented, as below
+            return purchase.token
         negotiation.note_offer(purchase, request.scope)
         if purchase.bought:
             self.record.bought_scopes.add(scope)
@@ -399,7 +421,16 @@ class PaywallHandler:
             return refused_error(last, status)
         return no_more_tokens_error(last, request, status, retired=last is not None and last.payment_hash in retired)
 
-    def _resend(self, token: Token | None, *, counts: bool = True) -> Token | None:
+    @property
+    def lines(self) -> list[str]:
+        """The WWW-Authenticate lines of the latest answer."""
+        return _challenge_lines(self.latest)
+
+    def finished_with(self, charge: Token) -> requests.Response:
+        """Return the latest answer, which is to a request with ``charge``, as the caller gets it."""
+        return self._finished(self.record.add_reuse(charge, self.request.url or ""))
+
+    def resend(self, token: Token | None, *, counts: bool = True) -> Token | None:
         """Send the request again, with ``token`` or without any. Return ``token``.
 
         ``counts``: the request counts for the most that a hop sends.
@@ -420,7 +451,8 @@ class PaywallHandler:
                 self.latest = self.send(request)
         except requests.RequestException as error:
             if token is not None:
-                why = judge(self._status_of(token, ServerAnswer.NO_ANSWER), read_answer(None, judged=True)).why
+                status = TokenStatus.CHARGE if token.single_use else self._status_of(token, ServerAnswer.NO_ANSWER)
+                why = judge(status, read_answer(None, judged=True)).why
                 log.warning("%s didn't answer the request with the token of payment %s (%s): %s", self.origin, token.payment_hash,
                             type(error).__name__, why)  # fmt: skip
                 if not token.accepted:
@@ -443,6 +475,8 @@ class PaywallHandler:
             self.record.authorization_replaced = True
         self.tokens |= {token.token}
         request = with_credential(self.request, token, self.history)
+        if token.single_use:
+            request.single_use = True
         remove_hooks(request)
         return request
 

@@ -5,6 +5,7 @@ Why and when a request is sent again is left to `handler`.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import io
@@ -99,6 +100,24 @@ def resource_digest(request: requests.PreparedRequest) -> str:
     body = _body_digest(request)
     # Without method and body: the form that ledgers of version 1 hold for every request.
     return hashlib.sha256(page if method == b"GET" and not body else b"\0".join((method, page, body))).hexdigest()
+
+
+def content_digest(request: requests.PreparedRequest) -> str | None:
+    """Return the SHA-256 of the body of ``request`` as it is sent, in base64; None if it can't be read again.
+
+    A file is left at the position where it was.
+    """
+    body: Any = request.body
+    try:
+        if body is None or isinstance(body, str):
+            digest = hashlib.sha256((body or "").encode("utf-8", "surrogatepass")).digest()
+        elif not hasattr(body, "read"):
+            digest = hashlib.sha256(memoryview(body).cast("B")).digest()
+        else:
+            digest = _file_digest(body, request)
+    except Exception:  # noqa: BLE001  (the caller's object may raise anything; `check_replayable` says what is wrong with it)
+        return None
+    return base64.b64encode(digest).decode("ascii")
 
 
 def _body_digest(request: requests.PreparedRequest) -> bytes:

@@ -19,16 +19,19 @@ from enum import Enum
 class ServerAnswer(str, Enum):
     """A server's answer, given the token that was sent with the request, if any."""
 
-    DELIVERED = "2xx; or 3xx, if the request without the token was answered with 402 just before"
+    DELIVERED = "2xx; or 3xx, if the request without the token was answered with 402 just before (to a charge: with a receipt)"
     REFUSED = "402 (or 401) with an L402 challenge of the token's own scope"
     REPLAYED = (
         "402 (or 401) with an L402 challenge of the token's own scope whose invoice is paid in the ledger already: an old answer, "
         "from a cassette or a cache"
     )
     PRICED = (
-        "402 (or, to a token, 401) with an L402 challenge of another scope than the token's, or of any scope if no token was sent"
+        "402 (or, to a token, 401; to a charge, any 4xx) with a challenge of another scope than the token's, or of any scope if no "
+        "token was sent"
     )
-    OTHER_402 = "402 without an L402 challenge"
+    REPEATED = "an error with a new challenge for the invoice that the charge has paid, the first one in the call"
+    RECEIPTED = "any other error with a receipt for the charge"
+    OTHER_402 = "402 without a challenge that can be paid"
     LOGIN = "401 with challenges, of which none is L402; or of which one isn't, if no token was sent or only a guess"
     BARE_401 = (
         "401 without a challenge; or with nothing but L402, if no token was sent; to a token, also 401 or 402 that names L402 "
@@ -54,6 +57,7 @@ class TokenStatus(str, Enum):
     ELSEWHERE = "accepted before, but never on this path"
     DOUBTED = "accepted before, on this path, and the server has just been asked without it"
     EXPIRED = "accepted before, and past its own valid_until"
+    CHARGE = "a charge: it was paid for this very request, and opens it once"
 
 
 class Verdict(str, Enum):
@@ -71,7 +75,10 @@ class Verdict(str, Enum):
         "without a token"
     )
     OFFER_AGAIN = "offer the token again, a little later"
-    GIVE_UP = "raise TokenRefusedError: the row stays, and nothing more is paid for the scope"
+    GIVE_UP = "raise TokenRefusedError: the row stays, and nothing more is paid for the scope (a charge: for the same request)"
+    SPENT = "return the answer to the caller, and note that the charge is spent"
+    USED_UP = "return the answer to the caller, and note that the charge is spent, although it wasn't delivered"
+    PRESENT_ANEW = "present the preimage under the new challenge, once"
     ASK_BARE = "ask without the token; if the answer is an L402 challenge of the token's scope, offer the token once more"
     RETIRE = (
         "retire the token, then get one for the challenge, or for the one that came before. Without any, ask without a token "
@@ -93,7 +100,9 @@ class Rule:
 
 
 #: The statuses of tokens that an answer may be about: tokens bought for this scope, or known to open this path.
-_JUDGED_STATUSES = tuple(status for status in TokenStatus if status not in (TokenStatus.NONE, TokenStatus.GUESS, TokenStatus.TRIAL))
+_JUDGED_STATUSES = tuple(
+    status for status in TokenStatus if status not in (TokenStatus.NONE, TokenStatus.GUESS, TokenStatus.TRIAL, TokenStatus.CHARGE)
+)
 
 
 def _rule_for(
@@ -303,6 +312,40 @@ SERVER_RULES: dict[tuple[TokenStatus, ServerAnswer], Rule] = {
         Verdict.KEEP,
         "the caller gets the error; the token is in the ledger, and the next call offers it",
     ),
+    **_rule_for(ServerAnswer.DELIVERED, (TokenStatus.CHARGE,), Verdict.SPENT, "the charge has opened the request, as it does once"),
+    **_rule_for(
+        ServerAnswer.RECEIPTED,
+        (TokenStatus.CHARGE,),
+        Verdict.USED_UP,
+        "the server says that it has taken the charge, and won't again",
+    ),
+    **_rule_for(
+        ServerAnswer.REPEATED,
+        (TokenStatus.CHARGE,),
+        Verdict.PRESENT_ANEW,
+        "the server asks for a payment that is made already, so its preimage answers this challenge too",
+    ),
+    **_rule_for(
+        (ServerAnswer.PRICED, ServerAnswer.OTHER_402, ServerAnswer.BARE_401),
+        (TokenStatus.CHARGE,),
+        Verdict.GIVE_UP,
+        "one request is paid for once: the server gets no second payment for it",
+    ),
+    **_rule_for(
+        ServerAnswer.LOGIN, (TokenStatus.CHARGE,), Verdict.KEEP, "the server asks for a login, which says nothing about the charge"
+    ),
+    **_rule_for(
+        (*ERRORS, ServerAnswer.ELSE, ServerAnswer.PASSED),
+        (TokenStatus.CHARGE,),
+        Verdict.KEEP,
+        "nothing says that the charge is used up: the next call for the same request presents it",
+    ),
+    **_rule_for(
+        ServerAnswer.NO_ANSWER,
+        (TokenStatus.CHARGE,),
+        Verdict.KEEP,
+        "the caller gets the error; the charge is in the ledger, and the next call for the same request presents it",
+    ),
 }
 
 #: Answers that may refuse the token. What they mean depends on what is known of the token.
@@ -312,11 +355,11 @@ MAYBE_REFUSALS = (ServerAnswer.REFUSED, ServerAnswer.REPLAYED, ServerAnswer.OTHE
 class Wants(str, Enum):
     """What the WWW-Authenticate lines of a 401 or 402 ask for."""
 
-    SAME = "L402, of the scope of the token that was sent"
-    PAID = "L402, of the scope of the token that was sent, with an invoice that is paid in the ledger"
-    CHALLENGE = "L402, of another scope than the token's, or no token was sent"
+    SAME = "a payment, of the scope of the token that was sent"
+    PAID = "a payment, of the scope of the token that was sent, with an invoice that is paid in the ledger"
+    CHALLENGE = "a payment, of another scope than the token's, or no token was sent"
     ALONE = "nothing: they name L402 alone, with neither token nor invoice"
-    OTHER = "another scheme than L402"
+    OTHER = "another scheme than those that can be paid"
     NOTHING = "nothing: they name no scheme"
 
 
@@ -360,6 +403,27 @@ def read_answer(
     if may_refuse and status in _TURNED_DOWN:
         return ServerAnswer.TURNED_DOWN
     return ServerAnswer.FAILED if may_refuse and is_safe and 500 <= status < 600 else ServerAnswer.ELSE
+
+
+def read_charge_answer(
+    status: int | None, *, wants: Wants = Wants.NOTHING, receipted: bool = False, repeated: bool = False
+) -> ServerAnswer:
+    """Return the kind of an answer with HTTP status ``status`` to a charge, None if there was no answer.
+
+    ``wants`` is what the answer's challenges ask for. ``receipted``: it has a receipt for the charge. ``repeated``: it has a new
+    challenge for the invoice that the charge has paid, the first one of this call.
+    """
+    if status is None:
+        return ServerAnswer.NO_ANSWER
+    if 200 <= status < 300 or (receipted and status < 400):
+        return ServerAnswer.DELIVERED
+    if receipted:
+        return ServerAnswer.RECEIPTED
+    if repeated and status >= 400:
+        return ServerAnswer.REPEATED
+    if wants is Wants.CHALLENGE and 400 <= status < 500:
+        return ServerAnswer.PRICED
+    return read_answer(status, wants=Wants.NOTHING if wants is Wants.CHALLENGE else wants, judged=True)
 
 
 def token_status(*, accepted: bool, accepted_here: bool, expired: bool, asked_bare: bool, patience_left: bool) -> TokenStatus:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import functools
 import os
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import requests
 from requests.adapters import HTTPAdapter
+from urllib3.util.retry import Retry
 
 from .._core.log import log
 from .._core.preload import HalfImportedError, prepare_to_pay
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from ..payments.token import Token
     from ..paywall.handler import PaywallHandler, Send
     from ..settings import AdapterSettings, Settings
+
+Adapter = TypeVar("Adapter", bound=requests.adapters.BaseAdapter)
 
 #: Methods that may be sent twice without harm. A guessed token goes along with these only.
 GUESSED_METHODS = ("GET", "HEAD", "OPTIONS")
@@ -122,8 +125,11 @@ class PaywallAdapter(HTTPAdapter):
                 return response
         assert call is not None  # since `pays`, a call was found or begun above
         send_kwargs = {"stream": stream, "timeout": timeout, "verify": verify, "cert": cert, "proxies": proxies}
-        handler = handler_for(call, request, functools.partial(super().send, **send_kwargs), timeout)
+        handler = handler_for(call, request, functools.partial(self._send_hop, **send_kwargs), timeout)
         return handler.handle_response(response) if along is None else handler.send_with_token(along[0], is_guess=along[1])
+
+    def _send_hop(self, request: requests.PreparedRequest, **send_kwargs: Any) -> requests.Response:
+        return super(PaywallAdapter, without_repeats(self, request)).send(request, **send_kwargs)
 
     def _send_in_thread(self, request: requests.PreparedRequest, send_kwargs: dict[str, Any]) -> requests.Response:
         current.set(None)  # makes it a call of its own: the caller's call may end first, with a timeout
@@ -165,6 +171,20 @@ def _without_402(retries: Any) -> Any:
     """Return ``retries`` with 402 taken off its list: urllib3 would repeat the request until it gives up without a response."""
     listed = getattr(retries, "status_forcelist", None)  # ``retries`` may also be a number
     return retries.new(status_forcelist=set(listed) - {402}) if listed and 402 in listed else retries
+
+
+def without_repeats(adapter: Adapter, request: requests.PreparedRequest) -> Adapter:
+    """Return ``adapter``, or one like it that doesn't repeat ``request`` by itself, if that carries a charge.
+
+    urllib3 repeats a request after a lost connection, or after an answer of certain statuses, if an adapter's ``max_retries`` says
+    so. A charge opens one request: the server would refuse the second, although it may have used the charge for the first.
+    """
+    if not (isinstance(adapter, HTTPAdapter) and isinstance(request, CredentialedRequest) and request.single_use):
+        return adapter
+    once: Adapter = object.__new__(type(adapter))  # not a copy: it has the same connections
+    once.__dict__.update(adapter.__dict__)
+    once.__dict__["max_retries"] = Retry(0, read=False)
+    return once
 
 
 def token_along(payer: Payer, request: requests.PreparedRequest) -> tuple[Token, bool] | None:

@@ -11,7 +11,6 @@ What a 402 means is left to `paywall.handler`, how a `PaywallAdapter` sends to `
 from __future__ import annotations
 
 import contextvars
-import functools
 import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -21,7 +20,7 @@ import requests
 
 from ..paywall.call import CallContext, call_hooks, contexts, current
 from ..paywall.credentialed import CredentialedRequest, errors_with_original_request, is_refused, with_credential
-from .adapter import PaywallAdapter, concerns_payer, handler_for, token_along
+from .adapter import PaywallAdapter, concerns_payer, handler_for, token_along, without_repeats
 from .fork_pools import connect_anew_if_forked
 
 
@@ -122,7 +121,10 @@ def _handle_402(
     """
     call.handled = True
     adapter = session.get_adapter(url=call.request.url or "")
-    send = functools.partial(adapter.send, **adapter_kwargs)
+
+    def send(request: requests.PreparedRequest) -> requests.Response:
+        return without_repeats(adapter, request).send(request, **adapter_kwargs)
+
     handler = handler_for(call, call.request, send, adapter_kwargs.get("timeout"))
     token, is_guess = call.carried or (None, False)
     begun_s = time.monotonic()

@@ -20,6 +20,7 @@ from routeweiler_sync.paywall.server_rules import (
     Wants,
     judge,
     read_answer,
+    read_charge_answer,
     token_status,
 )
 
@@ -94,7 +95,32 @@ def test_every_answer_to_every_token_has_a_ruling_and_every_ruling_an_answer() -
             met.add((TokenStatus.GUESS, said))
             if wants is not Wants.SAME:  # no token, no scope of its own
                 met.add((TokenStatus.NONE, said))
+    met |= {(TokenStatus.CHARGE, said) for said in charge_answers()}
     assert met == SERVER_RULES.keys()
+
+
+def charge_answers() -> Iterator[ServerAnswer]:
+    """Everything that a server may answer to a charge."""
+    for status in (None, *range(200, 600)):
+        for wants in (Wants.NOTHING, Wants.OTHER, Wants.CHALLENGE):
+            for receipted, repeated in itertools.product([False, True], repeat=2):
+                yield read_charge_answer(status, wants=wants, receipted=receipted, repeated=repeated)
+
+
+@pytest.mark.parametrize("status", [200, 204, 206, 303, 400, 401, 402, 403, 404, 410, 429, 500, 502, 503])
+@pytest.mark.parametrize("wants", [Wants.NOTHING, Wants.OTHER, Wants.CHALLENGE])
+@pytest.mark.parametrize("receipted", [False, True])
+@pytest.mark.parametrize("repeated", [False, True])
+def test_a_charge_is_spent_by_its_page_or_its_receipt_alone(status: int, wants: Wants, *, receipted: bool, repeated: bool) -> None:
+    """Else a request would be paid for again that may be served still, or a used charge be presented for ever."""
+    answer = read_charge_answer(status, wants=wants, receipted=receipted, repeated=repeated)
+    verdict = judge(TokenStatus.CHARGE, answer).verdict
+    assert (verdict in (Verdict.SPENT, Verdict.USED_UP)) == (status < 300 or receipted)
+    assert (verdict is Verdict.USED_UP) == (status >= 400 and receipted)
+    assert (verdict is Verdict.PRESENT_ANEW) == (status >= 400 and repeated and not receipted)
+    if status >= 400 and not (receipted or repeated):
+        refuses = status == 402 or (status < 500 and wants is Wants.CHALLENGE) or (status == 401 and wants is Wants.NOTHING)
+        assert verdict is (Verdict.GIVE_UP if refuses else Verdict.KEEP)
 
 
 def test_what_cant_be_raises_before_anything_is_done() -> None:
