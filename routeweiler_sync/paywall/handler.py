@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import requests
@@ -28,7 +28,7 @@ from ..payments.outcome_errors import further_payment_error, no_more_tokens_erro
 from ..payments.presenting import Presenter
 from ..payments.token import Token
 from ..payments.types import Payment, TokenRequest
-from ..protocol.challenge import scope_of
+from ..protocol.challenge import Challenge, scope_of
 from ..protocol.http_auth import described, schemes_offered
 from ..protocol.schemes import is_named_alone, mentions_scheme, names_others, offers
 from .call import CallContext, QuoteReady, quoting, remove_hooks
@@ -91,6 +91,8 @@ class PaywallHandler:
     #: How long ``history`` was before tokens were tried on a 401. The caller asked for none of those answers.
     _before_others: int | None = field(default=None, init=False)
     _resource_digest: str | None = field(default=None, init=False)
+    #: What the same answer as `_asked` asks for by a scheme that is preferred to that of the token that it refuses.
+    _preferred: TokenRequest | None = field(default=None, init=False)
     #: Claims the charges that this hop pays for or presents.
     _presenter: Presenter = field(default_factory=Presenter, init=False, repr=False)
 
@@ -319,7 +321,7 @@ class PaywallHandler:
         Money: a payment may be made.
         """
         held_back = self.negotiation.take_back(request.scope, is_named=request.challenge.names_scope is not None)
-        return held_back or self._token_from_checkout(request)
+        return held_back or self._token_from_checkout(self._preferred if self._preferred is not None else request)
 
     def _parse_challenge(self, token: Token | None) -> TokenRequest | None:
         """Return what the latest answer, to a request with ``token``, asks for, or None if it holds no L402 challenge.
@@ -330,8 +332,13 @@ class PaywallHandler:
         """
         lines = _challenge_lines(self.latest)
         is_head = (self.request.method or "").upper() == "HEAD"
-        offered = () if (token is not None or is_head) and is_named_alone(lines) else offers(lines)
-        challenge = self.payer.checkout.choose(offered, url=self.request.url or "")
+        offered: Iterable[Challenge] = () if (token is not None or is_head) and is_named_alone(lines) else offers(lines)
+        if token is not None:
+            offered = list(offered)
+        chosen = challenge = self.payer.checkout.choose(offered, url=self.request.url or "")
+        if token is not None and chosen is not None and not chosen.reusable:
+            # Whether the token is refused shows by what is asked for in its own scheme.
+            challenge = next((each for each in offered if each.reusable), chosen)
         if challenge is None:
             log.info("%s answers %d without a challenge that is paid here (schemes: %s)", self.origin, self.latest.status_code,
                      described(lines))  # fmt: skip
@@ -351,7 +358,10 @@ class PaywallHandler:
             body_digest=functools.partial(content_digest, self.request),
             presenter=self._presenter,
         )
-        self.record.challenged(token_request)
+        self._preferred = None
+        if chosen is not None and chosen is not challenge:
+            self._preferred = replace(token_request, challenge=chosen, scope=scope_of(chosen, self.path))
+        self.record.challenged(self._preferred or token_request)
         self.tokens |= tokens_offered(self.latest) | {challenge.token}
         self._priced = self.latest if self.latest.status_code == 402 else self._priced
         if self._priced is not None:  # a 401 tells what a token was refused for; nothing is bought before a 402 asks for it

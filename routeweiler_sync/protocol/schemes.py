@@ -118,8 +118,9 @@ def parse_challenge(lines: str | Sequence[str], prefer: str | Sequence[str] | No
 
 def is_named_alone(lines: Sequence[str]) -> bool:
     """Return whether ``lines`` name a scheme that can be paid, and none of the named ones offers anything to pay."""
-    offered = {name.upper() for name in schemes_offered(lines)} & set(NAMES)
-    return bool(offered) and all(scheme.is_named_alone(lines) for scheme in SCHEMES if offered & set(scheme.names))
+    offered = {name.upper() for name in schemes_offered(lines)}
+    named = [scheme for scheme in SCHEMES if offered & set(scheme.names) and not scheme.names_others(lines)]
+    return bool(named) and all(scheme.is_named_alone(lines) for scheme in named)
 
 
 def names_others(lines: Sequence[str]) -> bool:

@@ -24,7 +24,9 @@ from routeweiler_sync.paywall.server_rules import (
     token_status,
 )
 
-JUDGED = [known for known in TokenStatus if known not in (TokenStatus.NONE, TokenStatus.GUESS, TokenStatus.TRIAL)]
+JUDGED = [
+    known for known in TokenStatus if known not in (TokenStatus.NONE, TokenStatus.GUESS, TokenStatus.TRIAL, TokenStatus.CHARGE)
+]
 SERVED = [TokenStatus.ACCEPTED, TokenStatus.ELSEWHERE, TokenStatus.DOUBTED, TokenStatus.EXPIRED]
 #: What a real HTTP client may meet, 1xx that aren't swallowed and numbers of nobody's standard included.
 STATUSES = [None, 100, 103, 200, 201, 202, 204, 206, 299, 300, 301, 302, 303, 304, 307, 308, 399, 400, 401, 402, 403, 404, 405, 409,
@@ -136,6 +138,8 @@ def test_what_cant_be_raises_before_anything_is_done() -> None:
         (TokenStatus.NONE, ServerAnswer.REFUSED),
         *itertools.product((TokenStatus.NONE, TokenStatus.GUESS), (ServerAnswer.REPLAYED,)),
         *itertools.product((TokenStatus.EXPIRED, TokenStatus.UNTIMELY), ERRORS),
+        *((TokenStatus.CHARGE, said) for said in (ServerAnswer.REFUSED, ServerAnswer.REPLAYED)),
+        *itertools.product(set(TokenStatus) - {TokenStatus.CHARGE}, (ServerAnswer.REPEATED, ServerAnswer.RECEIPTED)),
     }
 
 
