@@ -26,7 +26,7 @@ def diagram() -> str:
             steps.setdefault((state.value, rule.state.value), []).append(event.name)
     lines = ["stateDiagram-v2", "    [*] --> open: on disk, before lnd hears of it"]
     lines += [f"    {old} --> {new}: {', '.join(events)}" for (old, new), events in steps.items()]
-    lines += ["    failed --> open: sent again", "    settled --> retired: refused by the server, or forgotten"]
+    lines += ["    failed --> open: sent again", "    settled --> retired: refused by the server, or forgotten; a charge: spent"]
     return "```mermaid\n" + "\n".join(lines) + "\n```"
 
 
