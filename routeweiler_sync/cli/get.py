@@ -25,6 +25,7 @@ import requests
 import urllib3
 
 from .._core import env_vars
+from .._core.credential_headers import CREDENTIAL_HEADERS
 from .._core.secret_text import shown
 from .._version import VERSION
 from ..config import env_settings, environment
@@ -489,7 +490,7 @@ def _unpaid_text(response: requests.Response) -> str:
     It isn't always "free": a stored token of the origin is sent with requests for other pages as a guess, and the answer doesn't
     show whether the page needed it.
     """
-    had_token = is_credential(str(response.request.headers.get("Authorization", "")))
+    had_token = any(is_credential(str(response.request.headers.get(name, ""))) for name in CREDENTIAL_HEADERS)
     return "nothing paid: a token that was paid for earlier was sent along" if had_token else "free"
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import requests
 from requests.adapters import HTTPAdapter
 
+from .._core.credential_headers import CREDENTIAL_HEADERS
 from ..protocol.schemes import is_credential
 from ..transport.adapter import PaywallAdapter
 
@@ -29,8 +30,12 @@ class _TellingAdapter(HTTPAdapter):
 
     def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
         """Send ``request`` as `HTTPAdapter` does."""
-        own = request.headers.get("Authorization", "")
-        credential = "" if not own else ", with a token" if is_credential(str(own)) else ", with an Authorization header"
+        sent = {name: str(request.headers[name]) for name in CREDENTIAL_HEADERS if request.headers.get(name)}
+        told = [
+            "a token" if is_credential(value) else f"{'an' if name[0] == 'A' else 'a'} {name} header"
+            for name, value in sent.items()
+        ]
+        credential = "".join(f", with {each}" for each in told)
         part = f", {request.headers['Range']!s}" if "Range" in request.headers else ""
         self.say(f"> {request.method} {request.url}{credential}{part}")
         started_s = time.monotonic()

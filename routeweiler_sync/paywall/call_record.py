@@ -22,7 +22,7 @@ from ..ledger.ledger import CLAIM_S
 from ..payments.report_claims import claim, claim_in, release, this_claimant
 from ..payments.token import Token
 from ..payments.types import Payment
-from ..protocol.schemes import rail_of, redact
+from ..protocol.schemes import rail_of, redact, secrets_of
 from ..trace.schema import TraceChallenge, TraceError, TraceEvent, TraceOutcome, TracePayment
 
 if TYPE_CHECKING:
@@ -303,7 +303,8 @@ class CallRecord:
         """Return ``text`` without the call's tokens, which a server may have put into a redirect's URL."""
         from ..protocol.token_search import without_tokens
 
-        tokens = frozenset(use.token.token for use in self.uses if use.proof)
+        used = [use.token for use in self.uses if use.proof]
+        tokens = frozenset().union(*(secrets_of(token.scheme, token.token, token.preimage) for token in used))
         return without_tokens(text, tokens, by_value=True) if tokens else text
 
 

@@ -12,11 +12,13 @@ from __future__ import annotations
 import contextlib
 import copyreg
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import requests
 from requests.structures import CaseInsensitiveDict
+
+from .._core.credential_headers import AUTHORIZATION, CREDENTIAL_HEADERS
 
 if TYPE_CHECKING:
     from ..errors import ChallengeMismatchError
@@ -30,8 +32,9 @@ _CHAIN_MAX = 100
 class _CredentialedHeaders(CaseInsensitiveDict):  # type: ignore[type-arg]
     """Headers with a token. A ``Host`` of another server that an adapter puts onto them takes the token off."""
 
-    #: The URL of the request.
+    #: The URL of the request, and the header that the token is in.
     _url: str
+    _name: str
 
     def __setitem__(self, name: Any, value: Any) -> None:
         super().__setitem__(name, value)
@@ -40,7 +43,7 @@ class _CredentialedHeaders(CaseInsensitiveDict):  # type: ignore[type-arg]
             from .._core.urls import leads_to_one_server
 
             if not leads_to_one_server(self._url, {"Host": value}):
-                self.pop("Authorization", None)
+                self.pop(self._name, None)
 
 
 class CredentialedRequest(requests.PreparedRequest):
@@ -48,20 +51,24 @@ class CredentialedRequest(requests.PreparedRequest):
 
     #: Whether it carries a charge, which no adapter may send twice.
     single_use = False
+    #: The header that the token is in.
+    _credential_header = AUTHORIZATION
 
     @classmethod
-    def made_of(cls, request: requests.PreparedRequest, credential: str) -> CredentialedRequest:
-        """Return ``request`` with ``credential`` as its Authorization header.
+    def made_of(cls, request: requests.PreparedRequest, credential: str, name: str = AUTHORIZATION) -> CredentialedRequest:
+        """Return ``request`` with ``credential`` as its header ``name``.
 
         The result shares headers and body with ``request``, so ``request`` mustn't be used any more.
         """
         made = cls()
         made.__dict__.update(request.__dict__)
         headers: Any = made.headers
-        headers["Authorization"] = credential
+        headers[name] = credential
+        if name != AUTHORIZATION:
+            made._credential_header = name
         if type(headers) is CaseInsensitiveDict:
             headers.__class__ = _CredentialedHeaders  # in place: a token goes along with every call, and a copy would cost each
-            vars(headers)["_url"] = made.url or ""
+            vars(headers).update(_url=made.url or "", _name=name)
         return made
 
     def __getstate__(self) -> dict[str, Any]:
@@ -70,7 +77,7 @@ class CredentialedRequest(requests.PreparedRequest):
             return state
         headers = state["headers"] = self.headers.copy()
         tokens = _tokens_sent(self)
-        headers.pop("Authorization", None)
+        headers.pop(state.pop("_credential_header", AUTHORIZATION), None)
         cookies = _without(state.get("_cookies"), tokens, by_value=True)
         return {**state, "headers": _without(headers, tokens, by_value=True), "_cookies": cookies}
 
@@ -78,7 +85,7 @@ class CredentialedRequest(requests.PreparedRequest):
         """Return a plain copy without the credential. When the copy is sent, a token is attached anew."""
         plain = super().copy()
         if plain.headers is not None:
-            plain.headers.pop("Authorization", None)
+            plain.headers.pop(self._credential_header, None)
         return plain
 
 
@@ -92,7 +99,7 @@ def with_credential(request: requests.PreparedRequest, token: Token, answers: li
     """
     from .._core.urls import leads_to_one_server, origin_at
     from ..errors import ChallengeMismatchError
-    from ..protocol.schemes import authorization
+    from ..protocol.schemes import authorization, credential_header
     from .replay import again
 
     origin = origin_at(request.url or "")
@@ -103,7 +110,8 @@ def with_credential(request: requests.PreparedRequest, token: Token, answers: li
         )
     if not leads_to_one_server(request.url or "", request.headers):
         raise other_host_error(origin)
-    return CredentialedRequest.made_of(again(request, answers), authorization(token.scheme, token.token, token.preimage))
+    credential, name = authorization(token.scheme, token.token, token.preimage), credential_header(token.scheme, token.token)
+    return CredentialedRequest.made_of(again(request, answers), credential, name)
 
 
 def other_host_error(origin: str) -> ChallengeMismatchError:
@@ -184,7 +192,7 @@ def droppable(response: requests.Response, tokens: frozenset[str] = frozenset(),
 def lost_its_token(response: requests.Response) -> bool:
     """Return whether ``response`` answers a request of ours whose token was taken off again, by an adapter for instance."""
     request = getattr(response, "request", None)
-    return isinstance(request, CredentialedRequest) and "Authorization" not in (request.headers or {})
+    return isinstance(request, CredentialedRequest) and request._credential_header not in (request.headers or {})
 
 
 def names_a_token(response: requests.Response, tokens: frozenset[str]) -> bool:
@@ -206,9 +214,10 @@ def tokens_offered(response: requests.Response) -> frozenset[str]:
 def _tokens_sent(request: Any) -> frozenset[str]:
     from ..protocol.token_search import token_of
 
-    headers = getattr(request, "headers", None)
-    value = headers.get("Authorization") if headers else None
-    return token_of(value) if isinstance(request, CredentialedRequest) and isinstance(value, (str, bytes)) else frozenset()
+    if not isinstance(request, CredentialedRequest) or not request.headers:
+        return frozenset()
+    value: object = request.headers.get(request._credential_header)
+    return token_of(value) if isinstance(value, (str, bytes)) else frozenset()
 
 
 def _without_tokens(state: dict[str, Any], tokens: frozenset[str], *, is_page: bool = False) -> dict[str, Any]:
@@ -295,40 +304,53 @@ def scrub_redirect(response: requests.Response) -> requests.Response:
 
     A redirect goes into ``response.history``, which a caching session writes to disk.
     """
-    return restore_authorization(response, None) if response.is_redirect else response
+    return restore_authorization(response, {}) if response.is_redirect else response
 
 
 def drop_credential_if_varied(response: requests.Response) -> requests.Response:
-    """Remove the token from the request of ``response`` if the page varies by Authorization. Return ``response``.
+    """Remove the token from the request of ``response`` if the page varies by a header of credentials. Return ``response``.
 
     A caching adapter writes the request headers that a page varies by to its cache.
     """
-    if "authorization" in response.headers.get("Vary", "").lower() and _has_token(response.request):
-        response.request.headers.pop("Authorization")
+    if "authorization" in response.headers.get("Vary", "").lower():
+        for name in _token_headers(response.request):
+            response.request.headers.pop(name)
     return response
 
 
-def restore_authorization(response: requests.Response, own: str | bytes | None) -> requests.Response:
-    """Replace a token in the request of ``response`` by ``own``, the caller's Authorization header. Return ``response``.
+def drop_credential_of_other_header(response: requests.Response, own: requests.PreparedRequest) -> requests.Response:
+    """Remove the token from the request of ``response`` if it isn't in Authorization. Return ``response``.
 
-    With ``own`` None the header is removed. A request without a token stays as it is.
+    A caching session leaves Authorization out of what it writes, and no other header of credentials. ``own`` is the caller's
+    request.
     """
-    request = response.request
-    if _has_token(request):
-        response.request = request = request.copy()
-        request.headers.pop("Authorization", None)
-        if own is not None:
-            request.headers["Authorization"] = own
+    others = [name for name in _token_headers(response.request) if name != AUTHORIZATION]
+    return restore_authorization(response, own.headers or {}) if others else response
+
+
+def restore_authorization(response: requests.Response, own: Mapping[str, str | bytes]) -> requests.Response:
+    """Replace a token in the request of ``response`` by what ``own``, the caller's headers, have there. Return ``response``.
+
+    A request without a token stays as it is.
+    """
+    names = _token_headers(response.request)
+    if names:
+        response.request = request = response.request.copy()
+        for name in names:
+            request.headers.pop(name, None)
+            if name in own:
+                request.headers[name] = own[name]
     return response
 
 
-def _has_token(request: requests.PreparedRequest) -> bool:
-    """Return whether the Authorization header of ``request`` holds a token of a scheme that this package pays for."""
+def _token_headers(request: requests.PreparedRequest) -> list[str]:
+    """Return the headers of ``request`` that hold a token of a scheme that this package pays for."""
     from ..protocol.schemes import is_credential
 
-    headers = getattr(request, "headers", None)  # a testing library may set no request on the response
-    sent = headers.get("Authorization") if headers else None
-    return sent is not None and is_credential(sent.decode("latin-1") if isinstance(sent, bytes) else sent)
+    headers = getattr(request, "headers", None) or {}  # a testing library may set no request on the response
+    sent = {name: headers.get(name) for name in CREDENTIAL_HEADERS}
+    texts = {name: value.decode("latin-1") if isinstance(value, bytes) else value for name, value in sent.items() if value}
+    return [name for name, text in texts.items() if is_credential(text)]
 
 
 @contextlib.contextmanager
@@ -365,7 +387,7 @@ def scrub_for_history(
     """Remove all tokens from a superseded ``response`` before it enters a ``history`` that is written to disk. Return ``response``.
 
     That includes the token that its challenge offers, which is being paid for, and ``tokens``, which are known to be at stake.
-    ``request`` is the caller's own: its Authorization header takes the place of a token on the request of ``response``.
+    ``request`` is the caller's own: its own header takes the place of a token on the request of ``response``.
     """
     _scrub(response, tokens | tokens_offered(response))
-    return restore_authorization(response, request.headers.get("Authorization") if request.headers else None)
+    return restore_authorization(response, request.headers or {})

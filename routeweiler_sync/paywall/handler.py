@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import requests
 
+from .._core.credential_headers import authorizes
 from .._core.deadline import monotonic_s, patience
 from .._core.log import log
 from .._core.urls import leads_to_one_server, origin_at, path_of
@@ -30,12 +31,13 @@ from ..payments.token import Token
 from ..payments.types import Payment, TokenRequest
 from ..protocol.challenge import Challenge, scope_of
 from ..protocol.http_auth import described, schemes_offered
-from ..protocol.schemes import is_named_alone, mentions_scheme, names_others, offers
+from ..protocol.schemes import credential_header, is_named_alone, mentions_scheme, names_others, offers, secrets_of
 from .call import CallContext, QuoteReady, quoting, remove_hooks
 from .call_record import CallRecord
 from .charges import present
 from .credentialed import (
     drop_credential_if_varied,
+    drop_credential_of_other_header,
     droppable,
     errors_with_original_request,
     lost_its_token,
@@ -305,9 +307,9 @@ class PaywallHandler:
     def _next_other(self) -> Token | None:
         """Return a live token of the origin to offer for a 401 that names no other way in, or None.
 
-        None too if the request can't be sent again, has an ``Authorization`` of the caller's, or only a quote is wanted.
+        None too if the request can't be sent again, has a credential of the caller's, or only a quote is wanted.
         """
-        if quoting.get() or "Authorization" in (self.request.headers or {}) or not self._is_replayable():
+        if quoting.get() or authorizes(self.request.headers) or not self._is_replayable():
             return None
         others = self.payer.token_cache.others(self.origin, self.path)
         token = next((each for each in others if self.negotiation.is_worth_a_trial(each.payment_hash)), None)
@@ -362,7 +364,7 @@ class PaywallHandler:
         if chosen is not None and chosen is not challenge:
             self._preferred = replace(token_request, challenge=chosen, scope=scope_of(chosen, self.path))
         self.record.challenged(self._preferred or token_request)
-        self.tokens |= tokens_offered(self.latest) | {challenge.token}
+        self.tokens |= tokens_offered(self.latest) | secrets_of(challenge.scheme, challenge.token)
         self._priced = self.latest if self.latest.status_code == 402 else self._priced
         if self._priced is not None:  # a 401 tells what a token was refused for; nothing is bought before a 402 asks for it
             self._asked, self.notes.asked_scope = token_request, token_request.scope
@@ -480,10 +482,10 @@ class PaywallHandler:
         return request
 
     def _with_token(self, token: Token) -> requests.PreparedRequest:
-        """Return a copy of the request that carries ``token``, which replaces an Authorization header of the caller's."""
-        if "Authorization" in (self.request.headers or {}):
+        """Return a copy of the request that carries ``token``, which replaces a header of the caller's of the same name."""
+        if credential_header(token.scheme, token.token) in (self.request.headers or {}):
             self.record.authorization_replaced = True
-        self.tokens |= {token.token}
+        self.tokens |= secrets_of(token.scheme, token.token, token.preimage)
         request = with_credential(self.request, token, self.history)
         if token.single_use:
             request.single_use = True
@@ -611,7 +613,9 @@ class PaywallHandler:
 
     def _finished(self, payment: Payment | None = None) -> requests.Response:
         """Return the latest answer as the caller gets it: with the superseded ones in ``history`` and ``payment`` on it."""
-        response = drop_credential_if_varied(scrub_redirect(self.latest) if self.is_cached else self.latest)
+        response = drop_credential_if_varied(self.latest)
+        if self.is_cached:
+            response = drop_credential_of_other_header(scrub_redirect(response), self.request)
         if self.is_cached and self.tokens and response.request is not self.request:
             scrub_cookies(response.request, self.tokens)
         response.history = [*self.history, *response.history]

@@ -29,9 +29,12 @@ class PaidScheme:
     - ``authorization``: returns the value of ``Authorization`` for (name, token, preimage).
     - ``is_credential``: returns whether a header's whole value is a credential of this scheme.
     - ``redact``: returns a text with this scheme's credentials and tokens replaced.
+    - ``is_named``: returns whether a challenge under the scheme's name may be meant for this package. Without it, each may.
     - ``names_others``: `names_others` for the challenges under this scheme's name. Without it, all of them can be paid.
     - ``credential_header``: returns the header that the credential for a token goes into.
     - ``receipt_of``: `receipt_of` for this scheme alone. Without it, the scheme knows no receipts.
+    - ``secrets_of``: `secrets_of` for this scheme alone. Without it, the token is the secret.
+    - ``secrets_in``: `secrets_in` for this scheme alone.
     - ``sent_as``: ``names`` as challenges and rows of the ledger write them, if not in upper case.
     - ``reusable``: whether a credential opens more than one request.
     """
@@ -43,9 +46,12 @@ class PaidScheme:
     is_credential: Callable[[str], bool]
     redact: Callable[[str], str]
     is_named_alone: Callable[[Sequence[str]], bool] = lambda lines: False
+    is_named: Callable[[Sequence[str]], bool] = lambda lines: True
     names_others: Callable[[Sequence[str]], bool] = lambda lines: False
     credential_header: Callable[[str], str] = lambda token: "Authorization"
     receipt_of: Callable[[Mapping[str, str] | None], Receipt | None] = lambda headers: None
+    secrets_of: Callable[[str, bytes | None], frozenset[str]] = lambda token, preimage: frozenset((token,))
+    secrets_in: Callable[[str], frozenset[str]] = lambda value: frozenset()
     sent_as: tuple[str, ...] = ()
     reusable: bool = True
 
@@ -66,10 +72,13 @@ SCHEMES = (
         sent_as=(mpp_credential.SCHEME,),
         rail=MPP_LIGHTNING,
         parse=mpp_challenge.parse_challenge,
+        is_named=mpp_challenge.is_named,
         is_named_alone=mpp_challenge.is_named_alone,
         names_others=mpp_challenge.names_others,
         authorization=mpp_credential.authorization,
         credential_header=mpp_credential.credential_header,
+        secrets_of=mpp_credential.secrets_of,
+        secrets_in=mpp_credential.secrets_in,
         is_credential=mpp_credential.is_credential,
         redact=mpp_credential.redact,
         receipt_of=mpp_receipt.receipt_of,
@@ -119,7 +128,7 @@ def parse_challenge(lines: str | Sequence[str], prefer: str | Sequence[str] | No
 def is_named_alone(lines: Sequence[str]) -> bool:
     """Return whether ``lines`` name a scheme that can be paid, and none of the named ones offers anything to pay."""
     offered = {name.upper() for name in schemes_offered(lines)}
-    named = [scheme for scheme in SCHEMES if offered & set(scheme.names) and not scheme.names_others(lines)]
+    named = [scheme for scheme in SCHEMES if offered & set(scheme.names) and scheme.is_named(lines)]
     return bool(named) and all(scheme.is_named_alone(lines) for scheme in named)
 
 
@@ -143,6 +152,19 @@ def credential_header(name: str, token: str) -> str:
     Raises: ValueError for an unknown scheme or a token that isn't of it.
     """
     return _scheme(name).credential_header(token)
+
+
+def secrets_of(name: str, token: str, preimage: bytes | None = None) -> frozenset[str]:
+    """Return the texts that mustn't be in any text of ours, of a token of the scheme ``name`` that is offered, or paid for.
+
+    ``preimage`` is None while the token isn't paid for. Raises: ValueError for an unknown scheme.
+    """
+    return _scheme(name).secrets_of(token, preimage)
+
+
+def secrets_in(value: str) -> frozenset[str]:
+    """Return what is secret in ``value`` beside the whole of it, if it is a credential that is more than a token and a preimage."""
+    return frozenset().union(*(scheme.secrets_in(value) for scheme in SCHEMES))
 
 
 def is_reusable(name: str) -> bool:

@@ -14,7 +14,7 @@ from functools import lru_cache
 from urllib.parse import unquote
 
 from .http_auth import OversizedHeaderError, read_challenges
-from .schemes import NAMES, redact
+from .schemes import NAMES, redact, secrets_in
 
 #: A shorter token isn't looked for by its value: it would be found in every text.
 MIN_TOKEN_CHARS = 6
@@ -46,11 +46,15 @@ def tokens_in(lines: Iterable[str]) -> frozenset[str]:
 
 
 def token_of(authorization: str | bytes | None) -> frozenset[str]:
-    """Return the token in the value of ``Authorization``, alone in a set; an empty set if there is none."""
+    """Return what is secret in a credential, the value of ``Authorization``: its token, or the preimage too if that opens alone.
+
+    The set is empty if the value is no credential.
+    """
     if isinstance(authorization, bytes):
         authorization = authorization.decode("latin-1")
-    found = _CREDENTIAL.fullmatch((authorization or "").strip())
-    return frozenset(() if found is None else (found[1],))
+    value = (authorization or "").strip()
+    found = _CREDENTIAL.fullmatch(value)
+    return secrets_in(value) if found is None else frozenset((found[1],))
 
 
 def holds_token(text: str | bytes | bytearray, tokens: frozenset[str], *, by_value: bool = False) -> bool:

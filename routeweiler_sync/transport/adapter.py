@@ -16,6 +16,7 @@ import requests
 from requests.adapters import HTTPAdapter
 from urllib3.util.retry import Retry
 
+from .._core.credential_headers import authorizes
 from .._core.log import log
 from .._core.preload import HalfImportedError, prepare_to_pay
 from .._core.urls import leads_to_one_server, without_userinfo
@@ -190,13 +191,13 @@ def without_repeats(adapter: Adapter, request: requests.PreparedRequest) -> Adap
 def token_along(payer: Payer, request: requests.PreparedRequest) -> tuple[Token, bool] | None:
     """Return the token to send with ``request`` before the server asks for one, and whether it is a guess.
 
-    None if ``request`` goes out as it is: no token fits, it has an ``Authorization`` of the caller's, only a quote is wanted, or it
+    None if ``request`` goes out as it is: no token fits, it has a credential of the caller's, only a quote is wanted, or it
     may be for another server than its URL's.
     """
     along = payer.token_cache.token_for_url(request.url or "")
     if along is None:
         return None
-    if "Authorization" in (request.headers or {}) or quoting.get():
+    if authorizes(request.headers) or quoting.get():
         return None
     if not leads_to_one_server(request.url or "", request.headers):
         return None
@@ -215,7 +216,7 @@ def concerns_payer(payer: Payer, request: requests.PreparedRequest, status: int)
     """
     if status != 401:
         return status == 402
-    if "Authorization" in (request.headers or {}) or quoting.get():
+    if authorizes(request.headers) or quoting.get():
         return False
     return payer.token_cache.has_others(request.url or "")
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import requests
 
+from .._core.credential_headers import PAYMENT_AUTHORIZATION
 from .._core.deadline import PATIENCE_S_MIN, patience
 from ..paywall.call import CallContext, QuoteReady, current, for_quote, is_for_quote, quoting, record_unsent, remove_hooks
 from ..settings import SETTINGS, Default, Unpayable
@@ -61,10 +62,11 @@ class Routeweiler(requests.Session):
 
     Making a session opens and connects nothing.
 
-    An ``Authorization`` of the caller's own (a header, ``auth=``, netrc) goes out as it is. A request has only one such header: on
-    a 402 the token takes its place, for that origin only, and the trace line says so (``authorizationReplaced``). A server that
-    wants both can't be served. On redirects the caller's own header is stripped as `requests` does it; a token goes only to its
-    issuer. A proxy for plain ``http`` reads what passes through it, tokens too, and a 402 of the proxy looks like the server's.
+    An ``Authorization`` of the caller's own (a header, ``auth=``, netrc) goes out as it is, like a ``Payment-Authorization``. A
+    request has only one of each: on a 402 the token takes its place, for that origin only, and the trace line says so
+    (``authorizationReplaced``). A server that wants both can't be served. On redirects the caller's own header is stripped as
+    `requests` strips Authorization; a token goes only to its issuer. A proxy for plain ``http`` reads what passes through it,
+    tokens too, and a 402 of the proxy looks like the server's.
 
     A paid response has the 402 in ``history`` and its `Payment` in ``response.payment`` (see `payment_of`). Every error of this
     package is a `RouteweilerError`, and so a `requests.RequestException`; its ``spent`` says what became of the money.
@@ -248,6 +250,13 @@ class Routeweiler(requests.Session):
         hops = super().resolve_redirects(resp, req, *args, **kwargs)
         call = current.get()
         return _marked(hops, call) if call is not None and call.session is self else hops
+
+    def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
+        """Do as `requests.Session.rebuild_auth` does, and strip a Payment-Authorization where that strips Authorization."""
+        super().rebuild_auth(prepared_request, response)
+        headers, before, after = prepared_request.headers, response.request.url, prepared_request.url
+        if PAYMENT_AUTHORIZATION in (headers or {}) and self.should_strip_auth(before or "", after or ""):
+            del headers[PAYMENT_AUTHORIZATION]
 
     def quote(self, method: str, url: str | bytes, **kwargs: Any) -> Quote | None:
         """Return what ``request(method, url, **kwargs)`` would pay. No policy, limit or ``confirm`` is asked.

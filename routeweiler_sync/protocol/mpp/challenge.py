@@ -73,6 +73,14 @@ def parse_challenge(lines: str | Sequence[str]) -> Challenge | None:
     )
 
 
+def is_named(lines: Sequence[str]) -> bool:
+    """Return whether ``lines`` hold a charge over Lightning, or nothing but the scheme's name."""
+    try:
+        return any(_is_ours(each) for each in read_challenges(lines)) or not names_others(lines)
+    except OversizedHeaderError:
+        return True
+
+
 def is_named_alone(lines: Sequence[str]) -> bool:
     """Return whether ``lines`` hold no charge over Lightning: of this scheme, there is nothing that could be paid."""
     try:

@@ -40,6 +40,10 @@ _TOKEN_IN_TEXT = re.compile(rf"(?:eyJjaGFsbGVuZ2Ui|eyAiY2hhbGxlbmdlI|ewogICJjaGF
 # Servers repeat a preimage that they refuse: Invalid preimage: sha256(…) != …
 _PREIMAGE_IN_TEXT = re.compile(r"(preimage[^A-Za-z0-9]{1,12}(?:sha-?256[^A-Za-z0-9]{1,3})?)[0-9a-f]{8,}", re.IGNORECASE)
 
+# A preimage in a credential's JSON, of a session's too.
+_PREIMAGE = re.compile(r'[Pp]reimage"\s*:\s*"([0-9a-fA-F]{64})"')
+_URL_SAFE_TO_STANDARD = str.maketrans("-_", "+/")
+
 
 def token_of(params: Mapping[str, str]) -> str:
     """Return the text that holds every parameter of a challenge that goes back to the server: sorted JSON.
@@ -76,6 +80,29 @@ def is_sendable(token: str) -> bool:
 def credential_header(token: str) -> str:
     """Return the name of the header that the credential for ``token`` goes into. Raises: ValueError if ``token`` is none."""
     return ALTERNATE_HEADER if "header" in _echo_of(token) else DEFAULT_HEADER
+
+
+def secrets_of(token: str, preimage: bytes | None) -> frozenset[str]:
+    """Return what is secret of a charge: nothing before it is paid for, then its preimage and the credential made of that."""
+    if not preimage:
+        return frozenset()
+    try:
+        return secrets_in(_credential(_echo_of(token), preimage)) | {preimage.hex()}
+    except ValueError:
+        return frozenset((preimage.hex(),))
+
+
+def secrets_in(value: str) -> frozenset[str]:
+    """Return the secrets in ``value`` if the whole of it is a credential: its token, and the preimage in that. Else none."""
+    if not is_credential(value):
+        return frozenset()
+    token = value.split()[1].rstrip("=")
+    digits = token.translate(_URL_SAFE_TO_STANDARD)
+    try:
+        found = _PREIMAGE.findall(base64.b64decode(digits + "=" * (-len(digits) % 4)).decode("latin-1"))
+    except ValueError:
+        found = []
+    return frozenset((token, *(each.lower() for each in found)))
 
 
 def is_credential(value: str) -> bool:
