@@ -52,12 +52,13 @@ class ServerFacts:
         """Return a payment that the origin hasn't delivered anything for, if nothing more is to be bought there; else None.
 
         That is so while the origin has never accepted a token, and has refused one that was paid for, or answered `MAX_UNDELIVERED`
-        of them with errors.
+        of them with errors. A charge counts only if it was refused: after an error, nothing but its own request is held up.
         """
         with self._store.read() as tx:
             rows = tx.execute(
                 "SELECT * FROM payments WHERE origin = ? AND state = 'settled' AND taken = 0 "
-                "AND failure_code IN ('refused', 'undelivered') ORDER BY failure_code LIMIT ?",
+                "AND failure_code IN ('refused', 'undelivered') AND (single_use = 0 OR failure_code = 'refused') "
+                "ORDER BY failure_code LIMIT ?",
                 (origin, MAX_UNDELIVERED),
             )  # a refused one comes first, if there is one
             if not rows or (rows[0]["failure_code"] != REFUSED and len(rows) < MAX_UNDELIVERED):

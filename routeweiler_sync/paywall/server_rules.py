@@ -26,8 +26,8 @@ class ServerAnswer(str, Enum):
         "from a cassette or a cache"
     )
     PRICED = (
-        "402 (or, to a token, 401; to a charge, any 4xx) with a challenge of another scope than the token's, or of any scope if no "
-        "token was sent"
+        "402 (or, to a token, 401; to a charge, any error) with a challenge of another scope than the token's, or of any scope if "
+        "no token was sent"
     )
     REPEATED = "an error with a new challenge for the invoice that the charge has paid, the first one in the call"
     RECEIPTED = "any other error with a receipt for the charge"
@@ -421,7 +421,7 @@ def read_charge_answer(
         return ServerAnswer.RECEIPTED
     if repeated and status >= 400:
         return ServerAnswer.REPEATED
-    if wants is Wants.CHALLENGE and 400 <= status < 500:
+    if wants is Wants.CHALLENGE and status >= 400:
         return ServerAnswer.PRICED
     return read_answer(status, wants=Wants.NOTHING if wants is Wants.CHALLENGE else wants, judged=True)
 

@@ -121,7 +121,7 @@ def test_a_charge_is_spent_by_its_page_or_its_receipt_alone(status: int, wants: 
     assert (verdict is Verdict.USED_UP) == (status >= 400 and receipted)
     assert (verdict is Verdict.PRESENT_ANEW) == (status >= 400 and repeated and not receipted)
     if status >= 400 and not (receipted or repeated):
-        refuses = status == 402 or (status < 500 and wants is Wants.CHALLENGE) or (status == 401 and wants is Wants.NOTHING)
+        refuses = status == 402 or wants is Wants.CHALLENGE or (status == 401 and wants is Wants.NOTHING)
         assert verdict is (Verdict.GIVE_UP if refuses else Verdict.KEEP)
 
 
