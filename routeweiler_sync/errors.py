@@ -172,7 +172,7 @@ class RailNotSupportedError(NoFeasibleRailError):
 
 
 class ChallengeParseError(RouteweilerError):
-    """The 402 has an L402 or LSAT challenge that can't be used (malformed, oversized, bad signature, no amount): nothing spent."""
+    """The 402 has a challenge of L402, LSAT or Payment that can't be used (malformed, false signature, …): nothing spent."""
 
     code = "challenge_parse_error"
 
@@ -184,7 +184,7 @@ class ChallengeExpiredError(RouteweilerError):
 
 
 class ChallengeMismatchError(RouteweilerError):
-    """Token and invoice don't belong together (their payment hashes differ): nothing spent."""
+    """The challenge contradicts its own invoice (payment hash; of a charge also amount and network): nothing spent."""
 
     code = "challenge_mismatch"
 

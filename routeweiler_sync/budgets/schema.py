@@ -39,7 +39,8 @@ class BudgetEnvelope:
 
     ``ttl_seconds`` runs from the first use. When it is over, the envelope's grant has ended: a new session with the envelope starts
     a new grant, with the whole cap. ``allowed_origins_glob`` has fnmatch patterns for ``scheme://host[:port]``, or for
-    ``host[:port]`` if a pattern has no ``://``. ``owner_agent_id`` is a note on whose budget it is; it isn't enforced.
+    ``host[:port]`` if a pattern has no ``://``. ``allowed_rails`` are the schemes that may be paid:
+    ``l402``, ``mpp-lightning``. ``owner_agent_id`` is a note on whose budget it is; it isn't enforced.
 
     Raises: ValueError for values that can't be a budget.
     """

@@ -34,7 +34,7 @@ class RuleMatch:
       in the URL (``*casino*``); in a rule that allows, its part before the first slash is for scheme and host (``*example.com*``:
       hosts with that in their name), unless it is only ``*`` (``*/free/*``). An IPv6 address is written as in a URL. Paths and
       queries are case-sensitive.
-    - ``scheme``: the challenge's scheme (``L402``, ``LSAT``), in any case.
+    - ``scheme``: the challenge's scheme (``L402``, ``LSAT``, ``Payment``), in any case.
     - ``network``: the invoice's network (``bitcoin``, ``bitcoin-testnet``, ``bitcoin-signet``, ``bitcoin-regtest``), in any case.
     - ``any``: conditions of which at least one must hold.
 
@@ -60,7 +60,7 @@ class PolicyRule:
 
     - ``deny``: don't pay. ``reason`` says why.
     - ``max_per_call_minor_units``: the most that one call may cost, in minor units of the policy's currency.
-    - ``prefer``: the rail to pay over, or several rails, the best first.
+    - ``prefer``: the rail to pay over (``l402``, ``mpp-lightning``), or several rails, the best first. No other is paid over.
 
     Raises: ValueError that names the rule, if the rule can't be meant as it is written.
     """

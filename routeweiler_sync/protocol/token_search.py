@@ -30,8 +30,9 @@ _OCTAL_ESCAPE = re.compile(r"\\([0-3][0-7]{2})")
 _NOT_OF_A_TOKEN = re.compile(r"[\s\0\\\"'=]+")
 _URL_SAFE_TO_STANDARD = str.maketrans("-_", "+/")
 _BASE64 = re.compile(r"[A-Za-z0-9+/]+")
+_PREIMAGE = re.compile(r"[0-9a-f]{64}")
 # What looks like a token: its name, and soon after it a long value.
-_NAMED = re.compile(r"(?:token|macaroon|l402|lsat)[^A-Za-z0-9]{0,40}[A-Za-z0-9+/_-]{32}", re.IGNORECASE)
+_NAMED = re.compile(r"(?:token|macaroon|l402|lsat|preimage)[^A-Za-z0-9]{0,40}[A-Za-z0-9+/_-]{32}", re.IGNORECASE)
 
 
 def tokens_in(lines: Iterable[str]) -> frozenset[str]:
@@ -105,6 +106,8 @@ def _searched(tokens: frozenset[str]) -> tuple[str, ...]:
         if _BASE64.fullmatch(digits) and len(digits) % 4 != 1:
             raw = base64.b64decode(digits + "=" * (-len(digits) % 4))
             found[raw.hex()] = None
+        if _PREIMAGE.fullmatch(token):
+            found[base64.b64encode(bytes.fromhex(token)).decode().rstrip("=")] = None
         found[token.encode("utf-8", "surrogatepass").hex()] = None
         found[base64.b64encode(token.encode("utf-8", "surrogatepass")).decode().rstrip("=")] = None
     return tuple(each for each in found if len(each) >= MIN_TOKEN_CHARS)

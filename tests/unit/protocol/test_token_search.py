@@ -9,6 +9,8 @@ from urllib.parse import quote
 
 import pytest
 
+from routeweiler_sync.protocol import schemes
+from routeweiler_sync.protocol.http_auth import MAX_HEADER_CHARS, described
 from routeweiler_sync.protocol.token_search import holds_token, token_of, tokens_in, without_tokens
 
 RAW = b"\xfb\xff\xfe" + bytes(range(60))
@@ -86,3 +88,54 @@ def test_tokens_are_read_from_headers() -> None:
     assert tokens_in(["x" * 100_000]) == frozenset()
     assert token_of(b"L402 abc=:00ff") == token_of("LSAT abc=:00FF") == {"abc="}
     assert token_of("Basic abc") == token_of(None) == frozenset()
+
+
+CHARGE, PREIMAGE = '{"id":"1","realm":"r\\u00e9"}', bytes(range(200, 232))
+CREDENTIAL = schemes.authorization("Payment", CHARGE, PREIMAGE)
+
+
+@pytest.mark.parametrize("value", [CREDENTIAL, CREDENTIAL.encode(), f" payment   {CREDENTIAL.split()[1]}== "])
+def test_the_secrets_of_a_charge_are_its_preimage_and_its_credential(value: str | bytes) -> None:
+    """The challenge is public, and the preimage alone makes another credential of it."""
+    secrets = frozenset({PREIMAGE.hex(), CREDENTIAL.split()[1]})
+    assert token_of(value) == schemes.secrets_of("Payment", CHARGE, PREIMAGE) == secrets
+    assert schemes.secrets_of("Payment", CHARGE) == frozenset()
+    assert schemes.secrets_of("Payment", "damaged", PREIMAGE) == {PREIMAGE.hex()}
+    assert schemes.secrets_of("L402", TOKEN) == schemes.secrets_of("L402", TOKEN, PREIMAGE) == {TOKEN}
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        PREIMAGE.hex(),
+        PREIMAGE.hex().upper(),
+        f"Invalid preimage: sha256({PREIMAGE.hex()}) != 00",
+        base64.b64encode(PREIMAGE).decode(),
+        base64.urlsafe_b64encode(PREIMAGE).decode(),
+        json.dumps({"challenge": {}, "payload": {"preimage": PREIMAGE.hex()}}),
+        escaped(PREIMAGE.hex()),
+        CREDENTIAL,
+        quote(CREDENTIAL, safe=""),
+        html.escape(CREDENTIAL.split()[1]),
+    ],
+)
+def test_a_charges_secrets_are_found_in_any_writing(written: str) -> None:
+    """Servers repeat what they refuse, and a cache of their answers would open the page."""
+    assert holds_token(f"x {written} y", token_of(CREDENTIAL), by_value=True)
+    assert not holds_token(f"x {CHARGE} y", token_of(CREDENTIAL), by_value=True)
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ([], "none"),
+        (["Basic realm=x, Bearer"], "Basic, Bearer"),
+        (['Payment id="1", method="lightning", intent="session"'] * 2, "Payment lightning/session"),
+        (['Payment method="tempo", intent="charge", Payment method="a b\r\nc", intent="x"'], "Payment tempo/charge, Payment x"),
+        (["x" * (MAX_HEADER_CHARS + 1)], "too many to read"),
+        (["AgEDbG5kAvgBAwoQ" * 10], "none"),
+    ],
+)
+def test_the_log_names_what_is_asked_for_and_no_value(lines: list[str], expected: str) -> None:
+    """A user can't see why a 402 isn't paid, or the log holds what a server put into it."""
+    assert described(lines) == expected
