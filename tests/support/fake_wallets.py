@@ -1,0 +1,127 @@
+"""The fakes of the testing kit as `ContractWallet`s: one class a wallet, all over one `FakeLnd` that does the paying."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from routeweiler_sync.funding.replies import WalletReply
+from routeweiler_sync.funding.wallet import NodePayment
+from routeweiler_sync.testing import FakeLnd
+from routeweiler_sync.testing._lnd_book import sign_invoice
+
+from .wallet_contract import Recipe, Stranger, payment_hash_of
+
+FEE_MSAT = 1_000
+LONG_AGO = 1_700_000_000
+
+
+class OverFakeLnd:
+    """What all fakes have from the `FakeLnd` behind them. The others' own faults are in their subclasses."""
+
+    abilities = frozenset({"hold", "lose answer", "lose order", "restart"})
+
+    def __init__(self, lnd: FakeLnd) -> None:
+        self.lnd = lnd
+        lnd.fee_msat = FEE_MSAT
+
+    def make_invoice(self, amount_msat: int, *, expiry_s: int = 3600) -> str:
+        return self.lnd.invoice(amount_msat, expiry_s=expiry_s).bolt11
+
+    def make_expired_invoice(self, amount_msat: int) -> str:
+        return self.lnd.invoice(amount_msat, created_at=LONG_AGO).bolt11
+
+    def make_unpayable_invoice(self, amount_msat: int) -> str:
+        return sign_invoice(
+            secrets.token_hex(32),
+            payment_hash=secrets.token_bytes(32),
+            amount_msat=amount_msat,
+            memo="",
+            expiry_s=3600,
+            created_at=int(self.lnd._now()),
+            currency="bcrt",
+        )
+
+    def beyond_balance_msat(self) -> int:
+        return 2 * 10**12
+
+    def payments(self, bolt11: str) -> list[NodePayment]:
+        """By the node behind the wallet. A wallet with a list of its own tells that one."""
+        key = payment_hash_of(bolt11).hex()
+        return [
+            NodePayment(
+                payment_hash=payment.payment_hash,
+                status=payment.status,
+                amount_msat=payment.amount_msat,
+                fee_msat=payment.fee_msat,
+                failure_reason=payment.failure_reason,
+                created_at_ns=0,
+            )
+            for payment in self.lnd.payments
+            if payment.payment_hash == key
+        ]
+
+    @contextmanager
+    def hold(self) -> Iterator[Callable[[], None]]:
+        def release() -> None:
+            self.lnd.clear_faults()
+            self.lnd.release()
+
+        self.lnd.hang_next(times=None)
+        try:
+            yield release
+        finally:
+            release()
+
+
+class LndOverGrpc(OverFakeLnd):
+    """lnd over gRPC."""
+
+    failed, unknown_hash, stranger = WalletReply.FAILED, WalletReply.NOT_FOUND, WalletReply.REFUSED
+    sends_again = keeps_fee_limit = True
+
+    def __init__(self, lnd: FakeLnd) -> None:
+        super().__init__(lnd)
+        macaroon = Path(lnd.macaroon_path).read_bytes().hex()
+        self.recipe = Recipe(
+            name="LndClient",
+            arguments={
+                "grpc_host": lnd.host,
+                "grpc_port": lnd.port,
+                "macaroon_hex": macaroon,
+                "tls_cert_path": lnd.tls_cert_path,
+            },
+        )
+        self.client: Any = lnd.client(macaroon_hex=macaroon)
+        self.secrets = (macaroon,)
+
+    def stranger_client(self) -> Stranger:
+        wrong = "0201" + secrets.token_hex(48)
+        return Stranger(client=self.recipe.build(macaroon_hex=wrong), secrets=(wrong,))
+
+    @contextmanager
+    def lose_answer(self) -> Iterator[None]:
+        with self._dropping("after_paying"):
+            yield
+
+    @contextmanager
+    def lose_order(self) -> Iterator[None]:
+        with self._dropping("before_init"):
+            yield
+
+    def stop(self) -> None:
+        self.lnd.stop()
+
+    def start(self) -> None:
+        self.lnd.start()
+
+    @contextmanager
+    def _dropping(self, when: Literal["before_init", "after_paying"]) -> Iterator[None]:
+        self.lnd.drop_next(when, times=None)
+        try:
+            yield
+        finally:
+            self.lnd.clear_faults()
