@@ -4,19 +4,34 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from routeweiler_sync.funding.replies import WalletReply
 from routeweiler_sync.funding.wallet import NodePayment
 from routeweiler_sync.testing import FakeLnd
 from routeweiler_sync.testing._lnd_book import sign_invoice
 
-from .wallet_contract import Recipe, Stranger, payment_hash_of
+from .wallet_contract import ContractWallet, Recipe, Stranger, closing
 
 FEE_MSAT = 1_000
 LONG_AGO = 1_700_000_000
+
+
+class FakeWallet(ContractWallet, Protocol):
+    """A fake, behind which a `FakeLnd` pays, that can be reached over a relay."""
+
+    lnd: FakeLnd
+
+    @property
+    def port(self) -> int:
+        """Where the client connects to, on 127.0.0.1."""
+        ...
+
+    def through(self, port: int) -> Recipe:
+        """The same wallet's client, connecting to another port of 127.0.0.1."""
+        ...
 
 
 class OverFakeLnd:
@@ -48,9 +63,8 @@ class OverFakeLnd:
     def beyond_balance_msat(self) -> int:
         return 2 * 10**12
 
-    def payments(self, bolt11: str) -> list[NodePayment]:
-        """By the node behind the wallet. A wallet with a list of its own tells that one."""
-        key = payment_hash_of(bolt11).hex()
+    def own_list(self) -> list[NodePayment]:
+        """That of the node behind the wallet. A wallet with a list and costs of its own tells that one."""
         return [
             NodePayment(
                 payment_hash=payment.payment_hash,
@@ -61,7 +75,6 @@ class OverFakeLnd:
                 created_at_ns=0,
             )
             for payment in self.lnd.payments
-            if payment.payment_hash == key
         ]
 
     @contextmanager
@@ -103,14 +116,21 @@ class LndOverGrpc(OverFakeLnd):
         return Stranger(client=self.recipe.build(macaroon_hex=wrong), secrets=(wrong,))
 
     @contextmanager
-    def lose_answer(self) -> Iterator[None]:
-        with self._dropping("after_paying"):
+    def lose_answer(self, *, times: int | None = None) -> Iterator[None]:
+        with self._dropping("after_paying", times):
             yield
 
     @contextmanager
-    def lose_order(self) -> Iterator[None]:
-        with self._dropping("before_init"):
+    def lose_order(self, *, times: int | None = None) -> Iterator[None]:
+        with self._dropping("before_init", times):
             yield
+
+    @property
+    def port(self) -> int:
+        return self.lnd.port
+
+    def through(self, port: int) -> Recipe:
+        return Recipe(name=self.recipe.name, arguments=self.recipe.arguments | {"grpc_port": port})
 
     def stop(self) -> None:
         self.lnd.stop()
@@ -119,9 +139,25 @@ class LndOverGrpc(OverFakeLnd):
         self.lnd.start()
 
     @contextmanager
-    def _dropping(self, when: Literal["before_init", "after_paying"]) -> Iterator[None]:
-        self.lnd.drop_next(when, times=None)
+    def _dropping(self, when: Literal["before_init", "after_paying"], times: int | None) -> Iterator[None]:
+        self.lnd.drop_next(when, times=times)
         try:
             yield
         finally:
             self.lnd.clear_faults()
+
+
+@contextmanager
+def fake_wallet(name: str, lnd: FakeLnd) -> Iterator[FakeWallet]:
+    """The wallet of this name, one of `FAKE_WALLETS`, running inside ``with``; ``lnd`` pays for it."""
+    with FAKE_WALLETS[name](lnd) as wallet, closing(wallet.client):
+        yield wallet
+
+
+@contextmanager
+def _lnd_over_grpc(lnd: FakeLnd) -> Iterator[FakeWallet]:
+    yield LndOverGrpc(lnd)
+
+
+#: By the names of ``ROUTEWEILER_WALLET``.
+FAKE_WALLETS: dict[str, Callable[[FakeLnd], AbstractContextManager[FakeWallet]]] = {"lnd": _lnd_over_grpc}

@@ -115,20 +115,23 @@ class ContractWallet(Protocol):
         """A client with a key that this wallet doesn't know."""
         ...
 
-    def payments(self, bolt11: str) -> list[NodePayment]:
-        """The payments of this invoice in the wallet's own list, read without the client under test."""
+    def own_list(self) -> list[NodePayment]:
+        """All payments in the wallet's own list, with its costs, read without the client under test."""
         ...
 
     def hold(self) -> AbstractContextManager[Callable[[], None]]:
         """Inside, payments that start stay in flight; calling the value, or leaving, lets them go on (ability ``hold``)."""
         ...
 
-    def lose_answer(self) -> AbstractContextManager[None]:
-        """Inside, orders are carried out, and nothing of what the wallet says of them arrives (ability ``lose answer``)."""
+    def lose_answer(self, *, times: int | None = None) -> AbstractContextManager[None]:
+        """Inside, orders are carried out, and nothing of what the wallet says of them arrives (ability ``lose answer``).
+
+        ``times``: only the next so many orders.
+        """
         ...
 
-    def lose_order(self) -> AbstractContextManager[None]:
-        """Inside, orders leave the client and never arrive (ability ``lose order``)."""
+    def lose_order(self, *, times: int | None = None) -> AbstractContextManager[None]:
+        """Inside, orders leave the client and never arrive (ability ``lose order``); only the next ``times``."""
         ...
 
     def stop(self) -> None:
@@ -263,7 +266,7 @@ class WalletContract:
         assert isinstance(cap_msat, int)
         answer = send(wallet.client, bolt11)
         assert answer.reply is WalletReply.SUCCEEDED, answer
-        [listed] = wallet.payments(bolt11)
+        [listed] = payments(wallet, bolt11)
         assert listed.fee_msat <= cap_msat
 
     def test_a_wrong_key_pays_nothing_and_is_told_without_the_key(self, wallet: ContractWallet) -> None:
@@ -401,7 +404,7 @@ class WalletContract:
         send(wallet.client, unpaid)
         assert until_it_ends(wallet, unpaid).reply is wallet.failed
         listed = {payment.payment_hash: payment for payment in wallet.client.list_payments()}
-        [own] = wallet.payments(bolt11)
+        [own] = payments(wallet, bolt11)
         found = listed[payment_hash_of(bolt11).hex()]
         assert (found.status, found.amount_msat, found.fee_msat) == ("SUCCEEDED", answer.amount_msat, own.fee_msat)
         assert (lost := listed.get(payment_hash_of(unpaid).hex())) is None or lost.status == "FAILED"
@@ -505,6 +508,12 @@ def payment_hash_of(bolt11: str) -> bytes:
     return bytes.fromhex(library.decode(bolt11).payment_hash)
 
 
+def payments(wallet: ContractWallet, bolt11: str) -> list[NodePayment]:
+    """The payments of this invoice in the wallet's own list."""
+    key = payment_hash_of(bolt11).hex()
+    return [payment for payment in wallet.own_list() if payment.payment_hash == key]
+
+
 def send(
     client: Any,
     bolt11: str,
@@ -559,14 +568,14 @@ def assert_paid_once(wallet: ContractWallet, bolt11: str, answer: WalletAnswer, 
     assert answer.preimage is not None
     assert hashlib.sha256(answer.preimage).digest() == payment_hash_of(bolt11)
     assert answer.amount_msat == amount_msat
-    [listed] = [payment for payment in wallet.payments(bolt11) if payment.status == "SUCCEEDED"]
+    [listed] = [payment for payment in payments(wallet, bolt11) if payment.status == "SUCCEEDED"]
     assert listed.amount_msat == amount_msat
     assert listed.fee_msat > 0
     assert answer.fee_msat == listed.fee_msat
 
 
 def assert_not_paid(wallet: ContractWallet, bolt11: str) -> None:
-    assert {payment.status for payment in wallet.payments(bolt11)} <= {"FAILED"}
+    assert {payment.status for payment in payments(wallet, bolt11)} <= {"FAILED"}
 
 
 def assert_no_secret(text: str, hidden: tuple[str, ...]) -> None:
