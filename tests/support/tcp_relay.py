@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Literal
 
@@ -32,7 +33,7 @@ class Wire:
         self._lock = threading.Lock()
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         self._frozen: set[socket.socket] = set()
-        self._armed: tuple[int, str, Way] | None = None
+        self._armed: tuple[int, str | Callable[[], None], Way] | None = None
         self._passed: Counter[Way] = Counter()
         self._holding = False
         self._held: list[tuple[socket.socket, bytes]] = []
@@ -42,8 +43,8 @@ class Wire:
         self.port: int = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
 
-    def arm(self, bytes_left: int, how: str, way: Way = "both") -> None:
-        """Strike after so many more bytes that way; ``both``: counted together."""
+    def arm(self, bytes_left: int, how: str | Callable[[], None], way: Way = "both") -> None:
+        """Strike after so many more bytes that way; ``both``: counted together. A function is called then, and nothing is cut."""
         with self._lock:
             self._armed = (bytes_left, how, way)
 
@@ -115,7 +116,9 @@ class Wire:
                 passed, strikes = self._passes(data, to_lnd)
                 if source not in self._frozen:
                     sink.sendall(passed)
-                if strikes is not None:
+                if callable(strikes):
+                    strikes()
+                elif strikes is not None:
                     self.strike(strikes)
         if not self._released.is_set():
             self._released.wait()
@@ -131,7 +134,7 @@ class Wire:
                 self._held.append((sink, data))
             return keeps
 
-    def _passes(self, data: bytes, to_lnd: bool) -> tuple[bytes, str | None]:
+    def _passes(self, data: bytes, to_lnd: bool) -> tuple[bytes, str | Callable[[], None] | None]:
         own: Way = "to lnd" if to_lnd else "from lnd"
         with self._lock:
             self._passed[own] += len(data)
@@ -142,4 +145,4 @@ class Wire:
             if len(data) < left:
                 return data, None
             self._armed = None
-            return data[:left], how
+            return data if callable(how) else data[:left], how
