@@ -22,6 +22,9 @@ LND_GRPC_HOST, LND_TLS_CERT_PATH, LND_MACAROON_PATH = "LND_GRPC_HOST", "LND_TLS_
 #: The same under the names that Polar, a tool for test networks, uses.
 POLAR_LND_HOST, POLAR_LND_TLS_CERT, POLAR_LND_MACAROON = "POLAR_LND_HOST", "POLAR_LND_TLS_CERT", "POLAR_LND_MACAROON"
 
+#: ``1`` allows a wallet whose URL begins with ``http://``, also where others could listen in.
+ALLOW_HTTP_WALLET = "ROUTEWEILER_ALLOW_HTTP_WALLET"
+
 #: Set by ``routeweiler-sync run`` for the Python processes that shall pay: which installation of this package started them.
 RUN = "ROUTEWEILER_RUN"
 
