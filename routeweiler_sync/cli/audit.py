@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ..audit import Difference, NodeAccount, Open, Report
-    from ..funding.lnd.client import LndClient
     from ..ledger.ledger import Ledger
     from ..trace.reader import TraceAccount
 
@@ -40,13 +39,13 @@ SHOWN_MAX = 200
 class Accounts:
     """The accounts to compare.
 
-    ``traces`` are paths, ``client`` is None if the node isn't compared. ``node_pubkey`` is set once the node has been read.
-    ``unread`` says why an account that should be compared can't be read; its keys are ``trace`` and ``node``.
+    ``traces`` are paths, ``client`` is a wallet client, None if the wallet isn't compared. ``node_pubkey`` is set once the wallet
+    has been read. ``unread`` says why an account that should be compared can't be read; its keys are ``trace`` and ``node``.
     """
 
     ledger: Ledger
     traces: Sequence[str]
-    client: LndClient | None
+    client: Any
     node_pubkey: str | None = None
     unread: dict[str, str] = field(default_factory=dict)
 
@@ -148,16 +147,15 @@ def _trace_files(given: Sequence[str]) -> Sequence[str]:
     return given or ([named] if named else [])
 
 
-def _client(accounts: Accounts) -> LndClient | None:
-    """Return a client of the environment's node. None if it names no node, or (see ``unread``) one that can't be used."""
-    from ..funding.lnd.client import LndClient
-    from ..funding.lnd.lndconnect import names_node
+def _client(accounts: Accounts) -> Any:
+    """Return a client of the environment's wallet. None if it names none, or (see ``unread``) one that can't be used."""
+    from ..config import wallets
 
-    if not names_node(os.environ):
+    if not wallets.names_wallet():
         return None
     try:
-        return LndClient.from_env()
-    except (FundingError, ValueError) as error:
+        return wallets.client()
+    except FundingError as error:
         accounts.unread["node"] = text_of(error)
         return None
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,25 +23,8 @@ from .findings import Finding, TooSlowError, ok, warning, within, wrong, wrong_b
 if TYPE_CHECKING:
     from ..funding.lightning import LightningFundingSource
 
-#: Every variable that names a node or a part of one.
-NODE_VARIABLES = (
-    env_vars.LNDCONNECT,
-    env_vars.LND_GRPC_HOST,
-    env_vars.LND_TLS_CERT_PATH,
-    env_vars.LND_MACAROON_PATH,
-    env_vars.POLAR_LND_HOST,
-    env_vars.POLAR_LND_TLS_CERT,
-    env_vars.POLAR_LND_MACAROON,
-)
-_SETS = (NODE_VARIABLES[:1], NODE_VARIABLES[1:4], NODE_VARIABLES[4:])
 #: How many wallets of one session are looked at.
 _WALLETS_MAX = 8
-
-
-def naming_variables(environ: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """Return the variables by which the node of the environment is named, and those that would name another and aren't used."""
-    named = [[name for name in names if environ.get(name)] for names in _SETS if environ.get(names[0])]
-    return named[0], [name for names in named[1:] for name in names[:1]]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -196,6 +179,13 @@ def balance_finding(local_msat: int) -> Finding:
         advice = "Open a channel to another node, or get paid: only what is on this side of a channel can be spent."
         return wrong("balance", "no outbound balance: nothing can be paid", advice)
     return ok("balance", f"{whole_sats(local_msat)} outbound")
+
+
+def address_of(client: object) -> str:
+    """Return where a client's wallet is, as the end of a sentence without a secret."""
+    endpoint = getattr(client, "_endpoint", None)
+    address = getattr(endpoint, "address", None)
+    return f"at {address}" if isinstance(address, str) else f"as {client!r}"
 
 
 def whole_sats(msat: int) -> str:

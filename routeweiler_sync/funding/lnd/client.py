@@ -30,7 +30,8 @@ from ..wallet import (
     default_fee_cap_msat,
     network_of,
 )
-from .lndconnect import DEFAULT_PORT, from_environment, parse_lndconnect
+from .environment import from_environment
+from .lndconnect import DEFAULT_PORT, parse_lndconnect
 from .replies import failure_reason
 
 if TYPE_CHECKING:
@@ -110,7 +111,8 @@ class LndClient:
         """Return a client for the node that the environment names (``environ``, by default `os.environ`).
 
         The variables are ``ROUTEWEILER_LNDCONNECT``; else ``LND_GRPC_HOST`` (host:port), ``LND_TLS_CERT_PATH``,
-        ``LND_MACAROON_PATH``; else ``POLAR_LND_HOST``, ``POLAR_LND_TLS_CERT``, ``POLAR_LND_MACAROON``.
+        ``LND_MACAROON_PATH`` (or ``LND_TLS_CERT_HEX``, ``LND_MACAROON_HEX``); else ``POLAR_LND_HOST``, ``POLAR_LND_TLS_CERT``,
+        ``POLAR_LND_MACAROON``.
 
         Raises: FundingError that names the variables, if none is set or one can't be used.
         """
