@@ -12,28 +12,23 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 
-from routeweiler_sync import LightningFundingSource, PaymentPendingError, PaymentState, Routeweiler, RouteweilerError, TraceSink
-from routeweiler_sync.testing import FakeLnd, Paywall
-from tests.support.accounts import Books
+from routeweiler_sync import PaymentPendingError, RouteweilerError
 from tests.support.crashing_buyer import DIED
-from tests.support.fake_wallets import FAKE_WALLETS, FakeWallet, fake_wallet
 from tests.support.tcp_relay import Wire
 from tests.support.wallet_buyers import Buyers
-from tests.support.wallet_contract import NETWORK, PATIENCE_S, Recipe, ready
+from tests.support.wallet_contract import PATIENCE_S, Recipe, ready
+from tests.support.wallet_market import WalletMarket
 
 pytestmark = [pytest.mark.usefixtures("asks_at_once"), pytest.mark.timeout(180)]
 
 THREADS = 64
 #: How long a call waits for a wallet that doesn't answer, in these tests.
 SHORT_S = 2.0
-#: Calls that a need may take after a fault until its page is there.
-CALLS_MAX = 4
 SEED = 15
 #: How many moments of a purchase a buyer is killed at, by the bytes between it and its wallet.
 KILLS = 8
@@ -46,81 +41,13 @@ POINTS = [
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system doesn't fork")
 
 
-class Market:
-    """One wallet, one paywall, and the accounts of all who take part."""
-
-    def __init__(self, folder: Path, wallet: FakeWallet, paywall: Paywall) -> None:
-        self.wallet, self.paywall = wallet, paywall
-        self.books = Books(folder, self)  # type: ignore[arg-type]
-
-    @property
-    def payments(self) -> list[Any]:
-        """The wallet's own list, which the books are held against."""
-        return self.wallet.own_list()
-
-    @property
-    def paid(self) -> set[str]:
-        return {payment.payment_hash for payment in self.payments if payment.status == "SUCCEEDED"}
-
-    def session(self, *, client: Any = None, payment_timeout: float = PATIENCE_S, **more: Any) -> Routeweiler:
-        source = LightningFundingSource(client=client or self.wallet.client, network=NETWORK)
-        return Routeweiler(
-            funding=[source],
-            ledger=self.books.ledger_path,
-            trace_sink=TraceSink.jsonl(self.books.trace_path),
-            payment_timeout=payment_timeout,
-            **more,
-        )
-
-    def call(self, **options: Any) -> requests.Response | RouteweilerError:
-        """One call by a session of its own. An error of ours is an end like any other."""
-        with self.session(**options) as session:
-            try:
-                return session.get(self.paywall.url, timeout=PATIENCE_S)
-            except RouteweilerError as error:
-                return error
-
-    def until_served(self) -> requests.Response:
-        """Calls until the page is there."""
-        answers: list[Any] = []
-        while len(answers) < CALLS_MAX:
-            answers.append(self.call())
-            if isinstance(answers[-1], requests.Response):
-                assert answers[-1].status_code == 200
-                return answers[-1]
-        raise AssertionError(f"the page never came: {answers!r}")
-
-    def forget(self) -> None:
-        """The page must be bought anew."""
-        ledger = self.books.ledger
-        ledger.forget(*(row.payment_hash for row in self.books.rows if row.state is PaymentState.SETTLED))
-
-    def check(self, *, payments: int = 1) -> None:
-        """So many payments were made in all, the ledger and the trace know them, and the token that was paid for opens the page."""
-        assert len(self.paid) == payments, self.payments
-        self.books.check()
-        assert self.until_served().payment.reused  # type: ignore[attr-defined]
-        assert len(self.paid) == payments
-
-
-@pytest.fixture(params=FAKE_WALLETS)
-def wallet(request: pytest.FixtureRequest, lnd: FakeLnd) -> Iterator[FakeWallet]:
-    with fake_wallet(request.param, lnd) as wallet:
-        yield wallet
-
-
-@pytest.fixture
-def market(tmp_path: Path, wallet: FakeWallet, paywall: Paywall) -> Market:
-    return Market(tmp_path, wallet, paywall)
-
-
-def begin(market: Market, buyers: Buyers, *, recipe: Recipe | None = None, point: str | None = None) -> int:
+def begin(market: WalletMarket, buyers: Buyers, *, recipe: Recipe | None = None, point: str | None = None) -> int:
     """A process that buys the page. Returns its id."""
     books = market.books
     return buyers.begin(recipe or market.wallet.recipe, market.paywall.url, books.ledger_path, books.trace_path, point)
 
 
-def finish(market: Market, *, payments: int = 1) -> None:
+def finish(market: WalletMarket, *, payments: int = 1) -> None:
     """What a buyer has left is finished by the next calls, for one payment."""
     end = market.call(payment_timeout=PATIENCE_S if market.wallet.sends_again else SHORT_S)
     if isinstance(end, PaymentPendingError) and not market.wallet.sends_again:
@@ -139,7 +66,7 @@ def buyers() -> Iterator[Buyers]:
 # Nothing goes wrong
 
 
-def test_a_page_is_bought_once_and_had_again_for_nothing(market: Market) -> None:
+def test_a_page_is_bought_once_and_had_again_for_nothing(market: WalletMarket) -> None:
     """The least that a wallet is for."""
     with market.session() as session:
         for reused in (False, True, True):
@@ -150,7 +77,7 @@ def test_a_page_is_bought_once_and_had_again_for_nothing(market: Market) -> None
     market.check()
 
 
-def test_many_threads_that_want_one_page_pay_once(market: Market) -> None:
+def test_many_threads_that_want_one_page_pay_once(market: WalletMarket) -> None:
     """A crawler's threads meet one paywall at the same moment."""
     barrier, ends = threading.Barrier(THREADS), list[Any]()
 
@@ -174,7 +101,7 @@ def test_many_threads_that_want_one_page_pay_once(market: Market) -> None:
 # Between the buyer and the wallet
 
 
-def test_an_answer_that_is_lost_costs_nothing(market: Market) -> None:
+def test_an_answer_that_is_lost_costs_nothing(market: WalletMarket) -> None:
     """The wallet has paid and nobody heard it: a second payment, or a lost token, would be the user's loss."""
     with market.wallet.lose_answer(times=1):
         first = market.call()
@@ -183,7 +110,7 @@ def test_an_answer_that_is_lost_costs_nothing(market: Market) -> None:
     market.check()
 
 
-def test_an_order_that_is_lost_is_sent_again_only_where_the_wallet_refuses_a_second_one(market: Market) -> None:
+def test_an_order_that_is_lost_is_sent_again_only_where_the_wallet_refuses_a_second_one(market: WalletMarket) -> None:
     """It may arrive yet. A wallet that refuses duplicates gets the same invoice again; any other one gets nothing more."""
     with market.wallet.lose_order(times=1):
         first = market.call(payment_timeout=PATIENCE_S if market.wallet.sends_again else SHORT_S)
@@ -199,7 +126,7 @@ def test_an_order_that_is_lost_is_sent_again_only_where_the_wallet_refuses_a_sec
     assert not market.paid
 
 
-def test_orders_that_are_all_lost_leave_the_call_pending(market: Market) -> None:
+def test_orders_that_are_all_lost_leave_the_call_pending(market: WalletMarket) -> None:
     """Said to be unpaid, the page would be bought with another invoice, and both orders might arrive."""
     with market.wallet.lose_order():
         end = market.call(payment_timeout=SHORT_S)
@@ -213,7 +140,7 @@ def test_orders_that_are_all_lost_leave_the_call_pending(market: Market) -> None
         market.check()
 
 
-def test_a_wallet_that_is_killed_in_the_midst_of_a_payment_is_asked_when_it_is_back(market: Market) -> None:
+def test_a_wallet_that_is_killed_in_the_midst_of_a_payment_is_asked_when_it_is_back(market: WalletMarket) -> None:
     """A reboot of the wallet's machine: its payment ends by itself, and the next call finds it."""
     wallet = market.wallet
     with wallet.hold():
@@ -228,7 +155,7 @@ def test_a_wallet_that_is_killed_in_the_midst_of_a_payment_is_asked_when_it_is_b
     market.check()
 
 
-def test_a_wallet_that_is_gone_costs_nothing(market: Market) -> None:
+def test_a_wallet_that_is_gone_costs_nothing(market: WalletMarket) -> None:
     """No order has left: the user may be told that nothing was spent, unless the wallet can't be told from a slow one."""
     wallet = market.wallet
     wallet.stop()
@@ -249,7 +176,7 @@ def test_a_wallet_that_is_gone_costs_nothing(market: Market) -> None:
 @forks
 @pytest.mark.slow
 @pytest.mark.parametrize("point", POINTS)
-def test_a_buyer_that_dies_at_a_step_pays_once(market: Market, buyers: Buyers, point: str) -> None:
+def test_a_buyer_that_dies_at_a_step_pays_once(market: WalletMarket, buyers: Buyers, point: str) -> None:
     """A killed worker is the commonest crash: its successor must find what it has paid, and pay for nothing twice."""
     begun = begin(market, buyers, point=point)
     assert buyers.ended() == DIED, begun
@@ -258,7 +185,7 @@ def test_a_buyer_that_dies_at_a_step_pays_once(market: Market, buyers: Buyers, p
 
 @forks
 @pytest.mark.slow
-def test_a_buyer_that_is_killed_while_its_payment_is_in_flight_pays_once(market: Market, buyers: Buyers) -> None:
+def test_a_buyer_that_is_killed_while_its_payment_is_in_flight_pays_once(market: WalletMarket, buyers: Buyers) -> None:
     """The wallet goes on without it."""
     with market.wallet.hold():
         pid = begin(market, buyers)
@@ -270,7 +197,7 @@ def test_a_buyer_that_is_killed_while_its_payment_is_in_flight_pays_once(market:
 
 @forks
 @pytest.mark.slow
-def test_a_buyer_that_is_killed_at_any_byte_pays_once(market: Market, buyers: Buyers) -> None:
+def test_a_buyer_that_is_killed_at_any_byte_pays_once(market: WalletMarket, buyers: Buyers) -> None:
     """Half an order, or half an answer, is the state that no step of the code ends in."""
     wire = Wire(market.wallet.port)
     recipe = market.wallet.through(wire.port)
