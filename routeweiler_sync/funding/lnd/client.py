@@ -18,16 +18,15 @@ from ..._core.deadline import monotonic_s
 from ..._core.durations import read_seconds
 from ..._core.preload import prepare_to_pay
 from ..._core.secret_text import WHERE, kind_of, may_be_secret, problem_of_path, shown
-from ...errors import ChallengeParseError, FundingError, InvoicePaymentError, PaymentPendingError, PreimageMismatchError
-from ...protocol.invoice import Invoice, decode_invoice
+from ...errors import FundingError
 from ..replies import WalletAnswer, WalletReply
+from ..simple_calls import pay, status_of
 from ..wallet import (
     ChannelBalance,
     NodeInfo,
     NodePayment,
     PaymentStatus,
     SentPayment,
-    default_fee_cap_msat,
     network_of,
 )
 from .environment import from_environment
@@ -152,24 +151,13 @@ class LndClient:
         """
         if max_fee_msat is not None and fee_limit_msat is not None:
             raise ValueError("give max_fee_msat or fee_limit_msat, not both: they are the same")
-        invoice = _read_invoice(payment_request)
-        payment_hash, amount_msat = invoice.payment_hash, invoice.amount_msat
-        limit = max_fee_msat if max_fee_msat is not None else fee_limit_msat
-        limit = default_fee_cap_msat(amount_msat) if limit is None else limit
-        timeout_s = self._bounded(timeout_seconds or self.timeout_seconds)
-        deadline = monotonic_s() + timeout_s
-        answer = sent = self.send(payment_request, payment_hash=payment_hash, max_fee_msat=limit, timeout_s=timeout_s)
-        if sent.reply in (WalletReply.EXISTS, WalletReply.EXPIRED):
-            # lnd checks the expiry before it looks whether the invoice is paid, so only tracking shows whether it is.
-            answer = self.track(payment_hash, timeout_s=max(deadline - monotonic_s(), 1.0), follow=True)
-        if answer.reply is WalletReply.SUCCEEDED and answer.preimage is not None:
-            return SentPayment(
-                payment_hash=payment_hash,
-                payment_preimage=answer.preimage,
-                amount_msat=answer.amount_msat,
-                fee_msat=answer.fee_msat or 0,
-            )
-        raise _outcome_error(sent, answer, payment_hash.hex())
+        return pay(
+            self,
+            payment_request,
+            max_fee_msat=max_fee_msat if max_fee_msat is not None else fee_limit_msat,
+            timeout_s=self._bounded(timeout_seconds or self.timeout_seconds),
+            wallet="lnd",
+        )
 
     def send(self, bolt11: str, *, payment_hash: bytes, max_fee_msat: int, timeout_s: float) -> WalletAnswer:
         """Send one payment order, and return the answer that ends its stream. Meant for a purchase, which counts the sends.
@@ -245,24 +233,7 @@ class LndClient:
         Raises: FundingError if lnd can't be asked. PreimageMismatchError if lnd's preimage doesn't fit the payment hash. ValueError
         for a hash of another length.
         """
-        key = bytes.fromhex(payment_hash) if isinstance(payment_hash, str) else payment_hash
-        if len(key) != 32:
-            raise ValueError(f"a payment hash has 32 bytes, not {len(key)}")
-        answer = self.track(key, timeout_s=self.timeout_seconds, follow=False)
-        match answer.reply:
-            case WalletReply.SUCCEEDED:
-                return PaymentStatus("succeeded", answer.preimage, answer.amount_msat, answer.fee_msat or 0)
-            case WalletReply.FAILED:
-                return PaymentStatus("failed", failure_reason=answer.reason)
-            case WalletReply.IN_FLIGHT:
-                return PaymentStatus("in_flight")
-            case WalletReply.NOT_FOUND:
-                return PaymentStatus("unknown_hash")
-            case WalletReply.WRONG_PREIMAGE:
-                raise _outcome_error(answer, answer, key.hex())
-        raise FundingError(
-            f"lnd can't be asked about payment {key.hex()}: {answer.reason}.", advice="Try again: asking spends nothing."
-        )
+        return status_of(self, payment_hash, timeout_s=self.timeout_seconds, wallet="lnd")
 
     def check_ready(self, timeout_s: float) -> None:
         """Return once the node accepts payment orders. Wait for at most ``timeout_s`` seconds. Needs no macaroon.
@@ -415,50 +386,3 @@ def _without_private_keys(pem: str) -> str:
     if certificates == text:
         return pem
     return certificates if isinstance(given, str) else certificates.encode("latin-1")  # type: ignore[return-value]
-
-
-def _read_invoice(text: str) -> Invoice:
-    """Return the invoice in ``text``. Raises: FundingError for a text that can't be read or an invoice that can't be paid."""
-    prepare_to_pay()
-    try:
-        return decode_invoice(text)
-    except ChallengeParseError as error:
-        raise FundingError(f"This isn't a BOLT-11 invoice that can be paid: {error}.", advice="Ask for another one.") from error
-
-
-def _outcome_error(sent: WalletAnswer, answer: WalletAnswer, payment_hash: str) -> Exception:
-    """Return the error to raise for a payment that didn't succeed.
-
-    ``sent`` is the answer to the payment order, ``answer`` the last one: to the order, or to a track after it.
-    """
-    match sent.reply, answer.reply:
-        case _, WalletReply.FAILED:
-            return InvoicePaymentError(
-                f"The payment of {payment_hash} failed: {answer.reason}.",
-                advice="The same invoice may be paid again until it expires.",
-                payment_hash=payment_hash,
-                failure_reason=answer.reason,
-            )
-        case _, WalletReply.WRONG_PREIMAGE:
-            return PreimageMismatchError(
-                f"lnd reports that {payment_hash} is paid, but its preimage doesn't fit the payment hash.",
-                advice="Keep lnd's records as evidence.",
-                payment_hash=payment_hash,
-            )
-        case WalletReply.REFUSED, _:
-            return FundingError(
-                f"lnd didn't accept the order to pay {payment_hash}: {sent.reason}.",
-                advice="Remove the cause, or ask for a new invoice.",
-                payment_hash=payment_hash,
-            )
-        case WalletReply.EXPIRED, WalletReply.NOT_FOUND:
-            return FundingError(
-                f"lnd doesn't pay {payment_hash} any more: {sent.reason}.",
-                advice="Ask for a new invoice.",
-                payment_hash=payment_hash,
-            )
-    return PaymentPendingError(
-        f"The outcome of {payment_hash} isn't known ({answer.reason or answer.reply.value}).",
-        advice="Pay the same invoice again, or track it: neither pays it twice.",
-        payment_hash=payment_hash,
-    )
