@@ -165,6 +165,14 @@ def client(environ: Mapping[str, str] = os.environ) -> Any:
     return found.wallet.client_class().from_env(environ)
 
 
+def class_of(client: object) -> str | None:
+    """Return the class of ``client`` as `Wallet.client` names it, also for a subclass; None for a program's own client."""
+    inherited = [f"{each.__module__}.{each.__qualname__}" for each in type(client).__mro__]
+    prefix = f"{__package__.rpartition('.')[0]}.funding."
+    classes = {f"{prefix}{wallet.client}": wallet.client for wallet in WALLETS}
+    return next((classes[name] for name in inherited if name in classes), None)
+
+
 def _first(environ: Mapping[str, str]) -> Wallet | None:
     by_way = (wallet for wallet in WALLETS for way in wallet.ways if environ.get(way[0]))
     by_half = (wallet for wallet in WALLETS for name in wallet.half if environ.get(name))

@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .lightning import Funding as Funding
+    from .lightning import Funding as Funding, LndClient as LndClient
 else:
 
     def __getattr__(name: str) -> object:
-        # Programs import `Funding` from here. It is loaded at its first use, because only paying needs the wallets behind it.
-        if name == "Funding":
-            from .lightning import Funding
+        # Programs import these names from here. They are loaded at their first use, because only paying needs the wallets.
+        if name in _LAZY:
+            from . import lightning
 
-            return Funding
+            return getattr(lightning, name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-__all__ = ["Funding"]
+_LAZY = ("Funding", "LnbitsClient", "LndClient", "LndRestClient", "NwcClient")
+__all__ = ["Funding", "LndClient"]
