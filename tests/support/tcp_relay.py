@@ -19,8 +19,9 @@ from .faulty_sockets import reset
 Way = Literal["to lnd", "from lnd", "both"]
 
 READ_BYTES = 65_536
-#: Sent at once, only an order is so long: it holds an invoice.
+#: Sent at once, only an order is so long: it holds an invoice. (And the first message of a TLS handshake.)
 ORDER_BYTES_MIN = 250
+TLS_HANDSHAKE = b"\x16"
 #: lnd is given so long to read what was held before its connection ends.
 GRACE_S = 0.3
 
@@ -129,7 +130,8 @@ class Wire:
 
     def _keeps(self, sink: socket.socket, data: bytes) -> bool:
         with self._lock:
-            keeps = self._holding and (len(data) >= ORDER_BYTES_MIN or any(held is sink for held, _ in self._held))
+            is_order = len(data) >= ORDER_BYTES_MIN and not data.startswith(TLS_HANDSHAKE)
+            keeps = self._holding and (is_order or any(held is sink for held, _ in self._held))
             if keeps:
                 self._held.append((sink, data))
             return keeps
