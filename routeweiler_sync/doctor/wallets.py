@@ -77,7 +77,7 @@ class Examination:
     def findings(self) -> Iterator[Finding]:
         """Yield what is found about each wallet."""
         for client, sources, seen in self._wallets[:_WALLETS_MAX]:
-            networks = tuple(dict.fromkeys(source.network for source in sources))
+            networks = tuple(dict.fromkeys(source.network for source in sources if source.network is not None))
             pinned = next((source.node_pubkey for source in sources if source.node_pubkey is not None), None)
             module = _MODULES.get(class_of(client) or "")
             if module is None:
@@ -209,8 +209,8 @@ def network_findings(network: str, wanted: tuple[str, ...]) -> Iterator[Finding]
     from ..funding.wallet import NETWORKS
 
     if not network:
-        yield ok("network", f"not told by the wallet; taken to be {', '.join(wanted)}")
-    elif network in wanted:
+        yield ok("network", f"not told by the wallet; taken to be {', '.join(wanted) or 'that of each invoice'}")
+    elif network in (wanted or NETWORKS):
         yield ok("network", network)
     elif network not in NETWORKS:
         yield wrong("network", f"the node is on {network}, for which nothing can be paid", f"Use a node on {', '.join(NETWORKS)}.")

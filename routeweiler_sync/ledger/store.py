@@ -23,7 +23,7 @@ from typing import Any, Protocol, TypeVar
 T = TypeVar("T")
 
 #: The newest version in `MIGRATIONS`. A ledger with a higher version was written by a newer release.
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
 #: By version: the statements that bring a ledger from the version before to this one. An entry is never edited once it is released;
 #: new ones are appended. Columns of ``payments`` that have another name in `PaymentRow` are listed in `rows.COLUMN_NAMES`.
@@ -191,6 +191,11 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         """
         CREATE INDEX payments_spent ON payments (origin, settled_at_ms, amount_msat, fee_msat) WHERE settled_at_ms IS NOT NULL
         """,
+    ),
+    6: (
+        # Payments that ended without a final word of their wallet: `Ledger.abandoned` finds them among all that have ended.
+        "CREATE INDEX payments_outlived ON payments (created_at_ms, payment_hash) "
+        "WHERE state = 'dead' AND failure_code = 'outlived'",
     ),
 }
 
