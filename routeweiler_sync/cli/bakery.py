@@ -112,8 +112,8 @@ def _litd(wanted: Wanted) -> Recipe:
 
 def _lnbits(wanted: Wanted) -> Recipe:
     steps = (
-        "LNbits has no key that can pay and do no more: of a wallet's keys, the admin key pays, and the invoice key can't. The admin "
-        "key spends all that is in its wallet, and can change that wallet.",
+        "LNbits has no key that can pay and do no more: of a wallet's keys, the admin key pays, and the invoice key can't. The "
+        "admin key spends all that is in its wallet, and can change that wallet.",
         "So make a wallet for this program alone, and put into it no more than you can do without: nothing beyond it can be lost.",
         "In LNbits: Add a new wallet; open it; its API docs show the admin key. Then set on the machine that pays:",
         f"  {env_vars.LNBITS_URL}=https://HOST",
