@@ -111,13 +111,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .fake_lnd import FakeInvoice, FakeLnd, FakePayment
+    from .fake_nwc import FakeNwc
     from .paywall import Faults, PaidRequests, Paywall, PaywallRequest, add_paywall
 
-__all__ = ["FakeInvoice", "FakeLnd", "FakePayment", "Faults", "PaidRequests", "Paywall", "PaywallRequest", "add_paywall"]
+__all__ = ["FakeInvoice", "FakeLnd", "FakeNwc", "FakePayment", "Faults", "PaidRequests", "Paywall", "PaywallRequest", "add_paywall"]
 
 _HOME = dict.fromkeys(("FakeInvoice", "FakeLnd", "FakePayment"), "fake_lnd") | dict.fromkeys(
     ("Faults", "PaidRequests", "Paywall", "PaywallRequest", "add_paywall"), "paywall"
 )
+_HOME["FakeNwc"] = "fake_nwc"
 
 
 if not TYPE_CHECKING:  # with __getattr__ in view, a type checker would accept any misspelt name
