@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.torture.kill_nine import summary, torture
-from tests.torture.wallets import WALLETS
 
+from .real_wallets import WALLETS
 from .world import World
 
 SEED, ROUNDS = 17, 12

@@ -10,13 +10,16 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Literal
 
 from .faulty_sockets import reset
 
 Way = Literal["to lnd", "from lnd", "both"]
+
+#: What can be lost: the order never arrives, or it does and the connection breaks as soon as the wallet says anything.
+Lost = Literal["order", "answer"]
 
 READ_BYTES = 65_536
 #: Sent at once, only an order is so long: it holds an invoice. (And the first message of a TLS handshake.)
@@ -36,6 +39,8 @@ class Wire:
         self._frozen: set[socket.socket] = set()
         self._armed: tuple[int, str | Callable[[], None], Way] | None = None
         self._passed: Counter[Way] = Counter()
+        self._losing: tuple[Lost, int | None] | None = None
+        self._answers_lost: set[socket.socket] = set()
         self._holding = False
         self._held: list[tuple[socket.socket, bytes]] = []
         self._released = threading.Event()
@@ -54,6 +59,17 @@ class Wire:
         """How many bytes have come, that way, since the start."""
         with self._lock:
             return dict(self._passed)
+
+    @contextmanager
+    def losing(self, what: Lost, times: int | None = None) -> Iterator[None]:
+        """Inside, the connection of each order, or of the next ``times``, breaks before it arrives or before its answer does."""
+        with self._lock:
+            self._losing = (what, times)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._losing = None
 
     def hold(self) -> None:
         """Keep the next order, and all that its connection sends after it, until `release`."""
@@ -86,6 +102,12 @@ class Wire:
                     with suppress(OSError):
                         end.shutdown(socket.SHUT_RDWR)
 
+    def __enter__(self) -> Wire:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
@@ -114,6 +136,10 @@ class Wire:
             while data := source.recv(READ_BYTES):
                 if to_lnd and self._keeps(sink, data):
                     continue
+                if self._loses(source, sink, data, to_lnd):
+                    reset(source)
+                    reset(sink)
+                    return
                 passed, strikes = self._passes(data, to_lnd)
                 if source not in self._frozen:
                     sink.sendall(passed)
@@ -130,11 +156,26 @@ class Wire:
 
     def _keeps(self, sink: socket.socket, data: bytes) -> bool:
         with self._lock:
-            is_order = len(data) >= ORDER_BYTES_MIN and not data.startswith(TLS_HANDSHAKE)
-            keeps = self._holding and (is_order or any(held is sink for held, _ in self._held))
+            keeps = self._holding and (self._is_order(data) or any(held is sink for held, _ in self._held))
             if keeps:
                 self._held.append((sink, data))
             return keeps
+
+    def _loses(self, source: socket.socket, sink: socket.socket, data: bytes, to_lnd: bool) -> bool:
+        """Whether the connection breaks before ``data`` is passed on."""
+        with self._lock:
+            if source in self._answers_lost:
+                return True
+            if not to_lnd or self._losing is None or not self._is_order(data):
+                return False
+            what, left = self._losing
+            self._losing = None if left == 1 else (what, None if left is None else left - 1)
+            if what == "answer":
+                self._answers_lost.add(sink)
+            return what == "order"
+
+    def _is_order(self, data: bytes) -> bool:
+        return len(data) >= ORDER_BYTES_MIN and not data.startswith(TLS_HANDSHAKE)
 
     def _passes(self, data: bytes, to_lnd: bool) -> tuple[bytes, str | Callable[[], None] | None]:
         own: Way = "to lnd" if to_lnd else "from lnd"

@@ -18,10 +18,10 @@ import requests
 
 from routeweiler_sync import Ledger, PaymentState
 from routeweiler_sync.ledger.types import PaymentRow
+from tests.regtest.real_wallets import RealWallet
 from tests.regtest.world import World
 
 from .buyer import ENVELOPE
-from .wallets import TorturedWallet
 
 #: What the world pays itself, to see that it can.
 WARM_UP_MSAT = 1_000
@@ -40,7 +40,7 @@ class Books:
 
     folder: Path
     world: World
-    wallet: TorturedWallet
+    wallet: RealWallet
     #: Payments that someone was told aren't made: they never may be. Hash → who was told.
     said_unspent: dict[str, str] = field(default_factory=dict)
     orphans: set[str] = field(default_factory=set)

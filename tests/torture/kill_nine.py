@@ -32,13 +32,13 @@ from typing import Any
 
 from tests.regtest.build import binaries
 from tests.regtest.node import Node
+from tests.regtest.real_wallets import WALLETS, RealWallet
 from tests.regtest.world import World, start_world
 from tests.support.tcp_relay import Wire
 
 from .buyer import Job, work
 from .judge import Books
 from .plan import Fault, Plan, draw
-from .wallets import WALLETS, TorturedWallet
 from .watcher import Watcher
 
 READY_S = 30.0
@@ -92,7 +92,7 @@ class Round:
 
     plan: Plan
     world: World
-    wallet: TorturedWallet
+    wallet: RealWallet
     books: Books
     context: Any
     findings: list[str] = field(default_factory=list)
@@ -161,7 +161,7 @@ class Round:
     def _strike(self, fault: Fault) -> None:
         kind, node = fault.kind, self._frozen_by(fault)
         if kind == "kill wallet":
-            self.wallet.kill()
+            self.wallet.stop()
             self._later(fault.size, self.wallet.start)
         elif node is not None:
             node.freeze()
@@ -189,9 +189,9 @@ class Round:
         for buyer in self._buyers:
             buyer.signal(signal.SIGCONT)
 
-    def _frozen_by(self, fault: Fault) -> Node | TorturedWallet | None:
+    def _frozen_by(self, fault: Fault) -> Node | RealWallet | None:
         world = self.world
-        nodes: dict[str, Node | TorturedWallet] = {
+        nodes: dict[str, Node | RealWallet] = {
             "freeze payer": world.payer,
             "freeze router": world.router,
             "freeze payee": world.payee,
@@ -329,13 +329,13 @@ def torture(
     verbose: bool = False,
 ) -> list[Round]:
     """The rounds, done; printed one a line, those with findings at length. After ``seconds`` no round is begun."""
-    with WALLETS[wallet](world) as tortured:
-        return _torture(world, tortured, folder, seed, first, rounds, seconds, only, verbose)
+    with WALLETS[wallet](world) as real:
+        return _torture(world, real, folder, seed, first, rounds, seconds, only, verbose)
 
 
 def _torture(
     world: World,
-    wallet: TorturedWallet,
+    wallet: RealWallet,
     folder: Path,
     seed: int,
     first: int,
