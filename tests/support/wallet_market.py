@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import requests
 
 from routeweiler_sync import LightningFundingSource, PaymentState, Routeweiler, RouteweilerError, TraceSink
+from routeweiler_sync.payments import lifecycle
 from routeweiler_sync.testing import Paywall
 
 from .accounts import Books
@@ -16,6 +20,15 @@ from .wallet_contract import NETWORK, PATIENCE_S
 
 #: Calls that a need may take after a fault until its page is there.
 CALLS_MAX = 4
+#: Longer than any invoice lives.
+LONG_S = 10**6
+
+
+@contextmanager
+def long_after() -> Iterator[None]:
+    """Inside, all invoices count as long expired where a wallet says that they aren't paid."""
+    with patch.object(lifecycle, "OUTLIVED_S", -LONG_S):
+        yield
 
 
 class WalletMarket:
@@ -61,6 +74,11 @@ class WalletMarket:
                 assert answers[-1].status_code == 200
                 return answers[-1]
         raise AssertionError(f"the page never came: {answers!r}")
+
+    def until_served_long_after(self) -> requests.Response:
+        """As `until_served`, with each invoice long expired: a wallet's "not paid so far" ends a row then."""
+        with long_after():
+            return self.until_served()
 
     def forget(self) -> None:
         """The page must be bought anew."""

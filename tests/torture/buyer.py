@@ -26,7 +26,7 @@ from routeweiler_sync import (
     payment_of,
 )
 from routeweiler_sync._core.preload import prepare_to_pay
-from routeweiler_sync.payments import wallet_rules
+from routeweiler_sync.payments import lifecycle
 from tests.support.wallet_contract import Recipe
 
 prepare_to_pay()  # in the process that forks the buyers, so that each is there at once
@@ -81,7 +81,7 @@ def work(job: Job, go: Connection) -> None:
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s {job.name} %(threadName)s %(levelname)s %(message)s")
     reporter = Reporter(job)
     if job.outlived:
-        wallet_rules.OUTLIVED_S = -LONG_S
+        lifecycle.OUTLIVED_S = -LONG_S
     client = job.wallet.build()
     funding = LightningFundingSource(client=client, network=NETWORK)
     session = Routeweiler(

@@ -53,6 +53,7 @@ def test_wherever_the_connection_breaks_a_purchase_is_made_once_and_its_error_is
         ledger=ledger,
         url=url,
         paid=lambda: market.paid,
+        sends_again=market.wallet.sends_again,
     )
     # Else the strikes miss the purchase: some come before the order, some under it, some after it.
     assert outcomes["FundingError"]

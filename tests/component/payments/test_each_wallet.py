@@ -52,7 +52,7 @@ def finish(market: WalletMarket, *, payments: int = 1) -> None:
     end = market.call(payment_timeout=PATIENCE_S if market.wallet.sends_again else SHORT_S)
     if isinstance(end, PaymentPendingError) and not market.wallet.sends_again:
         assert len(market.paid) == payments - 1
-        market.outlive()
+        market.until_served_long_after()
     market.until_served()
     market.check(payments=payments)
 
@@ -124,6 +124,10 @@ def test_an_order_that_is_lost_is_sent_again_only_where_the_wallet_refuses_a_sec
     [row] = market.books.rows
     assert (row.unfinished, row.sends_ever) == (True, 1)
     assert not market.paid
+    # Long after the invoice has expired, what the wallet says of it ends the row, and the page is bought anew.
+    market.until_served_long_after()
+    assert {row.state.value for row in market.books.rows} == {"dead", "settled"}
+    market.check()
 
 
 def test_orders_that_are_all_lost_leave_the_call_pending(market: WalletMarket) -> None:
