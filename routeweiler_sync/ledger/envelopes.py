@@ -18,7 +18,7 @@ from typing import Any
 from .._core import env_vars
 from .._core.money import Rate, minor_units, plain, sats
 from .._core.secret_text import shown
-from ..budgets.schema import DAY_S, HOUR_S, LIMIT_NAMES, BudgetEnvelope
+from ..budgets.schema import DAY_S, HOUR_S, BudgetEnvelope
 from ..errors import (
     Advice,
     BudgetError,
@@ -191,16 +191,7 @@ def unused(envelope: BudgetEnvelope | str) -> EnvelopeRow:
     """Return an envelope that nothing was ever bought from. Raises: EnvelopeNotFoundError for an id, which no ledger has."""
     if isinstance(envelope, str):
         raise not_found(envelope)
-    zero = minor_units(0)
-    return EnvelopeRow(
-        limits=envelope,
-        reserved_minor_units=zero,
-        settled_minor_units=zero,
-        grant_settled_minor_units=zero,
-        used_minor_units={name: zero for name in LIMIT_NAMES if envelope.limit_micro(name) is not None},
-        frozen=False,
-        granted_at=None,
-    )
+    return as_row(NoTransaction(), _unused(envelope), 0)
 
 
 def in_force(tx: Transaction, envelope: BudgetEnvelope | str, session_started_s: float, now_s: float) -> EnvelopeRow:
