@@ -7,7 +7,7 @@ Only `LndClient` is imported before it is used.
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from .._core.forks import importing
 from .lnd.client import LndClient
@@ -58,7 +58,7 @@ class Funding:
 
     @staticmethod
     def lightning(
-        *, client: LightningNodeClient, network: str | None = None, max_fee_msat: int | None = None
+        *, client: LightningNodeClient | WalletClient, network: str | None = None, max_fee_msat: int | None = None
     ) -> LightningFundingSource:
         """Return a funding source that pays through ``client``: a client of any wallet of this package, or of your own.
 
@@ -68,7 +68,7 @@ class Funding:
 
         Raises: ValueError for an unknown network, or a ``max_fee_msat`` that isn't a whole number of msat from 0 upwards.
         """
-        return LightningFundingSource(client=client, network=cast("str", network), max_fee_msat=max_fee_msat)
+        return LightningFundingSource(client=client, network=network, max_fee_msat=max_fee_msat)
 
     @staticmethod
     def lightning_lnd(

@@ -266,11 +266,21 @@ class LndClient:
         """Return the node's public key, 66 hex digits. Raises: FundingError if lnd can't be asked."""
         return self.get_info().identity_pubkey
 
-    def channel_balance(self) -> ChannelBalance:
-        """Return what the node's channels hold. Raises: FundingError if lnd can't be asked."""
+    def spendable_msat(self, *, timeout_s: float) -> int | None:
+        """Return what the node's channels hold on its own side. Part of it is the channel reserve, which can't be spent.
+
+        Raises: FundingError if lnd can't be asked; NotPermittedError if the macaroon doesn't permit it, which paying doesn't need.
+        """
+        return self.channel_balance(timeout_s=timeout_s).local_msat
+
+    def channel_balance(self, *, timeout_s: float | None = None) -> ChannelBalance:
+        """Return what the node's channels hold. ``timeout_s`` may shorten the client's timeout.
+
+        Raises: FundingError if lnd can't be asked.
+        """
         from .stubs import routeweiler_lnd_pb2 as pb
 
-        reply = self._ask("/lnrpc.Lightning/ChannelBalance", pb.ChannelBalanceRequest(), pb.ChannelBalanceResponse)
+        reply = self._ask("/lnrpc.Lightning/ChannelBalance", pb.ChannelBalanceRequest(), pb.ChannelBalanceResponse, timeout_s)
         return ChannelBalance(local_msat=reply.local_balance.msat, remote_msat=reply.remote_balance.msat)
 
     def list_payments(self) -> Iterator[NodePayment]:
