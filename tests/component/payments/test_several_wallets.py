@@ -122,7 +122,7 @@ def test_a_payment_is_finished_by_the_wallet_that_began_it(
     """The first wallet comes back while the payment of the second one is open. To pay there too would be to pay twice."""
     lnd.lock()
     second.hang_next()
-    with both(payment_timeout=3) as session:
+    with both(payment_timeout=1) as session:
         with pytest.raises(PaymentPendingError):
             session.get(paywall.url)
         lnd.unlock()
@@ -138,7 +138,7 @@ def test_while_the_wallet_of_an_open_payment_is_down_no_other_one_pays(
 ) -> None:
     """What the first wallet is still paying would be paid by the second one as well."""
     lnd.hang_next()
-    with both(payment_timeout=3) as session:
+    with both(payment_timeout=1) as session:
         with pytest.raises(PaymentPendingError):
             session.get(paywall.url)
         lnd.lock()
@@ -163,7 +163,7 @@ def test_recover_asks_each_payment_s_own_wallet(
             other = nodes[1 - nodes.index(hung)]
             other.lock()
             hung.hang_next()
-            with both(payment_timeout=3) as session, pytest.raises(PaymentPendingError):
+            with both(payment_timeout=1) as session, pytest.raises(PaymentPendingError):
                 session.get(paywall.url_for(page))
             other.unlock()
     for node in nodes:
