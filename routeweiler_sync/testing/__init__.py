@@ -110,15 +110,28 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .fake_lnbits import FakeLnbits
     from .fake_lnd import FakeInvoice, FakeLnd, FakePayment
     from .fake_nwc import FakeNwc
     from .paywall import Faults, PaidRequests, Paywall, PaywallRequest, add_paywall
 
-__all__ = ["FakeInvoice", "FakeLnd", "FakeNwc", "FakePayment", "Faults", "PaidRequests", "Paywall", "PaywallRequest", "add_paywall"]
+__all__ = [
+    "FakeInvoice",
+    "FakeLnbits",
+    "FakeLnd",
+    "FakeNwc",
+    "FakePayment",
+    "Faults",
+    "PaidRequests",
+    "Paywall",
+    "PaywallRequest",
+    "add_paywall",
+]
 
 _HOME = dict.fromkeys(("FakeInvoice", "FakeLnd", "FakePayment"), "fake_lnd") | dict.fromkeys(
     ("Faults", "PaidRequests", "Paywall", "PaywallRequest", "add_paywall"), "paywall"
 )
+_HOME["FakeLnbits"] = "fake_lnbits"
 _HOME["FakeNwc"] = "fake_nwc"
 
 

@@ -121,7 +121,8 @@ class Settings:
     """What the admin of an LNbits sets, and how long its node is waited for.
 
     ``reserve_min_msat`` and ``reserve_percent``: the largest routing fee. ``service_fee_percent`` goes to the admin. An order is
-    answered "pending" after ``pay_wait_s`` (LNbits: 5 s). ``lookup_s``: so long a look-up of a pending payment takes (30 s with lnd).
+    answered "pending" after ``pay_wait_s`` (LNbits: 5 s). ``lookup_s``: so long a look-up of a pending payment takes (with
+    lnd: 30 s).
     """
 
     reserve_min_msat: int = 2_000
@@ -216,7 +217,7 @@ class LnbitsBook:
         return row
 
     def pay(self, wallet: Wallet, text: str, *, lost: bool, fail: str | None) -> Reply:
-        """Return the answer to an order (pay_invoice). ``lost``: it never reaches the node. ``fail``: the reason why it fails there.
+        """Return the answer to an order (pay_invoice). ``lost``: it never reaches the node. ``fail``: why it fails there.
 
         The checks come in LNbits' order.
         """

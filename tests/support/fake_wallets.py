@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 
 from routeweiler_sync.funding.replies import WalletReply
 from routeweiler_sync.funding.wallet import NodePayment
-from routeweiler_sync.testing import FakeLnd
+from routeweiler_sync.testing import FakeLnbits, FakeLnd, FakePayment
 from routeweiler_sync.testing._lnd_book import sign_invoice
 
 from .wallet_contract import ContractWallet, Recipe, Stranger, closing
@@ -65,17 +65,7 @@ class OverFakeLnd:
 
     def own_list(self) -> list[NodePayment]:
         """That of the node behind the wallet. A wallet with a list and costs of its own tells that one."""
-        return [
-            NodePayment(
-                payment_hash=payment.payment_hash,
-                status=payment.status,
-                amount_msat=payment.amount_msat,
-                fee_msat=payment.fee_msat,
-                failure_reason=payment.failure_reason,
-                created_at_ns=0,
-            )
-            for payment in self.lnd.payments
-        ]
+        return [_as_node_payment(payment) for payment in self.lnd.payments]
 
     @contextmanager
     def hold(self) -> Iterator[Callable[[], None]]:
@@ -147,6 +137,69 @@ class LndOverGrpc(OverFakeLnd):
             self.lnd.clear_faults()
 
 
+class Lnbits(OverFakeLnd):
+    """A wallet of LNbits."""
+
+    failed, unknown_hash, stranger = WalletReply.FAILED_FOR_GOOD, WalletReply.NOT_FOUND, WalletReply.REFUSED
+    sends_again, keeps_fee_limit = True, False
+
+    def __init__(self, lnbits: FakeLnbits) -> None:
+        super().__init__(lnbits.lnd)
+        self.lnbits = lnbits
+        self.recipe = Recipe(name="LnbitsClient", arguments={"url": lnbits.url, "admin_key": lnbits.admin_key})
+        self.client: Any = lnbits.client()
+        self.secrets = (lnbits.admin_key,)
+
+    def stranger_client(self) -> Stranger:
+        wrong = secrets.token_hex(16)
+        return Stranger(client=self.recipe.build(admin_key=wrong), secrets=(wrong,))
+
+    def own_list(self) -> list[NodePayment]:
+        return [_as_node_payment(payment) for payment in self.lnbits.payments]
+
+    @contextmanager
+    def lose_answer(self, *, times: int | None = None) -> Iterator[None]:
+        with self._dropping("after", times):
+            yield
+
+    @contextmanager
+    def lose_order(self, *, times: int | None = None) -> Iterator[None]:
+        with self._dropping("before", times):
+            yield
+
+    @property
+    def port(self) -> int:
+        return self.lnbits.port
+
+    def through(self, port: int) -> Recipe:
+        return Recipe(name=self.recipe.name, arguments=self.recipe.arguments | {"url": f"http://127.0.0.1:{port}"})
+
+    def stop(self) -> None:
+        self.lnbits.stop()
+
+    def start(self) -> None:
+        self.lnbits.start()
+
+    @contextmanager
+    def _dropping(self, when: Literal["before", "after"], times: int | None) -> Iterator[None]:
+        self.lnbits.drop_next(when, times=times)
+        try:
+            yield
+        finally:
+            self.lnbits.clear_faults()
+
+
+def _as_node_payment(payment: FakePayment) -> NodePayment:
+    return NodePayment(
+        payment_hash=payment.payment_hash,
+        status=payment.status,
+        amount_msat=payment.amount_msat,
+        fee_msat=payment.fee_msat,
+        failure_reason=payment.failure_reason,
+        created_at_ns=0,
+    )
+
+
 @contextmanager
 def fake_wallet(name: str, lnd: FakeLnd) -> Iterator[FakeWallet]:
     """The wallet of this name, one of `FAKE_WALLETS`, running inside ``with``; ``lnd`` pays for it."""
@@ -159,5 +212,14 @@ def _lnd_over_grpc(lnd: FakeLnd) -> Iterator[FakeWallet]:
     yield LndOverGrpc(lnd)
 
 
+@contextmanager
+def _lnbits(lnd: FakeLnd) -> Iterator[FakeWallet]:
+    with FakeLnbits(lnd) as lnbits:
+        yield Lnbits(lnbits)
+
+
 #: By the names of ``ROUTEWEILER_WALLET``.
-FAKE_WALLETS: dict[str, Callable[[FakeLnd], AbstractContextManager[FakeWallet]]] = {"lnd": _lnd_over_grpc}
+FAKE_WALLETS: dict[str, Callable[[FakeLnd], AbstractContextManager[FakeWallet]]] = {
+    "lnd": _lnd_over_grpc,
+    "lnbits": _lnbits,
+}

@@ -24,3 +24,7 @@ class OfFake(WalletContract):
 
 class TestLndOverGrpc(OfFake):
     name = "lnd"
+
+
+class TestLnbits(OfFake):
+    name = "lnbits"
