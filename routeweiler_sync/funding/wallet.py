@@ -67,13 +67,13 @@ class NodePayment:
     """One payment in the wallet's own list. Amounts are in msat.
 
     ``payment_hash`` is 64 hex digits. ``status`` is the name of lnd's PaymentStatus (``SUCCEEDED``, ``FAILED``, ``IN_FLIGHT``).
-    ``created_at_ns`` is unix time in nanoseconds.
+    ``fee_msat`` is None if the wallet doesn't say what the payment cost. ``created_at_ns`` is unix time in nanoseconds.
     """
 
     payment_hash: str
     status: str
     amount_msat: int
-    fee_msat: int
+    fee_msat: int | None
     failure_reason: str | None
     created_at_ns: int
 
