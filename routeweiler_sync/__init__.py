@@ -114,7 +114,9 @@ if TYPE_CHECKING:
     from .budgets.schema import BudgetEnvelope
     from .funding import Funding
     from .funding.lightning import LightningFundingSource, LightningNodeClient, PaymentStatus
+    from .funding.lnbits.client import LnbitsClient
     from .funding.lnd.client import LndClient
+    from .funding.nwc.client import NwcClient
     from .funding.replies import WalletAnswer, WalletReply
     from .funding.wallet import WalletClient
     from .ledger.ledger import Ledger
@@ -207,9 +209,11 @@ __all__ = [
     "LedgerError",
     "LightningFundingSource",
     "LightningNodeClient",
+    "LnbitsClient",
     "LndClient",
     "NoFeasibleRailError",
     "NoFundingForRailError",
+    "NwcClient",
     "PaidResponse",
     "Payment",
     "PaymentDeclinedError",

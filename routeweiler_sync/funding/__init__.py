@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .lightning import Funding as Funding, LndClient as LndClient
+    from .lightning import Funding as Funding, LnbitsClient as LnbitsClient, LndClient as LndClient, NwcClient as NwcClient
 else:
 
     def __getattr__(name: str) -> object:
@@ -18,4 +18,4 @@ else:
 
 
 _LAZY = ("Funding", "LnbitsClient", "LndClient", "LndRestClient", "NwcClient")
-__all__ = ["Funding", "LndClient"]
+__all__ = ["Funding", "LnbitsClient", "LndClient", "NwcClient"]

@@ -27,9 +27,11 @@ __all__ = [
     "Funding",
     "LightningFundingSource",
     "LightningNodeClient",
+    "LnbitsClient",
     "LndClient",
     "NodeInfo",
     "NodePayment",
+    "NwcClient",
     "PaymentStatus",
     "SentPayment",
     "WalletClient",
@@ -38,7 +40,10 @@ __all__ = [
 #: Public names, each with the module that is imported when the name is first used.
 _LAZY = {"LnbitsClient": "lnbits.client", "LndRestClient": "lnd.rest", "NwcClient": "nwc.client"}
 
-if not TYPE_CHECKING:  # with a __getattr__ here, a type checker would accept any misspelt name
+if TYPE_CHECKING:
+    from .lnbits.client import LnbitsClient as LnbitsClient
+    from .nwc.client import NwcClient as NwcClient
+else:  # where type checkers look, a __getattr__ would accept any misspelt name
 
     def __getattr__(name: str) -> Any:
         if name not in _LAZY:

@@ -17,15 +17,17 @@ from routeweiler_sync import errors
 PATHS = {
     "budgets.schema": ["BudgetEnvelope"],
     "errors": [name for name in routeweiler_sync.__all__ if name.endswith("Error") and not hasattr(requests, name)],
-    "funding": ["Funding"],
+    "funding": ["Funding", "LnbitsClient", "LndClient", "NwcClient"],
     "funding.lightning": [
         "ChannelBalance",
         "Funding",
         "LightningFundingSource",
         "LightningNodeClient",
+        "LnbitsClient",
         "LndClient",
         "NodeInfo",
         "NodePayment",
+        "NwcClient",
         "PaymentStatus",
         "SentPayment",
         "WalletClient",
