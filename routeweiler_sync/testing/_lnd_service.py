@@ -27,6 +27,8 @@ _NOT_UP = {
     "UNLOCKED": "the RPC server is in the process of starting up, but not yet ready to accept calls",
     "WAITING_TO_START": "waiting to start, RPC services not available",
 }
+#: gRPC's text for a broken connection.
+DROPPED = "Stream removed (Socket closed)"
 #: How many payments a ListPayments without max_payments returns.
 _PAGE_DEFAULT = 100
 #: The timeout of a SendPaymentV2 without timeout_seconds (routerrpc/router_backend.go, DefaultPaymentTimeout).
@@ -86,37 +88,38 @@ class Service:
 
     def handlers(self) -> tuple[grpc.GenericRpcHandler[Any, Any], ...]:
         """Return the gRPC handlers of all methods."""
-        unary, stream = grpc.unary_unary_rpc_method_handler, grpc.unary_stream_rpc_method_handler
-        methods: dict[str, dict[str, tuple[Any, Any, Any]]] = {
-            "lnrpc.State": {"GetState": (unary, self._get_state, pb.GetStateRequest)},
-            "lnrpc.Lightning": {
-                "GetInfo": (unary, self._get_info, pb.GetInfoRequest),
-                "ChannelBalance": (unary, self._channel_balance, pb.ChannelBalanceRequest),
-                "ListChannels": (unary, self._list_channels, pb.ListChannelsRequest),
-                "DecodePayReq": (unary, self._decode_pay_req, pb.PayReqString),
-                "AddInvoice": (unary, self._add_invoice, pb.Invoice),
-                "LookupInvoice": (unary, self._lookup_invoice, pb.PaymentHash),
-                "ListPayments": (unary, self._list_payments, pb.ListPaymentsRequest),
-            },
-            "routerrpc.Router": {
-                "SendPaymentV2": (stream, self._send_payment, pb.SendPaymentRequest),
-                "TrackPaymentV2": (stream, self._track_payment, pb.TrackPaymentRequest),
-            },
-        }
-        return tuple(
-            grpc.method_handlers_generic_handler(
-                service,
-                {
-                    name: kind(
-                        self._intercepted(f"/{service}/{name}", behaviour),
-                        request_deserializer=request.FromString,
-                        response_serializer=lambda message: message.SerializeToString(),
-                    )
-                    for name, (kind, behaviour, request) in named.items()
-                },
+        named: dict[str, dict[str, Any]] = {}
+        for path, (is_stream, behaviour, request) in self.methods().items():
+            _, service, name = path.split("/")
+            kind = grpc.unary_stream_rpc_method_handler if is_stream else grpc.unary_unary_rpc_method_handler
+            named.setdefault(service, {})[name] = kind(
+                behaviour,
+                request_deserializer=request.FromString,
+                response_serializer=lambda message: message.SerializeToString(),
             )
-            for service, named in methods.items()
-        )
+        return tuple(grpc.method_handlers_generic_handler(service, methods) for service, methods in named.items())
+
+    def methods(self) -> dict[str, tuple[bool, Callable[[Any, Any], Any], Any]]:
+        """Return, for each gRPC path, whether it answers with a stream, what answers it, and the type of its request.
+
+        What answers takes the request, and a ``grpc.ServicerContext`` or an object like it.
+        """
+        methods = {
+            "/lnrpc.State/GetState": (False, self._get_state, pb.GetStateRequest),
+            "/lnrpc.Lightning/GetInfo": (False, self._get_info, pb.GetInfoRequest),
+            "/lnrpc.Lightning/ChannelBalance": (False, self._channel_balance, pb.ChannelBalanceRequest),
+            "/lnrpc.Lightning/ListChannels": (False, self._list_channels, pb.ListChannelsRequest),
+            "/lnrpc.Lightning/DecodePayReq": (False, self._decode_pay_req, pb.PayReqString),
+            "/lnrpc.Lightning/AddInvoice": (False, self._add_invoice, pb.Invoice),
+            "/lnrpc.Lightning/LookupInvoice": (False, self._lookup_invoice, pb.PaymentHash),
+            "/lnrpc.Lightning/ListPayments": (False, self._list_payments, pb.ListPaymentsRequest),
+            "/routerrpc.Router/SendPaymentV2": (True, self._send_payment, pb.SendPaymentRequest),
+            "/routerrpc.Router/TrackPaymentV2": (True, self._track_payment, pb.TrackPaymentRequest),
+        }
+        return {
+            path: (is_stream, self._intercepted(path, behaviour), request)  # type: ignore[arg-type]
+            for path, (is_stream, behaviour, request) in methods.items()
+        }
 
     def stop(self) -> None:
         """Wake all calls that wait, so that they end."""
@@ -383,4 +386,4 @@ def _macaroon_fault(macaroon: str) -> str:
 
 def _dropped() -> OrderError:
     """Return the error with which gRPC reports a broken connection."""
-    return OrderError("UNAVAILABLE", "Stream removed (Socket closed)")
+    return OrderError("UNAVAILABLE", DROPPED)

@@ -1,7 +1,8 @@
 """`FakeLnd`: an lnd to test against, without Bitcoin. It is a real gRPC server with TLS and macaroons, and has faults on demand.
 
 It plays two nodes: the paying node, whose database follows lnd's rules, and a payee that issues the invoices. The rules are left to
-`_lnd_book`, the gRPC methods to `_lnd_service`; this module has the server's start and stop, and the names that tests use.
+`_lnd_book`, the gRPC methods to `_lnd_service`, the REST interface to `_lnd_rest`; this module has the servers' start and stop, and
+the names that tests use.
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ from .._core.money import sats
 from ..funding import Funding
 from ..funding.lightning import LightningFundingSource
 from ..funding.lnd.client import LndClient
+from ..funding.lnd.rest import LndRestClient
 from ..funding.lnd.stubs import routeweiler_lnd_pb2 as pb
 from ._lnd_book import Book, FakeInvoice, FakeOrder, FakePayment
+from ._lnd_rest import RestServer
 from ._lnd_service import Faults, Service
 
 __all__ = ["FakeInvoice", "FakeLnd", "FakeOrder", "FakePayment"]
@@ -72,10 +75,12 @@ class FakeLnd:
         self._calls: Counter[str] = Counter()
         self._folder = tempfile.TemporaryDirectory(prefix="fake-lnd-")
         self.tls_cert_path = self._write("tls.cert", self._cert_pem)
+        self._rest: RestServer | None = None
+        self._rest_port = 0
         self.macaroon_path = self.bake_macaroon()
         self._service = self._new_service()
         self._server: grpc.Server | None = None
-        self._clients: WeakSet[LndClient] = WeakSet()
+        self._clients: WeakSet[LndClient | LndRestClient] = WeakSet()
 
     def __repr__(self) -> str:
         """Show what was paid: a failed ``assert lnd.spent_sat == 10`` prints it."""
@@ -107,6 +112,8 @@ class FakeLnd:
         self.port = server.add_secure_port(f"{self.host}:{self.port}", credentials)
         server.start()
         self._service, self._server = service, server
+        if self._rest_port:
+            self._start_rest()
 
     def stop(self) -> None:
         """Stop at once: streams break, held orders are lost, payments in flight stay in flight."""
@@ -117,6 +124,9 @@ class FakeLnd:
         server, self._server = self._server, None
         if server is not None:
             self._service.stop()
+            if self._rest is not None:
+                self._rest.stop()
+                self._rest = None
             server.stop(grace_s).wait(_STOP_S_MAX)
 
     def restart(self) -> None:
@@ -136,6 +146,15 @@ class FakeLnd:
     def unlock(self) -> None:
         """Make the node ready again after `lock` or `set_state`."""
         self.set_state("SERVER_ACTIVE")
+
+    def _start_rest(self) -> None:
+        key_path = Path(self._folder.name) / "tls.key"
+        if not key_path.exists():
+            self._write("tls.key", self._key_pem)
+        self._rest = RestServer(
+            self._service, host=self.host, port=self._rest_port, cert_path=self.tls_cert_path, key_path=os.fspath(key_path)
+        )
+        self._rest_port = self._rest.port
 
     # Address, credentials, clients
 
@@ -167,6 +186,27 @@ class FakeLnd:
             "LND_MACAROON_PATH": self.macaroon_path,
         }
 
+    @property
+    def rest_port(self) -> int:
+        """The port of lnd's REST interface, which starts when it is first asked for. A `restart` keeps it."""
+        if not self._rest_port:
+            self._start_rest()
+        return self._rest_port
+
+    @property
+    def rest_url(self) -> str:
+        """The URL of lnd's REST interface. Certificate, macaroons, payments and faults are those of the gRPC server."""
+        return f"https://{self.host}:{self.rest_port}"
+
+    @property
+    def rest_environ(self) -> dict[str, str]:
+        """The environment variables that name this node's REST interface, for a program under test."""
+        return {
+            "LND_REST_URL": self.rest_url,
+            "LND_TLS_CERT_PATH": self.tls_cert_path,
+            "LND_MACAROON_PATH": self.macaroon_path,
+        }
+
     def bake_macaroon(self, *paths: str) -> str:
         """Make a macaroon that permits only these gRPC method paths (none given: all). Return the path of its file, mode 0600."""
         return self._bake(frozenset(paths) or None)
@@ -191,6 +231,26 @@ class FakeLnd:
         client = LndClient(**arguments | kwargs)
         self._clients.add(client)
         return client
+
+    def rest_client(self, **kwargs: Any) -> LndRestClient:
+        """Return a client of this node over REST; ``kwargs`` are arguments of `LndRestClient`, and replace those set here.
+
+        It is closed at the end of the ``with`` block.
+        """
+        arguments: dict[str, Any] = {}
+        if "url" not in kwargs:
+            arguments["url"] = self.rest_url
+        if "macaroon_hex" not in kwargs:
+            arguments["macaroon_path"] = self.macaroon_path
+        if "tls_cert_pem" not in kwargs:
+            arguments["tls_cert_path"] = self.tls_cert_path
+        client = LndRestClient(**arguments | kwargs)
+        self._clients.add(client)
+        return client
+
+    def rest_funding(self, **kwargs: Any) -> LightningFundingSource:
+        """Return a funding source on this node over REST. Otherwise as `funding`."""
+        return self.funding(**{"client": self.rest_client()} | kwargs if "client" not in kwargs else kwargs)
 
     def funding(self, **kwargs: Any) -> LightningFundingSource:
         """Return a funding source on this node; ``kwargs`` are arguments of `Funding.lightning_lnd`, and replace those set here."""
@@ -346,6 +406,10 @@ class FakeLnd:
     def wrong_preimage_next(self, *, times: int | None = 1) -> None:
         """Let a payment succeed with a preimage that doesn't fit the payment hash."""
         self._plan("wrong_preimage", True, times)
+
+    def proxy_page_next(self, status: int = 502, *, reaches_lnd: bool = True, times: int | None = 1) -> None:
+        """Answer an order over REST with the HTML page of a proxy before lnd. ``reaches_lnd``: lnd gets the order all the same."""
+        self._plan("page", (status, reaches_lnd), times)
 
     def clear_faults(self) -> None:
         """Cancel all planned faults. A payment that has started keeps those that it started with."""

@@ -18,6 +18,7 @@ from typing import Any
 
 from ..._core.secret_text import without_secrets
 from ...errors import FundingError
+from ..http_url import WalletUrl
 from ..replies import tidy
 from .certificates import BYTES_MAX as CERTIFICATE_BYTES_MAX, Certificate, plain_bytes, read_certificates
 
@@ -32,7 +33,9 @@ class Endpoint:
     """A node's address, and the credentials that open it.
 
     One of the ``macaroon_…`` fields is set; neither is in an unpickled client whose macaroon was given inline. At most one of the
-    ``tls_cert_…`` fields is set; with neither, gRPC's default roots are trusted.
+    ``tls_cert_…`` fields is set; with neither, gRPC's default roots are trusted, or for REST those of the system.
+
+    ``rest_url`` is the node's REST interface, whose host and port are the fields of that name; None for gRPC.
     """
 
     host: str
@@ -41,10 +44,13 @@ class Endpoint:
     macaroon_hex: str | None = field(default=None, repr=False)
     tls_cert_path: str | None = None
     tls_cert_pem: str | bytes | None = field(default=None, repr=False)
+    rest_url: WalletUrl | None = None
 
     @property
     def address(self) -> str:
-        """``host:port``, with an IPv6 address in brackets."""
+        """``host:port``, with an IPv6 address in brackets; for REST the URL."""
+        if self.rest_url is not None:
+            return str(self.rest_url)
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     def what(self, cause: str) -> str:
