@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -50,6 +51,18 @@ def test_every_variable_of_a_wallet_makes_later_sessions_pay_anew() -> None:
     for wallet in WALLETS:
         assert set(wallet.variables) <= set(env_vars.PAYER_VARIABLES), wallet.name
     assert env_vars.WALLET in env_vars.PAYER_VARIABLES
+
+
+def test_every_variable_of_a_wallet_is_in_the_readme_and_on_the_wallets_page() -> None:
+    """A variable that only the code knows is set by nobody."""
+    root = Path(__file__).parents[3]
+    pages = {name: (root / name).read_text(encoding="utf-8") for name in ("README.md", "docs/wallets/README.md")}
+    for wallet in WALLETS:
+        for variable in wallet.variables:
+            for page, text in pages.items():
+                assert f"`{variable}`" in text, f"{page} doesn't name {variable}"
+        assert f"`{wallet.name}`" in pages["docs/wallets/README.md"]
+    assert f"`{env_vars.WALLET}`" in pages["README.md"]
 
 
 def test_the_warning_of_an_idle_session_names_every_way_to_name_a_wallet() -> None:
@@ -111,6 +124,25 @@ def test_a_chosen_wallet_without_its_variables_says_which_are_missing(name: str,
         wallets.client()
     assert wallet.ways[0][0] in str(caught.value)
     assert caught.value.spent is False
+
+
+@pytest.mark.parametrize(
+    ("environ", "missing"),
+    [
+        ({"LNBITS_URL": "https://lnbits.example"}, "LNBITS_ADMIN_KEY isn't"),
+        ({"LNBITS_ADMIN_KEY": KEY}, "LNBITS_URL isn't"),
+        ({"LNBITS_URL": "", "LNBITS_ADMIN_KEY": KEY}, "LNBITS_URL isn't"),
+        ({"LND_GRPC_HOST": "node:10009"}, "neither LND_MACAROON_PATH nor LND_MACAROON_HEX is"),
+        ({"POLAR_LND_HOST": "node:10009"}, "POLAR_LND_MACAROON isn't"),
+    ],
+)
+def test_half_a_wallet_is_told_and_not_taken_for_none(environ: dict[str, str], missing: str, set_) -> None:
+    """Calls would return 402s, and nobody would see that one variable is missing."""
+    set_(environ)
+    assert wallets.names_wallet()
+    _, problem = environment.settings()
+    assert missing in str(problem)
+    assert KEY not in str(problem)
 
 
 @pytest.mark.parametrize("name", ["LND_MACAROON_HEX", "LND_MACAROON_PATH", "LND_TLS_CERT_HEX", "POLAR_LND_MACAROON"])
