@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 
 from routeweiler_sync.funding.replies import WalletReply
 from routeweiler_sync.funding.wallet import NodePayment
-from routeweiler_sync.testing import FakeLnbits, FakeLnd, FakePayment
+from routeweiler_sync.testing import FakeLnbits, FakeLnd, FakeNwc, FakePayment
 from routeweiler_sync.testing._lnd_book import sign_invoice
 
 from .wallet_contract import ContractWallet, Recipe, Stranger, closing
@@ -200,6 +200,58 @@ def _as_node_payment(payment: FakePayment) -> NodePayment:
     )
 
 
+class Nwc(OverFakeLnd):
+    """A wallet of Nostr Wallet Connect."""
+
+    failed = unknown_hash = WalletReply.FAILED_SO_FAR
+    stranger = WalletReply.REFUSED  # it doesn't answer strangers, so no order is sent
+    sends_again = keeps_fee_limit = False
+
+    def __init__(self, lnd: FakeLnd, fake: FakeNwc) -> None:
+        super().__init__(lnd)
+        self.fake = fake
+        self.recipe = Recipe(name="NwcClient", arguments={"uri": fake.uri})
+        self.client: Any = fake.client()
+        self.secrets = (fake.secret, fake.uri)
+
+    def stranger_client(self) -> Stranger:
+        wrong = secrets.token_hex(32)
+        uri = self.fake.uri.replace(self.fake.secret, wrong)
+        return Stranger(client=self.recipe.build(uri=uri), secrets=(wrong, uri))
+
+    @contextmanager
+    def lose_answer(self, *, times: int | None = None) -> Iterator[None]:
+        with self._dropping("answer", times):
+            yield
+
+    @contextmanager
+    def lose_order(self, *, times: int | None = None) -> Iterator[None]:
+        with self._dropping("order", times):
+            yield
+
+    @property
+    def port(self) -> int:
+        return self.fake.relays[0].port
+
+    def through(self, port: int) -> Recipe:
+        old = f"%3A{self.port}"
+        return Recipe(name=self.recipe.name, arguments={"uri": self.fake.uri.replace(old, f"%3A{port}")})
+
+    def stop(self) -> None:
+        self.fake.stop()
+
+    def start(self) -> None:
+        self.fake.start()
+
+    @contextmanager
+    def _dropping(self, what: Literal["answer", "order"], times: int | None) -> Iterator[None]:
+        self.fake.drop_next(what, times=times)
+        try:
+            yield
+        finally:
+            self.fake.clear_faults()
+
+
 @contextmanager
 def fake_wallet(name: str, lnd: FakeLnd) -> Iterator[FakeWallet]:
     """The wallet of this name, one of `FAKE_WALLETS`, running inside ``with``; ``lnd`` pays for it."""
@@ -218,8 +270,15 @@ def _lnbits(lnd: FakeLnd) -> Iterator[FakeWallet]:
         yield Lnbits(lnbits)
 
 
+@contextmanager
+def _nwc(lnd: FakeLnd) -> Iterator[FakeWallet]:
+    with FakeNwc(lnd) as fake:
+        yield Nwc(lnd, fake)
+
+
 #: By the names of ``ROUTEWEILER_WALLET``.
 FAKE_WALLETS: dict[str, Callable[[FakeLnd], AbstractContextManager[FakeWallet]]] = {
     "lnd": _lnd_over_grpc,
     "lnbits": _lnbits,
+    "nwc": _nwc,
 }

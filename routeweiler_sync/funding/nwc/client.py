@@ -60,6 +60,10 @@ class _TooLateError(Exception):
     """The caller no longer waits, so the order mustn't leave any more."""
 
 
+class _StaleError(LinkError):
+    """A connection that was idle has ended meanwhile. A new one may work."""
+
+
 class _UnreachableError(Exception):
     """The wallet answers over no relay."""
 
@@ -462,22 +466,29 @@ class NwcClient:
             now = monotonic_s()
             until = now + (deadline - now) / (len(relays) - place)
             try:
-                link = use(self._take(url, until))
-            except LinkError as error:
-                reasons.append(error.reason)
-                continue
-            try:
-                result = do(link, until)
+                try:
+                    result = self._over(use(self._take(url, until)), do, until)
+                except _StaleError:
+                    result = self._over(use(Link(url, until)), do, until)
             except (LinkError, RelayRefusedError, NoAnswerError) as error:
-                link.close()
                 reasons.append(error.reason)
                 continue
-            except BaseException:
-                link.close()
-                raise
             state.preferred = url
             return result
         raise _UnreachableError(reasons)
+
+    def _over(self, link: Link, do: Callable[[Link, float], _Result], deadline: float) -> _Result:
+        """Do something over ``link``, and close it if that fails. Raises: _StaleError if it was idle, and has ended meanwhile."""
+        try:
+            return do(link, deadline)
+        except LinkError as error:
+            link.abandon()
+            if link.is_used:
+                raise _StaleError(error.reason) from None
+            raise
+        except BaseException:
+            link.close()
+            raise
 
     def _take(self, url: str, deadline: float) -> Link:
         """Return an idle connection to the relay that still works, or a new one. Raises: LinkError."""
@@ -497,7 +508,7 @@ class NwcClient:
         return Link(url, deadline)
 
     def _put_back(self, link: Link) -> None:
-        idle = self._state().idle
+        idle, link.is_used = self._state().idle, True
         idle.append(link)
         while len(idle) > IDLE_LINKS_MAX:
             with suppress(IndexError):

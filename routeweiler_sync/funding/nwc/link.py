@@ -48,6 +48,8 @@ class Link:
         self.url = url
         #: The relay, for texts. A path or a query may hold a token.
         self.place = place_of(url)
+        #: Whether it was put back and taken again since it was opened.
+        self.is_used = False
         #: When the relay was last heard of, on the monotonic clock.
         self.heard_at = monotonic_s()
         #: What the wallet says of itself over this connection; see `talk`.

@@ -28,3 +28,7 @@ class TestLndOverGrpc(OfFake):
 
 class TestLnbits(OfFake):
     name = "lnbits"
+
+
+class TestNwc(OfFake):
+    name = "nwc"
