@@ -372,6 +372,19 @@ class WalletContract:
             ready(wallet)
         assert_paid_once(wallet, bolt11, settled(wallet, bolt11))
 
+    @pytest.mark.slow
+    def test_an_order_after_a_restart_goes_over_a_new_connection(self, wallet: ContractWallet) -> None:
+        """An order that leaves over a dead connection is lost, and its row stays open: for nothing, the wallet being there."""
+        _needs(wallet, "restart")
+        bolt11s = [wallet.make_invoice(AMOUNT_MSAT) for _ in range(2)]
+        assert send(wallet.client, bolt11s[0]).reply is WalletReply.SUCCEEDED
+        wallet.stop()
+        wallet.start()
+        ready(wallet)
+        answer = send(wallet.client, bolt11s[1])
+        assert answer.reply is WalletReply.SUCCEEDED, answer
+        assert_paid_once(wallet, bolt11s[1], answer)
+
     # Who it is
 
     def test_the_wallet_is_the_same_over_clients_and_restarts(self, wallet: ContractWallet) -> None:

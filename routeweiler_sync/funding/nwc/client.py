@@ -43,7 +43,7 @@ QUESTION_S_MAX = 20.0
 FEE_S_MAX = 5.0
 #: A connection that was idle for longer isn't used again, in seconds; relays drop them about then.
 IDLE_S_MAX = 50.0
-#: A connection that was idle for longer must answer a ping first, in seconds.
+#: A connection that was idle for longer must answer a ping first, in seconds. So must one on which anything has come: its end, too.
 PING_AFTER_S = 1.0
 #: How many idle connections are kept.
 IDLE_LINKS_MAX = 8
@@ -501,7 +501,7 @@ class NwcClient:
             idle_s = monotonic_s() - link.heard_at
             if link.url != url:
                 idle.appendleft(link)
-            elif idle_s <= IDLE_S_MAX and (idle_s <= PING_AFTER_S or link.is_alive(deadline)):
+            elif idle_s <= IDLE_S_MAX and ((idle_s <= PING_AFTER_S and not link.has_news()) or link.is_alive(deadline)):
                 return link
             else:
                 link.abandon()

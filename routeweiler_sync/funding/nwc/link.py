@@ -83,6 +83,15 @@ class Link:
                 return None
         return self._texts.popleft()
 
+    def has_news(self) -> bool:
+        """Return whether anything has come that isn't read yet: a text, or the end of the connection."""
+        from urllib3.util.wait import wait_for_read
+
+        try:
+            return bool(self._texts) or wait_for_read(self._socket, 0)
+        except (OSError, ValueError):  # closed
+            return True
+
     def is_alive(self, deadline: float) -> bool:
         """Return whether the relay answers a ping. Texts that come in meanwhile are kept."""
         token = str(monotonic_s()).encode()
