@@ -116,6 +116,7 @@ if TYPE_CHECKING:
     from .funding.lightning import LightningFundingSource, LightningNodeClient, PaymentStatus
     from .funding.lnbits.client import LnbitsClient
     from .funding.lnd.client import LndClient
+    from .funding.lnd.rest import LndRestClient
     from .funding.nwc.client import NwcClient
     from .funding.replies import WalletAnswer, WalletReply
     from .funding.wallet import WalletClient
@@ -211,6 +212,7 @@ __all__ = [
     "LightningNodeClient",
     "LnbitsClient",
     "LndClient",
+    "LndRestClient",
     "NoFeasibleRailError",
     "NoFundingForRailError",
     "NwcClient",

@@ -29,6 +29,7 @@ __all__ = [
     "LightningNodeClient",
     "LnbitsClient",
     "LndClient",
+    "LndRestClient",
     "NodeInfo",
     "NodePayment",
     "NwcClient",
@@ -42,6 +43,7 @@ _LAZY = {"LnbitsClient": "lnbits.client", "LndRestClient": "lnd.rest", "NwcClien
 
 if TYPE_CHECKING:
     from .lnbits.client import LnbitsClient as LnbitsClient
+    from .lnd.rest import LndRestClient as LndRestClient
     from .nwc.client import NwcClient as NwcClient
 else:  # where type checkers look, a __getattr__ would accept any misspelt name
 

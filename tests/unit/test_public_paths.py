@@ -17,7 +17,7 @@ from routeweiler_sync import errors
 PATHS = {
     "budgets.schema": ["BudgetEnvelope"],
     "errors": [name for name in routeweiler_sync.__all__ if name.endswith("Error") and not hasattr(requests, name)],
-    "funding": ["Funding", "LnbitsClient", "LndClient", "NwcClient"],
+    "funding": ["Funding", "LnbitsClient", "LndClient", "LndRestClient", "NwcClient"],
     "funding.lightning": [
         "ChannelBalance",
         "Funding",
@@ -25,6 +25,7 @@ PATHS = {
         "LightningNodeClient",
         "LnbitsClient",
         "LndClient",
+        "LndRestClient",
         "NodeInfo",
         "NodePayment",
         "NwcClient",
