@@ -6,7 +6,6 @@ Opens no connection and no file. No error text of this module holds any part of 
 from __future__ import annotations
 
 import re
-import ssl
 from collections.abc import Mapping
 from typing import TypedDict
 from urllib.parse import urlsplit
@@ -15,6 +14,7 @@ from ..._core import env_vars
 from ..._core.secret_text import WHERE, kind_of, may_be_secret, problem_of_path, shown
 from ...errors import FundingError
 from ..variables import kind_in, refused
+from .certificates import pem_of, read_certificates
 from .lndconnect import DEFAULT_PORT, ClientArguments, parse_lndconnect
 
 #: The variables of (host, certificate, macaroon). The first row whose host is set is used.
@@ -26,6 +26,16 @@ _GRPC = (
 _HEX = {
     env_vars.LND_MACAROON_PATH: env_vars.LND_MACAROON_HEX,
     env_vars.LND_TLS_CERT_PATH: env_vars.LND_TLS_CERT_HEX,
+}
+
+
+#: The variable of each argument of `LndRestClient`.
+REST_NAMES = {
+    "url": env_vars.LND_REST_URL,
+    "macaroon_path": env_vars.LND_MACAROON_PATH,
+    "macaroon_hex": env_vars.LND_MACAROON_HEX,
+    "tls_cert_path": env_vars.LND_TLS_CERT_PATH,
+    "tls_cert_pem": env_vars.LND_TLS_CERT_HEX,
 }
 
 
@@ -123,11 +133,10 @@ def _certificate(name: str, text: str) -> str:
     advice = "Set it to what this prints: xxd -p -c 0 tls.cert"
     if "-----BEGIN" in text or not re.fullmatch(r"(?:[0-9a-fA-F]{2})+", digits):
         raise refused(name, text, "a certificate in hex", advice)
-    content = bytes.fromhex(digits)
-    if b"PRIVATE KEY-----" in content and b"BEGIN CERTIFICATE-----" not in content:
-        raise FundingError(f"{name} isn't a certificate in hex: it looks like a private key, and so isn't shown.", advice=advice)
-    if b"-----BEGIN" in content:
-        return content.decode("latin-1")
-    if content.startswith(b"\x30"):
-        return ssl.DER_cert_to_PEM_cert(content)
+    try:
+        return pem_of(read_certificates(bytes.fromhex(digits))).decode("ascii")
+    except ValueError as error:
+        cause = str(error)
+    if kind_in(digits) in (None, "a secret", "a certificate in hex"):
+        raise FundingError(f"{name} can't be used: what it says in hex {cause}.", advice=advice)
     raise refused(name, digits, "a certificate in hex", advice)

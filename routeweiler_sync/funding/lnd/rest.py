@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ..._core.forks import importing
-from ...errors import FundingError
 from ..http_url import read_wallet_url
-from .environment import rest_from_environment
+from ..variables import made
+from .environment import REST_NAMES, rest_from_environment
 from .node_client import LndConnection, LndNodeClient
 
 if TYPE_CHECKING:
@@ -58,10 +58,8 @@ class LndRestClient(LndNodeClient):
 
         Raises: FundingError that names the variables, if one is missing or can't be used.
         """
-        try:
-            return cls(**rest_from_environment(os.environ if environ is None else environ))
-        except ValueError as error:
-            raise FundingError(f"The node of the environment can't be used: {error}.", advice="Correct its variables.") from None
+        arguments = rest_from_environment(os.environ if environ is None else environ)
+        return made(lambda: cls(**arguments), REST_NAMES)
 
     @property
     def url(self) -> str:

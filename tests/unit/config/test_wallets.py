@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import ssl
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,12 @@ from routeweiler_sync.errors import FundingError
 from routeweiler_sync.funding.lnbits import environment as lnbits
 from routeweiler_sync.funding.lnd import environment as lnd
 from routeweiler_sync.funding.nwc import environment as nwc
+from routeweiler_sync.testing import fake_lnd
 
 MACAROON = "0201036c6e64" + "ab" * 60
 KEY = "5f" * 16
 NWC = "nostr+walletconnect://" + "b8" * 32 + "?relay=wss%3A%2F%2Frelay.example&secret=" + "71" * 32
-PEM = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
+KEY_PEM, PEM = (each.decode() for each in fake_lnd._certificate(["localhost"]))
 COMPLETE = {
     "lnd": {"LND_GRPC_HOST": "node:10009", "LND_MACAROON_HEX": MACAROON},
     "lnd-rest": {"LND_REST_URL": "https://node:8080", "LND_MACAROON_HEX": MACAROON},
@@ -167,7 +169,7 @@ def test_a_half_named_wallet_gives_way_to_a_named_one() -> None:
 
 def test_the_hex_of_macaroon_and_certificate_holds_for_grpc_and_rest() -> None:
     """BTCPay and others give no files but hex."""
-    der = bytes.fromhex("308201223082") + bytes(100)
+    der = ssl.PEM_cert_to_DER_cert(PEM)
     for certificate in (PEM.encode().hex(), der.hex(), der.hex().upper(), f" {der.hex()}\n"):
         environ = {"LND_MACAROON_HEX": MACAROON, "LND_TLS_CERT_HEX": certificate}
         over_grpc = lnd.from_environment(environ | {"LND_GRPC_HOST": "node:10009"})
@@ -209,7 +211,7 @@ SECRETS = {
     "a key of nostr": "nsec1" + "q9w8" * 14 + "ab",
     "a certificate": PEM,
     "a certificate in hex": PEM.encode().hex(),
-    "a private key": "-----BEGIN EC PRIVATE KEY-----\nMHcCAQ\n-----END EC PRIVATE KEY-----",
+    "a private key": KEY_PEM,
     "a URL with a password": "https://user:hunter2@shop.example",
     "a path": "/home/user/.lnd/payer.macaroon",
     "a secret": "Xa9" * 20,
@@ -247,6 +249,40 @@ def test_a_value_in_the_wrong_variable_is_recognized_and_not_repeated(name: str,
     for piece in (SECRETS[kind][5:25], SECRETS[kind][-12:]):
         assert piece not in text
     assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize("content", [KEY_PEM.encode(), PEM.encode()[:150], b"0\x82\x01", b"hello"])
+def test_hex_of_something_else_than_a_certificate_is_refused(content: bytes) -> None:
+    """The connection would fail at night, with an error that names no variable."""
+    environ = COMPLETE["lnd-rest"] | {"LND_TLS_CERT_HEX": content.hex()}
+    with pytest.raises(FundingError, match="LND_TLS_CERT_HEX") as caught:
+        wallets.client(environ)
+    assert content.hex() not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("LND_REST_URL", "http://node.example:8080"),
+        ("LND_REST_URL", "node:8080"),
+        ("LND_REST_URL", "ftp://node"),
+        ("LNBITS_URL", "http://lnbits.example"),
+        ("LNBITS_URL", f"https://lnbits.example/wallet?usr={KEY}"),
+        ("LNBITS_ADMIN_KEY", "a b"),
+        ("NWC_URL", "nostr+walletconnect://"),
+        ("NWC_URL", NWC[:-8]),
+        ("NWC_URL", NWC.replace("b8" * 32, "b8" * 31)),
+    ],
+)
+def test_a_value_that_the_client_refuses_is_told_by_its_variable(name: str, value: str) -> None:
+    """The user has set a variable, and no argument of a class."""
+    wallet = next(each for each in COMPLETE if name in COMPLETE[each])
+    with pytest.raises(FundingError) as caught:
+        wallets.client(COMPLETE[wallet] | {name: value})
+    assert name in str(caught.value)
+    assert caught.value.spent is False
+    for secret in (KEY, NWC[30:60], NWC[-20:-8]):
+        assert secret not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["LND_REST_URL", "LNBITS_URL", "NWC_URL"])
