@@ -37,6 +37,8 @@ PATIENCE_S = 60.0
 POLL_S = 0.05
 #: What "within the deadline" allows a slow machine.
 SLACK_S = 10.0
+#: How long a wallet is waited for that may not answer at all.
+STRANGER_S = 4.0
 AMOUNT_MSAT = 21_000
 FEE_LIMIT_MSAT = 50_000
 NETWORK = "bitcoin-regtest"
@@ -273,11 +275,11 @@ class WalletContract:
         """The refusal ends the row as unspent; its text goes to a log, where no key may be."""
         bolt11, stranger = wallet.make_invoice(AMOUNT_MSAT), wallet.stranger_client()
         with closing(stranger.client) as client:
-            answer = send(client, bolt11, timeout_s=SLACK_S)
+            answer = send(client, bolt11, timeout_s=STRANGER_S)
             assert answer.reply is wallet.stranger, answer
-            assert client.track(payment_hash_of(bolt11), timeout_s=SLACK_S, follow=False).reply is WalletReply.UNKNOWN
+            assert client.track(payment_hash_of(bolt11), timeout_s=STRANGER_S, follow=False).reply is WalletReply.UNKNOWN
             with pytest.raises(FundingError) as caught:
-                client.get_info(timeout_s=SLACK_S)
+                client.get_info(timeout_s=STRANGER_S)
             texts = f"{answer!r}{answer}{caught.value!r}{caught.value}{caught.value.__dict__}"
             assert_no_secret(texts, stranger.secrets)
         assert_not_paid(wallet, bolt11)
@@ -311,7 +313,7 @@ class WalletContract:
         _needs(wallet, "lose answer")
         bolt11 = wallet.make_invoice(AMOUNT_MSAT)
         with wallet.lose_answer():
-            answer = send(wallet.client, bolt11, timeout_s=SLACK_S)
+            answer = send(wallet.client, bolt11, timeout_s=STRANGER_S)
         assert answer.reply in (WalletReply.UNKNOWN, WalletReply.IN_FLIGHT, WalletReply.SUCCEEDED), answer
         assert_paid_once(wallet, bolt11, settled(wallet, bolt11))
 
@@ -320,7 +322,7 @@ class WalletContract:
         _needs(wallet, "lose order")
         bolt11 = wallet.make_invoice(AMOUNT_MSAT)
         with wallet.lose_order():
-            answer = send(wallet.client, bolt11, timeout_s=SLACK_S)
+            answer = send(wallet.client, bolt11, timeout_s=STRANGER_S)
         assert answer.reply is WalletReply.UNKNOWN, answer
         assert track(wallet.client, bolt11).reply is wallet.unknown_hash
         assert_not_paid(wallet, bolt11)

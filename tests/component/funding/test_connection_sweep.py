@@ -12,7 +12,7 @@ from tests.support.fake_wallets import FakeWallet
 from tests.support.tcp_relay import Way, Wire
 from tests.support.wallet_market import WalletMarket
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("asks_at_once")]
 
 #: A frozen connection is told by time alone, so each point costs this much.
 FROZEN_TIMEOUT_S = 0.6

@@ -12,13 +12,16 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 
-from routeweiler_sync import PaymentPendingError, RouteweilerError
+from routeweiler_sync import BudgetEnvelope, BudgetExceededError, PaymentPendingError, RouteweilerError
+from routeweiler_sync.testing import FakeLnd, Paywall
 from tests.support.crashing_buyer import DIED
+from tests.support.fake_wallets import fake_wallet
 from tests.support.tcp_relay import Wire
 from tests.support.wallet_buyers import Buyers
 from tests.support.wallet_contract import PATIENCE_S, Recipe, ready
@@ -29,6 +32,8 @@ pytestmark = [pytest.mark.usefixtures("asks_at_once"), pytest.mark.timeout(180)]
 THREADS = 64
 #: How long a call waits for a wallet that doesn't answer, in these tests.
 SHORT_S = 2.0
+#: How long it waits for an answer that may come.
+ANSWER_S = 4.0
 SEED = 15
 #: How many moments of a purchase a buyer is killed at, by the bytes between it and its wallet.
 KILLS = 8
@@ -98,13 +103,50 @@ def test_many_threads_that_want_one_page_pay_once(market: WalletMarket) -> None:
     market.check()
 
 
+# What the wallet itself may charge
+
+
+def test_a_fee_that_no_order_can_limit_is_reserved_or_refused_before_paying(market: WalletMarket) -> None:
+    """A wallet that takes more than the budget has left would break it, and there is no order that forbids it to."""
+    wallet, price_msat = market.wallet, market.paywall.price_msat
+    if wallet.keeps_fee_limit:
+        pytest.skip("an order's fee limit holds here")
+    cap_msat = wallet.client.own_fee_cap_msat(wallet.make_invoice(price_msat), timeout_s=PATIENCE_S)
+    most_sat = (price_msat + cap_msat) // 1_000
+    refused = market.call(budget_envelope=BudgetEnvelope("tight", per_call_minor_units=most_sat - 1))
+    assert isinstance(refused, BudgetExceededError), refused
+    assert refused.spent is False
+    assert not market.payments
+    assert not market.books.rows
+    assert not any(envelope.reserved_minor_units for envelope in market.books.ledger.envelopes())
+    served = market.call(budget_envelope=BudgetEnvelope("fits", per_call_minor_units=most_sat))
+    assert isinstance(served, requests.Response), served
+    [row] = market.books.rows
+    assert row.max_fee_msat == cap_msat
+    market.check()
+
+
+def test_a_fee_that_is_not_told_is_booked_as_the_most_that_it_can_be(tmp_path: Path, lnd: FakeLnd, paywall: Paywall) -> None:
+    """Booked as nothing, such fees would add up beside the budget."""
+    with fake_wallet("nwc", lnd) as wallet:
+        wallet.fake.tells_fees = wallet.fake.looks_up_fees = False  # type: ignore[attr-defined]
+        market = WalletMarket(tmp_path, wallet, paywall)
+        assert market.until_served().status_code == 200
+        [row] = market.books.rows
+        cap_msat = wallet.client.own_fee_cap_msat(row.bolt11, timeout_s=PATIENCE_S)
+        assert row.fee_msat == row.max_fee_msat == cap_msat
+        [envelope] = market.books.ledger.envelopes()
+        assert envelope.settled_minor_units * 1_000 == row.amount_msat + cap_msat
+        assert envelope.reserved_minor_units == 0
+
+
 # Between the buyer and the wallet
 
 
 def test_an_answer_that_is_lost_costs_nothing(market: WalletMarket) -> None:
     """The wallet has paid and nobody heard it: a second payment, or a lost token, would be the user's loss."""
     with market.wallet.lose_answer(times=1):
-        first = market.call()
+        first = market.call(payment_timeout=ANSWER_S)
     assert isinstance(first, (requests.Response, PaymentPendingError)), first
     market.until_served()
     market.check()
