@@ -61,7 +61,7 @@ class FakeLnbits:
         self.lnd = lnd
         self.settings = Settings()
         self._book = LnbitsBook(lnd.client(), self.settings)
-        self._wallet = self._new_wallet(_BALANCE_MSAT)
+        self._wallet = self.new_wallet(_BALANCE_MSAT)
         self._faults = Faults()
         self._calls: Counter[str] = Counter()
         self._server: _Server | None = None
@@ -155,18 +155,20 @@ class FakeLnbits:
 
     # Invoices and payments
 
+    def new_wallet(self, balance_msat: int = 0) -> Wallet:
+        """Make another wallet of this LNbits, with keys of its own (``admin_key``, ``invoice_key``)."""
+        wallet = Wallet(given_msat=balance_msat)
+        self._book.wallets.append(wallet)
+        return wallet
+
     def internal_invoice(self, amount_msat: int, **kwargs: Any) -> FakeInvoice:
         """Issue an invoice of another wallet of this LNbits, which LNbits pays by itself, without its node.
 
         ``kwargs`` are those of `FakeLnd.invoice`.
         """
         invoice = self.lnd.invoice(amount_msat, self_payment=True, **kwargs)
-        self._book.new_invoice(self._new_wallet(0), invoice.bolt11, invoice.preimage)
+        self._book.new_invoice(self.new_wallet(0), invoice.bolt11, invoice.preimage)
         return invoice
-
-    def pay_elsewhere(self, bolt11: str) -> None:
-        """Pay an invoice from another wallet of this LNbits."""
-        self._book.pay(self._new_wallet(_BALANCE_MSAT), bolt11, lost=False, fail=None)
 
     @property
     def balance_msat(self) -> int:
@@ -253,11 +255,6 @@ class FakeLnbits:
     def _take(self, kind: str) -> Any:
         with self._book.changed:
             return self._faults.take(kind)
-
-    def _new_wallet(self, balance_msat: int) -> Wallet:
-        wallet = Wallet(given_msat=balance_msat)
-        self._book.wallets.append(wallet)
-        return wallet
 
     # The server's answers
 

@@ -15,6 +15,7 @@ from typing import NoReturn
 import pytest
 
 from .build import GoMissingError, Report, binaries
+from .lnbits_builds import LnbitsMissingError, lnbits_python
 from .server_builds import Runtimes, ServersMissingError, runtimes as install_runtimes
 from .world import World, start_world
 
@@ -50,6 +51,15 @@ def runtimes(pytestconfig: pytest.Config) -> Runtimes:
     try:
         return install_runtimes(_reporter(pytestconfig))
     except ServersMissingError as error:
+        _unavailable(str(error))
+
+
+@pytest.fixture(scope="session")
+def lnbits_installed(pytestconfig: pytest.Config) -> None:
+    """LNbits is there to be run, installed if need be."""
+    try:
+        lnbits_python(_reporter(pytestconfig))
+    except LnbitsMissingError as error:
         _unavailable(str(error))
 
 

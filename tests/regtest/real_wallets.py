@@ -17,6 +17,7 @@ from routeweiler_sync.testing._lnd_book import sign_invoice
 from tests.support.tcp_relay import Wire
 from tests.support.wallet_contract import ContractWallet, Recipe, Stranger, closing
 
+from .lnbits_server import LnbitsServer, lnbits_of
 from .processes import wait_for
 from .world import World
 
@@ -214,5 +215,107 @@ def lnd_rest(world: World) -> Iterator[RealWallet]:
             yield wallet
 
 
+class Lnbits(OverWorld):
+    """A wallet of an LNbits whose node is the payer's lnd. Its client goes over a relay, which can lose what passes."""
+
+    failed, unknown_hash, stranger = WalletReply.FAILED_FOR_GOOD, WalletReply.NOT_FOUND, WalletReply.REFUSED
+    sends_again, keeps_fee_limit = True, False
+    own_process = True
+    abilities = frozenset({"hold", "lose answer", "lose order", "restart"})
+
+    def __init__(self, world: World, server: LnbitsServer, wire: Wire) -> None:
+        super().__init__(world)
+        self.server, self._wire = server, wire
+        self.secrets = (server.keys.admin,)
+        self.recipe = self.through(server.port)
+        self.client: Any = self.through(wire.port).build()
+
+    @property
+    def port(self) -> int:
+        return self.server.port
+
+    def through(self, port: int) -> Recipe:
+        return Recipe(name="LnbitsClient", arguments={"url": f"http://127.0.0.1:{port}", "admin_key": self.server.keys.admin})
+
+    def stranger_client(self) -> Stranger:
+        wrong = secrets.token_hex(16)
+        return Stranger(client=self.recipe.build(admin_key=wrong), secrets=(wrong,))
+
+    @property
+    def url(self) -> str:
+        return self.server.url
+
+    @property
+    def keys(self) -> tuple[str, str]:
+        return self.server.keys.admin, self.server.keys.invoice
+
+    def poor_wallet(self, amount_sat: int) -> str:
+        keys = self.server.new_wallet()
+        invoice = self.server.new_invoice(keys, amount_sat)
+        self.server.ask("POST", "payments", self.server.keys.admin, {"out": True, "bolt11": invoice["bolt11"]})
+        return keys.admin
+
+    def internal_invoice(self, amount_msat: int) -> str:
+        assert amount_msat % 1000 == 0
+        return str(self.server.new_invoice(self.server.new_wallet(), amount_msat // 1000)["bolt11"])
+
+    def make_amountless_invoice(self) -> str:
+        return self.world.payee.add_invoice(0).payment_request
+
+    @contextmanager
+    def node_down(self) -> Iterator[None]:
+        self.world.payer.kill()
+        try:
+            yield
+        finally:
+            self.world.payer.start()
+
+    def own_list(self) -> list[NodePayment]:
+        return [
+            NodePayment(
+                payment_hash=row["payment_hash"],
+                status={"success": "SUCCEEDED", "failed": "FAILED", "pending": "IN_FLIGHT"}[row["status"]],
+                amount_msat=-row["amount"],
+                fee_msat=-row["fee"] if row["status"] == "success" else 0,
+                failure_reason=None,
+                created_at_ns=0,
+            )
+            for row in self.server.payments(self.server.keys)
+        ]
+
+    @contextmanager
+    def lose_answer(self, *, times: int | None = None) -> Iterator[None]:
+        with self._wire.losing("answer", times):
+            yield
+
+    @contextmanager
+    def lose_order(self, *, times: int | None = None) -> Iterator[None]:
+        with self._wire.losing("order", times):
+            yield
+
+    def stop(self) -> None:
+        self.server.daemon.kill()
+
+    def start(self) -> None:
+        if not self.server.daemon.running:
+            self.server.start()
+
+    def freeze(self) -> None:
+        self.server.daemon.freeze()
+
+    def thaw(self) -> None:
+        self.server.daemon.thaw()
+
+
+@contextmanager
+def lnbits(world: World) -> Iterator[RealWallet]:
+    """LNbits, which runs on with the world."""
+    server = lnbits_of(world)
+    with Wire(server.port) as wire:
+        wallet = Lnbits(world, server, wire)
+        with closing(wallet.client):
+            yield wallet
+
+
 #: By the names of ``ROUTEWEILER_WALLET``. Each runs as long as its block.
-WALLETS: dict[str, Callable[[World], AbstractContextManager[RealWallet]]] = {"lnd": lnd}
+WALLETS: dict[str, Callable[[World], AbstractContextManager[RealWallet]]] = {"lnd": lnd, "lnbits": lnbits}

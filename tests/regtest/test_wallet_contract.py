@@ -25,3 +25,10 @@ class OfReal(WalletContract):
 
 class TestLndOverGrpc(OfReal):
     name = "lnd"
+
+
+class TestLnbits(OfReal):
+    name = "lnbits"
+
+    @pytest.fixture(autouse=True)
+    def _installed(self, lnbits_installed: None) -> None: ...

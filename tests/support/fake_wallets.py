@@ -157,6 +157,31 @@ class Lnbits(OverFakeLnd):
     def own_list(self) -> list[NodePayment]:
         return [_as_node_payment(payment) for payment in self.lnbits.payments]
 
+    @property
+    def url(self) -> str:
+        return self.lnbits.url
+
+    @property
+    def keys(self) -> tuple[str, str]:
+        return self.lnbits.admin_key, self.lnbits.invoice_key
+
+    def poor_wallet(self, amount_sat: int) -> str:
+        return self.lnbits.new_wallet(amount_sat * 1000).admin_key
+
+    def internal_invoice(self, amount_msat: int) -> str:
+        return self.lnbits.internal_invoice(amount_msat).bolt11
+
+    def make_amountless_invoice(self) -> str:
+        return self.lnd.invoice(None).bolt11
+
+    @contextmanager
+    def node_down(self) -> Iterator[None]:
+        self.lnbits.pend_next(times=None)
+        try:
+            yield
+        finally:
+            self.lnbits.clear_faults()
+
     @contextmanager
     def lose_answer(self, *, times: int | None = None) -> Iterator[None]:
         with self._dropping("after", times):

@@ -22,9 +22,9 @@ Way = Literal["to lnd", "from lnd", "both"]
 Lost = Literal["order", "answer"]
 
 READ_BYTES = 65_536
-#: Sent at once, only an order is so long: it holds an invoice. (And the first message of a TLS handshake.)
+#: Sent at once, only an order is so long: it holds an invoice. (And the first message of TLS, and a question over HTTP.)
 ORDER_BYTES_MIN = 250
-TLS_HANDSHAKE = b"\x16"
+NO_ORDERS = (b"\x16", b"GET ")
 #: lnd is given so long to read what was held before its connection ends.
 GRACE_S = 0.3
 
@@ -175,7 +175,7 @@ class Wire:
             return what == "order"
 
     def _is_order(self, data: bytes) -> bool:
-        return len(data) >= ORDER_BYTES_MIN and not data.startswith(TLS_HANDSHAKE)
+        return len(data) >= ORDER_BYTES_MIN and not data.startswith(NO_ORDERS)
 
     def _passes(self, data: bytes, to_lnd: bool) -> tuple[bytes, str | Callable[[], None] | None]:
         own: Way = "to lnd" if to_lnd else "from lnd"
