@@ -67,7 +67,7 @@ def _of_node(sources: Sequence[LightningFundingSource]) -> tuple[str, str | None
     client: Any = sources[0].client if sources else None
     if not isinstance(client, LndClient):
         if class_of(client) is not None:
-            return "none: it is reached directly, whatever the environment says", None
+            return "none, since it is always reached directly", None
         return "as its own client says" if sources else "none", None
     host, port = client.grpc_host, client.grpc_port
     if is_local(host):

@@ -74,6 +74,12 @@ class Examination:
         """The most that one of the wallets could pay at once, in msat; None if no wallet could be asked."""
         return max((seen.payable_msat for _, _, seen in self._wallets if seen.payable_msat is not None), default=None)
 
+    @property
+    def has_channels(self) -> bool:
+        """Whether the wallet that could pay most is a node, as far as its identity says (`derived_identity`)."""
+        keys = [seen.key or "" for _, _, seen in self._wallets if seen.payable_msat == self.payable_msat]
+        return not any(key.startswith("00") for key in keys)
+
     def findings(self) -> Iterator[Finding]:
         """Yield what is found about each wallet."""
         for client, sources, seen in self._wallets[:_WALLETS_MAX]:
@@ -139,7 +145,7 @@ class Examination:
             yield warning("sync", f"the wallet {name} says that it isn't synced to the chain", "Wait until it is.")
         seen.key = key
         answer = self.track(key, secrets.token_bytes(32))
-        if answer is not None and answer[0].reply is not WalletReply.NOT_FOUND:
+        if answer is not None and answer[0].reply not in (WalletReply.NOT_FOUND, WalletReply.FAILED_SO_FAR):
             what = f"asked about a payment that was never made, the wallet says {answer[0].reply.value}"
             reason = f" ({answer[0].reason})" if answer[0].reason else ""
             yield warning("rights", f"{what}{reason}", "Correct its track: what became of a payment can't be found out else.")
