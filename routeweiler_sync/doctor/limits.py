@@ -120,7 +120,7 @@ def _rate(currency: str, look_s: float) -> tuple[Finding, Rate | None]:
 
 
 def _largest(budget_msat: int | None, wallet_msat: int | None, *, has_channels: bool) -> Iterator[Finding]:
-    """Yield the most that one payment may be. ``has_channels``: the wallet is a node, and not one that keeps its money elsewhere."""
+    """Yield the most that one payment may be. ``has_channels``: the wallet is a node."""
     if not wallet_msat or budget_msat == 0:
         return
     could, holds = ("channels could carry", "channels hold") if has_channels else ("wallet could pay", "wallet holds")
