@@ -27,12 +27,14 @@ from . import library, replies
 from .environment import from_environment
 from .events import Keyring, Request, WalletNotes
 from .link import Link, LinkError, place_of
-from .talk import NoAnswerError, RelayRefusedError, ask, wallet_notes
+from .talk import NoAnswerError, RelayRefusedError, answer_to, ask, leave, publish, wallet_notes
 from .uri import parse_uri
 
 _Result = TypeVar("_Result")
 
 TIMEOUT_S_MAX = 7 * 86_400
+#: How long an order's answer may take before the wallet is asked about the payment, in seconds; then twice as long, up to the last.
+LOOK_AFTER_S, LOOK_S_MAX = 4.0, 30.0
 #: A wallet that has answered over a connection this short a time ago isn't asked again before an order, in seconds.
 READY_S = 10.0
 #: How long a wallet may take to say that it is there, in seconds. Its service is down if it doesn't.
@@ -54,6 +56,8 @@ _MARGIN_PART, _MARGIN_S_MAX = 0.1, 0.3
 _PAYMENTS_A_PAGE, _PAGES_MAX = 50, 20_000
 _NEEDED = ("pay_invoice", "lookup_invoice")
 _METHODS_MAX = 64
+#: Look-ups that show a payment, which an order must have started.
+_UNDER_WAY = frozenset({WalletReply.SUCCEEDED, WalletReply.WRONG_PREIMAGE, WalletReply.IN_FLIGHT})
 
 
 class _TooLateError(Exception):
@@ -324,8 +328,7 @@ class NwcClient:
     def _order(
         self, bolt11: str, payment_hash: bytes, permit: list[str], deadline: float, use: Callable[[Link], Link]
     ) -> WalletAnswer:
-        """Publish one order, and return what is known of it then."""
-
+        """Publish one order, and return what is known of it then. Whoever has taken ``permit`` may send it."""
         taken = False
 
         def take_permit() -> None:
@@ -343,14 +346,16 @@ class NwcClient:
             try:
                 link = self._ready_link(deadline, use, without=tried)
             except _UnreachableError as error:
-                return _refused("; ".join([*reasons, *error.reasons]) or "no time is left")
+                found = self._found(payment_hash, deadline, use) if reasons else None
+                return found or _refused("; ".join([*reasons, *error.reasons]) or "no time is left")
             tried.add(link.url)
             try:
                 if request is None:  # its id doesn't change with the relay: a wallet handles one event once
                     lives_s = max(deadline - monotonic_s(), 1.0)
                     nip44 = self._speaks_nip44(link)
                     request = self._keyring().request("pay_invoice", {"invoice": bolt11}, nip44=nip44, lives_s=lives_s)
-                response = ask(link, self._keyring(), request, deadline, before_sending=take_permit)
+                publish(link, self._keyring(), request, deadline, before_sending=take_permit)
+                return self._outcome(link, request, payment_hash, deadline)
             except _TooLateError:
                 self._put_back(link)
                 return _refused("no time was left to send the order")
@@ -361,12 +366,58 @@ class NwcClient:
                     return WalletAnswer(reply=WalletReply.UNKNOWN, reason=error.reason)
                 if taken:  # and given back, for nobody has the order
                     taken, permit[:] = False, ["to send it over another relay"]
-                reasons.append(error.reason)
+                if link.is_used and isinstance(error, LinkError):
+                    tried.discard(link.url)  # it was idle, and has ended meanwhile: a new connection may work
+                else:
+                    reasons.append(error.reason)
+
+    def _found(self, payment_hash: bytes, deadline: float, use: Callable[[Link], Link]) -> WalletAnswer | None:
+        """Return the payment if the wallet has one all the same, after relays have refused the order."""
+        try:
+            answer = self._look_up(payment_hash, min(deadline, monotonic_s() + FEE_S_MAX), use)
+        except _UnreachableError:
+            return None
+        return answer if answer.reply in _UNDER_WAY else None
+
+    def _outcome(self, link: Link, request: Request, payment_hash: bytes, deadline: float) -> WalletAnswer:
+        """Wait for the answer to a published order, and return what it proves.
+
+        Relays keep no answers, so one that was lost never comes. Where it is late, the wallet is asked about the payment.
+
+        Raises: LinkError. RelayRefusedError, if the relay refuses the order before anything else.
+        """
+        wait_s, found = LOOK_AFTER_S, None
+        while True:
+            try:
+                response = answer_to(link, self._keyring(), request, min(deadline, monotonic_s() + wait_s))
             except NoAnswerError as error:
+                if monotonic_s() >= deadline:
+                    link.close()
+                    return found or WalletAnswer(reply=WalletReply.UNKNOWN, reason=error.reason)
+            except RelayRefusedError as error:
+                if wait_s == LOOK_AFTER_S:
+                    raise
                 link.close()
-                return WalletAnswer(reply=WalletReply.UNKNOWN, reason=error.reason)
+                return found or WalletAnswer(reply=WalletReply.UNKNOWN, reason=error.reason)
             else:
+                leave(link, request, deadline)
                 return self._checked(replies.read_pay(response, payment_hash), payment_hash, link, deadline)
+            wait_s = min(2 * wait_s, LOOK_S_MAX)
+            try:
+                looked = self._ask(
+                    link, "lookup_invoice", {"payment_hash": payment_hash.hex()}, min(deadline, monotonic_s() + wait_s)
+                )
+            except NoAnswerError:
+                continue
+            except (LinkError, RelayRefusedError) as error:
+                link.close()
+                return found or WalletAnswer(reply=WalletReply.UNKNOWN, reason=error.reason)
+            answer = replies.read_lookup(looked, payment_hash)
+            if answer.reply in _UNDER_WAY - {WalletReply.IN_FLIGHT}:
+                leave(link, request, deadline)
+                self._put_back(link)
+                return answer
+            found = answer if answer.reply is WalletReply.IN_FLIGHT else None
 
     def _checked(self, told: WalletAnswer, payment_hash: bytes, link: Link, deadline: float) -> WalletAnswer:
         """Return what the wallet's answer to an order proves, once it was asked about the payment where that can tell more."""

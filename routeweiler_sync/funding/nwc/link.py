@@ -54,6 +54,9 @@ class Link:
         self.heard_at = monotonic_s()
         #: What the wallet says of itself over this connection; see `talk`.
         self.notes: dict[str, Any] = {}
+        #: The requests whose answers are waited for, and the answers that have come, by the names of their subscriptions.
+        self.asked: dict[str, Any] = {}
+        self.answers: dict[str, dict[str, Any]] = {}
         self._texts: deque[str] = deque()
         self._parts: list[bytes] = []
         self._pongs: set[bytes] = set()

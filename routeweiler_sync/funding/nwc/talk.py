@@ -61,50 +61,74 @@ def wallet_notes(link: Link, keyring: Keyring, deadline: float) -> WalletNotes:
     return found
 
 
-def ask(
+def ask(link: Link, keyring: Keyring, request: Request, deadline: float) -> dict[str, Any]:
+    """Publish ``request`` once, and return the wallet's answer to it. Raises: as `publish` and `answer_to`."""
+    publish(link, keyring, request, deadline)
+    try:
+        return answer_to(link, keyring, request, deadline)
+    finally:
+        leave(link, request, deadline)
+
+
+def publish(
     link: Link, keyring: Keyring, request: Request, deadline: float, *, before_sending: Callable[[], None] | None = None
-) -> dict[str, Any]:
-    """Publish ``request`` once, and return the wallet's answer to it.
+) -> None:
+    """Subscribe to the answer to ``request``, and publish it once.
 
     ``before_sending`` is called last of all before the request leaves, and may forbid it by an exception.
 
-    Raises: LinkError, whose ``sent`` tells whether any of the request has left. RelayRefusedError. NoAnswerError.
+    Raises: LinkError, whose ``sent`` tells whether any of the request has left. RelayRefusedError.
     """
-    name = request.id[:_NAME_CHARS]
     try:
-        _subscribe(link, keyring, name, keyring.response_filter(request), deadline)
+        _subscribe(link, keyring, _name_of(request), keyring.response_filter(request), deadline)
     except LinkError as error:
         raise LinkError(error.reason) from None
     except RelayRefusedError as error:
         raise RelayRefusedError(error.reason, never_arrived=True) from None  # the request has not been published
+    link.asked[_name_of(request)] = request
+    if before_sending is not None:
+        before_sending()
+    link.send(f'["EVENT",{request.text}]', deadline)
+
+
+def answer_to(link: Link, keyring: Keyring, request: Request, deadline: float) -> dict[str, Any]:
+    """Wait for the wallet's answer to a published ``request``. May be called again, and after other requests over this link.
+
+    Raises: LinkError with ``sent``. RelayRefusedError. NoAnswerError.
+    """
+    name, accepted = _name_of(request), False
     try:
-        if before_sending is not None:
-            before_sending()
-        link.send(f'["EVENT",{request.text}]', deadline)
-        try:
-            return _await(link, keyring, request, name, deadline)
-        except LinkError as error:
-            raise LinkError(error.reason, sent=True) from None
-    finally:
-        _say(link, deadline, "CLOSE", name)
-
-
-def _await(link: Link, keyring: Keyring, request: Request, name: str, deadline: float) -> dict[str, Any]:
-    accepted = False
-    while (message := _next(link, keyring, deadline)) is not None:
-        match message:
-            case ["EVENT", str(to), dict(event), *_] if to == name:
-                if (response := keyring.response(event, request)) is not None:
-                    return response
-            case ["OK", str(about), bool(is_taken), *more] if about == request.id:
-                accepted = accepted or is_taken
-                if not accepted:
-                    text = more[0] if more and isinstance(more[0], str) else ""
-                    raise RelayRefusedError(_told(link, "refuses the request", text), never_arrived=never_arrived(text))
-            case ["CLOSED", str(to), *more] if to == name:
-                raise LinkError(_told(link, "has ended the subscription", more[0] if more else ""))
+        while name not in link.answers and (message := _next(link, keyring, deadline)) is not None:
+            match message:
+                case ["EVENT", str(to), dict(event), *_] if (asked := link.asked.get(to)) is not None:
+                    if (response := keyring.response(event, asked)) is not None:
+                        link.answers.setdefault(to, response)
+                case ["OK", str(about), bool(is_taken), *more] if about == request.id:
+                    accepted = accepted or is_taken
+                    if not accepted:
+                        text = more[0] if more and isinstance(more[0], str) else ""
+                        raise RelayRefusedError(_told(link, "refuses the request", text), never_arrived=never_arrived(text))
+                case ["CLOSED", str(to), *more] if to == name:
+                    raise LinkError(_told(link, "has ended the subscription", more[0] if more else ""))
+    except LinkError as error:
+        raise LinkError(error.reason, sent=True) from None
+    if name in link.answers:
+        return link.answers[name]
     how = "has passed the request on" if accepted else "hasn't confirmed the request"
     raise NoAnswerError(f"no answer of the wallet in time ({link.place} {how})")
+
+
+def leave(link: Link, request: Request, deadline: float) -> None:
+    """Wait for no answer to ``request`` any more."""
+    name = _name_of(request)
+    link.asked.pop(name, None)
+    link.answers.pop(name, None)
+    _say(link, deadline, "CLOSE", name)
+
+
+def _name_of(request: Request) -> str:
+    """Return the name of the subscription to the answer."""
+    return request.id[:_NAME_CHARS]
 
 
 def _subscribe(
