@@ -199,9 +199,9 @@ class Link:
         if not self._texts and (not data or protocol.state.name in ("CLOSING", "CLOSED")):
             self.abandon()
             fault = protocol.parser_exc
-            raise LinkError(
-                f"{self.place} " + (f"said what can't be read: {tidy(str(fault))}" if fault else "closed the connection")
-            )
+            is_garbled = fault is not None and not isinstance(fault, EOFError)
+            what = f"said what can't be read: {tidy(str(fault))}" if is_garbled else "closed the connection"
+            raise LinkError(f"{self.place} {what}")
         return True
 
     def _take(self, event: Any) -> None:

@@ -114,8 +114,16 @@ def test_a_relay_that_asks_who_the_client_is_gets_its_answer(lnd: FakeLnd) -> No
 
 @pytest.mark.parametrize(
     "code",
-    ["QUOTA_EXCEEDED", "INSUFFICIENT_BALANCE", "RESTRICTED", "UNAUTHORIZED", "NOT_IMPLEMENTED", "UNSUPPORTED_ENCRYPTION", "RATE_LIMITED"],
-)  # fmt: skip
+    [
+        "QUOTA_EXCEEDED",
+        "INSUFFICIENT_BALANCE",
+        "RESTRICTED",
+        "UNAUTHORIZED",
+        "NOT_IMPLEMENTED",
+        "UNSUPPORTED_ENCRYPTION",
+        "RATE_LIMITED",
+    ],
+)
 def test_a_refusal_before_the_start_is_one(wallet: FakeNwc, lnd: FakeLnd, code: str) -> None:
     """Taken for an unknown outcome, it would block its page until the invoice has long expired."""
     wallet.refuse_next(code, "not you")
@@ -200,9 +208,7 @@ def test_forged_answers_alone_are_no_answer(wallet: FakeNwc, lnd: FakeLnd) -> No
     assert answer.reply in (R.UNKNOWN, R.IN_FLIGHT)
 
 
-def test_an_answer_that_is_lost_is_looked_up_while_waiting(
-    wallet: FakeNwc, lnd: FakeLnd, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_answer_that_is_lost_is_looked_up_while_waiting(wallet: FakeNwc, lnd: FakeLnd, monkeypatch: pytest.MonkeyPatch) -> None:
     """Relays keep no answers: it never comes, and the call would wait its whole time for it."""
     monkeypatch.setattr(client_module, "LOOK_AFTER_S", 0.2)
     client, invoice = wallet.client(), lnd.invoice(21_000)
@@ -273,7 +279,9 @@ def test_a_refusal_of_a_payment_that_is_under_way_is_none(wallet: FakeNwc, lnd: 
 # Relays
 
 
-@pytest.mark.parametrize("text", ["blocked: no", "rate-limited: slow down", "invalid: too old", "restricted: x", "mute: nobody listens"])
+@pytest.mark.parametrize(
+    "text", ["blocked: no", "rate-limited: slow down", "invalid: too old", "restricted: x", "mute: nobody listens"]
+)
 def test_an_order_that_the_relay_refuses_has_reached_nobody(wallet: FakeNwc, lnd: FakeLnd, text: str) -> None:
     """The row can end: the wallet never saw the order."""
     wallet.refuse_at_relay_next(text)
@@ -344,6 +352,7 @@ def test_a_relay_at_which_the_wallet_is_not_is_passed_over(lnd: FakeLnd) -> None
         assert other.requests == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["down", "service down", "status", "http", "silent", "no tls", "no name"])
 def test_no_order_leaves_if_the_wallet_cannot_be_reached(lnd: FakeLnd, wallet: FakeNwc, fault: str) -> None:
     """Refused, not unknown: not a byte of it has left, so the page isn't blocked. No wait is longer than allowed."""
@@ -368,7 +377,11 @@ def test_no_order_leaves_if_the_wallet_cannot_be_reached(lnd: FakeLnd, wallet: F
         answer = pay(client, lnd, timeout_s=2)
         assert answer.reply is R.REFUSED, answer
         assert client.track(b"\x01" * 32, timeout_s=2, follow=True).reply is R.UNKNOWN
-        for ask in (lambda: client.check_ready(2), lambda: client.get_info(timeout_s=2), lambda: client.spendable_msat(timeout_s=2)):
+        for ask in (
+            lambda: client.check_ready(2),
+            lambda: client.get_info(timeout_s=2),
+            lambda: client.spendable_msat(timeout_s=2),
+        ):
             with pytest.raises(FundingError) as caught:
                 ask()
             assert wallet.secret not in str(caught.value)
@@ -595,7 +608,17 @@ def test_a_flood_and_broken_texts_are_no_answer(wallet: FakeNwc, lnd: FakeLnd) -
     relay, stop = wallet.relays[0], threading.Event()
     client = wallet.client()
     client.check_ready(10)
-    nonsense: list[Any] = ["x", ["EVENT"], ["EVENT", "a", 7], ["OK", 1, 2], ["EOSE", {}], ["CLOSED", "b"], ["NOTICE", "hi"], {}, None]
+    nonsense: list[Any] = [
+        "x",
+        ["EVENT"],
+        ["EVENT", "a", 7],
+        ["OK", 1, 2],
+        ["EOSE", {}],
+        ["CLOSED", "b"],
+        ["NOTICE", "hi"],
+        {},
+        None,
+    ]
 
     def flood() -> None:
         while not stop.is_set():

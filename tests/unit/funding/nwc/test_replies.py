@@ -55,7 +55,9 @@ ROWS = [
 ]
 
 
-@pytest.mark.parametrize(("rule", "row"), list(zip(PAY_RULES, ROWS, strict=True)), ids=lambda each: str(getattr(each, "why", each))[:40])
+@pytest.mark.parametrize(
+    ("rule", "row"), list(zip(PAY_RULES, ROWS, strict=True)), ids=lambda each: str(getattr(each, "why", each))[:40]
+)
 def test_each_row_of_the_table(rule: Any, row: tuple[str, str, WalletReply]) -> None:
     """A refusal that is taken for an unknown outcome blocks a page; the other way round it pays twice."""
     code, text, reply = row
