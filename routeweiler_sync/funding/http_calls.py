@@ -150,6 +150,8 @@ class HttpCalls:
         self._url, self._trust = url, trust
         # (process, connection, when it was put here). Lists of CPython need no lock, which a fork could leave taken.
         self._kept: list[tuple[int, Any, float]] = []
+        # The connections of calls that are running now, by id, with their process.
+        self._running: dict[int, tuple[int, Any]] = {}
         self._context: tuple[bytes | None, ssl.SSLContext] | None = None
 
     def ask(self, request: HttpRequest, *, timeout_s: float) -> HttpAnswer:
@@ -180,6 +182,7 @@ class HttpCalls:
 
         def work(worker_call: WorkerCall[HttpLine | None]) -> None:
             connection = self._opened(attempt, worker_call)
+            self._running[id(connection)] = (os.getpid(), connection)
             try:
                 response = self._sent(connection, request, attempt)
                 with _reading(attempt):
@@ -197,7 +200,7 @@ class HttpCalls:
                     some = True
                     worker_call.tell(HttpLine(status=status, content_type=kind, line=line.rstrip(b"\r\n")))
             finally:
-                _close(connection)
+                self._end(connection)
 
         with closing(items_of(attempt.working(work), timeout_s=attempt.timeout_s + _SILENCE_S)) as items:
             for item in attempt.guarded(items):
@@ -205,7 +208,13 @@ class HttpCalls:
                     yield item
 
     def close(self) -> None:
-        """Close the connections that are kept. May be called twice; a later call connects anew."""
+        """Close all connections. May be called twice; a later call connects anew.
+
+        Calls that are running in other threads end with NoAnswerError. Money: the wallet goes on with what has begun.
+        """
+        for pid, connection in list(self._running.values()):
+            if pid == os.getpid():
+                _shut(connection)
         kept, self._kept = self._kept, []
         ours = [connection for pid, connection, _ in kept if pid == os.getpid()]
         with suppress(Exception):  # at the interpreter's end no thread can be started
@@ -230,6 +239,7 @@ class HttpCalls:
     def _exchange(self, connection: Any, request: HttpRequest, attempt: _Attempt, *, may_keep: bool) -> HttpAnswer:
         is_kept = False
         try:
+            self._running[id(connection)] = (os.getpid(), connection)
             response = self._sent(connection, request, attempt)
             with _reading(attempt):
                 body = b"".join(_parts(response, request.bytes_max + 1))
@@ -238,11 +248,12 @@ class HttpCalls:
                 answer = HttpAnswer(status=response.status, content_type=_content_type(response), body=body)
                 is_kept = may_keep and response.isclosed() and not response.will_close
             if is_kept:
+                self._running.pop(id(connection), None)
                 self._keep(connection)
             return answer
         finally:
             if not is_kept:
-                _close(connection)
+                self._end(connection)
 
     def _sent(self, connection: Any, request: HttpRequest, attempt: _Attempt) -> Any:
         """Send the request and return the response's head."""
@@ -338,6 +349,10 @@ class HttpCalls:
             if pid == os.getpid():
                 _close(connection)
         return None
+
+    def _end(self, connection: Any) -> None:
+        self._running.pop(id(connection), None)
+        _close(connection)
 
     def _keep(self, connection: Any) -> None:
         if len(self._kept) < _KEPT_MAX:

@@ -18,6 +18,7 @@ import grpc
 from pymacaroons.serializers import BinarySerializer
 
 from ..funding.lnd.stubs import routeweiler_lnd_pb2 as pb
+from ._lnd_accounts import FakeAccount
 from ._lnd_book import Attempt, Book, Entry, FakeOrder, OrderError, decode
 
 #: The error text of lnd's interceptor in every state but RPC_ACTIVE and SERVER_ACTIVE (rpcperms/interceptor.go).
@@ -67,7 +68,8 @@ class Faults:
 class Service:
     """Answers lnd's gRPC calls from the database ``book``. Each start of the server has its own.
 
-    ``macaroons``: by the macaroon in hex, the method paths that it permits (None: all), or the text with which it is refused.
+    ``macaroons``: by the macaroon in hex, the method paths that it permits (None: all), the text with which it is refused, or
+    its account of litd.
     ``calls`` counts the calls by method name. ``now`` returns unix seconds by the node's clock. ``state`` is lnd's wallet state.
     While ``holding``, orders wait unread; ``held`` counts them.
     """
@@ -76,7 +78,7 @@ class Service:
         self,
         book: Book,
         faults: Faults,
-        macaroons: dict[str, frozenset[str] | str | None],
+        macaroons: dict[str, frozenset[str] | str | FakeAccount | None],
         calls: Counter[str],
         now: Callable[[], float],
     ) -> None:
@@ -136,12 +138,19 @@ class Service:
                 self.book.changed.notify_all()
             if path == "/routerrpc.Router/SendPaymentV2":
                 self._wait_for_delivery()
+            account: FakeAccount | None = None
             try:
                 if path != "/lnrpc.State/GetState":
                     self._check_state()
-                    self._check_macaroon(path, context)
+                    account = self._check_macaroon(path, context)
+                    if account is not None:
+                        with self.book.changed:
+                            account.check(path, request, self.book)
                 return behaviour(request, context)
             except OrderError as error:
+                if account is not None and path == "/routerrpc.Router/SendPaymentV2":
+                    with self.book.changed:
+                        account.refused(request, error, self.book)
                 context.abort(grpc.StatusCode[error.code], error.text)
 
         return handle
@@ -166,7 +175,8 @@ class Service:
         if (text := _NOT_UP.get(self.state)) is not None:
             raise OrderError("UNKNOWN", text)
 
-    def _check_macaroon(self, path: str, context: grpc.ServicerContext) -> None:
+    def _check_macaroon(self, path: str, context: grpc.ServicerContext) -> FakeAccount | None:
+        """Return the account that the macaroon is bound to, if it is. Raises: OrderError for one that doesn't permit the call."""
         sent = [value for key, value in context.invocation_metadata() if key == "macaroon"]
         if len(sent) != 1:
             raise OrderError("UNKNOWN", f"expected 1 macaroon, got {len(sent)}")
@@ -174,10 +184,13 @@ class Service:
         if macaroon not in self.macaroons:
             raise OrderError("UNKNOWN", _macaroon_fault(macaroon))
         permitted = self.macaroons[macaroon]
+        if isinstance(permitted, FakeAccount):
+            return permitted
         if isinstance(permitted, str):
             raise OrderError("UNKNOWN", permitted)
         if permitted is not None and path not in permitted:
             raise OrderError("UNKNOWN", "permission denied")
+        return None
 
     # routerrpc.Router
 

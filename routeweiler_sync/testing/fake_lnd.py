@@ -31,6 +31,7 @@ from ..funding.lightning import LightningFundingSource
 from ..funding.lnd.client import LndClient
 from ..funding.lnd.rest import LndRestClient
 from ..funding.lnd.stubs import routeweiler_lnd_pb2 as pb
+from ._lnd_accounts import FakeAccount
 from ._lnd_book import Book, FakeInvoice, FakeOrder, FakePayment
 from ._lnd_rest import RestServer
 from ._lnd_service import Faults, Service
@@ -71,7 +72,7 @@ class FakeLnd:
         self._book = Book(node_key=secrets.token_hex(32), payee_key=secrets.token_hex(32), balance_msat=_BALANCE_MSAT)
         self._faults = Faults()
         self._key_pem, self._cert_pem = _certificate(cert_names)
-        self._macaroons: dict[str, frozenset[str] | str | None] = {}
+        self._macaroons: dict[str, frozenset[str] | str | FakeAccount | None] = {}
         self._calls: Counter[str] = Counter()
         self._folder = tempfile.TemporaryDirectory(prefix="fake-lnd-")
         self.tls_cert_path = self._write("tls.cert", self._cert_pem)
@@ -217,6 +218,12 @@ class FakeLnd:
         lnd refuses a macaroon whose root key was deleted (the default text), that has expired, or that is bound to another place.
         """
         return self._bake(text)
+
+    def account(self, balance_msat: int) -> FakeAccount:
+        """Make an account of litd with this balance. Its macaroon is in the file `FakeAccount.macaroon_path`."""
+        account = FakeAccount(balance_msat=balance_msat)
+        account.macaroon_path = self._bake(account)
+        return account
 
     def client(self, **kwargs: Any) -> LndClient:
         """Return a client of this node; ``kwargs`` are arguments of `LndClient`, and replace those set here.
@@ -457,7 +464,7 @@ class FakeLnd:
     def _new_service(self) -> Service:
         return Service(self._book, self._faults, self._macaroons, self._calls, self._now)
 
-    def _bake(self, answer: frozenset[str] | str | None) -> str:
+    def _bake(self, answer: frozenset[str] | str | FakeAccount | None) -> str:
         from pymacaroons import MACAROON_V2, Macaroon
         from pymacaroons.serializers import BinarySerializer
 
@@ -467,6 +474,8 @@ class FakeLnd:
         operations = [pb.MacaroonOp(entity=entity, actions=actions) for entity, actions in named]
         identifier = b"\x03" + pb.MacaroonId(ops=operations).SerializeToString()
         macaroon = Macaroon(location="lnd", identifier=identifier, key=secrets.token_bytes(32), version=MACAROON_V2)
+        if isinstance(answer, FakeAccount):
+            macaroon.add_first_party_caveat(f"lnd-custom account {answer.id}")
         data = BinarySerializer().serialize_raw(macaroon)
         self._macaroons[data.hex()] = answer
         return self._write(f"{len(self._macaroons)}.macaroon", data)

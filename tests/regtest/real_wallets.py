@@ -318,4 +318,4 @@ def lnbits(world: World) -> Iterator[RealWallet]:
 
 
 #: By the names of ``ROUTEWEILER_WALLET``. Each runs as long as its block.
-WALLETS: dict[str, Callable[[World], AbstractContextManager[RealWallet]]] = {"lnd": lnd, "lnbits": lnbits}
+WALLETS: dict[str, Callable[[World], AbstractContextManager[RealWallet]]] = {"lnd": lnd, "lnd-rest": lnd_rest, "lnbits": lnbits}

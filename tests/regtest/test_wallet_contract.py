@@ -27,6 +27,10 @@ class TestLndOverGrpc(OfReal):
     name = "lnd"
 
 
+class TestLndOverRest(OfReal):
+    name = "lnd-rest"
+
+
 class TestLnbits(OfReal):
     name = "lnbits"
 

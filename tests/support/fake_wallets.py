@@ -277,6 +277,26 @@ class Nwc(OverFakeLnd):
             self.fake.clear_faults()
 
 
+class LndOverRest(LndOverGrpc):
+    """The same lnd over REST."""
+
+    def __init__(self, lnd: FakeLnd) -> None:
+        super().__init__(lnd)
+        (macaroon,) = self.secrets
+        self.recipe = Recipe(
+            name="LndRestClient",
+            arguments={"url": lnd.rest_url, "macaroon_hex": macaroon, "tls_cert_path": lnd.tls_cert_path},
+        )
+        self.client = lnd.rest_client(macaroon_hex=macaroon)
+
+    @property
+    def port(self) -> int:
+        return self.lnd.rest_port
+
+    def through(self, port: int) -> Recipe:
+        return Recipe(name=self.recipe.name, arguments=self.recipe.arguments | {"url": f"https://{self.lnd.host}:{port}"})
+
+
 @contextmanager
 def fake_wallet(name: str, lnd: FakeLnd) -> Iterator[FakeWallet]:
     """The wallet of this name, one of `FAKE_WALLETS`, running inside ``with``; ``lnd`` pays for it."""
@@ -287,6 +307,11 @@ def fake_wallet(name: str, lnd: FakeLnd) -> Iterator[FakeWallet]:
 @contextmanager
 def _lnd_over_grpc(lnd: FakeLnd) -> Iterator[FakeWallet]:
     yield LndOverGrpc(lnd)
+
+
+@contextmanager
+def _lnd_over_rest(lnd: FakeLnd) -> Iterator[FakeWallet]:
+    yield LndOverRest(lnd)
 
 
 @contextmanager
@@ -304,6 +329,7 @@ def _nwc(lnd: FakeLnd) -> Iterator[FakeWallet]:
 #: By the names of ``ROUTEWEILER_WALLET``.
 FAKE_WALLETS: dict[str, Callable[[FakeLnd], AbstractContextManager[FakeWallet]]] = {
     "lnd": _lnd_over_grpc,
+    "lnd-rest": _lnd_over_rest,
     "lnbits": _lnbits,
     "nwc": _nwc,
 }

@@ -149,6 +149,11 @@ def _macaroon_cause(method: str, code: str, text: str, endpoint: Endpoint, now: 
         return Cause(what=what, advice=f"give a macaroon of the node at {tidy(endpoint.address)}, or bake a new one")
     if re.match(r"empty macaroon data|encoding/hex: |cannot determine data format|unmarshal v[12]: ", lower):
         return Cause(what=f"{macaroon} is cut off, or none at all ({said})", advice="copy the node's *.macaroon file again")
+    if re.search(r"\baccount( [0-9a-f]+)? has expired$|\baccount not found$|account service has been (stopped|disabled)$", lower):
+        return Cause(
+            what=f"the account that {macaroon} is for can't be used ({said})",
+            advice="look at it with `litcli accounts list`, or give a macaroon of another account",
+        )
     if lower.startswith(("verification failed: ", 'caveat "', "expected 1 macaroon")):
         return Cause(what=f"{macaroon} was refused ({said})", advice="bake one without the caveat that isn't satisfied")
     return None
@@ -203,6 +208,10 @@ def _rest_cause(failure: Failure, endpoint: Endpoint) -> Cause | None:
     if "no application protocol" in lower or "isn't http" in lower:
         what = f"what answers there isn't lnd's REST interface; this looks like its gRPC port ({text})"
         return Cause(what=what, advice=_port_advice(endpoint))
+    if lower.startswith("the connection "):
+        scheme = "https" if endpoint.rest_url is not None and not endpoint.rest_url.has_tls else "http"
+        what = f"it took the connection, but didn't answer {failure.method} ({text})"
+        return Cause(what=what, advice=f"{_port_advice(endpoint)} and that the URL shouldn't begin with {scheme}://")
     if failure.code == WRONG_PATH:
         what = f"it has no {failure.method} at this URL ({text})"
         return Cause(what=what, advice="check the path of the URL, and that the node is lnd 0.17 or newer")

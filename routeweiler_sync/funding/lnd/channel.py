@@ -117,6 +117,10 @@ class LndChannel:
         await_start(lambda: self._wallet_state(deadline), self._endpoint, timeout_s)
         self._check_streams(deadline)
 
+    def is_of_account(self) -> bool:
+        """Return whether the macaroon is that of an account of litd."""
+        return self._credentials.is_of_account()
+
     def unary(self, path: str, request: Any, response: type[_Response], *, timeout_s: float) -> _Response:
         """Ask a question that has one answer, and return that answer. ``path`` is the RPC's, e.g. ``/lnrpc.Lightning/GetInfo``.
 

@@ -27,6 +27,9 @@ _MACAROON_BYTES_MAX = 16_384
 #: How macaroons begin, by libmacaroons' formats: version 2, version 2 in JSON, and version 1 (length in hex, field's name).
 _MACAROON_START = re.compile(rb"\x02|\{|[0-9a-f]{4}(location|identifier) ")
 
+#: How the caveat begins that binds a macaroon to an account (litd, accounts/interceptor.go).
+_ACCOUNT_CAVEAT = b"lnd-custom account "
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
@@ -100,6 +103,12 @@ class Credentials:
             if self._macaroon_hex is None or not _is_cut_off(macaroon):
                 self._macaroon_hex = macaroon.hex()
         return self._macaroon_hex
+
+    def is_of_account(self) -> bool:
+        """Return whether the macaroon is that of an account of litd, by its caveat. False if it can't be read."""
+        with suppress(ValueError, FundingError):
+            return _ACCOUNT_CAVEAT in bytes.fromhex(self.macaroon_hex())
+        return False
 
     def certificates(self) -> tuple[Certificate, ...] | None:
         """Return the pinned certificates; None if none is pinned. Raises: FundingError if they can't be read."""

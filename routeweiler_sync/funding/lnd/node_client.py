@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Generator, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ..._core.deadline import monotonic_s
@@ -25,6 +25,7 @@ from ..wallet import (
     ChannelBalance,
     NodeInfo,
     NodePayment,
+    NotPermittedError,
     PaymentStatus,
     SentPayment,
     network_of,
@@ -48,6 +49,7 @@ TIMEOUT_S_MAX = 7 * 86_400
 #: A TrackPaymentV2 stream that reported no change until this long before its deadline was ended by the deadline, not by a fault.
 _DEADLINE_SLACK_S = 0.25
 _PAYMENTS_A_PAGE = 100
+_CALL_S_MIN = 0.05
 _PRIVATE_KEY = re.compile(r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z0-9 ]*PRIVATE KEY-----|\Z)")
 
 
@@ -59,6 +61,10 @@ class LndConnection(Protocol):
 
     def check_ready(self, timeout_s: float) -> None:
         """Return once the node accepts payment orders. Raises: FundingError with the cause if it accepts none."""
+        ...
+
+    def is_of_account(self) -> bool:
+        """Return whether the macaroon is that of an account of litd."""
         ...
 
     def unary(self, path: str, request: Any, response: type[_Response], *, timeout_s: float) -> _Response:
@@ -173,7 +179,7 @@ class LndNodeClient:
         try:
             connection = self._connection
             # Asked anew before each order: an order sent into a dead connection would be UNKNOWN, whereas now it is REFUSED.
-            connection.check_ready(timeout_s)
+            self.check_ready(timeout_s)
             remaining_s = deadline - monotonic_s()
             from .stubs import routeweiler_lnd_pb2 as pb
 
@@ -233,13 +239,19 @@ class LndNodeClient:
         return status_of(self, payment_hash, timeout_s=self.timeout_seconds, wallet="lnd")
 
     def check_ready(self, timeout_s: float) -> None:
-        """Return once the node accepts payment orders. Wait for at most ``timeout_s`` seconds. Needs no macaroon.
+        """Return once the node accepts payment orders. Wait for at most ``timeout_s`` seconds.
 
-        A node that is starting is waited for, a locked wallet isn't.
+        Needs no macaroon, but with one of a litd account also asks whether that account may be used. A node that is starting is
+        waited for, a locked wallet isn't.
 
         Raises: FundingError with the exact cause if the node doesn't accept orders.
         """
+        deadline = monotonic_s() + self._bounded(timeout_s)
         self._connection.check_ready(self._bounded(timeout_s))
+        if self._connection.is_of_account():
+            # litd says of an order's answers too that the account has expired, say. Only before the order does it prove something.
+            with suppress(NotPermittedError):
+                self.get_info(timeout_s=max(deadline - monotonic_s(), _CALL_S_MIN))
 
     def get_info(self, *, timeout_s: float | None = None) -> NodeInfo:
         """Return the node's identity and state (GetInfo). ``timeout_s`` may shorten the client's timeout.

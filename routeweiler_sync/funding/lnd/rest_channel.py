@@ -80,6 +80,10 @@ class LndRestChannel:
 
         await_start(ask_state, self._endpoint, timeout_s)
 
+    def is_of_account(self) -> bool:
+        """Return whether the macaroon is that of an account of litd."""
+        return self._credentials.is_of_account()
+
     def unary(self, path: str, request: Any, response: type[_Response], *, timeout_s: float) -> _Response:
         """Ask a question that has one answer, and return that answer. ``path`` is the RPC's, e.g. ``/lnrpc.Lightning/GetInfo``.
 

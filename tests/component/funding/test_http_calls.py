@@ -406,6 +406,35 @@ def test_a_replaced_ssl_context_changes_nothing(monkeypatch: pytest.MonkeyPatch)
         assert secure_calls_to(server.port, authority).order(ORDER, timeout_s=PATIENCE_S).status == 200
 
 
+@pytest.mark.parametrize("way", ["ask", "order", "lines"])
+def test_closing_ends_the_calls_that_are_running(way: str) -> None:
+    """A program that ends shall not wait for a slow payment's timeout."""
+    told, errors = threading.Event(), list[Exception]()
+
+    def talk(connection: Any) -> None:
+        told.set()
+        connection.recv(1)
+
+    with serving(talk) as server:
+        calls = calls_to(server.port)
+
+        def call() -> None:
+            try:
+                list(calls.lines(ORDER, timeout_s=PATIENCE_S)) if way == "lines" else getattr(calls, way)(
+                    ORDER, timeout_s=PATIENCE_S
+                )
+            except NoAnswerError as error:
+                errors.append(error)
+
+        caller = threading.Thread(target=call)
+        caller.start()
+        assert told.wait(PATIENCE_S)
+        calls.close()
+        caller.join(SLACK_S)
+    assert [type(each) for each in errors] == [NoAnswerError]
+    assert not calls._running
+
+
 def test_many_threads_share_the_calls() -> None:
     with serving(OK) as server:
         calls, answers = calls_to(server.port), list[HttpAnswer]()

@@ -26,6 +26,10 @@ class TestLndOverGrpc(OfFake):
     name = "lnd"
 
 
+class TestLndOverRest(OfFake):
+    name = "lnd-rest"
+
+
 class TestLnbits(OfFake):
     name = "lnbits"
 
