@@ -23,6 +23,8 @@ class FakeWallet(ContractWallet, Protocol):
     """A fake, behind which a `FakeLnd` pays, that can be reached over a relay."""
 
     lnd: FakeLnd
+    #: The environment variables that name the wallet.
+    environ: dict[str, str]
 
     @property
     def port(self) -> int:
@@ -99,7 +101,7 @@ class LndOverGrpc(OverFakeLnd):
             },
         )
         self.client: Any = lnd.client(macaroon_hex=macaroon)
-        self.secrets = (macaroon,)
+        self.secrets, self.environ = (macaroon,), dict(lnd.environ)
 
     def stranger_client(self) -> Stranger:
         wrong = "0201" + secrets.token_hex(48)
@@ -148,7 +150,7 @@ class Lnbits(OverFakeLnd):
         self.lnbits = lnbits
         self.recipe = Recipe(name="LnbitsClient", arguments={"url": lnbits.url, "admin_key": lnbits.admin_key})
         self.client: Any = lnbits.client()
-        self.secrets = (lnbits.admin_key,)
+        self.secrets, self.environ = (lnbits.admin_key,), dict(lnbits.environ)
 
     def stranger_client(self) -> Stranger:
         wrong = secrets.token_hex(16)
@@ -237,7 +239,7 @@ class Nwc(OverFakeLnd):
         self.fake = fake
         self.recipe = Recipe(name="NwcClient", arguments={"uri": fake.uri})
         self.client: Any = fake.client()
-        self.secrets = (fake.secret, fake.uri)
+        self.secrets, self.environ = (fake.secret, fake.uri), dict(fake.environ)
 
     def stranger_client(self) -> Stranger:
         wrong = secrets.token_hex(32)

@@ -1,19 +1,19 @@
-"""Each kind of wallet that the environment can name, as a running fake and the variables that name it."""
+"""Each kind of wallet that the environment can name, as a running fake: `FAKE_WALLETS`, by the names of ``ROUTEWEILER_WALLET``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from routeweiler_sync.testing import FakeLnd
-from routeweiler_sync.testing.fake_lnbits import FakeLnbits
-from routeweiler_sync.testing.fake_nwc import FakeNwc
+
+from .fake_wallets import FAKE_WALLETS, fake_wallet
 
 
 @dataclass(frozen=True, kw_only=True)
 class NamedWallet:
-    """A wallet that runs, for which ``lnd`` pays. ``secrets`` must stand in no text."""
+    """A wallet that runs, for which ``lnd`` pays. ``environ`` names it, ``secrets`` must stand in no text."""
 
     name: str
     lnd: FakeLnd
@@ -22,31 +22,10 @@ class NamedWallet:
 
 
 @contextmanager
-def _lnd(lnd: FakeLnd) -> Iterator[NamedWallet]:
-    yield NamedWallet(name="lnd", lnd=lnd, environ=dict(lnd.environ))
-
-
-@contextmanager
-def _lnd_rest(lnd: FakeLnd) -> Iterator[NamedWallet]:
-    yield NamedWallet(name="lnd-rest", lnd=lnd, environ=dict(lnd.rest_environ))
-
-
-@contextmanager
-def _lnbits(lnd: FakeLnd) -> Iterator[NamedWallet]:
-    with FakeLnbits(lnd) as fake:
-        yield NamedWallet(name="lnbits", lnd=lnd, environ=dict(fake.environ), secrets=(fake.admin_key,))
-
-
-@contextmanager
-def _nwc(lnd: FakeLnd) -> Iterator[NamedWallet]:
-    with FakeNwc(lnd) as fake:
-        yield NamedWallet(name="nwc", lnd=lnd, environ=dict(fake.environ), secrets=(fake.secret,))
-
-
-#: By the names of ``ROUTEWEILER_WALLET``.
-NAMED_WALLETS: dict[str, Callable[[FakeLnd], AbstractContextManager[NamedWallet]]] = {
-    "lnd": _lnd,
-    "lnd-rest": _lnd_rest,
-    "lnbits": _lnbits,
-    "nwc": _nwc,
-}
+def named_wallet(name: str, lnd: FakeLnd) -> Iterator[NamedWallet]:
+    """The wallet of this name, one of `config.wallets.WALLETS`, running inside ``with``; ``lnd`` pays for it."""
+    if name == "lnd-rest" and name not in FAKE_WALLETS:
+        yield NamedWallet(name=name, lnd=lnd, environ=dict(lnd.rest_environ))
+        return
+    with fake_wallet(name, lnd) as fake:
+        yield NamedWallet(name=name, lnd=lnd, environ=fake.environ, secrets=fake.secrets)

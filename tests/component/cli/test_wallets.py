@@ -13,14 +13,14 @@ import pytest
 from routeweiler_sync.config.wallets import WALLETS
 from routeweiler_sync.testing import FakeLnd, Paywall
 from tests.support.cli_process import TIMEOUT_S, bare_environ
-from tests.support.wallet_environments import NAMED_WALLETS, NamedWallet
+from tests.support.wallet_environments import NamedWallet, named_wallet
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(params=[wallet.name for wallet in WALLETS])
 def wallet(request: pytest.FixtureRequest, lnd: FakeLnd) -> Iterator[NamedWallet]:
-    with NAMED_WALLETS[request.param](lnd) as named:
+    with named_wallet(request.param, lnd) as named:
         yield named
 
 

@@ -16,7 +16,7 @@ from routeweiler_sync import FundingError, Session
 from routeweiler_sync._core import env_vars
 from routeweiler_sync.config.wallets import WALLETS
 from routeweiler_sync.testing import FakeLnd, Paywall
-from tests.support.wallet_environments import NAMED_WALLETS, NamedWallet
+from tests.support.wallet_environments import NamedWallet, named_wallet
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def environ(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 @pytest.fixture(params=[wallet.name for wallet in WALLETS])
 def wallet(request: pytest.FixtureRequest, lnd: FakeLnd) -> Iterator[NamedWallet]:
     """Each wallet of the table in its turn: a new one needs a fake here."""
-    with NAMED_WALLETS[request.param](lnd) as named:
+    with named_wallet(request.param, lnd) as named:
         yield named
 
 
@@ -74,10 +74,10 @@ def test_of_several_the_chosen_one_pays(chosen: str, environ, paywall: Paywall, 
     """Money would leave another wallet than the one that was meant for the script."""
     with ExitStack() as stack:
         nodes = {}
-        for name, make in NAMED_WALLETS.items():
+        for name in (wallet.name for wallet in WALLETS):
             node = lnd if name == chosen else stack.enter_context(FakeLnd())
             if name not in ("lnd", "lnd-rest") or name == chosen:
-                environ(stack.enter_context(make(node)).environ)
+                environ(stack.enter_context(named_wallet(name, node)).environ)
                 nodes[name] = node
         environ({"ROUTEWEILER_WALLET": chosen})
         with Session() as session:
@@ -99,7 +99,7 @@ def test_a_chosen_wallet_that_isnt_named_stops_payments_and_nothing_else(environ
 
 def test_a_changed_choice_holds_for_later_sessions(environ, lnd: FakeLnd, paywall: Paywall) -> None:
     """A notebook chooses another wallet in a running process."""
-    with NAMED_WALLETS["lnbits"](lnd) as lnbits:
+    with named_wallet("lnbits", lnd) as lnbits:
         environ({**lnd.environ, **lnbits.environ, "ROUTEWEILER_WALLET": "lnd"})
         with Session() as session:
             assert "LndClient" in repr(session)
