@@ -28,7 +28,11 @@ if TYPE_CHECKING:
     from ..funding.lightning import LightningFundingSource
 
 #: The modules of this folder that know a kind of wallet, by the client's class below `funding`. Each has a function ``findings``.
-_MODULES = {"lnd.client.LndClient": "lnd_node", "lnd.rest.LndRestClient": "lnd_node"}
+_MODULES = {
+    "lnbits.client.LnbitsClient": "lnbits_wallet",
+    "lnd.client.LndClient": "lnd_node",
+    "lnd.rest.LndRestClient": "lnd_node",
+}
 #: How many wallets of one session are looked at.
 _WALLETS_MAX = 8
 

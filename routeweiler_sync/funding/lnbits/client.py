@@ -61,6 +61,10 @@ _STATUS = {WalletReply.SUCCEEDED: "SUCCEEDED", WalletReply.FAILED_FOR_GOOD: "FAI
 _COPY_KEY = "Copy the admin key of the wallet from LNbits (in the wallet: API keys and docs)."
 
 
+class WrongKeyError(FundingError):
+    """LNbits has no wallet with this key, or the key only reads."""
+
+
 class LnbitsClient:
     """A wallet of an LNbits server, reached over HTTP with the wallet's admin key.
 
@@ -324,7 +328,7 @@ class LnbitsClient:
         if answer.status != 200 or not isinstance(body, dict) or "balance" not in body:
             raise self._refused(answer, "isn't ready to pay", _COPY_KEY)
         if not isinstance(body.get("id"), str) or not body["id"]:
-            raise FundingError(f"{self._name} says that the key is an invoice key, which can read but not pay.", advice=_COPY_KEY)
+            raise WrongKeyError(f"{self._name} says that the key is an invoice key, which can read but not pay.", advice=_COPY_KEY)
         return body
 
     def _refused(self, answer: HttpAnswer, what: str, advice: str) -> FundingError:
@@ -334,7 +338,7 @@ class LnbitsClient:
 
         detail = tidy(without_secrets(detail_of(self._body(answer)))).removesuffix(".")
         if answer.status == 404 and detail == "Wallet not found":
-            return FundingError(f"{self._name} knows no wallet with this key.", advice=_COPY_KEY)
+            return WrongKeyError(f"{self._name} knows no wallet with this key.", advice=_COPY_KEY)
         if answer.status == 429:
             return FundingError(
                 f"{self._name} gets too many requests ({detail or 'HTTP status 429'}).",
