@@ -219,6 +219,8 @@ class WalletContract:
             answer = wallet.client.track(unknown, timeout_s=PATIENCE_S, follow=follow)
             assert answer.reply is wallet.unknown_hash, answer
             assert time.monotonic() - began < PATIENCE_S
+        state = "unknown_hash" if wallet.unknown_hash is WalletReply.NOT_FOUND else "in_flight"
+        assert wallet.client.track_payment(unknown.hex()).state == state
 
     def test_an_expired_invoice_is_not_paid(self, wallet: ContractWallet) -> None:
         """Its end must be told as one: else the row blocks its page until the user gives it up."""
