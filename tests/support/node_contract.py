@@ -8,8 +8,6 @@ skipped by name.
 
 from __future__ import annotations
 
-import hashlib
-import secrets
 import threading
 import time
 from collections.abc import Callable
