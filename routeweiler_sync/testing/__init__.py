@@ -86,6 +86,14 @@ The node (methods of `FakeLnd`; those named ``…_next`` strike the next payment
 - ``stop``, ``start``, ``restart``, ``lock``, ``unlock``: the node goes away, and comes back.
 - ``bake_macaroon``, ``bake_refused_macaroon``: a macaroon with few rights, or with none.
 
+A wallet of LNbits in front of it (`FakeLnbits`; ``with FakeLnd() as lnd, FakeLnbits(lnd) as lnbits``):
+
+- ``fail_next``, ``refuse_next``, ``drop_next``, ``stop``, ``start``, ``restart``: as above.
+- ``pend_next``: pending for ever, since the node never hears of the order.
+- ``twice_next``, ``gateway_next``: a proxy sends the order twice, or answers with an error page.
+- ``settings``: the fee reserve, the service fee, how long LNbits waits for its node. ``balance_msat``: what is in the wallet.
+- ``internal_invoice``: an invoice of the same LNbits, which its node never sees.
+
 The server (`Paywall`):
 
 - ``faults.refuse_tokens``, ``faults.settle_lag``, ``faults.expire_invoices``, … : see `Faults`.
