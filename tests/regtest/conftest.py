@@ -64,6 +64,14 @@ def lnbits_installed(pytestconfig: pytest.Config) -> None:
 
 
 @pytest.fixture(autouse=True)
+def _lnbits_if_wanted(request: pytest.FixtureRequest) -> None:
+    """A test whose parameter is this wallet is skipped where it can't be installed."""
+    callspec = getattr(request.node, "callspec", None)
+    if callspec is not None and "lnbits" in [value for value in callspec.params.values() if isinstance(value, str)]:
+        request.getfixturevalue("lnbits_installed")
+
+
+@pytest.fixture(autouse=True)
 def _whole_again(request: pytest.FixtureRequest) -> Iterator[None]:
     """What a test has frozen, stopped or killed runs again before the next one, whatever became of the test."""
     yield
