@@ -114,7 +114,10 @@ if TYPE_CHECKING:
     from .budgets.schema import BudgetEnvelope
     from .funding import Funding
     from .funding.lightning import LightningFundingSource, LightningNodeClient, PaymentStatus
+    from .funding.lnbits.client import LnbitsClient
     from .funding.lnd.client import LndClient
+    from .funding.lnd.rest import LndRestClient
+    from .funding.nwc.client import NwcClient
     from .funding.replies import WalletAnswer, WalletReply
     from .funding.wallet import WalletClient
     from .ledger.ledger import Ledger
@@ -145,6 +148,9 @@ _LAZY = {
     "LightningFundingSource": "funding.lightning",
     "LightningNodeClient": "funding.lightning",
     "LndClient": "funding.lightning",
+    "LndRestClient": "funding.lightning",
+    "LnbitsClient": "funding.lightning",
+    "NwcClient": "funding.lightning",
     "PaymentStatus": "funding.lightning",
     "Policy": "policy.dsl",
     "PolicyRule": "policy.dsl",
@@ -204,9 +210,12 @@ __all__ = [
     "LedgerError",
     "LightningFundingSource",
     "LightningNodeClient",
+    "LnbitsClient",
     "LndClient",
+    "LndRestClient",
     "NoFeasibleRailError",
     "NoFundingForRailError",
+    "NwcClient",
     "PaidResponse",
     "Payment",
     "PaymentDeclinedError",

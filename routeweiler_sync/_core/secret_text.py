@@ -25,12 +25,15 @@ _RANDOM_CHARS_MIN, _RANDOM_CHARS_MIN_MIXED = 33, 25
 _WORD_CHARS = 3
 #: Where what was given in place of something else belongs.
 WHERE = {
-    "a macaroon": "Give a macaroon itself, in hex, as macaroon_hex=, or in an lndconnect URI as ROUTEWEILER_LNDCONNECT",
+    "a macaroon": "Give a macaroon itself, in hex, as macaroon_hex= or LND_MACAROON_HEX, or in an lndconnect URI as "
+    "ROUTEWEILER_LNDCONNECT",
     "an lndconnect URI": "Give an lndconnect URI as ROUTEWEILER_LNDCONNECT, or to LndClient.from_lndconnect()",
-    "a certificate": "Give the text of a certificate as tls_cert_pem=",
+    "a Nostr Wallet Connect URI": "Give a Nostr Wallet Connect URI as NWC_URL, or to NwcClient()",
+    "a certificate": "Give the text of a certificate as tls_cert_pem=, its hex as LND_TLS_CERT_HEX, or its path",
     "a URL with a password": "Give the URL of a ledger as ledger= or ROUTEWEILER_LEDGER",
     "a private key": "No private key is needed: give lnd's tls.cert",
-    "a secret": "Give a macaroon itself, in hex, as macaroon_hex=, or in an lndconnect URI as ROUTEWEILER_LNDCONNECT",
+    "a secret": "Give a macaroon itself, in hex, as macaroon_hex= or LND_MACAROON_HEX, or in an lndconnect URI as "
+    "ROUTEWEILER_LNDCONNECT",
 }
 #: The first bytes of every macaroon of lnd, in hex and in base64.
 _LND_MACAROON = ("0201036c6e64", "AgEDbG5k")
@@ -98,6 +101,8 @@ def kind_of(value: object) -> str:
     text = _text(value).strip().strip("'\"")
     if text.lower().startswith("lndconnect:"):
         return "an lndconnect URI"
+    if text.lower().startswith("nostr+walletconnect:"):
+        return "a Nostr Wallet Connect URI"
     if "-----BEGIN" in text:
         return "a private key" if "PRIVATE KEY" in text else "a certificate"
     if text.lower().startswith(_LND_MACAROON[0]) or text.startswith((_LND_MACAROON[1], "\x02\x01\x03lnd")):

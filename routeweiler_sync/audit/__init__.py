@@ -59,7 +59,7 @@ def compare(
         trace_compared=trace_compared,
         node_compared=node_compared,
         foreign=len(foreign),
-        foreign_msat=sum(payment.amount_msat + payment.fee_msat for payment in foreign),
+        foreign_msat=sum(payment.amount_msat + (payment.fee_msat or 0) for payment in foreign),
         differences=tuple(sorted(differences, key=lambda difference: _SEVERITY_RANK[difference.kind])),
         open=tuple(external_checks.still_open(ledger, node)),
         notes=tuple(notes),

@@ -216,7 +216,7 @@ def _at_node(row: BookedPayment, payment: NodePayment | None) -> Iterator[Differ
     elif row.paid and not has_paid:
         kind, what = Kind.BOOKED_NOT_PAID, "the ledger has booked what the node hasn't paid"
         advice = "Were payments deleted from the node, or was it restored from a backup? If not, keep both records as they are."
-    elif payment is not None and row.paid and (payment.amount_msat, payment.fee_msat) != (row.amount_msat, row.fee_msat):
+    elif payment is not None and row.paid and not _costs_agree(row, payment):
         kind, what = Kind.NODE_AMOUNT, "node and ledger have different amounts"
         advice = "The node's amounts are the true ones. If no other program changed the ledger, keep both records as they are."
     else:
@@ -229,6 +229,11 @@ def _at_node(row: BookedPayment, payment: NodePayment | None) -> Iterator[Differ
         says=(("ledger", told_row(row)), ("node", told_node(payment))),
         advice=advice,
     )
+
+
+def _costs_agree(row: BookedPayment, payment: NodePayment) -> bool:
+    """Return whether row and wallet name the same amount and fee. Where the wallet doesn't say the fee, its limit was booked."""
+    return payment.amount_msat == row.amount_msat and payment.fee_msat in (None, row.fee_msat)
 
 
 def _may_yet_be_paid(row: BookedPayment, node: NodeAccount | None) -> bool:

@@ -86,7 +86,7 @@ class NodeAccount:
 
     @classmethod
     def of(cls, pubkey: str, payments: Iterable[NodePayment]) -> NodeAccount:
-        """Make the account from the results of `LndClient.get_node_pubkey` and `LndClient.list_payments`.
+        """Make the account from a wallet's identity and its ``list_payments()``.
 
         A payment that lnd tries again is listed again, at a later position. The last entry counts.
         """
@@ -139,7 +139,9 @@ def told_node(payment: NodePayment | None) -> str:
     """Return what the node says of a payment, as text: lnd's status, amount, and the fee if it succeeded. None: not in its list."""
     if payment is None:
         return "no such payment"
-    fee = f" + {sats(payment.fee_msat)} fee" if payment.status == "SUCCEEDED" else ""
+    fee = "" if payment.fee_msat is None else f" + {sats(payment.fee_msat)} fee"
+    if payment.status != "SUCCEEDED":
+        fee = ""
     return f"{payment.status}, {sats(payment.amount_msat)}{fee}"
 
 

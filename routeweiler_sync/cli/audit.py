@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ..audit import Difference, NodeAccount, Open, Report
-    from ..funding.lnd.client import LndClient
     from ..ledger.ledger import Ledger
     from ..trace.reader import TraceAccount
 
@@ -40,13 +39,13 @@ SHOWN_MAX = 200
 class Accounts:
     """The accounts to compare.
 
-    ``traces`` are paths, ``client`` is None if the node isn't compared. ``node_pubkey`` is set once the node has been read.
-    ``unread`` says why an account that should be compared can't be read; its keys are ``trace`` and ``node``.
+    ``traces`` are paths, ``client`` is a wallet client, None if the wallet isn't compared. ``node_pubkey`` is set once the wallet
+    has been read. ``unread`` says why an account that should be compared can't be read; its keys are ``trace`` and ``node``.
     """
 
     ledger: Ledger
     traces: Sequence[str]
-    client: LndClient | None
+    client: Any
     node_pubkey: str | None = None
     unread: dict[str, str] = field(default_factory=dict)
 
@@ -70,8 +69,13 @@ class Accounts:
 
         if self.client is None:
             return None
+        listed = getattr(self.client, "list_payments", None)
+        if not callable(listed):
+            kind = type(self.client).__name__
+            self.unread["node"] = f"{kind} has no list of its payments. Without it, use --no-node."
+            return None
         try:
-            account = NodeAccount.of(self.client.get_node_pubkey().lower(), self.client.list_payments())
+            account = NodeAccount.of(self.client.get_info().identity_pubkey.lower(), listed())
         except FundingError as error:
             self.unread["node"] = text_of(error)
             return None
@@ -96,17 +100,20 @@ class Accounts:
 @click.option(
     "--trace", "traces", metavar="PATH", multiple=True, help="A trace file; repeat for rotated files. Default: ROUTEWEILER_TRACE."
 )
-@click.option("--no-node", is_flag=True, help="Don't compare with the node.")
+@click.option("--no-node", is_flag=True, help="Don't compare with the wallet's list of payments.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
 def audit(context: click.Context, *, ledger: str | None, traces: Sequence[str], no_node: bool, as_json: bool) -> None:
-    """Compare the ledger with itself, the trace and the node.
+    """Compare the ledger with itself, the trace and the wallet's own list of payments.
 
-    Pays and changes nothing. The environment names the node, whose own list of payments is compared. The macaroon must permit
-    GetInfo and ListPayments (uri:/lnrpc.Lightning/GetInfo uri:/lnrpc.Lightning/ListPayments). Paying doesn't need ListPayments.
+    Pays and changes nothing. The environment names the wallet, whose own list of payments is compared. Rows are compared with the
+    list of their own wallet alone: if several wallets have paid, run the audit with each of them (ROUTEWEILER_WALLET).
+
+    lnd's macaroon must permit GetInfo and ListPayments (uri:/lnrpc.Lightning/GetInfo uri:/lnrpc.Lightning/ListPayments), a
+    connection of Nostr Wallet Connect list_transactions. Paying needs neither ListPayments nor list_transactions.
 
     Payments that are made while the audit runs are no difference: only what a second audit finds again is reported. Payments of the
-    node that aren't in the ledger are counted, and are no difference either: other programs may pay through the node. Neither are
+    wallet that aren't in the ledger are counted, and are no difference either: other programs may pay from it. Neither are
     payments of calls that had no trace.
 
     \b
@@ -148,16 +155,15 @@ def _trace_files(given: Sequence[str]) -> Sequence[str]:
     return given or ([named] if named else [])
 
 
-def _client(accounts: Accounts) -> LndClient | None:
-    """Return a client of the environment's node. None if it names no node, or (see ``unread``) one that can't be used."""
-    from ..funding.lnd.client import LndClient
-    from ..funding.lnd.lndconnect import names_node
+def _client(accounts: Accounts) -> Any:
+    """Return a client of the environment's wallet. None if it names none, or (see ``unread``) one that can't be used."""
+    from ..config import wallets
 
-    if not names_node(os.environ):
+    if not wallets.names_wallet():
         return None
     try:
-        return LndClient.from_env()
-    except (FundingError, ValueError) as error:
+        return wallets.client()
+    except FundingError as error:
         accounts.unread["node"] = text_of(error)
         return None
 
@@ -185,7 +191,7 @@ def _compared(accounts: Accounts, report: Report) -> dict[str, str]:
     if "node" in accounts.unread:
         compared["node"] = f"not compared: {accounts.unread['node']}"
     elif accounts.node_pubkey is None:
-        compared["node"] = "not compared: the environment names no node, or --no-node was given"
+        compared["node"] = "not compared: the environment names no wallet, or --no-node was given"
     else:
         foreign = f"{report.foreign} more ({sats(report.foreign_msat)}) not in this ledger: other programs may have made them"
         more = f"; {foreign}" if report.foreign else ""

@@ -187,13 +187,19 @@ def get(
           -d @body.json https://example.com/ask
 
     \b
-    These environment variables name the node (free pages need none):
+    These environment variables name the wallet (free pages need none):
       ROUTEWEILER_LNDCONNECT     lndconnect://...
       or LND_GRPC_HOST, LND_TLS_CERT_PATH, LND_MACAROON_PATH
+         (or LND_TLS_CERT_HEX, LND_MACAROON_HEX)
       or POLAR_LND_HOST, POLAR_LND_TLS_CERT, POLAR_LND_MACAROON
+      or LND_REST_URL with certificate and macaroon as above
+      or LNBITS_URL, LNBITS_ADMIN_KEY
+      or NWC_URL                 nostr+walletconnect://...
     Further variables:
+      ROUTEWEILER_WALLET         which, if several are named: lnd, lnd-rest,
+                                 lnbits or nwc
       ROUTEWEILER_NETWORK        bitcoin, bitcoin-testnet, bitcoin-signet or
-                                 bitcoin-regtest; default: the node is asked
+                                 bitcoin-regtest; default: the wallet is asked
       ROUTEWEILER_BUDGET         '1000 sat/call, 50000 sat/day', or 'none'
       ROUTEWEILER_LEDGER         path or URL of the ledger
       ROUTEWEILER_TRACE          path of the trace

@@ -38,7 +38,8 @@ def _wallets(payer: Payer) -> str:
         client = getattr(each, "client", each)
         if not wallets or wallets[-1][0] is not client:
             wallets.append((client, []))
-        wallets[-1][1].append(foreign(each.network))  # the environment's node is there once for each network that it may be on
+        # The environment's node is there once for each network that it may be on.
+        wallets[-1][1].append("any network" if each.network is None else foreign(each.network))
     return ", ".join(f"{type(client).__name__} on {' or '.join(networks)}" for client, networks in wallets) or "no wallet"
 
 

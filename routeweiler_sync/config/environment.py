@@ -1,7 +1,8 @@
-"""What a session pays with if its arguments don't say: node, budget, ledger and trace from the environment.
+"""What a session pays with if its arguments don't say: wallet, budget, ledger and trace from the environment.
 
-They are shared by the whole process. `routeweiler_sync.get` in a loop makes a session each time; the connection to the node, ledger
-and tokens stay until a variable changes. What a variable's value means is left to `env_settings` and `funding.lnd.lndconnect`.
+They are shared by the whole process. `routeweiler_sync.get` in a loop makes a session each time; the connection to the wallet, the
+ledger and tokens stay until a variable changes. Which wallet is used is left to `wallets`, what a variable's value means to
+`env_settings` and the wallets.
 """
 
 from __future__ import annotations
@@ -15,8 +16,7 @@ from .._core import env_vars
 from .._core.forks import importing
 from .._core.secret_text import shown
 from ..errors import BudgetError, FundingError, RouteweilerError
-from ..funding.lnd.lndconnect import names_node
-from . import env_settings
+from . import env_settings, wallets
 from .payer import Payer
 
 if TYPE_CHECKING:
@@ -26,9 +26,8 @@ if TYPE_CHECKING:
     from ..settings import Settings
 
 NO_NODE = (
-    "{url} asks for a payment, and no node is configured. The 402 is returned as it is, and nothing was spent. Set "
-    f"{env_vars.LNDCONNECT}, or {env_vars.LND_GRPC_HOST}, {env_vars.LND_TLS_CERT_PATH} and {env_vars.LND_MACAROON_PATH}. "
-    "(This warning is shown once.)"
+    "{url} asks for a payment, and no node is configured, nor another wallet. The 402 is returned as it is, and nothing was spent. "
+    f"{wallets.HOW_TO_NAME}{{alone}} (This warning is shown once.)"
 )
 
 _payers: dict[tuple[str | None, ...], Payer] = {}
@@ -42,10 +41,16 @@ def _close_all() -> None:
         each.close()
 
 
-class EnvironmentPayer(Payer):
-    """A payer whose node is the environment's. Unpickled or copied, it pays as the environment says then and there."""
+def no_node(url: str) -> str:
+    """Return the warning that ``url`` asks for a payment and no wallet is configured."""
+    lone = wallets.lone_variables()
+    return NO_NODE.format(url=url, alone=f" {', '.join(lone)} alone {'name' if len(lone) > 1 else 'names'} none." if lone else "")
 
-    #: Settings that the environment should have given and hasn't: it named no node, or a value couldn't be understood.
+
+class EnvironmentPayer(Payer):
+    """A payer whose wallet is the environment's. Unpickled or copied, it pays as the environment says then and there."""
+
+    #: Settings that the environment should have given and hasn't: it named no wallet, or a value couldn't be understood.
     missing: frozenset[str] = frozenset()
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -53,7 +58,7 @@ class EnvironmentPayer(Payer):
         self._pay_as(payer())
 
     def _pay_as(self, other: Payer) -> None:
-        """Take the node of ``other``, a payer made from the environment; also its budget and trace if these are ``missing``."""
+        """Take the wallet of ``other``, a payer made from the environment; also its budget and trace if these are ``missing``."""
         self.funding, self.idle, self.problem, self._checkout = other.funding, other.idle, other.problem, None
         if not other.idle:
             if "budget_envelope" in self.missing:
@@ -66,9 +71,9 @@ class EnvironmentPayer(Payer):
 def payer(**given: Unpack[Settings]) -> Payer:
     """Return a payer for one session, made as the environment says. Nothing is connected or opened.
 
-    A setting in ``given`` (Routeweiler's arguments) takes the place of what the environment says. If no node is named or given, the
-    payer is ``idle``. A variable that can't be used is reported at the first 402, as a `RouteweilerError`: traffic without a 402
-    needs no variable.
+    A setting in ``given`` (Routeweiler's arguments) takes the place of what the environment says. If no wallet is named or given,
+    the payer is ``idle``. A variable that can't be used is reported at the first 402, as a `RouteweilerError`: traffic without a
+    402 needs no variable.
 
     Raises: ValueError for an argument that can't be used.
     """
@@ -91,7 +96,7 @@ def made(**given: Unpack[Settings]) -> Payer:
 
     Raises: ValueError for an argument that can't be used.
     """
-    if not given.get("funding") and not names_node(os.environ):
+    if not given.get("funding") and not wallets.names_wallet():
         idle = EnvironmentPayer(**given, idle=True)
         idle.missing = frozenset(("budget_envelope", "trace_sink")) - given.keys()
         return idle
@@ -137,7 +142,7 @@ def _unknown_network() -> FundingError | None:
     if not unknown:
         return None
     return FundingError(
-        f"The environment's node can't be used: {env_vars.NETWORK} is {shown(unknown[0])}, and the networks are "
+        f"The environment's wallet can't be used: {env_vars.NETWORK} is {shown(unknown[0])}, and the networks are "
         f"{', '.join(NETWORKS)}.",
         advice=f"Correct {env_vars.NETWORK}.",
     )
@@ -152,17 +157,16 @@ def _one_of(problems: list[RouteweilerError]) -> RouteweilerError | None:
 
 
 def node() -> list[LightningFundingSource]:
-    """Return funding sources for the node that the environment names. Nothing is connected.
+    """Return funding sources for the wallet that the environment names. Nothing is connected.
 
     Without ``ROUTEWEILER_NETWORK`` there is a source for each network. A payment uses the source of the invoice's network, which
-    asks the node for its network before it pays.
+    asks the wallet for its network before it pays.
 
-    Raises: FundingError if no node is named or its variables can't be used; ValueError for an unknown network.
+    Raises: FundingError if no wallet is named or its variables can't be used; ValueError for an unknown network.
     """
-    from ..funding.lightning import LightningFundingSource
-    from ..funding.lnd.client import LndClient
+    from ..funding.source import LightningFundingSource
 
-    client = LndClient.from_env()
+    client = wallets.client()
     return [LightningFundingSource(client=client, network=network) for network in networks()]
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from .._core import env_vars
 from .._core.secret_text import shown
 from ..budgets.schema import SAFE_DEFAULT, BudgetEnvelope
-from ..config import env_settings, environment
+from ..config import env_settings, environment, wallets as named_wallets
 from ..errors import FundingError, LedgerError
 from ..settings import Default
 from . import ledger_file, limits, software, surroundings, wallets
@@ -94,35 +94,41 @@ def examine(
 
 def _environment_wallet() -> tuple[Sequence[LightningFundingSource], list[Finding]]:
     """Return the funding sources that the environment names, and what there is to say about how it names them."""
-    from ..funding.lnd.lndconnect import names_node
     from ..funding.wallet import NETWORKS
 
     environ, network = os.environ, os.environ.get(env_vars.NETWORK)
     findings = []
-    if not names_node(environ):
-        half = [name for name in wallets.NODE_VARIABLES if environ.get(name)]
-        said = f" ({', '.join(half)} alone name none)" if half else ""
-        advice = (
-            f"Set {env_vars.LNDCONNECT} to the node's lndconnect URI; or {env_vars.LND_GRPC_HOST} (host:port), "
-            f"{env_vars.LND_TLS_CERT_PATH} and {env_vars.LND_MACAROON_PATH}."
-        )
-        return (), [wrong("wallet", f"the environment names no wallet{said}", advice)]
+    if not named_wallets.names_wallet(environ):
+        lone = named_wallets.lone_variables(environ)
+        said = f" ({', '.join(lone)} alone name none)" if lone else ""
+        return (), [wrong("wallet", f"the environment names no wallet{said}", named_wallets.HOW_TO_NAME)]
     if network and network not in NETWORKS:
         what = f"{env_vars.NETWORK} is {shown(network)}, which isn't a network"
         findings.append(wrong("network", what, f"Set it to one of {', '.join(NETWORKS)}, or not at all."))
     try:
-        from ..funding.lightning import LightningFundingSource
-        from ..funding.lnd.client import LndClient
-
-        client = LndClient.from_env()
+        named = named_wallets.named(environ)
+        client = named_wallets.client(environ)
     except FundingError as error:
         return (), [wrong_by("wallet", error), *findings]
     networks = NETWORKS if findings else environment.networks()
-    used, ignored = wallets.naming_variables(environ)
-    what = f"lnd at {client._endpoint.address}, named by {', '.join(used)}"
-    if ignored:
-        advice = f"Unset what you don't mean: {used[0]} comes first."
-        findings.insert(0, warning("wallet", f"{what}; {', '.join(ignored)} would name one too and isn't used", advice))
-    else:
-        findings.insert(0, ok("wallet", what))
+    assert named is not None
+    findings.insert(0, _named_finding(named, client))
+    from ..funding.source import LightningFundingSource
+
     return [LightningFundingSource(client=client, network=each) for each in networks], findings
+
+
+def _named_finding(named: named_wallets.Named, client: object) -> Finding:
+    """Return the finding about the variables that name the wallet, and those that aren't used."""
+    chooser = f", chosen by {env_vars.WALLET}" if named.chosen else ""
+    what = f"{named.wallet.title} {wallets.address_of(client)}, named by {', '.join(named.used)}{chooser}"
+    if not named.ignored:
+        return ok("wallet", what)
+    others = [
+        each.name
+        for each in named_wallets.WALLETS
+        if each is not named.wallet and any(way[0] in named.ignored for way in each.ways)
+    ]
+    choose = f", or set {env_vars.WALLET} to {' or '.join([named.wallet.name, *others])}" if others else ""
+    advice = f"Unset what you don't mean{choose}: {named.used[0]} comes first."
+    return warning("wallet", f"{what}; {', '.join(named.ignored)} would name one too and isn't used", advice)

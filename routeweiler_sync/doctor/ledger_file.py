@@ -140,8 +140,11 @@ def _outcome(row: PaymentRow, paying: Examination | None, now_s: float) -> tuple
     match answer.reply:
         case WalletReply.SUCCEEDED | WalletReply.WRONG_PREIMAGE:
             return "the node has paid it", f"{recover} to book it. Or load the page again: it isn't paid for twice."
-        case WalletReply.FAILED:
+        case WalletReply.FAILED | WalletReply.FAILED_FOR_GOOD:
             return "the node has failed to pay it", f"{recover} to end it."
+        case WalletReply.FAILED_SO_FAR:
+            advice = f"Once its invoice has expired, run: {recover.partition(': ')[2]}"
+            return "its wallet says that it failed, or knows nothing of it; it may still be made until its invoice expires", advice
         case WalletReply.NOT_FOUND:
             advice = f"Load the page again: the same payment goes on. If you know that it won't be made, run: {abandon}"
             return "the node doesn't know of it, but an order may still be on its way", advice

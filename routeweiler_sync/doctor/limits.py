@@ -68,7 +68,8 @@ def findings(
             rate = priced
         if left:
             most_msat = rate.msat_within(int(min(left.values()).scaleb(6)))
-    yield from _largest(most_msat, None if paying is None else paying.payable_msat)
+    if paying is not None:
+        yield from _largest(most_msat, paying.payable_msat, has_channels=paying.has_channels)
 
 
 def _left(limits: BudgetEnvelope, row: EnvelopeRow | None) -> dict[str, Decimal]:
@@ -118,18 +119,20 @@ def _rate(currency: str, look_s: float) -> tuple[Finding, Rate | None]:
     return ok("rate", f"1 bitcoin is {plain(rate.btc_price)} {currency} ({rate.quality})"), rate
 
 
-def _largest(budget_msat: int | None, wallet_msat: int | None) -> Iterator[Finding]:
-    """Yield the most that one payment may be."""
+def _largest(budget_msat: int | None, wallet_msat: int | None, *, has_channels: bool) -> Iterator[Finding]:
+    """Yield the most that one payment may be. ``has_channels``: the wallet is a node."""
     if not wallet_msat or budget_msat == 0:
         return
+    could, holds = ("channels could carry", "channels hold") if has_channels else ("wallet could pay", "wallet holds")
     if budget_msat is not None and budget_msat <= wallet_msat:
-        what = f"at most {_about(budget_msat)} with routing, by the budget; the channels could carry about {_about(wallet_msat)}"
+        what = f"at most {_about(budget_msat)} with routing, by the budget; the {could} about {_about(wallet_msat)}"
         yield ok("payable", what)
     elif budget_msat is None:
-        yield ok("payable", f"at most about {_about(wallet_msat)}, by what the channels hold")
+        yield ok("payable", f"at most about {_about(wallet_msat)}, by what the {holds}")
     else:
-        what = f"at most about {_about(wallet_msat)}: the channels hold less than the {_about(budget_msat)} that the budget allows"
-        yield warning("payable", what, "Open another channel or get paid, if you want to pay more at once.")
+        what = f"at most about {_about(wallet_msat)}: the {holds} less than the {_about(budget_msat)} that the budget allows"
+        more = "Open another channel or get paid" if has_channels else "Put more money into it"
+        yield warning("payable", what, f"{more}, if you want to pay more at once.")
 
 
 def _about(msat: int) -> str:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,7 @@ from .._core.deadline import monotonic_s
 from .._core.durations import in_words
 from ..errors import FundingError
 from ..funding.lnd import rights
-from ..funding.lnd.causes import LOOK_S_MAX, Cause, look_at
+from ..funding.lnd.causes import LOOK_S_MAX, Cause
 from ..funding.lnd.certificates import Certificate
 from ..funding.lnd.endpoint import Credentials, Endpoint, shown
 from ..funding.lnd.permissions import Permissions, read_permissions
@@ -32,8 +31,8 @@ from .findings import Finding, ok, warning, wrong, wrong_by
 from .wallets import Seen, balance_finding, network_findings, short
 
 if TYPE_CHECKING:
-    from ..funding.lnd.channel import LndChannel, Probed
-    from ..funding.lnd.client import LndClient
+    from ..funding.lnd.node_client import LndConnection, LndNodeClient
+    from ..funding.lnd.probe import Probed
 
 #: The oldest lnd whose answers are known.
 LND_MIN = (0, 17)
@@ -60,14 +59,12 @@ _BAKE = "routeweiler-sync bakery prints the command."
 
 
 def findings(
-    client: LndClient, networks: tuple[str, ...], pinned: str | None, seen: Seen, *, look_s: float, now: Callable[[], float]
+    client: LndNodeClient, networks: tuple[str, ...], pinned: str | None, seen: Seen, *, look_s: float, now: Callable[[], float]
 ) -> Iterator[Finding]:
     """Yield what is found about the node of ``client``, and fill ``seen``. Ends at the first fault on which the rest depends.
 
     ``networks`` are those that the session would pay on, ``pinned`` is the public key that the node must have.
     """
-    from ..funding.lnd.channel import LndChannel
-
     endpoint = client._endpoint
     credentials = Credentials(endpoint)
     unread: Finding | None = None
@@ -84,8 +81,8 @@ def findings(
             yield unread
         return
     # The connection is tried without the macaroon: what is wrong with that is another matter.
-    bare = LndChannel(replace(endpoint, macaroon_path=None, macaroon_hex=_NO_MACAROON))
-    full = LndChannel(endpoint)
+    bare = client._new_connection(replace(endpoint, macaroon_path=None, macaroon_hex=_NO_MACAROON))
+    full = client._new_connection(endpoint)
     try:
         is_ready = (yield from _connection(bare, endpoint, certificates, look_s, now)) and (yield from _state(bare))
         if unread is not None:
@@ -98,7 +95,7 @@ def findings(
 
 
 def _connection(
-    channel: LndChannel,
+    channel: LndConnection,
     endpoint: Endpoint,
     pinned: tuple[Certificate, ...] | None,
     look_s: float,
@@ -127,7 +124,7 @@ def _connection(
     return True
 
 
-def _state(channel: LndChannel) -> Generator[Finding, None, bool]:
+def _state(channel: LndConnection) -> Generator[Finding, None, bool]:
     """Yield the wallet's state. Return whether it pays."""
     try:
         channel.check_ready(START_S)
@@ -142,7 +139,7 @@ def _state(channel: LndChannel) -> Generator[Finding, None, bool]:
 class _Node:
     """The checks of a node that answers: they need the macaroon."""
 
-    channel: LndChannel
+    channel: LndConnection
     endpoint: Endpoint
     macaroon: bytes
     networks: tuple[str, ...]
@@ -333,14 +330,14 @@ def _clock(header_s: int, network: str, now_s: float) -> Finding:
     return ok("clock", f"{here}; the newest block is from {ago}")
 
 
-def _certificate(channel: LndChannel, endpoint: Endpoint, pinned: tuple[Certificate, ...] | None, now_s: float) -> Finding:
+def _certificate(channel: LndConnection, endpoint: Endpoint, pinned: tuple[Certificate, ...] | None, now_s: float) -> Finding:
     """Return what the certificate says that the node shows. The connection has accepted it."""
     certificate = pinned[0] if pinned is not None and len(pinned) == 1 else None
-    link = channel._link
-    if link is not None and link.route.addresses:
-        with suppress(Exception):
-            certificate = look_at(link.route.addresses[0], endpoint.port, LOOK_S_MAX).certificate or certificate
-    how = "pinned" if pinned is not None else "from an authority that gRPC trusts"
+    certificate = channel.look(LOOK_S_MAX).certificate or certificate
+    trusts = "gRPC trusts" if endpoint.rest_url is None else "this system trusts"
+    how = "pinned" if pinned is not None else f"from an authority that {trusts}"
+    if endpoint.rest_url is not None and not endpoint.rest_url.has_tls:
+        return ok("certificate", "none: the connection has no TLS")
     if certificate is None:
         return ok("certificate", how)
     names = ", ".join([*certificate.hosts, *certificate.addresses][:6]) or "nothing"

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from .._core import env_vars
 from .._core.files import printable
 from .._core.secret_text import problem_of_path
+from ..config.wallets import class_of
 from .findings import Finding, ok, warning, wrong
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ def _of_node(sources: Sequence[LightningFundingSource]) -> tuple[str, str | None
 
     client: Any = sources[0].client if sources else None
     if not isinstance(client, LndClient):
+        if class_of(client) is not None:
+            return "none, since it is always reached directly", None
         return "as its own client says" if sources else "none", None
     host, port = client.grpc_host, client.grpc_port
     if is_local(host):

@@ -1,47 +1,40 @@
-"""Whether the wallet can pay: for every client the questions that all wallets answer, and for lnd those of `lnd_node`.
+"""Whether the wallet can pay: the questions that all wallets answer, or those of a module that knows the kind of wallet.
 
-A wallet of another kind gets a module like `lnd_node`, and an entry in `Examination.findings`. Until then it is asked what a
-purchase would ask it.
+A kind of wallet whose faults deserve names of their own gets a module like `lnd_node`, and a line in `_MODULES`. Any other is asked
+what a purchase would ask it.
 """
 
 from __future__ import annotations
 
+import importlib
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .._core import env_vars
 from .._core.money import MSAT_PER_SAT
+from ..config.wallets import class_of
 from ..errors import FundingError
 from ..funding.client_answers import check_methods, node_key, read_msat
 from ..funding.replies import WalletAnswer, WalletReply
 from ..funding.wallet import WalletClient
+from ..protocol.invoice import decode_invoice
 from .findings import Finding, TooSlowError, ok, warning, within, wrong, wrong_by
+from .software import _INVOICE as INVOICE
 
 if TYPE_CHECKING:
     from ..funding.lightning import LightningFundingSource
 
-#: Every variable that names a node or a part of one.
-NODE_VARIABLES = (
-    env_vars.LNDCONNECT,
-    env_vars.LND_GRPC_HOST,
-    env_vars.LND_TLS_CERT_PATH,
-    env_vars.LND_MACAROON_PATH,
-    env_vars.POLAR_LND_HOST,
-    env_vars.POLAR_LND_TLS_CERT,
-    env_vars.POLAR_LND_MACAROON,
-)
-_SETS = (NODE_VARIABLES[:1], NODE_VARIABLES[1:4], NODE_VARIABLES[4:])
+#: The modules of this folder that know a kind of wallet, by the client's class below `funding`. Each has a function ``findings``.
+_MODULES = {
+    "lnbits.client.LnbitsClient": "lnbits_wallet",
+    "lnd.client.LndClient": "lnd_node",
+    "lnd.rest.LndRestClient": "lnd_node",
+}
 #: How many wallets of one session are looked at.
 _WALLETS_MAX = 8
-
-
-def naming_variables(environ: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """Return the variables by which the node of the environment is named, and those that would name another and aren't used."""
-    named = [[name for name in names if environ.get(name)] for names in _SETS if environ.get(names[0])]
-    return named[0], [name for names in named[1:] for name in names[:1]]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -85,18 +78,23 @@ class Examination:
         """The most that one of the wallets could pay at once, in msat; None if no wallet could be asked."""
         return max((seen.payable_msat for _, _, seen in self._wallets if seen.payable_msat is not None), default=None)
 
+    @property
+    def has_channels(self) -> bool:
+        """Whether the wallet that could pay most is a node, as far as its identity says (`derived_identity`)."""
+        keys = [seen.key or "" for _, _, seen in self._wallets if seen.payable_msat == self.payable_msat]
+        return not any(key.startswith("00") for key in keys)
+
     def findings(self) -> Iterator[Finding]:
         """Yield what is found about each wallet."""
-        from ..funding.lnd.client import LndClient
-        from . import lnd_node
-
         for client, sources, seen in self._wallets[:_WALLETS_MAX]:
-            networks = tuple(dict.fromkeys(source.network for source in sources))
+            networks = tuple(dict.fromkeys(source.network for source in sources if source.network is not None))
             pinned = next((source.node_pubkey for source in sources if source.node_pubkey is not None), None)
-            if isinstance(client, LndClient):
-                yield from lnd_node.findings(client, networks, pinned, seen, look_s=self._look_s, now=self._now)
+            module = _MODULES.get(class_of(client) or "")
+            if module is None:
+                yield from self._of_any(client, sources, networks, pinned, seen)
             else:
-                yield from self._of_any(client, networks, pinned, seen)
+                findings = importlib.import_module(f".{module}", __package__).findings
+                yield from findings(client, networks, pinned, seen, look_s=self._look_s, now=self._now)
 
     def has(self, key: str) -> bool | None:
         """Return whether one of the wallets has this public key; None if not all of them could be asked."""
@@ -118,8 +116,15 @@ class Examination:
         except TooSlowError as error:
             return WalletAnswer(reply=WalletReply.UNKNOWN, reason=str(error)), None
 
-    def _of_any(self, client: Any, networks: tuple[str, ...], pinned: str | None, seen: Seen) -> Iterator[Finding]:
-        """Ask a wallet of a program's own what a purchase asks it."""
+    def _of_any(
+        self,
+        client: Any,
+        sources: Sequence[LightningFundingSource],
+        networks: tuple[str, ...],
+        pinned: str | None,
+        seen: Seen,
+    ) -> Iterator[Finding]:
+        """Ask a wallet of any kind what a purchase asks it."""
         name, is_wallet = type(client).__name__, isinstance(client, WalletClient)
         try:
             check_methods(client, is_wallet=is_wallet)
@@ -134,7 +139,8 @@ class Examination:
             yield wrong("node", f"the wallet {name} raised {type(error).__name__}: {error}"[:300], "Correct the wallet client.")
             return
         key, network, is_synced = info
-        yield ok("node", f"the wallet {name} answers; its key is {short(key)}")
+        is_node = not key.startswith("00")
+        yield ok("node", f"the wallet {name} answers; its {'key' if is_node else 'identity here'} is {short(key)}")
         if pinned is not None and pinned != key:
             yield wrong("key", f"the wallet's key is {short(key)}, but node_pubkey is {short(pinned)}", "Correct node_pubkey.")
             return
@@ -143,11 +149,12 @@ class Examination:
             yield warning("sync", f"the wallet {name} says that it isn't synced to the chain", "Wait until it is.")
         seen.key = key
         answer = self.track(key, secrets.token_bytes(32))
-        if answer is not None and answer[0].reply is not WalletReply.NOT_FOUND:
+        if answer is not None and answer[0].reply not in (WalletReply.NOT_FOUND, WalletReply.FAILED_SO_FAR):
             what = f"asked about a payment that was never made, the wallet says {answer[0].reply.value}"
             reason = f" ({answer[0].reason})" if answer[0].reason else ""
             yield warning("rights", f"{what}{reason}", "Correct its track: what became of a payment can't be found out else.")
         yield from self._balance_of(client, seen)
+        yield from self._fees_of(client, sources[0])
 
     @staticmethod
     def _identity(client: Any, is_wallet: bool) -> tuple[str, str, bool]:
@@ -161,18 +168,50 @@ class Examination:
         return node_key(getattr(info, "identity_pubkey", info)), network if isinstance(network, str) else "", is_synced
 
     def _balance_of(self, client: Any, seen: Seen) -> Iterator[Finding]:
-        """Look at the balance, if the wallet has the method ``channel_balance``. Neither Protocol asks for it."""
-        ask = getattr(client, "channel_balance", None)
-        if not callable(ask):
-            return
+        """Look at what the wallet could spend, if it has the method ``spendable_msat`` or ``channel_balance``."""
+        spendable, channels = (getattr(client, name, None) for name in ("spendable_msat", "channel_balance"))
         try:
-            balance = read_msat(getattr(within(self._look_s, ask), "local_msat", None))
+            if callable(spendable):
+                balance = read_msat(within(self._look_s * 2, lambda: spendable(timeout_s=self._look_s)))
+            elif callable(channels):
+                balance = read_msat(getattr(within(self._look_s, channels), "local_msat", None))
+            else:
+                return
         except Exception as error:  # noqa: BLE001 - a client may raise anything
             yield warning("balance", f"the balance isn't known ({type(error).__name__})", "Look at the wallet itself.")
             return
-        if balance is not None:
-            seen.payable_msat = balance
+        if balance is None:
+            return
+        seen.payable_msat = balance
+        if callable(spendable) and balance <= 0:
+            yield wrong("balance", "the wallet is empty: nothing can be paid", "Put some money into it.")
+        elif callable(spendable):
+            yield ok("balance", f"{whole_sats(balance)} to spend")
+        else:
             yield balance_finding(balance)
+
+    def _fees_of(self, client: Any, source: LightningFundingSource) -> Iterator[Finding]:
+        """Look at the limit that the wallet itself sets on fees, if it has the method ``own_fee_cap_msat``.
+
+        It is asked about an invoice of `software`, long expired, which a wallet may refuse to look at.
+        """
+        ask = getattr(client, "own_fee_cap_msat", None)
+        if not callable(ask):
+            return
+        amount_msat = decode_invoice(INVOICE).amount_msat
+        try:
+            cap = read_msat(within(self._look_s * 2, lambda: ask(INVOICE, timeout_s=self._look_s)))
+        except Exception:  # noqa: BLE001 - a client may raise anything, and the invoice is expired
+            return
+        if cap is None:
+            return
+        limit = source.fee_cap_msat(amount_msat)
+        said = f"for {whole_sats(amount_msat)} the wallet lets routing cost up to {whole_sats(cap)}, and no order can lower that"
+        if cap > limit:
+            what = f"{said}: more than the {whole_sats(limit)} that this session allows, so such a payment is refused"
+            yield warning("fees", what, "Lower the wallet's own limit, or allow more by max_fee_msat.")
+        else:
+            yield ok("fees", said)
 
 
 def network_findings(network: str, wanted: tuple[str, ...]) -> Iterator[Finding]:
@@ -180,8 +219,8 @@ def network_findings(network: str, wanted: tuple[str, ...]) -> Iterator[Finding]
     from ..funding.wallet import NETWORKS
 
     if not network:
-        yield ok("network", f"not told by the wallet; taken to be {', '.join(wanted)}")
-    elif network in wanted:
+        yield ok("network", f"not told by the wallet; taken to be {', '.join(wanted) or 'that of each invoice'}")
+    elif network in (wanted or NETWORKS):
         yield ok("network", network)
     elif network not in NETWORKS:
         yield wrong("network", f"the node is on {network}, for which nothing can be paid", f"Use a node on {', '.join(NETWORKS)}.")
@@ -196,6 +235,13 @@ def balance_finding(local_msat: int) -> Finding:
         advice = "Open a channel to another node, or get paid: only what is on this side of a channel can be spent."
         return wrong("balance", "no outbound balance: nothing can be paid", advice)
     return ok("balance", f"{whole_sats(local_msat)} outbound")
+
+
+def address_of(client: object) -> str:
+    """Return where a client's wallet is, as the end of a sentence without a secret."""
+    endpoint = getattr(client, "_endpoint", None)
+    address = getattr(endpoint, "address", None)
+    return f"at {address}" if isinstance(address, str) else f"as {client!r}"
 
 
 def whole_sats(msat: int) -> str:

@@ -5,16 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .lightning import Funding as Funding
+    from .lightning import (
+        Funding as Funding,
+        LnbitsClient as LnbitsClient,
+        LndClient as LndClient,
+        LndRestClient as LndRestClient,
+        NwcClient as NwcClient,
+    )
 else:
 
     def __getattr__(name: str) -> object:
-        # Programs import `Funding` from here. It is loaded at its first use, because only paying needs the wallets behind it.
-        if name == "Funding":
-            from .lightning import Funding
+        # Programs import these names from here. They are loaded at their first use, because only paying needs the wallets.
+        if name in __all__:
+            from . import lightning
 
-            return Funding
+            return getattr(lightning, name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-__all__ = ["Funding"]
+__all__ = ["Funding", "LnbitsClient", "LndClient", "LndRestClient", "NwcClient"]

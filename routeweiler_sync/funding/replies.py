@@ -21,6 +21,9 @@ class WalletReply(str, Enum):
     WRONG_PREIMAGE = "wrong_preimage"  #: the node reports it settled, but the preimage doesn't hash to the payment hash
     FAILED = "failed"  #: the payment ended unpaid; lnd starts it anew when the same payment hash is sent again
     FAILED_FOR_GOOD = "failed_for_good"  #: the payment ended unpaid, and this wallet never starts it again
+    #: Unpaid so far (the wallet says "failed", or knows no payment of this hash), and that isn't final: the wallet may settle it
+    #: all the same, and doesn't promise to refuse a second order. The invoice is never sent again.
+    FAILED_SO_FAR = "failed_so_far"
     IN_FLIGHT = "in_flight"  #: not ended yet (lnd's IN_FLIGHT and INITIATED)
     EXISTS = "exists"  #: this send was refused: its payment hash is paid, in flight or just created (lnd's ALREADY_EXISTS)
     EXPIRED = "expired"  #: this send was refused: the invoice has expired by the node's clock

@@ -31,7 +31,15 @@ from .client_answers import (
     sound_key,
 )
 from .replies import WalletAnswer, WalletReply, preimage_fits
-from .wallet import NETWORKS, LightningNodeClient, NotPermittedError, WalletClient, default_fee_cap_msat
+from .wallet import (
+    NETWORKS,
+    BalanceWallet,
+    FixedFeeWallet,
+    LightningNodeClient,
+    NotPermittedError,
+    WalletClient,
+    default_fee_cap_msat,
+)
 
 #: How long `LightningFundingSource.create` waits for the node's key, in seconds.
 CREATE_S_MAX = 60.0
@@ -45,8 +53,9 @@ _POLL_S_MIN, _POLL_S_MAX = 0.1, 2.0
 class LightningFundingSource:
     """A source of money for payments over Lightning: ``client`` is an `LndClient`, or any `LightningNodeClient`.
 
-    ``network`` is ``bitcoin``, ``bitcoin-testnet``, ``bitcoin-signet`` or ``bitcoin-regtest``. ``node_pubkey`` (66 hex digits) is
-    the node's key. If it is None, the node is asked for it at the first purchase; if it is given, the node's key must be the same.
+    ``network`` is ``bitcoin``, ``bitcoin-testnet``, ``bitcoin-signet`` or ``bitcoin-regtest``; None means the one that the wallet
+    reports, and any if it reports none. ``node_pubkey`` (66 hex digits) is the node's key. If it is None, the node is asked for it
+    at the first purchase; if it is given, the node's key must be the same.
     ``max_fee_msat`` is the most that routing one payment may cost; None means max(10 000 msat, 5 % of the amount). The constructor
     doesn't ask the node.
 
@@ -56,18 +65,20 @@ class LightningFundingSource:
     ``node_pubkey`` that isn't a string of 66 hex digits.
     """
 
-    client: LightningNodeClient
-    network: str
+    client: LightningNodeClient | WalletClient
+    network: str | None
     node_pubkey: str | None = None
     max_fee_msat: int | None = None
     # Id of the process that has asked the node for its key. A forked child and an unpickled copy ask again.
     _asked_in: int | None = field(default=None, init=False, repr=False)
+    #: The network that the wallet has reported; "" if it was not asked yet, or reports none.
+    told_network: str = field(default="", init=False, repr=False)
 
     def __post_init__(self) -> None:
         fee = self.max_fee_msat
         if fee is not None and (isinstance(fee, bool) or not isinstance(fee, int) or not 0 <= fee <= MAX_FEE_MSAT):
             raise ValueError(f"max_fee_msat must be a whole number of msat from 0 to {MAX_FEE_MSAT}, or None, not {shown(fee)}")
-        if self.network not in NETWORKS:
+        if self.network is not None and self.network not in NETWORKS:
             raise ValueError(f"network must be one of {', '.join(NETWORKS)}, not {shown(self.network)}")
         if self.node_pubkey is not None:
             given, self.node_pubkey = self.node_pubkey, sound_key(self.node_pubkey)
@@ -75,7 +86,9 @@ class LightningFundingSource:
                 raise ValueError(f"node_pubkey must be a string of 66 hex digits, or None, not {shown(given)}")
 
     @classmethod
-    def create(cls, client: LightningNodeClient, network: str, *, max_fee_msat: int | None = None) -> LightningFundingSource:
+    def create(
+        cls, client: LightningNodeClient | WalletClient, network: str | None, *, max_fee_msat: int | None = None
+    ) -> LightningFundingSource:
         """Return a funding source whose ``node_pubkey`` is the key that the node reports. Otherwise as the constructor.
 
         Raises: FundingError if the node can't be asked, or doesn't report a key.
@@ -119,14 +132,43 @@ class LightningFundingSource:
                 f"The node's key is {pubkey}, but node_pubkey is {self.node_pubkey}.",
                 advice="Correct node_pubkey, or the node's address.",
             )
-        if network not in ("", self.network):
+        if self.network is not None and network not in ("", self.network):
             raise FundingError(
                 f"The node is on {network}, but the funding source is for {self.network}.",
                 advice="Correct the argument network.",
                 shell_advice=f"Name a node that is on {self.network}, and set {env_vars.NETWORK} to it or not at all.",
             )
-        self.node_pubkey, self._asked_in = pubkey, os.getpid()
+        self.node_pubkey, self.told_network, self._asked_in = pubkey, network, os.getpid()
         return pubkey
+
+    def own_fee_cap_msat(self, bolt11: str, *, timeout_s: float) -> int | None:
+        """Return the most that the wallet itself lets the payment of ``bolt11`` cost beside its amount, in msat.
+
+        None: the ``max_fee_msat`` of an order holds, as with every wallet that isn't a `FixedFeeWallet`.
+
+        Raises: FundingError if the wallet can't be asked.
+        Money: none moves.
+        """
+        client: object = self.client
+        if not isinstance(client, FixedFeeWallet):
+            return None
+        with _ours_alone("The wallet can't be asked for its fees"):
+            return client.own_fee_cap_msat(bolt11, timeout_s=timeout_s)
+
+    def spendable_msat(self, *, timeout_s: float) -> int | None:
+        """Return the most that the wallet could pay now, in msat; None if it isn't a `BalanceWallet`, or doesn't say.
+
+        Raises: FundingError if the wallet can't be asked.
+        Money: none moves.
+        """
+        client: object = self.client
+        if not isinstance(client, BalanceWallet):
+            return None
+        with _ours_alone("The wallet can't be asked for its balance"):
+            try:
+                return client.spendable_msat(timeout_s=timeout_s)
+            except NotPermittedError:
+                return None
 
     def send(self, bolt11: str, *, payment_hash: bytes, max_fee_msat: int, timeout_s: float) -> WalletAnswer:
         """Order the node to pay ``bolt11``, and wait at most ``timeout_s`` seconds for the outcome.
@@ -218,7 +260,8 @@ class LightningFundingSource:
 
     def _ask(self, payment_hash: bytes) -> WalletAnswer:
         try:
-            return read_status(self.client.track_payment(payment_hash), payment_hash)
+            client: Any = self.client
+            return read_status(client.track_payment(payment_hash), payment_hash)
         except Exception as error:  # noqa: BLE001 - no error of a client, of whatever kind, says anything about the payment
             return WalletAnswer(reply=WalletReply.UNKNOWN, reason=read_error(error, payment_hash))
 

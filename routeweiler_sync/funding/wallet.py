@@ -5,6 +5,8 @@ Knows no transport: lnd's is in `lnd.client`. How a purchase uses a wallet is le
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
@@ -36,19 +38,20 @@ class PaymentStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeInfo:
-    """A node's identity and state, as lnd's GetInfo reports them.
+    """A wallet's identity and state, for a node as lnd's GetInfo reports them.
 
-    ``identity_pubkey`` is 66 hex digits. ``network`` is one of `NETWORKS`; for any other network it is ``bitcoin-`` and lnd's own
-    name, and it is empty if the node names none.
+    ``identity_pubkey`` is 66 hex digits: a node's public key, or what `derived_identity` returns for a wallet that isn't a node.
+    ``network`` is one of `NETWORKS`; for any other network it is ``bitcoin-`` and lnd's own name, and it is empty if the wallet
+    names none. The other fields are there for nodes; a wallet that doesn't know them has the defaults.
     """
 
     identity_pubkey: str
-    alias: str
-    version: str
-    network: str
-    synced_to_chain: bool
-    block_height: int
-    num_active_channels: int
+    alias: str = ""
+    version: str = ""
+    network: str = ""
+    synced_to_chain: bool = True
+    block_height: int = 0
+    num_active_channels: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,15 +64,16 @@ class ChannelBalance:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodePayment:
-    """One payment in the node's own list. Amounts are in msat.
+    """One payment in the wallet's own list. Amounts are in msat.
 
-    ``payment_hash`` is 64 hex digits. ``status`` is the name of lnd's PaymentStatus. ``created_at_ns`` is unix time in nanoseconds.
+    ``payment_hash`` is 64 hex digits. ``status`` is the name of lnd's PaymentStatus (``SUCCEEDED``, ``FAILED``, ``IN_FLIGHT``).
+    ``fee_msat`` is None if the wallet doesn't say what the payment cost. ``created_at_ns`` is unix time in nanoseconds.
     """
 
     payment_hash: str
     status: str
     amount_msat: int
-    fee_msat: int
+    fee_msat: int | None
     failure_reason: str | None
     created_at_ns: int
 
@@ -128,6 +132,8 @@ class WalletClient(Protocol):
     `LndClient` is one. A wallet of your own that offers less is used through `LightningNodeClient`. What follows from a reply for
     the money is decided in `payments.wallet_rules`, so a client must report no more than its wallet has proved. `send` and `track`
     don't raise for what the wallet does: errors, deadlines and broken connections are answers. An interrupt passes through.
+
+    A wallet that offers more may have the methods of `FixedFeeWallet`, `BalanceWallet` and `ListingWallet` too.
     """
 
     def send(self, bolt11: str, *, payment_hash: bytes, max_fee_msat: int, timeout_s: float) -> WalletAnswer:
@@ -164,6 +170,59 @@ class WalletClient(Protocol):
         Money: none moves.
         """
         ...
+
+
+@runtime_checkable
+class FixedFeeWallet(Protocol):
+    """A wallet whose fees are bounded by the wallet itself, so that no order can lower the bound."""
+
+    def own_fee_cap_msat(self, bolt11: str, *, timeout_s: float) -> int | None:
+        """Return the most that the wallet lets the payment of ``bolt11`` cost beside its amount, in msat.
+
+        It is asked before anything is reserved. If it doesn't fit under the session's own limits, nothing is paid; otherwise that
+        much is reserved. None: the ``max_fee_msat`` of an order holds, as with lnd.
+
+        Raises: FundingError if the wallet can't be asked.
+        Money: none moves.
+        """
+        ...
+
+
+@runtime_checkable
+class BalanceWallet(Protocol):
+    """A wallet that tells what it could spend."""
+
+    def spendable_msat(self, *, timeout_s: float) -> int | None:
+        """Return the most that the wallet could pay now, in msat; None if it doesn't say, or the key may not ask.
+
+        It is asked where a session has several wallets of one network.
+
+        Raises: FundingError if the wallet can't be asked.
+        Money: none moves.
+        """
+        ...
+
+
+@runtime_checkable
+class ListingWallet(Protocol):
+    """A wallet that has a list of its payments. ``budget audit`` compares the ledger with it."""
+
+    def list_payments(self) -> Iterator[NodePayment]:
+        """Yield all outgoing payments that the wallet knows, failed and unfinished ones too, in any order.
+
+        Raises: FundingError if the wallet can't be asked.
+        Money: none moves.
+        """
+        ...
+
+
+def derived_identity(kind: str, name: str) -> str:
+    """Return the identity of a wallet that isn't a node, for `NodeInfo.identity_pubkey`: 66 hex digits.
+
+    ``kind`` names the sort of wallet (``lnbits``), ``name`` the one wallet among all of its kind, for ever. No node has such a key:
+    a compressed public key begins with 02 or 03.
+    """
+    return "00" + hashlib.sha256(f"{kind}:{name}".encode()).hexdigest()
 
 
 def default_fee_cap_msat(amount_msat: int) -> int:

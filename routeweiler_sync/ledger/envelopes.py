@@ -18,7 +18,7 @@ from typing import Any
 from .._core import env_vars
 from .._core.money import Rate, minor_units, plain, sats
 from .._core.secret_text import shown
-from ..budgets.schema import DAY_S, HOUR_S, LIMIT_NAMES, BudgetEnvelope
+from ..budgets.schema import DAY_S, HOUR_S, BudgetEnvelope
 from ..errors import (
     Advice,
     BudgetError,
@@ -191,16 +191,7 @@ def unused(envelope: BudgetEnvelope | str) -> EnvelopeRow:
     """Return an envelope that nothing was ever bought from. Raises: EnvelopeNotFoundError for an id, which no ledger has."""
     if isinstance(envelope, str):
         raise not_found(envelope)
-    zero = minor_units(0)
-    return EnvelopeRow(
-        limits=envelope,
-        reserved_minor_units=zero,
-        settled_minor_units=zero,
-        grant_settled_minor_units=zero,
-        used_minor_units={name: zero for name in LIMIT_NAMES if envelope.limit_micro(name) is not None},
-        frozen=False,
-        granted_at=None,
-    )
+    return as_row(NoTransaction(), _unused(envelope), 0)
 
 
 def in_force(tx: Transaction, envelope: BudgetEnvelope | str, session_started_s: float, now_s: float) -> EnvelopeRow:
@@ -225,22 +216,24 @@ def in_force(tx: Transaction, envelope: BudgetEnvelope | str, session_started_s:
 def fit(tx: Transaction, envelope: Mapping[str, Any], draw: Draw, intent: Intent, now_s: float) -> tuple[int, int]:
     """Return the highest routing fee (msat) that fits under every limit, and what to reserve (millionths of a minor unit).
 
-    ``envelope`` is the row that `locked` returned. The fee is ``intent.fee_cap_msat`` or less; the reservation covers amount and
-    fee.
+    ``envelope`` is the row that `locked` returned. The fee is ``intent.fee_cap_msat``, or less unless ``intent.fee_is_fixed``; the
+    reservation covers amount and fee.
 
-    Raises: BudgetExceededError if the amount alone doesn't fit under a limit. PolicyDeniedError, RailNotSupportedError if the
-    envelope doesn't allow the origin or the rail.
+    Raises: BudgetExceededError if the amount, with a fixed fee, doesn't fit under a limit. PolicyDeniedError, RailNotSupportedError
+    if the envelope doesn't allow the origin or the rail.
     """
     limits = load(envelope["limits"])
     check_allowed(limits, intent.origin, rail_of(intent.scheme))  # again: the limits may have changed since the call began
     most_msat = intent.amount_msat + intent.fee_cap_msat
+    least_msat = most_msat if intent.fee_is_fixed else intent.amount_msat
     for name, used in _used(tx, envelope, limits, now_s, in_call_micro=draw.rate.micro_of(draw.spent_in_call_msat)).items():
         fits_msat = draw.rate.msat_within((limits.limit_micro(name) or 0) - used)
-        if fits_msat < intent.amount_msat:
+        if fits_msat < least_msat:
+            fees = f", with the wallet's fees of up to {sats(intent.fee_cap_msat)}," if least_msat > intent.amount_msat else ""
             raise BudgetExceededError(
-                f"The price of {_price(intent.amount_msat, draw.rate)} doesn't fit under {name}={getattr(limits, name)} "
+                f"The price of {_price(intent.amount_msat, draw.rate)}{fees} doesn't fit under {name}={getattr(limits, name)} "
                 f"of envelope {shown(limits.id)}, of which {plain(minor_units(used))} are spent or reserved.",
-                **_advice_on(name, fits_alone=draw.rate.msat_within(limits.limit_micro(name) or 0) >= intent.amount_msat),
+                **_advice_on(name, fits_alone=draw.rate.msat_within(limits.limit_micro(name) or 0) >= least_msat),
             )
         most_msat = min(most_msat, fits_msat)
     reserve = draw.rate.micro_of(most_msat)

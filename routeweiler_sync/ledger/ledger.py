@@ -60,6 +60,9 @@ MAX_INSERTS = 3
 FORGOTTEN = "forgotten"
 #: The change to an unfinished row that the user abandons.
 ABANDONED = Change(state=PaymentState.DEAD, failure_code="abandoned", failure_text="abandoned by the user")
+#: For how many days after its beginning a payment that ended without a final word of its wallet (wallet_rules: OUTLIVED) is asked
+#: about by ``recover()``. No payment is under way for longer: its parts end after 2 016 blocks at most.
+OUTLIVED_DAYS = 15
 #: For how long a notebook that shows a ledger waits for its database.
 SHOWN_WAIT_S = 3.0
 #: An error text stored in a row is cut to this many characters.
@@ -398,13 +401,19 @@ class Ledger(ServerFacts, Charges):
     def abandoned(self) -> list[PaymentRow]:
         """Return the payments that the user ended by ``forget(…, abandon=True)``, oldest first.
 
-        The node may pay one of them after all; that is a spend which has to be recorded.
+        Payments of the last `OUTLIVED_DAYS` that ended without a final word of the wallet are among them. The wallet may pay one of
+        them after all; that is a spend which has to be recorded.
         """
+        outlived_after_ms = int((self._clock() - OUTLIVED_DAYS * 86_400) * 1000)
         with self._store.read() as tx:
-            rows = tx.execute(
-                "SELECT * FROM payments WHERE state = 'dead' AND failure_code = 'abandoned' ORDER BY created_at_ms, payment_hash"
-            )
-        return [payment_of(row) for row in rows]
+            rows = [
+                *tx.execute("SELECT * FROM payments WHERE state = 'dead' AND failure_code = 'abandoned'"),
+                *tx.execute(
+                    "SELECT * FROM payments WHERE state = 'dead' AND failure_code = 'outlived' AND created_at_ms >= ?",
+                    (outlived_after_ms,),
+                ),
+            ]
+        return sorted(map(payment_of, rows), key=lambda row: (row.created_at, row.payment_hash))
 
     def unreported(self) -> list[PaymentRow]:
         """Return the paid payments that no trace has reported, oldest first: their calls ended in a crash."""

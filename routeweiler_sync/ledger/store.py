@@ -213,6 +213,9 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         CREATE INDEX payments_owed ON payments (origin, target, created_at_ms)
             WHERE single_use = 1 AND state IN ('open', 'failed', 'settled')
         """,
+        # Payments that ended without a final word of their wallet: `Ledger.abandoned` finds them among all that have ended.
+        "CREATE INDEX payments_outlived ON payments (created_at_ms, payment_hash) "
+        "WHERE state = 'dead' AND failure_code = 'outlived'",
     ),
 }
 

@@ -103,10 +103,11 @@ class Intent:
     """A purchase about to be made. `Ledger.open_payment` writes it to disk before the wallet receives the payment order.
 
     Amounts are in msat, ``payment_hash`` is 64 hex digits, ``valid_until`` is in unix seconds. ``fee_cap_msat`` is the highest
-    routing fee that the caller allows; the budget may allow less. ``resource_digest`` is a digest of method, path, query and body:
-    it shows which page was paid for, without storing what a query may contain. ``known_tokens`` are the payment hashes of the
-    page's tokens that the caller knows of, and has a reason not to use. ``single_use``: it is a charge, whose credential opens one
-    request: that of ``resource_digest``. ``presenter`` is the call that buys it: see `Ledger.claim_charge`.
+    routing fee that the caller allows; the budget may allow less, unless ``fee_is_fixed``: then it must fit whole.
+    ``resource_digest`` is a digest of method, path, query and body: it shows which page was paid for, without storing what a query
+    may contain. ``known_tokens`` are the payment hashes of the page's tokens that the caller knows of, and has a reason not to use.
+    ``single_use``: it is a charge, whose credential opens one request: that of ``resource_digest``. ``presenter`` is the call that
+    buys it: see `Ledger.claim_charge`.
     """
 
     payment_hash: str
@@ -120,6 +121,7 @@ class Intent:
     token: str = field(repr=False)
     amount_msat: int
     fee_cap_msat: int
+    fee_is_fixed: bool = False
     valid_until: int | None = None
     resource_digest: str = ""
     known_tokens: tuple[str, ...] = ()

@@ -34,9 +34,9 @@ from ..policy.dsl import Policy
 from ..protocol.challenge import Challenge
 from ..protocol.invoice import decode_invoice
 from . import block_limit
-from .checks import Checks, check_challenge, source_for, valid_until_of
+from .checks import Checks, check_challenge, valid_until_of
 from .first_use import begin_first_use, wait_for_first_use
-from .lifecycle import MIN_ASK_S, PaymentLifecycle, answer_of, as_purchase, node_of
+from .lifecycle import MIN_ASK_S, PaymentLifecycle, answer_of, as_purchase
 from .outcome_errors import (
     crowded_error,
     refused_charge_error,
@@ -50,6 +50,7 @@ from .presenting import is_free
 from .single_flight import Flight, single_flight
 from .tally import Tally
 from .types import Purchase, Quote, Rehearsal, TokenRequest
+from .wallet_choice import choose, pays_on, sources_for
 from .wallet_rules import NextStep
 
 #: How often a call looks for a charge that is owed, since others have become free before it could buy its own.
@@ -175,7 +176,7 @@ class Checkout:
                 return None
         check_challenge(request.challenge)
         invoice = request.challenge.invoice
-        source = next((each for each in self.funding if each.network == invoice.network), None)
+        source = next((each for each in self.funding if pays_on(each, invoice.network)), None)
         fee_cap_msat = default_fee_cap_msat(invoice.amount_msat) if source is None else source.fee_cap_msat(invoice.amount_msat)
         return self._checks.quote(request, invoice, fee_cap_msat)
 
@@ -199,7 +200,7 @@ class Checkout:
             if trial is None and reusable and request.challenge.names_scope is None:
                 trial = self.ledger.newest_accepted(request.origin)
         invoice, envelope, refusal = request.challenge.invoice, None, None
-        source = next((each for each in self.funding if each.network == invoice.network), None)
+        source = next((each for each in self.funding if pays_on(each, invoice.network)), None)
         fee_cap_msat = default_fee_cap_msat(invoice.amount_msat) if source is None else source.fee_cap_msat(invoice.amount_msat)
         draw = self._checks.draw(request)
         try:
@@ -208,7 +209,7 @@ class Checkout:
             if useless is not None:
                 raise undelivered_error(useless, request)
             self._checks.check_allowed(request)
-            source_for(self.funding, invoice.network)
+            sources_for(self.funding, invoice.network)
             payment_hash = request.challenge.payment_hash.hex()
             with block_limit.reserved(request.limits, payment_hash, invoice.amount_msat, fee_cap_msat) as reservation:
                 fee_cap_msat = reservation.fee_cap_msat
@@ -243,9 +244,9 @@ class Checkout:
         if source is None:
             log.info("payment %s stays as it is: %s", row.payment_hash, problem or "no funding source is for its node")
             return None
-        payment_hash = bytes.fromhex(row.payment_hash)
+        payment_hash, asked_at_s = bytes.fromhex(row.payment_hash), time.time()
         answer = answer_of(lambda: source.track(payment_hash, timeout_s=deadline.left_s(), follow=False), payment_hash)
-        return self._lifecycle.book(row, NextStep.TRACK, answer, tallies)[1]
+        return self._lifecycle.book(row, NextStep.TRACK, answer, asked_at_s, tallies)[1]
 
     def _existing_row(self, request: TokenRequest, refused: frozenset[str]) -> PaymentRow | None:
         """Return the row that must be used or finished before anything is bought for ``request``, or None.
@@ -399,12 +400,12 @@ class Checkout:
         check_challenge(request.challenge)
         self._checks.check_allowed(request)
         invoice = request.challenge.invoice
-        source = source_for(self.funding, invoice.network)
-        node_pubkey = node_of(source, deadline.left_s())
+        wallet = choose(self.funding, invoice, deadline)
         draw = self._checks.draw(request)
         payment_hash = request.challenge.payment_hash.hex()
-        most_fee_msat = source.fee_cap_msat(invoice.amount_msat)
-        with block_limit.reserved(request.limits, payment_hash, invoice.amount_msat, most_fee_msat) as reservation:
+        with block_limit.reserved(
+            request.limits, payment_hash, invoice.amount_msat, wallet.fee_cap_msat, whole=wallet.fee_is_fixed
+        ) as reservation:
             if self._checks.asks_confirm:
                 self._checks.check_confirmed(self._checks.quote(request, invoice, reservation.fee_cap_msat, draw))
                 # A person may take minutes to answer, so what depends on the time is done anew.
@@ -413,7 +414,7 @@ class Checkout:
                 draw = self._checks.draw(request)  # the exchange rate may have changed
             request.still_useful()  # the request's body may have been closed while the node or a person was asked
             flight.payment_hash = payment_hash
-            intent = _intent(request, node_pubkey, reservation.fee_cap_msat, tokens)
+            intent = _intent(request, wallet.node_pubkey, reservation.fee_cap_msat, tokens, fee_is_fixed=wallet.fee_is_fixed)
             if intent.single_use:
                 request.presenter.holds(payment_hash)
             row, is_new = self.ledger.open_payment(intent, draw)
@@ -425,7 +426,7 @@ class Checkout:
             flight.payment_hash = row.payment_hash
             return self._lifecycle.purchase_for(row, request, deadline)
         log.info("paying %d msat to %s, payment hash %s", row.amount_msat, row.origin, row.payment_hash)
-        return self._lifecycle.carry(row, source, NextStep.SEND, request, deadline)
+        return self._lifecycle.carry(row, wallet.source, NextStep.SEND, request, deadline)
 
 
 def _belongs_elsewhere(row: PaymentRow, request: TokenRequest) -> bool:
@@ -434,7 +435,9 @@ def _belongs_elsewhere(row: PaymentRow, request: TokenRequest) -> bool:
     return not_served and row.resource_digest != request.resource_digest
 
 
-def _intent(request: TokenRequest, node_pubkey: str, fee_cap_msat: int, tokens: Sequence[PaymentRow]) -> Intent:
+def _intent(
+    request: TokenRequest, node_pubkey: str, fee_cap_msat: int, tokens: Sequence[PaymentRow], *, fee_is_fixed: bool = False
+) -> Intent:
     """Return what the ledger writes about the purchase before the invoice is sent."""
     challenge, invoice = request.challenge, request.challenge.invoice
     return Intent(
@@ -449,6 +452,7 @@ def _intent(request: TokenRequest, node_pubkey: str, fee_cap_msat: int, tokens: 
         token=challenge.token,
         amount_msat=invoice.amount_msat,
         fee_cap_msat=fee_cap_msat,
+        fee_is_fixed=fee_is_fixed,
         valid_until=valid_until_of(challenge),
         single_use=not challenge.reusable,
         presenter=None if challenge.reusable else request.presenter.name,

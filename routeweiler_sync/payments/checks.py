@@ -1,7 +1,7 @@
 """Every reason to refuse before paying. Each is found before any money can move.
 
-`check_challenge` checks what the challenge itself says. `source_for` finds the funding for its network. `Checks` holds what one
-session allows: policy, envelope, exchange rate, confirm(). The order of the checks is left to `checkout`. Limits that depend on
+`check_challenge` checks what the challenge itself says. `Checks` holds what one session allows: policy, envelope, exchange rate,
+confirm(). Which wallet can pay is left to `wallet_choice`. The order of the checks is left to `checkout`. Limits that depend on
 what was spent before are left to `ledger.envelopes` and `block_limit`, which check and reserve in one step.
 """
 
@@ -11,7 +11,7 @@ import contextlib
 import copy
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import datetime, timezone
 
@@ -30,14 +30,12 @@ from ..errors import (
     EnvelopeNotFoundError,
     FundingError,
     LedgerError,
-    NoFundingForRailError,
     PaymentDeclinedError,
     PolicyDeniedError,
     PolicyMaxPerCallExceededError,
     RailNotSupportedError,
     RouteweilerError,
 )
-from ..funding.source import LightningFundingSource
 from ..ledger.envelopes import Draw, check_allowed, frozen
 from ..ledger.ledger import Ledger
 from ..ledger.types import PaymentRow
@@ -168,22 +166,6 @@ def _end(left_s: float) -> str:
     if left_s > 0:
         return f"expires in {in_words(left_s)}, before it could be paid for"
     return f"expired {in_words(-left_s)} ago"
-
-
-def source_for(funding: Sequence[LightningFundingSource], network: str) -> LightningFundingSource:
-    """Return the first funding source for ``network``.
-
-    Raises: NoFundingForRailError if there is none.
-    """
-    for source in funding:
-        if source.network == network:
-            return source
-    have = ", ".join(sorted({s.network for s in funding})) or "none"
-    raise NoFundingForRailError(
-        f"The invoice is on {network}, and no funding for that network is configured (configured: {have}).",
-        advice="Add a funding source for that network.",
-        shell_advice=f"Name a node of that network, and set {env_vars.NETWORK} to it or not at all.",
-    )
 
 
 class Checks:

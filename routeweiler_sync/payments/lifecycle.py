@@ -14,11 +14,12 @@ import tenacity
 from .._core.deadline import Deadline
 from .._core.log import log
 from ..errors import BudgetError, FundingError, LedgerError, PolicyDeniedError, RailNotSupportedError, RouteweilerError
-from ..funding.client_answers import cause_of, node_key, read_answer, read_error
+from ..funding.client_answers import read_answer, read_error
 from ..funding.replies import WalletAnswer, WalletReply
 from ..funding.source import LightningFundingSource
 from ..ledger.ledger import Ledger
 from ..ledger.types import Change, PaymentRow, PaymentState
+from ..protocol.invoice import decode_invoice
 from . import block_limit, run_bill, wallet_rules
 from .checks import Checks, paying_ends_s
 from .interrupts import warn_interrupted
@@ -36,7 +37,8 @@ from .slow_payments import reported_if_slow
 from .tally import Tally, booking, count_payment
 from .token import Token
 from .types import Purchase, TokenRequest
-from .wallet_rules import NextStep, Step
+from .wallet_choice import node_of, pays_on
+from .wallet_rules import OUTLIVED_S, NextStep, Step
 
 #: How often one call sends an invoice again if an earlier send of it is unanswered. More would only add unanswered sends.
 MAX_RESENDS = 1
@@ -105,10 +107,10 @@ class PaymentLifecycle:
                     if counted_row is None:  # another caller has ended the row meanwhile
                         return self.purchase_for(self.read_again(row), request, deadline)
                     row = counted_row
-                counted = False
+                counted, asked_at_s = False, time.time()
                 answer = self._ask(row, source, step, deadline)
                 reason = answer.reason or reason
-                decision, row = self.book(row, step, answer, request.tallies)
+                decision, row = self.book(row, step, answer, asked_at_s, request.tallies)
                 block_limit.record(request.limits, row)
                 run_bill.note_end(row)
                 step = decision.rule.next_step
@@ -130,25 +132,26 @@ class PaymentLifecycle:
             raise
 
     def book(
-        self, row: PaymentRow, asked: NextStep, answer: WalletAnswer, tallies: Sequence[Tally] = ()
+        self, row: PaymentRow, asked: NextStep, answer: WalletAnswer, asked_at_s: float, tallies: Sequence[Tally] = ()
     ) -> tuple[Step, PaymentRow]:
         """Change the row as the table says for ``answer``, in one transaction. Return the table's `Step` and the changed row.
 
-        ``asked`` is the step that ``answer`` answers. The table decides on the row as the transaction finds it, which may differ
-        from ``row``. If this settles the payment, ``tallies`` count it.
+        ``asked`` is the step that ``answer`` answers, and was begun at ``asked_at_s`` (unix time). The table decides on the row as
+        the transaction finds it, which may differ from ``row``. If this settles the payment, ``tallies`` count it.
 
         Raises: PaymentPendingError if the ledger can't be written. The row stays as it was.
         Money: none moves. A payment that the node has made is booked.
         """
         decisions: list[Step] = []
+        outlived = answer.reply is WalletReply.FAILED_SO_FAR and asked_at_s - decode_invoice(row.bolt11).expires_at >= OUTLIVED_S
 
         def decide(current: PaymentRow) -> Change | None:
-            step = wallet_rules.decide(current, asked, answer)
+            step = wallet_rules.decide(current, asked, answer, outlived=outlived)
             changes_nothing = step.change.state is current.state and not step.change.answered
             return None if changes_nothing else step.change
 
         def before_commit(current: PaymentRow) -> None:
-            decisions[:] = [wallet_rules.decide(current, asked, answer)]
+            decisions[:] = [wallet_rules.decide(current, asked, answer, outlived=outlived)]
             if decisions[0].settles:
                 claim(row.payment_hash)  # before the commit, after which other threads see the row settled and unreported
 
@@ -172,11 +175,10 @@ class PaymentLifecycle:
         No other node may be asked about the row or be sent its invoice, because each node refuses only its own duplicates.
         """
         problem: FundingError | None = None
-        for source in self._funding:
-            if source.network != row.network:
-                continue
+        sources = [source for source in self._funding if pays_on(source, row.network) and _may_be(source, row.node_pubkey)]
+        for n, source in enumerate(sources):
             try:
-                if node_of(source, deadline.left_s()) == row.node_pubkey:
+                if node_of(source, deadline.left_s() / (len(sources) - n)) == row.node_pubkey:
                     return source, None
             except FundingError as error:
                 problem = error
@@ -314,19 +316,10 @@ class PaymentLifecycle:
         return now if now is not None and not now.unfinished and now.state is step.change.state else None
 
 
-def node_of(source: LightningFundingSource, timeout_s: float) -> str:
-    """Return the public key of the node behind ``source``, which may be a program's own.
-
-    Raises: FundingError if it can't be asked, or reports something else than a key.
-    Money: none moves.
-    """
-    try:
-        return node_key(source.ready(timeout_s))
-    except FundingError:
-        raise
-    except Exception as error:  # noqa: BLE001 - foreign code may raise anything
-        what = f"The funding source can't be asked ({read_error(error)})."
-        raise FundingError(what, advice="Check that the node is up.") from cause_of(error)
+def _may_be(source: LightningFundingSource, node_pubkey: str) -> bool:
+    """Return whether the wallet behind ``source`` may have this identity: it isn't known to have another one."""
+    known: object = getattr(source, "node_pubkey", None)
+    return not isinstance(known, str) or known == node_pubkey
 
 
 def answer_of(ask: Callable[[], WalletAnswer], payment_hash: bytes) -> WalletAnswer:

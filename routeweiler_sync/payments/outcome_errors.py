@@ -67,6 +67,12 @@ def error_for(step: NextStep, row: PaymentRow, reason: str | None) -> Routeweile
             payment_hash=row.payment_hash,
             failure_reason=reason,
         )
+    if step is NextStep.RAISE_EXPIRED and row.failure_code == WalletEvent.OUTLIVED.name.lower():
+        return ChallengeExpiredError(
+            f"{what} wasn't made: the invoice has long expired, and the wallet says that it isn't paid ({reason or _NO_REASON})",
+            advice="Call again for a new invoice.",
+            payment_hash=row.payment_hash,
+        )
     if step is NextStep.RAISE_EXPIRED:
         clock = ""
         with contextlib.suppress(ChallengeParseError):
@@ -100,6 +106,7 @@ def ended_error(row: PaymentRow) -> RouteweilerError:
     steps = {
         WalletEvent.FAILED_FOR_GOOD: NextStep.RAISE_FAILED,
         WalletEvent.GONE: NextStep.RAISE_EXPIRED,
+        WalletEvent.OUTLIVED: NextStep.RAISE_EXPIRED,
         WalletEvent.REFUSED_ONLY_SEND: NextStep.RAISE_REFUSED,
     }
     for event, step in steps.items():

@@ -19,6 +19,10 @@ The rules rest on three facts about lnd, read in its source and observed:
     unanswered until lnd has answered that very send.
   - Once lnd has replied "expired", no send of that invoice can start the payment any more. An earlier send may have started it:
     TrackPaymentV2 says whether one has.
+
+Other wallets answer in the same words, as far as they keep the same promises. One that may settle what it has called failed, or
+that may pay a second order of the same invoice, says FAILED_SO_FAR (see `funding.replies`): its rows are never sent again, and end
+unpaid only long after the invoice has expired.
 """
 
 from __future__ import annotations
@@ -70,6 +74,10 @@ class WalletEvent(str, Enum):
     REFUSED_BESIDE = "this send was refused before the payment started, but another one was made"
     NOT_FOUND = "the node knows no payment of this hash"
     GONE = "the invoice has expired by the node's clock, and the question after that was answered NOT_FOUND or FAILED"
+    UNPAID_SO_FAR = (
+        "the wallet says that it isn't paid; it may settle it all the same, and doesn't promise to refuse a second order"
+    )
+    OUTLIVED = "UNPAID_SO_FAR, in answer to a question that was asked long after the invoice had expired"
     SILENCE = "no answer, a broken stream, a deadline, or an error that proves nothing"
 
 
@@ -81,6 +89,10 @@ class Rule:
     next_step: NextStep
     why: str
 
+
+#: How long an invoice must have been expired before a wallet's "unpaid so far" ends its row, in seconds. A payment that the wallet
+#: had started before the expiry has had this long to show as paid or in flight.
+OUTLIVED_S = 3600
 
 _OPEN, _FAILED = PaymentState.OPEN, PaymentState.FAILED
 _SETTLED, _RETIRED, _DEAD = PaymentState.SETTLED, PaymentState.RETIRED, PaymentState.DEAD
@@ -133,6 +145,16 @@ def _unfinished(state: PaymentState) -> dict[tuple[PaymentState, WalletEvent], R
             state=_DEAD,
             next_step=NextStep.RAISE_EXPIRED,
             why="it isn't paid, and the node refuses every send of an expired invoice",
+        ),
+        (state, WalletEvent.UNPAID_SO_FAR): Rule(
+            state=state,
+            next_step=NextStep.RAISE_PENDING,
+            why='this wallet\'s "failed" and "not found" aren\'t final, and a second order may be paid too, so nothing is sent',
+        ),
+        (state, WalletEvent.OUTLIVED): Rule(
+            state=_DEAD,
+            next_step=NextStep.RAISE_EXPIRED,
+            why="no payment of an expired invoice can start, and one that had started before would have ended by now",
         ),
         (state, WalletEvent.SILENCE): Rule(
             state=state, next_step=NextStep.TRACK, why="an unknown outcome isn't a failure, so the node is asked"
@@ -191,12 +213,17 @@ _ANSWERS_A_SEND = {
 }
 
 
-def read(row: PaymentRow, asked: NextStep, answer: WalletAnswer) -> WalletEvent:
+def read(row: PaymentRow, asked: NextStep, answer: WalletAnswer, *, outlived: bool = False) -> WalletEvent:
     """Return what ``answer`` proves about the payment of ``row``.
 
-    ``asked`` is the step that ``answer`` answers. If it was SEND, ``row`` counts that send already.
+    ``asked`` is the step that ``answer`` answers. If it was SEND, ``row`` counts that send already. ``outlived``: when it was
+    asked, the row's invoice had been expired for at least `OUTLIVED_S`.
     """
     reply = answer.reply
+    if reply is WalletReply.FAILED_SO_FAR:
+        if asked is NextStep.SEND:
+            return WalletEvent.SILENCE  # the look-up that follows may find more
+        return WalletEvent.OUTLIVED if outlived else WalletEvent.UNPAID_SO_FAR
     if asked is not NextStep.SEND and reply in (WalletReply.EXISTS, WalletReply.EXPIRED, WalletReply.REFUSED):
         return WalletEvent.SILENCE  # only the question was refused, which proves nothing about the payment
     if asked is NextStep.SEND and reply is WalletReply.NOT_FOUND:
@@ -242,12 +269,14 @@ class Step:
     settles: bool
 
 
-def decide(row: PaymentRow, asked: NextStep, answer: WalletAnswer) -> Step:
+def decide(row: PaymentRow, asked: NextStep, answer: WalletAnswer, *, outlived: bool = False) -> Step:
     """Return what the table says about ``answer``, which answers the step ``asked`` for ``row``. Pure.
+
+    ``outlived`` is as in `read`.
 
     Raises: AssertionError if the row's state and the event can't occur together.
     """
-    event = read(row, asked, answer)
+    event = read(row, asked, answer, outlived=outlived)
     rule = WALLET_RULES.get((row.state, event))
     assert rule is not None, f"no rule for ({row.state.value}, {event.name}): sends {row.sends_ever}/{row.sends_unanswered}"
     paid = event in (WalletEvent.PAID, WalletEvent.PAID_WRONG_PREIMAGE)

@@ -86,6 +86,14 @@ The node (methods of `FakeLnd`; those named ``…_next`` strike the next payment
 - ``stop``, ``start``, ``restart``, ``lock``, ``unlock``: the node goes away, and comes back.
 - ``bake_macaroon``, ``bake_refused_macaroon``: a macaroon with few rights, or with none.
 
+A wallet of LNbits in front of it (`FakeLnbits`; ``with FakeLnd() as lnd, FakeLnbits(lnd) as lnbits``):
+
+- ``fail_next``, ``refuse_next``, ``drop_next``, ``stop``, ``start``, ``restart``: as above.
+- ``pend_next``: pending for ever, since the node never hears of the order.
+- ``twice_next``, ``gateway_next``: a proxy sends the order twice, or answers with an error page.
+- ``settings``: the fee reserve, the service fee, how long LNbits waits for its node. ``balance_msat``: what is in the wallet.
+- ``internal_invoice``: an invoice of the same LNbits, which its node never sees.
+
 The server (`Paywall`):
 
 - ``faults.refuse_tokens``, ``faults.settle_lag``, ``faults.expire_invoices``, … : see `Faults`.
@@ -110,14 +118,29 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .fake_lnbits import FakeLnbits
     from .fake_lnd import FakeInvoice, FakeLnd, FakePayment
+    from .fake_nwc import FakeNwc
     from .paywall import Faults, PaidRequests, Paywall, PaywallRequest, add_paywall
 
-__all__ = ["FakeInvoice", "FakeLnd", "FakePayment", "Faults", "PaidRequests", "Paywall", "PaywallRequest", "add_paywall"]
+__all__ = [
+    "FakeInvoice",
+    "FakeLnbits",
+    "FakeLnd",
+    "FakeNwc",
+    "FakePayment",
+    "Faults",
+    "PaidRequests",
+    "Paywall",
+    "PaywallRequest",
+    "add_paywall",
+]
 
 _HOME = dict.fromkeys(("FakeInvoice", "FakeLnd", "FakePayment"), "fake_lnd") | dict.fromkeys(
     ("Faults", "PaidRequests", "Paywall", "PaywallRequest", "add_paywall"), "paywall"
 )
+_HOME["FakeLnbits"] = "fake_lnbits"
+_HOME["FakeNwc"] = "fake_nwc"
 
 
 if not TYPE_CHECKING:  # with __getattr__ in view, a type checker would accept any misspelt name

@@ -18,6 +18,7 @@ import grpc
 from pymacaroons.serializers import BinarySerializer
 
 from ..funding.lnd.stubs import routeweiler_lnd_pb2 as pb
+from ._lnd_accounts import FakeAccount
 from ._lnd_book import Attempt, Book, Entry, FakeOrder, OrderError, decode
 
 #: The error text of lnd's interceptor in every state but RPC_ACTIVE and SERVER_ACTIVE (rpcperms/interceptor.go).
@@ -27,6 +28,8 @@ _NOT_UP = {
     "UNLOCKED": "the RPC server is in the process of starting up, but not yet ready to accept calls",
     "WAITING_TO_START": "waiting to start, RPC services not available",
 }
+#: gRPC's text for a broken connection.
+DROPPED = "Stream removed (Socket closed)"
 #: How many payments a ListPayments without max_payments returns.
 _PAGE_DEFAULT = 100
 #: The timeout of a SendPaymentV2 without timeout_seconds (routerrpc/router_backend.go, DefaultPaymentTimeout).
@@ -65,7 +68,8 @@ class Faults:
 class Service:
     """Answers lnd's gRPC calls from the database ``book``. Each start of the server has its own.
 
-    ``macaroons``: by the macaroon in hex, the method paths that it permits (None: all), or the text with which it is refused.
+    ``macaroons``: by the macaroon in hex, the method paths that it permits (None: all), the text with which it is refused, or
+    its account of litd.
     ``calls`` counts the calls by method name. ``now`` returns unix seconds by the node's clock. ``state`` is lnd's wallet state.
     While ``holding``, orders wait unread; ``held`` counts them.
     """
@@ -74,7 +78,7 @@ class Service:
         self,
         book: Book,
         faults: Faults,
-        macaroons: dict[str, frozenset[str] | str | None],
+        macaroons: dict[str, frozenset[str] | str | FakeAccount | None],
         calls: Counter[str],
         now: Callable[[], float],
     ) -> None:
@@ -86,37 +90,38 @@ class Service:
 
     def handlers(self) -> tuple[grpc.GenericRpcHandler[Any, Any], ...]:
         """Return the gRPC handlers of all methods."""
-        unary, stream = grpc.unary_unary_rpc_method_handler, grpc.unary_stream_rpc_method_handler
-        methods: dict[str, dict[str, tuple[Any, Any, Any]]] = {
-            "lnrpc.State": {"GetState": (unary, self._get_state, pb.GetStateRequest)},
-            "lnrpc.Lightning": {
-                "GetInfo": (unary, self._get_info, pb.GetInfoRequest),
-                "ChannelBalance": (unary, self._channel_balance, pb.ChannelBalanceRequest),
-                "ListChannels": (unary, self._list_channels, pb.ListChannelsRequest),
-                "DecodePayReq": (unary, self._decode_pay_req, pb.PayReqString),
-                "AddInvoice": (unary, self._add_invoice, pb.Invoice),
-                "LookupInvoice": (unary, self._lookup_invoice, pb.PaymentHash),
-                "ListPayments": (unary, self._list_payments, pb.ListPaymentsRequest),
-            },
-            "routerrpc.Router": {
-                "SendPaymentV2": (stream, self._send_payment, pb.SendPaymentRequest),
-                "TrackPaymentV2": (stream, self._track_payment, pb.TrackPaymentRequest),
-            },
-        }
-        return tuple(
-            grpc.method_handlers_generic_handler(
-                service,
-                {
-                    name: kind(
-                        self._intercepted(f"/{service}/{name}", behaviour),
-                        request_deserializer=request.FromString,
-                        response_serializer=lambda message: message.SerializeToString(),
-                    )
-                    for name, (kind, behaviour, request) in named.items()
-                },
+        named: dict[str, dict[str, Any]] = {}
+        for path, (is_stream, behaviour, request) in self.methods().items():
+            _, service, name = path.split("/")
+            kind = grpc.unary_stream_rpc_method_handler if is_stream else grpc.unary_unary_rpc_method_handler
+            named.setdefault(service, {})[name] = kind(
+                behaviour,
+                request_deserializer=request.FromString,
+                response_serializer=lambda message: message.SerializeToString(),
             )
-            for service, named in methods.items()
-        )
+        return tuple(grpc.method_handlers_generic_handler(service, methods) for service, methods in named.items())
+
+    def methods(self) -> dict[str, tuple[bool, Callable[[Any, Any], Any], Any]]:
+        """Return, for each gRPC path, whether it answers with a stream, what answers it, and the type of its request.
+
+        What answers takes the request, and a ``grpc.ServicerContext`` or an object like it.
+        """
+        methods = {
+            "/lnrpc.State/GetState": (False, self._get_state, pb.GetStateRequest),
+            "/lnrpc.Lightning/GetInfo": (False, self._get_info, pb.GetInfoRequest),
+            "/lnrpc.Lightning/ChannelBalance": (False, self._channel_balance, pb.ChannelBalanceRequest),
+            "/lnrpc.Lightning/ListChannels": (False, self._list_channels, pb.ListChannelsRequest),
+            "/lnrpc.Lightning/DecodePayReq": (False, self._decode_pay_req, pb.PayReqString),
+            "/lnrpc.Lightning/AddInvoice": (False, self._add_invoice, pb.Invoice),
+            "/lnrpc.Lightning/LookupInvoice": (False, self._lookup_invoice, pb.PaymentHash),
+            "/lnrpc.Lightning/ListPayments": (False, self._list_payments, pb.ListPaymentsRequest),
+            "/routerrpc.Router/SendPaymentV2": (True, self._send_payment, pb.SendPaymentRequest),
+            "/routerrpc.Router/TrackPaymentV2": (True, self._track_payment, pb.TrackPaymentRequest),
+        }
+        return {
+            path: (is_stream, self._intercepted(path, behaviour), request)  # type: ignore[arg-type]
+            for path, (is_stream, behaviour, request) in methods.items()
+        }
 
     def stop(self) -> None:
         """Wake all calls that wait, so that they end."""
@@ -133,12 +138,19 @@ class Service:
                 self.book.changed.notify_all()
             if path == "/routerrpc.Router/SendPaymentV2":
                 self._wait_for_delivery()
+            account: FakeAccount | None = None
             try:
                 if path != "/lnrpc.State/GetState":
                     self._check_state()
-                    self._check_macaroon(path, context)
+                    account = self._check_macaroon(path, context)
+                    if account is not None:
+                        with self.book.changed:
+                            account.check(path, request, self.book)
                 return behaviour(request, context)
             except OrderError as error:
+                if account is not None and path == "/routerrpc.Router/SendPaymentV2":
+                    with self.book.changed:
+                        account.refused(request, error, self.book)
                 context.abort(grpc.StatusCode[error.code], error.text)
 
         return handle
@@ -163,7 +175,8 @@ class Service:
         if (text := _NOT_UP.get(self.state)) is not None:
             raise OrderError("UNKNOWN", text)
 
-    def _check_macaroon(self, path: str, context: grpc.ServicerContext) -> None:
+    def _check_macaroon(self, path: str, context: grpc.ServicerContext) -> FakeAccount | None:
+        """Return the account that the macaroon is bound to, if it is. Raises: OrderError for one that doesn't permit the call."""
         sent = [value for key, value in context.invocation_metadata() if key == "macaroon"]
         if len(sent) != 1:
             raise OrderError("UNKNOWN", f"expected 1 macaroon, got {len(sent)}")
@@ -171,10 +184,13 @@ class Service:
         if macaroon not in self.macaroons:
             raise OrderError("UNKNOWN", _macaroon_fault(macaroon))
         permitted = self.macaroons[macaroon]
+        if isinstance(permitted, FakeAccount):
+            return permitted
         if isinstance(permitted, str):
             raise OrderError("UNKNOWN", permitted)
         if permitted is not None and path not in permitted:
             raise OrderError("UNKNOWN", "permission denied")
+        return None
 
     # routerrpc.Router
 
@@ -383,4 +399,4 @@ def _macaroon_fault(macaroon: str) -> str:
 
 def _dropped() -> OrderError:
     """Return the error with which gRPC reports a broken connection."""
-    return OrderError("UNAVAILABLE", "Stream removed (Socket closed)")
+    return OrderError("UNAVAILABLE", DROPPED)

@@ -1,7 +1,8 @@
 """`FakeLnd`: an lnd to test against, without Bitcoin. It is a real gRPC server with TLS and macaroons, and has faults on demand.
 
 It plays two nodes: the paying node, whose database follows lnd's rules, and a payee that issues the invoices. The rules are left to
-`_lnd_book`, the gRPC methods to `_lnd_service`; this module has the server's start and stop, and the names that tests use.
+`_lnd_book`, the gRPC methods to `_lnd_service`, the REST interface to `_lnd_rest`; this module has the servers' start and stop, and
+the names that tests use.
 """
 
 from __future__ import annotations
@@ -28,8 +29,11 @@ from .._core.money import sats
 from ..funding import Funding
 from ..funding.lightning import LightningFundingSource
 from ..funding.lnd.client import LndClient
+from ..funding.lnd.rest import LndRestClient
 from ..funding.lnd.stubs import routeweiler_lnd_pb2 as pb
+from ._lnd_accounts import FakeAccount
 from ._lnd_book import Book, FakeInvoice, FakeOrder, FakePayment
+from ._lnd_rest import RestServer
 from ._lnd_service import Faults, Service
 
 __all__ = ["FakeInvoice", "FakeLnd", "FakeOrder", "FakePayment"]
@@ -68,14 +72,16 @@ class FakeLnd:
         self._book = Book(node_key=secrets.token_hex(32), payee_key=secrets.token_hex(32), balance_msat=_BALANCE_MSAT)
         self._faults = Faults()
         self._key_pem, self._cert_pem = _certificate(cert_names)
-        self._macaroons: dict[str, frozenset[str] | str | None] = {}
+        self._macaroons: dict[str, frozenset[str] | str | FakeAccount | None] = {}
         self._calls: Counter[str] = Counter()
         self._folder = tempfile.TemporaryDirectory(prefix="fake-lnd-")
         self.tls_cert_path = self._write("tls.cert", self._cert_pem)
+        self._rest: RestServer | None = None
+        self._rest_port = 0
         self.macaroon_path = self.bake_macaroon()
         self._service = self._new_service()
         self._server: grpc.Server | None = None
-        self._clients: WeakSet[LndClient] = WeakSet()
+        self._clients: WeakSet[LndClient | LndRestClient] = WeakSet()
 
     def __repr__(self) -> str:
         """Show what was paid: a failed ``assert lnd.spent_sat == 10`` prints it."""
@@ -107,6 +113,8 @@ class FakeLnd:
         self.port = server.add_secure_port(f"{self.host}:{self.port}", credentials)
         server.start()
         self._service, self._server = service, server
+        if self._rest_port:
+            self._start_rest()
 
     def stop(self) -> None:
         """Stop at once: streams break, held orders are lost, payments in flight stay in flight."""
@@ -117,6 +125,9 @@ class FakeLnd:
         server, self._server = self._server, None
         if server is not None:
             self._service.stop()
+            if self._rest is not None:
+                self._rest.stop()
+                self._rest = None
             server.stop(grace_s).wait(_STOP_S_MAX)
 
     def restart(self) -> None:
@@ -136,6 +147,15 @@ class FakeLnd:
     def unlock(self) -> None:
         """Make the node ready again after `lock` or `set_state`."""
         self.set_state("SERVER_ACTIVE")
+
+    def _start_rest(self) -> None:
+        key_path = Path(self._folder.name) / "tls.key"
+        if not key_path.exists():
+            self._write("tls.key", self._key_pem)
+        self._rest = RestServer(
+            self._service, host=self.host, port=self._rest_port, cert_path=self.tls_cert_path, key_path=os.fspath(key_path)
+        )
+        self._rest_port = self._rest.port
 
     # Address, credentials, clients
 
@@ -167,6 +187,27 @@ class FakeLnd:
             "LND_MACAROON_PATH": self.macaroon_path,
         }
 
+    @property
+    def rest_port(self) -> int:
+        """The port of lnd's REST interface, which starts when it is first asked for. A `restart` keeps it."""
+        if not self._rest_port:
+            self._start_rest()
+        return self._rest_port
+
+    @property
+    def rest_url(self) -> str:
+        """The URL of lnd's REST interface. Certificate, macaroons, payments and faults are those of the gRPC server."""
+        return f"https://{self.host}:{self.rest_port}"
+
+    @property
+    def rest_environ(self) -> dict[str, str]:
+        """The environment variables that name this node's REST interface, for a program under test."""
+        return {
+            "LND_REST_URL": self.rest_url,
+            "LND_TLS_CERT_PATH": self.tls_cert_path,
+            "LND_MACAROON_PATH": self.macaroon_path,
+        }
+
     def bake_macaroon(self, *paths: str) -> str:
         """Make a macaroon that permits only these gRPC method paths (none given: all). Return the path of its file, mode 0600."""
         return self._bake(frozenset(paths) or None)
@@ -177,6 +218,12 @@ class FakeLnd:
         lnd refuses a macaroon whose root key was deleted (the default text), that has expired, or that is bound to another place.
         """
         return self._bake(text)
+
+    def account(self, balance_msat: int) -> FakeAccount:
+        """Make an account of litd with this balance. Its macaroon is in the file `FakeAccount.macaroon_path`."""
+        account = FakeAccount(balance_msat=balance_msat)
+        account.macaroon_path = self._bake(account)
+        return account
 
     def client(self, **kwargs: Any) -> LndClient:
         """Return a client of this node; ``kwargs`` are arguments of `LndClient`, and replace those set here.
@@ -191,6 +238,26 @@ class FakeLnd:
         client = LndClient(**arguments | kwargs)
         self._clients.add(client)
         return client
+
+    def rest_client(self, **kwargs: Any) -> LndRestClient:
+        """Return a client of this node over REST; ``kwargs`` are arguments of `LndRestClient`, and replace those set here.
+
+        It is closed at the end of the ``with`` block.
+        """
+        arguments: dict[str, Any] = {}
+        if "url" not in kwargs:
+            arguments["url"] = self.rest_url
+        if "macaroon_hex" not in kwargs:
+            arguments["macaroon_path"] = self.macaroon_path
+        if "tls_cert_pem" not in kwargs:
+            arguments["tls_cert_path"] = self.tls_cert_path
+        client = LndRestClient(**arguments | kwargs)
+        self._clients.add(client)
+        return client
+
+    def rest_funding(self, **kwargs: Any) -> LightningFundingSource:
+        """Return a funding source on this node over REST. Otherwise as `funding`."""
+        return self.funding(**{"client": self.rest_client()} | kwargs if "client" not in kwargs else kwargs)
 
     def funding(self, **kwargs: Any) -> LightningFundingSource:
         """Return a funding source on this node; ``kwargs`` are arguments of `Funding.lightning_lnd`, and replace those set here."""
@@ -347,6 +414,10 @@ class FakeLnd:
         """Let a payment succeed with a preimage that doesn't fit the payment hash."""
         self._plan("wrong_preimage", True, times)
 
+    def proxy_page_next(self, status: int = 502, *, reaches_lnd: bool = True, times: int | None = 1) -> None:
+        """Answer an order over REST with the HTML page of a proxy before lnd. ``reaches_lnd``: lnd gets the order all the same."""
+        self._plan("page", (status, reaches_lnd), times)
+
     def clear_faults(self) -> None:
         """Cancel all planned faults. A payment that has started keeps those that it started with."""
         with self._book.changed:
@@ -393,7 +464,7 @@ class FakeLnd:
     def _new_service(self) -> Service:
         return Service(self._book, self._faults, self._macaroons, self._calls, self._now)
 
-    def _bake(self, answer: frozenset[str] | str | None) -> str:
+    def _bake(self, answer: frozenset[str] | str | FakeAccount | None) -> str:
         from pymacaroons import MACAROON_V2, Macaroon
         from pymacaroons.serializers import BinarySerializer
 
@@ -403,6 +474,8 @@ class FakeLnd:
         operations = [pb.MacaroonOp(entity=entity, actions=actions) for entity, actions in named]
         identifier = b"\x03" + pb.MacaroonId(ops=operations).SerializeToString()
         macaroon = Macaroon(location="lnd", identifier=identifier, key=secrets.token_bytes(32), version=MACAROON_V2)
+        if isinstance(answer, FakeAccount):
+            macaroon.add_first_party_caveat(f"lnd-custom account {answer.id}")
         data = BinarySerializer().serialize_raw(macaroon)
         self._macaroons[data.hex()] = answer
         return self._write(f"{len(self._macaroons)}.macaroon", data)

@@ -272,12 +272,12 @@ def environment_payer(**settings: Unpack[Settings]) -> Payer:
 
 def warn_unpaid(response: requests.Response) -> None:
     """Warn, once in a process, that ``response`` asks for a payment and no node is configured. Other 402s pass silently."""
-    from ..config.environment import NO_NODE
+    from ..config.environment import no_node
     from ..protocol.schemes import mentions_scheme
 
     if not _warned and mentions_scheme(response.headers.get("WWW-Authenticate", "")):
         _warned.append(True)
-        text = NO_NODE.format(url=without_userinfo(response.url or ""))
+        text = no_node(without_userinfo(response.url or ""))
         try:
             warnings.warn(text, RuntimeWarning, stacklevel=callers_level())
         except Warning:  # where warnings are errors, it is in the log: the answer is the caller's

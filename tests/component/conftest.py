@@ -13,6 +13,8 @@ from routeweiler_sync import Routeweiler, TraceSink
 from routeweiler_sync.payments import lifecycle
 from routeweiler_sync.testing import FakeLnd, Paywall
 from tests.support.accounts import Books
+from tests.support.fake_wallets import FAKE_WALLETS, FakeWallet, fake_wallet
+from tests.support.wallet_market import WalletMarket
 
 
 @pytest.fixture
@@ -36,6 +38,19 @@ def asks_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def books(tmp_path: Path, lnd: FakeLnd) -> Books:
     return Books(tmp_path, lnd)
+
+
+@pytest.fixture(params=FAKE_WALLETS)
+def each_wallet(request: pytest.FixtureRequest, lnd: FakeLnd) -> Iterator[FakeWallet]:
+    """Each kind of wallet in its turn; behind it, ``lnd`` pays."""
+    with fake_wallet(request.param, lnd) as wallet:
+        yield wallet
+
+
+@pytest.fixture
+def market(tmp_path: Path, each_wallet: FakeWallet, paywall: Paywall) -> WalletMarket:
+    """Each kind of wallet in its turn, a paywall, and their accounts."""
+    return WalletMarket(tmp_path, each_wallet, paywall)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from typing import NoReturn
 import pytest
 
 from .build import GoMissingError, Report, binaries
+from .lnbits_builds import LnbitsMissingError, lnbits_python
 from .server_builds import Runtimes, ServersMissingError, runtimes as install_runtimes
 from .world import World, start_world
 
@@ -51,6 +52,23 @@ def runtimes(pytestconfig: pytest.Config) -> Runtimes:
         return install_runtimes(_reporter(pytestconfig))
     except ServersMissingError as error:
         _unavailable(str(error))
+
+
+@pytest.fixture(scope="session")
+def lnbits_installed(pytestconfig: pytest.Config) -> None:
+    """LNbits is there to be run, installed if need be."""
+    try:
+        lnbits_python(_reporter(pytestconfig))
+    except LnbitsMissingError as error:
+        _unavailable(str(error))
+
+
+@pytest.fixture(autouse=True)
+def _lnbits_if_wanted(request: pytest.FixtureRequest) -> None:
+    """A test whose parameter is this wallet is skipped where it can't be installed."""
+    callspec = getattr(request.node, "callspec", None)
+    if callspec is not None and "lnbits" in [value for value in callspec.params.values() if isinstance(value, str)]:
+        request.getfixturevalue("lnbits_installed")
 
 
 @pytest.fixture(autouse=True)

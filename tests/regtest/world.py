@@ -230,6 +230,7 @@ class World:
         self.btcd: Btcd
         self.aperture: Aperture
         self._more: list[Aperture] = []
+        self._beside: list[Daemon] = []
         self._apertures = 0
 
     def __enter__(self) -> World:
@@ -272,6 +273,16 @@ class World:
         finally:
             self._more.remove(aperture)
             aperture.daemon.kill()
+
+    @property
+    def folder(self) -> Path:
+        """Where its parts keep their files; removed with the world."""
+        return self._keeper.folder
+
+    def daemon_beside(self, name: str) -> Daemon:
+        """A further program, not started yet. It is thawed, shown in logs and ended with the world."""
+        self._beside.append(Daemon(name, [], keeper=self._keeper))
+        return self._beside[-1]
 
     def mine(self, blocks: int) -> None:
         """Mines, and waits until every node that runs has seen it."""
@@ -395,7 +406,7 @@ class World:
 
     def _daemons(self) -> list[Daemon]:
         parts = (getattr(self, name, None) for name in ("btcd", "payer", "router", "payee", "aperture"))
-        return [part.daemon for part in (*parts, *self._more) if part is not None]
+        return [*(part.daemon for part in (*parts, *self._more) if part is not None), *self._beside]
 
 
 def start_world(programs: Binaries, *, report: Report = print) -> World:

@@ -1,4 +1,6 @@
-"""What a payer relies on in a node: one class of tests, run for FakeLnd and for the real lnd, so that the fake can't drift.
+"""What lnd says and does beyond the promises of every wallet: one class of tests, for FakeLnd and for the real lnd.
+
+What a purchase relies on in any wallet is left to `wallet_contract`, which is run for both of them too.
 
 A subclass gives the fixture ``node``, a `ContractNode`, and is named ``Test…``. What a node can't do (`ContractNode.abilities`) is
 skipped by name.
@@ -6,8 +8,6 @@ skipped by name.
 
 from __future__ import annotations
 
-import hashlib
-import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -104,15 +104,6 @@ class NodeContract:
     def node(self) -> ContractNode:
         raise NotImplementedError("a subclass gives the node")
 
-    def test_a_payment_yields_the_preimage_and_the_fee(self, node: ContractNode) -> None:
-        """Else there is no token to be had, and the budget doesn't add up."""
-        bolt11 = node.make_invoice(AMOUNT_MSAT)
-        answer = _send(node.client, bolt11)
-        assert answer.reply is WalletReply.SUCCEEDED, answer
-        assert answer.preimage is not None
-        assert hashlib.sha256(answer.preimage).digest() == payment_hash_of(bolt11)
-        assert (answer.amount_msat, answer.fee_msat) == (AMOUNT_MSAT, node.fee_msat)
-
     def test_the_same_invoice_is_never_paid_twice(self, node: ContractNode) -> None:
         """Everything rests on this: on any doubt the same invoice is sent again."""
         bolt11 = node.make_invoice(AMOUNT_MSAT)
@@ -136,13 +127,6 @@ class NodeContract:
         words = sorted(answer.reply.value for answer in answers)
         assert words == [WalletReply.EXISTS.value] * 5 + [WalletReply.SUCCEEDED.value]
         assert [p.status for p in _payments(node.client, bolt11)] == ["SUCCEEDED"]
-
-    def test_an_unknown_hash_is_not_found(self, node: ContractNode) -> None:
-        """NOT_FOUND is what lets a row of which nothing is known be sent again."""
-        unknown = secrets.token_bytes(32)
-        for follow in (False, True):
-            assert node.client.track(unknown, timeout_s=PATIENCE_S, follow=follow).reply is WalletReply.NOT_FOUND
-        assert node.client.track_payment(unknown.hex()).state == "unknown_hash"
 
     def test_an_expired_invoice_is_not_started(self, node: ContractNode) -> None:
         """lnd's "expired" ends a row: it must not be confused with a failure, nor leave a payment behind."""

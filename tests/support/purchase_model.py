@@ -8,6 +8,9 @@ lnd's rules, from its source: a send of a hash that is unknown or FAILED starts 
 clock; any other send is refused; the expiry is checked first, and says nothing of an earlier payment; a send may arrive after its
 sender has gone, and after a TrackPaymentV2 that said NOT_FOUND; a FAILED may be under way to its buyer while the payment is started
 anew.
+
+A wallet that ``promises`` nothing is one whose "failed" and "not found" are FAILED_SO_FAR: it pays each order that reaches it,
+also a second one of the same invoice ("twice"), and may settle what it called failed, until the invoice has been expired for long.
 """
 
 from __future__ import annotations
@@ -101,11 +104,10 @@ def seen(row: Row) -> PaymentRow:
 
 
 @cache
-def decided(row: Row, asked: NextStep, reply: WalletReply) -> Step:
+def decided(row: Row, asked: NextStep, reply: WalletReply, outlived: bool) -> Step:
     """The real table's word. Forgotten by `explore`, so that a patched table is asked anew."""
-    return wallet_rules.decide(
-        seen(row), asked, WalletAnswer(reply=reply, preimage=b"\0" * 32 if reply is WalletReply.SUCCEEDED else None)
-    )
+    answer = WalletAnswer(reply=reply, preimage=b"\0" * 32 if reply is WalletReply.SUCCEEDED else None)
+    return wallet_rules.decide(seen(row), asked, answer, outlived=outlived)
 
 
 class Buyer(NamedTuple):
@@ -120,13 +122,18 @@ class Buyer(NamedTuple):
     i: int = -1
     asked: NextStep | None = None
     reply: WalletReply | None = None
+    #: Whether the invoice had been expired for a long time when ``reply`` was asked for.
+    outlived: bool = False
 
 
 IDLE, DONE = Buyer(), Buyer("done")
 
 
 class World(NamedTuple):
-    """The state of everything. ``lnd``: per invoice none, flight, paid or failed. ``late``: orders under way whose sender has gone.
+    """The state of everything.
+
+    ``lnd``: per invoice none, flight, paid, failed or twice (paid by two orders). ``late``: orders under way whose sender has gone.
+    ``outlived``: expired for a long time. ``promises``: whether the wallet keeps lnd's.
 
     ``crashes``, ``breaks``, ``refusals``: how many faults are still to come.
     """
@@ -139,13 +146,15 @@ class World(NamedTuple):
     crashes: int
     breaks: int
     refusals: int
+    outlived: tuple[bool, ...]
+    promises: bool = True
 
     @property
     def minted(self) -> int:
         return sum(row is not None for row in self.book.rows)
 
 
-def start(*, invoices: int, buyers: int, crashes: int, breaks: int, refusals: int) -> World:
+def start(*, invoices: int, buyers: int, crashes: int, breaks: int, refusals: int, promises: bool = True) -> World:
     return World(
         Book((None,) * invoices),
         ("none",) * invoices,
@@ -155,6 +164,8 @@ def start(*, invoices: int, buyers: int, crashes: int, breaks: int, refusals: in
         crashes,
         breaks,
         refusals,
+        (False,) * invoices,
+        promises,
     )
 
 
@@ -162,8 +173,8 @@ def replaced(values: tuple, i: int, value: object) -> tuple:  # type: ignore[typ
     return (*values[:i], value, *values[i + 1 :])
 
 
-def place(buyer: Buyer) -> tuple[str, int, str, str]:
-    return buyer.at, buyer.i, buyer.asked or "", buyer.reply or ""
+def place(buyer: Buyer) -> tuple[str, int, str, str, bool]:
+    return buyer.at, buyer.i, buyer.asked or "", buyer.reply or "", buyer.outlived
 
 
 def canonical(world: World) -> World:
@@ -174,7 +185,7 @@ def canonical(world: World) -> World:
             row = row._replace(ever=min(row.ever, 2)) if row.unfinished else Row(row.state, 1, 0, row.covered)
         rows.append(row)
     late = tuple(
-        0 if expired or state == "paid" else count
+        0 if expired or (state == "paid" and world.promises) else count
         for count, expired, state in zip(world.late, world.expired, world.lnd, strict=True)
     )
     return world._replace(book=Book(tuple(rows)), late=late, buyers=tuple(sorted(world.buyers, key=place)))
@@ -185,20 +196,40 @@ def steps(world: World) -> Iterator[tuple[str, World]]:
     for i in range(world.minted):
         if not world.expired[i]:
             yield f"invoice {i} expires", world._replace(expired=replaced(world.expired, i, True))
+        elif not world.promises and not world.outlived[i] and world.lnd[i] != "flight":
+            yield f"{i} has been expired for long", world._replace(outlived=replaced(world.outlived, i, True))
+        if not world.promises and world.lnd[i] == "failed" and not world.outlived[i]:
+            yield f"{i} is settled, though it was called failed", world._replace(lnd=replaced(world.lnd, i, "paid"))
         if world.lnd[i] == "flight":
             yield f"{i} is paid", ended(world, i, "paid", WalletReply.SUCCEEDED)
             yield f"{i} fails", ended(world, i, "failed", WalletReply.FAILED)
-        if world.late[i] and not world.expired[i] and world.lnd[i] in ("none", "failed"):
+        if world.late[i] and not world.expired[i] and startable(world, i):
             late = replaced(world.late, i, world.late[i] - 1)
-            yield f"a late order starts {i}", world._replace(late=late, lnd=replaced(world.lnd, i, "flight"))
+            yield f"a late order starts {i}", world._replace(late=late, lnd=replaced(world.lnd, i, started(world, i)))
     for b, buyer in enumerate(world.buyers):
         for what, after in buyer_steps(world, b, buyer):
             yield f"{what} ({buyer.i})" if buyer.i >= 0 else what, after
 
 
+def startable(world: World, i: int) -> bool:
+    """Whether an order starts a payment now."""
+    return world.lnd[i] in ("none", "failed") or not world.promises
+
+
+def started(world: World, i: int) -> str:
+    """What becomes of the invoice's payment by one more order that starts."""
+    return "flight" if world.lnd[i] in ("none", "failed") else "twice"
+
+
+def so_far(world: World, reply: WalletReply) -> WalletReply:
+    """What this wallet says where lnd would say ``reply``."""
+    unpaid = reply in (WalletReply.FAILED, WalletReply.NOT_FOUND)
+    return WalletReply.FAILED_SO_FAR if unpaid and not world.promises else reply
+
+
 def ended(world: World, i: int, state: str, reply: WalletReply) -> World:
     """lnd's payment ends: whoever follows its stream has the word from now on, whatever lnd does next."""
-    told = Buyer("word", i, NextStep.SEND, reply)
+    told = Buyer("word", i, NextStep.SEND, so_far(world, reply))
     buyers = tuple(told if buyer.at == "stream" and buyer.i == i else buyer for buyer in world.buyers)
     return world._replace(lnd=replaced(world.lnd, i, state), buyers=buyers)
 
@@ -216,9 +247,10 @@ def buyer_steps(world: World, b: int, buyer: Buyer) -> Iterator[tuple[str, World
         yield from called(world, go)
     elif at == "sent":
         if world.expired[i]:
-            yield "refused: expired", go(Buyer("word", i, NextStep.SEND, WalletReply.EXPIRED))
-        elif world.lnd[i] in ("none", "failed"):
-            yield "lnd starts it", go(Buyer("stream", i), lnd=replaced(world.lnd, i, "flight"))
+            expired = WalletReply.EXPIRED if world.promises else WalletReply.FAILED_SO_FAR
+            yield "refused: expired", go(Buyer("word", i, NextStep.SEND, expired))
+        elif startable(world, i):
+            yield "lnd starts it", go(Buyer("stream", i), lnd=replaced(world.lnd, i, started(world, i)))
         else:
             yield "refused: exists", go(Buyer("word", i, NextStep.SEND, WalletReply.EXISTS))
         if world.refusals:
@@ -243,16 +275,18 @@ def buyer_steps(world: World, b: int, buyer: Buyer) -> Iterator[tuple[str, World
             "flight": WalletReply.IN_FLIGHT,
             "paid": WalletReply.SUCCEEDED,
             "failed": WalletReply.FAILED,
+            "twice": WalletReply.SUCCEEDED,
         }[world.lnd[i]]
+        reply = so_far(world, reply)
         if reply is WalletReply.IN_FLIGHT:  # changes nothing in a row: that it is heard at once leaves nothing out
             yield "asks: in flight", taken(world, b, i, buyer.asked, reply)
         else:
-            yield f"asks: {reply.value}", go(Buyer("word", i, buyer.asked, reply))
+            yield f"asks: {reply.value}", go(Buyer("word", i, buyer.asked, reply, world.outlived[i]))
         yield "has no more time", go(IDLE)
     elif at == "word":
         assert buyer.asked is not None
         assert buyer.reply is not None
-        yield f"takes {buyer.asked.name} {buyer.reply.value}", taken(world, b, i, buyer.asked, buyer.reply)
+        yield f"takes {buyer.asked.name} {buyer.reply.value}", taken(world, b, i, buyer.asked, buyer.reply, outlived=buyer.outlived)
         if world.crashes and buyer.asked is NextStep.SEND:
             yield "crash with the answer in hand", crashed()
     elif at == "count":
@@ -281,11 +315,11 @@ def called(world: World, go: Callable[..., World]) -> Iterator[tuple[str, World]
         yield "gives up", go(DONE)
 
 
-def taken(world: World, b: int, i: int, asked: NextStep, reply: WalletReply) -> World:
+def taken(world: World, b: int, i: int, asked: NextStep, reply: WalletReply, *, outlived: bool = False) -> World:
     """`Checkout._take`, and where its act leads."""
     row = world.book.rows[i]
     assert row is not None
-    step = decided(row, asked, reply)
+    step = decided(row, asked, reply, outlived)
     book = world.book.change(i, step.change)
     act = step.rule.next_step
     if act is NextStep.SEND:
@@ -301,9 +335,9 @@ def taken(world: World, b: int, i: int, asked: NextStep, reply: WalletReply) -> 
 
 def faults(world: World) -> set[str]:
     """Promises that are broken in ``world``."""
-    paying = [i for i, state in enumerate(world.lnd) if state in ("flight", "paid")]
+    paying = [i for i, state in enumerate(world.lnd) if state in ("flight", "paid", "twice")]
     broken = set()
-    if len(paying) > 1:
+    if len(paying) > 1 or "twice" in world.lnd:
         broken.add("once")
     for i, row in enumerate(world.book.rows):
         if i in paying and (row is None or not row.covered):

@@ -10,16 +10,21 @@ import socket
 import threading
 import time
 from collections import Counter
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Literal
 
 from .faulty_sockets import reset
 
 Way = Literal["to lnd", "from lnd", "both"]
 
+#: What can be lost: the order never arrives, or it does and the connection breaks as soon as the wallet says anything.
+Lost = Literal["order", "answer"]
+
 READ_BYTES = 65_536
-#: Sent at once, only an order is so long: it holds an invoice.
+#: Sent at once, only an order is so long: it holds an invoice. (And the first message of TLS, and a question over HTTP.)
 ORDER_BYTES_MIN = 250
+NO_ORDERS = (b"\x16", b"GET ")
 #: lnd is given so long to read what was held before its connection ends.
 GRACE_S = 0.3
 
@@ -32,8 +37,10 @@ class Wire:
         self._lock = threading.Lock()
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         self._frozen: set[socket.socket] = set()
-        self._armed: tuple[int, str, Way] | None = None
+        self._armed: tuple[int, str | Callable[[], None], Way] | None = None
         self._passed: Counter[Way] = Counter()
+        self._losing: tuple[Lost, int | None] | None = None
+        self._answers_lost: set[socket.socket] = set()
         self._holding = False
         self._held: list[tuple[socket.socket, bytes]] = []
         self._released = threading.Event()
@@ -42,8 +49,8 @@ class Wire:
         self.port: int = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
 
-    def arm(self, bytes_left: int, how: str, way: Way = "both") -> None:
-        """Strike after so many more bytes that way; ``both``: counted together."""
+    def arm(self, bytes_left: int, how: str | Callable[[], None], way: Way = "both") -> None:
+        """Strike after so many more bytes that way; ``both``: counted together. A function is called then, and nothing is cut."""
         with self._lock:
             self._armed = (bytes_left, how, way)
 
@@ -52,6 +59,17 @@ class Wire:
         """How many bytes have come, that way, since the start."""
         with self._lock:
             return dict(self._passed)
+
+    @contextmanager
+    def losing(self, what: Lost, times: int | None = None) -> Iterator[None]:
+        """Inside, the connection of each order, or of the next ``times``, breaks before it arrives or before its answer does."""
+        with self._lock:
+            self._losing = (what, times)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._losing = None
 
     def hold(self) -> None:
         """Keep the next order, and all that its connection sends after it, until `release`."""
@@ -84,6 +102,12 @@ class Wire:
                     with suppress(OSError):
                         end.shutdown(socket.SHUT_RDWR)
 
+    def __enter__(self) -> Wire:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
@@ -112,10 +136,16 @@ class Wire:
             while data := source.recv(READ_BYTES):
                 if to_lnd and self._keeps(sink, data):
                     continue
+                if self._loses(source, sink, data, to_lnd):
+                    reset(source)
+                    reset(sink)
+                    return
                 passed, strikes = self._passes(data, to_lnd)
                 if source not in self._frozen:
                     sink.sendall(passed)
-                if strikes is not None:
+                if callable(strikes):
+                    strikes()
+                elif strikes is not None:
                     self.strike(strikes)
         if not self._released.is_set():
             self._released.wait()
@@ -126,12 +156,28 @@ class Wire:
 
     def _keeps(self, sink: socket.socket, data: bytes) -> bool:
         with self._lock:
-            keeps = self._holding and (len(data) >= ORDER_BYTES_MIN or any(held is sink for held, _ in self._held))
+            keeps = self._holding and (self._is_order(data) or any(held is sink for held, _ in self._held))
             if keeps:
                 self._held.append((sink, data))
             return keeps
 
-    def _passes(self, data: bytes, to_lnd: bool) -> tuple[bytes, str | None]:
+    def _loses(self, source: socket.socket, sink: socket.socket, data: bytes, to_lnd: bool) -> bool:
+        """Whether the connection breaks before ``data`` is passed on."""
+        with self._lock:
+            if source in self._answers_lost:
+                return True
+            if not to_lnd or self._losing is None or not self._is_order(data):
+                return False
+            what, left = self._losing
+            self._losing = None if left == 1 else (what, None if left is None else left - 1)
+            if what == "answer":
+                self._answers_lost.add(sink)
+            return what == "order"
+
+    def _is_order(self, data: bytes) -> bool:
+        return len(data) >= ORDER_BYTES_MIN and not data.startswith(NO_ORDERS)
+
+    def _passes(self, data: bytes, to_lnd: bool) -> tuple[bytes, str | Callable[[], None] | None]:
         own: Way = "to lnd" if to_lnd else "from lnd"
         with self._lock:
             self._passed[own] += len(data)
@@ -142,4 +188,4 @@ class Wire:
             if len(data) < left:
                 return data, None
             self._armed = None
-            return data[:left], how
+            return data if callable(how) else data[:left], how

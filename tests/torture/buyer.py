@@ -18,8 +18,7 @@ import requests
 
 from routeweiler_sync import (
     BudgetEnvelope,
-    Funding,
-    LndClient,
+    LightningFundingSource,
     PaymentPendingError,
     Routeweiler,
     RouteweilerError,
@@ -27,6 +26,8 @@ from routeweiler_sync import (
     payment_of,
 )
 from routeweiler_sync._core.preload import prepare_to_pay
+from routeweiler_sync.payments import lifecycle
+from tests.support.wallet_contract import Recipe
 
 prepare_to_pay()  # in the process that forks the buyers, so that each is there at once
 
@@ -37,17 +38,20 @@ HTTP_TIMEOUT_S, READY_S = 30.0, 10.0
 PATIENCE_S = 5.0
 FINISH_S = 90.0
 FINISH_PAUSE_S = 0.2
+#: Longer than any invoice lives.
+LONG_S = 10**9
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What one process does. ``urls``: one a thread. ``finish``: until each page is there, then `recover`."""
+    """What one process does. ``urls``: one a thread. ``finish``: until each page is there, then `recover`.
+
+    ``outlived``: it behaves as long after the expiry of all invoices, where a wallet's "not paid so far" ends a row.
+    """
 
     name: str
     urls: tuple[str, ...]
-    grpc_port: int
-    macaroon: str
-    cert: str
+    wallet: Recipe
     ledger: str
     trace: str
     trace_kind: str
@@ -57,6 +61,7 @@ class Job:
     calls: int = 1
     warm: bool = False
     finish: bool = False
+    outlived: bool = False
 
 
 class Reporter:
@@ -75,8 +80,10 @@ def work(job: Job, go: Connection) -> None:
     os.dup2(log, 2)
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s {job.name} %(threadName)s %(levelname)s %(message)s")
     reporter = Reporter(job)
-    client = LndClient("127.0.0.1", job.grpc_port, job.macaroon, tls_cert_path=job.cert)
-    funding = Funding.lightning_lnd(client=client, network=NETWORK)
+    if job.outlived:
+        lifecycle.OUTLIVED_S = -LONG_S
+    client = job.wallet.build()
+    funding = LightningFundingSource(client=client, network=NETWORK)
     session = Routeweiler(
         funding=[funding],
         ledger=job.ledger,

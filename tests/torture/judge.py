@@ -18,6 +18,7 @@ import requests
 
 from routeweiler_sync import Ledger, PaymentState
 from routeweiler_sync.ledger.types import PaymentRow
+from tests.regtest.real_wallets import RealWallet
 from tests.regtest.world import World
 
 from .buyer import ENVELOPE
@@ -39,6 +40,7 @@ class Books:
 
     folder: Path
     world: World
+    wallet: RealWallet
     #: Payments that someone was told aren't made: they never may be. Hash → who was told.
     said_unspent: dict[str, str] = field(default_factory=dict)
     orphans: set[str] = field(default_factory=set)
@@ -84,10 +86,14 @@ class Books:
     # -- orphans ----------------------------------------------------------------------------------------------------------
 
     def is_orphan(self, payment_hash: str) -> bool:
-        """Whether lnd holds a payment IN_FLIGHT that has left nowhere: no HTLC of it in any channel, the invoice open."""
+        """Whether a payment stays in flight that has left nowhere: no HTLC of it in any channel, the invoice open.
+
+        lnd has made such ones, and a wallet whose order lnd never got keeps them.
+        """
         until = time.monotonic() + ORPHAN_WATCH_S
         while time.monotonic() < until:
             status = [p["status"] for p in self.world.payer.payments_of(payment_hash)]
+            status = status or [p.status for p in self.wallet.own_list() if p.payment_hash == payment_hash]
             if status != ["IN_FLIGHT"] or self._htlc_is_out(payment_hash):
                 return False
             if self.world.payee.lookup_invoice(payment_hash)["state"] != "OPEN":
@@ -117,6 +123,7 @@ class Books:
         findings = [f"{h} was paid {len(ps)} times by lnd's list" for h, ps in paid.items() if len(ps) > 1]
         findings += self._doubles(new_paid, rows)
         findings += self._rows_against_lnd(paid, rows)
+        findings += self._rows_against_wallet(rows)
         findings += self._totals(rows)
         findings += self._claims(reports, paid, rows)
         findings += self._trace_against(rows)
@@ -153,6 +160,16 @@ class Books:
                 )
         findings += [f"DRIFT: {h} is booked and not paid" for h, r in rows.items() if r.settled_at is not None and h not in paid]
         return findings
+
+    def _rows_against_wallet(self, rows: dict[str, PaymentRow]) -> list[str]:
+        """The books say what the wallet's own list says, to the msat."""
+        listed = {p.payment_hash: (p.amount_msat, p.fee_msat) for p in self.wallet.own_list() if p.status == "SUCCEEDED"}
+        booked = {h: (row.amount_msat, row.fee_msat) for h, row in rows.items() if row.settled_at is not None}
+        return [
+            f"DRIFT: {h}: ledger {booked.get(h)}, the wallet's own list {listed.get(h)}"
+            for h in listed.keys() | booked.keys()
+            if listed.get(h) != booked.get(h) and listed.get(h, (0, 0))[0] != WARM_UP_MSAT
+        ]
 
     def _totals(self, rows: dict[str, PaymentRow]) -> list[str]:
         ledger = Ledger.open(self.ledger_path)

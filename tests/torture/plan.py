@@ -114,15 +114,18 @@ def _fault(kind: str, dice: random.Random) -> Fault:
         return Fault(kind=kind, size=dice.randint(0, WIRE_BYTES_MAX))
     if kind == "kill buyers":
         return Fault(kind=kind, size=dice.choice((0.34, 0.67, 1.0, 1.0, 1.0)))
-    if kind == "kill payer":
+    if kind in ("kill payer", "kill wallet"):
         return Fault(kind=kind, size=dice.uniform(0, RESTART_DELAY_S_MAX))
     if kind == "hold order":
         return Fault(kind=kind, size=dice.uniform(*HOLD_S))
     return Fault(kind=kind, size=dice.uniform(*FREEZE_S))
 
 
-def draw(seed: int, number: int) -> Plan:
-    """The plan of round ``number`` of ``seed``."""
+def draw(seed: int, number: int, *, own_process: bool = False) -> Plan:
+    """The plan of round ``number`` of ``seed``.
+
+    ``own_process``: the wallet is a program beside the payer's lnd. In every other round it is hit in lnd's place.
+    """
     dice = random.Random(f"{seed}:{number}")
     processes = dice.randint(1, PROCESSES_MAX)
     # Few services, so that buyers meet in one scope more often than not.
@@ -131,6 +134,8 @@ def draw(seed: int, number: int) -> Plan:
     aim = dice.choice(("go", "go", *AIMS))
     one = (dice.choices(list(FAULTS), weights=list(FAULTS.values()))[0],)
     kinds = dice.choice(PAIRS) if dice.random() < PAIRS_SHARE else one
+    if own_process and number % 2:
+        kinds = tuple(kind.replace(" payer", " wallet") for kind in kinds)
     holds = "hold order" in kinds  # armed before the order leaves, on a connection that has done its handshake
     aim = "go" if holds else aim
     return Plan(

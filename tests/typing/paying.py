@@ -29,7 +29,10 @@ from routeweiler_sync import (
     Ledger,
     LightningFundingSource,
     LightningNodeClient,
+    LnbitsClient,
     LndClient,
+    LndRestClient,
+    NwcClient,
     PaidResponse,
     Payment,
     PaymentRow,
@@ -47,6 +50,7 @@ from routeweiler_sync import (
     StaticRate,
     TraceEvent,
     TraceSink,
+    WalletClient,
     install,
     payment_of,
     uninstall,
@@ -184,6 +188,22 @@ def funding_of(client: LightningNodeClient) -> list[LightningFundingSource]:
     made = LightningFundingSource.create(client, "bitcoin-regtest", max_fee_msat=10_000)
     assert_type(made, LightningFundingSource)
     return [funding]
+
+
+def funding_without_a_network(uri: str) -> list[LightningFundingSource]:
+    """Of any wallet."""
+    made = [
+        Funding.lightning(client=LnbitsClient("https://lnbits.example", "key-of-a-wallet", timeout_seconds=45)),
+        Funding.lightning(client=LndRestClient("https://localhost:8080", macaroon_path="payer.macaroon", tls_cert_path=Path("c"))),
+        Funding.lightning(client=NwcClient(uri), network="bitcoin", max_fee_msat=10_000),
+        Funding.lightning(client=LndClient.from_env()),
+        Funding.lightning(client=LnbitsClient.from_env()),
+        Funding.lightning(client=LndRestClient.from_env()),
+        Funding.lightning(client=NwcClient.from_env()),
+    ]
+    assert_type(made[0], LightningFundingSource)
+    wallets: list[WalletClient] = [LndRestClient.from_env(), LnbitsClient.from_env(), NwcClient.from_env(), LndClient.from_env()]
+    return made + [Funding.lightning(client=wallet) for wallet in wallets]
 
 
 def clients() -> list[LndClient]:

@@ -64,6 +64,7 @@ def of_the_wrong_type(session: Routeweiler, client: LndClient) -> None:
     PaywallAdapter(pool_maxsize="5")  # type: ignore[arg-type]
     BudgetEnvelope("a", cap_minor_units=Decimal(1))  # type: ignore[arg-type]
     Funding.lightning_lnd(client=HalfAWallet(), network="bitcoin")  # type: ignore[arg-type]
+    Funding.lightning(client=HalfAWallet())  # type: ignore[arg-type]
     session.limit(sats="10")  # type: ignore[arg-type]
     session.limit(10)  # type: ignore[call-arg]
     Ledger.open(3)  # type: ignore[arg-type]

@@ -14,4 +14,5 @@ def test_import_is_light() -> None:
     loaded = {line.rpartition("|")[2].strip() for line in out.splitlines()}
     assert "routeweiler_sync.transport.session" in loaded
     heavy = {"grpc", "google.protobuf", "bolt11", "pymacaroons", "tenacity", "sqlite3", "rich", "click", "platformdirs", "psycopg"}
+    heavy |= {"nostr_sdk", "websockets", "routeweiler_sync.funding.lnbits.client", "routeweiler_sync.funding.nwc.client"}
     assert not loaded & heavy

@@ -20,6 +20,7 @@ from ..._core.durations import in_words
 from ..replies import tidy
 from .certificates import Certificate, read_der
 from .endpoint import Endpoint, shown
+from .replies import WRONG_PATH
 from .route import ProxyInUse
 
 #: The longest look at a server: it delays an error, and the error is worth more than its best wording.
@@ -28,7 +29,11 @@ LOOK_S_MAX = 1.5
 _LOOK_CODES = frozenset({"UNAVAILABLE", "UNAUTHENTICATED", "INTERNAL"})
 _LOOK_TEXT = re.compile(r"certificate|handshake|ssl|tls|alpn|peer|verification|http|closed|reset|eof")
 
-_PORT_ADVICE = "check that this is lnd's gRPC port (10009 by default; 8080 is REST)"
+
+def _port_advice(endpoint: Endpoint) -> str:
+    if endpoint.rest_url is not None:
+        return "check that this is lnd's REST port (8080 by default; 10009 is gRPC)"
+    return "check that this is lnd's gRPC port (10009 by default; 8080 is REST)"
 
 
 #: What is at fault: the connection or the node itself, the certificate (its dates and names too), or the macaroon.
@@ -83,7 +88,8 @@ def cause_of(failure: Failure, endpoint: Endpoint, now: datetime | None = None) 
         return found
     if failure.proxy is not None and (found := _proxy_cause(failure, failure.proxy, lower)) is not None:
         return found
-    if "hostname verification" in lower or "not in peer certificate" in lower:  # the latter in grpc 1.6x
+    # The second in grpc 1.6x, the others from Python's ssl
+    if re.search(r"hostname verification|not in peer certificate|hostname mismatch|ip address mismatch", lower):
         return replace(_name_cause(failure), part="certificate")
     if "certificate_verify_failed" in lower or "certificate verify failed" in lower:
         return replace(_certificate_cause(failure, text, now), part="certificate")
@@ -94,17 +100,21 @@ def cause_of(failure: Failure, endpoint: Endpoint, now: datetime | None = None) 
         )
     if "refused" in lower:
         advice = "check that lnd is running and that this is its gRPC port (10009 by default)"
+        if endpoint.rest_url is not None:
+            advice = "check that lnd is running and that this is its REST port (8080 by default; lnd's restlisten)"
         return Cause(what=f"nothing listens there ({text})", advice=advice)
+    if endpoint.rest_url is not None and (found := _rest_cause(failure, endpoint)) is not None:
+        return found
     if failure.seen.is_http and failure.seen.is_plain:
         what = f"a web server without TLS answers there, and lnd's gRPC has TLS: the TLS handshake failed ({text})"
-        return Cause(what=what, advice=_PORT_ADVICE)
+        return Cause(what=what, advice=_port_advice(endpoint))
     if failure.seen.is_http or "http2 header with status" in lower or "missing selected alpn" in lower:
         what = f"a web server answers there and not gRPC; this looks like lnd's REST port ({text})"
-        return Cause(what=what, advice=_PORT_ADVICE)
+        return Cause(what=what, advice=_port_advice(endpoint))
     if failure.seen.is_plain:
-        return Cause(what=f"what answers there has no TLS: the TLS handshake failed ({text})", advice=_PORT_ADVICE)
+        return Cause(what=f"what answers there has no TLS: the TLS handshake failed ({text})", advice=_port_advice(endpoint))
     if "handshake" in lower or "wrong_version_number" in lower:
-        return Cause(what=f"the TLS handshake failed ({text})", advice=_PORT_ADVICE)
+        return Cause(what=f"the TLS handshake failed ({text})", advice=_port_advice(endpoint))
     if "unreachable" in lower or "no route" in lower:
         return Cause(what=f"there is no way to it from here ({text})", advice="check the network or the VPN, and the host")
     return Cause(what=f"{failure.method} was answered with {code}: {text}", advice="look into lnd's log")
@@ -139,6 +149,11 @@ def _macaroon_cause(method: str, code: str, text: str, endpoint: Endpoint, now: 
         return Cause(what=what, advice=f"give a macaroon of the node at {tidy(endpoint.address)}, or bake a new one")
     if re.match(r"empty macaroon data|encoding/hex: |cannot determine data format|unmarshal v[12]: ", lower):
         return Cause(what=f"{macaroon} is cut off, or none at all ({said})", advice="copy the node's *.macaroon file again")
+    if re.search(r"\baccount( [0-9a-f]+)? has expired$|\baccount not found$|account service has been (stopped|disabled)$", lower):
+        return Cause(
+            what=f"the account that {macaroon} is for can't be used ({said})",
+            advice="look at it with `litcli accounts list`, or give a macaroon of another account",
+        )
     if lower.startswith(("verification failed: ", 'caveat "', "expected 1 macaroon")):
         return Cause(what=f"{macaroon} was refused ({said})", advice="bake one without the caveat that isn't satisfied")
     return None
@@ -182,6 +197,28 @@ def _speaks_http(connection: socket.socket, deadline: float) -> bool:
         connection.sendall(b"GET / HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n")
         return connection.recv(16).startswith(b"HTTP/")
     return False
+
+
+def _rest_cause(failure: Failure, endpoint: Endpoint) -> Cause | None:
+    """Return the cause of what only REST meets: other servers that speak HTTP, and lnd's own gRPC port."""
+    text, lower = tidy(failure.text), failure.text.lower()
+    if failure.seen.is_plain:
+        what = f"what answers there has no TLS: the TLS handshake failed ({text})"
+        return Cause(what=what, advice="check the port, or give the URL with http:// if the node is on this machine")
+    if "no application protocol" in lower or "isn't http" in lower:
+        what = f"what answers there isn't lnd's REST interface; this looks like its gRPC port ({text})"
+        return Cause(what=what, advice=_port_advice(endpoint))
+    if lower.startswith("the connection "):
+        scheme = "https" if endpoint.rest_url is not None and not endpoint.rest_url.has_tls else "http"
+        what = f"it took the connection, but didn't answer {failure.method} ({text})"
+        return Cause(what=what, advice=f"{_port_advice(endpoint)} and that the URL shouldn't begin with {scheme}://")
+    if failure.code == WRONG_PATH:
+        what = f"it has no {failure.method} at this URL ({text})"
+        return Cause(what=what, advice="check the path of the URL, and that the node is lnd 0.17 or newer")
+    if failure.code.startswith("HTTP "):
+        what = f"{failure.method} was answered with {failure.code} ({text}), and not by lnd"
+        return Cause(what=what, advice="check the URL, and the proxy or web server in front of lnd")
+    return None
 
 
 def _proxy_cause(failure: Failure, proxy: ProxyInUse, lower: str) -> Cause | None:

@@ -21,9 +21,8 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import grpc
-import tenacity
 
-from ..._core.deadline import Deadline, monotonic_s
+from ..._core.deadline import monotonic_s
 from ...errors import FundingError, RouteweilerError
 from ..replies import WalletAnswer, WalletReply, tidy
 from ..wallet import NotPermittedError
@@ -31,6 +30,8 @@ from ..worker_calls import NoThreadError, SilentError, WorkerCall, items_of, res
 from .causes import LOOK_S_MAX, Cause, Failure, Seen, cause_of, look_at, macaroon_cause, wants_look
 from .certificates import Certificate, name_to_check, pem_of
 from .endpoint import Credentials, Endpoint
+from .probe import Probed
+from .readiness import await_start
 from .replies import Rpc, is_permission_denied, read_error, read_payment
 from .route import Route, UnresolvedError, ascii_name, route_to
 from .stubs import routeweiler_lnd_pb2 as pb
@@ -42,13 +43,7 @@ _Response = TypeVar("_Response")
 _PATHS: dict[Rpc, str] = {"send": "/routerrpc.Router/SendPaymentV2", "track": "/routerrpc.Router/TrackPaymentV2"}
 #: Stands for "ask again, over a new channel". It isn't one of lnd's WalletStates.
 _ASK_AGAIN = -1
-#: The WalletStates of a node that will accept payment orders soon, without anybody's help.
-_STARTING = frozenset({pb.UNLOCKED, pb.RPC_ACTIVE, pb.WAITING_TO_START})
 
-#: A node that unlocks itself reports LOCKED for 0.1 to 0.3 s at each start (observed, lnd 0.21.2). One that reports it for longer
-#: than this waits to be unlocked.
-LOCKED_GRACE_S = 1.0
-_START_POLL_S_MIN, _START_POLL_S_MAX = 0.05, 0.5
 #: The shortest timeout of a call. If the deadline has just passed, lnd or gRPC then reports that, and it isn't guessed.
 _CALL_S_MIN = 0.05
 #: gRPC reports a passed deadline within milliseconds. If it has reported nothing this long after the deadline, it never will.
@@ -86,16 +81,6 @@ class _Link:
         return None if kind.__module__ == "grpc._channel" else f"{kind.__module__}.{kind.__qualname__}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Probed:
-    """What `LndChannel.probe` was answered: a ``reply`` with the ``code`` OK, or an error with lnd's ``text`` and its ``cause``."""
-
-    code: str
-    reply: Any = None
-    text: str = ""
-    cause: Cause | None = None
-
-
 class LndChannel:
     """The connection to one node. It is opened at its first use, and opened anew after a fork. Safe to share between threads."""
 
@@ -129,23 +114,12 @@ class LndChannel:
         Money: none moves; this only asks.
         """
         deadline = monotonic_s() + timeout_s
-        grace_ends = monotonic_s() + LOCKED_GRACE_S
-        pauses = Deadline(timeout_s)
-        polling = tenacity.Retrying(
-            stop=lambda attempt: pauses.passed,
-            wait=tenacity.wait_exponential(multiplier=_START_POLL_S_MIN, max=_START_POLL_S_MAX),
-            retry=tenacity.retry_if_result(lambda state: state in _STARTING or (state == pb.LOCKED and monotonic_s() < grace_ends)),
-            sleep=pauses.pause,
-            retry_error_callback=lambda attempt: attempt.outcome.result() if attempt.outcome else None,
-        )
-        state = polling(self._wallet_state, deadline)
-        if state == pb.LOCKED:
-            raise self._error("its wallet is locked", "unlock it with `lncli unlock`")
-        if state == pb.NON_EXISTING:
-            raise self._error("it has no wallet yet", "create one with `lncli create`")
-        if state in _STARTING:
-            raise self._error(f"it is still starting after {timeout_s:g} s", "try again in a moment")
+        await_start(lambda: self._wallet_state(deadline), self._endpoint, timeout_s)
         self._check_streams(deadline)
+
+    def is_of_account(self) -> bool:
+        """Return whether the macaroon is that of an account of litd."""
+        return self._credentials.is_of_account()
 
     def unary(self, path: str, request: Any, response: type[_Response], *, timeout_s: float) -> _Response:
         """Ask a question that has one answer, and return that answer. ``path`` is the RPC's, e.g. ``/lnrpc.Lightning/GetInfo``.
@@ -200,6 +174,13 @@ class LndChannel:
                 return Probed(code=_code(error), text=text, cause=self._cause(path, error, link, timeout_s, deadline))
 
         return self._asked(ask, method, timeout_s)
+
+    def look(self, timeout_s: float) -> Seen:
+        """Return what the server shows to anybody who connects; nothing if a proxy stands between, or no channel was opened yet."""
+        link = self._link
+        if link is None or not link.route.addresses:
+            return Seen()
+        return look_at(link.route.addresses[0], self._endpoint.port, timeout_s)
 
     def answers(self, rpc: Rpc, request: Any, *, payment_hash: bytes, timeout_s: float) -> Generator[WalletAnswer, None, None]:
         """Send ``request`` and yield the answers in its stream. The first that isn't IN_FLIGHT is the last one.

@@ -1,55 +1,25 @@
 """The user's own lnd over gRPC: `LndClient`.
 
-Knows which calls pay, ask and track, and in what order. How lnd's answers are read is left to `replies`, and how lnd is reached to
-`channel`. That module is imported at the first use, because grpc and protobuf are heavy.
-
-RPCs and their meaning: lnd, lnrpc/routerrpc/router.proto (SendPaymentV2, TrackPaymentV2), lnrpc/lightning.proto, 0.17 to 0.21.
+Knows the arguments. What is called is left to `node_client`, and how lnd is reached to `channel`.
 """
 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterator, Mapping
-from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from ..._core.deadline import monotonic_s
-from ..._core.durations import read_seconds
-from ..._core.preload import prepare_to_pay
-from ..._core.secret_text import WHERE, kind_of, may_be_secret, problem_of_path, shown
-from ...errors import ChallengeParseError, FundingError, InvoicePaymentError, PaymentPendingError, PreimageMismatchError
-from ...protocol.invoice import Invoice, decode_invoice
-from ..replies import WalletAnswer, WalletReply
-from ..wallet import (
-    ChannelBalance,
-    NodeInfo,
-    NodePayment,
-    PaymentStatus,
-    SentPayment,
-    default_fee_cap_msat,
-    network_of,
-)
-from .lndconnect import DEFAULT_PORT, from_environment, parse_lndconnect
-from .replies import failure_reason
+from ..._core.secret_text import kind_of, may_be_secret, shown
+from ...errors import FundingError
+from .environment import from_environment
+from .lndconnect import DEFAULT_PORT, parse_lndconnect
+from .node_client import LndConnection, LndNodeClient, where_it_belongs
 
 if TYPE_CHECKING:
-    from .channel import LndChannel
     from .endpoint import Endpoint
 
 
-#: lnd stops starting new attempts this long before this package's deadline, so that its FAILED arrives and needn't be guessed.
-LND_MARGIN_S = 1.0
-_LND_TIMEOUT_S_MAX = 2**31 - 1
-#: The largest timeout. Nobody waits longer for one call, and the system's timers can't be set to much more.
-TIMEOUT_S_MAX = 7 * 86_400
-#: A TrackPaymentV2 stream that reported no change until this long before its deadline was ended by the deadline, not by a fault.
-_DEADLINE_SLACK_S = 0.25
-_PAYMENTS_A_PAGE = 100
-_PRIVATE_KEY = re.compile(r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z0-9 ]*PRIVATE KEY-----|\Z)")
-
-
-class LndClient:
+class LndClient(LndNodeClient):
     """An lnd node, reached over gRPC with a macaroon and its pinned TLS certificate.
 
     ``grpc_host`` is a name or an address without a port. Give one of ``macaroon_path`` and ``macaroon_hex``. Give at most one of
@@ -77,22 +47,9 @@ class LndClient:
         port: object = grpc_port
         if isinstance(port, bool) or not isinstance(port, int) or not 0 < port < 65536:
             raise ValueError(f"grpc_port must be a whole number from 1 to 65535, not {shown(port)}")
-        if (macaroon_path is None) == (macaroon_hex is None):
-            raise ValueError("give either macaroon_path or macaroon_hex")
-        if macaroon_hex is not None and not (isinstance(macaroon_hex, str) and re.fullmatch(r"([0-9a-fA-F]{2})+", macaroon_hex)):
-            raise ValueError(f"macaroon_hex isn't hex{_where_it_belongs(macaroon_hex)}")
-        if tls_cert_path is not None and tls_cert_pem is not None:
-            raise ValueError("give tls_cert_path or tls_cert_pem, not both")
-        for name, path in (("macaroon_path", macaroon_path), ("tls_cert_path", tls_cert_path)):
-            if path is not None and (problem := problem_of_path(name, path)) is not None:
-                raise ValueError(problem)
+        super().__init__(macaroon_path, macaroon_hex, tls_cert_path, tls_cert_pem, timeout_seconds)
         self.grpc_host = host
         self.grpc_port = grpc_port
-        self.macaroon_path = None if macaroon_path is None else os.fspath(macaroon_path)
-        self.tls_cert_path = None if tls_cert_path is None else os.fspath(tls_cert_path)
-        self.tls_cert_pem = None if tls_cert_pem is None else _without_private_keys(tls_cert_pem)
-        self.timeout_seconds = read_seconds("timeout_seconds", timeout_seconds, TIMEOUT_S_MAX)
-        self._macaroon_hex = macaroon_hex
 
     @classmethod
     def from_lndconnect(cls, uri: str) -> LndClient:
@@ -110,7 +67,8 @@ class LndClient:
         """Return a client for the node that the environment names (``environ``, by default `os.environ`).
 
         The variables are ``ROUTEWEILER_LNDCONNECT``; else ``LND_GRPC_HOST`` (host:port), ``LND_TLS_CERT_PATH``,
-        ``LND_MACAROON_PATH``; else ``POLAR_LND_HOST``, ``POLAR_LND_TLS_CERT``, ``POLAR_LND_MACAROON``.
+        ``LND_MACAROON_PATH`` (or ``LND_TLS_CERT_HEX``, ``LND_MACAROON_HEX``); else ``POLAR_LND_HOST``, ``POLAR_LND_TLS_CERT``,
+        ``POLAR_LND_MACAROON``.
 
         Raises: FundingError that names the variables, if none is set or one can't be used.
         """
@@ -118,229 +76,6 @@ class LndClient:
             return cls(**from_environment(os.environ if environ is None else environ))
         except ValueError as error:
             raise FundingError(f"The node of the environment can't be used: {error}.", advice="Correct its variables.") from None
-
-    # Paying
-
-    def pay_invoice(self, bolt11: str, *, max_fee_msat: int) -> bytes:
-        """Pay an invoice and return the 32-byte preimage. A second call for the same invoice pays nothing more.
-
-        Raises: InvoicePaymentError if lnd reports FAILED (nothing spent). FundingError if nothing was sent, or lnd refused the
-        order before it began (nothing spent). PaymentPendingError if the outcome isn't known in time: call again with the same
-        invoice, or ask `track_payment`. PreimageMismatchError if lnd reports success but its preimage doesn't fit (spent).
-        Money: the invoice's amount, and at most ``max_fee_msat`` for routing.
-        """
-        return self.send_payment_sync(bolt11, max_fee_msat=max_fee_msat).payment_preimage
-
-    def send_payment_sync(
-        self,
-        payment_request: str,
-        *,
-        max_fee_msat: int | None = None,
-        fee_limit_msat: int | None = None,
-        timeout_seconds: float | None = None,
-    ) -> SentPayment:
-        """Pay an invoice and return all that is known of the payment. Otherwise as `pay_invoice`.
-
-        Uses SendPaymentV2, since lnd 0.21 has no SendPaymentSync, and waits for the outcome. ``timeout_seconds`` may shorten the
-        client's timeout. ``fee_limit_msat`` is another name of ``max_fee_msat``; with neither the limit is max(10 000 msat, 5 % of
-        the amount).
-
-        Raises: as `pay_invoice`. ValueError if both names of the limit are given.
-        Money: as `pay_invoice`.
-        """
-        if max_fee_msat is not None and fee_limit_msat is not None:
-            raise ValueError("give max_fee_msat or fee_limit_msat, not both: they are the same")
-        invoice = _read_invoice(payment_request)
-        payment_hash, amount_msat = invoice.payment_hash, invoice.amount_msat
-        limit = max_fee_msat if max_fee_msat is not None else fee_limit_msat
-        limit = default_fee_cap_msat(amount_msat) if limit is None else limit
-        timeout_s = self._bounded(timeout_seconds or self.timeout_seconds)
-        deadline = monotonic_s() + timeout_s
-        answer = sent = self.send(payment_request, payment_hash=payment_hash, max_fee_msat=limit, timeout_s=timeout_s)
-        if sent.reply in (WalletReply.EXISTS, WalletReply.EXPIRED):
-            # lnd checks the expiry before it looks whether the invoice is paid, so only tracking shows whether it is.
-            answer = self.track(payment_hash, timeout_s=max(deadline - monotonic_s(), 1.0), follow=True)
-        if answer.reply is WalletReply.SUCCEEDED and answer.preimage is not None:
-            return SentPayment(
-                payment_hash=payment_hash,
-                payment_preimage=answer.preimage,
-                amount_msat=answer.amount_msat,
-                fee_msat=answer.fee_msat or 0,
-            )
-        raise _outcome_error(sent, answer, payment_hash.hex())
-
-    def send(self, bolt11: str, *, payment_hash: bytes, max_fee_msat: int, timeout_s: float) -> WalletAnswer:
-        """Send one payment order, and return the answer that ends its stream. Meant for a purchase, which counts the sends.
-
-        ``payment_hash`` is the invoice's (32 bytes). Errors are returned as answers, not raised. The reply is REFUSED only if not a
-        byte of the order has left, or lnd refused the order before it began. Once the order is on its way, a broken stream or a
-        passed deadline is UNKNOWN. An interrupt passes through.
-
-        Raises: ValueError if ``max_fee_msat`` is negative.
-        Money: the invoice's amount, and at most ``max_fee_msat`` for routing. After an interrupt lnd goes on paying.
-        """
-        if max_fee_msat < 0:
-            raise ValueError(f"max_fee_msat is negative: {max_fee_msat}")
-        timeout_s = self._bounded(timeout_s)
-        deadline = monotonic_s() + timeout_s
-        try:
-            connection = self._connection
-            # Asked anew before each order: an order sent into a dead connection would be UNKNOWN, whereas now it is REFUSED.
-            connection.check_ready(timeout_s)
-            remaining_s = deadline - monotonic_s()
-            from .stubs import routeweiler_lnd_pb2 as pb
-
-            request = pb.SendPaymentRequest(
-                payment_request=bolt11,
-                fee_limit_msat=max_fee_msat,
-                timeout_seconds=min(max(int(remaining_s - LND_MARGIN_S), 1), _LND_TIMEOUT_S_MAX),
-            )
-        except FundingError as error:
-            return WalletAnswer(reply=WalletReply.REFUSED, reason=error.brief)
-        except Exception as error:  # noqa: BLE001 - of whatever kind it is, not a byte of the order has left
-            return WalletAnswer(reply=WalletReply.REFUSED, reason=f"the order can't be made: {type(error).__name__}")
-        try:
-            with closing(connection.answers("send", request, payment_hash=payment_hash, timeout_s=remaining_s)) as answers:
-                return next(answer for answer in answers if answer.reply is not WalletReply.IN_FLIGHT)
-        except FundingError as error:
-            return WalletAnswer(reply=WalletReply.REFUSED, reason=error.brief)
-        except Exception as error:  # noqa: BLE001 - of whatever kind it is, the order may have left
-            return WalletAnswer(reply=WalletReply.UNKNOWN, reason=f"the answer can't be read: {type(error).__name__}")
-
-    # Asking: none of these methods can move money
-
-    def track(self, payment_hash: bytes, *, timeout_s: float, follow: bool) -> WalletAnswer:
-        """Ask lnd about the payment with this hash (32 bytes). ``follow`` waits for its end, at most ``timeout_s`` seconds.
-
-        Errors are returned as answers, not raised; a stream that breaks ends the wait early. UNKNOWN proves nothing at all.
-        IN_FLIGHT is the last state that lnd reported.
-        """
-        from .stubs import routeweiler_lnd_pb2 as pb
-
-        timeout_s = self._bounded(timeout_s)
-        deadline = monotonic_s() + timeout_s
-        request = pb.TrackPaymentRequest(payment_hash=payment_hash)
-        last: WalletAnswer | None = None
-        try:
-            with closing(self._connection.answers("track", request, payment_hash=payment_hash, timeout_s=timeout_s)) as answers:
-                for answer in answers:
-                    if answer.reply is not WalletReply.IN_FLIGHT:
-                        break
-                    last = answer
-                    if not follow:
-                        return answer
-        except FundingError as error:
-            return WalletAnswer(reply=WalletReply.UNKNOWN, reason=error.brief)
-        except Exception as error:  # noqa: BLE001 - no error, of whatever kind, says anything about the payment
-            return WalletAnswer(reply=WalletReply.UNKNOWN, reason=f"the answer can't be read: {type(error).__name__}")
-        if answer.reply is WalletReply.UNKNOWN and last is not None and monotonic_s() >= deadline - _DEADLINE_SLACK_S:
-            return last
-        return answer
-
-    def track_payment(self, payment_hash: bytes | str) -> PaymentStatus:
-        """Return what lnd knows now of the payment with this hash (32 bytes or 64 hex digits). Don't wait if it is in flight.
-
-        Raises: FundingError if lnd can't be asked. PreimageMismatchError if lnd's preimage doesn't fit the payment hash. ValueError
-        for a hash of another length.
-        """
-        key = bytes.fromhex(payment_hash) if isinstance(payment_hash, str) else payment_hash
-        if len(key) != 32:
-            raise ValueError(f"a payment hash has 32 bytes, not {len(key)}")
-        answer = self.track(key, timeout_s=self.timeout_seconds, follow=False)
-        match answer.reply:
-            case WalletReply.SUCCEEDED:
-                return PaymentStatus("succeeded", answer.preimage, answer.amount_msat, answer.fee_msat or 0)
-            case WalletReply.FAILED:
-                return PaymentStatus("failed", failure_reason=answer.reason)
-            case WalletReply.IN_FLIGHT:
-                return PaymentStatus("in_flight")
-            case WalletReply.NOT_FOUND:
-                return PaymentStatus("unknown_hash")
-            case WalletReply.WRONG_PREIMAGE:
-                raise _outcome_error(answer, answer, key.hex())
-        raise FundingError(
-            f"lnd can't be asked about payment {key.hex()}: {answer.reason}.", advice="Try again: asking spends nothing."
-        )
-
-    def check_ready(self, timeout_s: float) -> None:
-        """Return once the node accepts payment orders. Wait for at most ``timeout_s`` seconds. Needs no macaroon.
-
-        A node that is starting is waited for, a locked wallet isn't.
-
-        Raises: FundingError with the exact cause if the node doesn't accept orders.
-        """
-        self._connection.check_ready(self._bounded(timeout_s))
-
-    def get_info(self, *, timeout_s: float | None = None) -> NodeInfo:
-        """Return the node's identity and state (GetInfo). ``timeout_s`` may shorten the client's timeout.
-
-        Raises: FundingError if lnd can't be asked.
-        """
-        from .stubs import routeweiler_lnd_pb2 as pb
-
-        info = self._ask("/lnrpc.Lightning/GetInfo", pb.GetInfoRequest(), pb.GetInfoResponse, timeout_s)
-        return NodeInfo(
-            identity_pubkey=info.identity_pubkey,
-            alias=info.alias,
-            version=info.version,
-            network=network_of(info.chains[0].network) if info.chains else "",
-            synced_to_chain=info.synced_to_chain,
-            block_height=info.block_height,
-            num_active_channels=info.num_active_channels,
-        )
-
-    def get_node_pubkey(self) -> str:
-        """Return the node's public key, 66 hex digits. Raises: FundingError if lnd can't be asked."""
-        return self.get_info().identity_pubkey
-
-    def channel_balance(self) -> ChannelBalance:
-        """Return what the node's channels hold. Raises: FundingError if lnd can't be asked."""
-        from .stubs import routeweiler_lnd_pb2 as pb
-
-        reply = self._ask("/lnrpc.Lightning/ChannelBalance", pb.ChannelBalanceRequest(), pb.ChannelBalanceResponse)
-        return ChannelBalance(local_msat=reply.local_balance.msat, remote_msat=reply.remote_balance.msat)
-
-    def list_payments(self) -> Iterator[NodePayment]:
-        """Yield all payments that the node knows, failed and unfinished ones too, oldest first. Asks page by page.
-
-        Needs a macaroon that permits ListPayments, which paying doesn't need.
-
-        Raises: FundingError if lnd can't be asked.
-        """
-        from .stubs import routeweiler_lnd_pb2 as pb
-
-        offset = 0
-        while True:
-            request = pb.ListPaymentsRequest(include_incomplete=True, index_offset=offset, max_payments=_PAYMENTS_A_PAGE)
-            page = self._ask("/lnrpc.Lightning/ListPayments", request, pb.ListPaymentsResponse)
-            for payment in page.payments:
-                yield NodePayment(
-                    payment_hash=payment.payment_hash,
-                    status=pb.Payment.PaymentStatus.Name(payment.status),
-                    amount_msat=payment.value_msat,
-                    fee_msat=payment.fee_msat,
-                    failure_reason=failure_reason(payment.failure_reason) if payment.status == pb.Payment.FAILED else None,
-                    created_at_ns=payment.creation_time_ns,
-                )
-            if len(page.payments) < _PAYMENTS_A_PAGE or page.last_index_offset <= offset:
-                return
-            offset = page.last_index_offset
-
-    def close(self) -> None:
-        """Close the connection. May be called twice; a later call connects anew. lnd goes on with payments that have begun."""
-        if (connection := self.__dict__.get("_opened")) is not None:
-            connection.close()
-
-    @property
-    def _connection(self) -> LndChannel:
-        if (connection := self.__dict__.get("_opened")) is None:
-            prepare_to_pay()
-            from .channel import LndChannel
-
-            # setdefault is atomic: threads that come here at the same time all get the same channel.
-            connection = self.__dict__.setdefault("_opened", LndChannel(self._endpoint))
-        opened: LndChannel = connection
-        return opened
 
     @property
     def _endpoint(self) -> Endpoint:
@@ -356,107 +91,20 @@ class LndClient:
             tls_cert_pem=self.tls_cert_pem,
         )
 
-    def _ask(self, path: str, request: Any, response: Any, timeout_s: float | None = None) -> Any:
-        bound_s = self.timeout_seconds if timeout_s is None else self._bounded(timeout_s)
-        return self._connection.unary(path, request, response, timeout_s=bound_s)
+    def _new_connection(self, endpoint: Endpoint) -> LndConnection:
+        from .channel import LndChannel
 
-    def _bounded(self, timeout_s: float) -> float:
-        return min(timeout_s, self.timeout_seconds)
+        return LndChannel(endpoint)
 
     def __repr__(self) -> str:
         return f"LndClient({self.grpc_host}:{self.grpc_port})"
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != "_opened"} | {"_macaroon_hex": None}
-
-    def __copy__(self) -> LndClient:
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> LndClient:
-        return self
 
 
 def _host(given: object) -> str:
     """Return the host in ``grpc_host``. Raises: ValueError for what can't be one. Its text repeats no secret."""
     if isinstance(given, str) and kind_of(given) != "a secret":
-        raise ValueError(f"grpc_host isn't a host{_where_it_belongs(given)}")
+        raise ValueError(f"grpc_host isn't a host{where_it_belongs(given)}")
     host = given.strip().removeprefix("[").removesuffix("]") if isinstance(given, str) else ""
     if not host or "/" in host or "@" in host or host.count(":") == 1 or may_be_secret(host):
         raise ValueError(f"grpc_host must be a host or an address without scheme and port (give grpc_port), not {shown(given)}")
     return host
-
-
-def _where_it_belongs(given: object) -> str:
-    """Return the rest of a sentence about the misplaced value ``given``: what it looks like, and where it belongs."""
-    kind = kind_of(given)
-    return "" if kind == "a secret" else f": it looks like {kind}, and so isn't shown. {WHERE[kind]}"
-
-
-def _without_private_keys(pem: str) -> str:
-    """Return the certificates in ``pem``, which may have private keys beside them: a client is pickled with its certificates.
-
-    Raises: ValueError if it is a secret, and no certificate.
-    """
-    given: object = pem
-    if not isinstance(given, (str, bytes)):
-        raise ValueError(f"tls_cert_pem must be a text, not {shown(given)}")
-    text = given if isinstance(given, str) else given.decode("latin-1")
-    certificates = _PRIVATE_KEY.sub("", text)
-    if "CERTIFICATE-----" not in certificates and (kind_of(text) not in ("a secret", "a certificate") or may_be_secret(text)):
-        from .certificates import read_certificates
-
-        try:
-            read_certificates(pem)
-        except ValueError:
-            belongs = _where_it_belongs(text) or f": it may be a secret, and so isn't shown. {WHERE['a secret']}"
-            raise ValueError(f"tls_cert_pem isn't a certificate{belongs}") from None
-    if certificates == text:
-        return pem
-    return certificates if isinstance(given, str) else certificates.encode("latin-1")  # type: ignore[return-value]
-
-
-def _read_invoice(text: str) -> Invoice:
-    """Return the invoice in ``text``. Raises: FundingError for a text that can't be read or an invoice that can't be paid."""
-    prepare_to_pay()
-    try:
-        return decode_invoice(text)
-    except ChallengeParseError as error:
-        raise FundingError(f"This isn't a BOLT-11 invoice that can be paid: {error}.", advice="Ask for another one.") from error
-
-
-def _outcome_error(sent: WalletAnswer, answer: WalletAnswer, payment_hash: str) -> Exception:
-    """Return the error to raise for a payment that didn't succeed.
-
-    ``sent`` is the answer to the payment order, ``answer`` the last one: to the order, or to a track after it.
-    """
-    match sent.reply, answer.reply:
-        case _, WalletReply.FAILED:
-            return InvoicePaymentError(
-                f"The payment of {payment_hash} failed: {answer.reason}.",
-                advice="The same invoice may be paid again until it expires.",
-                payment_hash=payment_hash,
-                failure_reason=answer.reason,
-            )
-        case _, WalletReply.WRONG_PREIMAGE:
-            return PreimageMismatchError(
-                f"lnd reports that {payment_hash} is paid, but its preimage doesn't fit the payment hash.",
-                advice="Keep lnd's records as evidence.",
-                payment_hash=payment_hash,
-            )
-        case WalletReply.REFUSED, _:
-            return FundingError(
-                f"lnd didn't accept the order to pay {payment_hash}: {sent.reason}.",
-                advice="Remove the cause, or ask for a new invoice.",
-                payment_hash=payment_hash,
-            )
-        case WalletReply.EXPIRED, WalletReply.NOT_FOUND:
-            return FundingError(
-                f"lnd doesn't pay {payment_hash} any more: {sent.reason}.",
-                advice="Ask for a new invoice.",
-                payment_hash=payment_hash,
-            )
-    return PaymentPendingError(
-        f"The outcome of {payment_hash} isn't known ({answer.reason or answer.reply.value}).",
-        advice="Pay the same invoice again, or track it: neither pays it twice.",
-        payment_hash=payment_hash,
-    )

@@ -18,6 +18,7 @@ from typing import Any
 
 from ..._core.secret_text import without_secrets
 from ...errors import FundingError
+from ..http_url import WalletUrl
 from ..replies import tidy
 from .certificates import BYTES_MAX as CERTIFICATE_BYTES_MAX, Certificate, plain_bytes, read_certificates
 
@@ -26,13 +27,18 @@ _MACAROON_BYTES_MAX = 16_384
 #: How macaroons begin, by libmacaroons' formats: version 2, version 2 in JSON, and version 1 (length in hex, field's name).
 _MACAROON_START = re.compile(rb"\x02|\{|[0-9a-f]{4}(location|identifier) ")
 
+#: How the caveat begins that binds a macaroon to an account (litd, accounts/interceptor.go).
+_ACCOUNT_CAVEAT = b"lnd-custom account "
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
     """A node's address, and the credentials that open it.
 
     One of the ``macaroon_…`` fields is set; neither is in an unpickled client whose macaroon was given inline. At most one of the
-    ``tls_cert_…`` fields is set; with neither, gRPC's default roots are trusted.
+    ``tls_cert_…`` fields is set; with neither, gRPC's default roots are trusted, or for REST those of the system.
+
+    ``rest_url`` is the node's REST interface, whose host and port are the fields of that name; None for gRPC.
     """
 
     host: str
@@ -41,10 +47,13 @@ class Endpoint:
     macaroon_hex: str | None = field(default=None, repr=False)
     tls_cert_path: str | None = None
     tls_cert_pem: str | bytes | None = field(default=None, repr=False)
+    rest_url: WalletUrl | None = None
 
     @property
     def address(self) -> str:
-        """``host:port``, with an IPv6 address in brackets."""
+        """``host:port``, with an IPv6 address in brackets; for REST the URL."""
+        if self.rest_url is not None:
+            return str(self.rest_url)
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     def what(self, cause: str) -> str:
@@ -94,6 +103,12 @@ class Credentials:
             if self._macaroon_hex is None or not _is_cut_off(macaroon):
                 self._macaroon_hex = macaroon.hex()
         return self._macaroon_hex
+
+    def is_of_account(self) -> bool:
+        """Return whether the macaroon is that of an account of litd, by its caveat. False if it can't be read."""
+        with suppress(ValueError, FundingError):
+            return _ACCOUNT_CAVEAT in bytes.fromhex(self.macaroon_hex())
+        return False
 
     def certificates(self) -> tuple[Certificate, ...] | None:
         """Return the pinned certificates; None if none is pinned. Raises: FundingError if they can't be read."""

@@ -1,4 +1,4 @@
-"""Where the node is: read an lndconnect URI, or environment variables, into keyword arguments of `LndClient`.
+"""Where the node is: read an lndconnect URI into keyword arguments of `LndClient`.
 
 Opens no connection; that is left to `channel`. No error text of this module holds any part of a macaroon.
 """
@@ -8,21 +8,13 @@ from __future__ import annotations
 import base64
 import re
 import ssl
-from collections.abc import Mapping
 from typing import TypedDict
 from urllib.parse import parse_qs, urlsplit
 
-from ..._core import env_vars
-from ..._core.secret_text import WHERE, kind_of, may_be_secret, problem_of_path, shown
+from ..._core.secret_text import may_be_secret
 from ...errors import FundingError
 
 DEFAULT_PORT = 10009
-
-# The variables of (host, certificate, macaroon). The first row whose host is set is used.
-_VARIABLES = (
-    (env_vars.LND_GRPC_HOST, env_vars.LND_TLS_CERT_PATH, env_vars.LND_MACAROON_PATH),
-    (env_vars.POLAR_LND_HOST, env_vars.POLAR_LND_TLS_CERT, env_vars.POLAR_LND_MACAROON),
-)
 
 
 class ClientArguments(TypedDict, total=False):
@@ -67,50 +59,6 @@ def parse_lndconnect(uri: str) -> ClientArguments:
     if "cert" in query:
         arguments["tls_cert_pem"] = ssl.DER_cert_to_PEM_cert(_base64url(query["cert"][0], "cert"))
     return arguments
-
-
-def from_environment(environ: Mapping[str, str]) -> ClientArguments:
-    """Return the arguments in ``ROUTEWEILER_LNDCONNECT``, else in the ``LND_…``, else in the ``POLAR_…`` variables.
-
-    An empty variable counts as unset. A host may have a scheme before it and a port after it (10009 by default).
-
-    Raises: FundingError that names the variable that is missing or can't be used.
-    """
-    if uri := environ.get(env_vars.LNDCONNECT):
-        return parse_lndconnect(uri)
-    for host_name, cert_name, macaroon_name in _VARIABLES:
-        if not (address := environ.get(host_name)):
-            continue
-        if may_be_secret(address):
-            kind = kind_of(address)
-            raise FundingError(f"{host_name} isn't host:port: it looks like {kind}, and so isn't shown.", advice=f"{WHERE[kind]}.")
-        if not (macaroon_path := environ.get(macaroon_name)):
-            raise FundingError(f"{host_name} is set but {macaroon_name} isn't.", advice="Set that to the path of lnd's macaroon.")
-        for name in (macaroon_name, cert_name):
-            if (problem := problem_of_path(name, environ.get(name) or "")) is not None:
-                raise FundingError(f"{problem}.", advice=f"Correct {name}.")
-        try:
-            parts = urlsplit("//" + address.strip().rpartition("://")[2])
-            host, port = parts.hostname, parts.port
-        except ValueError:
-            host = port = None
-        if not host:
-            raise FundingError(
-                f"{host_name}={shown(address)} isn't host:port.", advice="Correct it, for example to localhost:10009."
-            )
-        return ClientArguments(
-            grpc_host=host,
-            grpc_port=port or DEFAULT_PORT,
-            macaroon_path=macaroon_path,
-            tls_cert_path=environ.get(cert_name) or None,
-        )
-    sets = "; or ".join(", ".join(names) for names in _VARIABLES)
-    raise FundingError("No node is configured.", advice=f"Set {env_vars.LNDCONNECT}; or {sets}.")
-
-
-def names_node(environ: Mapping[str, str]) -> bool:
-    """Return whether the environment names a node at all, even if what it says can't be used."""
-    return any(environ.get(name) for name in (env_vars.LNDCONNECT, *(host_name for host_name, _, _ in _VARIABLES)))
 
 
 def _base64url(text: str, what: str) -> bytes:

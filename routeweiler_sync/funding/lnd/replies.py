@@ -1,4 +1,4 @@
-"""Read every answer of lnd, 0.17 to 0.21, into a `WalletAnswer`. This is the only module that knows lnd's error texts.
+"""Read every answer of lnd, 0.17 to 0.21, into a `WalletAnswer`. This is the only module that knows lnd's error texts, and litd's.
 
 Pure: a code, a text and message fields go in, a `WalletAnswer` comes out; no grpc, no I/O. What a reply means for the money is left
 to `routeweiler_sync.payments.wallet_rules`.
@@ -17,6 +17,12 @@ from ..replies import WalletAnswer, WalletReply, preimage_fits, tidy
 
 Rpc = Literal["send", "track"]
 
+#: Errors of lnd's REST gateway itself that gRPC doesn't have: it can't read the request, or has no such path. Their numbers are
+#: those of INVALID_ARGUMENT and NOT_FOUND, which lnd's own answers have too. So they get names of their own (`rest_replies`).
+BAD_REQUEST, WRONG_PATH = "BAD_REQUEST", "WRONG_PATH"
+#: What lnd says of a payment hash that it doesn't know. Over REST the code alone proves nothing: a wrong path has the same.
+UNKNOWN_HASH = "payment isn't initiated"
+
 # lnrpc.Payment.PaymentStatus: UNKNOWN=0 IN_FLIGHT=1 SUCCEEDED=2 FAILED=3 INITIATED=4
 _UNDER_WAY = frozenset({0, 1, 4})
 _SUCCEEDED, _FAILED = 2, 3
@@ -28,8 +34,8 @@ _FAILURE_REASONS = ("NONE", "TIMEOUT", "NO_ROUTE", "ERROR", "INCORRECT_PAYMENT_D
 class ReplyRule:
     """One error of lnd that proves something, namely ``reply``.
 
-    ``code`` is the name of a gRPC StatusCode. ``text`` is a regular expression, searched for in lnd's error text without regard to
-    case; None fits any text. ``why`` says what in lnd proves the reply.
+    ``code`` is the name of a gRPC StatusCode, or `BAD_REQUEST`. ``text`` is a regular expression, searched for in lnd's error text
+    without regard to case; None fits any text. ``why`` says what in lnd proves the reply.
     """
 
     rpc: Rpc
@@ -117,6 +123,37 @@ RULES: tuple[ReplyRule, ...] = (
         text=None,
         reply=WalletReply.REFUSED,
         why="no such method (not lnd, or lnd without its router server), so nothing has read the order",
+    ),
+    ReplyRule(
+        rpc="send",
+        code=BAD_REQUEST,
+        text=None,
+        reply=WalletReply.REFUSED,
+        why="the REST gateway couldn't read the body, so it has passed no order to lnd (grpc-gateway, the handler's decoding)",
+    ),
+    ReplyRule(
+        rpc="send",
+        code="UNKNOWN",
+        text=r"^error associating payment: .*\bis already in flight or succeeded\b",
+        reply=WalletReply.EXISTS,
+        why="litd's account has an order of this hash that hasn't failed; it stores each before lnd hears of it",
+    ),
+    ReplyRule(
+        rpc="send",
+        code="UNKNOWN",
+        text=r"^(error (validating account balance|associating payment|decoding pay req): |account (has expired|not found)$"
+        r"|account service has been disabled$|this RPC call is not supported with restricted account macaroons$)",
+        reply=WalletReply.REFUSED,
+        why="litd's check of an order (accounts/checkers.go, checkSend) comes before lnd's handler. The same complaints with an "
+        "account's id in them, and \"the account service has been stopped\", are no rows: litd's interceptor makes them of lnd's "
+        "answers too (accounts/interceptor.go), when the payment may have begun",
+    ),
+    ReplyRule(
+        rpc="track",
+        code="UNKNOWN",
+        text=r"^payment does not belong to this account$",
+        reply=WalletReply.NOT_FOUND,
+        why="litd's account knows no order of this hash, and each is associated with it before lnd hears of it",
     ),
     ReplyRule(
         rpc="track",

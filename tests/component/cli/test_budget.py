@@ -25,6 +25,7 @@ from routeweiler_sync import (
     RouteweilerError,
     TraceSink,
 )
+from routeweiler_sync.cli.audit import Accounts
 from routeweiler_sync.testing import FakeLnd, Paywall
 from tests.support.accounts import Books
 from tests.support.cli_process import NO_NODE, TIMEOUT_S, Command, bare_environ
@@ -315,6 +316,20 @@ def test_a_macaroon_without_the_right_is_told_and_the_rest_is_compared(
     edit(books.ledger_path, "UPDATE spends SET micro = 1")
     assert command("budget", "audit", "--json", LND_MACAROON_PATH=poor) == 1
     assert (kinds(command), command.json["complete"]) == (["envelope_window"], False)
+
+
+def test_a_wallet_without_a_list_is_told_and_the_rest_is_compared(session: Routeweiler, paywall: Paywall, books: Books) -> None:
+    """A wallet needn't have a list of its payments. Silence would pass for agreement, and a traceback for damage."""
+
+    class Listless:
+        def get_info(self) -> object:
+            raise AssertionError("nothing is to be asked")
+
+    session.get(paywall.url)
+    accounts = Accounts(ledger=books.ledger, traces=[str(books.trace_path)], client=Listless())
+    report = accounts.audit()
+    assert (report.agrees, report.trace_compared, report.node_compared) == (True, 1, 0)
+    assert accounts.unread == {"node": "Listless has no list of its payments. Without it, use --no-node."}
 
 
 @pytest.mark.slow

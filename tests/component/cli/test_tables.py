@@ -510,8 +510,51 @@ def test_the_bakery_prints_one_command_and_says_the_rest_elsewhere(run: Any) -> 
 
 
 @pytest.mark.parametrize(
+    ("wallet", "options", "said"),
+    [
+        ("lnd-rest", [], ["LND_REST_URL=https://HOST:8080", "LND_TLS_CERT_PATH", "LND_MACAROON_PATH"]),
+        ("litd", ["--sats", "500"], ["chmod 600", "LND_GRPC_HOST=HOST:10009", "LND_MACAROON_PATH=/path/to/payer.macaroon"]),
+        ("lnbits", [], ["LNBITS_URL", "LNBITS_ADMIN_KEY", "admin key pays", "wallet for this program alone"]),
+        ("nwc", [], ["NWC_URL", "pay_invoice, lookup_invoice, get_info", "budget"]),
+        ("nwc", ["--audit", "--balance"], ["pay_invoice, lookup_invoice, get_info, get_balance, list_transactions"]),
+    ],
+)
+def test_the_bakery_says_of_each_wallet_what_key_to_make(run: Any, wallet: str, options: list[str], said: list[str]) -> None:
+    """Whoever finds no advice pays with the key that can do everything."""
+    result = run("bakery", "--wallet", wallet, *options)
+    assert result.exit_code == 0
+    for text in (*said, "routeweiler-sync doctor"):
+        assert text in result.output
+    (made,) = json.loads(run("bakery", "--wallet", wallet, "--json", *options).stdout)
+    assert made["wallet"] == wallet
+    assert made["steps"]
+    assert made["permissions"]
+    if made["argv"] is None:
+        assert (made["command"], made["saveTo"], result.stderr) == (None, None, "")
+    else:
+        assert result.stdout == made["command"] + "\n"
+        assert shlex.split(made["command"]) == made["argv"]
+
+
+def test_the_bakery_makes_an_account_of_litd_that_can_be_used_up_and_ends(run: Any) -> None:
+    """litcli takes the balance in sats and the end in unix seconds."""
+    (made,) = json.loads(run("bakery", "--wallet", "litd", "--sats", "500", "--timeout", "600", "--json").stdout)
+    *most, end = made["argv"]
+    expected = ["litcli", "accounts", "create", "--balance", "500", "--save_to", "payer.macaroon", "--expiration_date"]
+    assert most == expected
+    assert abs(int(end) - time.time() - 600) < 60
+
+
+@pytest.mark.parametrize(
     "options",
     [
+        ["--wallet", "litd"],
+        ["--wallet", "litd", "--sats", "0"],
+        ["--wallet", "litd", "--sats", "5", "--network", "bitcoin"],
+        ["--sats", "5"],
+        ["--wallet", "nwc", "--save-to", "x.macaroon"],
+        ["--wallet", "lnbits", "--timeout", "60"],
+        ["--wallet", "eclair"],
         ["--save-to", ""],
         ["--save-to", "a\nb"],
         ["--save-to", "0201036c6e6402f801030a10" * 4],

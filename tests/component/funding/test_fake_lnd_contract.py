@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from routeweiler_sync.funding.lightning import LndClient
+from routeweiler_sync.funding.lnd.node_client import LndNodeClient
+from routeweiler_sync.funding.lnd.rest import LndRestClient
 from routeweiler_sync.funding.lnd.stubs import routeweiler_lnd_pb2 as pb
 from routeweiler_sync.testing import FakeLnd
 from tests.support.node_contract import ContractNode, NodeContract
@@ -23,7 +24,8 @@ class FakeNode:
     fee_msat = 1_000
 
     def __init__(self, lnd: FakeLnd) -> None:
-        self.lnd, self.client = lnd, lnd.client()
+        self.lnd = lnd
+        self.client = self.client_with()
         self.address, self.tls_cert_path = f"{lnd.host}:{lnd.port}", lnd.tls_cert_path
         self.macaroon_hex = Path(lnd.macaroon_path).read_bytes().hex()
         lnd.fee_msat = self.fee_msat
@@ -43,10 +45,10 @@ class FakeNode:
     def pass_time(self, seconds: float) -> None:
         self.lnd.clock_offset_s += seconds
 
-    def client_with(self, **kwargs: Any) -> LndClient:
+    def client_with(self, **kwargs: Any) -> LndNodeClient:
         return self.lnd.client(**kwargs)
 
-    def client_permitted(self, *paths: str) -> LndClient:
+    def client_permitted(self, *paths: str) -> LndNodeClient:
         return self.lnd.client(macaroon_path=self.lnd.bake_macaroon(*paths))
 
     @contextmanager
@@ -82,6 +84,23 @@ class FakeNode:
             "elsewhere": ('caveat "ipaddr 10.9.8.7" not satisfied: macaroon locked to different IP address',),
         }
         return Path(self.lnd.bake_refused_macaroon(*texts.get(why, ()))).read_bytes().hex()
+
+
+class FakeRestNode(FakeNode):
+    """The same over REST."""
+
+    def client_with(self, **kwargs: Any) -> LndRestClient:
+        return self.lnd.rest_client(**kwargs)
+
+    def client_permitted(self, *paths: str) -> LndRestClient:
+        return self.lnd.rest_client(macaroon_path=self.lnd.bake_macaroon(*paths))
+
+
+class TestFakeLndOverRest(NodeContract):
+    @pytest.fixture
+    def node(self) -> Iterator[ContractNode]:
+        with FakeLnd() as lnd:
+            yield FakeRestNode(lnd)
 
 
 class TestFakeLnd(NodeContract, NodeWords):

@@ -19,7 +19,7 @@ import trustme
 
 from routeweiler_sync.errors import FundingError, InvoicePaymentError, PaymentPendingError, PreimageMismatchError
 from routeweiler_sync.funding.lightning import LndClient
-from routeweiler_sync.funding.lnd import client as lnd_client
+from routeweiler_sync.funding.lnd import node_client
 from routeweiler_sync.funding.replies import WalletAnswer, WalletReply
 from routeweiler_sync.testing import FakeInvoice, FakeLnd
 from routeweiler_sync.testing._lnd_service import _NOT_UP
@@ -594,7 +594,7 @@ def test_the_environment_and_lndconnect_lead_to_the_node(lnd: FakeLnd) -> None:
 
 def test_the_list_of_payments_goes_over_its_pages(lnd: FakeLnd, monkeypatch: pytest.MonkeyPatch) -> None:
     """lnd gives a hundred at a time; an audit over the first page alone would find money missing."""
-    monkeypatch.setattr(lnd_client, "_PAYMENTS_A_PAGE", 4)
+    monkeypatch.setattr(node_client, "_PAYMENTS_A_PAGE", 4)
     client = lnd.client()
     for count in range(1, 10):
         assert send(client, lnd.invoice(AMOUNT_MSAT + count)).reply is WalletReply.SUCCEEDED

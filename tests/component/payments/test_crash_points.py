@@ -360,8 +360,8 @@ def test_a_preimage_that_is_forgotten_is_found(worlds) -> None:
     """Paid, booked, and nothing to show for it."""
     decide = wallet_rules.decide
 
-    def mutant(*what: Any) -> Any:
-        step = decide(*what)
+    def mutant(*what: Any, **outlived: bool) -> Any:
+        step = decide(*what, **outlived)
         return dataclasses.replace(step, change=dataclasses.replace(step.change, preimage=None))
 
     with patch.object(wallet_rules, "decide", mutant), pytest.raises(AssertionError, match="the page never came"):

@@ -417,6 +417,16 @@ def test_other_amounts_at_the_node_are_found(world: World, changes: dict[str, in
     assert world.kinds() == [(Kind.NODE_AMOUNT, hash_of(1), "e")]
 
 
+def test_a_fee_that_the_wallet_doesnt_tell_is_not_judged(world: World) -> None:
+    """The whole limit was booked then: no audit of such a wallet would ever agree."""
+    world.with_node(replace(there(hash_of(1)), fee_msat=None))
+    assert world.audit().agrees
+    world.with_node(replace(there(hash_of(1)), fee_msat=None, amount_msat=10_001))
+    (found,) = world.audit().differences
+    assert found.kind is Kind.NODE_AMOUNT
+    assert dict(found.says)["node"] == "SUCCEEDED, 10.001 sat"
+
+
 def test_another_nodes_payments_are_told_and_not_judged(world: World) -> None:
     """Only its own node knows of a payment: another's silence proves nothing."""
     world.node = NodeAccount(pubkey="03" * 33, payments={})

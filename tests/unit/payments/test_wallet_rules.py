@@ -81,6 +81,8 @@ def design_says(at: PaymentRow, asked: NextStep, reply: WalletReply) -> WalletEv
         return SAME_FOR_ALL[reply]
     if reply is WalletReply.UNKNOWN:
         return WalletEvent.SILENCE
+    if reply is WalletReply.FAILED_SO_FAR:
+        return WalletEvent.SILENCE if asked is NextStep.SEND else WalletEvent.UNPAID_SO_FAR
     only_send = at.sends_ever == 1
     if asked is NextStep.SEND:
         others_unanswered = at.sends_unanswered - 1
@@ -105,6 +107,24 @@ def test_every_reply_of_the_wallet_is_handled_as_the_design_says() -> None:
     for situation in situations(*PaymentState):
         at, asked, said = situation
         assert read(at, asked, said) is design_says(at, asked, said.reply), told(situation)
+
+
+def test_only_unpaid_so_far_ends_by_the_time_that_has_passed() -> None:
+    """Else a timer would end a payment that can still be made; or the row of a wallet without final words would never end."""
+    for situation in situations(*PaymentState):
+        at, asked, said = situation
+        outlived = read(at, asked, said, outlived=True)
+        if said.reply is WalletReply.FAILED_SO_FAR and asked is not NextStep.SEND:
+            assert outlived is WalletEvent.OUTLIVED, told(situation)
+        else:
+            assert outlived is read(at, asked, said), told(situation)
+
+
+def test_what_is_unpaid_so_far_is_never_sent_again() -> None:
+    """Else a wallet that doesn't promise to refuse a second order would pay the same invoice twice."""
+    for situation in situations(*UNFINISHED):
+        if situation[2].reply is WalletReply.FAILED_SO_FAR:
+            assert decide(*situation).rule.next_step in (NextStep.TRACK, NextStep.RAISE_PENDING), told(situation)
 
 
 def test_only_a_sends_own_answer_counts_it_off() -> None:
@@ -138,7 +158,11 @@ def test_what_the_model_abstracts_from_makes_no_difference() -> None:
 
 def test_every_situation_has_a_rule_and_every_rule_a_situation() -> None:
     """Else a call would die of an AssertionError while money is under way; or a rule would be there that nothing ever follows."""
-    met = {(at.state, decide(at, asked, said).event) for at, asked, said in situations(*PaymentState)}
+    met = {
+        (at.state, decide(at, asked, said, outlived=outlived).event)
+        for at, asked, said in situations(*PaymentState)
+        for outlived in (False, True)
+    }
     assert met - {(s, e) for s, e in WALLET_RULES} == set()
     unmet = {(s, e) for s, e in WALLET_RULES} - met
     assert unmet == set()
@@ -238,7 +262,9 @@ def test_the_change_holds_what_the_step_says() -> None:
         assert step.change.failure_text == ("NO_ROUTE" if ends_badly else None), told(situation)
 
 
-@pytest.mark.parametrize("event", [WalletEvent.FAILED_FOR_GOOD, WalletEvent.GONE, WalletEvent.REFUSED_ONLY_SEND])
+@pytest.mark.parametrize(
+    "event", [WalletEvent.FAILED_FOR_GOOD, WalletEvent.GONE, WalletEvent.OUTLIVED, WalletEvent.REFUSED_ONLY_SEND]
+)
 def test_a_call_that_waited_gets_the_same_outcome(event: WalletEvent) -> None:
     """Else who shares a failed purchase would hear of another failure than the one that bought."""
     first = error_for(

@@ -27,6 +27,8 @@ pytestmark = pytest.mark.model
 
 DEEP = "ROUTEWEILER_DEEP_TESTS"
 SMALL = start(invoices=2, buyers=2, crashes=1, breaks=1, refusals=1)
+#: With a wallet that pays every order, and may settle what it called failed.
+LOOSE = start(invoices=2, buyers=2, crashes=1, breaks=1, refusals=0, promises=False)
 TINY = start(invoices=2, buyers=2, crashes=1, breaks=0, refusals=1)
 
 # -- the real table ---------------------------------------------------------------------------------------------------------
@@ -39,6 +41,7 @@ TINY = start(invoices=2, buyers=2, crashes=1, breaks=0, refusals=1)
         pytest.param(start(invoices=2, buyers=2, crashes=2, breaks=1, refusals=1), id="two buyers"),
         pytest.param(start(invoices=3, buyers=2, crashes=1, breaks=1, refusals=0), id="three invoices"),
         pytest.param(start(invoices=2, buyers=3, crashes=1, breaks=0, refusals=0), id="three buyers"),
+        pytest.param(start(invoices=3, buyers=2, crashes=2, breaks=2, refusals=1, promises=False), id="a wallet without promises"),
     ],
 )
 def test_no_interleaving_breaks_a_promise(world: World) -> None:
@@ -103,7 +106,10 @@ def reading(change: Callable[[PaymentRow, NextStep, WalletAnswer, WalletEvent], 
     read = wallet_rules.read
 
     def mutate(patch: pytest.MonkeyPatch) -> None:
-        patch.setattr(wallet_rules, "read", lambda row, asked, answer: change(row, asked, answer, read(row, asked, answer)))
+        def changed(row: PaymentRow, asked: NextStep, answer: WalletAnswer, **outlived: bool) -> WalletEvent:
+            return change(row, asked, answer, read(row, asked, answer, **outlived))
+
+        patch.setattr(wallet_rules, "read", changed)
 
     return mutate
 
@@ -194,6 +200,38 @@ def test_a_table_that_pays_twice_is_found_out(monkeypatch: pytest.MonkeyPatch, m
     """Else the walk above would say that all is well whatever the rules were."""
     mutate(monkeypatch)
     assert set(explore(SMALL, all_of_it=False).broken) & breaks
+
+
+def so_far_is_final(row: PaymentRow, asked: NextStep, answer: WalletAnswer, event: WalletEvent) -> WalletEvent:
+    return WalletEvent.FAILED_FOR_GOOD if answer.reply is WalletReply.FAILED_SO_FAR else event
+
+
+def so_far_is_as_lnd_s(row: PaymentRow, asked: NextStep, answer: WalletAnswer, event: WalletEvent) -> WalletEvent:
+    return WalletEvent.NOT_FOUND if event is WalletEvent.UNPAID_SO_FAR else event
+
+
+def expired_is_enough(row: PaymentRow, asked: NextStep, answer: WalletAnswer, event: WalletEvent) -> WalletEvent:
+    return WalletEvent.OUTLIVED if event is WalletEvent.UNPAID_SO_FAR else event
+
+
+@pytest.mark.parametrize(
+    ("mutate", "breaks"),
+    [
+        pytest.param(reading(so_far_is_final), {"once", "covered"}, id="failed so far is final"),
+        pytest.param(reading(so_far_is_as_lnd_s), {"once"}, id="failed so far is sent again"),
+        pytest.param(reading(expired_is_enough), {"once", "covered"}, id="failed so far ends a row without the long wait"),
+        pytest.param(
+            cells(WalletEvent.OUTLIVED, state=None, act=NextStep.RAISE_PENDING), {"finish"}, id="a row that nothing ever ends"
+        ),
+    ],
+)
+def test_a_wallet_without_promises_needs_each_of_its_rules(
+    monkeypatch: pytest.MonkeyPatch, mutate: Mutation, breaks: set[str]
+) -> None:
+    """Else the rules for such wallets could be dropped, and the walk over them would say that all is well."""
+    assert explore(LOOSE).broken == {}
+    mutate(monkeypatch)
+    assert set(explore(LOOSE, all_of_it="finish" in breaks).broken) & breaks
 
 
 @pytest.mark.slow

@@ -131,6 +131,61 @@ def test_not_found_of_a_send_proves_nothing() -> None:
     assert read_error("send", "NOT_FOUND", "payment isn't initiated").reply is WalletReply.UNKNOWN
 
 
+#: What litd's check of an order says, before lnd hears of it (litd, accounts/checkers.go and accounts/interface.go).
+REFUSED_BY_LITD = [
+    "error validating account balance: account balance insufficient",
+    "error validating account balance: account has expired",
+    "error validating account balance: account not found",
+    "error associating payment: error updating account: database not open",
+    "error decoding pay req: checksum failed",
+    "account has expired",
+    "account not found",
+    "account service has been disabled",
+    "this RPC call is not supported with restricted account macaroons",
+]
+IN_FLIGHT_IN_LITD = [
+    f"error associating payment: payment with hash {'ab' * 32} is already in flight or succeeded (status {status})"
+    for status in ("UNKNOWN", "IN_FLIGHT", "SUCCEEDED")
+]
+#: What litd's interceptor says of lnd's answers too, when the payment may have begun (accounts/interceptor.go).
+UNCLEAR_IN_LITD = [
+    "account 0011223344556677 has expired",
+    "error getting account 0011223344556677: account not found",
+    "the account service has been stopped",
+    "intercept timeout reached",
+    "interceptor RPC client quit",
+    "payment does not belong to this account",
+    "payment with hash abcd is not associated with this account",
+    "my account has expired",
+    "account not found: x",
+]
+
+
+@pytest.mark.parametrize(
+    ("texts", "reply"),
+    [
+        (REFUSED_BY_LITD, WalletReply.REFUSED),
+        (IN_FLIGHT_IN_LITD, WalletReply.EXISTS),
+        (UNCLEAR_IN_LITD, WalletReply.UNKNOWN),
+    ],
+)
+def test_a_send_with_a_litd_account_is_read_by_its_text(texts: list[str], reply: WalletReply) -> None:
+    """An empty account, taken for "unknown", blocks the page; "has expired" after the start, taken for a refusal, pays twice."""
+    for text in texts:
+        for code in CODES:
+            expected = reply if code == "UNKNOWN" else read_error("send", code, "some text of a later lnd").reply
+            assert read_error("send", code, text).reply is expected, (code, text)
+        assert read_error("send", "UNKNOWN", text, started=True).reply is WalletReply.UNKNOWN, text
+
+
+def test_a_litd_account_s_unknown_hash_is_not_found() -> None:
+    """Read as no answer, the row of an order that never arrived would stay open for ever."""
+    assert read_error("track", "UNKNOWN", "payment does not belong to this account").reply is WalletReply.NOT_FOUND
+    assert read_error("track", "UNKNOWN", "payment does not belong to this account", started=True).reply is WalletReply.UNKNOWN
+    for text in ["payment does not belong to this account or another", *REFUSED_BY_LITD, *IN_FLIGHT_IN_LITD, *UNCLEAR_IN_LITD[:5]]:
+        assert read_error("track", "UNKNOWN", text).reply is WalletReply.UNKNOWN, text
+
+
 def test_every_row_says_why() -> None:
     """A row without its reason can't be checked against lnd's source by the next reader."""
     assert all(len(row.why) > 20 for row in RULES)

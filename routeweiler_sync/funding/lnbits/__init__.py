@@ -1,0 +1,1 @@
+"""LNbits, reached over HTTP with the admin key of one of its wallets."""

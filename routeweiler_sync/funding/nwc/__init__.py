@@ -1,0 +1,1 @@
+"""A wallet that is reached by Nostr Wallet Connect (NIP-47)."""
