@@ -22,9 +22,9 @@ from routeweiler_sync import (
     LndClient,
     PaymentRow,
     Policy,
-    PolicyRule,
     Routeweiler,
     RouteweilerError,
+    TokenRefusedError,
 )
 
 from .payment_servers import (
@@ -76,10 +76,14 @@ STEPS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Call:
-    """What came of a call: what lnd paid for it, the status or the error, and what went over the wire."""
+    """What came of a call: what lnd paid for it, the status or the error, and what went over the wire.
+
+    ``refused`` is the payment that the user was told is refused.
+    """
 
     payments: int
     outcome: str
+    refused: str | None
     exchanges: Sequence[Exchange]
 
     def __str__(self) -> str:
@@ -133,35 +137,38 @@ class Walker:
     def lost(
         self, session: Routeweiler, when: Any, act: Callable[[], None] = lambda: None, then: Routeweiler | None = None
     ) -> list[Call]:
-        """Ask for a page of its own, with its answer lost, and again until it comes."""
+        """Ask for a page of its own, with its answer lost, and again until it comes. A payment that is refused is forgotten."""
         self._pages += 1
         path = f"/lost/{self._pages}"
         self.wire.cut_next(when)
         calls = [self.call(session, path=path)]
         act()
         while calls[-1].outcome != "200" and len(calls) < CALLS_MOST:
+            refused = calls[-1].refused
+            if refused is not None:
+                session.ledger.forget(refused)
             calls.append(self.call(then or session, path=path))
         return calls
 
     def call(self, session: Routeweiler, method: str = "GET", path: str = "/a") -> Call:
         mark, before = len(self.wire.exchanges), self.paid().keys()
         path = f"/{SERVICE}{path}"
-        body = BODY if method == "POST" else None
+        body, refused = BODY if method == "POST" else None, None
         try:
             answer = session.request(method, self.wire.url + path, json=body, timeout=HTTP_TIMEOUT_S)
         except Exception as error:  # whatever the session says is what came of the call
             outcome = f"`{type(error).__name__}`"
-            if (
-                isinstance(error, RouteweilerError)
-                and error.spent is not None
-                and error.spent is not bool(self.paid().keys() - before)
-            ):
-                outcome += f" (spent={error.spent})"
+            if isinstance(error, RouteweilerError):
+                outcome += "" if error.spent and error.payment_hash in self.paid() else f", spent={error.spent}"
+            if isinstance(error, TokenRefusedError):
+                refused = error.payment_hash
         else:
             outcome = str(answer.status_code)
             if answer.status_code == 200:
                 outcome += wrong_with(answer.json(), method, path)
-        return Call(payments=len(self.paid().keys() - before), outcome=outcome, exchanges=tuple(self.wire.exchanges[mark:]))
+        return Call(
+            payments=len(self.paid().keys() - before), outcome=outcome, refused=refused, exchanges=tuple(self.wire.exchanges[mark:])
+        )
 
     def paid(self) -> dict[str, int]:
         """What lnd has paid in this walk, in msat with fees, by payment hash."""

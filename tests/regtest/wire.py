@@ -27,6 +27,7 @@ class Exchange:
     """A request and its answer. `token` is a digest of the credential, None where there was none: the same token has the same.
 
     `payment_hash` is of the payment that the credential proves. `status` is 0 where the connection was cut instead of an answer.
+    `at_ns` is the unix time at which the server had answered.
     """
 
     method: str
@@ -34,6 +35,7 @@ class Exchange:
     token: str | None
     payment_hash: str | None
     status: int
+    at_ns: int = 0
 
     def __str__(self) -> str:
         return f"{'token' if self.token else 'bare'}:{self.status}"

@@ -12,14 +12,13 @@ import hashlib
 import json
 import os
 import re
+import sys
 import time
 from datetime import datetime, timedelta, timezone, tzinfo
 from typing import Any
 
 import common
 import fastapi
-import mpp.server.compose
-import mpp.server.verify
 from mpp import Receipt
 from mpp.errors import VerificationFailedError
 from mpp.methods import Method
@@ -35,8 +34,8 @@ class Clock(datetime):
         return datetime.fromtimestamp(time.time(), tz)
 
 
-for module in (mpp.server.verify, mpp.server.compose):
-    module.datetime = Clock
+for module in ("mpp.server.verify", "mpp.server.compose"):
+    sys.modules[module].datetime = Clock  # type: ignore[attr-defined]
 LIFE = timedelta(seconds=float(os.environ["SERVER_LIFE_S"]))
 
 
