@@ -42,12 +42,17 @@ class Exchange:
 
 
 class Wire:
-    """Relays to a port of 127.0.0.1, as a context manager. `exchanges` grows with each request, in order of arrival."""
+    """Relays to a port of 127.0.0.1, as a context manager. `exchanges` grows with each request that was answered.
+
+    `presented` has the path of each request with a credential, as soon as it has arrived.
+    """
 
     def __init__(self, upstream_port: int | None) -> None:
         self.exchanges: list[Exchange] = []
+        self.presented: list[str] = []
         self._cuts: list[Cut] = []
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self.exchanges, upstream_port, self._cuts))
+        handler = _handler(self.exchanges, upstream_port, self._cuts, self.presented)
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, name="regtest-wire", daemon=True)
 
@@ -70,7 +75,9 @@ class Wire:
         self._thread.join()
 
 
-def _handler(exchanges: list[Exchange], upstream_port: int | None, cuts: list[Cut]) -> type[BaseHTTPRequestHandler]:
+def _handler(
+    exchanges: list[Exchange], upstream_port: int | None, cuts: list[Cut], presented: list[str]
+) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         wbufsize = -1
@@ -78,6 +85,8 @@ def _handler(exchanges: list[Exchange], upstream_port: int | None, cuts: list[Cu
         def relay(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             credential = self.headers.get("Payment-Authorization") or self.headers.get("Authorization")
+            if credential is not None:
+                presented.append(self.path)
             cut = cuts.pop(0) if credential is not None and cuts else None
             status, headers, answer = 0, [], b""
             if cut != "before":
