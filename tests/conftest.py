@@ -17,6 +17,7 @@ from routeweiler_sync.budgets.coingecko import CoinGecko
 pytest.register_assert_rewrite(
     "tests.support.accounts",
     "tests.support.ledger_builders",
+    "tests.support.ledger_charges_contract",
     "tests.support.ledger_contract",
     "tests.support.ledger_limits_contract",
     "tests.support.node_contract",

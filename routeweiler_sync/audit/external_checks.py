@@ -187,7 +187,10 @@ def _trace_notes(ledger: LedgerSnapshot, trace: TraceAccount, compared: Iterable
         row.preimage is not None and any(each.proof is None for each in trace.payments.get(row.payment_hash, ()))
         for row in compared
     ):
-        yield f"Reported without proof (a redacted trace), so without a preimage to compare: {counted(without_proof, 'payment')}."
+        yield (
+            "Reported without proof (in a redacted trace, or of the scheme Payment, where that is a secret), so without a preimage "
+            f"to compare: {counted(without_proof, 'payment')}."
+        )
     if trace.unreadable:
         yield f"Not events: {counted(trace.unreadable, 'line')} of the trace. A process that is killed while writing may leave one."
 

@@ -34,7 +34,7 @@ from ..policy.dsl import Policy
 from ..protocol.challenge import Challenge
 from ..protocol.invoice import decode_invoice
 from . import block_limit
-from .checks import Checks, check_challenge, valid_until_of
+from .checks import Checks, check_challenge, check_transport, valid_until_of
 from .first_use import begin_first_use, wait_for_first_use
 from .lifecycle import MIN_ASK_S, PaymentLifecycle, answer_of, as_purchase
 from .outcome_errors import (
@@ -318,6 +318,7 @@ class Checkout:
             raise repeated_invoice_error(row)
         if row.state is PaymentState.RETIRED:
             return row
+        check_transport(row.scheme, request.url)
         claimed = request.presenter.claim(self.ledger, row)
         if claimed is None:
             raise same_invoice_error(row)
@@ -336,6 +337,7 @@ class Checkout:
         for row in self._charges(request):
             if row.unfinished and not may_pay:
                 continue
+            check_transport(row.scheme, request.url)
             claimed = request.presenter.claim(self.ledger, row)
             if claimed is not None:
                 return self._lifecycle.purchase_for(claimed, request, deadline)

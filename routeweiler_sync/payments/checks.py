@@ -43,6 +43,7 @@ from ..policy.dsl import Policy
 from ..policy.engine import evaluate
 from ..protocol.challenge import Challenge
 from ..protocol.invoice import Invoice, decode_invoice
+from ..protocol.schemes import is_reusable
 from .outcome_errors import unsent_error
 from .types import Quote, TokenRequest
 
@@ -99,24 +100,24 @@ def check_challenge(challenge: Challenge) -> None:
         )
 
 
-def check_transport(challenge: Challenge, url: str) -> None:
-    """Refuse to buy over plain http what one payment opens once: whoever reads the credential on its way can use it first.
+def check_transport(scheme: str, url: str) -> None:
+    """Refuse to buy or present over plain http what one payment opens once: whoever reads the credential can use it first.
 
     This machine's own addresses are allowed, and others if the variable `env_vars.ALLOW_HTTP_PAYMENT` says so.
 
     Raises: PolicyDeniedError.
     """
-    if not _may_travel(challenge, url):
+    if not _may_travel(scheme, url):
         raise PolicyDeniedError(
-            f"{origin_at(url)} wants to be paid by the scheme {challenge.scheme} over plain http. Others on the way could read the "
+            f"{origin_at(url)} wants to be paid by the scheme {scheme} over plain http. Others on the way could read the "
             "credential and use it first.",
             advice=f"Use https if the server has it. Where the network is trusted, set {env_vars.ALLOW_HTTP_PAYMENT}=1.",
         )
 
 
-def _may_travel(challenge: Challenge, url: str) -> bool:
+def _may_travel(scheme: str, url: str) -> bool:
     allowed = os.environ.get(env_vars.ALLOW_HTTP_PAYMENT, "").strip().lower()
-    return challenge.reusable or allowed in ("1", "true", "yes", "on") or not is_in_the_clear(url)
+    return is_reusable(scheme) or allowed in ("1", "true", "yes", "on") or not is_in_the_clear(url)
 
 
 def check_body(request: TokenRequest) -> None:
@@ -225,7 +226,7 @@ class Checks:
             network, rail = challenge.invoice.network, challenge.rail
             verdict = evaluate(self._policy, url=url, scheme=challenge.scheme, network=network, rail=rail)
             place, allowed = verdict.place, allowed and not verdict.denied and verdict.rail == rail
-        return not is_payable(challenge), not allowed, not _may_travel(challenge, url), place
+        return not is_payable(challenge), not allowed, not _may_travel(challenge.scheme, url), place
 
     def _is_rail_allowed(self, challenge: Challenge) -> bool:
         """Return whether the envelope allows the rail of ``challenge``. One that can't be read is told of by `check_allowed`."""
@@ -243,7 +244,7 @@ class Checks:
         """
         if self._problem is not None:
             raise copy.copy(self._problem)
-        check_transport(request.challenge, request.url)
+        check_transport(request.challenge.scheme, request.url)
         check_body(request)
         self._check_policy(request)
         self._check_envelope(request)

@@ -34,7 +34,7 @@ class ReportedPayment:
     """What one trace event reports of a payment. Amounts are in msat.
 
     ``booked_minor_units`` is what the envelope was charged, in minor units of ``currency``; both are None if there was no envelope.
-    ``proof`` is the preimage (hex), None in a redacted event.
+    ``proof`` is the preimage (hex), None in a redacted event, and for a charge.
     """
 
     amount_msat: int

@@ -1,7 +1,8 @@
 """The trace event: its parts, and their JSON. Writing events to files is left to `routeweiler_sync.trace.sink`.
 
 No field holds a token, a macaroon or a credential, and user:password@ is cut from every URL and message. The preimage
-(``proofValue``) is the payer's proof of payment; without the token it opens nothing.
+(``proofValue``) is the payer's proof of payment; without the token it opens nothing. That of a charge (the scheme ``Payment``)
+would, so it is left out: there the payment hash is the key.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ class TraceChallenge:
 class TracePayment:
     """The payment that a call made. With ``reused=True``, an earlier payment whose token it used; that adds nothing to any sum.
 
-    ``payment_hash`` and ``proof_value`` are 64 hex digits. ``proof_value`` is the preimage, None if the node's preimage didn't fit.
+    ``payment_hash`` and ``proof_value`` are 64 hex digits. ``proof_value`` is the preimage, None if the node's preimage didn't fit,
+    and for a charge.
     ``amount_msat`` doesn't include ``fee_msat``. ``amount_envelope`` is what the envelope was charged, in minor units of its
     currency, with up to six decimal places. ``settlement_latency_ms`` is the time from the payment order to the node's final reply.
     """

@@ -23,11 +23,13 @@ from routeweiler_sync._core.deadline import patience
 from routeweiler_sync.errors import LedgerError
 from routeweiler_sync.ledger.ledger import Ledger
 from routeweiler_sync.ledger.postgres import connections as postgres_links, store as postgres
-from routeweiler_sync.ledger.store import SCHEMA_VERSION
+from routeweiler_sync.ledger.postgres.store import _TABLES as TABLES
+from routeweiler_sync.ledger.store import MIGRATIONS, SCHEMA_VERSION
 from routeweiler_sync.ledger.types import Change, PaymentRow, PaymentState
 from routeweiler_sync.testing import FakeLnd, Paywall
 from tests.support.http_server import server as answering
 from tests.support.ledger_builders import ORIGIN, at_once, die, draw, hash_of, held_msat, intent, limits, preimage, settle
+from tests.support.ledger_charges_contract import charge
 from tests.support.tcp_relay import Wire
 
 from .server import Server
@@ -430,11 +432,45 @@ def test_a_ledger_of_an_older_release_is_there(server: Server, database: str, ma
     made = make_ledger()
     made.open_payment(intent(1), None)
     settle(made, 1)
-    server.admin(f"DROP INDEX payments_spent; UPDATE routeweiler_ledger SET version = {SCHEMA_VERSION - 1}", database)
+    assert SCHEMA_VERSION == 6, "undo what the newest step does"
+    server.admin(
+        "DROP INDEX payments_owed, payments_one_live_per_scope, payments_one_standing_per_page; ALTER TABLE payments DROP COLUMN "
+        f"single_use, DROP COLUMN presenter, DROP COLUMN presented_until_ms; {_indexes_of(5)}; "
+        "UPDATE routeweiler_ledger SET version = 5",
+        database,
+    )
     ledger = make_ledger()
     assert ledger.exists()
     assert ledger.spending().total_msat == 10_000
     assert server.admin("SELECT version FROM routeweiler_ledger", database) == [(SCHEMA_VERSION,)]
+
+
+def _indexes_of(version: int) -> str:
+    """The two indexes that version 6 replaces, as the versions up to ``version`` make them."""
+    names = ("payments_one_live_per_scope", "payments_one_standing_per_page")
+    steps = [statement for step in range(1, version + 1) for statement in MIGRATIONS[step]]
+    return "; ".join(each for each in steps if "CREATE UNIQUE INDEX" in each and any(name in each for name in names))
+
+
+@pytest.mark.parametrize("version", range(1, SCHEMA_VERSION))
+def test_an_older_ledger_is_migrated_and_takes_charges(server: Server, database: str, make_ledger: Make, version: int) -> None:
+    """Else an upgraded fleet could buy no charges, or would take its tokens for some."""
+    for statement in (*TABLES, *(each for step in range(1, version + 1) for each in MIGRATIONS[step])):
+        server.admin(statement, database)
+    server.admin(f"UPDATE routeweiler_ledger SET version = {version}", database)
+    server.admin(
+        "INSERT INTO payments (payment_hash, origin, scope, path, state, node_pubkey, network, bolt11, scheme, token, amount_msat, "
+        f"max_fee_msat, created_at_ms, settled_at_ms) VALUES ('{hash_of(9)}', '{ORIGIN}', '/page', '/page', 'settled', '02', "
+        "'bitcoin', 'lnbc1', 'L402', 'token', 10000, 0, 1, 2)",
+        database,
+    )
+    ledger = make_ledger()
+    assert [(row.payment_hash, row.single_use) for row in ledger.live(ORIGIN)] == [(hash_of(9), False)]
+    for n in (1, 2):
+        assert ledger.open_payment(charge(n, presenter=f"call {n}"), None)[1]
+        settle(ledger, n)
+    assert [row.payment_hash for row in ledger.owed(ORIGIN, "page")] == [hash_of(1), hash_of(2)]
+    assert not ledger.open_payment(intent(3, scope="/page"), None)[1]
 
 
 def test_a_schema_of_its_own_keeps_ledgers_apart(server: Server, database: str, make_ledger: Make) -> None:

@@ -107,14 +107,13 @@ class Running:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def restart(self, *, new_key: bool = False, life_s: float | None = None) -> None:
-        """End it and start it. ``new_key``: it has lost its secret. ``life_s``: of its challenges from now on (not aperture's)."""
+    def restart(self, *, new_key: bool = False, later_s: int = 0) -> None:
+        """End it and start it. ``new_key``: it has lost its secret. ``later_s``: its clock is that much ahead (not aperture's)."""
         if isinstance(self._running, Aperture):
+            assert not later_s
             self._running.restart(forget=("aperture.db*",) if new_key else ())
-            return
-        if life_s is not None:
-            self._running.settings["SERVER_LIFE_S"] = life_s
-        self._running.restart(new_key=new_key)
+        else:
+            self._running.restart(new_key=new_key, later_s=later_s)
 
     @property
     def log(self) -> str:

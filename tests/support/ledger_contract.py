@@ -37,6 +37,7 @@ from .ledger_builders import (
     put,
     settle,
 )
+from .ledger_charges_contract import ChargesContract
 from .ledger_limits_contract import LimitsContract
 from .ledger_spending_contract import SpendingContract
 
@@ -793,5 +794,5 @@ class RowsContract:
         assert abs(row.created_at.timestamp() - time.time()) < PATIENCE_S
 
 
-class LedgerContract(RowsContract, LimitsContract, SpendingContract):
+class LedgerContract(RowsContract, LimitsContract, SpendingContract, ChargesContract):
     """All that a ledger promises."""

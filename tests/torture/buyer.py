@@ -20,8 +20,10 @@ from routeweiler_sync import (
     BudgetEnvelope,
     LightningFundingSource,
     PaymentPendingError,
+    Policy,
     Routeweiler,
     RouteweilerError,
+    TokenRefusedError,
     TraceSink,
     payment_of,
 )
@@ -47,6 +49,7 @@ class Job:
     """What one process does. ``urls``: one a thread. ``finish``: until each page is there, then `recover`.
 
     ``outlived``: it behaves as long after the expiry of all invoices, where a wallet's "not paid so far" ends a row.
+    ``prefer``: a rail; a payment of it that is refused is forgotten by the finisher.
     """
 
     name: str
@@ -62,6 +65,7 @@ class Job:
     warm: bool = False
     finish: bool = False
     outlived: bool = False
+    prefer: str | None = None
 
 
 class Reporter:
@@ -90,6 +94,7 @@ def work(job: Job, go: Connection) -> None:
         trace_sink=TraceSink.sqlite(job.trace) if job.trace_kind == "sqlite" else TraceSink.jsonl(job.trace),
         budget_envelope=ENVELOPE,
         payment_timeout=job.payment_timeout_s,
+        policy=Policy(default_rail=job.prefer),
     )
     if job.warm:
         funding.ready(READY_S)
@@ -150,6 +155,8 @@ def _finish(job: Job, session: Routeweiler, reporter: Reporter) -> None:
     for url in job.urls:
         pending_since: float | None = None
         while (got := _call(session, url, reporter)) is not True and time.monotonic() < deadline:
+            if isinstance(got, TokenRefusedError) and job.prefer and got.payment_hash:
+                session.ledger.forget(got.payment_hash)  # as its user would, who has been told
             if isinstance(got, PaymentPendingError):
                 pending_since = pending_since or time.monotonic()
                 if time.monotonic() - pending_since > PATIENCE_S:

@@ -101,13 +101,15 @@ def names_others(lines: Sequence[str]) -> bool:
 def _is_ours(listed: ListedChallenge) -> bool:
     """Return whether ``listed`` is a charge over Lightning, usable or not.
 
-    One that names no intent is taken for one: it was meant for Lightning. Repeated parameters count if one of them says so.
+    Repeated parameters count if one of them says so. One that has a request and names no intent is meant for one. Without both,
+    it is of an older profile, in which the invoice is a parameter: its own clients pay it.
     """
     if listed.scheme.upper() not in NAMES:
         return False
     methods = {value.strip().lower() for name, value in listed.params if name == "method"}
     intents = {value.strip().lower() for name, value in listed.params if name == "intent"}
-    return METHOD in methods and (INTENT in intents or not intents)
+    has_request = any(name == "request" for name, _ in listed.params)
+    return METHOD in methods and (INTENT in intents or (has_request and not intents))
 
 
 def _challenge(listed: ListedChallenge) -> Challenge:

@@ -30,15 +30,17 @@ ALTERNATE_HEADER = "Payment-Authorization"
 ECHOED = ("id", "realm", "method", "intent", "request", "expires", "digest", "description", "opaque", "header")
 
 _BASE64URL = r"[A-Za-z0-9_+/-]"
-_CREDENTIAL = re.compile(rf"Payment +{_BASE64URL}{{24,{MAX_CREDENTIAL_CHARS}}}={{0,2}}", re.IGNORECASE)
+# JSON in base64 begins like this, and no hash does: hex has neither letter.
+_JSON = "e[wy]"
+_CREDENTIAL = re.compile(rf"(?i:Payment) +{_JSON}{_BASE64URL}{{22,{MAX_CREDENTIAL_CHARS}}}={{0,2}}")
 
 # Looser than _CREDENTIAL: a credential that a log has cut short or folded must be found too. The preimage is at its end, so what is
 # shorter than the least length holds nothing secret, and words of a sentence are shorter ("Payment authorization failed").
-_CREDENTIAL_IN_TEXT = re.compile(rf"\b(Payment)(\s{{1,8}}){_BASE64URL}{{24,}}={{0,2}}", re.IGNORECASE)
+_CREDENTIAL_IN_TEXT = re.compile(rf"\b((?i:Payment))(\s{{1,8}}){_JSON}{_BASE64URL}{{22,}}={{0,2}}")
 # The beginning of a credential, {"challenge": with or without blanks, in base64: also found without the scheme before it.
 _TOKEN_IN_TEXT = re.compile(rf"(?:eyJjaGFsbGVuZ2Ui|eyAiY2hhbGxlbmdlI|ewogICJjaGFsbGVuZ2Ui|eyJwYXlsb2FkI){_BASE64URL}+={{0,2}}")
 # Servers repeat a preimage that they refuse: Invalid preimage: sha256(…) != …
-_PREIMAGE_IN_TEXT = re.compile(r"(preimage[^A-Za-z0-9]{1,12}(?:sha-?256[^A-Za-z0-9]{1,3})?)[0-9a-f]{8,}", re.IGNORECASE)
+_PREIMAGE_IN_TEXT = re.compile(r"(preimage[^A-Za-z0-9]{1,12}(?:sha-?256[^A-Za-z0-9]{1,3})?)[0-9a-f]{32,}", re.IGNORECASE)
 
 # A preimage in a credential's JSON, of a session's too.
 _PREIMAGE = re.compile(r'[Pp]reimage"\s*:\s*"([0-9a-fA-F]{64})"')

@@ -20,6 +20,7 @@ from routeweiler_sync.ledger import sqlite as sqlite_module, store
 from routeweiler_sync.testing import FakeLnd, Paywall
 from tests.support.accounts import Books
 from tests.support.ledger_builders import PATIENCE_S, Ledger, at_once, draw, hash_of, held_msat, intent, limits, settle
+from tests.support.ledger_charges_contract import charge
 
 from .test_storage_faults import in_flight
 
@@ -139,6 +140,23 @@ def test_payments_of_one_page_that_the_first_version_allowed_all_stay(tmp_path: 
         assert other is not None
         assert (oldest.payment_hash, other.payment_hash) == (hash_of(4), hash_of(7))
         assert len({row.resource_digest for row in rows.values() if row.unfinished or row.state.value == "settled"}) == 5
+
+
+@pytest.mark.parametrize("version", range(1, store.SCHEMA_VERSION))
+def test_an_older_ledger_takes_charges_beside_its_tokens(tmp_path: Path, version: int) -> None:
+    """Else an upgraded user could buy no charges, or a token that was paid for before would be taken for one."""
+    path = tmp_path / "ledger.db"
+    by_hand(path, version)
+    with contextlib.closing(Ledger.open(path)) as ledger:
+        (old,) = ledger.live("https://api.example")
+        assert (old.single_use, old.owed, old.presenter) == (False, False, None)
+        for n in (2, 3):
+            assert ledger.open_payment(charge(n, scope=old.scope, presenter=f"call {n}"), draw(limits()))[1]
+            settle(ledger, n)
+        assert not ledger.open_payment(intent(4, scope=old.scope), None)[1], "a token is still there only once"
+        assert {row.payment_hash for row in ledger.owed("https://api.example", "page")} == {hash_of(2), hash_of(3)}
+        assert held_msat(ledger, "old") == (0, 10_000)
+    assert version_of(path)[::2] == (store.SCHEMA_VERSION, "ok")
 
 
 DYING = """

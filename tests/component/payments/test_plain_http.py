@@ -55,6 +55,23 @@ def test_over_plain_http_a_charge_is_bought_only_if_told(
     assert len(lnd.payments) == paid
 
 
+def test_over_plain_http_a_charge_that_is_owed_isnt_presented(make_session, lnd: FakeLnd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If failing: what an earlier program was allowed to buy is shown to others on the way by a later one that isn't."""
+    with responses.RequestsMock() as mock:
+        paywall = add_paywall(mock, "http://api.example", lnd, scheme="Payment", receipts="never")
+        paywall.respond = lambda request: (503, {}, b"")
+        monkeypatch.setenv(ALLOW, "1")
+        assert make_session().get("http://api.example/page").status_code == 503
+        monkeypatch.delenv(ALLOW)
+        with pytest.raises(PolicyDeniedError, match=ALLOW):
+            make_session().get("http://api.example/page")
+        paywall.respond = None
+        monkeypatch.setenv(ALLOW, "1")
+        assert make_session().get("http://api.example/page").status_code == 200
+        assert [request.paid for request in paywall.requests] == [False, True, False, False, True]
+    assert len(lnd.payments) == 1
+
+
 def test_over_https_and_on_this_machine_a_charge_is_bought(session, lnd: FakeLnd) -> None:
     """If failing: programs that talk to a proxy of their own machine can't pay."""
     with responses.RequestsMock() as mock:

@@ -10,6 +10,7 @@ import os
 import pickle
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,26 @@ def test_an_error_of_the_network_holds_no_charge(session, lnd: FakeLnd, books: B
         if caught.value.request is not None:
             assert not {"Authorization", "Payment-Authorization"} & set(caught.value.request.headers)
         _assert_nowhere(books, [caught.value, repr(caught.value)]) if books.rows else None
+
+
+@pytest.mark.parametrize("header", HEADERS)
+@pytest.mark.parametrize("trouble", ["cut", "refused"])
+def test_a_traceback_with_its_variables_holds_no_charge(
+    either_session, lnd: FakeLnd, books: Books, header: str | None, trouble: str
+) -> None:
+    """Notebooks, pytest and reporters of errors show the variables of every frame, and urllib3's have the headers."""
+    with Paywall(lnd, scheme="Payment", header=header) as paywall:
+        if trouble == "refused":
+            paywall.faults.refuse_tokens = True
+        else:
+            paywall.cut_next("after", times=5)
+        for _ in range(2):
+            with pytest.raises(requests.RequestException) as caught:
+                either_session.get(paywall.url)
+            shown = "".join(traceback.TracebackException.from_exception(caught.value, capture_locals=True).format())
+            if books.rows:
+                _assert_nowhere(books, [shown])
+    assert len(books.rows) == 1
 
 
 # -- the header that a challenge may ask for ----------------------------------------------------------------------------------

@@ -73,6 +73,9 @@ def test_the_times_of_servers_are_read_to_the_millisecond() -> None:
 def test_header_fields_are_read_as_servers_mean_them(case: dict[str, Any]) -> None:
     """If failing: a challenge is cut at the wrong place, or one is paid that can't be answered."""
     expected = case["expect"]
+    if isinstance(expected, str) and expected.startswith("legacy"):
+        assert parse_challenge(case["field"]) is None
+        return
     if isinstance(expected, str):
         with pytest.raises(ChallengeParseError):
             parse_challenge(case["field"])
@@ -195,6 +198,7 @@ def test_a_request_that_isnt_json_is_refused_at_once(bad: str) -> None:
     "line",
     [
         charge(intent="session"),
+        charge(intent=None, request=None, invoice=INVOICE),
         charge(method="tempo"),
         charge(method="stripe", intent="session"),
         charge(method="lightning", intent="subscribe"),

@@ -139,8 +139,7 @@ def test_no_text_of_ours_holds_a_credential_or_a_preimage(text: str) -> None:
 )
 def test_what_is_public_stays_readable(text: str) -> None:
     """If failing: logs and traces lose the payment hash, by which a payment is found."""
-    assert redact(text) == text or "Payment authorization" in text or "the payment b993" in text
-    assert "Payment <redacted>" not in redact(", ".join(lines_of(APERTURE)))
+    assert redact(text) == text
 
 
 def test_hiding_takes_time_in_proportion_to_the_text() -> None:
