@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from routeweiler_sync.testing import FakeLnd
 
-from .fake_wallets import FAKE_WALLETS, fake_wallet
+from .fake_wallets import fake_wallet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +24,5 @@ class NamedWallet:
 @contextmanager
 def named_wallet(name: str, lnd: FakeLnd) -> Iterator[NamedWallet]:
     """The wallet of this name, one of `config.wallets.WALLETS`, running inside ``with``; ``lnd`` pays for it."""
-    if name == "lnd-rest" and name not in FAKE_WALLETS:
-        yield NamedWallet(name=name, lnd=lnd, environ=dict(lnd.rest_environ))
-        return
     with fake_wallet(name, lnd) as fake:
         yield NamedWallet(name=name, lnd=lnd, environ=fake.environ, secrets=fake.secrets)
