@@ -273,6 +273,7 @@ class WalletContract:
         [listed] = payments(wallet, bolt11)
         assert listed.fee_msat <= cap_msat
 
+    @pytest.mark.slow
     def test_a_wrong_key_pays_nothing_and_is_told_without_the_key(self, wallet: ContractWallet) -> None:
         """The refusal ends the row as unspent; its text goes to a log, where no key may be."""
         bolt11, stranger = wallet.make_invoice(AMOUNT_MSAT), wallet.stranger_client()
@@ -310,6 +311,7 @@ class WalletContract:
         assert [answer.reply for answer in followed] == [WalletReply.SUCCEEDED], followed
         assert_paid_once(wallet, bolt11, followed[0])
 
+    @pytest.mark.slow
     def test_an_answer_that_was_lost_is_found_by_the_hash(self, wallet: ContractWallet) -> None:
         """The wallet has paid, and nobody heard it: the money bought a preimage that must not be lost."""
         _needs(wallet, "lose answer")
@@ -319,6 +321,7 @@ class WalletContract:
         assert answer.reply in (WalletReply.UNKNOWN, WalletReply.IN_FLIGHT, WalletReply.SUCCEEDED), answer
         assert_paid_once(wallet, bolt11, settled(wallet, bolt11))
 
+    @pytest.mark.slow
     def test_an_order_that_was_lost_is_not_taken_for_a_failure(self, wallet: ContractWallet) -> None:
         """It left, and may arrive yet: read as "failed", the next call would buy with another invoice, and both be paid."""
         _needs(wallet, "lose order")
