@@ -53,6 +53,8 @@ IDLE_LINKS_MAX = 8
 _POLL_S_MIN, _POLL_S_MAX = 0.2, 2.0
 #: This part of a call's time, and at most so many seconds, is left for the answer to come out of its thread.
 _MARGIN_PART, _MARGIN_S_MAX = 0.1, 0.3
+#: How long the wallet may take for one page of its list of payments, in seconds.
+PAGE_S_MAX = 10.0
 _PAYMENTS_A_PAGE, _PAGES_MAX = 50, 20_000
 _NEEDED = ("pay_invoice", "lookup_invoice")
 _METHODS_MAX = 64
@@ -305,7 +307,7 @@ class NwcClient:
         offset, before = 0, None
         for _ in range(_PAGES_MAX):
             params = {"type": "outgoing", "unpaid": True, "limit": _PAYMENTS_A_PAGE, "offset": offset}
-            page = self._result("list_transactions", params, self.timeout_seconds).get("transactions")
+            page = self._result("list_transactions", params, PAGE_S_MAX).get("transactions")
             if not isinstance(page, list) or not page or page == before:  # the same page again: it doesn't know offsets
                 return
             offset, before = offset + len(page), page
