@@ -82,19 +82,10 @@ def test_the_audit_judges_no_row_by_another_wallet_s_list(run: Run, wallet: Name
     assert "From other nodes" in str(outcome["notes"])
 
 
-def test_doctor_names_a_wallet_that_is_down(run: Run, wallet: NamedWallet, lnd: FakeLnd) -> None:
+def test_doctor_names_a_wallet_that_is_down(run: Run, wallet: NamedWallet) -> None:
     """A look at a wallet ends, whatever the wallet does, and says which one it was."""
-    environ = {
-        "lnd": {"LND_GRPC_HOST": "127.0.0.1:1"},
-        "lnd-rest": {"LND_REST_URL": "https://127.0.0.1:1"},
-        "lnbits": {"LNBITS_URL": "http://127.0.0.1:1"},
-        "nwc": {
-            "NWC_URL": wallet.environ.get("NWC_URL", "").partition("?relay=")[0]
-            + "?relay=ws%3A%2F%2F127.0.0.1%3A1&secret="
-            + "1f" * 32
-        },
-    }[wallet.name]
-    looked = run("doctor", "--json", **environ)
+    wallet.stop()
+    looked = run("doctor", "--json")
     assert looked.returncode == 1
     wrong = [each for each in json.loads(looked.stdout)["checks"] if each["verdict"] == "wrong"]
     assert wrong
