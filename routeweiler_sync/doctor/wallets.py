@@ -32,6 +32,7 @@ _MODULES = {
     "lnbits.client.LnbitsClient": "lnbits_wallet",
     "lnd.client.LndClient": "lnd_node",
     "lnd.rest.LndRestClient": "lnd_node",
+    "nwc.client.NwcClient": "nwc_wallet",
 }
 #: How many wallets of one session are looked at.
 _WALLETS_MAX = 8

@@ -94,6 +94,12 @@ A wallet of LNbits in front of it (`FakeLnbits`; ``with FakeLnd() as lnd, FakeLn
 - ``settings``: the fee reserve, the service fee, how long LNbits waits for its node. ``balance_msat``: what is in the wallet.
 - ``internal_invoice``: an invoice of the same LNbits, which its node never sees.
 
+A wallet of Nostr Wallet Connect in front of it (`FakeNwc`, with the extra ``nwc``; ``with FakeLnd() as lnd, FakeNwc(lnd) as nwc``):
+
+- ``refuse_next``, ``fail_next``: the wallet refuses an order, or calls it failed, and perhaps settles it later (``settle_failed``).
+- ``drop_next``, ``late_next``, ``forge_next``, ``duplicate_next``: orders and answers are lost, late, forged or doubled.
+- ``refuse_at_relay_next``, ``relays``, ``stop_service``, ``stop``, ``start``: the relay refuses an order; relay or wallet go away.
+
 The server (`Paywall`):
 
 - ``faults.refuse_tokens``, ``faults.settle_lag``, ``faults.expire_invoices``, … : see `Faults`.

@@ -150,8 +150,10 @@ def _follow(process: subprocess.Popen[str], report: Report) -> list[str]:
 
 if __name__ == "__main__":
     from .lnbits_builds import lnbits_python
+    from .nwc_builds import nwc_runtime
     from .server_builds import runtimes
 
     print(binaries())
     print(runtimes())
     print(lnbits_python())
+    print(nwc_runtime())

@@ -16,6 +16,7 @@ import pytest
 
 from .build import GoMissingError, Report, binaries
 from .lnbits_builds import LnbitsMissingError, lnbits_python
+from .nwc_builds import NwcMissingError, nwc_runtime
 from .server_builds import Runtimes, ServersMissingError, runtimes as install_runtimes
 from .world import World, start_world
 
@@ -60,6 +61,15 @@ def lnbits_installed(pytestconfig: pytest.Config) -> None:
     try:
         lnbits_python(_reporter(pytestconfig))
     except LnbitsMissingError as error:
+        _unavailable(str(error))
+
+
+@pytest.fixture(scope="session")
+def nwc_installed(pytestconfig: pytest.Config) -> None:
+    """Alby's SDK is there to be run, installed if need be."""
+    try:
+        nwc_runtime(_reporter(pytestconfig))
+    except NwcMissingError as error:
         _unavailable(str(error))
 
 

@@ -18,6 +18,7 @@ from tests.support.tcp_relay import Wire
 from tests.support.wallet_contract import ContractWallet, Recipe, Stranger, closing
 
 from .lnbits_server import LnbitsServer, lnbits_of
+from .nwc_server import NwcServer, nwc_of
 from .processes import wait_for
 from .world import World
 
@@ -317,5 +318,70 @@ def lnbits(world: World) -> Iterator[RealWallet]:
             yield wallet
 
 
+class Nwc(OverWorld):
+    """An NWC wallet of Alby's service SDK, which pays through the payer's lnd. The relay loses what is to be lost."""
+
+    failed = unknown_hash = WalletReply.FAILED_SO_FAR
+    stranger = WalletReply.REFUSED  # it doesn't answer strangers, so no order is sent
+    sends_again = keeps_fee_limit = False
+    own_process = True
+    abilities = frozenset({"hold", "lose answer", "lose order", "restart"})
+
+    def __init__(self, world: World, server: NwcServer) -> None:
+        super().__init__(world)
+        self.server = server
+        self.secrets = (server.secret, server.uri)
+        self.recipe = self.through(server.relay.port)
+        self.client: Any = self.recipe.build()
+
+    @property
+    def port(self) -> int:
+        return self.server.relay.port
+
+    def through(self, port: int) -> Recipe:
+        return Recipe(name="NwcClient", arguments={"uri": self.server.uri_over(port)})
+
+    def stranger_client(self) -> Stranger:
+        wrong = secrets.token_hex(32)
+        uri = self.server.uri.replace(self.server.secret, wrong)
+        return Stranger(client=self.recipe.build(uri=uri), secrets=(wrong, uri))
+
+    @contextmanager
+    def lose_answer(self, *, times: int | None = None) -> Iterator[None]:
+        with self.server.losing("answer", times):
+            yield
+
+    @contextmanager
+    def lose_order(self, *, times: int | None = None) -> Iterator[None]:
+        with self.server.losing("order", times):
+            yield
+
+    def stop(self) -> None:
+        self.server.daemon.kill()
+
+    def start(self) -> None:
+        if not self.server.daemon.running:
+            self.server.start()
+
+    def freeze(self) -> None:
+        self.server.daemon.freeze()
+
+    def thaw(self) -> None:
+        self.server.daemon.thaw()
+
+
+@contextmanager
+def nwc(world: World) -> Iterator[RealWallet]:
+    """An NWC wallet, which runs on with the world."""
+    wallet = Nwc(world, nwc_of(world))
+    with closing(wallet.client):
+        yield wallet
+
+
 #: By the names of ``ROUTEWEILER_WALLET``. Each runs as long as its block.
-WALLETS: dict[str, Callable[[World], AbstractContextManager[RealWallet]]] = {"lnd": lnd, "lnd-rest": lnd_rest, "lnbits": lnbits}
+WALLETS: dict[str, Callable[[World], AbstractContextManager[RealWallet]]] = {
+    "lnd": lnd,
+    "lnd-rest": lnd_rest,
+    "lnbits": lnbits,
+    "nwc": nwc,
+}

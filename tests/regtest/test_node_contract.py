@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from routeweiler_sync.funding.lightning import LndClient
+from routeweiler_sync.funding.lnd.node_client import LndNodeClient
+from routeweiler_sync.funding.lnd.rest import LndRestClient
 from routeweiler_sync.funding.lnd.stubs import routeweiler_lnd_pb2 as pb
 from tests.support.node_contract import ContractNode, NodeContract
 from tests.support.node_replies_contract import NodeWords
@@ -50,7 +52,7 @@ class RealNode:
     def pass_time(self, seconds: float) -> None:
         time.sleep(seconds)  # nothing to wait for but the clock
 
-    def client_with(self, **kwargs: Any) -> LndClient:
+    def client_with(self, **kwargs: Any) -> LndNodeClient:
         payer = self._world.payer
         arguments: dict[str, Any] = {
             "grpc_host": payer.grpc_host,
@@ -60,7 +62,7 @@ class RealNode:
         }
         return LndClient(**arguments | kwargs)
 
-    def client_permitted(self, *paths: str) -> LndClient:
+    def client_permitted(self, *paths: str) -> LndNodeClient:
         return self.client_with(macaroon_path=self._world.payer.bake(*(f"uri:{path}" for path in paths)))
 
     @contextmanager
@@ -105,6 +107,19 @@ class RealNode:
         return sum(not channel["active"] for channel in self._world.router.lncli("listchannels")["channels"])
 
 
+class RealRestNode(RealNode):
+    """The same over REST."""
+
+    def client_with(self, **kwargs: Any) -> LndNodeClient:
+        payer = self._world.payer
+        arguments: dict[str, Any] = {
+            "url": f"https://{payer.rest_address}",
+            "macaroon_path": payer.admin_macaroon_path,
+            "tls_cert_path": payer.tls_cert_path,
+        }
+        return LndRestClient(**arguments | kwargs)
+
+
 def _field(number: int, value: int) -> bytes:
     """An integer field as protobuf writes it."""
     return _varint(number << 3) + _varint(value)
@@ -119,5 +134,13 @@ class TestRealLnd(NodeContract, NodeWords):
     @pytest.fixture
     def node(self, world: World) -> Iterator[ContractNode]:
         node = RealNode(world)
+        with closing(node.client):
+            yield node
+
+
+class TestRealLndOverRest(NodeContract):
+    @pytest.fixture
+    def node(self, world: World) -> Iterator[ContractNode]:
+        node = RealRestNode(world)
         with closing(node.client):
             yield node

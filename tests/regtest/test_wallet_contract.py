@@ -36,3 +36,10 @@ class TestLnbits(OfReal):
 
     @pytest.fixture(autouse=True)
     def _installed(self, lnbits_installed: None) -> None: ...
+
+
+class TestNwc(OfReal):
+    name = "nwc"
+
+    @pytest.fixture(autouse=True)
+    def _installed(self, nwc_installed: None) -> None: ...

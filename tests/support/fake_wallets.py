@@ -289,7 +289,7 @@ class LndOverRest(LndOverGrpc):
             name="LndRestClient",
             arguments={"url": lnd.rest_url, "macaroon_hex": macaroon, "tls_cert_path": lnd.tls_cert_path},
         )
-        self.client = lnd.rest_client(macaroon_hex=macaroon)
+        self.client, self.environ = lnd.rest_client(macaroon_hex=macaroon), dict(lnd.rest_environ)
 
     @property
     def port(self) -> int:

@@ -18,7 +18,7 @@ import pytest
 
 from routeweiler_sync.errors import FundingError, InvoicePaymentError, PaymentPendingError
 from routeweiler_sync.funding import Funding
-from routeweiler_sync.funding.lightning import LndClient
+from routeweiler_sync.funding.lnd.node_client import LndNodeClient
 from routeweiler_sync.funding.lnd.stubs import routeweiler_lnd_pb2 as pb
 from routeweiler_sync.funding.replies import WalletAnswer, WalletReply
 from routeweiler_sync.funding.wallet import NodePayment
@@ -34,7 +34,7 @@ class ContractNode(Protocol):
     """A paying node whose payments go over one hop that charges, and what a test may do to it."""
 
     #: A client with a macaroon for everything.
-    client: LndClient
+    client: LndNodeClient
     #: Where its gRPC server listens, ``host:port``, with its certificate and a macaroon for everything.
     address: str
     tls_cert_path: str
@@ -64,11 +64,11 @@ class ContractNode(Protocol):
         """Return when so much time has passed by the paying node's clock."""
         ...
 
-    def client_with(self, **kwargs: Any) -> LndClient:
+    def client_with(self, **kwargs: Any) -> LndNodeClient:
         """A client of the same node with other arguments, e.g. ``macaroon_hex=``."""
         ...
 
-    def client_permitted(self, *paths: str) -> LndClient:
+    def client_permitted(self, *paths: str) -> LndNodeClient:
         """A client whose macaroon permits these method paths alone (ability ``bake``)."""
         ...
 
@@ -298,7 +298,7 @@ def payment_hash_of(bolt11: str) -> bytes:
 
 
 def _send(
-    client: LndClient,
+    client: LndNodeClient,
     bolt11: str,
     payment_hash: bytes | None = None,
     *,
@@ -309,11 +309,11 @@ def _send(
     return client.send(bolt11, payment_hash=key, max_fee_msat=max_fee_msat, timeout_s=timeout_s)
 
 
-def _track(client: LndClient, bolt11: str, *, follow: bool = True) -> WalletAnswer:
+def _track(client: LndNodeClient, bolt11: str, *, follow: bool = True) -> WalletAnswer:
     return client.track(payment_hash_of(bolt11), timeout_s=PATIENCE_S, follow=follow)
 
 
-def _payments(client: LndClient, bolt11: str) -> list[NodePayment]:
+def _payments(client: LndNodeClient, bolt11: str) -> list[NodePayment]:
     key = payment_hash_of(bolt11).hex()
     return [payment for payment in client.list_payments() if payment.payment_hash == key]
 

@@ -15,10 +15,12 @@ import logging
 import os
 import pickle
 import secrets
+import signal
 import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -39,6 +41,8 @@ POLL_S = 0.05
 SLACK_S = 10.0
 #: How long a wallet is waited for that may not answer at all.
 STRANGER_S = 4.0
+#: When the interrupt comes: the order is in flight by then.
+INTERRUPT_S = 2.0
 AMOUNT_MSAT = 21_000
 FEE_LIMIT_MSAT = 50_000
 NETWORK = "bitcoin-regtest"
@@ -273,6 +277,7 @@ class WalletContract:
         [listed] = payments(wallet, bolt11)
         assert listed.fee_msat <= cap_msat
 
+    @pytest.mark.slow
     def test_a_wrong_key_pays_nothing_and_is_told_without_the_key(self, wallet: ContractWallet) -> None:
         """The refusal ends the row as unspent; its text goes to a log, where no key may be."""
         bolt11, stranger = wallet.make_invoice(AMOUNT_MSAT), wallet.stranger_client()
@@ -282,8 +287,7 @@ class WalletContract:
             assert client.track(payment_hash_of(bolt11), timeout_s=STRANGER_S, follow=False).reply is WalletReply.UNKNOWN
             with pytest.raises(FundingError) as caught:
                 client.get_info(timeout_s=STRANGER_S)
-            texts = f"{answer!r}{answer}{caught.value!r}{caught.value}{caught.value.__dict__}"
-            assert_no_secret(texts, stranger.secrets)
+            assert_no_secret(f"{answer!r}{answer}{texts_of(caught.value)}", stranger.secrets)
         assert_not_paid(wallet, bolt11)
 
     # What isn't known yet
@@ -310,6 +314,7 @@ class WalletContract:
         assert [answer.reply for answer in followed] == [WalletReply.SUCCEEDED], followed
         assert_paid_once(wallet, bolt11, followed[0])
 
+    @pytest.mark.slow
     def test_an_answer_that_was_lost_is_found_by_the_hash(self, wallet: ContractWallet) -> None:
         """The wallet has paid, and nobody heard it: the money bought a preimage that must not be lost."""
         _needs(wallet, "lose answer")
@@ -319,6 +324,7 @@ class WalletContract:
         assert answer.reply in (WalletReply.UNKNOWN, WalletReply.IN_FLIGHT, WalletReply.SUCCEEDED), answer
         assert_paid_once(wallet, bolt11, settled(wallet, bolt11))
 
+    @pytest.mark.slow
     def test_an_order_that_was_lost_is_not_taken_for_a_failure(self, wallet: ContractWallet) -> None:
         """It left, and may arrive yet: read as "failed", the next call would buy with another invoice, and both be paid."""
         _needs(wallet, "lose order")
@@ -330,6 +336,24 @@ class WalletContract:
         assert_not_paid(wallet, bolt11)
         if wallet.sends_again:
             assert send(wallet.client, bolt11).reply is WalletReply.SUCCEEDED
+            assert_paid_once(wallet, bolt11, settled(wallet, bolt11))
+
+    @pytest.mark.slow
+    @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there are no timers here that send a signal")
+    def test_an_interrupt_ends_the_wait_and_not_the_payment(self, wallet: ContractWallet) -> None:
+        """Ctrl-C in a notebook: the cell stops at once, the next one finds what was paid, and pays with the same client."""
+        _needs(wallet, "hold")
+        bolt11s = [wallet.make_invoice(AMOUNT_MSAT) for _ in range(2)]
+        with wallet.hold() as release, _child(INTERRUPTED_BUYER, wallet, bolt11s) as child:
+            interrupted = json.loads(child.stdout.readline())
+            assert interrupted["after_s"] < INTERRUPT_S + SLACK_S
+            assert track(wallet.client, bolt11s[0], follow=False).reply is WalletReply.IN_FLIGHT
+            release()
+            child.stdin.write("go on\n")
+            rest, errors = child.communicate(timeout=2 * PATIENCE_S)
+        assert [json.loads(line) for line in rest.splitlines()] == ["succeeded", "succeeded"], errors
+        assert_no_secret(rest + errors, wallet.secrets)
+        for bolt11 in bolt11s:
             assert_paid_once(wallet, bolt11, settled(wallet, bolt11))
 
     # The wallet is gone
@@ -355,7 +379,7 @@ class WalletContract:
             for ask in asked:
                 with pytest.raises(FundingError) as caught:
                     ask()
-                assert_no_secret(f"{caught.value}{caught.value!r}{caught.value.__dict__}", wallet.secrets)
+                assert_no_secret(texts_of(caught.value), wallet.secrets)
             assert time.monotonic() - began < 3 * (len(asked) + 3) + SLACK_S
             assert_no_secret(repr(answer), wallet.secrets)
         finally:
@@ -467,35 +491,57 @@ class WalletContract:
     def test_a_fork_pays_over_connections_of_its_own(self, wallet: ContractWallet) -> None:
         """gunicorn and multiprocessing fork after a client was used: a connection used on both sides hangs or garbles."""
         bolt11s = [wallet.make_invoice(AMOUNT_MSAT) for _ in range(3)]
-        work = {
-            "recipe": [wallet.recipe.name, wallet.recipe.arguments],
-            "orders": [[bolt11, payment_hash_of(bolt11).hex()] for bolt11 in bolt11s],
-        }
-        done = subprocess.run(
-            [sys.executable, "-c", FORKING_BUYER],
-            input=json.dumps(work),
-            capture_output=True,
-            text=True,
-            timeout=2 * PATIENCE_S,
-            check=False,
-            cwd=ROOT,
-            env={key: value for key, value in os.environ.items() if not key.startswith("GRPC_")},
-        )
-        told = [json.loads(line) for line in done.stdout.splitlines()]
-        assert sorted(line["who"] for line in told) == ["before", "child", "parent"], done.stderr
-        assert {line["reply"] for line in told} == {"succeeded"}, done.stdout
+        with _child(FORKING_BUYER, wallet, bolt11s) as child:
+            out, errors = child.communicate(timeout=2 * PATIENCE_S)
+        told = [json.loads(line) for line in out.splitlines()]
+        assert sorted(line["who"] for line in told) == ["before", "child", "parent"], errors
+        assert {line["reply"] for line in told} == {"succeeded"}, out
         assert {line["identity"] for line in told} == {wallet.client.get_info().identity_pubkey}
-        assert_no_secret(done.stdout + done.stderr, wallet.secrets)
+        assert_no_secret(out + errors, wallet.secrets)
         for bolt11 in bolt11s:
             assert_paid_once(wallet, bolt11, settled(wallet, bolt11))
 
+
+#: Pays, is interrupted, waits for a word, then asks about the first payment and makes a second one. Prints lines of JSON.
+INTERRUPTED_BUYER = """
+import json, signal, sys, time
+from tests.support.wallet_contract import INTERRUPT_S, Recipe
+
+work = json.loads(sys.stdin.readline())
+client = Recipe(name=work["recipe"][0], arguments=work["recipe"][1]).build()
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+def send(order):
+    return client.send(order[0], payment_hash=bytes.fromhex(order[1]), max_fee_msat=50_000, timeout_s=60)
+
+
+client.get_info()
+signal.signal(signal.SIGALRM, interrupt)
+signal.setitimer(signal.ITIMER_REAL, INTERRUPT_S)
+began = time.monotonic()
+try:
+    print(json.dumps(send(work["orders"][0]).reply.value), flush=True)
+except KeyboardInterrupt:
+    print(json.dumps({"after_s": time.monotonic() - began}), flush=True)
+sys.stdin.readline()
+until = time.monotonic() + 60
+while (answer := client.track(bytes.fromhex(work["orders"][0][1]), timeout_s=60, follow=True)).reply.value != "succeeded":
+    assert time.monotonic() < until, answer
+print(json.dumps(answer.reply.value), flush=True)
+print(json.dumps(send(work["orders"][1]).reply.value), flush=True)
+client.close()
+"""
 
 #: Pays once, forks, and pays at once on both sides with the same client. Prints a line of JSON for each payment.
 FORKING_BUYER = """
 import json, os, sys
 from tests.support.wallet_contract import Recipe
 
-work = json.load(sys.stdin)
+work = json.loads(sys.stdin.readline())
 client = Recipe(name=work["recipe"][0], arguments=work["recipe"][1]).build()
 
 
@@ -595,9 +641,36 @@ def assert_not_paid(wallet: ContractWallet, bolt11: str) -> None:
     assert {payment.status for payment in payments(wallet, bolt11)} <= {"FAILED"}
 
 
+def texts_of(error: BaseException) -> str:
+    """Whatever a log may hold of an error, its causes included."""
+    return "".join((repr(error), str(error), repr(error.__dict__), *traceback.format_exception(error)))
+
+
 def assert_no_secret(text: str, hidden: tuple[str, ...]) -> None:
     for secret in filter(None, hidden):
         assert secret.lower() not in text.lower()
+
+
+@contextlib.contextmanager
+def _child(script: str, wallet: ContractWallet, bolt11s: list[str]) -> Iterator[Any]:
+    """A process that runs ``script``; the client's recipe and the invoices are its first line. It is gone after the block."""
+    work = {
+        "recipe": [wallet.recipe.name, wallet.recipe.arguments],
+        "orders": [[bolt11, payment_hash_of(bolt11).hex()] for bolt11 in bolt11s],
+    }
+    pipe = subprocess.PIPE
+    child = subprocess.Popen([sys.executable, "-c", script], stdin=pipe, stdout=pipe, stderr=pipe, text=True, cwd=ROOT)
+    assert child.stdin is not None
+    try:
+        child.stdin.write(json.dumps(work) + "\n")
+        child.stdin.flush()
+        yield child
+    finally:
+        child.kill()
+        child.wait()
+        for end in (child.stdin, child.stdout, child.stderr):
+            if end is not None:
+                end.close()
 
 
 def _optional_questions(client: Any, bolt11: str, *, timeout_s: float) -> Iterator[Callable[[], Any]]:

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from routeweiler_sync.testing import FakeLnd
 
-from .fake_wallets import FAKE_WALLETS, fake_wallet
+from .fake_wallets import fake_wallet
 
 
 @dataclass(frozen=True, kw_only=True)
 class NamedWallet:
-    """A wallet that runs, for which ``lnd`` pays. ``environ`` names it, ``secrets`` must stand in no text."""
+    """A wallet that runs, for which ``lnd`` pays. ``environ`` names it, ``secrets`` must stand in no text, ``stop`` ends it."""
 
     name: str
     lnd: FakeLnd
     environ: dict[str, str] = field(repr=False)
-    secrets: tuple[str, ...] = field(default=(), repr=False)
+    secrets: tuple[str, ...] = field(repr=False)
+    stop: Callable[[], None] = field(repr=False)
 
 
 @contextmanager
 def named_wallet(name: str, lnd: FakeLnd) -> Iterator[NamedWallet]:
     """The wallet of this name, one of `config.wallets.WALLETS`, running inside ``with``; ``lnd`` pays for it."""
-    if name == "lnd-rest" and name not in FAKE_WALLETS:
-        yield NamedWallet(name=name, lnd=lnd, environ=dict(lnd.rest_environ))
-        return
     with fake_wallet(name, lnd) as fake:
-        yield NamedWallet(name=name, lnd=lnd, environ=fake.environ, secrets=fake.secrets)
+        yield NamedWallet(name=name, lnd=lnd, environ=fake.environ, secrets=fake.secrets, stop=fake.stop)

@@ -47,10 +47,12 @@ class WalletMarket:
     def paid(self) -> set[str]:
         return {payment.payment_hash for payment in self.payments if payment.status == "SUCCEEDED"}
 
-    def session(self, *, client: Any = None, payment_timeout: float = PATIENCE_S, **more: Any) -> Routeweiler:
-        source = LightningFundingSource(client=client or self.wallet.client, network=NETWORK)
+    def source(self, client: Any = None) -> LightningFundingSource:
+        return LightningFundingSource(client=client or self.wallet.client, network=NETWORK)
+
+    def session(self, *, client: Any = None, source: Any = None, payment_timeout: float = PATIENCE_S, **more: Any) -> Routeweiler:
         return Routeweiler(
-            funding=[source],
+            funding=[source or self.source(client)],
             ledger=self.books.ledger_path,
             trace_sink=TraceSink.jsonl(self.books.trace_path),
             payment_timeout=payment_timeout,

@@ -128,7 +128,7 @@ class LndRestChannel:
             return Probed(code=_code(error), text=error.what, cause=cause)
         if read.message is not None:
             try:
-                return Probed(code="OK", reply=json_format.ParseDict(read.message, response(), ignore_unknown_fields=True))
+                return Probed(code="OK", reply=_parsed(read.message, response))
             except Exception:  # noqa: BLE001 - whatever was raised, this isn't lnd's message
                 read = RestReply(code="HTTP 200", text="JSON, and nothing of lnd's")
         text = self._credentials.without_secrets(read.text)
@@ -179,8 +179,7 @@ class LndRestChannel:
                         yield answer
                         return None
                     started = True
-                    message: Any = json_format.ParseDict(read.message, pb.Payment(), ignore_unknown_fields=True)
-                    answer = read_payment(message, payment_hash)
+                    answer = read_payment(_parsed(read.message, pb.Payment, "status"), payment_hash)
                     if answer.reply is not WalletReply.IN_FLIGHT:
                         yield answer
                         return None
@@ -191,7 +190,7 @@ class LndRestChannel:
         except NoAnswerError as error:
             yield read_error(rpc, _code(error), self._credentials.without_secrets(error.what), started=started)
             return None
-        except (json_format.Error, RecursionError):
+        except (json_format.Error, RecursionError, ValueError, OverflowError):
             yield WalletAnswer(reply=WalletReply.UNKNOWN, reason="a message of the stream isn't lnd's")
             return None
         yield WalletAnswer(reply=WalletReply.UNKNOWN, reason="the stream ended before the payment did")
@@ -239,6 +238,19 @@ class LndRestChannel:
 
     def _error(self, cause: Cause) -> FundingError:
         return self._endpoint.error(cause.what, cause.advice)
+
+
+def _parsed(content: dict[str, Any], kind: type[Any], needed: str | None = None) -> Any:
+    """Return the message in a JSON object. ``needed`` is a field that it must have; None: any field of its kind.
+
+    lnd's gateway writes all fields, also those without a value. So an object with none of them is somebody else's.
+
+    Raises: json_format.ParseError, ValueError or others if it isn't of this kind.
+    """
+    fields = kind.DESCRIPTOR.fields_by_name if needed is None else {needed}
+    if not any(name in fields for name in content):
+        raise ValueError("none of the message's fields")
+    return json_format.ParseDict(content, kind(), ignore_unknown_fields=True)
 
 
 def _code(error: HttpCallError) -> str:

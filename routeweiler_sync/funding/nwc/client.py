@@ -23,7 +23,7 @@ from ..replies import WalletAnswer, WalletReply, tidy
 from ..simple_calls import pay, status_of
 from ..wallet import NodeInfo, NodePayment, NotPermittedError, PaymentStatus, derived_identity, network_of
 from ..worker_calls import NoThreadError, SilentError, WorkerCall, result_of
-from . import library, replies
+from . import library, replies, rights
 from .environment import from_environment
 from .events import Keyring, Request, WalletNotes
 from .link import Link, LinkError, place_of
@@ -53,8 +53,9 @@ IDLE_LINKS_MAX = 8
 _POLL_S_MIN, _POLL_S_MAX = 0.2, 2.0
 #: This part of a call's time, and at most so many seconds, is left for the answer to come out of its thread.
 _MARGIN_PART, _MARGIN_S_MAX = 0.1, 0.3
+#: How long the wallet may take for one page of its list of payments, in seconds.
+PAGE_S_MAX = 10.0
 _PAYMENTS_A_PAGE, _PAGES_MAX = 50, 20_000
-_NEEDED = ("pay_invoice", "lookup_invoice")
 _METHODS_MAX = 64
 #: Look-ups that show a payment, which an order must have started.
 _UNDER_WAY = frozenset({WalletReply.SUCCEEDED, WalletReply.WRONG_PREIMAGE, WalletReply.IN_FLIGHT})
@@ -285,6 +286,25 @@ class NwcClient:
 
         return self._work(look, self.timeout_seconds if timeout_s is None else timeout_s)
 
+    def relay_faults(self, *, timeout_s: float) -> dict[str, str | None]:
+        """Return for each relay why it can't be reached; None if it can. Whether the wallet is there is another question.
+
+        Raises: FundingError if that can't be found out.
+        """
+
+        def look(deadline: float, use: Callable[[Link], Link]) -> dict[str, str | None]:
+            faults: dict[str, str | None] = {}
+            for place, url in enumerate(self.relays):
+                now = monotonic_s()
+                try:
+                    self._put_back(use(self._take(url, now + (deadline - now) / (len(self.relays) - place))))
+                    faults[url] = None
+                except LinkError as error:
+                    faults[url] = error.reason
+            return faults
+
+        return self._work(look, timeout_s)
+
     def spendable_msat(self, *, timeout_s: float) -> int | None:
         """Return the wallet's balance in msat; None if the connection may not ask. A budget of the connection may be smaller.
 
@@ -305,7 +325,7 @@ class NwcClient:
         offset, before = 0, None
         for _ in range(_PAGES_MAX):
             params = {"type": "outgoing", "unpaid": True, "limit": _PAYMENTS_A_PAGE, "offset": offset}
-            page = self._result("list_transactions", params, self.timeout_seconds).get("transactions")
+            page = self._result("list_transactions", params, PAGE_S_MAX).get("transactions")
             if not isinstance(page, list) or not page or page == before:  # the same page again: it doesn't know offsets
                 return
             offset, before = offset + len(page), page
@@ -477,12 +497,12 @@ class NwcClient:
                 f"The wallet doesn't accept this connection ({replies.reason_of(error)}).",
                 advice="Look at the connection in the wallet, or make a new one.",
             )
-        missing = [name for name in _NEEDED if name not in methods]
+        missing = [name for name in rights.NEEDED if name not in methods]
         if missing:
             what = " and ".join(missing)
             raise FundingError(
                 f"The wallet doesn't permit {what} over this connection, which paying needs.",
-                advice=f"Make a connection in the wallet that permits {' and '.join(_NEEDED)}.",
+                advice=f"Make a connection in the wallet that permits {' and '.join(rights.NEEDED)}.",
             )
         link.notes["methods"], link.notes["heard_at"] = methods, monotonic_s()
 

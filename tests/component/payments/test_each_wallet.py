@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -24,7 +25,7 @@ from tests.support.crashing_buyer import DIED
 from tests.support.fake_wallets import fake_wallet
 from tests.support.tcp_relay import Wire
 from tests.support.wallet_buyers import Buyers
-from tests.support.wallet_contract import PATIENCE_S, Recipe, ready
+from tests.support.wallet_contract import PATIENCE_S, Recipe, closing, ready
 from tests.support.wallet_market import WalletMarket
 
 pytestmark = [pytest.mark.usefixtures("asks_at_once"), pytest.mark.timeout(180)]
@@ -34,6 +35,8 @@ THREADS = 64
 SHORT_S = 2.0
 #: How long it waits for an answer that may come.
 ANSWER_S = 4.0
+#: An order that was held gets so long to do its harm.
+LATE_S = 0.5
 SEED = 15
 #: How many moments of a purchase a buyer is killed at, by the bytes between it and its wallet.
 KILLS = 8
@@ -143,6 +146,7 @@ def test_a_fee_that_is_not_told_is_booked_as_the_most_that_it_can_be(tmp_path: P
 # Between the buyer and the wallet
 
 
+@pytest.mark.slow
 def test_an_answer_that_is_lost_costs_nothing(market: WalletMarket) -> None:
     """The wallet has paid and nobody heard it: a second payment, or a lost token, would be the user's loss."""
     with market.wallet.lose_answer(times=1):
@@ -172,6 +176,7 @@ def test_an_order_that_is_lost_is_sent_again_only_where_the_wallet_refuses_a_sec
     market.check()
 
 
+@pytest.mark.slow
 def test_orders_that_are_all_lost_leave_the_call_pending(market: WalletMarket) -> None:
     """Said to be unpaid, the page would be bought with another invoice, and both orders might arrive."""
     with market.wallet.lose_order():
@@ -186,6 +191,24 @@ def test_orders_that_are_all_lost_leave_the_call_pending(market: WalletMarket) -
         market.check()
 
 
+@pytest.mark.slow
+def test_an_order_that_arrives_late_is_no_second_payment(market: WalletMarket) -> None:
+    """It may lie in a socket or in a relay while its sender has given up, and the next call has already paid."""
+    wallet = market.wallet
+    with Wire(wallet.port) as wire, closing(wallet.through(wire.port).build()) as client:
+        source = market.source(client)
+        source.ready(PATIENCE_S)  # connected, so that the order is what is held
+        wire.hold()
+        first = market.call(source=source, payment_timeout=SHORT_S)
+        assert isinstance(first, PaymentPendingError), first
+        second = market.call(payment_timeout=PATIENCE_S if wallet.sends_again else SHORT_S)
+        assert isinstance(second, requests.Response if wallet.sends_again else PaymentPendingError), second
+        wire.release(order_alone=True)
+        time.sleep(LATE_S)  # nothing shows that it has come and was refused
+    finish(market)
+
+
+@pytest.mark.slow
 def test_a_wallet_that_is_killed_in_the_midst_of_a_payment_is_asked_when_it_is_back(market: WalletMarket) -> None:
     """A reboot of the wallet's machine: its payment ends by itself, and the next call finds it."""
     wallet = market.wallet

@@ -48,6 +48,10 @@ def name_of(environ: dict[str, str]) -> str | None:
     return None if found is None else found.wallet.name
 
 
+def wallet_of(name: str) -> wallets.Wallet:
+    return next(each for each in WALLETS if each.name == name)
+
+
 def test_every_variable_of_a_wallet_makes_later_sessions_pay_anew() -> None:
     """A session would go on paying from the wallet that the environment named before."""
     for wallet in WALLETS:
@@ -77,9 +81,11 @@ def test_the_warning_of_an_idle_session_names_every_way_to_name_a_wallet() -> No
 @pytest.mark.parametrize("name", [wallet.name for wallet in WALLETS])
 def test_a_wallet_is_named_by_its_variables_alone(name: str) -> None:
     """Else a legacy script would need more than variables."""
-    assert name_of(COMPLETE[name]) == name
-    assert name_of(dict.fromkeys(COMPLETE[name], "")) is None
-    assert wallets.names_wallet(COMPLETE[name])
+    for way in wallet_of(name).ways:
+        assert name_of(dict.fromkeys(way, "x")) == name
+        assert name_of({way[0]: "x"}) == name
+        assert name_of(dict.fromkeys(way, "")) is None
+        assert wallets.names_wallet({way[0]: "x"})
 
 
 @pytest.mark.parametrize("first", range(len(IN_ORDER)))
@@ -119,9 +125,9 @@ def test_an_unknown_wallet_is_no_wallet_and_not_repeated_if_it_may_be_a_secret(g
 @pytest.mark.parametrize("name", [wallet.name for wallet in WALLETS])
 def test_a_chosen_wallet_without_its_variables_says_which_are_missing(name: str, set_) -> None:
     """ "No wallet" alone would send the user to the documentation of all four."""
-    others = {key: value for each in COMPLETE.values() for key, value in each.items() if key not in COMPLETE[name]}
+    wallet = wallet_of(name)
+    others = {key: value for each in COMPLETE.values() for key, value in each.items() if key not in wallet.variables}
     set_(others | {"ROUTEWEILER_WALLET": name})
-    wallet = next(each for each in WALLETS if each.name == name)
     with pytest.raises(FundingError) as caught:
         wallets.client()
     assert wallet.ways[0][0] in str(caught.value)
