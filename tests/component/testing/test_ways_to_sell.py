@@ -417,7 +417,8 @@ def test_each_kind_of_token_is_what_it_says(open_shop: Open) -> None:
         shop.paywall.service.token = kind
         credential = shop.buy()
         assert shop.ask("/a", credential).status_code == 200
-        assert shop.ask("/a", credential[:-66] + "x" + credential[-65:]).status_code == 402
+        another = "y" if credential[-70] == "x" else "x"  # not the last character, of which base64 may leave bits unread
+        assert shop.ask("/a", credential[:-70] + another + credential[-69:]).status_code == 402
         return credential[5:-65]
 
     for kind, version in (("macaroon", MACAROON_V2), ("macaroon-urlsafe", MACAROON_V2), ("macaroon-v1", MACAROON_V1)):
