@@ -68,6 +68,7 @@ def dry_run(session: Routeweiler, method: str, url: str, *, no_node: str | None,
 def facts(result: DryRun) -> list[tuple[str, object]]:
     """Return the result for people, as `tables.print_facts` prints it."""
     from .._core.money import plain, sats
+    from ..protocol.schemes import is_reusable
 
     rehearsal = result.rehearsal
     quote = None if rehearsal is None else rehearsal.quote
@@ -77,6 +78,7 @@ def facts(result: DryRun) -> list[tuple[str, object]]:
             ("price", sats(quote.amount_msat)),
             ("routing", f"at most {sats(quote.max_fee_msat)}"),
             ("budget", f"{plain(quote.amount_minor_units)} {quote.currency}, before routing"),
+            ("scheme", quote.scheme if is_reusable(quote.scheme) else f"{quote.scheme}: one payment for one request"),
             ("token for", quote.scope),
             ("description", quote.description or "(none)"),
             ("payment hash", quote.payment_hash),
@@ -104,6 +106,8 @@ def verdict(result: DryRun) -> str:
     if rehearsal.unfinished is not None:
         return f"an earlier payment isn't finished: the call would carry it to its end, and pay {_price(rehearsal.unfinished)} once"
     if rehearsal.token is not None:
+        if rehearsal.token.single_use:
+            return "nothing would be paid: a payment that was made for this request earlier would be presented"
         return "nothing would be paid: a token that was paid for earlier would be used again"
     if rehearsal.refusal is not None:
         return f"would be refused: {text_of(rehearsal.refusal)}"
@@ -176,6 +180,7 @@ def quote_as_json(quote: Quote | None) -> dict[str, Any] | None:
         "maxFeeMsat": quote.max_fee_msat,
         "amountMinorUnits": plain(quote.amount_minor_units),
         "currency": quote.currency,
+        "scheme": quote.scheme,
         "scope": quote.scope,
         "paymentHash": quote.payment_hash,
         "description": quote.description,

@@ -12,6 +12,7 @@ from typing import Any
 
 from .._core.money import minor_units, plain, sats
 from ..errors import ChallengeParseError
+from ..ledger.charges import USED_UP_UNDELIVERED
 from ..ledger.ledger import FORGOTTEN
 from ..ledger.server_facts import REFUSED, UNDELIVERED, USED_UP
 from ..ledger.types import PaymentRow, PaymentState
@@ -54,6 +55,8 @@ def meaning(row: PaymentRow) -> str:
         return f"not paid, and it can't be paid any more{f': {row.failure_text}' if row.failure_text else ''}"
     if row.preimage is None:
         return "paid, but the node's proof was wrong: there is no token"
+    if row.single_use:
+        return _charge_meaning(row)
     if row.state is PaymentState.RETIRED:
         if row.failure_code == FORGOTTEN:
             return "paid; the token was forgotten at your request, and isn't offered any more"
@@ -67,6 +70,21 @@ def meaning(row: PaymentRow) -> str:
     if row.failure_code == UNDELIVERED:
         return "paid, but the server answered with an error in place of the page"
     return "paid; the token is kept, and the server hasn't accepted it yet"
+
+
+def _charge_meaning(row: PaymentRow) -> str:
+    """Return what the state of a paid charge means, as a clause."""
+    if row.accepted:
+        return "paid for one request, which the server has answered"
+    if row.failure_code == USED_UP_UNDELIVERED:
+        return f"paid for one request; the server has taken it, and not delivered: {row.failure_text or 'by its receipt'}"
+    if row.failure_code == FORGOTTEN:
+        return "paid for one request; forgotten at your request, and not presented any more"
+    if row.failure_code == REFUSED:
+        return "paid for one request, but the server refuses it"
+    if row.failure_code == UNDELIVERED:
+        return f"paid for one request, which isn't answered yet ({row.failure_text or 'an error came instead'})"
+    return "paid for one request, which isn't answered yet"
 
 
 def to_do(row: PaymentRow, ledger: str | None) -> list[str]:
@@ -89,6 +107,11 @@ def to_do(row: PaymentRow, ledger: str | None) -> list[str]:
         return ["Ask whoever runs the node, which paid and gave a wrong preimage.", buy_anew]
     if row.failure_code == REFUSED:
         return ["Ask whoever runs the server, and show the proof of payment.", buy_anew]
+    if row.single_use:
+        return [
+            "Make the same request again (URL, method and body): the payment is presented with it, and nothing more is paid.",
+            buy_anew,
+        ]
     return ["Fetch the page again: the token is offered, and nothing more is paid.", buy_anew]
 
 
@@ -107,7 +130,7 @@ def facts(row: PaymentRow, ledger: str | None, url: str) -> list[tuple[str, obje
         ("rate", _rate(row)),
         ("page", row.origin + row.path if row.path.startswith("/") else f"{row.origin} (path: {row.path})"),
         ("scope", row.scope),
-        ("scheme", row.scheme),
+        ("scheme", f"{row.scheme}: for one request" if row.single_use else row.scheme),
         ("description", "(can't be read)" if invoice is None else invoice.description or "(none)"),
         ("payee", None if invoice is None else invoice.payee),
         ("node", row.node_pubkey),
@@ -115,6 +138,7 @@ def facts(row: PaymentRow, ledger: str | None, url: str) -> list[tuple[str, obje
         ("begun", row.created_at),
         ("settled", row.settled_at),
         ("invoice expires", _expiry(invoice)),
+        ("challenge expires", _charge_expiry(row)),
         ("orders", _orders(row)),
         ("server", _server(row)),
         ("trace", _trace(row)),
@@ -134,6 +158,8 @@ def as_json(row: PaymentRow) -> dict[str, Any]:
         "path": row.path,
         "scope": row.scope,
         "scheme": row.scheme,
+        "singleUse": row.single_use,
+        "undelivered": row.owed,
         "amountMsat": row.amount_msat,
         "feeMsat": row.fee_msat,
         "maxFeeMsat": row.max_fee_msat,
@@ -189,6 +215,14 @@ def _expiry(invoice: Invoice | None) -> datetime | None:
         return None
 
 
+def _charge_expiry(row: PaymentRow) -> datetime | None:
+    try:
+        valid_until = row.valid_until if row.single_use else None
+        return None if valid_until is None else datetime.fromtimestamp(valid_until, timezone.utc)
+    except (OverflowError, OSError, ValueError):
+        return None
+
+
 def _fee(row: PaymentRow) -> str:
     most = f"at most {sats(row.max_fee_msat)}"
     return f"{sats(row.fee_msat)} ({most} was allowed)" if row.settled_at is not None else most
@@ -214,6 +248,8 @@ def _orders(row: PaymentRow) -> str:
 def _server(row: PaymentRow) -> str | None:
     if row.preimage is None:
         return None
+    if row.single_use:
+        return "has answered the request" if row.accepted else "hasn't answered the request"
     if row.accepted:
         return "has accepted the token" + (", more than once" if row.accepted_again else "")
     return "has never accepted the token"

@@ -36,6 +36,8 @@ RECOVER_TIMEOUT_S = 60.0
 #: The names of `ledger.types.PaymentState`, which isn't imported for ``--help``. A test compares them.
 STATES = ("open", "failed", "settled", "retired", "dead")
 _COLUMNS = payment_columns("created", "state")
+#: What to do is said for at most so many of the payments that are listed.
+_TOLD_MAX = 5
 
 
 @click.group(cls=Group)
@@ -65,6 +67,7 @@ def payments() -> None:
 @ledger_option
 @click.option("--state", "states", type=click.Choice(STATES), multiple=True, help="Only payments in this state; may be repeated.")
 @click.option("--unfinished", is_flag=True, help="Only payments whose outcome isn't known yet: states open and failed.")
+@click.option("--undelivered", is_flag=True, help="Only payments for one request (scheme Payment) that isn't answered yet.")
 @click.option(
     "--origin", metavar="ORIGIN", help="Only payments to https://host[:port], or to origins like '*.example.com' or '*:8443'."
 )
@@ -76,6 +79,7 @@ def list_payments(
     ledger: str | None,
     states: Sequence[str],
     unfinished: bool,
+    undelivered: bool,
     origin: str | None,
     since: datetime | None,
     limit: int | None,
@@ -85,8 +89,10 @@ def list_payments(
 
     \b
     open, failed   unfinished: the node may still make the payment
-    settled        paid; the token is in use
-    retired        paid; the token is no longer offered
+    settled        paid; the token is in use, or the one request that was
+                   paid for isn't answered yet
+    retired        paid; the token is no longer offered, or the one request
+                   was answered
     dead           not paid, or abandoned
 
     On a terminal the hashes are shortened; any command takes what is shown. In a pipe each payment is one line of columns, with
@@ -103,13 +109,15 @@ def list_payments(
     wanted = {*states, *(("open", "failed") if unfinished else ())}
     exact, pattern = _origin_or_pattern(origin)
     with reading(ledger) as (opened, exists):
-        rows = _listed(opened, wanted, exact, pattern, since, limit) if exists else iter(())
+        rows = _listed(opened, wanted, exact, pattern, since, limit, undelivered=undelivered) if exists else iter(())
         if as_json:
             print_json(map(object_of, rows))
             return
         has_any = exists and next(iter(opened.payments()), None) is not None
         empty = "No payment matches." if has_any else nothing_bought(opened, exists=exists)
-        _print_rows(rows, empty)
+        owed: list[PaymentRow] = []
+        _print_rows(_noting(rows, owed), empty)
+    _tell_owed(owed, ledger)
 
 
 @payments.command()
@@ -205,13 +213,42 @@ def abandon(*, payment_hash: str, ledger: str | None, as_json: bool) -> None:
         )
 
 
+def _noting(rows: Iterable[PaymentRow], owed: list[PaymentRow]) -> Iterator[PaymentRow]:
+    """Yield ``rows``, and put the first of them that are paid for and not delivered into ``owed``."""
+    for row in rows:
+        if row.owed and len(owed) <= _TOLD_MAX:
+            owed.append(row)
+        yield row
+
+
+def _tell_owed(owed: list[PaymentRow], ledger: str | None) -> None:
+    """Say on stderr what to do about payments whose one request isn't answered yet."""
+    from .payment_words import meaning, to_do
+
+    for row in owed[:_TOLD_MAX]:
+        print_line(f"Payment {row.payment_hash} to {row.origin}: {meaning(row)}. {' '.join(to_do(row, ledger))}", err=True)
+    if len(owed) > _TOLD_MAX:
+        print_line("There are more: routeweiler-sync payments list --undelivered", err=True)
+
+
 def _listed(
-    ledger: Ledger, states: set[str], origin: str | None, pattern: str | None, since: datetime | None, limit: int | None
+    ledger: Ledger,
+    states: set[str],
+    origin: str | None,
+    pattern: str | None,
+    since: datetime | None,
+    limit: int | None,
+    *,
+    undelivered: bool,
 ) -> Iterator[PaymentRow]:
     """Return the payments to list, oldest first; with ``limit``, the newest of them. ``pattern``: see `_origin_or_pattern`."""
     state = next(iter(states)) if len(states) == 1 else None
     rows = ledger.payments(state=state, origin=origin, since=since, newest_first=limit is not None)
-    wanted = (row for row in rows if (not states or row.state.value in states) and _matches(row.origin, pattern))
+    wanted = (
+        row
+        for row in rows
+        if (not states or row.state.value in states) and (row.owed or not undelivered) and _matches(row.origin, pattern)
+    )
     return wanted if limit is None else reversed(list(islice(wanted, limit)))
 
 

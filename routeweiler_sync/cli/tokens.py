@@ -63,7 +63,8 @@ def list_tokens(*, ledger: str | None, as_json: bool) -> None:
     from .payment_words import as_json as object_of, sat_number
 
     with reading(ledger) as (opened, exists):
-        rows = opened.payments(state="settled") if exists else iter(())
+        # A charge is no token: it opens one request. `payments list` shows those that are owed.
+        rows = (row for row in opened.payments(state="settled") if not row.single_use) if exists else iter(())
         if as_json:
             print_json({**object_of(row), "token": _token(row)} for row in rows)
             return
@@ -94,7 +95,7 @@ def forget(*, payment_hash: str, ledger: str | None, as_json: bool) -> None:
     """Stop offering the token of a payment, so that the next call may buy a new one.
 
     PAYMENT_HASH may be the first digits of the hash, at least 8. Programs that are running and have the token in memory go on using
-    it.
+    it. A payment for one request (scheme Payment) is forgotten in the same way.
 
     \b
     Example:
@@ -107,12 +108,13 @@ def forget(*, payment_hash: str, ledger: str | None, as_json: bool) -> None:
     if row.settled_at is None:
         print_line(f"Payment {row.payment_hash} is {row.state.value}: it has no token.", err=True)
         raise click.exceptions.Exit(Exit.REFUSED)
+    offered = "it is no longer presented" if row.single_use else "its token is no longer offered"
     if as_json:
         print_json([object_of(row)])
     else:
         print_line(
-            f"Payment {row.payment_hash} of {sats(row.amount_msat)} to {row.origin} is forgotten: its token is no longer offered, "
-            "and the next call may buy anew."
+            f"Payment {row.payment_hash} of {sats(row.amount_msat)} to {row.origin} is forgotten: {offered}, and the next call may "
+            "buy anew."
         )
 
 

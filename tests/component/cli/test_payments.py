@@ -95,6 +95,42 @@ def test_a_paid_token_isnt_abandoned_but_can_be_forgotten(command: Command, payw
     assert len(lnd.payments) == 2
 
 
+def test_a_charge_that_is_owed_is_shown_with_what_to_do(command: Command, lnd: FakeLnd, books: Books) -> None:
+    """Paid, and nothing to show for it: the user of a shell must hear that the same request gets it, and that it is no token."""
+    with Paywall(lnd, scheme="Payment", form="pympp") as paywall:
+        paywall.cut_next("before")
+        assert command("get", paywall.url) != 0
+        (row,) = books.rows
+        assert command("tokens", "list", "--json") == 0
+        assert command.json == []
+        assert command("payments", "list") == 0
+        assert row.payment_hash.encode() in command.out
+        assert b"Make the same request again" in command.err
+        assert f"tokens forget {row.payment_hash[:16]}".encode() in command.err
+        assert command("payments", "list", "--undelivered", "--json") == 0
+        assert [(each["paymentHash"], each["singleUse"], each["undelivered"]) for each in command.json] == [
+            (row.payment_hash, True, True)
+        ]
+        assert command("payments", "show", row.payment_hash) == 0
+        assert b"isn't answered yet" in command.out
+        assert b"Payment: for one request" in command.out
+        assert row.preimage is not None
+        assert row.preimage.encode() not in command.out + command.err
+        assert command("get", "--dry-run", paywall.url) == 0
+        assert b"a payment that was made for this request earlier would be presented" in command.out
+        assert command("get", paywall.url) == 0
+        assert command("payments", "list", "--undelivered") == 0
+        assert b"No payment matches" in command.out + command.err
+        assert command("payments", "show", row.payment_hash) == 0
+        assert b"which the server has answered" in command.out
+        assert command("get", "--dry-run", "--json", paywall.url) == 0
+        assert (command.json["verdict"]["outcome"], command.json["quote"]["scheme"]) == ("pay", "Payment")
+        assert command("get", "--dry-run", paywall.url) == 0
+        assert b"Payment: one payment for one request" in command.out
+    assert len(lnd.payments) == 1
+    books.check()
+
+
 @pytest.mark.parametrize("args", [("payments", "abandon"), ("tokens", "forget")])
 def test_a_hash_that_there_is_not_is_wrong_usage(command: Command, stuck: str, args: tuple[str, str]) -> None:
     """A misspelt hash must not look like success."""
