@@ -693,7 +693,8 @@ class PaywallLogic:
             faulty["created_at"] = int(time.time()) - 2 * _EXPIRED_FOR_S
         if self.faults.currency is not None:
             faulty["currency"] = self.faults.currency
-        return self.lnd.invoice(amount_msat or service.invoice_msat, memo=f"L402 {service.name}", expiry_s=_EXPIRED_FOR_S, **faulty)
+        memo = f"L402 {service.name}" if service.form.startswith("aperture") or amount_msat is None else ""
+        return self.lnd.invoice(amount_msat or service.invoice_msat, memo=memo, expiry_s=_EXPIRED_FOR_S, **faulty)
 
     def _token(self, service: Service, path: str, thing: Hashable, payment_hash: bytes) -> str:
         """Make a token for this payment hash (32 bytes) that opens ``thing``, and note what it is good for."""

@@ -44,8 +44,11 @@ class PaymentServer:
 
     @property
     def package(self) -> str:
-        """Its name and version, as pinned; for aperture, with its setting."""
-        return self.name if self.script is None else package_of(self.name.partition(",")[0], self.script)
+        """Its name and version, as pinned, and its setting."""
+        if self.script is None:
+            return self.name
+        name, comma, setting = self.name.partition(",")
+        return package_of(name, self.script) + comma + setting
 
 
 def _aperture(authscheme: str) -> PaymentServer:

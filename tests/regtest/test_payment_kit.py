@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,11 +13,13 @@ import requests
 from routeweiler_sync.testing import FakeLnd, Paywall
 from tests.support.payment_by_hand import Bought, Pay, lines, payment_lines
 
-from .payment_servers import PAYMENT_SERVERS, SERVICE, PaymentServer, running
+from .payment_servers import MPPX, MPPX_011, PAYMENT_SERVERS, PYMPP, SERVICE, PaymentServer, running
 from .server_builds import Runtimes
 from .world import World
 
 TIMEOUT_S = 30
+#: Longer than a presentation takes on a slow machine.
+SHORT_LIFE_S = 5
 PATH = f"/{SERVICE}/a"
 
 
@@ -87,19 +91,31 @@ def presentations(shop: Shop) -> Iterator[tuple[str, dict[str, Any]]]:
     yield "the same body", told(shop.ask(PATH, more.credential(), method="POST", body=b"{}"), more)
 
 
-@pytest.mark.parametrize("server", PAYMENT_SERVERS, ids=lambda server: server.name.replace("`", ""))
-def test_the_kit_answers_as_the_server_does(world: World, runtimes: Runtimes, server: PaymentServer) -> None:
-    """A program tested with the kit would meet other answers in the world, and pay for them."""
+def late_presentations(shop: Shop) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Present what was paid in time after its challenge has expired, then under the fresh challenge, and once more."""
+    bought = shop.buy()
+    time.sleep(SHORT_LIFE_S + 1)
+    late = shop.ask(PATH, bought.credential())
+    yield "after it has expired", told(late, bought)
+    fresh = Bought(payment_lines(late)[0])
+    yield "under the fresh challenge", told(shop.ask(PATH, bought.under(fresh)), bought)
+    yield "under the fresh challenge again", told(shop.ask(PATH, bought.under(fresh)), bought)
+
+
+def compare(
+    world: World, runtimes: Runtimes, server: PaymentServer, ask: Callable[[Shop], Iterator[tuple[str, dict[str, Any]]]]
+) -> None:
+    """Ask the real server and the kit's paywall, and hold what came of it against each other."""
 
     def pay(invoice: str) -> bytes:
         return bytes.fromhex(world.payer.pay(invoice)["payment_preimage"])
 
     with running(server, world, runtimes) as real:
-        seen = dict(presentations(Shop(server, real.url, pay)))
+        seen = dict(ask(Shop(server, real.url, pay)))
         assert real.outside == []
     with FakeLnd() as lnd, Paywall(lnd, service=SERVICE, **server.kit) as paywall:
         node = lnd.client()
-        kit = dict(presentations(Shop(server, paywall.base_url, lambda invoice: node.pay_invoice(invoice, max_fee_msat=10_000))))
+        kit = dict(ask(Shop(server, paywall.base_url, lambda invoice: node.pay_invoice(invoice, max_fee_msat=10_000))))
         node.close()
     different = [
         f"{name}, {field}: the server has {answer[field]}, the kit {kit[name][field]}"
@@ -108,3 +124,18 @@ def test_the_kit_answers_as_the_server_does(world: World, runtimes: Runtimes, se
         if answer[field] != kit[name][field]
     ]
     assert not different, "\n".join(["", *different])
+
+
+@pytest.mark.parametrize("server", PAYMENT_SERVERS, ids=lambda server: server.name.replace("`", ""))
+def test_the_kit_answers_as_the_server_does(world: World, runtimes: Runtimes, server: PaymentServer) -> None:
+    """A program tested with the kit would meet other answers in the world, and pay for them."""
+    compare(world, runtimes, server, presentations)
+
+
+@pytest.mark.parametrize("server", [MPPX, MPPX_011, PYMPP], ids=lambda server: server.name)
+def test_the_kit_answers_to_late_payments_as_the_server_does(world: World, runtimes: Runtimes, server: PaymentServer) -> None:
+    """A payment that came too late would be lost with the server, and not with the kit, or the other way round."""
+    short = replace(
+        server, settings={**server.settings, "SERVER_LIFE_S": SHORT_LIFE_S}, kit={**server.kit, "expires": SHORT_LIFE_S}
+    )
+    compare(world, runtimes, short, late_presentations)

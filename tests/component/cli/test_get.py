@@ -498,6 +498,16 @@ def test_a_dry_run_tells_the_price_and_pays_nothing(command: Command, paywall: P
     assert books.rows == []
 
 
+def test_a_dry_run_says_which_scheme_would_be_paid(command: Command, paywall: Paywall, lnd: FakeLnd) -> None:
+    """A charge opens one request, a token many: the same price buys something else."""
+    with Paywall(lnd, scheme="Payment") as charges:
+        for shop, scheme in ((paywall, "L402"), (charges, "Payment")):
+            assert command("get", shop.url, "--dry-run", **NO_NODE) == 0
+            assert f"\nscheme        {scheme}" in command.out.decode()
+            assert command("get", shop.url, "--dry-run", "--json", **NO_NODE) == 0
+            assert command.json["quote"]["scheme"] == scheme
+
+
 def test_a_dry_run_carries_no_unfinished_payment_on(command: Command, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
     """The order would be sent again, and money would move in a dry run."""
     lnd.drop_next("before_init", times=None)
