@@ -10,6 +10,7 @@ Sending again follows `requests.auth.HTTPDigestAuth.handle_401`: the superseded 
 from __future__ import annotations
 
 import functools
+import itertools
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -334,10 +335,12 @@ class PaywallHandler:
         """
         lines = _challenge_lines(self.latest)
         is_head = (self.request.method or "").upper() == "HEAD"
-        offered: Iterable[Challenge] = () if (token is not None or is_head) and is_named_alone(lines) else offers(lines)
+        remaining = iter(()) if (token is not None or is_head) and is_named_alone(lines) else offers(lines)
+        first = next(remaining, None)
+        offered: Iterable[Challenge] = () if first is None else itertools.chain((first,), remaining)
         if token is not None:
             offered = list(offered)
-        chosen = challenge = self.payer.checkout.choose(offered, url=self.request.url or "")
+        chosen = challenge = None if first is None else self.payer.checkout.choose(offered, url=self.request.url or "")
         if token is not None and chosen is not None and not chosen.reusable:
             # Whether the token is refused shows by what is asked for in its own scheme.
             challenge = next((each for each in offered if each.reusable), chosen)

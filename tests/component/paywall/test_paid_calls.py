@@ -202,6 +202,13 @@ def test_an_unrecognised_402_comes_back_unchanged(
     assert "schemes: Payment lightning/session" in caplog.text
 
 
+def test_a_402_of_others_needs_nothing_that_paying_needs(session, paywall: Paywall, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no place for a ledger, other schemes' 402s would end in errors about it."""
+    paywall.service.scheme, paywall.service.intents = ("Payment",), ("session",)
+    monkeypatch.setattr(type(session._payer), "checkout", property(lambda payer: pytest.fail("a checkout was made")))
+    assert session.get(paywall.url).status_code == 402
+
+
 def test_an_endless_402_body_costs_neither_memory_nor_the_page(session, paywall: Paywall) -> None:
     """An endless body grew memory by 942 MB in 3 s in a client that read it."""
     paywall.faults.endless_402 = True
