@@ -36,7 +36,7 @@ class Exchange:
     token: str | None
     payment_hash: str | None
     status: int
-    at_ns: int = 0
+    at_ns: int
 
     def __str__(self) -> str:
         return f"{'token' if self.token else 'bare'}:{self.status}"
@@ -107,6 +107,7 @@ def _handler(
                     token=token,
                     payment_hash=_payment_hash(credential or ""),
                     status=0 if cut else status,
+                    at_ns=time.time_ns(),
                 )
             )
             if cut is not None:

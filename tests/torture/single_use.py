@@ -55,7 +55,7 @@ FINDING_WORDS = ("DOUBLE", "LOST", "DRIFT", "CLAIM")
 
 @dataclass
 class Moment:
-    """One purchase that was killed. ``reached`` is what the relay and lnd had seen of it by then."""
+    """One purchase that was killed. ``reached`` is what relay and ledger had seen of it by then."""
 
     name: str
     server: str
@@ -82,6 +82,7 @@ class Torturer:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["tests.torture.buyer"])
         self._known = {payment["payment_hash"] for payment in world.payer.list_payments()}
+        self._last_index = max(int(payment["payment_index"]) for payment in world.payer.list_payments())
         self._said_unspent: dict[str, str] = {}
         self._purchase_s = self._undisturbed_s()
 
@@ -94,7 +95,7 @@ class Torturer:
             assert buyer.end(BUYERS_END_S)
             first, *_, last = self._seen(wire, path)
             took.append((last.at_ns - first.at_ns) / 1e9)
-        self._known |= {payment["payment_hash"] for payment in self._world.payer.list_payments()}
+        self._remember(self._new_payments())
         return max(took)
 
     def moment(self, number: int) -> Moment:
@@ -141,8 +142,8 @@ class Torturer:
             return f"answered {shown[-1].status}"
         if path in wire.presented:
             return "presented"
-        states = [payment["status"] for payment in self._new_payments()]
-        return "paid" if "SUCCEEDED" in states else "in flight" if states else "not ordered"
+        rows = [row for payment_hash, row in self._rows().items() if payment_hash not in self._known]
+        return "paid" if any(row.settled_at for row in rows) else "in the ledger" if rows else "not in the ledger"
 
     def _start(self, name: str, url: str, report: Path, **other: Any) -> Process:
         payer = self._world.payer
@@ -169,7 +170,14 @@ class Torturer:
     # The judgement
 
     def _new_payments(self) -> list[dict[str, Any]]:
-        return [payment for payment in self._world.payer.list_payments() if payment["payment_hash"] not in self._known]
+        """lnd's list of what came since `_remember`. All of them would take a second, some hundred payments on."""
+        options = ("--include_incomplete", "--paginate_forwards", f"--index_offset={self._last_index}")
+        listed: list[dict[str, Any]] = self._world.payer.lncli("listpayments", *options)["payments"]
+        return listed
+
+    def _remember(self, payments: list[dict[str, Any]]) -> None:
+        self._known |= {payment["payment_hash"] for payment in payments}
+        self._last_index = max([self._last_index, *(int(payment["payment_index"]) for payment in payments)])
 
     def _rows(self) -> dict[str, PaymentRow]:
         ledger = Ledger.open(self._folder / "ledger.db")
@@ -210,7 +218,7 @@ class Torturer:
         done.findings += [f"a buyer fell: {report['kind']}: {report['text']}" for report in reports if report["what"] == "bug"]
         unended = [payment["payment_hash"] for payment in payments if payment["status"] not in ("SUCCEEDED", "FAILED")]
         done.findings += [f"lnd hasn't ended {payment_hash}" for payment_hash in unended]
-        self._known |= {payment["payment_hash"] for payment in payments}
+        self._remember(payments)
 
     def _books(self, paid: dict[str, Any], rows: dict[str, PaymentRow]) -> list[str]:
         findings = [f"DRIFT: row {h} is unfinished ({row.state.value})" for h, row in rows.items() if row.unfinished]
