@@ -34,6 +34,7 @@ from tests.regtest.payment_servers import BOTH, MPPX, MPPX_011, PYMPP, SERVICE, 
 from tests.regtest.server_builds import Runtimes, runtimes
 from tests.regtest.wire import Exchange, Wire
 from tests.regtest.world import World, start_world
+from tests.support.wallet_contract import Recipe
 
 from .buyer import ENVELOPE, Job
 from .kill_nine import BUYERS_END_S, FINISHER_END_S, FINISHER_PAYMENT_TIMEOUT_S, Process
@@ -150,9 +151,15 @@ class Torturer:
         values: dict[str, Any] = {
             "name": name,
             "urls": (url,),
-            "grpc_port": payer.grpc_port,
-            "macaroon": str(payer.admin_macaroon_path),
-            "cert": str(payer.tls_cert_path),
+            "wallet": Recipe(
+                name="LndClient",
+                arguments={
+                    "grpc_host": "127.0.0.1",
+                    "grpc_port": payer.grpc_port,
+                    "macaroon_path": str(payer.admin_macaroon_path),
+                    "tls_cert_path": str(payer.tls_cert_path),
+                },
+            ),
             "ledger": str(self._folder / "ledger.db"),
             "trace": str(self._folder / "trace.jsonl"),
             "trace_kind": "jsonl",
