@@ -93,7 +93,7 @@ class CallRecord:
             amount_msat=invoice.amount_msat,
             network=invoice.network,
             payment_hash=invoice.payment_hash.hex(),
-            expires_at=datetime.fromtimestamp(invoice.expires_at, tz=timezone.utc),
+            expires_at=datetime.fromtimestamp(_ends_s(token_request), tz=timezone.utc),
             scope=token_request.scope,
             description=invoice.description,
         )
@@ -328,6 +328,13 @@ def claim_unreported(payer: Payer, row: PaymentRow) -> PaymentRow | None:
         return claimed_row
     payer.ledger.mark(row.payment_hash, reported=True)
     return None
+
+
+def _ends_s(request: TokenRequest) -> float:
+    """Return the unix time in seconds after which the challenge of ``request`` can't be paid any more."""
+    challenge = request.challenge
+    is_sooner = challenge.expires_at is not None and challenge.expires_at < challenge.invoice.expires_at
+    return challenge.expires_at if is_sooner and challenge.expires_at is not None else challenge.invoice.expires_at
 
 
 def _rail(challenge: TraceChallenge | None, use: TokenUse | None) -> str | None:

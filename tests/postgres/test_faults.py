@@ -434,7 +434,8 @@ def test_a_ledger_of_an_older_release_is_there(server: Server, database: str, ma
     settle(made, 1)
     assert SCHEMA_VERSION == 6, "undo what the newest step does"
     server.admin(
-        "DROP INDEX payments_owed, payments_one_live_per_scope, payments_one_standing_per_page; ALTER TABLE payments DROP COLUMN "
+        "DROP INDEX payments_owed, payments_outlived, payments_one_live_per_scope, payments_one_standing_per_page; "
+        "ALTER TABLE payments DROP COLUMN "
         f"single_use, DROP COLUMN presenter, DROP COLUMN presented_until_ms; {_indexes_of(5)}; "
         "UPDATE routeweiler_ledger SET version = 5",
         database,
