@@ -190,6 +190,8 @@ class Checkout:
         if self.ledger.exists():
             same_invoice = self.ledger.payment(request.challenge.payment_hash.hex())
             for row in (*self._rows_for_quote(request), *([same_invoice] if same_invoice is not None else [])):
+                if row.single_use and row.resource_digest != request.resource_digest:
+                    continue  # it is for another request, and the call would be refused
                 if row.unfinished:
                     return Rehearsal(unfinished=row)
                 is_timely = row.owed or row.valid_until is None or time.time() < row.valid_until

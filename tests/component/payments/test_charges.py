@@ -224,6 +224,43 @@ def test_a_refusal_by_the_same_challenge_isnt_answered_again(shop: Shop, make_se
     assert paid(lnd) == 1
 
 
+@pytest.mark.parametrize("form", ["aperture", "mppx"])
+def test_the_invoice_of_a_spent_charge_isnt_paid_again(
+    form: str, shop: Shop, make_session: Make, lnd: FakeLnd, books: Books
+) -> None:
+    """A server repeats an invoice that is paid: lnd would refuse it. Its preimage is presented, for the same request alone."""
+    paywall = shop(form=form)
+    paywall.faults.repeat_invoice = True
+    assert make_session().get(paywall.url).status_code == 200
+    if form == "aperture":
+        assert make_session().get(paywall.url).status_code == 200
+    else:
+        with pytest.raises(TokenRefusedError):
+            make_session().get(paywall.url)
+    with pytest.raises(ChallengeMismatchError) as caught:
+        make_session().get(f"{paywall.base_url}/other")
+    assert caught.value.spent is False
+    assert (len(lnd.orders), charges(books)) == (1, [("retired", True)])
+    books.check()
+
+
+def test_two_calls_that_get_one_invoice_pay_it_once(shop: Shop, make_session: Make, lnd: FakeLnd, books: Books) -> None:
+    """A server hands one invoice to two calls at once: one of them has it, the other is told, and nothing is paid twice."""
+    paywall = shop()
+    paywall.faults.repeat_invoice = True
+
+    def ask() -> int | None:
+        try:
+            return make_session().get(paywall.url).status_code
+        except (PaymentPendingError, TokenRefusedError):
+            return None
+
+    answers = at_once([ask] * 4)
+    assert answers.count(200) == 1
+    assert len(lnd.payments) == 1
+    books.check()
+
+
 def test_an_error_without_a_receipt_leaves_the_charge(shop: Shop, make_session: Make, lnd: FakeLnd, books: Books) -> None:
     """A proxy whose server is away answers 502: the payment is as good as before."""
     paywall = shop()
