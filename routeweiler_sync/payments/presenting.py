@@ -7,6 +7,7 @@ another machine's call, once it has run out.
 
 from __future__ import annotations
 
+import os
 import time
 from itertools import count
 from typing import TYPE_CHECKING
@@ -36,19 +37,21 @@ class Presenter:
 
     def __init__(self) -> None:
         self._name: str | None = None
+        self._pid = 0
         self._claimed: list[str] = []
 
     @property
     def name(self) -> str:
         """The name in the ledger: ``machine/pid/time of its start/random#number``."""
-        if self._name is None:
+        if self._name is None or self._pid != os.getpid():  # after a fork in its midst, the call goes on in the parent too
             name = f"{this_claimant()}#{next(_numbers)}"
             _presenters.add(name)
-            self._name = name
+            self._name, self._pid, self._claimed = name, os.getpid(), []
         return self._name
 
     def holds(self, payment_hash: str) -> None:
         """Note that this call has claimed a charge, by its payment hash (hex), to give it up at the end."""
+        _ = self.name  # first: it begins a new list in a forked child
         self._claimed.append(payment_hash)
 
     def claim(self, ledger: Ledger, row: PaymentRow) -> PaymentRow | None:
@@ -64,7 +67,7 @@ class Presenter:
     def end(self, ledger: Ledger) -> None:
         """Give up all claims: the call is over. Raises nothing: the claims of a call that has ended are over in any case."""
         name, claimed = self._name, self._claimed
-        if name is None:
+        if name is None or self._pid != os.getpid():
             return
         self._name, self._claimed = None, []
         try:

@@ -6,6 +6,7 @@ The need is the request. The paywalls are those of the kit, as aperture, mppx an
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import sys
 import time
@@ -406,7 +407,7 @@ def test_what_a_dead_process_has_paid_for_is_delivered_by_the_next(
     """kill -9 after paying: the next process must find the charge, although the dead one has claimed it."""
     paywall = shop(form=form)
     died = subprocess.run(
-        [sys.executable, "-c", DYING, paywall.url, str(books.ledger_path), when], env={**_environ(), **lnd.environ}, check=False
+        [sys.executable, "-c", DYING, paywall.url, str(books.ledger_path), when], env={**os.environ, **lnd.environ}, check=False
     )
     assert died.returncode == 9
     assert [(row.state.value, row.presenter is not None) for row in books.rows] == [("settled", True)]
@@ -414,12 +415,6 @@ def test_what_a_dead_process_has_paid_for_is_delivered_by_the_next(
     assert paid(lnd) == 1
     assert charges(books) == [("retired", True)]
     books.check()
-
-
-def _environ() -> dict[str, str]:
-    import os
-
-    return dict(os.environ)
 
 
 # -- what a call does at most -------------------------------------------------------------------------------------------------
@@ -671,3 +666,30 @@ def test_a_rows_state_says_that_it_is_owed(shop: Shop, session: Routeweiler, boo
     assert not books.rows[0].owed
     assert isinstance(books.ledger, Ledger)
     assert Path(books.ledger_path).exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_child_forked_in_the_midst_of_a_call_leaves_its_parents_charge_alone(
+    shop: Shop, make_session: Make, lnd: FakeLnd, books: Books
+) -> None:
+    """Both processes end the call. The child must not give up the claim under which its parent presents the charge."""
+    paywall = shop()
+    pids: list[int] = []
+    claimed: list[bool] = []
+    present = handler.present
+
+    def forking(*hop: Any) -> requests.Response:
+        pid = os.fork()
+        if pid == 0:
+            hop[0]._presenter.end(hop[0].payer.ledger)
+            os._exit(0)
+        pids.append(os.waitpid(pid, 0)[1])
+        claimed.append(books.rows[0].presenter is not None)
+        return present(*hop)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(handler, "present", forking)
+        assert make_session().get(paywall.url).status_code == 200
+    assert (pids, claimed) == ([0], [True])
+    assert paid(lnd) == 1
+    books.check()
