@@ -15,6 +15,8 @@ from .types import PaymentRow
 #: Failure code of a token that the server has refused: a retired one, or one that it has never accepted, and has refused for as
 #: long as a settlement may lag.
 REFUSED = "refused"
+#: Failure text of a charge that the server has refused when it was first presented, so that no answer can have used it up.
+REFUSED_AT_ONCE = "refused by the server when it was first presented"
 #: The most paths remembered for one origin.
 MAX_LEARNED_PATHS = 1_000
 #: Failure code of a live token that the server has never accepted: it got an error from the server in place of the page. (If the
@@ -52,14 +54,15 @@ class ServerFacts:
         """Return a payment that the origin hasn't delivered anything for, if nothing more is to be bought there; else None.
 
         That is so while the origin has never accepted a token, and has refused one that was paid for, or answered `MAX_UNDELIVERED`
-        of them with errors. A charge counts only if it was refused: after an error, nothing but its own request is held up.
+        of them with errors. A charge counts only if it was `REFUSED_AT_ONCE`. Later, it may have been used up by an answer that was
+        lost, and nothing but its own request is held up.
         """
         with self._store.read() as tx:
             rows = tx.execute(
                 "SELECT * FROM payments WHERE origin = ? AND state = 'settled' AND taken = 0 "
-                "AND failure_code IN ('refused', 'undelivered') AND (single_use = 0 OR failure_code = 'refused') "
+                "AND failure_code IN ('refused', 'undelivered') AND (single_use = 0 OR failure_text = ?) "
                 "ORDER BY failure_code LIMIT ?",
-                (origin, MAX_UNDELIVERED),
+                (origin, REFUSED_AT_ONCE, MAX_UNDELIVERED),
             )  # a refused one comes first, if there is one
             if not rows or (rows[0]["failure_code"] != REFUSED and len(rows) < MAX_UNDELIVERED):
                 return None

@@ -14,6 +14,7 @@ import requests
 
 from .._core.log import log
 from ..errors import ChallengeMismatchError, ChallengeParseError
+from ..ledger.server_facts import REFUSED_AT_ONCE
 from ..payments.outcome_errors import charge_refused_error
 from ..protocol.http_auth import schemes_offered
 from ..protocol.schemes import names_others, parse_challenge, rail_of, receipt_of
@@ -109,7 +110,8 @@ def _note(handler: PaywallHandler, charge: Token, verdict: Verdict) -> None:
         )  # fmt: skip
         handler.notes.write("that a charge is used up", lambda: ledger.spend_charge(payment_hash, delivered=False, why=why))
     elif verdict is Verdict.GIVE_UP:
-        handler.notes.write("that a charge was refused", lambda: ledger.note_undelivered(payment_hash, refused=True))
+        why = REFUSED_AT_ONCE if handler.negotiation.bought else "refused by the server"
+        handler.notes.write("that a charge was refused", lambda: ledger.note_undelivered(payment_hash, refused=True, why=why))
     elif status >= 400:
         why = "paid, but not allowed (status 403)" if status == 403 else f"answered with status {status}"
         handler.notes.write("that nothing was delivered", lambda: ledger.note_undelivered(payment_hash, refused=False, why=why))

@@ -162,6 +162,28 @@ def test_a_refused_charge_is_paid_for_once_until_it_is_forgotten(
     books.check()
 
 
+def test_an_origin_that_refuses_what_it_was_first_paid_for_gets_no_more(shop: Shop, session: Routeweiler, lnd: FakeLnd) -> None:
+    """Else a server that never delivers would be paid once for each of its pages."""
+    paywall = shop(reoffers=False)
+    paywall.faults.refuse_tokens = True
+    for path in ("/one", "/two"):
+        with pytest.raises(TokenRefusedError):
+            session.get(paywall.base_url + path)
+    assert paid(lnd) == 1
+
+
+def test_a_lost_answer_holds_up_its_own_request_alone(shop: Shop, session: Routeweiler, lnd: FakeLnd) -> None:
+    """The first answer of a server was lost, and the charge is used up: that says nothing about its other pages."""
+    paywall = shop()
+    paywall.cut_next("after")
+    with pytest.raises(requests.ConnectionError):
+        session.get(f"{paywall.base_url}/one")
+    with pytest.raises(TokenRefusedError):
+        session.get(f"{paywall.base_url}/one")
+    assert session.get(f"{paywall.base_url}/two").status_code == 200
+    assert paid(lnd) == 2
+
+
 def test_a_refused_charge_is_delivered_once_the_server_takes_it(shop: Shop, make_session: Make, lnd: FakeLnd, books: Books) -> None:
     """A server that was out of order for a while would keep what it was paid."""
     paywall = shop(reoffers=False)
@@ -249,6 +271,7 @@ def test_two_calls_that_get_one_invoice_pay_it_once(shop: Shop, make_session: Ma
     """A server hands one invoice to two calls at once: one of them has it, the other is told, and nothing is paid twice."""
     paywall = shop()
     paywall.faults.repeat_invoice = True
+    assert make_session().quote("GET", paywall.url) is not None, "from now on, there is an invoice to repeat"
 
     def ask() -> int | None:
         try:
