@@ -98,7 +98,7 @@ A wallet of LNbits in front of it (`FakeLnbits`; ``with FakeLnd() as lnd, FakeLn
 A wallet of Nostr Wallet Connect in front of it (`FakeNwc`, with the extra ``nwc``; ``with FakeLnd() as lnd, FakeNwc(lnd) as nwc``):
 
 - ``refuse_next``, ``fail_next``: the wallet refuses an order, or calls it failed, and perhaps settles it later (``settle_failed``).
-- ``drop_next``, ``late_next``, ``forge_next``, ``duplicate_next``: orders and answers are lost, late, forged or doubled on their way.
+- ``drop_next``, ``late_next``, ``forge_next``, ``duplicate_next``: orders and answers are lost, late, forged or doubled.
 - ``refuse_at_relay_next``, ``relays``, ``stop_service``, ``stop``, ``start``: the relay refuses an order; relay or wallet go away.
 
 The server (`Paywall`):
