@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from .._core import env_vars
 from .._core.forks import importing
-from .._core.secret_text import shown
 from ..errors import BudgetError, FundingError, RouteweilerError
 from . import env_settings, wallets
 from .payer import Payer
@@ -142,7 +141,7 @@ def _unknown_network() -> FundingError | None:
     if not unknown:
         return None
     return FundingError(
-        f"The environment's wallet can't be used: {env_vars.NETWORK} is {shown(unknown[0])}, and the networks are "
+        f"The environment's wallet can't be used: {env_vars.NETWORK} is {wallets.shown_name(unknown[0])}, and the networks are "
         f"{', '.join(NETWORKS)}.",
         advice=f"Correct {env_vars.NETWORK}.",
     )

@@ -15,7 +15,7 @@ from typing import Any
 from .._core import env_vars
 from ..errors import FundingError
 
-#: A longer value of ``ROUTEWEILER_WALLET`` isn't shown: it is no name, and a key of LNbits has 32 characters.
+#: A longer value of a variable that holds a name isn't shown: it is no name, and a key of LNbits has 32 characters.
 _NAME_CHARS_MAX = 20
 
 
@@ -173,6 +173,13 @@ def class_of(client: object) -> str | None:
     return next((classes[name] for name in inherited if name in classes), None)
 
 
+def shown_name(given: str) -> str:
+    """Return the value of a variable that holds a name, for an error text; a remark if it may be a secret."""
+    text = given.strip()
+    is_name = len(text) <= _NAME_CHARS_MAX and text.isprintable()
+    return repr(text) if is_name else "a text that isn't shown, since it may be a secret"
+
+
 def _first(environ: Mapping[str, str]) -> Wallet | None:
     by_way = (wallet for wallet in WALLETS for way in wallet.ways if environ.get(way[0]))
     by_half = (wallet for wallet in WALLETS for name in wallet.half if environ.get(name))
@@ -184,10 +191,8 @@ def _by_name(given: str) -> Wallet:
     for wallet in WALLETS:
         if wallet.name == name:
             return wallet
-    is_word = len(name) <= _NAME_CHARS_MAX and name.isprintable()
-    said = repr(given.strip()) if is_word else "a text that isn't shown, since it may be a secret"
     names = ", ".join(each.name for each in WALLETS)
     raise FundingError(
-        f"{env_vars.WALLET} is {said}, and the wallets are {names}.",
+        f"{env_vars.WALLET} is {shown_name(given)}, and the wallets are {names}.",
         advice=f"Set {env_vars.WALLET} to one of them, or not at all.",
     )

@@ -13,7 +13,6 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from .._core import env_vars
-from .._core.secret_text import shown
 from ..budgets.schema import SAFE_DEFAULT, BudgetEnvelope
 from ..config import env_settings, environment, wallets as named_wallets
 from ..errors import FundingError, LedgerError
@@ -103,7 +102,7 @@ def _environment_wallet() -> tuple[Sequence[LightningFundingSource], list[Findin
         said = f" ({', '.join(lone)} alone name none)" if lone else ""
         return (), [wrong("wallet", f"the environment names no wallet{said}", named_wallets.HOW_TO_NAME)]
     if network and network not in NETWORKS:
-        what = f"{env_vars.NETWORK} is {shown(network)}, which isn't a network"
+        what = f"{env_vars.NETWORK} is {named_wallets.shown_name(network)}, which isn't a network"
         findings.append(wrong("network", what, f"Set it to one of {', '.join(NETWORKS)}, or not at all."))
     try:
         named = named_wallets.named(environ)

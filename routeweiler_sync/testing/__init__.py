@@ -84,7 +84,8 @@ The node (methods of `FakeLnd`; those named ``…_next`` strike the next payment
 - ``hang_next``, then ``release``: the payment takes long. ``orphan_next``: it never ends.
 - ``drop_next``: the connection breaks, before the payment is stored, in flight, or after it is paid.
 - ``stop``, ``start``, ``restart``, ``lock``, ``unlock``: the node goes away, and comes back.
-- ``bake_macaroon``, ``bake_refused_macaroon``: a macaroon with few rights, or with none.
+- ``bake_macaroon``, ``bake_refused_macaroon``: a macaroon with few rights, or with none. ``account``: an account of litd.
+- ``rest_client``, ``rest_funding``, ``rest_environ``: the same node over REST. ``proxy_page_next``: a proxy's error page there.
 
 A wallet of LNbits in front of it (`FakeLnbits`; ``with FakeLnd() as lnd, FakeLnbits(lnd) as lnbits``):
 

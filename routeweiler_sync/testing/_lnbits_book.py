@@ -121,14 +121,14 @@ class Settings:
     """What the admin of an LNbits sets, and how long its node is waited for.
 
     ``reserve_min_msat`` and ``reserve_percent``: the largest routing fee. ``service_fee_percent`` goes to the admin. An order is
-    answered "pending" after ``pay_wait_s`` (LNbits: 5 s). ``lookup_s``: so long a look-up of a pending payment takes (with
+    answered "pending" after ``pay_wait_s``. ``lookup_s``: so long a look-up of a pending payment takes (with
     lnd: 30 s).
     """
 
     reserve_min_msat: int = 2_000
     reserve_percent: float = 1.0
     service_fee_percent: float = 0.0
-    pay_wait_s: float = 0.5
+    pay_wait_s: float = 5.0
     lookup_s: float = 1.0
 
     def service_fee_msat(self, amount_msat: int) -> int:

@@ -49,6 +49,11 @@ class Books:
     told: dict[str, tuple[int, int]] = field(default_factory=dict)
     #: Findings of earlier rounds: each is told once.
     found: set[str] = field(default_factory=set)
+    #: Payments that the wallet had made before.
+    foreign: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.foreign = {payment.payment_hash for payment in self.wallet.own_list()}
 
     @property
     def ledger_path(self) -> Path:
@@ -168,7 +173,7 @@ class Books:
         return [
             f"DRIFT: {h}: ledger {booked.get(h)}, the wallet's own list {listed.get(h)}"
             for h in listed.keys() | booked.keys()
-            if listed.get(h) != booked.get(h) and listed.get(h, (0, 0))[0] != WARM_UP_MSAT
+            if h not in self.foreign and listed.get(h) != booked.get(h) and listed.get(h, (0, 0))[0] != WARM_UP_MSAT
         ]
 
     def _totals(self, rows: dict[str, PaymentRow]) -> list[str]:

@@ -65,7 +65,7 @@ def test_each_fault_is_read_for_what_it_proves(lnd: FakeLnd, fake: FakeLnbits) -
 
 def test_a_second_order_of_a_proxy_that_finds_the_wallet_empty_is_not_taken_for_a_refusal(lnd: FakeLnd, fake: FakeLnbits) -> None:
     """The first one has reserved the money and is being paid: "Insufficient balance" isn't "nothing was started"."""
-    fake.balance_msat = 8_000
+    fake.balance_msat, fake.settings.pay_wait_s = 8_000, 0.5
     lnd.hang_next()
     fake.twice_next()
     bolt11 = lnd.invoice(5_000).bolt11

@@ -6,14 +6,17 @@ import json
 import os
 import signal
 import socket
+import ssl
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from routeweiler_sync.errors import FundingError, PaymentPendingError
 from routeweiler_sync.funding.nwc import client as client_module
@@ -654,6 +657,54 @@ def test_bytes_that_could_not_leave_are_told_from_those_that_may_have(wallet: Fa
         link.send("x" * 50_000_000, time.monotonic() + 0.5)
     assert caught.value.sent is True
     wallet.relays[0].cut()
+
+
+@pytest.mark.parametrize("is_trusted", [True, False])
+def test_a_relay_must_show_a_certificate_that_is_trusted(
+    wallet: FakeNwc, lnd: FakeLnd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_trusted: bool
+) -> None:
+    """With TLS a relay is what its name says; with another's certificate nothing is ordered, and the error says why."""
+    authority = trustme.CA()
+    roots = tmp_path / "roots.pem"
+    (authority if is_trusted else trustme.CA()).cert_pem.write_to_path(str(roots))
+    monkeypatch.setenv("SSL_CERT_FILE", str(roots))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    with listening_socket() as listener:
+        in_tls(listener, context, wallet.relays[0].port)
+        uri = wallet.uri.replace(
+            f"ws%3A%2F%2F127.0.0.1%3A{wallet.relays[0].port}", f"wss%3A%2F%2Flocalhost%3A{listener.getsockname()[1]}"
+        )
+        answer = pay(wallet.client(uri=uri), lnd, timeout_s=10)
+    if is_trusted:
+        assert answer.reply is R.SUCCEEDED, answer
+    else:
+        assert answer.reply is R.REFUSED
+        assert "certificate isn't trusted" in (answer.reason or "")
+
+
+def in_tls(listener: socket.socket, context: ssl.SSLContext, port: int) -> None:
+    """Pass what comes in TLS on to ``port``, and back."""
+
+    def pump(source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65_536):
+                target.sendall(data)
+        with suppress(OSError):
+            target.shutdown(socket.SHUT_RDWR)
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with suppress(OSError):
+                outside, inside = context.wrap_socket(connection, server_side=True), socket.create_connection(("127.0.0.1", port))
+                for pair in ((outside, inside), (inside, outside)):
+                    threading.Thread(target=pump, args=pair, daemon=True).start()
+
+    threading.Thread(target=serve, daemon=True).start()
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from tests.support.wallet_buyers import Buyers
 from tests.support.wallet_contract import PATIENCE_S, Recipe, closing, ready
 from tests.support.wallet_market import WalletMarket
 
-pytestmark = [pytest.mark.usefixtures("asks_at_once"), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.usefixtures("asks_at_once"), pytest.mark.timeout(600)]
 
 THREADS = 64
 #: How long a call waits for a wallet that doesn't answer, in these tests.
@@ -39,7 +39,7 @@ ANSWER_S = 4.0
 LATE_S = 0.5
 SEED = 15
 #: How many moments of a purchase a buyer is killed at, by the bytes between it and its wallet.
-KILLS = 8
+KILLS = 100 if os.environ.get("ROUTEWEILER_DEEP_TESTS") == "1" else 8
 #: What a child is made to do at a point of the code.
 POINTS = [
     f"{point}:{side}"

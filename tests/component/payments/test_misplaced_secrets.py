@@ -39,7 +39,10 @@ from tests.support.cli_process import TIMEOUT_S, bare_environ
 VARIABLES = (
     "LND_GRPC_HOST", "LND_MACAROON_PATH", "LND_TLS_CERT_PATH", "POLAR_LND_HOST", "POLAR_LND_MACAROON", "POLAR_LND_TLS_CERT",
     "ROUTEWEILER_LNDCONNECT", "ROUTEWEILER_NETWORK", "ROUTEWEILER_LEDGER", "ROUTEWEILER_TRACE", "ROUTEWEILER_BUDGET",
+    "ROUTEWEILER_WALLET", "LND_TLS_CERT_HEX", "LND_REST_URL", "LNBITS_URL", "LNBITS_ADMIN_KEY", "NWC_URL",
 )  # fmt: skip
+#: The wallet that must be chosen for a variable to count.
+WALLETS = {"LND_REST_URL": "lnd-rest", "LNBITS_URL": "lnbits", "LNBITS_ADMIN_KEY": "lnbits", "NWC_URL": "nwc"}
 
 
 def secrets_of(lnd: FakeLnd) -> dict[str, str]:
@@ -190,6 +193,10 @@ def test_a_secret_in_a_variable_is_not_repeated(
     if name.startswith("POLAR"):
         polar = dict(zip(("POLAR_LND_HOST", "POLAR_LND_MACAROON", "POLAR_LND_TLS_CERT"), VARIABLES, strict=False))
         environ = {old: environ[new] for old, new in polar.items()} | {"ROUTEWEILER_LEDGER": "l.db", "ROUTEWEILER_TRACE": "t.jsonl"}
+    if name in WALLETS:
+        environ |= {"ROUTEWEILER_WALLET": WALLETS[name], "LNBITS_URL": "https://lnbits.example", "LNBITS_ADMIN_KEY": "5f" * 16}
+    if name == "LND_TLS_CERT_HEX":
+        del environ["LND_TLS_CERT_PATH"]
     environ[name] = secret
     for each, value in environ.items():
         monkeypatch.setenv(each, value.replace("\0", "\1"))

@@ -122,6 +122,14 @@ def test_an_unknown_wallet_is_no_wallet_and_not_repeated_if_it_may_be_a_secret(g
     assert "ROUTEWEILER_WALLET" in str(problem)
 
 
+def test_a_key_of_lnbits_in_place_of_the_network_is_not_repeated(set_) -> None:
+    """It has the form of any id, so it isn't recognized as a secret."""
+    set_(COMPLETE["lnd"] | {"ROUTEWEILER_NETWORK": KEY})
+    _, problem = environment.settings()
+    assert "ROUTEWEILER_NETWORK is a text that isn't shown" in str(problem)
+    assert KEY not in str(problem)
+
+
 @pytest.mark.parametrize("name", [wallet.name for wallet in WALLETS])
 def test_a_chosen_wallet_without_its_variables_says_which_are_missing(name: str, set_) -> None:
     """ "No wallet" alone would send the user to the documentation of all four."""

@@ -26,7 +26,7 @@ def promised() -> list[Requirement]:
     parser = configparser.ConfigParser()
     parser.read(ROOT / "setup.cfg", encoding="utf-8")
     extras = parser["options.extras_require"]
-    texts = [parser["options"]["install_requires"], extras["postgres"], extras["testing"]]
+    texts = [parser["options"]["install_requires"], extras["postgres"], extras["testing"], extras["nwc"]]
     return [Requirement(line) for text in texts for line in text.split("\n") if line]
 
 
