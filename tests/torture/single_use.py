@@ -286,7 +286,7 @@ def summary(done: list[Moment]) -> str:
         (
             f"moments {len(done)}, payments {sum(each.payments for each in done)}, "
             f"delivered {sum(each.delivered for each in done)}, refused and told {sum(each.refused_and_told for each in done)}; "
-            f"refusals told of what a dead buyer had had delivered {sum(each.refusals_told - each.refused_and_told for each in done)}",
+            f"delivered to the dead, and then refused and told {sum(each.refusals_told - each.refused_and_told for each in done)}",
             f"double payments {counts['DOUBLE']}, lost payments {counts['LOST']}, drifts {counts['DRIFT']}, "
             f"false claims {counts['CLAIM']}, other findings {len(findings) - sum(counts.values())}",
             "killed when: " + ", ".join(f"{name} {count}" for name, count in sorted(reached.items())),
