@@ -57,6 +57,8 @@ _MARGIN_PART, _MARGIN_S_MAX = 0.1, 0.3
 PAGE_S_MAX = 10.0
 _PAYMENTS_A_PAGE, _PAGES_MAX = 50, 20_000
 _METHODS_MAX = 64
+#: What an order's permit allows. A relay that has had the order may have passed it on, whatever it says.
+_FIRST, _AGAIN = "to send the order, once", "to send it over another relay"
 #: Look-ups that show a payment, which an order must have started.
 _UNDER_WAY = frozenset({WalletReply.SUCCEEDED, WalletReply.WRONG_PREIMAGE, WalletReply.IN_FLIGHT})
 
@@ -147,7 +149,7 @@ class NwcClient:
         """Order the payment of ``bolt11``, and wait at most ``timeout_s`` seconds for the outcome. Errors are answers.
 
         The order is published once, over the relay at which the wallet has just answered. The reply is REFUSED only if the order
-        hasn't left, if each relay that it was offered to has refused it, or if the wallet's answer shows that nothing has begun.
+        hasn't left, or if the wallet, or each relay that had the order, has refused it and the wallet knows no such payment.
         ``max_fee_msat`` below the wallet's own limit (`own_fee_cap_msat`) is refused, because no order can lower that.
 
         Money: the invoice's amount, and at most the wallet's own fee limit. After an interrupt the wallet goes on paying.
@@ -164,7 +166,7 @@ class NwcClient:
         if max_fee_msat < own_cap_msat:
             what = f"the wallet may let routing cost {own_cap_msat} msat, which no order can lower"
             return WalletAnswer(reply=WalletReply.REFUSED, reason=f"{what}, and {max_fee_msat} msat are allowed")
-        permit = ["to send the order, once"]
+        permit = [_FIRST]
 
         def order(deadline: float, use: Callable[[Link], Link]) -> WalletAnswer:
             return self._order(bolt11, payment_hash, permit, deadline, use)
@@ -174,10 +176,10 @@ class NwcClient:
         except Exception as error:  # noqa: BLE001 - of whatever kind, the permit shows whether the order may have left
             reason = error.brief if isinstance(error, FundingError) else f"the answer can't be read: {type(error).__name__}"
             try:
-                permit.pop()  # taken here, it can't be taken any more before the order leaves
+                left = permit.pop()  # taken here, it can't be taken any more before the order leaves
             except IndexError:
-                return WalletAnswer(reply=WalletReply.UNKNOWN, reason=reason)
-            return WalletAnswer(reply=WalletReply.REFUSED, reason=reason)
+                left = None
+            return WalletAnswer(reply=WalletReply.REFUSED if left == _FIRST else WalletReply.UNKNOWN, reason=reason)
         finally:
             permit.clear()  # after an interrupt too
         if answer.reply in (WalletReply.SUCCEEDED, WalletReply.WRONG_PREIMAGE) and not answer.amount_msat:
@@ -322,13 +324,15 @@ class NwcClient:
         Raises: FundingError if the wallet can't be asked, or doesn't permit this connection to ask.
         """
         seen: set[str] = set()
-        offset, before = 0, None
+        known: set[str] = set()
+        offset = 0
         for _ in range(_PAGES_MAX):
             params = {"type": "outgoing", "unpaid": True, "limit": _PAYMENTS_A_PAGE, "offset": offset}
             page = self._result("list_transactions", params, PAGE_S_MAX).get("transactions")
-            if not isinstance(page, list) or not page or page == before:  # the same page again: it doesn't know offsets
-                return
-            offset, before = offset + len(page), page
+            if not isinstance(page, list) or known.issuperset(names := set(map(_name_of, page))):
+                return  # nothing, or nothing new: a wallet that doesn't know offsets sends the same page again
+            known |= names
+            offset += len(page)
             for payment in map(_payment, page):
                 # A payment that begins meanwhile moves the others to the next page.
                 if payment is not None and payment.payment_hash not in seen:
@@ -362,11 +366,12 @@ class NwcClient:
         request: Request | None = None
         reasons: list[str] = []
         tried: set[str] = set()
+        was_offered = False
         while True:
             try:
                 link = self._ready_link(deadline, use, without=tried)
             except _UnreachableError as error:
-                found = self._found(payment_hash, deadline, use) if reasons else None
+                found = self._found(payment_hash, deadline, use, "; ".join(reasons)) if was_offered else None
                 return found or _refused("; ".join([*reasons, *error.reasons]) or "no time is left")
             tried.add(link.url)
             try:
@@ -375,7 +380,7 @@ class NwcClient:
                     nip44 = self._speaks_nip44(link)
                     request = self._keyring().request("pay_invoice", {"invoice": bolt11}, nip44=nip44, lives_s=lives_s)
                 publish(link, self._keyring(), request, deadline, before_sending=take_permit)
-                return self._outcome(link, request, payment_hash, deadline)
+                return self._outcome(link, request, payment_hash, deadline, use)
             except _TooLateError:
                 self._put_back(link)
                 return _refused("no time was left to send the order")
@@ -385,21 +390,24 @@ class NwcClient:
                 if has_left:
                     return WalletAnswer(reply=WalletReply.UNKNOWN, reason=error.reason)
                 if taken:  # and given back, for nobody has the order
-                    taken, permit[:] = False, ["to send it over another relay"]
+                    was_offered = was_offered or isinstance(error, RelayRefusedError)
+                    taken, permit[:] = False, [_AGAIN if was_offered else _FIRST]
                 if link.is_used and isinstance(error, LinkError):
                     tried.discard(link.url)  # it was idle, and has ended meanwhile: a new connection may work
                 else:
                     reasons.append(error.reason)
 
-    def _found(self, payment_hash: bytes, deadline: float, use: Callable[[Link], Link]) -> WalletAnswer | None:
-        """Return the payment if the wallet has one all the same, after relays have refused the order."""
+    def _found(self, payment_hash: bytes, deadline: float, use: Callable[[Link], Link], refusals: str) -> WalletAnswer | None:
+        """Return what is known of an order that relays have refused; None if the wallet says that it has no such payment."""
         try:
             answer = self._look_up(payment_hash, min(deadline, monotonic_s() + FEE_S_MAX), use)
         except _UnreachableError:
-            return None
-        return answer if answer.reply in _UNDER_WAY else None
+            return WalletAnswer(reply=WalletReply.UNKNOWN, reason=tidy(f"{refusals}; and the wallet can't be asked about it"))
+        return None if replies.knows_none(answer) else answer
 
-    def _outcome(self, link: Link, request: Request, payment_hash: bytes, deadline: float) -> WalletAnswer:
+    def _outcome(
+        self, link: Link, request: Request, payment_hash: bytes, deadline: float, use: Callable[[Link], Link]
+    ) -> WalletAnswer:
         """Wait for the answer to a published order, and return what it proves.
 
         Relays keep no answers, so one that was lost never comes. Where it is late, the wallet is asked about the payment.
@@ -421,7 +429,7 @@ class NwcClient:
                 return found or WalletAnswer(reply=WalletReply.UNKNOWN, reason=error.reason)
             else:
                 leave(link, request, deadline)
-                return self._checked(replies.read_pay(response, payment_hash), payment_hash, link, deadline)
+                return self._checked(replies.read_pay(response, payment_hash), payment_hash, link, deadline, use)
             wait_s = min(2 * wait_s, LOOK_S_MAX)
             try:
                 looked = self._ask(
@@ -439,7 +447,9 @@ class NwcClient:
                 return answer
             found = answer if answer.reply is WalletReply.IN_FLIGHT else None
 
-    def _checked(self, told: WalletAnswer, payment_hash: bytes, link: Link, deadline: float) -> WalletAnswer:
+    def _checked(
+        self, told: WalletAnswer, payment_hash: bytes, link: Link, deadline: float, use: Callable[[Link], Link]
+    ) -> WalletAnswer:
         """Return what the wallet's answer to an order proves, once it was asked about the payment where that can tell more."""
         link.notes["heard_at"] = monotonic_s()
         if told.reply is WalletReply.SUCCEEDED:
@@ -450,11 +460,19 @@ class NwcClient:
         if told.reply is WalletReply.EXISTS:
             self._put_back(link)
             return told
+        until = min(deadline, monotonic_s() + QUESTION_S_MAX)
         try:
-            response = self._ask(link, "lookup_invoice", {"payment_hash": payment_hash.hex()}, deadline)
+            response = self._ask(link, "lookup_invoice", {"payment_hash": payment_hash.hex()}, until)
         except (LinkError, RelayRefusedError, NoAnswerError):
             link.abandon()
-            return told
+            if told.reply is not WalletReply.REFUSED:
+                return told
+            # The order may have been delivered twice, and its first copy be under way: a refusal alone proves nothing.
+            try:
+                return replies.combined(told, self._look_up(payment_hash, deadline, use))
+            except _UnreachableError:
+                reason = tidy(f"{told.reason}; and the wallet can't be asked about it")
+                return WalletAnswer(reply=WalletReply.UNKNOWN, reason=reason)
         self._put_back(link)
         return replies.combined(told, replies.read_lookup(response, payment_hash))
 
@@ -682,6 +700,11 @@ def _network(told: object) -> str:
     if not isinstance(told, str) or not (name := tidy(told).lower()):
         return ""
     return "bitcoin" if name == "bitcoin" else network_of(name)
+
+
+def _name_of(told: object) -> str:
+    """Return what tells an entry of list_transactions from another one."""
+    return f"{told.get('type')} {told.get('payment_hash')}" if isinstance(told, dict) else "nothing"
 
 
 def _payment(told: object) -> NodePayment | None:

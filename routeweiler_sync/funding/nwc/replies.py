@@ -22,6 +22,8 @@ from ..replies import WalletAnswer, WalletReply, preimage_fits, tidy
 OWN_FEE_MSAT_MIN, OWN_FEE_PERCENT = 10_000, 1
 #: What a `track` says of a payment that the wallet doesn't know.
 UNKNOWN_HASH = "the wallet knows no payment of this hash; the order may still be on its way"
+#: What a look-up says of a payment that the wallet calls settled, and can't prove.
+SETTLED_UNPROVED = "the wallet reports it settled, without a preimage"
 #: A fee above this can't be one: every bitcoin that there can be, in msat.
 _MSAT_MAX = 21_000_000 * 100_000_000 * 1_000
 
@@ -153,7 +155,7 @@ def read_lookup(response: dict[str, Any], payment_hash: bytes) -> WalletAnswer:
     state, preimage = _state(result), _preimage(result.get("preimage"))
     if state == "settled" or (state == "" and result.get("settled_at") and preimage is not None):
         if preimage is None:
-            return WalletAnswer(reply=WalletReply.UNKNOWN, reason="the wallet reports it settled, without a preimage")
+            return WalletAnswer(reply=WalletReply.UNKNOWN, reason=SETTLED_UNPROVED)
         return WalletAnswer(
             reply=WalletReply.SUCCEEDED if preimage_fits(preimage, payment_hash) else WalletReply.WRONG_PREIMAGE,
             preimage=preimage,
@@ -168,11 +170,16 @@ def read_lookup(response: dict[str, Any], payment_hash: bytes) -> WalletAnswer:
     return WalletAnswer(reply=WalletReply.UNKNOWN, reason=f"the wallet tells {said} of the payment")
 
 
+def knows_none(found: WalletAnswer) -> bool:
+    """Return whether ``found``, what a look-up says, is that the wallet has no payment of the hash."""
+    return found.reply is WalletReply.FAILED_SO_FAR and found.reason == UNKNOWN_HASH
+
+
 def combined(told: WalletAnswer, found: WalletAnswer) -> WalletAnswer:
     """Return what ``told``, the answer to an order, and ``found``, the look-up after it, prove together.
 
     Whatever the order was told, a payment that is found paid or pending is there. A failure that was told stays one if the
-    look-up finds no more.
+    look-up finds no more. A refusal stays one only while the wallet has no payment at all: one that it calls failed had begun.
     """
     if told.reply is WalletReply.SUCCEEDED:
         fits = found.reply is WalletReply.SUCCEEDED
@@ -180,7 +187,10 @@ def combined(told: WalletAnswer, found: WalletAnswer) -> WalletAnswer:
         return replace(told, fee_msat=fee_msat, amount_msat=found.amount_msat if fits else told.amount_msat)
     if found.reply in (WalletReply.SUCCEEDED, WalletReply.WRONG_PREIMAGE, WalletReply.IN_FLIGHT):
         return replace(found, reason=told.reason)
-    if told.reply is WalletReply.UNKNOWN and found.reply is WalletReply.FAILED_SO_FAR:
+    has_begun = found.reason == SETTLED_UNPROVED or (found.reply is WalletReply.FAILED_SO_FAR and not knows_none(found))
+    if (told.reply is WalletReply.UNKNOWN and found.reply is WalletReply.FAILED_SO_FAR) or (
+        told.reply is WalletReply.REFUSED and has_begun
+    ):
         return replace(found, reason=tidy(f"{told.reason}; {found.reason}") if told.reason else found.reason)
     return told
 

@@ -100,9 +100,8 @@ def answer_to(link: Link, keyring: Keyring, request: Request, deadline: float) -
     try:
         while name not in link.answers and (message := _next(link, keyring, deadline)) is not None:
             match message:
-                case ["EVENT", str(to), dict(event), *_] if (asked := link.asked.get(to)) is not None:
-                    if (response := keyring.response(event, asked)) is not None:
-                        link.answers.setdefault(to, response)
+                case ["EVENT", str(to), event, *_]:
+                    _file(link, keyring, to, event)
                 case ["OK", str(about), bool(is_taken), *more] if about == request.id:
                     accepted = accepted or is_taken
                     if not accepted:
@@ -150,6 +149,8 @@ def _subscribe(
         match message:
             case ["EVENT", str(to), event, *_] if to == name:
                 take(event)
+            case ["EVENT", str(to), event, *_]:
+                _file(link, keyring, to, event)
             case ["EOSE", str(to), *_] if to == name:
                 return True
             case ["CLOSED", str(to), *more] if to == name:
@@ -159,6 +160,13 @@ def _subscribe(
                 is_second = True  # by now it knows who this client is: messages are answered in order
                 link.send(json.dumps(["REQ", name, wanted], separators=(",", ":")), deadline)
     return False
+
+
+def _file(link: Link, keyring: Keyring, to: str, event: object) -> None:
+    """Keep ``event`` if it is the wallet's answer to a request that is waited for. It may come while another one is begun."""
+    asked = link.asked.get(to)
+    if asked is not None and (response := keyring.response(event, asked)) is not None:
+        link.answers.setdefault(to, response)
 
 
 def _next(link: Link, keyring: Keyring, deadline: float) -> list[Any] | None:

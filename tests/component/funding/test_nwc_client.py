@@ -24,6 +24,7 @@ from routeweiler_sync.funding.nwc.client import NwcClient
 from routeweiler_sync.funding.nwc.link import Link, LinkError
 from routeweiler_sync.funding.replies import WalletAnswer, WalletReply
 from routeweiler_sync.testing import FakeLnd, FakeNwc
+from routeweiler_sync.testing._nostr_relay import _Peer
 
 CAP_MSAT = 10_000
 FEE_MSAT = 1_000
@@ -46,6 +47,11 @@ def wallet(lnd: FakeLnd) -> Iterator[FakeNwc]:
 def pay(client: NwcClient, lnd: FakeLnd, *, timeout_s: float = 30.0, invoice: Any = None) -> WalletAnswer:
     invoice = invoice or lnd.invoice(21_000)
     return client.send(invoice.bolt11, payment_hash=invoice.payment_hash, max_fee_msat=CAP_MSAT, timeout_s=timeout_s)
+
+
+def asks_for(method: str, wallet: FakeNwc, event: dict[str, Any]) -> bool:
+    """Whether an event that a client publishes is a request of this method."""
+    return bool(event["kind"] == 23194 and wallet._read(event)["method"] == method)
 
 
 def orders(wallet: FakeNwc) -> list[str]:
@@ -279,6 +285,54 @@ def test_a_refusal_of_a_payment_that_is_under_way_is_none(wallet: FakeNwc, lnd: 
     assert pay(client, lnd, invoice=invoice).reply is R.IN_FLIGHT
 
 
+@pytest.mark.parametrize("relays", [1, 2])
+def test_a_refusal_that_cannot_be_looked_up_proves_nothing(lnd: FakeLnd, relays: int) -> None:
+    """The first copy of an order is being paid, the second one is refused, and the relay lets no look-up through."""
+    with FakeNwc(lnd, relays=relays) as wallet:
+        wallet.refuse_next("QUOTA_EXCEEDED")
+        wallet.relays[0].gate = lambda event: "swallow" if asks_for("lookup_invoice", wallet, event) else None
+        answer = pay(wallet.client(), lnd, timeout_s=3)
+        assert answer.reply is R.UNKNOWN
+        assert answer.reason is not None
+        assert "QUOTA_EXCEEDED" in answer.reason
+
+
+def test_a_refusal_is_looked_up_over_another_relay(lnd: FakeLnd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One relay that lets no look-up through must not block the page until the invoice has long expired."""
+    monkeypatch.setattr(client_module, "QUESTION_S_MAX", 1.0)
+    with FakeNwc(lnd, relays=2) as wallet:
+        wallet.refuse_next("QUOTA_EXCEEDED")
+        wallet.relays[0].gate = lambda event: "swallow" if asks_for("lookup_invoice", wallet, event) else None
+        assert pay(wallet.client(), lnd, timeout_s=10).reply is R.REFUSED
+
+
+def test_a_refusal_of_what_has_begun_is_none(wallet: FakeNwc, lnd: FakeLnd) -> None:
+    """The wallet says that nothing has begun, and has a failed payment; it settles that later."""
+    wallet.fail_next("QUOTA_EXCEEDED", settles_later=True)
+    assert pay(wallet.client(), lnd).reply is R.FAILED_SO_FAR
+
+
+def test_an_answer_that_comes_while_a_look_up_begins_is_heard(
+    wallet: FakeNwc, lnd: FakeLnd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be lost, and a failed payment waited for as long as the call may take."""
+    monkeypatch.setattr(client_module, "LOOK_AFTER_S", 0.5)
+    real = _Peer._answer
+
+    def answers_first(peer: Any, message: Any) -> None:
+        if message[0] == "REQ":
+            wallet.deliver_answers()
+        real(peer, message)
+
+    monkeypatch.setattr(_Peer, "_answer", answers_first)
+    wallet.fail_next()
+    wallet.late_next()
+    began = time.monotonic()
+    answer = pay(wallet.client(), lnd, timeout_s=20)
+    assert (answer.reply, answer.reason) == (R.FAILED_SO_FAR, "PAYMENT_FAILED: no route")
+    assert time.monotonic() - began < 15
+
+
 # Relays
 
 
@@ -316,6 +370,23 @@ def test_a_relay_that_refuses_what_it_has_passed_on_is_found_out(wallet: FakeNwc
 
     relay.gate = lies
     assert pay(wallet.client(), lnd).reply is R.IN_FLIGHT
+
+
+def test_a_refusal_of_a_relay_that_hides_the_wallet_is_unknown(wallet: FakeNwc, lnd: FakeLnd) -> None:
+    """It may have passed the order on, and only the wallet's word that it has no such payment shows that it hasn't."""
+    relay = wallet.relays[0]
+
+    def lies(event: dict[str, Any]) -> str | None:
+        if asks_for("lookup_invoice", wallet, event):
+            return "swallow"
+        if not asks_for("pay_invoice", wallet, event):
+            return None
+        relay.heard(event)
+        return "blocked: never heard of it"
+
+    relay.gate = lies
+    assert pay(wallet.client(), lnd, timeout_s=3).reply is R.UNKNOWN
+    wallet.lnd.wait_for(lambda lnd: len(lnd.payments) == 1)
 
 
 def test_relays_are_tried_in_turn_with_the_same_order(lnd: FakeLnd) -> None:
@@ -438,6 +509,22 @@ def test_a_wallet_that_may_not_tell_of_itself_names_its_methods_in_its_info_even
         assert client.spendable_msat(timeout_s=5) is None
         with pytest.raises(FundingError, match="list_transactions"):
             list(client.list_payments())
+
+
+def test_a_list_without_an_end_ends(wallet: FakeNwc, lnd: FakeLnd) -> None:
+    """A wallet that doesn't know offsets, and says something new each time, would be asked thousands of times."""
+    client = wallet.client()
+    assert pay(client, lnd).reply is R.SUCCEEDED
+    real, asked = wallet._list_transactions, list[int]()
+
+    def without_offsets(params: dict[str, Any], run: int) -> dict[str, Any]:
+        asked.append(1)
+        told = real(params | {"offset": 0}, run)
+        return {"transactions": [each | {"metadata": {"n": len(asked)}} for each in told["transactions"]]}
+
+    wallet._list_transactions = without_offsets  # type: ignore[method-assign]
+    assert len(list(client.list_payments())) == 1
+    assert len(asked) == 2
 
 
 def test_the_balance_and_the_list(wallet: FakeNwc, lnd: FakeLnd) -> None:

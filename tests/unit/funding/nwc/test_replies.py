@@ -189,7 +189,8 @@ TOLD = {
     [
         ("refused", settled(), R.SUCCEEDED),
         ("refused", settled(state="pending"), R.IN_FLIGHT),
-        ("refused", settled(state="failed"), R.REFUSED),
+        ("refused", settled(state="failed"), R.FAILED_SO_FAR),
+        ("refused", settled(preimage=""), R.UNKNOWN),
         ("refused", error("NOT_FOUND"), R.REFUSED),
         ("refused", error("RATE_LIMITED"), R.REFUSED),
         ("failed", settled(), R.SUCCEEDED),
