@@ -166,8 +166,9 @@ RULES: tuple[ReplyRule, ...] = (
 
 
 class PaymentMessage(Protocol):
-    """The fields of lnrpc.Payment that are read here: the preimage in hex, amounts in msat, enums as numbers."""
+    """The fields of lnrpc.Payment that are read here: hash and preimage in hex, amounts in msat, enums as numbers."""
 
+    payment_hash: str
     payment_preimage: str
     value_msat: int
     fee_msat: int
@@ -194,7 +195,10 @@ def read_payment(message: PaymentMessage, payment_hash: bytes) -> WalletAnswer:
     """Return the answer in one message of SendPaymentV2 or TrackPaymentV2. ``payment_hash`` is 32 bytes.
 
     ``status`` alone decides: lnd may set a failure reason while the payment is still in flight, and along with a success.
+    A message about another payment, which a broken proxy may mix up, says nothing of this one.
     """
+    if message.payment_hash and message.payment_hash.lower() != payment_hash.hex():
+        return WalletAnswer(reply=WalletReply.UNKNOWN, reason="lnd told of another payment")
     if message.status == _SUCCEEDED:
         preimage = _preimage(message.payment_preimage)
         fits = preimage_fits(preimage, payment_hash)

@@ -11,7 +11,7 @@ from routeweiler_sync.funding.lnd.replies import RULES, is_permission_denied, re
 from routeweiler_sync.funding.lnd.stubs import routeweiler_lnd_pb2 as pb
 from routeweiler_sync.funding.replies import REASON_CHARS_MAX, WalletReply
 
-PREIMAGE = b"\x07" * 32
+PREIMAGE, OTHER_PREIMAGE = b"\x07" * 32, b"\x08" * 32
 HASH = hashlib.sha256(PREIMAGE).digest()
 SQL = "failed to initialize payment: payment is not initializable: "
 
@@ -250,6 +250,16 @@ def test_status_alone_decides_that_a_payment_succeeded() -> None:
 def test_a_status_of_the_future_proves_nothing() -> None:
     """A guess about what it means could end a row that is being paid."""
     assert read_payment(_payment(status=5), HASH).reply is WalletReply.UNKNOWN
+
+
+@pytest.mark.parametrize("status", [1, 2, 3])
+def test_a_message_about_another_payment_proves_nothing(status: int) -> None:
+    """A broken proxy may mix answers up: by the failure of another payment this one, which is paid, would be paid again."""
+    other = hashlib.sha256(OTHER_PREIMAGE).hexdigest()
+    answer = read_payment(_payment(status=status, payment_hash=other, payment_preimage=OTHER_PREIMAGE.hex()), HASH)
+    assert (answer.reply, answer.preimage) == (WalletReply.UNKNOWN, None)
+    own = read_payment(_payment(status=status, payment_hash=HASH.hex().upper(), payment_preimage=PREIMAGE.hex()), HASH)
+    assert own.reply is (WalletReply.IN_FLIGHT, WalletReply.SUCCEEDED, WalletReply.FAILED)[status - 1]
 
 
 def test_a_preimage_is_in_no_repr() -> None:
