@@ -26,6 +26,7 @@ from typing import Any, Literal, TypeVar
 
 import certifi
 import urllib3.connection
+from urllib3.util.wait import wait_for_read
 
 from .._core.deadline import monotonic_s
 from .._core.secret_text import without_secrets
@@ -49,6 +50,8 @@ _KEPT_MAX, _KEPT_S_MAX = 4, 20.0
 #: A name with many addresses: this many are tried.
 _ADDRESSES_MAX = 8
 _CLOSE_S_MAX = 1.0
+#: Statuses that come before the answer, such as Early Hints; http.client itself skips 100.
+_INTERIM = range(102, 200)
 
 #: The class itself, also where a program has put another into its module, as vcrpy does: the key would be recorded.
 _Connection: Any = next(each for each in urllib3.connection.HTTPConnection.__mro__ if each.__module__ == "http.client")
@@ -272,7 +275,12 @@ class HttpCalls:
             connection.sock.settimeout(max(attempt.left_s(), _CALL_S_MIN))
             connection.endheaders(request.body)
             connection.sock.settimeout(max(attempt.left_s(), _CALL_S_MIN))
-            return connection.getresponse()
+            response = connection.getresponse()
+            while response.status in _INTERIM:  # http.client takes it for the answer, and the answer for that of the next request
+                connection.sock.settimeout(max(attempt.left_s(), _CALL_S_MIN))
+                response.headers = response.msg = None
+                response.begin()
+            return response
 
     def _opened(self, attempt: _Attempt, worker_call: WorkerCall[Any]) -> Any:
         """Return a new connection, its TLS handshake done. Raises: NotSentError. FundingError from ``trust``."""
@@ -344,7 +352,7 @@ class HttpCalls:
             except IndexError:  # another thread took the last one
                 return None
             # A parent's connection is dropped: its socket is the parent's too.
-            if pid == os.getpid() and monotonic_s() - since < _KEPT_S_MAX:
+            if pid == os.getpid() and monotonic_s() - since < _KEPT_S_MAX and _is_quiet(connection):
                 return connection
             if pid == os.getpid():
                 _close(connection)
@@ -485,6 +493,15 @@ def _tcp(url: WalletUrl, attempt: _Attempt) -> socket.socket:
             sock.close()
             raise
     raise failed or OSError("the name has no address")
+
+
+def _is_quiet(connection: Any) -> bool:
+    """Return whether nothing has come on a kept connection: its end, or what would be read as the answer to the next question."""
+    sock = connection.sock
+    try:
+        return not (isinstance(sock, ssl.SSLSocket) and sock.pending()) and not wait_for_read(sock, timeout=0)
+    except (OSError, ValueError):
+        return False
 
 
 def _shut(connection: Any) -> None:

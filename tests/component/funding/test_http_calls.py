@@ -145,6 +145,62 @@ def test_a_question_on_a_connection_that_is_gone_is_asked_again() -> None:
         assert [calls.ask(QUESTION, timeout_s=PATIENCE_S).status for _ in range(4)] == [200] * 4
 
 
+@pytest.mark.parametrize("way", ["ask", "order", "lines"])
+def test_early_hints_are_not_the_answer(way: str) -> None:
+    """A proxy may send them at any time. Taken for the answer, the answer would be read as that of the next question."""
+    hints = b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>; rel=preload\r\n\r\n"
+    with serving(b"HTTP/1.1 100 Continue\r\n\r\n" + 2 * hints + OK) as server:
+        calls = calls_to(server.port)
+        for _ in range(3):
+            if way == "lines":
+                [told] = calls.lines(ORDER, timeout_s=PATIENCE_S)
+                assert (told.status, told.line) == (200, b'{"a":true}')
+            else:
+                answer = getattr(calls, way)(ORDER, timeout_s=PATIENCE_S)
+                assert (answer.status, answer.json()) == (200, {"a": True})
+    assert server.connections == (1 if way == "ask" else 3)
+
+
+def test_early_hints_without_end_are_no_answer() -> None:
+    stop = threading.Event()
+
+    def hint(connection: Any) -> None:
+        while not stop.is_set():
+            connection.sendall(b"HTTP/1.1 103 Early Hints\r\n\r\n")
+
+    with serving(hint) as server:
+        began = time.monotonic()
+        try:
+            with pytest.raises(NoAnswerError):
+                calls_to(server.port).ask(QUESTION, timeout_s=0.5)
+        finally:
+            stop.set()
+        assert time.monotonic() - began < 0.5 + SLACK_S
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_a_second_answer_to_a_question_is_not_that_of_the_next_one(tls: bool) -> None:
+    """It would be, for example, what another payment may cost: one that has no such limit would be made."""
+    sent, told = threading.Event(), iter(range(1, 100))
+
+    def twice(connection: Any) -> None:
+        answer = OK.replace(b'{"a":true}', b'{"a":   %d}' % next(told))
+        connection.sendall(answer)
+        time.sleep(0.05)  # after the first was read; it must come on its own
+        connection.sendall(answer)
+        sent.set()
+
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    with serving(twice, context=context if tls else None) as server:
+        calls = secure_calls_to(server.port, authority) if tls else calls_to(server.port)
+        for number in (1, 2, 3):
+            sent.clear()
+            assert calls.ask(QUESTION, timeout_s=PATIENCE_S).json() == {"a": number}
+            assert sent.wait(PATIENCE_S)
+
+
 @pytest.mark.parametrize("fault", ["closed", "reset", "half a head", "half a body", "half a chunk"])
 def test_an_order_whose_answer_is_cut_may_have_been_carried_out_and_is_sent_once(fault: str) -> None:
     """Said to be "not sent", it would be forgotten, and another invoice paid in its place."""
