@@ -8,6 +8,7 @@ Requests and their meaning: LNbits 1.6, core/views/payment_api.py and core/views
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -365,12 +366,17 @@ class LnbitsClient:
 
     def _body(self, answer: HttpAnswer) -> Any:
         """Return the JSON of an answer, None if it has none. The key is left out, should the server repeat it."""
-        text = answer.body if self._admin_key is None else answer.body.replace(self._admin_key.encode(), b"<key>")
         from ..http_calls import read_json
 
         try:
-            return read_json(text)
-        except ValueError:
+            body = read_json(answer.body)
+            if self._admin_key is None:
+                return body
+            # Searched for in what was read, as JSON has many spellings of a text.
+            text, key = json.dumps(body, ensure_ascii=False), json.dumps(self._admin_key)[1:-1]
+            hidden = re.sub(re.escape(key), "<key>", text, flags=re.IGNORECASE)
+            return body if hidden == text else read_json(hidden.encode("utf-8", "surrogatepass"))
+        except (ValueError, RecursionError):
             return None
 
     def _headers(self) -> dict[str, str]:

@@ -12,6 +12,7 @@ from routeweiler_sync.errors import BudgetExceededError, FundingError, InvoicePa
 from routeweiler_sync.funding.lightning import LnbitsClient
 from routeweiler_sync.funding.replies import WalletReply
 from routeweiler_sync.testing import FakeLnbits, FakeLnd, Paywall
+from routeweiler_sync.testing._lnbits_book import Reply
 from tests.support.fake_wallets import Lnbits
 from tests.support.lnbits_contract import ContractLnbits, LnbitsContract
 from tests.support.wallet_contract import PATIENCE_S, closing, payment_hash_of
@@ -36,6 +37,26 @@ def fake(lnd: FakeLnd) -> Iterator[FakeLnbits]:
 def reply_of(fake: FakeLnbits, bolt11: str, *, timeout_s: float = PATIENCE_S) -> WalletReply:
     answer = fake.client().send(bolt11, payment_hash=payment_hash_of(bolt11), max_fee_msat=2_000, timeout_s=timeout_s)
     return answer.reply
+
+
+@pytest.mark.parametrize("spelling", ["as it is", "capitals", "escaped"])
+def test_a_key_that_the_server_repeats_is_in_no_text(lnd: FakeLnd, fake: FakeLnbits, spelling: str) -> None:
+    """Error texts go into logs. JSON has many spellings of a text, and each is the key again when it is read."""
+    key = fake.admin_key.upper() if spelling == "capitals" else fake.admin_key
+    written = "".join(f"\\u{ord(each):04x}" for each in key) if spelling == "escaped" else key
+    invoice, page = lnd.invoice(5_000), b'{"id": "x", "name": "%b", "balance": 1, "detail": "of %b"}' % (2 * (written.encode(),))
+    client, texts = fake.client(), []
+    for reply in (Reply(status=status, body=page) for status in (200, 404, 520)):
+        fake._answer = lambda *_, reply=reply: reply  # type: ignore[method-assign,misc]
+        answer = client.send(invoice.bolt11, payment_hash=payment_hash_of(invoice.bolt11), max_fee_msat=1, timeout_s=PATIENCE_S)
+        texts.append(repr(answer))
+        for ask in (client.get_info, lambda: client.own_fee_cap_msat(invoice.bolt11, timeout_s=PATIENCE_S)):
+            try:
+                texts.append(repr(ask()))
+            except FundingError as error:
+                texts += [str(error), repr(error)]
+    assert [text for text in texts if key in text] == []
+    assert any("<key>" in text for text in texts)
 
 
 def test_each_fault_is_read_for_what_it_proves(lnd: FakeLnd, fake: FakeLnbits) -> None:
