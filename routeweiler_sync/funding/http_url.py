@@ -78,9 +78,10 @@ def read_wallet_url(
         raise ValueError(f"{name} isn't a URL: its host or port is malformed")
     if not _PATH.fullmatch(parts.path) or may_be_secret(host) or may_be_secret(unquote(parts.path)):
         raise ValueError(f"{name} isn't the URL of a wallet: it holds what may be a secret, or no URL may hold, and so isn't shown")
-    ascii_host = host
-    with suppress(UnicodeError):
-        ascii_host = host if host.isascii() else host.encode("idna").decode("ascii")
+    try:
+        ascii_host = host if host.isascii() else _idna(host)
+    except UnicodeError:
+        raise ValueError(f"{name} isn't a URL: its host or port is malformed") from None
     url = WalletUrl(scheme=scheme, host=ascii_host, port=port or default_port or _PORTS[scheme], path=parts.path.rstrip("/"))
     if not url.has_tls and not _may_be_plain(ascii_host, os.environ if environ is None else environ):
         raise ValueError(
@@ -97,6 +98,13 @@ def is_loopback(host: str) -> bool:
         mapped = getattr(address, "ipv4_mapped", None)
         return (address if mapped is None else mapped).is_loopback
     return host.lower().rstrip(".") == "localhost" or host.lower().rstrip(".").endswith(".localhost")
+
+
+def _idna(host: str) -> str:
+    """Return the host in ASCII, as browsers and `requests` write it. Python's own codec makes another name of some, as of ``ß``."""
+    import idna
+
+    return idna.encode(host, uts46=True).decode("ascii")
 
 
 def _may_be_plain(host: str, environ: Mapping[str, str]) -> bool:

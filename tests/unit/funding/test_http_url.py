@@ -24,6 +24,8 @@ def read(given: object, *, allow: bool = False, default_port: int | None = None)
         ("HTTPS://NODE.example", "https://node.example", "node.example", 443),
         ("https://[::1]:8080", "https://[::1]:8080", "::1", 8080),
         ("https://münchen.example", "https://xn--mnchen-3ya.example", "xn--mnchen-3ya.example", 443),
+        ("https://straße.example", "https://xn--strae-oqa.example", "xn--strae-oqa.example", 443),  # strasse.example is another's
+        ("https://ＮＯＤＥ。example", "https://node.example", "node.example", 443),
         ("http://127.0.0.1:5000", "http://127.0.0.1:5000", "127.0.0.1", 5000),
         ("http://localhost", "http://localhost", "localhost", 80),
         ("http://[::1]:80", "http://[::1]", "::1", 80),
@@ -68,6 +70,8 @@ def test_plain_http_is_taken_only_where_the_user_says_so(host: str) -> None:
         "https://node.example/a b",
         "https://node.example/a\r\nX-Api-Key: b",
         "https://no de.example",
+        "https://nöde\u2488.example",
+        f"https://{'ö' * 70}.example",
         "https://[::1",
         f"https://user:{SECRET}@node.example",
         f"https://{SECRET}@node.example",
