@@ -21,7 +21,7 @@ POINTS = {
     "Ledger.change": (Ledger, "change"),
     "Source.send": (LightningFundingSource, "send"),
     "Source.track": (LightningFundingSource, "track"),
-    "PaywallHandler._resend": (PaywallHandler, "_resend"),
+    "PaywallHandler.resend": (PaywallHandler, "resend"),
     "CallRecord.finish": (CallRecord, "finish"),
     "Ledger.mark": (Ledger, "mark"),
 }

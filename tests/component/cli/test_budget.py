@@ -390,7 +390,7 @@ def test_a_hundred_purchases_with_failures_and_crashes_leave_no_difference(
         "Ledger.open_payment:after",
         "Source.send:after",
         "Ledger.change:after",
-        "PaywallHandler._resend:before",
+        "PaywallHandler.resend:before",
         "CallRecord.finish:before",
     ]
     for n in range(100):

@@ -43,7 +43,7 @@ KILLS = 100 if os.environ.get("ROUTEWEILER_DEEP_TESTS") == "1" else 8
 #: What a child is made to do at a point of the code.
 POINTS = [
     f"{point}:{side}"
-    for point in ("Ledger.open_payment", "Source.send", "Ledger.change", "PaywallHandler._resend", "Ledger.mark")
+    for point in ("Ledger.open_payment", "Source.send", "Ledger.change", "PaywallHandler.resend", "Ledger.mark")
     for side in ("before", "after")
 ]
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system doesn't fork")
