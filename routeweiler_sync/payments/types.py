@@ -43,7 +43,7 @@ class Quote:
     scheme: str = "L402"
 
     def __repr__(self) -> str:
-        said = f" for {self._shown(self.description)!r}" if self.description else ""
+        said = f" for {self._shown(self.description)!r}" if self.description.strip() else ""
         return f"<Quote: {self._price}, fee at most {sats(self.max_fee_msat)}{said}, {self._shown(without_userinfo(self.url))}>"
 
     def _repr_html_(self) -> str:

@@ -154,6 +154,7 @@ def test_what_the_lines_say() -> None:
     usual = quote(description="weather", url="https://api.example/weather", currency="sat")
     assert repr(usual) == "<Quote: 10 sat, fee at most 1 sat for 'weather', https://api.example/weather>"
     assert repr(quote()).startswith("<Quote: 10 sat (0.006 usd), fee at most 1 sat for ")
+    assert " for " not in repr(quote(description=" ")), "some servers write no more into the invoice"
     assert repr(payment_row()) == f"<PaymentRow {HASH[:16]}…: retired, 10 sat, fee 0.250 sat, https://api.example>"
     assert repr(payment_row(settled_at=None, state=PaymentState.OPEN)).endswith("…: open, 10 sat, https://api.example>")
     envelope = BudgetEnvelope("weather", per_call_minor_units=100, allowed_origins_glob=["*.example"])
