@@ -165,6 +165,12 @@ def _listed(names: Sequence[Any]) -> str:
     return f"one of {', '.join(map(str, names))}"
 
 
+def _are_schemes(value: Any) -> bool:
+    """Return whether ``value`` is a scheme or several. ``payment`` would have the parameters of L402, and be paid by nobody."""
+    given = (value,) if isinstance(value, str) else tuple(value)
+    return all(isinstance(each, str) and (each == SCHEME or each.lower() not in (SCHEME.lower(), "mpp")) for each in given)
+
+
 def _choice(names: Sequence[Any]) -> tuple[Callable[[Any], bool], str]:
     return lambda value: value is None or value in names, _listed([*names, None])
 
@@ -178,7 +184,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: isinstance(value, str) and (value in FORMS or value in PAYMENT_FORMS or is_written_out(value)),
         f"{_listed(tuple(FORMS | PAYMENT_FORMS))}, or a line with {{token}} and {{invoice}}",
     ),
-    "scheme": (lambda value: isinstance(value, str) or all(isinstance(each, str) for each in value), "a scheme, or a list of them"),
+    "scheme": (_are_schemes, f"a scheme, or a list of them (MPP is {SCHEME})"),
     "authscheme": _choice(get_args(AuthScheme)),
     "intents": (
         lambda value: all(each in get_args(Intent) for each in ((value,) if isinstance(value, str) else value)),

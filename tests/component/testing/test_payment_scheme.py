@@ -421,6 +421,8 @@ def test_of_many_at_once_one_gets_the_page(lnd: FakeLnd, node: LndClient) -> Non
     [
         ({"form": "mppx", "scheme": ("L402", "Payment")}, "has its own"),
         ({"sells": "path"}, "told by the form"),
+        ({"scheme": "payment"}, "MPP is Payment"),
+        ({"scheme": ("L402", "MPP")}, "MPP is Payment"),
         ({"expires": "soon"}, "math.inf"),
         ({"digest": "md5"}, "colons, bare"),
         ({"header": "Host"}, "Payment-Authorization or None"),
