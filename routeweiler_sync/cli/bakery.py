@@ -115,7 +115,7 @@ def _lnbits(wanted: Wanted) -> Recipe:
         "LNbits has no key that can pay and do no more: of a wallet's keys, the admin key pays, and the invoice key can't. The "
         "admin key spends all that is in its wallet, and can change that wallet.",
         "So make a wallet for this program alone, and put into it no more than you can do without: nothing beyond it can be lost.",
-        "In LNbits: Add a new wallet; open it; its API docs show the admin key. Then set on the machine that pays:",
+        "In LNbits: Add a new wallet; open it; 'Node URL, API keys and API docs' shows the admin key. On the machine that pays:",
         f"  {env_vars.LNBITS_URL}=https://HOST",
         f"  {env_vars.LNBITS_ADMIN_KEY}=KEY",
         _DOCTOR,

@@ -205,6 +205,8 @@ def get(
       ROUTEWEILER_TRACE          path of the trace
       ROUTEWEILER_ALLOW_HTTP_PAYMENT
                                  1: pay by the Payment scheme over plain http too
+      ROUTEWEILER_ALLOW_HTTP_WALLET
+                                 1: reach a wallet over plain http or ws too
 
     \b
     Exit codes:

@@ -220,7 +220,8 @@ def network_findings(network: str, wanted: tuple[str, ...]) -> Iterator[Finding]
     from ..funding.wallet import NETWORKS
 
     if not network:
-        yield ok("network", f"not told by the wallet; taken to be {', '.join(wanted) or 'that of each invoice'}")
+        taken = wanted[0] if len(wanted) == 1 else f"that of each invoice; {env_vars.NETWORK} names one"
+        yield ok("network", f"not told by the wallet; taken to be {taken}")
     elif network in (wanted or NETWORKS):
         yield ok("network", network)
     elif network not in NETWORKS:

@@ -73,7 +73,7 @@ def read_wallet_url(
     if parts.username is not None or parts.password is not None:
         raise ValueError(f"{name} has a user name or password in it, and so isn't shown: give the URL without them")
     if parts.query or parts.fragment:
-        raise ValueError(f"{name} must end with its path: leave out what begins with ? or #, which isn't shown")
+        raise ValueError(f"{name} must be the server's address alone: leave out what begins with ? or #, which isn't shown")
     if port == 0 or re.search(r"[\s%@\\]", host) or not host.isprintable():
         raise ValueError(f"{name} isn't a URL: its host or port is malformed")
     if not _PATH.fullmatch(parts.path) or may_be_secret(host) or may_be_secret(unquote(parts.path)):

@@ -59,7 +59,7 @@ _PAYMENTS, _WALLET = "/api/v1/payments", "/api/v1/wallet"
 #: Unlike the plain list it has payments that failed, too.
 _LIST = f"{_PAYMENTS}/paginated"
 _STATUS = {WalletReply.SUCCEEDED: "SUCCEEDED", WalletReply.FAILED_FOR_GOOD: "FAILED", WalletReply.IN_FLIGHT: "IN_FLIGHT"}
-_COPY_KEY = "Copy the admin key of the wallet from LNbits (in the wallet: API keys and docs)."
+_COPY_KEY = "Copy the admin key of the wallet from LNbits (in the wallet: 'Node URL, API keys and API docs')."
 
 
 class WrongKeyError(FundingError):

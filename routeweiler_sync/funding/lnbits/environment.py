@@ -27,7 +27,7 @@ def from_environment(environ: Mapping[str, str]) -> Arguments:
     Raises: FundingError that names the variable that is missing or can't be used, and never repeats the key.
     """
     about_url = "Set it to the address of your LNbits, for example https://lnbits.example."
-    about_key = "Set it to the admin key of one wallet: LNbits shows it in the wallet's API docs."
+    about_key = "Set it to the admin key of one wallet: LNbits shows it in the wallet, under 'Node URL, API keys and API docs'."
     if not environ.get(env_vars.LNBITS_URL) and not environ.get(env_vars.LNBITS_ADMIN_KEY):
         advice = f"{about_url} Set {env_vars.LNBITS_ADMIN_KEY} to the admin key of one wallet."
         raise FundingError(f"{env_vars.LNBITS_URL} and {env_vars.LNBITS_ADMIN_KEY} aren't set.", advice=advice)

@@ -512,8 +512,8 @@ class NwcClient:
                 methods = frozenset(each for each in told[:_METHODS_MAX] if isinstance(each, str))
         elif error[0] == "UNAUTHORIZED" or error[0] not in replies.NOT_PERMITTED:
             raise FundingError(
-                f"The wallet doesn't accept this connection ({replies.reason_of(error)}).",
-                advice="Look at the connection in the wallet, or make a new one.",
+                f"The wallet doesn't say what this connection may do ({replies.reason_of(error)}).",
+                advice="Look in the wallet whether the connection still exists and hasn't expired, or make a new one.",
             )
         missing = [name for name in rights.NEEDED if name not in methods]
         if missing:
@@ -663,7 +663,7 @@ class NwcClient:
         except _UnreachableError as error:
             raise FundingError(
                 f"The wallet can't be reached: {'; '.join(error.reasons) or 'no time is left'}.",
-                advice="Check that the wallet is running, and that its relays can be reached from here.",
+                advice="Check that the wallet is running and still has this connection, and that its relays can be reached.",
             ) from None
 
     def _result(self, method: str, params: dict[str, Any], timeout_s: float) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from ..variables import refused
 
 #: The variable of each argument.
 NAMES = {"uri": env_vars.NWC_URL}
-#: How the URI begins (NIP-47).
-_SCHEME = "nostr+walletconnect:"
+#: How the URI begins (NIP-47), and how it began in wallets' first years.
+_SCHEMES = ("nostr+walletconnect:", "nostrwalletconnect:")
 
 
 def from_environment(environ: Mapping[str, str]) -> str:
@@ -26,6 +26,6 @@ def from_environment(environ: Mapping[str, str]) -> str:
     if not uri:
         advice = "Set it to the nostr+walletconnect:// URI that the wallet shows for a new connection."
         raise FundingError(f"{env_vars.NWC_URL} isn't set.", advice=advice)
-    if not uri.lower().startswith(_SCHEME):
+    if not uri.lower().startswith(_SCHEMES):
         raise refused(env_vars.NWC_URL, uri, "a nostr+walletconnect:// URI", "Copy it again from the wallet.")
     return uri

@@ -61,8 +61,10 @@ def parse_uri(uri: object, environ: Mapping[str, str] | None = None) -> NwcUri:
     except ValueError:
         raise ValueError("uri has too many parameters") from None
     secrets = [value for name, value in pairs if name == "secret"]
-    if len(secrets) != 1 or not _KEY.fullmatch(secrets[0].lower()) or not 0 < int(secrets[0], 16) < _ORDER:
-        raise ValueError("uri has no secret of 64 hex digits, or more than one" if len(secrets) != 1 else _bad_secret(secrets[0]))
+    if len(secrets) != 1:
+        raise ValueError("uri has no secret of 64 hex digits, or more than one; in a shell it needs quotes, else an & ends it")
+    if not _KEY.fullmatch(secrets[0].lower()) or not 0 < int(secrets[0], 16) < _ORDER:
+        raise ValueError(_bad_secret(secrets[0]))
     if secrets[0].lower() == key:
         raise ValueError("uri has the wallet's public key in place of the secret")
     allow_plain = (os.environ if environ is None else environ).get(env_vars.ALLOW_HTTP_WALLET) == "1"

@@ -10,7 +10,7 @@ import pytest
 
 from routeweiler_sync.doctor.findings import Finding, Verdict
 from routeweiler_sync.doctor.wallets import Examination
-from routeweiler_sync.testing import FakeLnd, FakeNwc
+from routeweiler_sync.testing import FakeLnd, FakeNwc, fake_nwc
 
 LOOK_S = 2.0
 METHODS = ("pay_invoice", "lookup_invoice", "get_info", "get_balance")
@@ -99,3 +99,28 @@ def test_a_missing_library_is_named(fake: FakeNwc, monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "websockets.client", None)
     [finding] = Examination([source], from_environment=False, look_s=LOOK_S).findings()
     assert "pip install 'routeweiler_sync[nwc]'" in f"{finding.what} {finding.advice}"
+
+
+def test_a_connection_that_ended_is_looked_for_in_the_wallet(fake: FakeNwc, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection expires months after it was made. The user then looks at relays and networks, where nothing is wrong."""
+
+    def expired(*_: object) -> None:
+        raise fake_nwc._WalletError("EXPIRED", "This app has expired")
+
+    monkeypatch.setattr(fake, "_get_info", expired)
+    told = one(found(fake), "node")
+    assert "EXPIRED: This app has expired" in told.what
+    assert "hasn't expired" in str(told.advice)
+    monkeypatch.setattr(fake, "client_key", "00" * 32)  # removed: the service no longer listens to it
+    assert "still has this connection" in str(one(found(fake), "node").advice)
+
+
+def test_a_network_that_nobody_tells_is_that_of_each_invoice(fake: FakeNwc) -> None:
+    """A list of all networks is no answer to "which network is it?"."""
+    fake.network = None
+    networks = ("bitcoin", "bitcoin-regtest")
+    sources = [fake.funding(client=client, network=each) for client in [fake.client()] for each in networks]
+    findings = list(Examination(sources, from_environment=True, look_s=LOOK_S).findings())
+    what = "not told by the wallet; taken to be that of each invoice; ROUTEWEILER_NETWORK names one"
+    assert one(findings, "network").what == what
+    assert one(found(fake), "network").what == "not told by the wallet; taken to be bitcoin-regtest"

@@ -215,6 +215,8 @@ def test_lnbits_and_nwc_are_read() -> None:
         "admin_key": KEY,
     }
     assert nwc.from_environment({"NWC_URL": f" {NWC}\n"}) == NWC
+    older = NWC.replace("nostr+walletconnect", "nostrwalletconnect")
+    assert nwc.from_environment({"NWC_URL": older}) == older, "the client takes it"
 
 
 SECRETS = {
