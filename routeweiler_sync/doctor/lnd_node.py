@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._core.deadline import monotonic_s
 from .._core.durations import in_words
+from .._core.secret_text import without_secrets
 from ..errors import FundingError
 from ..funding.lnd import rights
 from ..funding.lnd.causes import LOOK_S_MAX, Cause
@@ -221,7 +222,7 @@ class _Node:
     def _about_info(self, info: Any) -> Iterator[Finding]:
         """Yield what lnd tells about itself: version, key, network, chain, graph, and what its clock may be."""
         version = re.match(r"(\d{1,9})\.(\d{1,9})", info.version)
-        alias = tidy(info.alias)[:40] or "no alias"
+        alias = tidy(without_secrets(info.alias))[:40] or "no alias"
         what = f"lnd {tidy(info.version.partition(' ')[0])}, {alias}, key {short(tidy(info.identity_pubkey))}"
         if version is not None and (int(version[1]), int(version[2])) < LND_MIN:
             yield warning("version", f"{what}: too old to be known", f"Use lnd {'.'.join(map(str, LND_MIN))} or newer.")

@@ -222,7 +222,7 @@ def derived_identity(kind: str, name: str) -> str:
     ``kind`` names the sort of wallet (``lnbits``), ``name`` the one wallet among all of its kind, for ever. No node has such a key:
     a compressed public key begins with 02 or 03.
     """
-    return "00" + hashlib.sha256(f"{kind}:{name}".encode()).hexdigest()
+    return "00" + hashlib.sha256(f"{kind}:{name}".encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def default_fee_cap_msat(amount_msat: int) -> int:

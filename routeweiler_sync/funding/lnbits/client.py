@@ -22,7 +22,7 @@ from ..._core.forks import importing
 from ..._core.preload import prepare_to_pay
 from ..._core.secret_text import WHERE, kind_of, shown
 from ...errors import FundingError
-from ..replies import WalletAnswer, WalletReply
+from ..replies import WalletAnswer, WalletReply, tidy
 from ..simple_calls import pay, status_of
 from ..variables import made
 from ..wallet import NodeInfo, NodePayment, PaymentStatus, derived_identity
@@ -197,7 +197,7 @@ class LnbitsClient:
         wallet = self._wallet(timeout_s)
         return NodeInfo(
             identity_pubkey=derived_identity("lnbits", wallet["id"]),
-            alias=str(wallet.get("name") or ""),
+            alias=tidy(str(wallet.get("name") or "")),
             version="",
             network="",
             synced_to_chain=True,
@@ -335,7 +335,6 @@ class LnbitsClient:
     def _refused(self, answer: HttpAnswer, what: str, advice: str) -> FundingError:
         """Return the error for an answer that isn't what was asked for."""
         from ..._core.secret_text import without_secrets
-        from ..replies import tidy
 
         detail = tidy(without_secrets(detail_of(self._body(answer)))).removesuffix(".")
         if answer.status == 404 and detail == "Wallet not found":

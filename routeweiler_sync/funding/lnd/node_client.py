@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from ..._core.deadline import monotonic_s
 from ..._core.durations import read_seconds
 from ..._core.preload import prepare_to_pay
-from ..._core.secret_text import WHERE, kind_of, may_be_secret, problem_of_path, shown
+from ..._core.secret_text import WHERE, kind_of, may_be_secret, problem_of_path, shown, without_secrets
 from ...errors import FundingError
-from ..replies import WalletAnswer, WalletReply
+from ..replies import WalletAnswer, WalletReply, tidy
 from ..simple_calls import pay, status_of
 from ..wallet import (
     ChannelBalance,
@@ -263,8 +263,8 @@ class LndNodeClient:
         info = self._ask("/lnrpc.Lightning/GetInfo", pb.GetInfoRequest(), pb.GetInfoResponse, timeout_s)
         return NodeInfo(
             identity_pubkey=info.identity_pubkey,
-            alias=info.alias,
-            version=info.version,
+            alias=tidy(without_secrets(info.alias)),
+            version=tidy(without_secrets(info.version)),
             network=network_of(info.chains[0].network) if info.chains else "",
             synced_to_chain=info.synced_to_chain,
             block_height=info.block_height,

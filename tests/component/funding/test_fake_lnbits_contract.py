@@ -59,6 +59,13 @@ def test_a_key_that_the_server_repeats_is_in_no_text(lnd: FakeLnd, fake: FakeLnb
     assert any("<key>" in text for text in texts)
 
 
+def test_a_wallet_may_be_called_anything(fake: FakeLnbits) -> None:
+    """What no terminal can print would raise a foreign error before the purchase, or after it."""
+    fake._wallet.id, fake._wallet.name = "\ud800", "\ud800\x1b[31m"
+    info = fake.client().get_info()
+    assert (len(info.identity_pubkey), info.alias) == (66, "[31m")
+
+
 def test_each_fault_is_read_for_what_it_proves(lnd: FakeLnd, fake: FakeLnbits) -> None:
     """A wallet's bad day: refused, failed, ordered twice, a proxy's error page, a broken connection."""
     fake.refuse_next("The time limit of 60 seconds between payments has been reached.")

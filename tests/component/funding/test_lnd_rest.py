@@ -19,6 +19,7 @@ from routeweiler_sync.errors import FundingError, PaymentPendingError, PreimageM
 from routeweiler_sync.funding.lnd import node_client
 from routeweiler_sync.funding.lnd.node_client import LndNodeClient
 from routeweiler_sync.funding.lnd.rest import LndRestClient
+from routeweiler_sync.funding.lnd.stubs import routeweiler_lnd_pb2 as pb
 from routeweiler_sync.funding.replies import WalletAnswer, WalletReply
 from routeweiler_sync.testing import FakeInvoice, FakeLnd
 from tests.support.faulty_sockets import Proxy, listener, unused_port
@@ -303,6 +304,17 @@ def test_no_bundle_of_the_environment_takes_the_pin_s_place(lnd: FakeLnd, monkey
     invoice = lnd.invoice(AMOUNT_MSAT)
     assert send(lnd.rest_client(tls_cert_path=None, tls_cert_pem=stranger), invoice).reply is WalletReply.REFUSED
     assert lnd.calls["GetState"] == 0
+
+
+def test_what_a_node_calls_itself_is_no_secret_and_can_be_printed(lnd: FakeLnd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is shown on terminals and in logs, and another server than lnd may answer there with what it was sent."""
+    macaroon = Path(lnd.macaroon_path).read_bytes().hex()
+    told = pb.GetInfoResponse(identity_pubkey=lnd.node_pubkey, alias=f"\x1b[31m{macaroon}", version=macaroon)
+    client = lnd.rest_client()
+    monkeypatch.setattr(client, "_ask", lambda *_: told)
+    info = client.get_info()
+    assert macaroon not in repr(info)
+    assert info.alias.isprintable()
 
 
 def test_the_macaroon_is_in_no_text(lnd: FakeLnd) -> None:
