@@ -443,7 +443,9 @@ class PaywallHandler:
 
     def finished_with(self, charge: Token) -> requests.Response:
         """Return the latest answer, which is to a request with ``charge``, as the caller gets it."""
-        return self._finished(self.record.add_reuse(charge, self.request.url or ""))
+        response = self._finished(self.record.add_reuse(charge, self.request.url or ""))
+        # An error isn't what was paid for, and servers write the preimage that they don't take into its body.
+        return self._droppable(response) if response.status_code >= 400 else response
 
     def resend(self, token: Token | None, *, counts: bool = True) -> Token | None:
         """Send the request again, with ``token`` or without any. Return ``token``.

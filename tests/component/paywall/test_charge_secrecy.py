@@ -37,6 +37,22 @@ def _secrets(books: Books) -> frozenset[str]:
     return frozenset(found)
 
 
+def _charge_line(lnd: FakeLnd) -> str:
+    """A challenge with a new invoice over 10 sat."""
+    invoice = lnd.invoice(10_000)
+    request = {
+        "amount": "10",
+        "currency": "sat",
+        "methodDetails": {"invoice": invoice.bolt11, "paymentHash": invoice.payment_hash.hex(), "network": "regtest"},
+    }
+    encoded = base64.urlsafe_b64encode(json.dumps(request).encode()).decode().rstrip("=")
+    return f'Payment id="1", realm="r", method="lightning", intent="charge", request="{encoded}"'
+
+
+def _preimage_in(credential: str) -> str:
+    return str(json.loads(base64.urlsafe_b64decode(credential.split()[1] + "=="))["payload"]["preimage"])
+
+
 def _assert_nowhere(books: Books, things: list[Any]) -> None:
     secrets = _secrets(books)
     assert len(secrets) >= 2
@@ -114,18 +130,10 @@ def test_a_server_that_repeats_the_preimage_doesnt_get_it_into_a_pickle(
 
     def repeat(handler: Any) -> Any:
         sent = handler.headers[header or "Authorization"]
-        invoice = lnd.invoice(10_000)
-        request = {
-            "amount": "10",
-            "currency": "sat",
-            "methodDetails": {"invoice": invoice.bolt11, "paymentHash": invoice.payment_hash.hex(), "network": "regtest"},
-        }
-        encoded = base64.urlsafe_b64encode(json.dumps(request).encode()).decode().rstrip("=")
-        line = f'Payment id="1", realm="r", method="lightning", intent="charge", request="{encoded}"'
-        line += f', header="{header}"' if header else ""
+        line = _charge_line(lnd) + (f', header="{header}"' if header else "")
         if not sent:
             return 402, [("WWW-Authenticate", line)], b""
-        said = json.loads(base64.urlsafe_b64decode(sent.split()[1] + "=="))["payload"]["preimage"]
+        said = _preimage_in(sent)
         body = json.dumps({"detail": f"Invalid preimage: sha256({said}) != 00"}).encode()
         return 402, [("WWW-Authenticate", line), ("X-Sent", sent), ("Set-Cookie", f"p={said}"), ("X-Raw", said.upper())], body
 
@@ -134,6 +142,27 @@ def test_a_server_that_repeats_the_preimage_doesnt_get_it_into_a_pickle(
     assert caught.value.response is not None
     things = [caught.value, caught.value.response, caught.value.response.history]
     _assert_nowhere(books, [*things, books.trace_path.read_text(), str(caught.value)])
+
+
+@pytest.mark.parametrize("status", [400, 403, 500])
+def test_an_error_that_repeats_the_preimage_of_an_owed_charge_doesnt_get_it_into_a_pickle(
+    session, lnd: FakeLnd, books: Books, status: int
+) -> None:
+    """The charge isn't used up: whoever reads the pickle could present it first."""
+    bodies: list[bytes] = []
+
+    def repeat(handler: Any) -> Any:
+        sent = handler.headers["Authorization"]
+        if not sent:
+            return 402, [("WWW-Authenticate", _charge_line(lnd))], b""
+        bodies.append(f"Invalid preimage: {_preimage_in(sent)}".encode())
+        return status, [("X-Sent", sent)], bodies[-1]
+
+    with server(repeat) as url:
+        response = session.get(url)
+    assert (response.status_code, response.content) == (status, bodies[0]), "the caller gets the answer as it is"
+    assert [row.owed for row in books.rows] == [True]
+    _assert_nowhere(books, [response, copy.copy(response), copy.deepcopy(response)])
 
 
 @pytest.mark.parametrize("header", HEADERS)
