@@ -42,8 +42,8 @@ class ReplyRule:
     """One error of LNbits that proves something, namely ``reply``.
 
     ``text`` is a regular expression for the whole ``detail`` of the error; None fits any text. ``why`` says what in LNbits proves
-    the reply. ``stands_alone``: the request was turned away at the door, so the reply holds even if the look-up after it isn't
-    answered.
+    the reply. ``stands_alone``: the request was turned away at the door, as is every copy of it that a proxy may have sent. So the
+    reply holds even if the look-up after it isn't answered.
     """
 
     request: Request
@@ -141,9 +141,24 @@ RULES: tuple[ReplyRule, ...] = (
     ReplyRule(
         request="pay",
         status=401,
-        text=None,
+        text=r"No Api Key provided\.",
         reply=WalletReply.REFUSED,
         why="no key came: LNbits asks for it before it reads the order",
+        stands_alone=True,
+    ),
+    ReplyRule(
+        request="pay",
+        status=401,
+        text=None,
+        reply=WalletReply.REFUSED,
+        why="a gate before LNbits has turned it away, or this copy of it",
+    ),
+    ReplyRule(
+        request="pay",
+        status=403,
+        text=re.escape(READ_ONLY_KEY),
+        reply=WalletReply.REFUSED,
+        why="the key only reads: checked before the order is read",
         stands_alone=True,
     ),
     ReplyRule(
@@ -151,8 +166,7 @@ RULES: tuple[ReplyRule, ...] = (
         status=403,
         text=None,
         reply=WalletReply.REFUSED,
-        why="the key only reads, or the caller is blocked: both are checked before the order is read",
-        stands_alone=True,
+        why="the caller is blocked, by LNbits or a gate before it: checked before the order is read, or this copy of it",
     ),
     ReplyRule(
         request="pay",
@@ -167,8 +181,8 @@ RULES: tuple[ReplyRule, ...] = (
         status=429,
         text=None,
         reply=WalletReply.REFUSED,
-        why="too many requests: LNbits' limiter comes before all else",
-        stands_alone=True,
+        why="too many requests: LNbits' limiter comes before all else. Of an order that a proxy sends twice, it may have "
+        "passed the first",
     ),
     ReplyRule(
         request="lookup",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,6 +59,27 @@ def test_a_key_that_the_server_repeats_is_in_no_text(lnd: FakeLnd, fake: FakeLnb
                 texts += [str(error), repr(error)]
     assert [text for text in texts if key in text] == []
     assert any("<key>" in text for text in texts)
+
+
+def test_a_limiter_that_also_refuses_the_look_up_ends_no_payment(
+    lnd: FakeLnd, fake: FakeLnbits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy has sent the order twice, and the limiter has passed the first: given up, it would be paid beside another invoice."""
+    answer, limited = fake._answer, list[bool]()
+
+    def limit(method: str, *rest: Any) -> Reply | None:
+        told = None if limited else answer(method, *rest)
+        if method == "POST":
+            limited.append(True)
+        return Reply(status=429, body={"error": "Rate limit exceeded: 200 per 1 minute"}) if limited else told
+
+    with Paywall(lnd) as paywall, Routeweiler(funding=[fake.funding()], ledger=tmp_path / "l.db", payment_timeout=1) as session:
+        monkeypatch.setattr(fake, "_answer", limit)
+        with pytest.raises(PaymentPendingError):
+            session.get(paywall.url)
+        monkeypatch.undo()
+        assert session.get(paywall.url).status_code == 200
+        assert session.spent_msat == fake.spent_msat == fake.payments[0].amount_msat + fake.payments[0].fee_msat
 
 
 def test_a_wallet_may_be_called_anything(fake: FakeLnbits) -> None:

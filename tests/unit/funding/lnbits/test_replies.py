@@ -52,9 +52,11 @@ ORDERS = [
     (400, "Missing BOLT11 invoice", REFUSED, False),
     (400, "Missig invoice amount.", REFUSED, False),
     (401, "No Api Key provided.", REFUSED, True),
+    (401, "The session has ended.", REFUSED, False),
     (403, "Invoice (or Admin) key required.", REFUSED, True),
+    (403, "Your address is blocked.", REFUSED, False),
     (404, "Wallet not found.", REFUSED, True),
-    (429, "Rate limit exceeded: 200 per 1 minute", REFUSED, True),
+    (429, "Rate limit exceeded: 200 per 1 minute", REFUSED, False),
 ]
 #: Answers to an order that prove nothing, although some look as if they did.
 PROVE_NOTHING: list[tuple[int, Any]] = [
