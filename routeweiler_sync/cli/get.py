@@ -51,6 +51,9 @@ PAYMENT_TIMEOUT_S = 60.0
 DRY_RUN_WAIT_S = 1.0
 #: Told where the page of a payment didn't arrive, or not whole.
 _KEPT = "The token is kept, and the next call uses it."
+#: The same of a charge, whose credential opens one request, once: while it is owed, and once the server has answered.
+_OWED = "The payment is kept, and the next call for the same request presents it."
+_USED_UP = "The payment was for this one answer: the next call pays anew."
 #: Told where certificates aren't checked.
 INSECURE = "--insecure: the certificate isn't checked. Whoever answers in the server's place gets what is paid, and the token."
 
@@ -405,8 +408,19 @@ def _undelivered(fetch: Fetch, destination: Output, problem: Exception) -> reque
     place = "stdout" if fetch.output in (None, "-") else fetch.output
     text = f"The page couldn't be written to {place}: {why}." if is_disk else f"The page didn't arrive whole: {why}."
     if fetch.observer.paid:
-        text += f" {_KEPT}"
+        text += f" {_paid_meaning(fetch)}"
     return requests.ConnectionError(text + _kept(destination))
+
+
+def _paid_meaning(fetch: Fetch) -> str:
+    """Return what has become of this run's last payment, whose page didn't arrive whole, as a sentence."""
+    from ..ledger.ledger import Ledger
+
+    with contextlib.suppress(LedgerError), contextlib.closing(Ledger.open(env_settings.ledger_url())) as ledger:
+        row = ledger.payment(fetch.observer.paid[-1].payment_hash)
+        if row is not None and row.single_use:
+            return _OWED if row.owed else _USED_UP
+    return _KEPT
 
 
 def _kept(destination: Output) -> str:
@@ -436,7 +450,7 @@ def _interrupted(fetch: Fetch, destination: Output, interrupt: KeyboardInterrupt
     """Report what Ctrl-C may have left behind, and return the exit code. Raises: click.Abort if no money can be involved."""
     if fetch.observer.paid:
         paid = _payments_text(fetch.observer.paid)
-        _err(f"Interrupted; {paid}. {_KEPT}{_kept(destination)}")
+        _err(f"Interrupted; {paid}. {_paid_meaning(fetch)}{_kept(destination)}")
         return Exit.UNDELIVERED
     if fetch.confirm.quote is not None or _is_unfinished():
         again = "Call again: the same purchase continues, nothing is paid twice. Or run routeweiler-sync payments recover."
@@ -488,7 +502,7 @@ def _problem(fetch: Fetch) -> str:
     if isinstance(error, InvoicePaymentError) and cap_sats is not None:
         return f"{text_of(error)} --max-sats {cap_sats} limits the routing fee as well."
     if fetch.observer.paid and not isinstance(error, RouteweilerError):
-        return f"{text_of(error).rstrip('.')}. {_KEPT}"
+        return f"{text_of(error).rstrip('.')}. {_paid_meaning(fetch)}"
     return text_of(error)
 
 

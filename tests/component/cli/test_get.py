@@ -24,6 +24,7 @@ from routeweiler_sync.testing import FakeLnd, Paywall
 from routeweiler_sync.testing.paywall import PaywallRequest
 from tests.support.accounts import Books
 from tests.support.cli_process import NO_NODE, TIMEOUT_S, Command
+from tests.support.download import Download
 
 pytestmark = pytest.mark.slow
 
@@ -433,6 +434,28 @@ def test_6_the_connection_breaks_after_the_payment(command: Command, paywall: Pa
     assert command("get", paywall.url) == 0
     assert len(lnd.payments) == 1
     books.check()
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        ("no answer", b"The payment is kept, and the next call for the same request presents it."),
+        ("broken off", b"The payment was for this one answer: the next call pays anew."),
+    ],
+)
+def test_what_becomes_of_a_charge_whose_page_didnt_arrive_is_told(command: Command, lnd: FakeLnd, fault: str, told: bytes) -> None:
+    """A user who is told that the next call costs nothing calls again and again, and pays each time."""
+    with Paywall(lnd, scheme="Payment", form="pympp", price_msat=10_000) as paywall:
+        if fault == "no answer":
+            paywall.cut_next("before")
+        else:
+            page = Download(b"page" * 1000)
+            page.breaks_at = 1000
+            paywall.respond = page.respond
+        assert command("get", paywall.url) == 6
+        assert command.err.rstrip().endswith(told)
+        command("get", paywall.url)
+        assert len(lnd.payments) == (1 if fault == "no answer" else 2)
 
 
 def test_a_trace_that_cant_be_written_is_reported_after_the_outcome(
