@@ -32,7 +32,8 @@ class Bill(NamedTuple):
     """What a program has paid. Amounts are in msat, ``amount_msat`` doesn't contain ``fee_msat``.
 
     ``pages`` are those that payments of the program have bought, ``token_pages`` came from tokens that were held already.
-    ``undelivered`` are settled payments for which no page came, ``unfinished`` those whose outcome isn't known.
+    ``undelivered`` are settled payments for which no page came, ``unfinished`` those whose outcome isn't known. ``used_up`` are
+    charges that the server has taken without sending the page: they aren't among ``undelivered``.
     """
 
     amount_msat: int = 0
@@ -42,6 +43,8 @@ class Bill(NamedTuple):
     token_pages: int = 0
     undelivered: int = 0
     undelivered_msat: int = 0
+    used_up: int = 0
+    used_up_msat: int = 0
     unfinished: int = 0
     unfinished_msat: int = 0
 
@@ -60,6 +63,9 @@ class Bill(NamedTuple):
         if self.undelivered:
             which = f"{_counted(self.undelivered, 'payment')} of {sats(self.undelivered_msat)}"
             parts.append(f"{which} brought no page yet: the token is kept, and the next call uses it")
+        if self.used_up:
+            which = f"{_counted(self.used_up, 'payment')} of {sats(self.used_up_msat)}"
+            parts.append(f"{which} brought no page, and the server won't take it again: the next call pays anew")
         if self.unfinished:
             which = f"{_counted(self.unfinished, 'payment')} of {sats(self.unfinished_msat)}"
             verb = "isn't" if self.unfinished == 1 else "aren't"
@@ -121,6 +127,12 @@ def note_page(payment_hashes: Iterable[str]) -> None:
     _write(f"page {key} .\n")
 
 
+def note_used_up(payment_hash: str) -> None:
+    """Note that the server has taken a charge without sending the page."""
+    if files:
+        _write(f"lost {payment_hash} .\n")
+
+
 def _write(note: str) -> None:
     """Append ``note`` to each file. Raises nothing: a payment or page matters more than its note."""
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
@@ -144,6 +156,7 @@ def read(path: str) -> Bill:
     sent: dict[str, int] = {}
     paid: dict[str, tuple[int, int]] = {}
     used: list[list[str]] = []
+    lost: set[str] = set()
     token_pages = pages = 0
     try:
         with open(path, encoding="ascii", errors="replace") as file:
@@ -160,6 +173,8 @@ def read(path: str) -> Bill:
                         sent.pop(words[0], None)
                     elif kind == "paid":
                         paid[words[0]] = int(words[1]), int(words[2])
+                    elif kind == "lost":
+                        lost.add(words[0])
                     elif kind == "page":
                         used.append(words)
     except FileNotFoundError:
@@ -171,6 +186,8 @@ def read(path: str) -> Bill:
         else:
             pages += 1
             waiting.difference_update(hashes)
+    lost &= waiting
+    waiting -= lost
     unfinished = {payment_hash: msat for payment_hash, msat in sent.items() if payment_hash not in paid}
     return Bill(
         amount_msat=sum(amount_msat for amount_msat, _ in paid.values()),
@@ -180,6 +197,8 @@ def read(path: str) -> Bill:
         token_pages=token_pages,
         undelivered=len(waiting),
         undelivered_msat=sum(paid[payment_hash][0] for payment_hash in waiting),
+        used_up=len(lost),
+        used_up_msat=sum(paid[payment_hash][0] for payment_hash in lost),
         unfinished=len(unfinished),
         unfinished_msat=sum(unfinished.values()),
     )

@@ -15,6 +15,7 @@ import requests
 from .._core.log import log
 from ..errors import ChallengeMismatchError, ChallengeParseError
 from ..ledger.server_facts import REFUSED_AT_ONCE
+from ..payments import run_bill
 from ..payments.outcome_errors import charge_refused_error
 from ..protocol.http_auth import schemes_offered
 from ..protocol.schemes import names_others, parse_challenge, rail_of, receipt_of
@@ -104,6 +105,7 @@ def _note(handler: PaywallHandler, charge: Token, verdict: Verdict) -> None:
         handler.notes.write("that a charge is spent", lambda: ledger.spend_charge(payment_hash, delivered=True))
     elif verdict is Verdict.USED_UP:
         why = f"used up by an answer of status {status}"
+        run_bill.note_used_up(payment_hash)
         log.warning(
             "%s has taken payment %s and not delivered: it answered %d, with a receipt. The next call for this request pays anew.",
             charge.origin, payment_hash, status,

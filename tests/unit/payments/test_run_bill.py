@@ -30,6 +30,10 @@ NOTES = {
         f"paid {A} 10000 0 .\npaid {B} 5000 0 .\n",
         "paid 15 sat; 2 payments of 15 sat brought no page yet: the token is kept, and the next call uses it",
     ),
+    "a charge that the server has taken for an error": (
+        f"paid {A} 10000 0 .\nlost {A} .\npaid {B} 5000 0 .\npage {B} .\n",
+        "paid 15 sat for 1 page; 1 payment of 10 sat brought no page, and the server won't take it again: the next call pays anew",
+    ),
     "payments whose end isn't known": (
         f"sent {A} 10000 .\nsent {B} 5000 .\nsent {C} 1000 .\npaid {C} 1000 0 .\npage {C} .\n",
         "paid 1 sat for 1 page; 2 payments of 15 sat aren't finished, the node may still pay: run the program again, and nothing "
