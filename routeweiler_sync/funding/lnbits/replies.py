@@ -305,6 +305,8 @@ def _read_row(row: Any, payment_hash: bytes) -> WalletAnswer:
     if not is_outgoing(row) or row.get("payment_hash") != payment_hash.hex():
         return WalletAnswer(reply=WalletReply.UNKNOWN, reason="LNbits answered with something else than this payment")
     reply = state_of(row)
+    if reply is WalletReply.SUCCEEDED and not row.get("preimage"):
+        return WalletAnswer(reply=WalletReply.UNKNOWN, reason="LNbits says that it is paid, and hasn't told the preimage yet")
     if reply is WalletReply.SUCCEEDED:
         preimage = _preimage(row.get("preimage"))
         return WalletAnswer(

@@ -141,7 +141,14 @@ def test_a_pending_order_is_in_flight_and_says_what_to_do_if_it_stays_so() -> No
     assert len(PENDING_REASON) < REASON_CHARS_MAX
 
 
-@pytest.mark.parametrize("preimage", [None, "", "00" * 32, "zz", 7])
+@pytest.mark.parametrize("preimage", [None, ""])
+def test_a_success_whose_preimage_isnt_told_yet_is_asked_about_again(preimage: Any) -> None:
+    """Else the row would be settled without a token, and a preimage that comes a moment later would never be asked for."""
+    assert read_order(201, row(preimage=preimage), HASH).reply is WalletReply.UNKNOWN
+    assert read_lookup(200, {"details": row(preimage=preimage)}, HASH).reply is WalletReply.UNKNOWN
+
+
+@pytest.mark.parametrize("preimage", ["00" * 32, "zz", 7])
 def test_a_success_without_its_preimage_is_no_success(preimage: Any) -> None:
     """The money has left, and there is no proof of it."""
     assert read_order(201, row(preimage=preimage), HASH).reply is WalletReply.WRONG_PREIMAGE
