@@ -329,7 +329,9 @@ class NwcClient:
         for _ in range(_PAGES_MAX):
             params = {"type": "outgoing", "unpaid": True, "limit": _PAYMENTS_A_PAGE, "offset": offset}
             page = self._result("list_transactions", params, PAGE_S_MAX).get("transactions")
-            if not isinstance(page, list) or known.issuperset(names := set(map(_name_of, page))):
+            if not isinstance(page, list | None):
+                raise FundingError("The wallet's list of payments can't be read.", advice="Look at the wallet itself.")
+            if page is None or known.issuperset(names := set(map(_name_of, page))):
                 return  # nothing, or nothing new: a wallet that doesn't know offsets sends the same page again
             known |= names
             offset += len(page)

@@ -27,5 +27,8 @@ def from_environment(environ: Mapping[str, str]) -> str:
         advice = "Set it to the nostr+walletconnect:// URI that the wallet shows for a new connection."
         raise FundingError(f"{env_vars.NWC_URL} isn't set.", advice=advice)
     if not uri.lower().startswith(_SCHEMES):
+        if any(scheme in uri.lower() for scheme in _SCHEMES):
+            what = f"{env_vars.NWC_URL} has something before the URI, a quotation mark for instance."
+            raise FundingError(what, advice="Set it to the URI alone, as the wallet shows it.")
         raise refused(env_vars.NWC_URL, uri, "a nostr+walletconnect:// URI", "Copy it again from the wallet.")
     return uri

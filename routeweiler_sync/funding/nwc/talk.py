@@ -179,8 +179,9 @@ def _next(link: Link, keyring: Keyring, deadline: float) -> list[Any] | None:
         if not isinstance(message, list) or not message:
             continue
         if message[0] == "AUTH" and len(message) > 1 and isinstance(message[1], str):
-            link.notes["challenge"] = message[1]
-            link.send(f'["AUTH",{keyring.authentication(link.url, message[1])}]', deadline)
+            challenge = message[1].encode("utf-8", "replace").decode()  # JSON can hold half of a surrogate pair
+            link.notes["challenge"] = challenge
+            link.send(f'["AUTH",{keyring.authentication(link.url, challenge)}]', deadline)
             continue
         return message
     return None

@@ -110,6 +110,21 @@ def test_the_info_event_is_asked_for_once_a_connection(wallet: FakeNwc, lnd: Fak
     assert wallet.relays[0].connections == 1
 
 
+def test_a_challenge_that_utf8_cannot_hold_harms_nothing(wallet: FakeNwc, lnd: FakeLnd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """JSON can hold half of a surrogate pair; the error would be a foreign one, and no other relay be tried."""
+    real = _Peer._answer
+
+    def asks_oddly(peer: Any, message: Any) -> None:
+        peer._say("AUTH", "\ud800")
+        if message[0] != "AUTH":
+            real(peer, message)
+
+    monkeypatch.setattr(_Peer, "_answer", asks_oddly)
+    client = wallet.client()
+    assert client.get_info().network == "bitcoin-regtest"
+    assert pay(client, lnd).reply is R.SUCCEEDED
+
+
 def test_a_relay_that_asks_who_the_client_is_gets_its_answer(lnd: FakeLnd) -> None:
     """Some relays serve known clients alone (NIP-42)."""
     wallet = FakeNwc(lnd)
@@ -509,6 +524,13 @@ def test_a_wallet_that_may_not_tell_of_itself_names_its_methods_in_its_info_even
         assert client.spendable_msat(timeout_s=5) is None
         with pytest.raises(FundingError, match="list_transactions"):
             list(client.list_payments())
+
+
+def test_a_list_that_cannot_be_read_is_not_an_empty_one(wallet: FakeNwc) -> None:
+    """An audit would say that the wallet hasn't made the payments that are booked."""
+    wallet._list_transactions = lambda params, run: {"transactions": {"of": "no use"}}  # type: ignore[method-assign]
+    with pytest.raises(FundingError, match="can't be read"):
+        list(wallet.client().list_payments())
 
 
 def test_a_list_without_an_end_ends(wallet: FakeNwc, lnd: FakeLnd) -> None:

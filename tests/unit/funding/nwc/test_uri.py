@@ -122,3 +122,17 @@ def test_the_environment_names_a_wallet() -> None:
         with pytest.raises(FundingError, match="NWC_URL") as caught:
             NwcClient.from_env({"NWC_URL": value})
         assert SECRET[:40] not in str(caught.value)
+
+
+@pytest.mark.parametrize("mark", ['"', "'", "export NWC_URL=", "lightning:"])
+def test_what_stands_before_a_uri_in_the_variable_is_told(mark: str) -> None:
+    """It was said to look like such a URI, and to belong where it is."""
+    with pytest.raises(FundingError, match="NWC_URL has something before the URI") as caught:
+        NwcClient.from_env({"NWC_URL": f"{mark}{GOOD}{mark}"})
+    assert GOOD.rpartition("=")[2] not in str(caught.value)
+
+
+def test_the_older_scheme_is_read_in_the_variable_too() -> None:
+    """`NwcClient` reads it."""
+    older = GOOD.replace("nostr+walletconnect", "nostrwalletconnect")
+    assert NwcClient.from_env({"NWC_URL": older}).relays == NwcClient(older).relays
