@@ -80,7 +80,7 @@ def facts(result: DryRun) -> list[tuple[str, object]]:
             ("budget", f"{plain(quote.amount_minor_units)} {quote.currency}, before routing"),
             ("scheme", quote.scheme if is_reusable(quote.scheme) else f"{quote.scheme}: one payment for one request"),
             ("token for", quote.scope),
-            ("description", quote.description or "(none)"),
+            ("description", quote.description.strip() or "(none)"),
             ("payment hash", quote.payment_hash),
             ("expires", f"{quote.expires_at:%Y-%m-%d %H:%M:%S} UTC"),
             ("paid", "nothing: this was a dry run"),

@@ -31,7 +31,7 @@ from .._version import VERSION
 from ..config import env_settings, environment
 from ..errors import FundingError, InvoicePaymentError, LedgerError, NoFundingForRailError, RouteweilerError
 from ..payments import slow_payments
-from ..protocol.schemes import is_credential, redact
+from ..protocol.schemes import is_credential, is_reusable, redact
 from . import tables
 from .dry_run import DryRun, dry_run as dry_run_of, facts, quote_as_json, verdict_as_json
 from .outcome import Exit, exit_for, printable, text_of
@@ -483,13 +483,22 @@ def _report(fetch: Fetch) -> None:
         if fetch.had_all:
             status = f"{fetch.output} has the whole page already"
         if not fetch.quiet or fetch.exit != Exit.OK:
-            _err(f"{status}; {_payments_text(fetch.observer.payments) or _unpaid_text(fetch.response)}")
+            bought = "what payment {} has bought" if _is_for_one_request(fetch) else "token of payment {}"
+            _err(f"{status}; {_payments_text(fetch.observer.payments, bought) or _unpaid_text(fetch.response)}")
+            if fetch.exit == Exit.UNDELIVERED and fetch.observer.paid and _is_for_one_request(fetch):
+                _err(_paid_meaning(fetch))
     else:
         if fetch.observer.paid:
             _err(_payments_text(fetch.observer.paid))
         _err(_problem(fetch))
     for warning in fetch.warnings:
         _err(warning)
+
+
+def _is_for_one_request(fetch: Fetch) -> bool:
+    """Return whether the answer came for a payment that opens one request (scheme ``Payment``)."""
+    payment = getattr(fetch.response, "payment", None)
+    return payment is not None and not is_reusable(payment.scheme)
 
 
 def _problem(fetch: Fetch) -> str:
@@ -516,14 +525,17 @@ def _unpaid_text(response: requests.Response) -> str:
     return "nothing paid: a token that was paid for earlier was sent along" if had_token else "free"
 
 
-def _payments_text(payments: Sequence[TracePayment]) -> str:
-    """Return ``paid 10 sat + 1 sat fee, payment hash …`` or ``nothing paid: token … used again`` for each payment, or ""."""
+def _payments_text(payments: Sequence[TracePayment], bought: str = "token of payment {}") -> str:
+    """Return ``paid 10 sat + 1 sat fee, payment hash …`` or ``nothing paid: token … used again`` for each payment, or "".
+
+    ``bought`` says what is used again, with ``{}`` for the payment hash.
+    """
     from .._core.money import sats
 
     def text(payment: TracePayment) -> str:
         price = f"{sats(payment.amount_msat)} + {sats(payment.fee_msat)} fee"
         if payment.reused:
-            return f"nothing paid: token of payment {payment.payment_hash} used again ({price}, paid earlier)"
+            return f"nothing paid: {bought.format(payment.payment_hash)} used again ({price}, paid earlier)"
         return f"paid {price}, payment hash {payment.payment_hash}"
 
     return "; ".join(text(payment) for payment in payments)

@@ -131,7 +131,7 @@ def facts(row: PaymentRow, ledger: str | None, url: str) -> list[tuple[str, obje
         ("page", row.origin + row.path if row.path.startswith("/") else f"{row.origin} (path: {row.path})"),
         ("scope", row.scope),
         ("scheme", f"{row.scheme}: for one request" if row.single_use else row.scheme),
-        ("description", "(can't be read)" if invoice is None else invoice.description or "(none)"),
+        ("description", "(can't be read)" if invoice is None else (invoice.description or "").strip() or "(none)"),
         ("payee", None if invoice is None else invoice.payee),
         ("node", row.node_pubkey),
         ("network", row.network),
@@ -249,7 +249,9 @@ def _server(row: PaymentRow) -> str | None:
     if row.preimage is None:
         return None
     if row.single_use:
-        return "has answered the request" if row.accepted else "hasn't answered the request"
+        if row.accepted:
+            return "has answered the request"
+        return "refuses the payment" if row.failure_code == REFUSED else "hasn't answered the request"
     if row.accepted:
         return "has accepted the token" + (", more than once" if row.accepted_again else "")
     return "has never accepted the token"

@@ -12,6 +12,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -53,6 +55,33 @@ def broken_page() -> Iterator[str]:
         thread.join(TIMEOUT_S)
 
 
+@contextmanager
+def broken_off(paywall: Paywall) -> Iterator[str]:
+    """The URL of a proxy that hangs up in the midst of each page."""
+
+    class Proxy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            credential = {name: value for name, value in self.headers.items() if name == "Authorization"}
+            answer = requests.get(paywall.url_for(self.path), headers=credential, timeout=TIMEOUT_S)
+            self.send_response(answer.status_code)
+            for name in ("WWW-Authenticate", "Payment-Receipt"):
+                if name in answer.headers:
+                    self.send_header(name, answer.headers[name])
+            self.send_header("Content-Length", str(len(answer.content) + answer.ok))
+            self.end_headers()
+            self.wfile.write(answer.content)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/paid"
+        server.shutdown()
+        thread.join(TIMEOUT_S)
+
+
 # get: what is fetched
 
 
@@ -67,6 +96,22 @@ def test_a_page_is_paid_for_and_comes_unchanged(command: Command, paywall: Paywa
     ]
     books.check()
     assert len(books.lines) == 1
+
+
+def test_it_is_said_what_became_of_a_payment_for_one_request(command: Command, lnd: FakeLnd) -> None:
+    """Told that a token is kept, a user would run the command again for nothing, and pay a second time."""
+    with Paywall(lnd, scheme="Payment", form="mppx") as paywall:
+        with broken_off(paywall) as url:
+            assert command("get", url) == 6
+        assert b"the next call pays anew" in command.err
+        assert b"token" not in command.err
+        paywall.answer_next(502, used=False, receipt=False)
+        assert command("get", paywall.url_for("/other")) == 6
+        kept = lnd.payments[-1].payment_hash
+        assert b"the next call for the same request presents it" in command.err
+        assert command("get", paywall.url_for("/other")) == 0
+        assert f"nothing paid: what payment {kept} has bought used again" in command.err.decode()
+        assert len(lnd.payments) == 2
 
 
 def test_the_next_run_pays_nothing_and_says_so(command: Command, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
