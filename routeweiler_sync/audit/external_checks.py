@@ -249,7 +249,10 @@ def _open(row: BookedPayment, node: NodeAccount | None) -> Open:
     asked = node is not None and row.node_pubkey == node.pubkey
     payment = node.payments.get(row.payment_hash) if node is not None and asked else None
     if not row.unfinished:
-        advice = "It was abandoned by hand, but the node may still pay it, and no budget would count it. Run the audit again later."
+        advice = (
+            "It has ended in the ledger, abandoned or long expired, but the node may still pay it, and no budget would count it. "
+            "Run the audit again later, after session.recover()."
+        )
     elif payment is not None and payment.status not in ("SUCCEEDED", "FAILED"):
         advice = "Wait, then call session.recover(). If the node never ends the payment: ledger.forget(hash, abandon=True)."
     else:

@@ -96,7 +96,7 @@ def _relay(url: str, *, allow_plain: bool) -> str:
         raise ValueError("a relay of uri has a user name or password in it, which relays don't have")
     if parts.scheme == "ws" and not (allow_plain or _is_near(host)):
         way_out = f"use wss://, or set {env_vars.ALLOW_HTTP_WALLET}=1 if you trust the way to it"
-        raise ValueError(f"a relay of uri is reached without TLS{shown}: {way_out}")
+        raise ValueError(f"a relay of uri, at {host[:100]}, is reached without TLS: {way_out}")
     bracketed = f"[{host}]" if ":" in host else host
     place = bracketed if port is None else f"{bracketed}:{port}"
     query = f"?{parts.query}" if parts.query else ""
