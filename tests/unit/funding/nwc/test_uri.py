@@ -140,7 +140,7 @@ def test_the_older_scheme_is_read_in_the_variable_too() -> None:
 
 def test_a_relay_without_tls_is_named_by_its_host_alone() -> None:
     """Else a token in the relay's path or query would be in an error's text."""
-    with pytest.raises(ValueError, match="relay.example") as refused:
+    with pytest.raises(ValueError, match=r"relay\.example") as refused:
         parse_uri(f"nostr+walletconnect://{'ab' * 32}?relay=ws://relay.example/t0ken?key=k3y&secret={'01' * 32}", {})
     assert "t0ken" not in str(refused.value)
     assert "k3y" not in str(refused.value)
