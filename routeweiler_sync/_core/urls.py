@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from requests.utils import select_proxy
 from urllib3.util import parse_url
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -125,6 +126,26 @@ def is_in_the_clear(url: str) -> bool:
     except ValueError:
         return True
     return not (getattr(address, "ipv4_mapped", None) or address).is_loopback
+
+
+def is_proxied_in_the_clear(url: str, proxies: Mapping[str, str] | None) -> bool:
+    """Return whether a request of ``url`` goes to a proxy of another machine that can read it. ``proxies`` are those of its call.
+
+    A proxy of this machine counts as this machine. So a tunnel to elsewhere that ends here may be used. https is encrypted through
+    any proxy.
+
+    Raises: ValueError if ``url`` isn't an http or https URL.
+    """
+    if not proxies or origin_at(url).startswith("https:"):
+        return False
+    proxy = select_proxy(url, dict(proxies))
+    if not proxy:
+        return False
+    try:
+        # Even an https proxy gets the request itself, to send it on.
+        return is_in_the_clear(f"http://{parse_url(proxy if '://' in proxy else f'//{proxy}').netloc}")
+    except ValueError:  # LocationParseError is one
+        return True
 
 
 def path_of(url: str) -> str:

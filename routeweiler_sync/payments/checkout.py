@@ -157,9 +157,9 @@ class Checkout:
         assert useless is not None
         raise undelivered_error(useless, request)
 
-    def choose(self, offers: Iterable[Challenge], *, url: str) -> Challenge | None:
+    def choose(self, offers: Iterable[Challenge], *, url: str, proxied: bool = False) -> Challenge | None:
         """Return the challenge to answer, of those that the 402 of ``url`` makes: see `Checks.choose`."""
-        return self._checks.choose(offers, url=url)
+        return self._checks.choose(offers, url=url, proxied=proxied)
 
     def quote(self, request: TokenRequest) -> Quote | None:
         """Return what a call for ``request`` would pay, or None if the ledger has a token for it.
@@ -320,7 +320,7 @@ class Checkout:
             raise repeated_invoice_error(row)
         if row.state is PaymentState.RETIRED:
             return row
-        check_transport(row.scheme, request.url)
+        check_transport(row.scheme, request.url, request.proxied)
         claimed = request.presenter.claim(self.ledger, row)
         if claimed is None:
             raise same_invoice_error(row)
@@ -339,7 +339,7 @@ class Checkout:
         for row in self._charges(request):
             if row.unfinished and not may_pay:
                 continue
-            check_transport(row.scheme, request.url)
+            check_transport(row.scheme, request.url, request.proxied)
             claimed = request.presenter.claim(self.ledger, row)
             if claimed is not None:
                 return self._lifecycle.purchase_for(claimed, request, deadline)

@@ -100,24 +100,27 @@ def check_challenge(challenge: Challenge) -> None:
         )
 
 
-def check_transport(scheme: str, url: str) -> None:
+def check_transport(scheme: str, url: str, proxied: bool = False) -> None:
     """Refuse to buy or present over plain http what one payment opens once: whoever reads the credential can use it first.
 
-    This machine's own addresses are allowed, and others if the variable `env_vars.ALLOW_HTTP_PAYMENT` says so.
+    This machine's own addresses are allowed unless the request is ``proxied``, which is by another machine; all are if the variable
+    `env_vars.ALLOW_HTTP_PAYMENT` says so.
 
     Raises: PolicyDeniedError.
     """
-    if not _may_travel(scheme, url):
+    if not _may_travel(scheme, url, proxied=proxied):
+        way = "plain http, through the proxy of another machine" if proxied else "plain http"
+        instead = "List the server in NO_PROXY if it is on this machine" if proxied else "Use https if the server has it"
         raise PolicyDeniedError(
-            f"{origin_at(url)} wants to be paid by the scheme {scheme} over plain http. Others on the way could read the "
-            "credential and use it first.",
-            advice=f"Use https if the server has it. Where the network is trusted, set {env_vars.ALLOW_HTTP_PAYMENT}=1.",
+            f"{origin_at(url)} wants to be paid by the scheme {scheme} over {way}. Others on the way could read the credential and "
+            "use it first.",
+            advice=f"{instead}. Where the network is trusted, set {env_vars.ALLOW_HTTP_PAYMENT}=1.",
         )
 
 
-def _may_travel(scheme: str, url: str) -> bool:
+def _may_travel(scheme: str, url: str, *, proxied: bool) -> bool:
     allowed = os.environ.get(env_vars.ALLOW_HTTP_PAYMENT, "").strip().lower()
-    return is_reusable(scheme) or allowed in ("1", "true", "yes", "on") or not is_in_the_clear(url)
+    return is_reusable(scheme) or allowed in ("1", "true", "yes", "on") or not (proxied or is_in_the_clear(url))
 
 
 def check_body(request: TokenRequest) -> None:
@@ -201,12 +204,12 @@ class Checks:
         """Whether the session has a confirm(), which is asked before each payment."""
         return self._confirm is not None
 
-    def choose(self, offers: Iterable[Challenge], *, url: str) -> Challenge | None:
+    def choose(self, offers: Iterable[Challenge], *, url: str, proxied: bool = False) -> Challenge | None:
         """Return the challenge to answer, of those that the 402 of ``url`` makes; None if there is none.
 
         It is the first that can be paid and that policy and envelope allow, by the policy's order of rails. If none is, it is the
         first: what forbids it is found when it is checked. ``offers`` is read no further than needed, and the ledger only if there
-        are several.
+        are several. ``proxied`` is as in `check_transport`.
 
         Raises: what ``offers`` raises.
         """
@@ -217,16 +220,16 @@ class Checks:
         if self._policy is None and not isinstance(self._envelope, str) and is_payable(first) and self._is_rail_allowed(first):
             return first
         others = tuple(remaining)
-        return min((first, *others), key=lambda each: self._rank(each, url)) if others else first
+        return min((first, *others), key=lambda each: self._rank(each, url, proxied=proxied)) if others else first
 
-    def _rank(self, challenge: Challenge, url: str) -> tuple[bool, bool, bool, int]:
+    def _rank(self, challenge: Challenge, url: str, *, proxied: bool) -> tuple[bool, bool, bool, int]:
         """Return how well ``challenge`` suits: the least is the best."""
         place, allowed = 0, self._is_rail_allowed(challenge)
         if self._policy is not None:
             network, rail = challenge.invoice.network, challenge.rail
             verdict = evaluate(self._policy, url=url, scheme=challenge.scheme, network=network, rail=rail)
             place, allowed = verdict.place, allowed and not verdict.denied and verdict.rail == rail
-        return not is_payable(challenge), not allowed, not _may_travel(challenge.scheme, url), place
+        return not is_payable(challenge), not allowed, not _may_travel(challenge.scheme, url, proxied=proxied), place
 
     def _is_rail_allowed(self, challenge: Challenge) -> bool:
         """Return whether the envelope allows the rail of ``challenge``. One that can't be read is told of by `check_allowed`."""
@@ -244,7 +247,7 @@ class Checks:
         """
         if self._problem is not None:
             raise copy.copy(self._problem)
-        check_transport(request.challenge.scheme, request.url)
+        check_transport(request.challenge.scheme, request.url, request.proxied)
         check_body(request)
         self._check_policy(request)
         self._check_envelope(request)

@@ -96,6 +96,7 @@ class TokenRequest:
     hops. ``limits`` are the ``limit()`` blocks around the call, ``tallies`` count what it spends. ``still_useful`` is called right
     before the intent is written to the ledger: it raises if a token would buy nothing any more. ``body_digest`` returns the SHA-256
     of the request's body in base64, None if it can't be read. ``presenter`` claims the charges that the call pays for or presents.
+    ``proxied``: the request goes through a proxy of another machine that can read it.
     """
 
     url: str
@@ -110,6 +111,7 @@ class TokenRequest:
     still_useful: Callable[[], None] = field(default=lambda: None, repr=False, compare=False)
     body_digest: Callable[[], str | None] = field(default=lambda: None, repr=False, compare=False)
     presenter: Presenter = field(default_factory=Presenter, repr=False, compare=False)
+    proxied: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import itertools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ import requests
 from .._core.credential_headers import authorizes
 from .._core.deadline import monotonic_s, patience
 from .._core.log import log
-from .._core.urls import leads_to_one_server, origin_at, path_of
+from .._core.urls import is_proxied_in_the_clear, leads_to_one_server, origin_at, path_of
 from ..errors import RouteweilerError, TokenRefusedError, UnreplayableBodyError
 from ..payments.block_limit import active
 from ..payments.checks import is_payable
@@ -52,8 +52,8 @@ from .credentialed import (
     tokens_offered,
     with_credential,
 )
-from .negotiation import Negotiation, wants_of
-from .replay import again, check_replayable, content_digest, drain, resource_digest, rewind
+from .negotiation import MAX_REQUESTS, Negotiation, wants_of
+from .replay import again, check_replayable, content_digest, drain, resource_digest, rewind, with_steady_boundary
 from .server_rules import ERRORS, MAYBE_REFUSALS, ServerAnswer, TokenStatus, Verdict, Wants, judge, read_answer
 from .token_notes import TokenNotes
 
@@ -70,13 +70,14 @@ SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 class PaywallHandler:
     """Handles one hop of a call: a request, its answers, and the tokens that were offered in between.
 
-    ``send`` sends a request through the hop's own adapter. ``origin`` and ``path`` are those of the request's URL.
+    ``send`` sends a request through the hop's own adapter and its ``proxies``. ``origin`` and ``path`` are those of the request's URL.
     """
 
     payer: Payer
     call: CallContext
     request: requests.PreparedRequest
     send: Send
+    proxies: Mapping[str, str] | None = field(default=None, repr=False)  # their URLs may hold passwords
     origin: str = ""
     path: str = ""
     #: The answers that were superseded, oldest first.
@@ -231,6 +232,8 @@ class PaywallHandler:
             judged = token if not is_guess else None
             may_ask = self.latest.status_code in ((402,) if judged is None else (401, 402))
             request = self._parse_challenge(token) if may_ask else None
+            if token is None and request is not None and self._asks_with_steady_boundary(request):
+                continue
             verdict = self._verdict(token, judged, request)
             if verdict is Verdict.AS_IT_IS:
                 return self._finished()
@@ -292,6 +295,23 @@ class PaywallHandler:
                 token = self.resend(offered)
                 is_guess = False
 
+    def _asks_with_steady_boundary(self, request: TokenRequest) -> bool:
+        """Send the request again with a boundary that it has in each run, if ``request`` may be answered for this very body alone.
+
+        Return whether it was sent: then the latest answer asks for the price of what any run sends. Otherwise a payment whose
+        answer is lost could never be presented again.
+        """
+        asked, negotiation = self._preferred if self._preferred is not None else request, self.negotiation
+        wanted = asked.challenge.body_digest
+        if wanted is None or quoting.get() or negotiation.bought or negotiation.requests >= MAX_REQUESTS - 1:
+            return False
+        steady = with_steady_boundary(self.request) if wanted == asked.body_digest() else None
+        if steady is None:
+            return False
+        self.request = steady
+        self.resend(None)
+        return True
+
     def _asked_before(self) -> TokenRequest | None:
         """Return what the last challenge of this hop asks for, if that may still be bought, else None."""
         asked = self._asked
@@ -340,7 +360,8 @@ class PaywallHandler:
         offered: Iterable[Challenge] = () if first is None else itertools.chain((first,), remaining)
         if token is not None:
             offered = list(offered)
-        chosen = challenge = None if first is None else self.payer.checkout.choose(offered, url=self.request.url or "")
+        url, proxied = self.request.url or "", first is not None and is_proxied_in_the_clear(self.request.url or "", self.proxies)
+        chosen = challenge = None if first is None else self.payer.checkout.choose(offered, url=url, proxied=proxied)
         if token is not None and chosen is not None and not chosen.reusable:
             # Whether the token is refused shows by what is asked for in its own scheme.
             challenge = next((each for each in offered if each.reusable), chosen)
@@ -362,6 +383,7 @@ class PaywallHandler:
             still_useful=functools.partial(check_replayable, self.request),
             body_digest=functools.partial(content_digest, self.request),
             presenter=self._presenter,
+            proxied=proxied,
         )
         self._preferred = None
         if chosen is not None and chosen is not challenge:

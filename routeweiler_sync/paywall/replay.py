@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import io
 import re
+from collections.abc import Iterator
 from types import GeneratorType
 from typing import Any
 
@@ -26,6 +27,8 @@ from ..errors import UnreplayableBodyError
 MAX_DRAIN_BYTES = 64 * 1024
 MAX_DRAIN_S = 1.0
 _CHUNK_BYTES = 16 * 1024
+#: The boundary in a Content-Type.
+_BOUNDARY = re.compile(r'\s*multipart/.*?;\s*boundary="?([^";,\s]+)', re.IGNORECASE)
 
 
 def is_in_memory(request: requests.PreparedRequest) -> bool:
@@ -102,6 +105,57 @@ def resource_digest(request: requests.PreparedRequest) -> str:
     return hashlib.sha256(page if method == b"GET" and not body else b"\0".join((method, page, body))).hexdigest()
 
 
+def with_steady_boundary(request: requests.PreparedRequest) -> requests.PreparedRequest | None:
+    """Return a copy of ``request`` whose form is the same, with a boundary made from what its parts hold; None if there is none.
+
+    A form gets a new boundary whenever it is encoded, so each run sends other bytes. A payment that is good for one body alone,
+    which a challenge with a digest asks for, could never be presented by a later run. None too if it has such a boundary already,
+    if the body can't be encoded again with certainty, or if a header may hold a digest or signature of it.
+    """
+    headers, body = request.headers, request.body
+    content_type = "" if headers is None else _text(headers.get("Content-Type") or "")
+    found = _BOUNDARY.match(content_type)
+    if found is None or headers is None or not isinstance(body, (str, bytes)) or any(map(_may_sign, headers.items())):
+        return None
+    try:
+        content = body.encode("ascii") if isinstance(body, str) else body
+        old = b"--" + found[1].encode("ascii")
+    except UnicodeEncodeError:
+        return None
+    lines = list(_boundary_lines(old, content))
+    if len(lines) < 2 or content.count(old) != len(lines):
+        return None
+    ends, starts = [0, *(line.end() for line in lines)], [*(line.start() for line in lines), len(content)]
+    parts = [content[end:start] for end, start in zip(ends, starts, strict=True)]
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(b"%d:" % len(part))
+        digest.update(part)
+    boundary = digest.hexdigest()[:32].encode()
+    while any(boundary in part for part in parts):
+        boundary = hashlib.sha256(boundary).hexdigest()[:32].encode()
+    if boundary == found[1].encode("ascii"):
+        return None
+    steady = again(request, [])
+    steady.body = (b"--" + boundary).join(parts)
+    steady.headers["Content-Type"] = content_type[: found.start(1)] + boundary.decode() + content_type[found.end(1) :]
+    if "Content-Length" in steady.headers:
+        steady.headers["Content-Length"] = str(len(steady.body))
+    return steady
+
+
+def _may_sign(header: tuple[Any, Any]) -> bool:
+    """Return whether ``header`` may hold a digest or signature of the body, which another boundary would make wrong."""
+    name, value = _text(header[0]).lower(), _text(header[1]).lower()
+    if name in ("authorization", "proxy-authorization"):
+        return not value.startswith(("basic ", "bearer ", "digest "))
+    return re.search("digest|md5|sha|sig|hmac|checksum|hash", name) is not None
+
+
+def _text(value: Any) -> str:
+    return value.decode("latin-1") if isinstance(value, bytes) else str(value)
+
+
 def content_digest(request: requests.PreparedRequest) -> str | None:
     """Return the SHA-256 of the body of ``request`` as it is sent, in base64; None if it can't be read again.
 
@@ -141,16 +195,20 @@ def _bytes_digest(body: memoryview, request: requests.PreparedRequest) -> bytes:
     The boundary in the lines that separate the parts of a form doesn't count. What the parts hold does.
     """
     content_type = "" if request.headers is None else str(request.headers.get("Content-Type", ""))
-    found = re.match(r'\s*multipart/.*?;\s*boundary="?([^";,\s]+)', content_type, re.IGNORECASE)
+    found = _BOUNDARY.match(content_type)
     digest, at = hashlib.sha256(), 0
     if found is not None:
-        boundary = re.escape(found[1].encode())
-        for line in re.finditer(rb"(?:^|(?<=\r\n))--" + boundary + rb"(?=(?:--)?[ \t]*(?:\r\n|$))", body):
+        for line in _boundary_lines(b"--" + found[1].encode(), body):
             digest.update(body[at : line.start()])
             digest.update(b"--")
             at = line.end()
     digest.update(body[at:])
     return digest.digest()
+
+
+def _boundary_lines(delimiter: bytes, body: bytes | memoryview) -> Iterator[re.Match[bytes]]:
+    """Return where ``delimiter``, two dashes and the boundary, begins a line of ``body`` that separates or ends parts of a form."""
+    return re.finditer(rb"(?:^|(?<=\r\n))" + re.escape(delimiter) + rb"(?=(?:--)?[ \t]*(?:\r\n|$))", body)
 
 
 def _file_digest(body: Any, request: requests.PreparedRequest) -> bytes:

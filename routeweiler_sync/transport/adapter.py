@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import os
 import warnings
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import requests
@@ -126,7 +127,7 @@ class PaywallAdapter(HTTPAdapter):
                 return response
         assert call is not None  # since `pays`, a call was found or begun above
         send_kwargs = {"stream": stream, "timeout": timeout, "verify": verify, "cert": cert, "proxies": proxies}
-        handler = handler_for(call, request, functools.partial(self._send_hop, **send_kwargs), timeout)
+        handler = handler_for(call, request, functools.partial(self._send_hop, **send_kwargs), send_kwargs)
         return handler.handle_response(response) if along is None else handler.send_with_token(along[0], is_guess=along[1])
 
     def _send_hop(self, request: requests.PreparedRequest, **send_kwargs: Any) -> requests.Response:
@@ -221,10 +222,10 @@ def concerns_payer(payer: Payer, request: requests.PreparedRequest, status: int)
     return payer.token_cache.has_others(request.url or "")
 
 
-def handler_for(call: CallContext, request: requests.PreparedRequest, send: Send, timeout: object) -> PaywallHandler:
+def handler_for(call: CallContext, request: requests.PreparedRequest, send: Send, sends_with: Mapping[str, Any]) -> PaywallHandler:
     """Return a handler for ``request`` that sends its further requests by ``send``. Imports what only paying needs.
 
-    ``timeout`` is the one that ``send`` was given. It bounds the waits for the ledger too.
+    ``sends_with`` are the arguments that ``send`` gives the adapter. Its timeout bounds the waits for the ledger too.
     """
     try:
         prepare_to_pay()
@@ -240,8 +241,8 @@ def handler_for(call: CallContext, request: requests.PreparedRequest, send: Send
         what = f"What paying needs can't be imported ({type(error).__name__}: {error})."
         raise RouteweilerError(what, advice="Free some of the process's open files, or repair the installation.") from error
 
-    call.bound_patience(timeout)
-    return PaywallHandler(call.payer, call, request, send)
+    call.bound_patience(sends_with.get("timeout"))
+    return PaywallHandler(call.payer, call, request, send, sends_with.get("proxies"))
 
 
 # -- who pays -------------------------------------------------------------------------------------------------------------

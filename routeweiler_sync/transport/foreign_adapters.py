@@ -125,7 +125,7 @@ def _handle_402(
     def send(request: requests.PreparedRequest) -> requests.Response:
         return without_repeats(adapter, request).send(request, **adapter_kwargs)
 
-    handler = handler_for(call, call.request, send, adapter_kwargs.get("timeout"))
+    handler = handler_for(call, call.request, send, adapter_kwargs)
     token, is_guess = call.carried or (None, False)
     begun_s = time.monotonic()
     handled = handler.handle_response(response, token, is_guess=is_guess)

@@ -32,6 +32,7 @@ from routeweiler_sync import (
     RuleMatch,
     TokenRefusedError,
     payment_of,
+    wrap,
 )
 from routeweiler_sync.ledger.types import PaymentRow, PaymentState
 from routeweiler_sync.paywall import handler
@@ -332,6 +333,59 @@ def test_a_receipt_that_cant_be_read_harms_no_delivery(shop: Shop, session: Rout
     paywall = shop(receipts="junk")
     assert session.get(paywall.url).status_code == 200
     assert charges(books) == [("retired", True)]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", ["session", "foreign adapter", "adapter", "wrap"])
+def test_a_form_that_is_encoded_anew_in_each_run_gets_what_it_has_paid_for(
+    form: str, kind: str, shop: Shop, make_session: Make, lnd: FakeLnd, tmp_path: Path
+) -> None:
+    """`requests` makes a new boundary for each form: a charge that is good for one body alone would be lost with its answer."""
+    paywall = shop(form=form, digest=True)
+
+    def send() -> requests.Response:
+        session: requests.Session = make_session()
+        if kind == "foreign adapter":
+            session.mount("http://", requests.adapters.HTTPAdapter())
+        elif kind == "adapter":
+            session = requests.Session()
+            session.mount("http://", PaywallAdapter(funding=[lnd.funding()], ledger=tmp_path / "other.db"))
+        elif kind == "wrap":
+            session = wrap(requests.Session(), funding=[lnd.funding()], ledger=tmp_path / "other.db")
+        return session.post(
+            paywall.url, files={"a": ("a.txt", b"x\r\n--y--\r\n")}, data={"k": "v"}, headers={"Authorization": "Basic YTpi"}
+        )
+
+    paywall.cut_next("before")
+    with pytest.raises(requests.ConnectionError):
+        send()
+    response = send()
+    assert (response.status_code, paid(lnd)) == (200, 1)
+    assert statuses(paywall) == [402, 402, 0, 402, 402, 200], "one more request, since the first price was for another body"
+    first, second, last = (paywall.requests[at] for at in (0, 1, 5))
+    assert first.body != second.body == last.body
+    for request in (first, last):
+        boundary = request.headers["Content-Type"].partition("boundary=")[2]
+        assert request.body.endswith(f"--{boundary}--\r\n".encode())
+        assert request.body.count(boundary.encode()) == 3
+        assert int(request.headers["Content-Length"]) == len(request.body)
+
+
+@pytest.mark.parametrize("given", [{"files": {"a": b"x"}, "headers": {"Content-MD5": "1"}}, {"data": b"x"}], ids=str)
+def test_a_body_that_must_stay_as_it_is_isnt_asked_about_twice(given: dict[str, Any], shop: Shop, session: Routeweiler) -> None:
+    """Another boundary would make a signature or digest of the caller's wrong. Each question costs the server an invoice."""
+    paywall = shop(digest=True)
+    assert session.post(paywall.url, **given).status_code == 200
+    assert statuses(paywall) == [402, 200]
+    assert paywall.requests[0].body == paywall.requests[1].body
+
+
+def test_a_form_whose_price_is_for_any_body_is_asked_about_once(shop: Shop, session: Routeweiler) -> None:
+    """Each question costs the server an invoice."""
+    paywall = shop()
+    assert session.quote("POST", paywall.url, files={"a": b"x"}) is not None
+    assert session.post(paywall.url, files={"a": b"x"}).status_code == 200
+    assert statuses(paywall) == [402, 402, 200]
 
 
 # -- many at once -------------------------------------------------------------------------------------------------------------

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import requests
 import responses
 
-from routeweiler_sync import Policy, PolicyDeniedError, PolicyRule, RuleMatch
+from routeweiler_sync import PaywallAdapter, Policy, PolicyDeniedError, PolicyRule, RuleMatch
 from routeweiler_sync.testing import FakeLnd, Paywall, add_paywall
 
 ALLOW = "ROUTEWEILER_ALLOW_HTTP_PAYMENT"
@@ -80,3 +81,69 @@ def test_over_https_and_on_this_machine_a_charge_is_bought(session, lnd: FakeLnd
     with Paywall(lnd, scheme="Payment") as paywall:
         assert paywall.url.startswith("http://127.0.0.1")
         assert session.get(paywall.url).status_code == 200
+
+
+@pytest.mark.parametrize("way", ["argument", "session", "environment", "foreign adapter", "adapter"])
+@pytest.mark.parametrize(
+    ("proxy", "paid"),
+    [
+        ("http://proxy.example:3128", False),
+        ("proxy.example:3128", False),
+        ("https://user:pw@proxy.example", False),
+        ("socks5h://10.0.0.1:1080", False),
+        ("http://127.0.0.1:3128", True),
+        ("localhost:3128", True),
+    ],
+)
+def test_a_proxy_of_another_machine_isnt_this_machine(
+    make_session, lnd: FakeLnd, tmp_path, monkeypatch: pytest.MonkeyPatch, proxy: str, paid: bool, way: str
+) -> None:
+    """If failing: the proxy, and whoever listens before it, reads the credential for what seems to be this machine's own server."""
+    monkeypatch.delenv(ALLOW, raising=False)
+    session = make_session()
+    if way == "environment":
+        for name in ("http_proxy", "HTTP_PROXY"):
+            monkeypatch.setenv(name, proxy)
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+    elif way == "session":
+        session.proxies = {"http": proxy}
+    elif way == "foreign adapter":
+        session.mount("http://", requests.adapters.HTTPAdapter())
+    elif way == "adapter":
+        session = requests.Session()
+        session.mount("http://", PaywallAdapter(funding=[lnd.funding()], ledger=tmp_path / "other.db"))
+    given: dict[str, Any] = {} if way in ("session", "environment") else {"proxies": {"http": proxy}}
+    with responses.RequestsMock() as mock:
+        add_paywall(mock, "http://localhost:8080", lnd, scheme="Payment")
+        if paid:
+            assert session.get("http://localhost:8080/page", **given).status_code == 200
+        else:
+            with pytest.raises(PolicyDeniedError, match=r"proxy of another machine.*NO_PROXY.*" + ALLOW) as caught:
+                session.get("http://localhost:8080/page", **given)
+            assert caught.value.spent is False
+            assert "pw" not in str(caught.value)
+    assert len(lnd.payments) == paid
+
+
+def test_a_charge_that_is_owed_isnt_presented_through_a_proxy(make_session, lnd: FakeLnd) -> None:
+    """If failing: what was paid for without the proxy is shown to it by the next call."""
+    proxies = {"http": "http://proxy.example:3128"}
+    with responses.RequestsMock() as mock:
+        paywall = add_paywall(mock, "http://localhost:8080", lnd, scheme="Payment", receipts="never")
+        paywall.respond = lambda request: (503, {}, b"")
+        assert make_session().get("http://localhost:8080/page").status_code == 503
+        paywall.respond = None
+        with pytest.raises(PolicyDeniedError):
+            make_session().get("http://localhost:8080/page", proxies=proxies)
+        assert make_session().get("http://localhost:8080/page").status_code == 200
+        assert [request.paid for request in paywall.requests] == [False, True, False, False, True]
+    assert len(lnd.payments) == 1
+
+
+def test_https_may_go_through_any_proxy(make_session, lnd: FakeLnd) -> None:
+    """If failing: nobody behind a company's proxy can pay."""
+    with responses.RequestsMock() as mock:
+        add_paywall(mock, "https://api.example", lnd, scheme="Payment")
+        session = make_session()
+        assert session.get("https://api.example/page", proxies={"https": "http://proxy.example:3128"}).status_code == 200
