@@ -39,6 +39,7 @@ from .output import Output, output_at, uninterrupted
 from .progress import progress_bar
 
 if TYPE_CHECKING:
+    from ..ledger.types import PaymentRow
     from ..trace.schema import TracePayment
     from ..transport.session import Routeweiler
     from .wiring import Confirm, PaymentObserver
@@ -79,6 +80,8 @@ class Fetch:
     cap_sats: int | None
     limit: AbstractContextManager[object] = field(default_factory=contextlib.nullcontext)
     no_node: str | None = None
+    #: Whether the call presented what an earlier one had paid for this very request, and paid nothing itself.
+    presented: bool = False
     response: requests.Response | None = None
     error: requests.RequestException | None = None
     #: Whether the file had the whole page already, so that the server had nothing more to send.
@@ -94,7 +97,7 @@ class Fetch:
     @property
     def exit(self) -> Exit:
         """The command's exit code. HTTP 400 and above counts as an error."""
-        paid = bool(self.observer.paid)
+        paid = bool(self.observer.paid) or self.presented
         if self.error is not None:
             return exit_for(self.error, paid=paid)
         if self.response is not None and (self.response.status_code < 400 or self.had_all):
@@ -354,6 +357,7 @@ def _fetch(fetch: Fetch, session: Routeweiler, destination: Output) -> None:
                 fetch.response = _request(fetch, session, destination)
         except requests.RequestException as error:
             fetch.error, fetch.response = error, error.response
+    fetch.presented = not fetch.observer.paid and bool(fetch.observer.payments) and _is_charge(fetch)
     fetch.warnings = [str(each.message) for each in caught]
     if fetch.error is None and fetch.response is not None:
         fetch.had_all = fetch.response.status_code == 416 and destination.kept_bytes > 0
@@ -407,20 +411,33 @@ def _undelivered(fetch: Fetch, destination: Output, problem: Exception) -> reque
     is_disk = isinstance(problem, OSError) and problem.errno is not None
     place = "stdout" if fetch.output in (None, "-") else fetch.output
     text = f"The page couldn't be written to {place}: {why}." if is_disk else f"The page didn't arrive whole: {why}."
-    if fetch.observer.paid:
+    if fetch.observer.paid or fetch.presented:
         text += f" {_paid_meaning(fetch)}"
     return requests.ConnectionError(text + _kept(destination))
 
 
 def _paid_meaning(fetch: Fetch) -> str:
-    """Return what has become of this run's last payment, whose page didn't arrive whole, as a sentence."""
+    """Return what has become of the last payment that this run made or presented, whose page didn't arrive whole, as a sentence."""
+    row = _last_row(fetch)
+    if row is not None and row.single_use:
+        return _OWED if row.owed else _USED_UP
+    return _KEPT
+
+
+def _is_charge(fetch: Fetch) -> bool:
+    """Return whether the last payment that this run made or presented opens one request."""
+    row = _last_row(fetch)
+    return row is not None and row.single_use
+
+
+def _last_row(fetch: Fetch) -> PaymentRow | None:
+    """Return the row of the last payment that this run made, else of the last that it used. None if it can't be read."""
     from ..ledger.ledger import Ledger
 
+    payments = fetch.observer.paid or fetch.observer.payments
     with contextlib.suppress(LedgerError), contextlib.closing(Ledger.open(env_settings.ledger_url())) as ledger:
-        row = ledger.payment(fetch.observer.paid[-1].payment_hash)
-        if row is not None and row.single_use:
-            return _OWED if row.owed else _USED_UP
-    return _KEPT
+        return ledger.payment(payments[-1].payment_hash)
+    return None
 
 
 def _kept(destination: Output) -> str:
@@ -485,11 +502,13 @@ def _report(fetch: Fetch) -> None:
         if not fetch.quiet or fetch.exit != Exit.OK:
             bought = "what payment {} has bought" if _is_for_one_request(fetch) else "token of payment {}"
             _err(f"{status}; {_payments_text(fetch.observer.payments, bought) or _unpaid_text(fetch.response)}")
-            if fetch.exit == Exit.UNDELIVERED and fetch.observer.paid and _is_for_one_request(fetch):
+            if fetch.exit == Exit.UNDELIVERED and (fetch.observer.paid or fetch.presented) and _is_for_one_request(fetch):
                 _err(_paid_meaning(fetch))
     else:
         if fetch.observer.paid:
             _err(_payments_text(fetch.observer.paid))
+        elif fetch.presented and not isinstance(fetch.error, RouteweilerError):
+            _err(_payments_text(fetch.observer.payments, "payment {} for this request"))
         _err(_problem(fetch))
     for warning in fetch.warnings:
         _err(warning)
@@ -510,7 +529,7 @@ def _problem(fetch: Fetch) -> str:
         return f"The server asks for payment, and there is no node to pay with: {fetch.no_node}"
     if isinstance(error, InvoicePaymentError) and cap_sats is not None:
         return f"{text_of(error)} --max-sats {cap_sats} limits the routing fee as well."
-    if fetch.observer.paid and not isinstance(error, RouteweilerError):
+    if (fetch.observer.paid or fetch.presented) and not isinstance(error, RouteweilerError):
         return f"{text_of(error).rstrip('.')}. {_paid_meaning(fetch)}"
     return text_of(error)
 

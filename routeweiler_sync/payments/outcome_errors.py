@@ -49,6 +49,11 @@ def _advice_to_forget(row: PaymentRow | Token, ask: str) -> Advice:
 #: The reason of an order that didn't leave, since its payment might have ended after the charge.
 TOO_LATE = "there isn't time any more to pay and to present it before its challenge expires"
 
+#: What helps where a server repeats an invoice that can't be paid again.
+_ANOTHER_INVOICE = (
+    "Only a new invoice can be paid: call again later, when the server makes one. If it keeps repeating this one, tell its "
+    "operator."
+)
 _ASK_OPERATOR = "Ask the server's operator, with the payment hash as proof"
 
 
@@ -131,6 +136,8 @@ def repeated_invoice_error(row: PaymentRow) -> RouteweilerError:
     """Return the error for a server that repeats an invoice whose row has ended. The invoice isn't sent again."""
     error = ended_error(row)
     error.args = (f"The server repeats an invoice that is in the ledger already. {error.what}",)
+    if row.single_use:  # nothing that the caller does gets the server to make another
+        error.advice, error.shell_advice = _ANOTHER_INVOICE, None
     return error
 
 
@@ -146,8 +153,18 @@ def refused_error(token: Token, status: int) -> TokenRefusedError:
     )
 
 
-def charge_refused_error(charge: Token, status: int) -> TokenRefusedError:
-    """Return the error for a server that refuses ``charge``, paid for this very request, with the HTTP status ``status``."""
+def charge_refused_error(charge: Token, status: int, *, is_spent: bool = False) -> TokenRefusedError:
+    """Return the error for a server that refuses ``charge``, paid for this very request, with the HTTP status ``status``.
+
+    ``is_spent``: the server has used it up before, and repeats its invoice.
+    """
+    if is_spent:
+        return TokenRefusedError(
+            f"{charge.origin} asks again for payment {charge.payment_hash} of {sats(charge.amount_msat)}, which was made for this "
+            f"request and is used up, and refuses it (status {status}). Nothing more was paid",
+            advice=_ANOTHER_INVOICE,
+            payment_hash=charge.payment_hash,
+        )
     late = ""
     if charge.valid_until is not None and charge.settled_at_s is not None and charge.settled_at_s > charge.valid_until:
         late = f". It was paid {in_words(charge.settled_at_s - charge.valid_until)} after its challenge had expired"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import requests
 
 from .._core.log import log
-from ..errors import ChallengeMismatchError, ChallengeParseError
+from ..errors import ChallengeMismatchError, ChallengeParseError, LedgerError
 from ..ledger.server_facts import REFUSED_AT_ONCE
 from ..payments import run_bill
 from ..payments.outcome_errors import charge_refused_error
@@ -47,7 +47,11 @@ def present(handler: PaywallHandler, charge: Token) -> requests.Response:
         charge, is_anew = replace(charge, token=fresh.token), True
     while True:
         check_replayable(handler.request)
-        handler.resend(charge)
+        try:
+            handler.resend(charge)
+        except requests.RequestException:
+            handler.record.add_reuse(charge, handler.request.url or "")  # so that the trace tells what is owed
+            raise
         answer, fresh = _read(handler, charge, is_anew=is_anew)
         verdict = judge(TokenStatus.CHARGE, answer).verdict
         if lost_its_token(handler.latest) and verdict in (Verdict.GIVE_UP, Verdict.PRESENT_ANEW):
@@ -59,8 +63,16 @@ def present(handler: PaywallHandler, charge: Token) -> requests.Response:
         _note(handler, charge, verdict)
         if verdict is Verdict.GIVE_UP:
             handler.record.add_reuse(charge, handler.request.url or "")
-            raise charge_refused_error(charge, handler.latest.status_code)
+            raise charge_refused_error(charge, handler.latest.status_code, is_spent=_is_spent(handler, charge))
         return handler.finished_with(charge)
+
+
+def _is_spent(handler: PaywallHandler, charge: Token) -> bool:
+    """Return whether the ledger says that ``charge`` has been used up, or forgotten: only its invoice, repeated, brings it up."""
+    try:
+        return handler.notes.in_ledger(charge) is None
+    except LedgerError:
+        return False
 
 
 def _read(handler: PaywallHandler, charge: Token, *, is_anew: bool) -> tuple[ServerAnswer, Challenge | None]:

@@ -70,7 +70,8 @@ SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 class PaywallHandler:
     """Handles one hop of a call: a request, its answers, and the tokens that were offered in between.
 
-    ``send`` sends a request through the hop's own adapter and its ``proxies``. ``origin`` and ``path`` are those of the request's URL.
+    ``send`` sends a request through the hop's own adapter and its ``proxies``. ``origin`` and ``path`` are those of the request's
+    URL.
     """
 
     payer: Payer

@@ -503,6 +503,24 @@ def test_what_becomes_of_a_charge_whose_page_didnt_arrive_is_told(command: Comma
         assert len(lnd.payments) == (1 if fault == "no answer" else 2)
 
 
+@pytest.mark.parametrize("status", [None, 503])
+def test_a_charge_that_is_presented_in_vain_again_is_told(command: Command, lnd: FakeLnd, status: int | None) -> None:
+    """A user who isn't told that it is kept takes the money for lost, or the command's end for that of any free page."""
+    with Paywall(lnd, scheme="Payment", form="pympp", price_msat=10_000) as paywall:
+        for _ in range(2):
+            if status is None:
+                paywall.cut_next("before")
+            else:
+                paywall.answer_next(status, used=False, receipt=False)
+            assert command("get", paywall.url) == 6
+            assert lnd.payments[0].payment_hash.encode() in command.err
+            assert command.err.rstrip().endswith(b"The payment is kept, and the next call for the same request presents it.")
+        assert b"paid 10 sat" not in command.err
+        assert b"nothing paid" in command.err
+        assert command("get", paywall.url) == 0
+    assert len(lnd.payments) == 1
+
+
 def test_a_trace_that_cant_be_written_is_reported_after_the_outcome(
     command: Command, paywall: Paywall, lnd: FakeLnd, tmp_path: Path
 ) -> None:

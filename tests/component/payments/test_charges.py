@@ -268,6 +268,26 @@ def test_the_invoice_of_a_spent_charge_isnt_paid_again(
     books.check()
 
 
+@pytest.mark.parametrize("first", ["delivered", "used up", "forgotten"])
+def test_what_helps_against_an_invoice_that_is_repeated_for_ever_is_told(
+    first: str, shop: Shop, make_session: Make, lnd: FakeLnd, books: Books
+) -> None:
+    """To forget what is used up changes nothing: whoever is told to would do it again and again."""
+    paywall = shop(form="mppx", receipts="always")
+    paywall.faults.repeat_invoice = True
+    if first == "used up":
+        paywall.answer_next(500)
+    assert make_session().get(paywall.url).status_code == (500 if first == "used up" else 200)
+    if first == "forgotten":
+        books.ledger.forget(books.rows[0].payment_hash)
+    for _ in range(2):
+        with pytest.raises(TokenRefusedError, match=r"a new invoice.*tell its operator") as caught:
+            make_session().get(paywall.url)
+        assert "forget(" not in str(caught.value)
+        assert "tokens forget" not in caught.value.shell_text
+    assert len(lnd.orders) == 1
+
+
 def test_two_calls_that_get_one_invoice_pay_it_once(shop: Shop, make_session: Make, lnd: FakeLnd, books: Books) -> None:
     """A server hands one invoice to two calls at once: one of them has it, the other is told, and nothing is paid twice."""
     paywall = shop()
