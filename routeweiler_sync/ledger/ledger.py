@@ -618,7 +618,7 @@ class Ledger(ServerFacts, Charges):
         """
 
         def work(tx: Transaction) -> PaymentRow:
-            seen = first(tx.execute("SELECT * FROM payments WHERE payment_hash = ?", (payment_hash,)))
+            seen = first(tx.execute("SELECT * FROM payments WHERE payment_hash = ?", (payment_hash,)), to_book=True)
             if seen is None:
                 raise LedgerError(
                     f"The ledger has no payment {_shown_hash(payment_hash)}. Nothing was changed.",
@@ -628,7 +628,7 @@ class Ledger(ServerFacts, Charges):
             if seen.envelope_id is not None:
                 tx.execute("UPDATE envelopes SET frozen = frozen WHERE id = ?", (seen.envelope_id,))
             locked = tx.execute("UPDATE payments SET state = state WHERE payment_hash = ? RETURNING *", (payment_hash,))
-            row = payment_of(locked[0])
+            row = payment_of(locked[0], to_book=True)
             change = decide(row)
             after = row if change is None else self._book(tx, row, change, claimant)
             before_commit(row)
@@ -797,7 +797,7 @@ class Ledger(ServerFacts, Charges):
             f"UPDATE payments SET {assignments} WHERE payment_hash = ? RETURNING *",  # noqa: S608  (column names from this module)
             (*values.values(), row.payment_hash),
         )
-        return payment_of(rows[0])
+        return payment_of(rows[0], to_book=True)
 
     def _is_superseded(self, tx: Transaction, row: PaymentRow) -> bool:
         """Return whether another row is live for the scope of ``row``, or stands for its page. Never for a charge."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import fields
 from decimal import Decimal
 from typing import Any
 
@@ -16,15 +17,22 @@ from .types import PaymentRow, PaymentState
 COLUMN_NAMES = {"taken": "accepted", "told": "reported", "target": "resource_digest"}
 
 
-def first(rows: list[Mapping[str, Any]]) -> PaymentRow | None:
-    """Return the first of ``rows``, or None if there is none."""
-    return payment_of(rows[0]) if rows else None
+#: What this version knows of a payment.
+_FIELDS = frozenset({each.name for each in fields(PaymentRow)} | {"token", "preimage"})
 
 
-def payment_of(row: Mapping[str, Any]) -> PaymentRow:
+def first(rows: list[Mapping[str, Any]], *, to_book: bool = False) -> PaymentRow | None:
+    """Return the first of ``rows``, or None if there is none. ``to_book`` is that of `payment_of`."""
+    return payment_of(rows[0], to_book=to_book) if rows else None
+
+
+def payment_of(row: Mapping[str, Any], *, to_book: bool = False) -> PaymentRow:
     """Return the payment in ``row``, a row of the table ``payments``.
 
-    Raises: LedgerError if the row is damaged.
+    A row with columns that a newer version has added isn't read: a token may not be used as this version would. ``to_book``: only
+    what has become of the payment is to be written, so those columns are left out.
+
+    Raises: LedgerError if the row is damaged, or a newer version's.
     """
     values = dict(row)
     try:
@@ -47,10 +55,17 @@ def payment_of(row: Mapping[str, Any]) -> PaymentRow:
             raise ValueError("preimage")
         if values["currency"] is not None:
             Rate(currency=values["currency"], btc_price=values["btc_price"])
-        return PaymentRow(**values)
+        unknown = values.keys() - _FIELDS
+        payment = PaymentRow(**{name: value for name, value in values.items() if name not in unknown})
     except (ValueError, TypeError, ArithmeticError, OSError):  # from None: such an error's text may repeat a token
         raise LedgerError(
             f"The ledger's row {row['payment_hash']} is damaged: its preimage doesn't fit its hash, or a value is impossible.",
             advice="Restore the ledger, or upgrade if a newer version wrote it. The node still knows the preimage.",
             payment_hash=str(row["payment_hash"]),
         ) from None
+    if unknown and not to_book:
+        raise LedgerError(
+            "A newer version has migrated the ledger while this process had it open.",
+            advice="The ledger wasn't changed. Upgrade routeweiler-sync.",
+        )
+    return payment

@@ -297,6 +297,33 @@ def test_a_file_migrated_under_a_session_is_bought_on_no_more(
         books.check()
 
 
+def test_a_payment_under_way_is_booked_in_a_file_that_has_got_more_columns(
+    session: Routeweiler, paywall: Paywall, lnd: FakeLnd, books: Books
+) -> None:
+    """Else what a program has paid during an upgrade is not booked; or it reads rows by old rules, or calls them damaged."""
+    with in_flight(session, paywall, lnd) as call:
+        with contextlib.closing(sqlite3.connect(books.ledger_path, isolation_level=None)) as database:
+            database.execute("BEGIN IMMEDIATE")
+            database.execute("ALTER TABLE payments ADD COLUMN kind TEXT")
+            database.execute(f"PRAGMA user_version={NEXT}")
+            database.execute("COMMIT")
+        lnd.release()
+        assert call.result(PATIENCE_S).status_code == 200
+    paywall.add_service("/second", name="second", price_msat=3_000)
+    with contextlib.closing(sqlite3.connect(books.ledger_path)) as database:
+        ((state, amount_msat, preimage),) = database.execute("SELECT state, amount_msat, preimage FROM payments")
+        assert (state, preimage is not None) == ("settled", True)
+        assert database.execute("SELECT reserved_micro, settled_micro FROM envelopes").fetchall() == [(0, amount_msat * 1000)]
+    uses: list[Callable[[], object]] = [
+        lambda: list(session.ledger.payments()),
+        lambda: session.get(paywall.url_for("/second")),
+    ]
+    for use in uses:
+        with pytest.raises(LedgerError, match=r"newer version .*Upgrade"):
+            use()
+    assert len(lnd.orders) == 1
+
+
 def test_every_version_has_its_step() -> None:
     """Else a ledger of some version could be opened by no one, or a step would never run."""
     assert list(store.MIGRATIONS) == list(range(1, store.SCHEMA_VERSION + 1))
