@@ -498,7 +498,8 @@ class PaywallHandler:
                 if not token.accepted:
                     unserved = token.payment_hash
                     self.notes.write(
-                        "that nothing was delivered", lambda: self.payer.ledger.note_undelivered(unserved, refused=False)
+                        "that nothing was delivered",
+                        lambda: self.payer.ledger.note_undelivered(unserved, refused=False, why="no answer came"),
                     )
             raise
         return token

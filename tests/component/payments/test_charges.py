@@ -134,6 +134,7 @@ def test_a_lost_answer_costs_no_second_payment(
         make_session().request(method, paywall.url, data=body)
     assert charges(books) == [("settled", False)]
     assert books.rows[0].presenter is None
+    assert books.rows[0].failure_text == "no answer came"
     response = make_session().request(method, paywall.url, data=body)
     assert (response.status_code, paid(lnd)) == (200, 1)
     payment = payment_of(response)
