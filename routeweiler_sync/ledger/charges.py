@@ -11,8 +11,10 @@ What a server's answer means for a charge is left to `paywall.server_rules`; how
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
+from ..errors import LedgerError
 from .rows import first, payment_of
 from .server_facts import REFUSED
 from .store import Store, Transaction
@@ -32,28 +34,38 @@ class Charges:
 
     _store: Store
     _clock: Callable[[], float]
+    #: For each ledger's url: how charges have ended that this process couldn't write, by payment hash. See `spend_charge`.
+    _unwritten: ClassVar[dict[str, dict[str, tuple[bool, str]]]] = {}
 
     def owed(self, origin: str, resource_digest: str) -> list[PaymentRow]:
-        """Return the charges for this very request that are unfinished, or paid and not delivered, the oldest first.
+        """Return the charges for this very request that are unfinished, or paid and not delivered.
 
-        Some may be claimed. ``resource_digest`` is `PaymentRow.resource_digest`. At most `MAX_OWED`.
+        Those that no call has claimed come first, so that many claimed ones hide none of them; of either kind, the oldest first.
+        ``resource_digest`` is `PaymentRow.resource_digest`. At most `MAX_OWED`.
         """
+        now_ms = int(self._clock() * 1000)
+        rows: list[Mapping[str, Any]] = []
         with self._store.read() as tx:
-            rows = tx.execute(
-                "SELECT * FROM payments WHERE origin = ? AND target = ? AND single_use = 1 "
-                "AND state IN ('open', 'failed', 'settled') ORDER BY created_at_ms LIMIT ?",
-                (origin, resource_digest, MAX_OWED),
-            )
+            for claimed in ("presenter IS NULL OR presented_until_ms <= ?", "presenter IS NOT NULL AND presented_until_ms > ?"):
+                rows += tx.execute(
+                    "SELECT * FROM payments WHERE origin = ? AND target = ? AND single_use = 1 "  # noqa: S608  (constants)
+                    f"AND state IN ('open', 'failed', 'settled') AND ({claimed}) ORDER BY created_at_ms LIMIT ?",
+                    (origin, resource_digest, now_ms, MAX_OWED - len(rows)),
+                )
         return [payment_of(row) for row in rows]
 
     def claim_charge(self, payment_hash: str, presenter: str, *, instead_of: str | None = None) -> PaymentRow | None:
         """Claim a charge that is unfinished or not delivered, for the call ``presenter``. Return its row, or None.
 
         None means that another call has it, or that it is spent. A claim holds for `PRESENT_S`. ``instead_of`` is a presenter that
-        is known to have ended: its claim is over.
+        is known to have ended: its claim is over. That a charge is spent which this process couldn't write is written first.
 
         Money: none moves.
         """
+        end = self._unwritten.get(self._store.url, {}).get(payment_hash)
+        if end is not None:
+            self.spend_charge(payment_hash, delivered=end[0], why=end[1])
+            return None
         now_ms = int(self._clock() * 1000)
         rows = self._store.run(
             lambda tx: tx.execute(
@@ -80,18 +92,25 @@ class Charges:
         """Record that the server has used a charge up: it has answered the request (``delivered``), or has sent something else.
 
         The charge is never presented again, and the next call for the same request buys anew. ``why`` is kept with one that wasn't
-        delivered. A charge that isn't live, since the user has forgotten it, say, stays as it is.
+        delivered. A charge that isn't live, since the user has forgotten it, say, stays as it is. If the ledger can't be written,
+        this process remembers it, and `claim_charge` writes it.
 
         Money: none moves.
         """
         code, text = (None, None) if delivered else (USED_UP_UNDELIVERED, why)
-        self._store.run(
-            lambda tx: tx.execute(
-                "UPDATE payments SET state = 'retired', taken = ?, failure_code = ?, failure_text = ?, presenter = NULL, "
-                "presented_until_ms = NULL WHERE payment_hash = ? AND single_use = 1 AND state = 'settled'",
-                (int(delivered), code, text, payment_hash),
+        unwritten = self._unwritten.setdefault(self._store.url, {})
+        try:
+            self._store.run(
+                lambda tx: tx.execute(
+                    "UPDATE payments SET state = 'retired', taken = ?, failure_code = ?, failure_text = ?, presenter = NULL, "
+                    "presented_until_ms = NULL WHERE payment_hash = ? AND single_use = 1 AND state = 'settled'",
+                    (int(delivered), code, text, payment_hash),
+                )
             )
-        )
+        except LedgerError:
+            unwritten[payment_hash] = (delivered, why)
+            raise
+        unwritten.pop(payment_hash, None)
 
     def _free_charge(self, tx: Transaction, origin: str, resource_digest: str) -> PaymentRow | None:
         """Return a charge that has to be presented, or forgotten, before another one is bought for the same request; or None.

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from routeweiler_sync.ledger import charges
 from routeweiler_sync.ledger.charges import PRESENT_S
 from routeweiler_sync.ledger.ledger import Ledger
 from routeweiler_sync.ledger.server_facts import REFUSED_AT_ONCE
@@ -57,6 +58,17 @@ class ChargesContract:
         assert not ledger.open_payment(charge(2, presenter="two"), draw(limits()))[1]
         ledger.forget(hash_of(1))
         assert ledger.open_payment(charge(2, presenter="two"), draw(limits()))[1]
+
+    def test_a_charge_that_no_call_has_is_found_among_many_that_calls_have(
+        self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Else no call for the request would get on: it may buy none beside it, and can't find it."""
+        monkeypatch.setattr(charges, "MAX_OWED", 3)
+        for n in range(1, 7):
+            ledger.open_payment(charge(n, presenter=f"call {n}"), None)
+        settle(ledger, 5)
+        ledger.release_charge(hash_of(5), "call 5")
+        assert [row.payment_hash for row in ledger.owed(ORIGIN, PAGE)] == [hash_of(5), hash_of(1), hash_of(2)]
 
     def test_one_call_gets_a_charge(self, make_ledger: Callable[..., Ledger]) -> None:
         """Else two requests would go out with one payment, and one of them be refused."""

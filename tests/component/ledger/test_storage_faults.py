@@ -457,6 +457,29 @@ def test_a_paid_page_is_handed_over_though_nothing_can_be_noted(
     books.check()
 
 
+@pytest.mark.parametrize("fault", [locked, read_only, pytest.param(unwritable, marks=posix), failing_commit(commits=False)])
+def test_a_charge_that_could_not_be_noted_as_spent_is_not_presented_again(
+    session: Routeweiler, lnd: FakeLnd, books: Books, fault: Fault
+) -> None:
+    """Else the server refuses it, and so every further call for its request, until the user forgets what was delivered."""
+    with contextlib.ExitStack() as broken:
+
+        def respond(_: object) -> Page:
+            broken.enter_context(fault(session))
+            return 200, {}, b"paid"
+
+        with Paywall(lnd, scheme="Payment", form="pympp", respond=respond) as paywall:
+            assert session.get(paywall.url).content == b"paid"
+            broken.close()
+            paywall.respond = None
+            for payments in (2, 3):
+                assert session.get(paywall.url).status_code == 200
+                assert len(lnd.payments) == payments
+    session.recover()
+    assert [(row.state.value, row.accepted) for row in books.rows] == [("retired", True)] * 3
+    books.check()
+
+
 def test_a_page_is_handed_over_though_it_cant_be_looked_up_whether_its_payment_was_told(
     session: Routeweiler, make_session: Callable[..., Routeweiler], paywall: Paywall, lnd: FakeLnd, books: Books
 ) -> None:
