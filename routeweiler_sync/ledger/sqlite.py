@@ -52,6 +52,8 @@ if TYPE_CHECKING:
 APPLICATION_ID = 0x5257534C
 #: Where the number of the application and the schema's version stand in the header of a file (SQLite, "Database File Format", 1.3).
 _APPLICATION_AT, _VERSION_AT, _HEADER_BYTES = 68, 60, 100
+#: Of its write-ahead log: the header, and the beginning of each frame.
+_LOG_HEADER_BYTES, _FRAME_BYTES = 32, 24
 #: How long a writer waits for other writers before SQLite reports "database is locked".
 BUSY_TIMEOUT_S = 30.0
 #: The least that a transaction may wait for other writers, also if its call has no patience left.
@@ -129,12 +131,17 @@ class SqliteStore:
             return True
 
     def version(self) -> int:
-        """Return the schema version in the file's header, without opening the database; 0 if the file isn't a ledger."""
+        """Return the schema version in the file's header, without opening the database; 0 if the file isn't a ledger.
+
+        What programs that run have written stands in the write-ahead log first, so the log's newest header is looked for too.
+        """
         try:
             with self.path.open("rb") as file:
                 header = file.read(_HEADER_BYTES)
         except OSError:
             return 0
+        with contextlib.suppress(OSError):
+            header = _header_in_log(Path(f"{os.path.realpath(self.path)}{SIDE_FILES[0]}")) or header
         application, version = (int.from_bytes(header[at : at + 4], "big") for at in (_APPLICATION_AT, _VERSION_AT))
         return version if application == APPLICATION_ID else 0
 
@@ -331,6 +338,26 @@ class SqliteStore:
                 f"The ledger {self.path} was written by a newer version (schema {version}; this version knows {SCHEMA_VERSION}).",
                 advice="The ledger wasn't changed. Upgrade routeweiler-sync.",
             )
+
+
+def _header_in_log(log_file: Path) -> bytes | None:
+    """Return the file's header as the last transaction in its write-ahead log left it, None if the log has none.
+
+    The log is a header of 32 bytes, then frames: the page's number, the file's size in pages after a commit (else 0), two salts as in
+    the log's header (those of frames that are left over differ), checksums, the page (SQLite, "Database File Format", 4.1).
+    """
+    newest = committed = None
+    with log_file.open("rb") as file:
+        start = file.read(_LOG_HEADER_BYTES)
+        page_bytes, salts = int.from_bytes(start[8:12], "big"), start[16:24]
+        while len(frame := file.read(_FRAME_BYTES)) == _FRAME_BYTES and frame[8:16] == salts:
+            page_start = file.tell()
+            if int.from_bytes(frame[:4], "big") == 1:
+                newest = file.read(_HEADER_BYTES)
+            if any(frame[4:8]):
+                committed = newest
+            file.seek(page_start + page_bytes)
+    return committed
 
 
 def _size(path: Path) -> int:

@@ -324,6 +324,28 @@ def test_a_payment_under_way_is_booked_in_a_file_that_has_got_more_columns(
     assert len(lnd.orders) == 1
 
 
+def test_the_version_is_seen_that_a_running_program_has_written(tmp_path: Path) -> None:
+    """Else a check-up takes an older program's ledger for a new one, and migrates it under the program that uses it."""
+    path = tmp_path / "ledger.db"
+    running, looking = Ledger.open(path), Ledger.open(path)
+    assert looking.schema_version() == 0
+    running.open_payment(intent(1), None)
+    assert looking.schema_version() == store.SCHEMA_VERSION
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
+        for checkpoint in ("PASSIVE", "TRUNCATE", "RESTART"):
+            for version in (3, 5):
+                database.execute("BEGIN IMMEDIATE")
+                database.execute(f"PRAGMA user_version={version}")
+                assert looking.schema_version() != version, "it isn't committed yet"
+                database.execute("COMMIT")
+                assert looking.schema_version() == version
+            database.execute(f"PRAGMA wal_checkpoint({checkpoint})")
+            assert looking.schema_version() == version
+        database.execute(f"PRAGMA user_version={store.SCHEMA_VERSION}")
+    running.close()
+    assert looking.schema_version() == store.SCHEMA_VERSION
+
+
 def test_every_version_has_its_step() -> None:
     """Else a ledger of some version could be opened by no one, or a step would never run."""
     assert list(store.MIGRATIONS) == list(range(1, store.SCHEMA_VERSION + 1))
