@@ -8,6 +8,7 @@ back for the next one.
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -51,6 +52,8 @@ PING_AFTER_S = 1.0
 IDLE_LINKS_MAX = 8
 #: The wait between two questions about a payment in flight, in seconds.
 _POLL_S_MIN, _POLL_S_MAX = 0.2, 2.0
+#: The wait before a look-up is repeated that the wallet has refused, in seconds. It may take few requests a second.
+_LOOK_AGAIN_S = 1.0
 #: This part of a call's time, and at most so many seconds, is left for the answer to come out of its thread.
 _MARGIN_PART, _MARGIN_S_MAX = 0.1, 0.3
 #: How long the wallet may take for one page of its list of payments, in seconds.
@@ -463,8 +466,12 @@ class NwcClient:
             self._put_back(link)
             return told
         until = min(deadline, monotonic_s() + QUESTION_S_MAX)
+        params = {"payment_hash": payment_hash.hex()}
         try:
-            response = self._ask(link, "lookup_invoice", {"payment_hash": payment_hash.hex()}, until)
+            found = replies.read_lookup(self._ask(link, "lookup_invoice", params, until), payment_hash)
+            while replies.proves_too_little(told, found) and until - monotonic_s() > 2 * _LOOK_AGAIN_S:
+                time.sleep(_LOOK_AGAIN_S)
+                found = replies.read_lookup(self._ask(link, "lookup_invoice", params, until), payment_hash)
         except (LinkError, RelayRefusedError, NoAnswerError):
             link.abandon()
             if told.reply is not WalletReply.REFUSED:
@@ -476,7 +483,7 @@ class NwcClient:
                 reason = tidy(f"{told.reason}; and the wallet can't be asked about it")
                 return WalletAnswer(reply=WalletReply.UNKNOWN, reason=reason)
         self._put_back(link)
-        return replies.combined(told, replies.read_lookup(response, payment_hash))
+        return replies.combined(told, found)
 
     def _look_up(self, payment_hash: bytes, deadline: float, use: Callable[[Link], Link]) -> WalletAnswer:
         response = self._ask_any("lookup_invoice", {"payment_hash": payment_hash.hex()}, deadline, use)

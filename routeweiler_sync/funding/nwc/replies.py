@@ -24,6 +24,8 @@ OWN_FEE_MSAT_MIN, OWN_FEE_PERCENT = 10_000, 1
 UNKNOWN_HASH = "the wallet knows no payment of this hash; the order may still be on its way"
 #: What a look-up says of a payment that the wallet calls settled, and can't prove.
 SETTLED_UNPROVED = "the wallet reports it settled, without a preimage"
+#: What a look-up says of money that has come in by the same hash.
+INCOMING_ALONE = "the wallet tells of an incoming payment of this hash alone"
 #: A fee above this can't be one: every bitcoin that there can be, in msat.
 _MSAT_MAX = 21_000_000 * 100_000_000 * 1_000
 
@@ -148,7 +150,7 @@ def read_lookup(response: dict[str, Any], payment_hash: bytes) -> WalletAnswer:
     result = response["result"]
     if result.get("type") == "incoming":
         # The wallet itself has issued the invoice, and knows its preimage without any payment of ours.
-        return WalletAnswer(reply=WalletReply.UNKNOWN, reason="the wallet tells of an incoming payment of this hash alone")
+        return WalletAnswer(reply=WalletReply.UNKNOWN, reason=INCOMING_ALONE)
     told_hash = result.get("payment_hash")
     if isinstance(told_hash, str) and told_hash and told_hash.lower() != payment_hash.hex():
         return WalletAnswer(reply=WalletReply.UNKNOWN, reason="the wallet tells of another payment")
@@ -175,11 +177,25 @@ def knows_none(found: WalletAnswer) -> bool:
     return found.reply is WalletReply.FAILED_SO_FAR and found.reason == UNKNOWN_HASH
 
 
+def proves_too_little(told: WalletAnswer, found: WalletAnswer) -> bool:
+    """Return whether ``told`` is a refusal, and ``found``, the look-up after it, doesn't show whether there is a payment.
+
+    The order may have been delivered twice, and its first copy be under way. Only a connection that may nothing at all, not even
+    look up, can't have such a copy: it answers both in the same words.
+    """
+    if told.reply is not WalletReply.REFUSED or found.reply is not WalletReply.UNKNOWN:
+        return False
+    code = (found.reason or "").partition(":")[0]
+    is_at_the_door = code in NOT_PERMITTED and code == (told.reason or "").partition(":")[0]
+    return not is_at_the_door and found.reason not in (INCOMING_ALONE, SETTLED_UNPROVED)
+
+
 def combined(told: WalletAnswer, found: WalletAnswer) -> WalletAnswer:
     """Return what ``told``, the answer to an order, and ``found``, the look-up after it, prove together.
 
     Whatever the order was told, a payment that is found paid or pending is there. A failure that was told stays one if the
-    look-up finds no more. A refusal stays one only while the wallet has no payment at all: one that it calls failed had begun.
+    look-up finds no more. A refusal stays one only while the wallet has no payment at all: one that it calls failed had begun, and
+    a look-up that it refuses too shows nothing.
     """
     if told.reply is WalletReply.SUCCEEDED:
         fits = found.reply is WalletReply.SUCCEEDED
@@ -187,6 +203,8 @@ def combined(told: WalletAnswer, found: WalletAnswer) -> WalletAnswer:
         return replace(told, fee_msat=fee_msat, amount_msat=found.amount_msat if fits else told.amount_msat)
     if found.reply in (WalletReply.SUCCEEDED, WalletReply.WRONG_PREIMAGE, WalletReply.IN_FLIGHT):
         return replace(found, reason=told.reason)
+    if proves_too_little(told, found):
+        return WalletAnswer(reply=WalletReply.UNKNOWN, reason=tidy(f"{told.reason}; the look-up: {found.reason}"))
     has_begun = found.reason == SETTLED_UNPROVED or (found.reply is WalletReply.FAILED_SO_FAR and not knows_none(found))
     if (told.reply is WalletReply.UNKNOWN and found.reply is WalletReply.FAILED_SO_FAR) or (
         told.reply is WalletReply.REFUSED and has_begun

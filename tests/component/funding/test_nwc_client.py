@@ -25,6 +25,7 @@ from routeweiler_sync.funding.nwc.link import Link, LinkError
 from routeweiler_sync.funding.replies import WalletAnswer, WalletReply
 from routeweiler_sync.testing import FakeLnd, FakeNwc
 from routeweiler_sync.testing._nostr_relay import _Peer
+from routeweiler_sync.testing.fake_nwc import _WalletError
 
 CAP_MSAT = 10_000
 FEE_MSAT = 1_000
@@ -310,6 +311,37 @@ def test_a_refusal_that_cannot_be_looked_up_proves_nothing(lnd: FakeLnd, relays:
         assert answer.reply is R.UNKNOWN
         assert answer.reason is not None
         assert "QUOTA_EXCEEDED" in answer.reason
+
+
+@pytest.mark.parametrize("code", ["RATE_LIMITED", "INTERNAL"])
+def test_a_refusal_whose_look_up_is_refused_too_is_looked_up_again(wallet: FakeNwc, lnd: FakeLnd, code: str) -> None:
+    """The first copy of an order is being paid; taken for unpaid, it would be bought a second time."""
+    looks_up, refused = wallet._lookup_invoice, list[str]()
+
+    def too_busy(params: dict[str, Any], run: int) -> dict[str, Any]:
+        if not refused:
+            refused.append(code)
+            raise _WalletError(code, "slow down")
+        return looks_up(params, run)
+
+    wallet._lookup_invoice = too_busy  # type: ignore[method-assign]
+    client, invoice = wallet.client(), lnd.invoice(21_000)
+    lnd.hang_next()
+    assert pay(client, lnd, invoice=invoice, timeout_s=1).reply in (R.UNKNOWN, R.IN_FLIGHT)
+    refused.clear()
+    wallet.refuse_next("QUOTA_EXCEEDED")
+    assert pay(client, lnd, invoice=invoice).reply is R.IN_FLIGHT
+    assert refused == [code]
+
+
+def test_a_refusal_is_none_while_the_wallet_refuses_to_look_up(wallet: FakeNwc, lnd: FakeLnd) -> None:
+    def too_busy(params: dict[str, Any], run: int) -> dict[str, Any]:
+        raise _WalletError("RATE_LIMITED", "slow down")
+
+    wallet._lookup_invoice = too_busy  # type: ignore[method-assign]
+    wallet.refuse_next("QUOTA_EXCEEDED")
+    answer = pay(wallet.client(), lnd, timeout_s=4)
+    assert (answer.reply, answer.reason) == (R.UNKNOWN, "QUOTA_EXCEEDED; the look-up: RATE_LIMITED: slow down")
 
 
 def test_a_refusal_is_looked_up_over_another_relay(lnd: FakeLnd, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -178,6 +178,7 @@ def test_not_found_says_that_an_order_may_be_on_its_way() -> None:
 
 TOLD = {
     "refused": WalletAnswer(reply=R.REFUSED, reason="QUOTA_EXCEEDED"),
+    "no connection": WalletAnswer(reply=R.REFUSED, reason="UNAUTHORIZED: no such connection"),
     "failed": WalletAnswer(reply=R.FAILED_SO_FAR, reason="PAYMENT_FAILED"),
     "unknown": WalletAnswer(reply=R.UNKNOWN, reason="INTERNAL"),
     "wrong": WalletAnswer(reply=R.WRONG_PREIMAGE, preimage=b"\x11" * 32),
@@ -192,7 +193,14 @@ TOLD = {
         ("refused", settled(state="failed"), R.FAILED_SO_FAR),
         ("refused", settled(preimage=""), R.UNKNOWN),
         ("refused", error("NOT_FOUND"), R.REFUSED),
-        ("refused", error("RATE_LIMITED"), R.REFUSED),
+        ("refused", error("RATE_LIMITED"), R.UNKNOWN),
+        ("refused", error("INTERNAL"), R.UNKNOWN),
+        ("refused", error("UNAUTHORIZED"), R.UNKNOWN),
+        ("refused", settled(state="odd"), R.UNKNOWN),
+        ("refused", settled(payment_hash="00" * 32), R.UNKNOWN),
+        ("refused", settled(type="incoming"), R.REFUSED),
+        ("no connection", error("UNAUTHORIZED"), R.REFUSED),
+        ("no connection", error("RATE_LIMITED"), R.UNKNOWN),
         ("failed", settled(), R.SUCCEEDED),
         ("failed", settled(state="pending"), R.IN_FLIGHT),
         ("failed", settled(state="failed"), R.FAILED_SO_FAR),
