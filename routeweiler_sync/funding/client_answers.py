@@ -85,22 +85,25 @@ def node_key(key: object) -> str:
 
 
 def read_answer(answer: object, payment_hash: bytes) -> WalletAnswer:
-    """Return the `WalletAnswer` that a `WalletClient` has returned, with only what it proves."""
+    """Return the `WalletAnswer` that a `WalletClient` has returned, with only what it proves.
+
+    A preimage that fits proves the payment, whatever else the answer says.
+    """
     if not isinstance(answer, WalletAnswer) or not isinstance(answer.reply, WalletReply):
         return _unread("wallet client", answer)
-    reason, preimage, reply = read_reason(answer.reason, (payment_hash.hex(),)), answer.preimage, answer.reply
+    reason, reply = read_reason(answer.reason, (payment_hash.hex(),)), answer.reply
+    preimage, fee_msat = read_preimage(answer.preimage, payment_hash), read_msat(answer.fee_msat)
+    if preimage_fits(preimage, payment_hash):
+        if reply not in (WalletReply.SUCCEEDED, WalletReply.WRONG_PREIMAGE):
+            fee_msat = fee_msat or None  # 0 is what an answer says that tells no fee
+        reply = WalletReply.SUCCEEDED
+    elif reply is WalletReply.SUCCEEDED:
+        if preimage is None:
+            return WalletAnswer(reply=WalletReply.UNKNOWN, reason="the wallet client reports success without a preimage")
+        reply = WalletReply.WRONG_PREIMAGE
     if reply in (WalletReply.SUCCEEDED, WalletReply.WRONG_PREIMAGE):
-        preimage = read_preimage(preimage, payment_hash)
-        if preimage_fits(preimage, payment_hash):
-            reply = WalletReply.SUCCEEDED
-        elif reply is WalletReply.SUCCEEDED:
-            if preimage is None:
-                return WalletAnswer(reply=WalletReply.UNKNOWN, reason="the wallet client reports success without a preimage")
-            reply = WalletReply.WRONG_PREIMAGE
-        return WalletAnswer(
-            reply=reply, preimage=preimage, amount_msat=read_msat(answer.amount_msat) or 0, fee_msat=read_msat(answer.fee_msat),
-            reason=reason,
-        )  # fmt: skip
+        amount_msat = read_msat(answer.amount_msat) or 0
+        return WalletAnswer(reply=reply, preimage=preimage, amount_msat=amount_msat, fee_msat=fee_msat, reason=reason)
     return WalletAnswer(reply=reply, reason=reason)
 
 

@@ -13,7 +13,7 @@ from .._core import env_vars
 from .._core.deadline import Deadline
 from .._core.money import sats
 from ..errors import BudgetExceededError, FundingError, NoFundingForRailError
-from ..funding.client_answers import cause_of, node_key, read_error, read_msat
+from ..funding.client_answers import cause_of, close, node_key, read_error, read_msat
 from ..funding.source import LightningFundingSource
 from ..protocol.invoice import Invoice
 
@@ -140,6 +140,7 @@ def _asked(source: LightningFundingSource, question: str, deadline: Deadline, *a
         ) from cause_of(error)
     msat = read_msat(value)
     if value is not None and msat is None:
+        close(value)
         raise FundingError(
             f"The wallet's {question} is no whole number of msat from 0 upwards, but of the type {type(value).__name__}.",
             advice="Correct the wallet client.",

@@ -389,6 +389,40 @@ def test_a_wallet_client_that_claims_success_is_checked(preimage, make_session, 
     assert isinstance(done, PreimageMismatchError if preimage else PaymentPendingError)
 
 
+@pytest.mark.parametrize("where", ["send", "track"])
+@pytest.mark.parametrize("reply", WalletReply)
+def test_a_preimage_that_fits_proves_the_payment_whatever_the_reply(
+    reply: WalletReply, where: str, make_session, paywall: Paywall, lnd: FakeLnd, books: Books
+) -> None:
+    """A wallet that calls a payment refused, and gives its preimage, has paid: bought again, it would be paid twice."""
+    lnd.fee_msat = 500
+    client = Answering(lnd, lambda answer: replace(answer, reply=reply))
+    if where == "track":
+        inner = client._inner
+
+        def send(bolt11: str, **kwargs: Any) -> Any:
+            inner.send(bolt11, **kwargs)
+            raise OSError("lost")
+
+        client.send = send  # type: ignore[method-assign]
+    assert make_session(funding=[source(client)]).get(paywall.url).status_code == 200
+    assert [payment.status for payment in lnd.payments] == ["SUCCEEDED"]
+    books.check()
+
+
+@pytest.mark.parametrize("question", ["own_fee_cap_msat", "spendable_msat"])
+def test_an_amount_that_nobody_awaits_is_no_amount(question: str, make_session, paywall, lnd: FakeLnd, recwarn) -> None:
+    async def ask(*args: Any, **kwargs: Any) -> int:
+        return 0
+
+    client = Answering(lnd, lambda answer: answer)
+    setattr(client, question, ask)
+    with pytest.raises(FundingError, match=question):
+        make_session(funding=[source(client), source(client)]).get(paywall.url)
+    gc.collect()
+    assert not [each for each in recwarn if "never awaited" in str(each.message)]
+
+
 class AsyncWallet:
     async def pay_invoice(self, bolt11: str, *, max_fee_msat: int) -> bytes:
         return b""
