@@ -343,8 +343,8 @@ class SqliteStore:
 def _header_in_log(log_file: Path) -> bytes | None:
     """Return the file's header as the last transaction in its write-ahead log left it, None if the log has none.
 
-    The log is a header of 32 bytes, then frames: the page's number, the file's size in pages after a commit (else 0), two salts as in
-    the log's header (those of frames that are left over differ), checksums, the page (SQLite, "Database File Format", 4.1).
+    The log is a header, then frames: the page's number, the file's size in pages after a commit (else 0), two salts as in the log's
+    header (those of frames that are left over differ), checksums, the page (SQLite, "Database File Format", 4.1).
     """
     newest = committed = None
     with log_file.open("rb") as file:
