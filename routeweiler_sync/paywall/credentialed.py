@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import copyreg
+import re
 import traceback
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, SupportsIndex
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 #: How many errors of a chain (an error, what caused it, and so on) are cleared of tokens.
 _CHAIN_MAX = 100
+#: The longest error, as its Content-Length says, that is searched for tokens before a cache gets it.
+_ERROR_BYTES_MAX = 64 * 1024
 
 
 class _CredentialedHeaders(CaseInsensitiveDict):  # type: ignore[type-arg]
@@ -292,6 +295,24 @@ def scrub_cookies(request: requests.PreparedRequest, tokens: frozenset[str]) -> 
     if headers and "Cookie" in headers:
         headers["Cookie"] = _without(headers["Cookie"], tokens, by_value=True)
         request._cookies = _without(getattr(request, "_cookies", None), tokens, by_value=True)
+
+
+def scrub_error(response: requests.Response, tokens: frozenset[str]) -> None:
+    """Remove ``tokens`` from the body of ``response``, an error that a caching session may write to disk.
+
+    The rest of the body stays. One that is long, or doesn't say how long it is, isn't read: it may have no end.
+    """
+    from ..protocol.token_search import holds_token
+
+    length = str(response.headers.get("Content-Length", ""))
+    if not length.isdecimal() or int(length) > _ERROR_BYTES_MAX:
+        return
+    content = response.content
+    if holds_token(content, tokens, by_value=True):
+        for token in tokens:
+            content = re.sub(re.escape(token.encode()), b"<redacted>", content, flags=re.IGNORECASE)
+        # If one is spelt in another way, nothing of the body is kept.
+        response._content = b"" if holds_token(content, tokens, by_value=True) else content
 
 
 def scrub_page(response: requests.Response, tokens: frozenset[str]) -> None:

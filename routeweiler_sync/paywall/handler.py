@@ -46,6 +46,7 @@ from .credentialed import (
     names_a_token,
     other_host_error,
     scrub_cookies,
+    scrub_error,
     scrub_for_history,
     scrub_page,
     scrub_redirect,
@@ -468,7 +469,11 @@ class PaywallHandler:
         """Return the latest answer, which is to a request with ``charge``, as the caller gets it."""
         response = self._finished(self.record.add_reuse(charge, self.request.url or ""))
         # An error isn't what was paid for, and servers write the preimage that they don't take into its body.
-        return self._droppable(response) if response.status_code >= 400 else response
+        if response.status_code < 400:
+            return response
+        if self.is_cached:
+            scrub_error(response, self.tokens)
+        return self._droppable(response)
 
     def resend(self, token: Token | None, *, counts: bool = True) -> Token | None:
         """Send the request again, with ``token`` or without any. Return ``token``.

@@ -295,6 +295,34 @@ def test_a_charge_is_in_no_file_of_a_cache(
     assert len(lnd.payments) == 1
 
 
+@pytest.mark.parametrize("status", [400, 403, 500])
+def test_an_error_that_repeats_the_preimage_is_in_no_file_of_a_cache(
+    lnd: FakeLnd, books: Books, tmp_path: Path, status: int
+) -> None:
+    """The charge is owed: whoever reads the file could present it first."""
+    requests_cache = pytest.importorskip("requests_cache")
+
+    def repeat(handler: Any) -> Any:
+        sent = handler.headers["Authorization"]
+        if not sent:
+            return 402, [("WWW-Authenticate", _charge_line(lnd))], b""
+        body = f"Sorry: sha256({_preimage_in(sent)}), {_preimage_in(sent).upper()}, {sent}.".encode()
+        return status, [], body
+
+    cached = requests_cache.CachedSession(tmp_path / "cache", backend="filesystem", allowable_codes=(200, status))
+    with server(repeat) as url:
+        session = wrap(cached, funding=[lnd.funding()], ledger=books.ledger_path)
+        response = session.get(url)
+    assert response.status_code == status
+    assert response.content.startswith(b"Sorry: sha256(")
+    assert [row.owed for row in books.rows] == [True]
+    kept = [each.content for each in cached.cache.responses.values()]
+    assert [each[:14] for each in kept] == [b"Sorry: sha256("]
+    files = [each.read_bytes() for each in (tmp_path / "cache").rglob("*") if each.is_file()]
+    assert files
+    _assert_nowhere(books, [*files, *kept, response])
+
+
 @pytest.mark.parametrize("header", HEADERS)
 def test_a_page_that_varies_by_its_credential_is_in_no_file_of_cachecontrol(
     lnd: FakeLnd, books: Books, tmp_path: Path, header: str | None
