@@ -99,6 +99,8 @@ class PaywallHandler:
     _resource_digest: str | None = field(default=None, init=False)
     #: What the same answer as `_asked` asks for by a scheme that is preferred to that of the token that it refuses.
     _preferred: TokenRequest | None = field(default=None, init=False)
+    #: The request as it was before it got a boundary that it has in each run. None if it has got none.
+    _before_steady: requests.PreparedRequest | None = field(default=None, init=False, repr=False)
     #: Claims the charges that this hop pays for or presents.
     _presenter: Presenter = field(default_factory=Presenter, init=False, repr=False)
 
@@ -300,17 +302,22 @@ class PaywallHandler:
     def _asks_with_steady_boundary(self, request: TokenRequest) -> bool:
         """Send the request again with a boundary that it has in each run, if ``request`` may be answered for this very body alone.
 
-        Return whether it was sent: then the latest answer asks for the price of what any run sends. Otherwise a payment whose
-        answer is lost could never be presented again.
+        Return whether `request` has changed: then the latest answer asks for the price of what any run sends. Otherwise a payment
+        whose answer is lost could never be presented again. A server that goes on asking for the first body gets that.
         """
         asked, negotiation = self._preferred if self._preferred is not None else request, self.negotiation
         wanted = asked.challenge.body_digest
         if wanted is None or quoting.get() or negotiation.bought or negotiation.requests >= MAX_REQUESTS - 1:
             return False
+        if self._before_steady is not None:
+            if wanted == asked.body_digest() or wanted != content_digest(self._before_steady):
+                return False
+            self.request = self._before_steady
+            return True
         steady = with_steady_boundary(self.request) if wanted == asked.body_digest() else None
         if steady is None:
             return False
-        self.request = steady
+        self._before_steady, self.request = self.request, steady
         self.resend(None)
         return True
 

@@ -5,7 +5,10 @@ The need is the request. The paywalls are those of the kit, as aperture, mppx an
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import io
+import json
 import os
 import subprocess
 import sys
@@ -38,6 +41,7 @@ from routeweiler_sync.ledger.types import PaymentRow, PaymentState
 from routeweiler_sync.paywall import handler
 from routeweiler_sync.testing import FakeLnd, Paywall
 from tests.support.accounts import Books
+from tests.support.http_server import server
 from tests.support.ledger_builders import at_once
 
 pytestmark = pytest.mark.timeout(120)
@@ -390,6 +394,30 @@ def test_a_form_that_is_encoded_anew_in_each_run_gets_what_it_has_paid_for(
         assert request.body.endswith(f"--{boundary}--\r\n".encode())
         assert request.body.count(boundary.encode()) == 3
         assert int(request.headers["Content-Length"]) == len(request.body)
+
+
+def test_a_server_that_goes_on_asking_for_the_first_body_gets_it(session: Routeweiler, lnd: FakeLnd) -> None:
+    """It keeps the price that it has named to a client for a while: no body but the first could be paid for."""
+    line: list[str] = []
+    bodies: list[bytes] = []
+
+    def answer(handler: Any) -> Any:
+        bodies.append(handler.body)
+        if handler.headers["Authorization"]:
+            return (200 if handler.body == bodies[0] else 402), [], b"page"
+        if not line:
+            invoice = lnd.invoice(10_000)
+            asked = {"amount": "10", "currency": "sat", "methodDetails": {"invoice": invoice.bolt11, "network": "regtest"}}
+            encoded = base64.urlsafe_b64encode(json.dumps(asked).encode()).decode().rstrip("=")
+            digest = base64.b64encode(hashlib.sha256(handler.body).digest()).decode()
+            line.append(
+                f'Payment id="1", realm="r", method="lightning", intent="charge", request="{encoded}", digest="sha-256=:{digest}:"'
+            )
+        return 402, [("WWW-Authenticate", line[0])], b""
+
+    with server(answer) as url:
+        assert session.post(url, files={"a": b"x"}).status_code == 200
+    assert (len(bodies), bodies[0] == bodies[2], bodies[0] == bodies[1], paid(lnd)) == (3, True, False, 1)
 
 
 @pytest.mark.parametrize("given", [{"files": {"a": b"x"}, "headers": {"Content-MD5": "1"}}, {"data": b"x"}], ids=str)
