@@ -43,9 +43,19 @@ FIRST = (
     "tests/compat/test_requests_suite.py",
     "tests/compat/test_naive_sessions_fail.py",
     "tests/postgres/",
+    "tests/component/payments/test_each_wallet.py",
+    "tests/component/funding/test_connection_sweep.py",
+    "tests/component/payments/test_charge_crash_points.py",
+    "tests/component/payments/test_crash_points.py",
     "tests/component/payments/test_reentry.py",
     "tests/component/payments/test_never_overspend.py",
 )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """With ``-n auto``, start one worker more than there are cores: real nodes and databases are mostly waited for."""
+    return (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1) + 1
 
 
 @pytest.hookimpl(optionalhook=True)
