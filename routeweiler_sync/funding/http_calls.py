@@ -330,13 +330,16 @@ class HttpCalls:
         if self._context is not None and self._context[0] == trust.roots_pem:
             return self._context[1]
         # The class itself, also where a program has put another into its place, as truststore does.
-        genuine: Any = next(each for each in ssl.SSLContext.__mro__ if each.__module__ == "ssl")
+        # gevent's stays, because the system's can't wrap gevent's sockets.
+        genuine: Any = next(
+            each for each in ssl.SSLContext.__mro__ if each.__module__ == "ssl" or each.__module__.startswith("gevent.")
+        )
         context: ssl.SSLContext = genuine(ssl.PROTOCOL_TLS_CLIENT)  # checks the chain and the name
         if trust.roots_pem is not None:
             context.load_verify_locations(cadata=trust.roots_pem.decode("ascii"))
-            # A pinned certificate needn't be an authority's, as with gRPC. Set past ssl's own setter, which truststore breaks.
-            flags: Any = genuine.__base__.verify_flags
-            flags.__set__(context, context.verify_flags | ssl.VERIFY_X509_PARTIAL_CHAIN)
+            # A pinned certificate needn't be an authority's, as with gRPC. Set past ssl's setter: truststore and gevent break it.
+            flags: Any = next(each for each in genuine.__mro__ if each.__module__ == "_ssl").verify_flags
+            flags.__set__(context, flags.__get__(context) | ssl.VERIFY_X509_PARTIAL_CHAIN)
         else:
             context.load_default_certs()
             context.load_verify_locations(cafile=certifi.where())

@@ -18,7 +18,7 @@ from .conftest import Books, Paying, library
 PROGRAM = """
 import sys
 which, base, ledger, trace = sys.argv[1:]
-if which == "gevent":
+if which in ("gevent", "gevent, over REST"):
     from gevent import monkey, pool
     monkey.patch_all()
     spawn = pool.Group().spawn
@@ -37,7 +37,7 @@ else:
     wait = lambda job: job.wait()
 
 import json
-from routeweiler_sync import Funding, LndClient, Routeweiler, RouteweilerError, TraceSink
+from routeweiler_sync import Funding, LndClient, LndRestClient, Routeweiler, RouteweilerError, TraceSink
 
 def call(path):
     try:
@@ -46,7 +46,8 @@ def call(path):
         return [type(error).__name__, error.spent, str(error)]
     return [response.status_code, response.payment and response.payment.reused]
 
-funding = Funding.lightning_lnd(client=LndClient.from_env(), network="bitcoin-regtest")
+client = (LndRestClient if which.endswith("REST") else LndClient).from_env()
+funding = Funding.lightning_lnd(client=client, network="bitcoin-regtest")
 with Routeweiler(funding=[funding], ledger=ledger, trace_sink=TraceSink.jsonl(trace)) as session:
     came = [call("/free"), call("/paid")]
     jobs = [spawn(call, path) for path in ["/many"] * 6 + ["/one", "/two"]]
@@ -60,7 +61,7 @@ def run(which: str, paywall: Paywall, lnd: FakeLnd, books: Books) -> list[Any]:
         paywall.add_service(f"/{name}", name=name, price_msat=1_000)
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", PROGRAM, which, paywall.base_url, books.ledger_path, books.trace_path],
-        env=os.environ | lnd.environ,
+        env=os.environ | (lnd.rest_environ if which.endswith("REST") else lnd.environ),
         timeout=60,
         capture_output=True,
         text=True,
@@ -69,9 +70,12 @@ def run(which: str, paywall: Paywall, lnd: FakeLnd, books: Books) -> list[Any]:
     return json.loads(done.stdout)  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("which", ["gevent", "gevent, told by the user"])
+@pytest.mark.parametrize("which", ["gevent", "gevent, told by the user", "gevent, over REST"])
 def test_gevent(which: str, paywall: Paywall, lnd: FakeLnd, books: Books) -> None:
-    """gRPC that isn't told of gevent stops the whole process with the order sent: paid for, and nobody there to take the token."""
+    """gRPC that isn't told of gevent stops the whole process with the order sent: paid for, and nobody there to take the token.
+
+    Over REST, the system's TLS can't wrap gevent's sockets.
+    """
     library("gevent")
     free, first, *others = run(which, paywall, lnd, books)
     assert (free, first) == ([200, None], [200, False])
