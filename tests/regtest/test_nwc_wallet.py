@@ -16,7 +16,7 @@ import pytest
 
 from routeweiler_sync import BudgetEnvelope, Funding, Ledger, PaymentPendingError, PaymentState, Routeweiler
 from routeweiler_sync.errors import FundingError
-from routeweiler_sync.funding.nwc import client as client_module
+from routeweiler_sync.funding.nwc import order as order_module
 from routeweiler_sync.funding.nwc.client import NwcClient
 from routeweiler_sync.funding.nwc.replies import UNKNOWN_HASH
 from routeweiler_sync.funding.replies import WalletAnswer, WalletReply
@@ -74,7 +74,7 @@ def test_it_says_of_itself_what_paying_needs(wallet: Nwc) -> None:
     info = wallet.client.get_info()
     assert info.network == "bitcoin-regtest"
     assert "pay_invoice" in wallet.client.get_methods()
-    assert wallet.client._state().nip44
+    assert wallet.client._pool._state().nip44
     assert wallet.client.spendable_msat(timeout_s=20) == int(wallet.world.payer.lncli("channelbalance")["local_balance"]["msat"])
 
 
@@ -238,7 +238,7 @@ def test_many_threads_pay_once(shop: Shop) -> None:
 
 def test_a_lost_answer_costs_nothing(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is looked up within the same call."""
-    monkeypatch.setattr(client_module, "LOOK_AFTER_S", 0.5)
+    monkeypatch.setattr(order_module, "LOOK_AFTER_S", 0.5)
     with shop.wallet.lose_answer(), shop.session() as session:
         assert session.get(shop.url).status_code == 200
     shop.check(payments=1)

@@ -1,7 +1,7 @@
 """Read every answer of an NWC wallet, and every refusal of a relay, into a `WalletAnswer`. The only module that knows their words.
 
-Pure: decoded JSON goes in, a `WalletAnswer` comes out. Which request is made when is left to `client`, and what a reply means for
-the money to `routeweiler_sync.payments.wallet_rules`.
+Pure: decoded JSON goes in, a `WalletAnswer` comes out (a `NodePayment` of an entry of the wallet's list). Which request is
+made when is left to `order` and `client`, and what a reply means for the money to `routeweiler_sync.payments.wallet_rules`.
 
 NIP-47 promises neither that an invoice is paid once, nor that "failed" is final: wallets mark a payment failed on any error of
 their node, or as they shut down, and settle it later. So a failure is `FAILED_SO_FAR` here, never more. A code that means "not
@@ -17,6 +17,7 @@ from typing import Any
 
 from ..._core.secret_text import without_secrets
 from ..replies import WalletAnswer, WalletReply, preimage_fits, tidy
+from ..wallet import NodePayment, network_of
 
 #: What a wallet lets routing cost at most: Alby Hub's rule, which no request can change. The larger of the two holds.
 OWN_FEE_MSAT_MIN, OWN_FEE_PERCENT = 10_000, 1
@@ -225,6 +226,36 @@ def status_of(transaction: dict[str, Any]) -> str | None:
     if state == "":
         return "SUCCEEDED" if transaction.get("settled_at") else "IN_FLIGHT"
     return states.get(state)
+
+
+def network_name(told: object) -> str:
+    """Return this package's name of the network that a wallet tells, "" for none."""
+    if not isinstance(told, str) or not (name := tidy(told).lower()):
+        return ""
+    return "bitcoin" if name == "bitcoin" else network_of(name)
+
+
+def entry_name(told: object) -> str:
+    """Return what tells an entry of list_transactions from another one."""
+    return f"{told.get('type')} {told.get('payment_hash')}" if isinstance(told, dict) else "nothing"
+
+
+def payment_of(told: object) -> NodePayment | None:
+    """Return an entry of list_transactions; None for one that isn't an outgoing payment, or can't be read."""
+    if not isinstance(told, dict) or told.get("type") == "incoming":
+        return None
+    payment_hash, status = told.get("payment_hash"), status_of(told)
+    if not isinstance(payment_hash, str) or len(payment_hash) != 64 or status is None:
+        return None
+    created_at = told.get("created_at")
+    return NodePayment(
+        payment_hash=payment_hash.lower(),
+        status=status,
+        amount_msat=_msat(told.get("amount")) or 0,
+        fee_msat=_msat(told.get("fees_paid")) or 0,
+        failure_reason=None,
+        created_at_ns=created_at * 1_000_000_000 if isinstance(created_at, int) else 0,
+    )
 
 
 def msat_of(value: object) -> int | None:

@@ -1,7 +1,7 @@
 """One request to a wallet over an open `Link`: subscribe to its answer, publish it, wait (NIP-01, NIP-42, NIP-47).
 
-Knows the messages between client and relay. Which request is made over which relay is left to `client`, what an answer means to
-`replies`. The answer is subscribed to before the request is published, because relays don't keep answers.
+Knows the messages between client and relay. Which request is made over which relay is left to `relays` and `order`, what an
+answer means to `replies`. The answer is subscribed to before the request is published, because relays don't keep answers.
 """
 
 from __future__ import annotations

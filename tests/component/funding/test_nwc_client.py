@@ -19,7 +19,7 @@ import pytest
 import trustme
 
 from routeweiler_sync.errors import FundingError, PaymentPendingError
-from routeweiler_sync.funding.nwc import client as client_module
+from routeweiler_sync.funding.nwc import order as order_module, relays as relays_module
 from routeweiler_sync.funding.nwc.client import NwcClient
 from routeweiler_sync.funding.nwc.link import Link, LinkError
 from routeweiler_sync.funding.replies import WalletAnswer, WalletReply
@@ -235,7 +235,7 @@ def test_forged_answers_alone_are_no_answer(wallet: FakeNwc, lnd: FakeLnd) -> No
 
 def test_an_answer_that_is_lost_is_looked_up_while_waiting(wallet: FakeNwc, lnd: FakeLnd, monkeypatch: pytest.MonkeyPatch) -> None:
     """Relays keep no answers: it never comes, and the call would wait its whole time for it."""
-    monkeypatch.setattr(client_module, "LOOK_AFTER_S", 0.2)
+    monkeypatch.setattr(order_module, "LOOK_AFTER_S", 0.2)
     client, invoice = wallet.client(), lnd.invoice(21_000)
     wallet.drop_next("answer")
     began = time.monotonic()
@@ -246,7 +246,7 @@ def test_an_answer_that_is_lost_is_looked_up_while_waiting(wallet: FakeNwc, lnd:
 
 def test_a_slow_payment_is_told_as_in_flight(wallet: FakeNwc, lnd: FakeLnd, monkeypatch: pytest.MonkeyPatch) -> None:
     """The answer comes in the end, also after look-ups over the same connection."""
-    monkeypatch.setattr(client_module, "LOOK_AFTER_S", 0.2)
+    monkeypatch.setattr(order_module, "LOOK_AFTER_S", 0.2)
     client, answers = wallet.client(), list[WalletAnswer]()
     lnd.hang_next(times=None)
     assert pay(client, lnd, timeout_s=2).reply is R.IN_FLIGHT
@@ -346,7 +346,7 @@ def test_a_refusal_is_none_while_the_wallet_refuses_to_look_up(wallet: FakeNwc, 
 
 def test_a_refusal_is_looked_up_over_another_relay(lnd: FakeLnd, monkeypatch: pytest.MonkeyPatch) -> None:
     """One relay that lets no look-up through must not block the page until the invoice has long expired."""
-    monkeypatch.setattr(client_module, "QUESTION_S_MAX", 1.0)
+    monkeypatch.setattr(relays_module, "QUESTION_S_MAX", 1.0)
     with FakeNwc(lnd, relays=2) as wallet:
         wallet.refuse_next("QUOTA_EXCEEDED")
         wallet.relays[0].gate = lambda event: "swallow" if asks_for("lookup_invoice", wallet, event) else None
@@ -363,7 +363,7 @@ def test_an_answer_that_comes_while_a_look_up_begins_is_heard(
     wallet: FakeNwc, lnd: FakeLnd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It would be lost, and a failed payment waited for as long as the call may take."""
-    monkeypatch.setattr(client_module, "LOOK_AFTER_S", 0.5)
+    monkeypatch.setattr(order_module, "LOOK_AFTER_S", 0.5)
     real = _Peer._answer
 
     def answers_first(peer: Any, message: Any) -> None:
@@ -523,7 +523,7 @@ def test_a_connection_that_the_relay_has_dropped_is_made_anew(wallet: FakeNwc, l
 
 def test_a_connection_that_hangs_is_noticed_before_an_order(wallet: FakeNwc, lnd: FakeLnd, monkeypatch: pytest.MonkeyPatch) -> None:
     """A router that has forgotten the connection lets bytes vanish: the relay must answer a ping first."""
-    monkeypatch.setattr(client_module, "PING_AFTER_S", 0.0)
+    monkeypatch.setattr(relays_module, "PING_AFTER_S", 0.0)
     client = wallet.client()
     assert pay(client, lnd).reply is R.SUCCEEDED
     monkeypatch.setattr(Link, "is_alive", lambda link, deadline: False)
@@ -647,7 +647,7 @@ def test_threads_each_get_their_own_answer(wallet: FakeNwc, lnd: FakeLnd) -> Non
     for thread in threads:
         thread.join(60)
     assert [ends[each.payment_hash].preimage for each in invoices] == [each.preimage for each in invoices]
-    assert len(client._state().idle) <= client_module.IDLE_LINKS_MAX
+    assert len(client._pool._state().idle) <= relays_module.IDLE_LINKS_MAX
     client.close()
     client.close()
     assert pay(client, lnd).reply is R.SUCCEEDED
