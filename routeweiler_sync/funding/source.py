@@ -141,6 +141,17 @@ class LightningFundingSource:
         self.node_pubkey, self.told_network, self._asked_in = pubkey, network, os.getpid()
         return pubkey
 
+    def ready_anew(self, timeout_s: float) -> str:
+        """Return the node's public key as `ready` does, but ask the node for it even if it is known.
+
+        For an unfinished payment: another node may stand at the same address by now, and would pay its invoice once more.
+
+        Raises: FundingError as `ready`; also if the node's key has changed.
+        Money: none moves.
+        """
+        self._asked_in = None
+        return self.ready(timeout_s)
+
     def own_fee_cap_msat(self, bolt11: str, *, timeout_s: float) -> int | None:
         """Return the most that the wallet itself lets the payment of ``bolt11`` cost beside its amount, in msat.
 

@@ -178,7 +178,7 @@ class PaymentLifecycle:
         sources = [source for source in self._funding if pays_on(source, row.network) and _may_be(source, row.node_pubkey)]
         for n, source in enumerate(sources):
             try:
-                if node_of(source, deadline.left_s() / (len(sources) - n)) == row.node_pubkey:
+                if node_of(source, deadline.left_s() / (len(sources) - n), anew=True) == row.node_pubkey:
                     return source, None
             except FundingError as error:
                 problem = error

@@ -76,14 +76,15 @@ def choose(funding: Sequence[LightningFundingSource], invoice: Invoice, deadline
     raise kind(f"None of the {len(problems)} wallets for {invoice.network} can pay this. {what}", advice=advice) from problems[0]
 
 
-def node_of(source: LightningFundingSource, timeout_s: float) -> str:
-    """Return the identity of the wallet behind ``source``, which may be a program's own.
+def node_of(source: LightningFundingSource, timeout_s: float, *, anew: bool = False) -> str:
+    """Return the identity of the wallet behind ``source``, which may be a program's own. ``anew``: it is asked now, if it can be.
 
     Raises: FundingError if it can't be asked, or reports something else than a key.
     Money: none moves.
     """
     try:
-        return node_key(source.ready(timeout_s))
+        ready = getattr(source, "ready_anew", source.ready) if anew else source.ready
+        return node_key(ready(timeout_s))
     except FundingError:
         raise
     except Exception as error:  # noqa: BLE001 - foreign code may raise anything

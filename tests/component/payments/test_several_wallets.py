@@ -218,3 +218,44 @@ def test_an_unknown_network_is_refused_at_once(lnd: FakeLnd, network: Any) -> No
     """A misspelt network would be found out at the first payment, at night."""
     with pytest.raises(ValueError, match="network must be one of"):
         Funding.lightning(client=lnd.client(), network=network)
+
+
+def test_an_unfinished_payment_is_not_continued_by_another_node_at_the_same_address(
+    make_session: Callable[..., Routeweiler], paywall: Paywall, lnd: FakeLnd, second: FakeLnd, books: Books
+) -> None:
+    """A node is replaced while the program runs. The new one knows nothing of the old one's payment, and would pay it again."""
+
+    class Replaced:
+        def __init__(self, first: Any, then: Any) -> None:
+            self.now, self._then = first, then
+
+        def replace(self) -> None:
+            self.now = self._then
+
+        def send(self, bolt11: str, **kwargs: Any) -> Any:
+            return self.now.send(bolt11, **kwargs)
+
+        def track(self, payment_hash: bytes, **kwargs: Any) -> Any:
+            return self.now.track(payment_hash, **kwargs)
+
+        def check_ready(self, timeout_s: float) -> None:
+            self.now.check_ready(timeout_s)
+
+        def get_info(self, *, timeout_s: float | None = None) -> Any:
+            return self.now.get_info(timeout_s=timeout_s)
+
+    wallet = Replaced(lnd.client(), second.client())
+    session = make_session(funding=[Funding.lightning(client=wallet, network="bitcoin-regtest")], payment_timeout=3)
+    lnd.hang_next()
+    with pytest.raises(PaymentPendingError):
+        buys(session, paywall)
+    wallet.replace()
+    with pytest.raises(PaymentPendingError, match="key"):
+        buys(session, paywall)
+    session.recover()
+    assert second.orders == []
+    wallet.now = lnd.client()
+    lnd.release()
+    buys(session, paywall)
+    assert len(lnd.payments) == 1
+    books.check()
