@@ -86,7 +86,6 @@ def test_the_rest_of_the_content_type_stays(quoted: str) -> None:
         _form(b"x", Authorization="AWS4-HMAC-SHA256 Credential=1"),
         _form(b"x", Authorization=b"OAuth oauth_signature=1"),
     ],
-    ids=lambda request: f"{request.headers.get('Content-Type')} {str(request.body)[:20]}",
 )
 def test_what_cant_be_encoded_again_with_certainty_stays(request_: requests.PreparedRequest) -> None:
     """If failing: a body that isn't the caller's goes out, or one that its signature doesn't fit."""
