@@ -137,6 +137,8 @@ class Wire:
                 if to_lnd and self._keeps(sink, data):
                     continue
                 if self._loses(source, sink, data, to_lnd):
+                    if not to_lnd:  # the wallet may speak before it has read the whole order, which an RST would throw away
+                        time.sleep(GRACE_S)
                     reset(source)
                     reset(sink)
                     return
