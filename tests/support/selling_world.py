@@ -38,10 +38,12 @@ class Seller(Wall):
         super().__init__(lnd, sells=sells, price_msat=PRICE_MSAT, skip_invoice_paths=[f"^{UNSOLD}"], **options)
         self.front = self.app = 0
 
-    def _reply(self, request: PaywallRequest, credential: re.Match[str] | None) -> tuple[Reply, PaywallRequest]:
+    def _reply(
+        self, request: PaywallRequest, credential: re.Match[str] | None, lines: Sequence[tuple[str, str]]
+    ) -> tuple[Reply, PaywallRequest]:
         if self.front:
             return Reply(status=self.front), replace(request, status=self.front)
-        return super()._reply(request, credential)
+        return super()._reply(request, credential, lines)
 
     def _page(self, request: PaywallRequest) -> Any:
         return (self.app, {}, b"not now\n") if self.app else super()._page(request)

@@ -401,8 +401,8 @@ def test_an_order_that_pays_beside_a_final_failed_is_seen(world: StateWorld, mon
     """The bug of all peers: FAILED is believed while another order of the same invoice is still on its way."""
     read = wallet_rules.read
 
-    def believing(row: Any, asked: Any, answer: Any) -> WalletEvent:
-        return WalletEvent.FAILED_FOR_GOOD if answer.reply is WalletReply.FAILED else read(row, asked, answer)
+    def believing(row: Any, asked: Any, answer: Any, **outlived: bool) -> WalletEvent:
+        return WalletEvent.FAILED_FOR_GOOD if answer.reply is WalletReply.FAILED else read(row, asked, answer, **outlived)
 
     monkeypatch.setattr(wallet_rules, "read", believing)
     world.dies(0, 1, storm=True, since=SENT)
