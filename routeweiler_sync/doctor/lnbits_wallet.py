@@ -7,7 +7,6 @@ Money: none moves.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ from ..funding.lnbits.client import WrongKeyError
 from ..funding.replies import WalletReply
 from ..funding.wallet import default_fee_cap_msat
 from .findings import Finding, TooSlowError, ok, warning, within, wrong, wrong_by
-from .wallets import Seen, network_findings, short, whole_sats
+from .wallets import Seen, looked, lookup_finding, network_findings, short, whole_sats
 
 if TYPE_CHECKING:
     from ..funding.lnbits.client import LnbitsClient
@@ -57,21 +56,11 @@ def findings(
     yield ok("key", f"the admin key of the wallet {info.alias!r}, identity {short(info.identity_pubkey)}")
     yield from network_findings("", networks)
     seen.key = info.identity_pubkey
-    for look in (_lookup, _balance, _fees):
-        try:
-            yield within(look_s * 2, lambda look=look: look(client, seen, look_s))  # type: ignore[misc]
-        except FundingError as error:
-            yield warning(look.__name__.strip("_"), error.what.rstrip("."), error.advice or "Look at LNbits' log.")
-        except TooSlowError as error:
-            yield warning(look.__name__.strip("_"), f"LNbits gave no answer: {error}", "Look at LNbits' log.")
+    yield from looked((_lookup, _balance, _fees), client, seen, look_s, name="LNbits", place="LNbits' log")
 
 
 def _lookup(client: LnbitsClient, seen: Seen, look_s: float) -> Finding:
-    answer = client.track(secrets.token_bytes(32), timeout_s=look_s, follow=False)
-    if answer.reply is WalletReply.NOT_FOUND:
-        return ok("lookup", "payments can be looked up")
-    told = f"asked about a payment that was never made, LNbits says {answer.reply.value} ({answer.reason})"
-    return warning("lookup", told, "Without an answer to that, what became of a payment can't be found out. Look at LNbits' log.")
+    return lookup_finding(client, look_s, good=WalletReply.NOT_FOUND, name="LNbits", advice=" Look at LNbits' log.")
 
 
 def _balance(client: LnbitsClient, seen: Seen, look_s: float) -> Finding:

@@ -7,7 +7,6 @@ Money: none moves.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -18,7 +17,7 @@ from ..funding.nwc.replies import OWN_FEE_MSAT_MIN, OWN_FEE_PERCENT, own_fee_cap
 from ..funding.replies import WalletReply
 from ..funding.wallet import default_fee_cap_msat
 from .findings import Finding, TooSlowError, ok, warning, within, wrong, wrong_by
-from .wallets import Seen, network_findings, short, whole_sats
+from .wallets import Seen, looked, lookup_finding, network_findings, short, whole_sats
 
 if TYPE_CHECKING:
     from ..funding.nwc.client import NwcClient
@@ -68,13 +67,7 @@ def findings(
     yield from network_findings(info.network, networks)
     seen.key = info.identity_pubkey
     yield _rights(methods)
-    for look in (_lookup, _balance):
-        try:
-            yield within(look_s * 2, lambda look=look: look(client, seen, look_s))  # type: ignore[misc]
-        except FundingError as error:
-            yield warning(look.__name__.strip("_"), error.what.rstrip("."), error.advice or "Look at the wallet itself.")
-        except TooSlowError as error:
-            yield warning(look.__name__.strip("_"), f"{name} gave no answer: {error}", "Look at the wallet itself.")
+    yield from looked((_lookup, _balance), client, seen, look_s, name=name, place="the wallet itself")
     yield _fees()
 
 
@@ -90,11 +83,7 @@ def _rights(methods: frozenset[str]) -> Finding:
 
 
 def _lookup(client: NwcClient, seen: Seen, look_s: float) -> Finding:
-    answer = client.track(secrets.token_bytes(32), timeout_s=look_s, follow=False)
-    if answer.reply is WalletReply.FAILED_SO_FAR:
-        return ok("lookup", "payments can be looked up")
-    told = f"asked about a payment that was never made, the wallet says {answer.reply.value} ({answer.reason})"
-    return warning("lookup", told, "Without an answer to that, what became of a payment can't be found out.")
+    return lookup_finding(client, look_s, good=WalletReply.FAILED_SO_FAR, name="the wallet")
 
 
 def _balance(client: NwcClient, seen: Seen, look_s: float) -> Finding:

@@ -31,7 +31,7 @@ PYTHON_MIN = (3, 10)
 #: Why a version is known to be bad, where that isn't just its age.
 _WHY = {"bitstring": "bolt11 can't read invoices with it"}
 #: A signed invoice of BOLT 11's examples: if it can be read, the libraries that read invoices work.
-_INVOICE = (
+INVOICE = (
     "lnbc2500u1pvjluezsp5zyg3zyg3zyg3zyg3zyg3zyg3zyg3zyg3zyg3zyg3zyg3zyg3zygspp5qqqsyqcyq5rqwzqfqqqsyqcyq5rqwzqfqqqsyqcyq5rqwzqfqypqdq5xysxxatsyp3k7"
     "enxv4jsxqzpu9qrsgquk0rl77nj30yxdy8j9vdx85fkpmdla2087ne0xh8nhedh8w27kyke0lp53ut353s06fv3qfegext0eh0ymjpf39tuven09sam30g4vgpfna3rh"
 )
@@ -101,7 +101,7 @@ def _fault() -> str | None:
         from ..protocol.invoice import decode_invoice
 
         prepare_to_pay()
-        decode_invoice(_INVOICE)
+        decode_invoice(INVOICE)
     except Exception as error:  # noqa: BLE001 - a broken library may raise anything
         return f"what paying needs doesn't work: {type(error).__name__}: {error}"[:300]
     return None

@@ -19,10 +19,10 @@ from ..config.wallets import class_of
 from ..errors import FundingError
 from ..funding.client_answers import check_methods, node_key, read_msat
 from ..funding.replies import WalletAnswer, WalletReply
-from ..funding.wallet import WalletClient
+from ..funding.wallet import WalletClient, is_derived
 from ..protocol.invoice import decode_invoice
 from .findings import Finding, TooSlowError, ok, warning, within, wrong, wrong_by
-from .software import _INVOICE as INVOICE
+from .software import INVOICE
 
 if TYPE_CHECKING:
     from ..funding.lightning import LightningFundingSource
@@ -83,7 +83,7 @@ class Examination:
     def has_channels(self) -> bool:
         """Whether the wallet that could pay most is a node, as far as its identity says (`derived_identity`)."""
         keys = [seen.key or "" for _, _, seen in self._wallets if seen.payable_msat == self.payable_msat]
-        return not any(key.startswith("00") for key in keys)
+        return not any(map(is_derived, keys))
 
     def findings(self) -> Iterator[Finding]:
         """Yield what is found about each wallet."""
@@ -140,7 +140,7 @@ class Examination:
             yield wrong("node", f"the wallet {name} raised {type(error).__name__}: {error}"[:300], "Correct the wallet client.")
             return
         key, network, is_synced = info
-        is_node = not key.startswith("00")
+        is_node = not is_derived(key)
         yield ok("node", f"the wallet {name} answers; its {'key' if is_node else 'identity here'} is {short(key)}")
         if pinned is not None and pinned != key:
             yield wrong("key", f"the wallet's key is {short(key)}, but node_pubkey is {short(pinned)}", "Correct node_pubkey.")
@@ -213,6 +213,32 @@ class Examination:
             yield warning("fees", what, "Lower the wallet's own limit, or allow more by max_fee_msat.")
         else:
             yield ok("fees", said)
+
+
+def looked(
+    looks: Sequence[Callable[[Any, Seen, float], Finding]], client: Any, seen: Seen, look_s: float, *, name: str, place: str
+) -> Iterator[Finding]:
+    """Yield what each of ``looks`` finds about ``client``, a wallet that is called ``name``. One that can't look spoils no other.
+
+    A look's finding is called as its function is, without the underscore. ``place`` is where to look for the reason.
+    """
+    for look in looks:
+        check = look.__name__.strip("_")
+        try:
+            yield within(look_s * 2, lambda look=look: look(client, seen, look_s))  # type: ignore[misc]
+        except FundingError as error:
+            yield warning(check, error.what.rstrip("."), error.advice or f"Look at {place}.")
+        except TooSlowError as error:
+            yield warning(check, f"{name} gave no answer: {error}", f"Look at {place}.")
+
+
+def lookup_finding(client: WalletClient, look_s: float, *, good: WalletReply, name: str, advice: str = "") -> Finding:
+    """Ask ``client`` about a payment that was never made. ``good`` is what such a wallet says if it can be asked at all."""
+    answer = client.track(secrets.token_bytes(32), timeout_s=look_s, follow=False)
+    if answer.reply is good:
+        return ok("lookup", "payments can be looked up")
+    told = f"asked about a payment that was never made, {name} says {answer.reply.value} ({answer.reason})"
+    return warning("lookup", told, f"Without an answer to that, what became of a payment can't be found out.{advice}")
 
 
 def network_findings(network: str, wanted: tuple[str, ...]) -> Iterator[Finding]:

@@ -20,6 +20,9 @@ NETWORKS = ("bitcoin", "bitcoin-testnet", "bitcoin-signet", "bitcoin-regtest")
 FEE_CAP_MSAT_MIN = 10_000
 FEE_CAP_PERCENT = 5
 
+#: How an identity begins that isn't a node's key. A compressed public key begins with 02 or 03.
+_DERIVED = "00"
+
 
 @dataclass(frozen=True, slots=True)
 class PaymentStatus:
@@ -219,10 +222,14 @@ class ListingWallet(Protocol):
 def derived_identity(kind: str, name: str) -> str:
     """Return the identity of a wallet that isn't a node, for `NodeInfo.identity_pubkey`: 66 hex digits.
 
-    ``kind`` names the sort of wallet (``lnbits``), ``name`` the one wallet among all of its kind, for ever. No node has such a key:
-    a compressed public key begins with 02 or 03.
+    ``kind`` names the sort of wallet (``lnbits``), ``name`` the one wallet among all of its kind, for ever. No node has such a key.
     """
-    return "00" + hashlib.sha256(f"{kind}:{name}".encode("utf-8", "surrogatepass")).hexdigest()
+    return _DERIVED + hashlib.sha256(f"{kind}:{name}".encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def is_derived(identity: str) -> bool:
+    """Return whether ``identity`` is one of `derived_identity`, and so not a node's key."""
+    return identity.startswith(_DERIVED)
 
 
 def default_fee_cap_msat(amount_msat: int) -> int:

@@ -25,6 +25,9 @@ from .types import PaymentRow
 PRESENT_S = 900.0
 #: The most charges of one request that `Ledger.owed` returns.
 MAX_OWED = 256
+# A charge for one request that has opened nothing yet, as far as is known; and whether no call's claim to it holds.
+_OWED = "origin = ? AND target = ? AND single_use = 1 AND state IN ('open', 'failed', 'settled')"
+_UNCLAIMED = "(presenter IS NULL OR presented_until_ms <= ?)"
 #: Failure code of a charge that the server has used up by another answer than the page: it sent a receipt with it.
 USED_UP_UNDELIVERED = "receipt"
 
@@ -46,10 +49,9 @@ class Charges:
         now_ms = int(self._clock() * 1000)
         rows: list[Mapping[str, Any]] = []
         with self._store.read() as tx:
-            for claimed in ("presenter IS NULL OR presented_until_ms <= ?", "presenter IS NOT NULL AND presented_until_ms > ?"):
+            for claimed in (_UNCLAIMED, f"NOT {_UNCLAIMED}"):
                 rows += tx.execute(
-                    "SELECT * FROM payments WHERE origin = ? AND target = ? AND single_use = 1 "  # noqa: S608  (constants)
-                    f"AND state IN ('open', 'failed', 'settled') AND ({claimed}) ORDER BY created_at_ms LIMIT ?",
+                    f"SELECT * FROM payments WHERE {_OWED} AND {claimed} ORDER BY created_at_ms LIMIT ?",  # noqa: S608 - constants
                     (origin, resource_digest, now_ms, MAX_OWED - len(rows)),
                 )
         return [payment_of(row) for row in rows]
@@ -119,10 +121,8 @@ class Charges:
         """
         return first(
             tx.execute(
-                "SELECT * FROM payments WHERE origin = ? AND target = ? AND single_use = 1 "
-                "AND state IN ('open', 'failed', 'settled') "
-                "AND (presenter IS NULL OR presented_until_ms <= ? OR (state = 'settled' AND failure_code = 'refused')) "
-                "ORDER BY created_at_ms LIMIT 1",
+                f"SELECT * FROM payments WHERE {_OWED} "  # noqa: S608 - constants
+                f"AND ({_UNCLAIMED} OR (state = 'settled' AND failure_code = 'refused')) ORDER BY created_at_ms LIMIT 1",
                 (origin, resource_digest, int(self._clock() * 1000)),
             )
         )

@@ -32,7 +32,7 @@ from ..ledger.server_facts import REFUSED
 from ..ledger.types import Intent, PaymentRow, PaymentState
 from ..policy.dsl import Policy
 from ..protocol.challenge import Challenge
-from ..protocol.invoice import decode_invoice
+from ..protocol.invoice import Invoice, decode_invoice
 from . import block_limit
 from .checks import Checks, check_challenge, check_transport, valid_until_of
 from .first_use import begin_first_use, wait_for_first_use
@@ -172,13 +172,11 @@ class Checkout:
         for existing in self._rows_for_quote(request) if self.ledger.exists() else ():
             if existing.unfinished:  # a call would carry this purchase to its end
                 return self._checks.quote(request, decode_invoice(existing.bolt11), existing.max_fee_msat)
-            if existing.owed or existing.valid_until is None or time.time() < existing.valid_until:
+            if _is_timely(existing):
                 return None
         check_challenge(request.challenge)
         invoice = request.challenge.invoice
-        source = next((each for each in self.funding if pays_on(each, invoice.network)), None)
-        fee_cap_msat = default_fee_cap_msat(invoice.amount_msat) if source is None else source.fee_cap_msat(invoice.amount_msat)
-        return self._checks.quote(request, invoice, fee_cap_msat)
+        return self._checks.quote(request, invoice, self._fee_cap_msat(invoice))
 
     def rehearse(self, request: TokenRequest) -> Rehearsal:
         """Return what `token_for` would do for ``request``, without doing it. No node and no confirm() is asked.
@@ -194,16 +192,14 @@ class Checkout:
                     continue  # it is for another request, and the call would be refused
                 if row.unfinished:
                     return Rehearsal(unfinished=row)
-                is_timely = row.owed or row.valid_until is None or time.time() < row.valid_until
-                if row.state is PaymentState.SETTLED and is_timely:
+                if row.state is PaymentState.SETTLED and _is_timely(row):
                     return Rehearsal(token=row)
             reusable = request.challenge.reusable
             trial = next(iter(self._page_tokens(request)), None) if reusable else None
             if trial is None and reusable and request.challenge.names_scope is None:
                 trial = self.ledger.newest_accepted(request.origin)
         invoice, envelope, refusal = request.challenge.invoice, None, None
-        source = next((each for each in self.funding if pays_on(each, invoice.network)), None)
-        fee_cap_msat = default_fee_cap_msat(invoice.amount_msat) if source is None else source.fee_cap_msat(invoice.amount_msat)
+        fee_cap_msat = self._fee_cap_msat(invoice)
         draw = self._checks.draw(request)
         try:
             check_challenge(request.challenge)
@@ -221,6 +217,11 @@ class Checkout:
             refusal = error
         quote = self._checks.quote(request, invoice, fee_cap_msat, draw)
         return Rehearsal(quote=quote, refusal=refusal, envelope=envelope, trial=trial)
+
+    def _fee_cap_msat(self, invoice: Invoice) -> int:
+        """Return the most that routing may cost, in msat, as the settings say. No wallet is asked for a limit of its own."""
+        source = next((each for each in self.funding if pays_on(each, invoice.network)), None)
+        return default_fee_cap_msat(invoice.amount_msat) if source is None else source.fee_cap_msat(invoice.amount_msat)
 
     def recover(self, tallies: Sequence[Tally] = ()) -> Iterator[PaymentRow]:
         """Ask each unfinished row's node about its payment, change the row by the reply, and yield the row as it is now.
@@ -431,6 +432,11 @@ class Checkout:
             return self._lifecycle.purchase_for(row, request, deadline)
         log.info("paying %d msat to %s, payment hash %s", row.amount_msat, row.origin, row.payment_hash)
         return self._lifecycle.carry(row, wallet.source, NextStep.SEND, request, deadline)
+
+
+def _is_timely(row: PaymentRow) -> bool:
+    """Return whether what ``row`` has bought isn't past its own time. A charge that is owed is presented even then."""
+    return row.owed or row.valid_until is None or time.time() < row.valid_until
 
 
 def _belongs_elsewhere(row: PaymentRow, request: TokenRequest) -> bool:

@@ -15,9 +15,10 @@ from typing import NoReturn
 import pytest
 
 from .build import GoMissingError, Report, binaries
-from .lnbits_builds import LnbitsMissingError, lnbits_python
-from .nwc_builds import NwcMissingError, nwc_runtime
-from .server_builds import Runtimes, ServersMissingError, runtimes as install_runtimes
+from .installs import InstallError
+from .lnbits_builds import lnbits_python
+from .nwc_builds import nwc_runtime
+from .server_builds import Runtimes, runtimes as install_runtimes
 from .world import World, start_world
 
 REQUIRE = "ROUTEWEILER_REQUIRE_REGTEST"
@@ -51,7 +52,7 @@ def runtimes(pytestconfig: pytest.Config) -> Runtimes:
         _unavailable("the servers are run on Linux only")
     try:
         return install_runtimes(_reporter(pytestconfig))
-    except ServersMissingError as error:
+    except InstallError as error:
         _unavailable(str(error))
 
 
@@ -60,7 +61,7 @@ def lnbits_installed(pytestconfig: pytest.Config) -> None:
     """LNbits is there to be run, installed if need be."""
     try:
         lnbits_python(_reporter(pytestconfig))
-    except LnbitsMissingError as error:
+    except InstallError as error:
         _unavailable(str(error))
 
 
@@ -69,7 +70,7 @@ def nwc_installed(pytestconfig: pytest.Config) -> None:
     """Alby's SDK is there to be run, installed if need be."""
     try:
         nwc_runtime(_reporter(pytestconfig))
-    except NwcMissingError as error:
+    except InstallError as error:
         _unavailable(str(error))
 
 

@@ -154,7 +154,7 @@ def lnbits_of(world: World, report: Report = print) -> LnbitsServer:
     """The LNbits of a world, with a wallet that has money: started at the first call, and ended with the world.
 
     Raises:
-        LnbitsMissingError: It can't be installed here.
+        InstallError: It can't be installed here.
     """
     server = _SERVERS.get(world)
     if server is None:

@@ -126,7 +126,7 @@ def nwc_of(world: World, report: Report = print) -> NwcServer:
     """The NWC wallet of a world: started at the first call, and ended with the world.
 
     Raises:
-        NwcMissingError: It can't be installed here.
+        InstallError: It can't be installed here.
     """
     server = _SERVERS.get(world)
     if server is None:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from routeweiler_sync.funding.replies import WalletReply
 from routeweiler_sync.funding.wallet import NodePayment
 from routeweiler_sync.testing._lnd_book import sign_invoice
-from tests.support.tcp_relay import Wire
+from tests.support.tcp_relay import Lost, Wire
 from tests.support.wallet_contract import ContractWallet, Recipe, Stranger, closing
 
 from .lnbits_server import LnbitsServer, lnbits_of
@@ -216,13 +216,42 @@ def lnd_rest(world: World) -> Iterator[RealWallet]:
             yield wallet
 
 
-class Lnbits(OverWorld):
+class _OwnProcess(OverWorld):
+    """A wallet that is a process of its own in front of the payer's lnd."""
+
+    own_process = True
+    abilities = frozenset({"hold", "lose answer", "lose order", "restart"})
+    server: Any
+
+    def losing(self, what: Lost, times: int | None) -> AbstractContextManager[None]:
+        """Inside, what passes between the client and the wallet is lost so often; None: each time."""
+        raise NotImplementedError
+
+    def lose_answer(self, *, times: int | None = None) -> AbstractContextManager[None]:
+        return self.losing("answer", times)
+
+    def lose_order(self, *, times: int | None = None) -> AbstractContextManager[None]:
+        return self.losing("order", times)
+
+    def stop(self) -> None:
+        self.server.daemon.kill()
+
+    def start(self) -> None:
+        if not self.server.daemon.running:
+            self.server.start()
+
+    def freeze(self) -> None:
+        self.server.daemon.freeze()
+
+    def thaw(self) -> None:
+        self.server.daemon.thaw()
+
+
+class Lnbits(_OwnProcess):
     """A wallet of an LNbits whose node is the payer's lnd. Its client goes over a relay, which can lose what passes."""
 
     failed, unknown_hash, stranger = WalletReply.FAILED_FOR_GOOD, WalletReply.NOT_FOUND, WalletReply.REFUSED
     sends_again, keeps_fee_limit = True, False
-    own_process = True
-    abilities = frozenset({"hold", "lose answer", "lose order", "restart"})
 
     def __init__(self, world: World, server: LnbitsServer, wire: Wire) -> None:
         super().__init__(world)
@@ -284,28 +313,8 @@ class Lnbits(OverWorld):
             for row in self.server.payments(self.server.keys)
         ]
 
-    @contextmanager
-    def lose_answer(self, *, times: int | None = None) -> Iterator[None]:
-        with self._wire.losing("answer", times):
-            yield
-
-    @contextmanager
-    def lose_order(self, *, times: int | None = None) -> Iterator[None]:
-        with self._wire.losing("order", times):
-            yield
-
-    def stop(self) -> None:
-        self.server.daemon.kill()
-
-    def start(self) -> None:
-        if not self.server.daemon.running:
-            self.server.start()
-
-    def freeze(self) -> None:
-        self.server.daemon.freeze()
-
-    def thaw(self) -> None:
-        self.server.daemon.thaw()
+    def losing(self, what: Lost, times: int | None) -> AbstractContextManager[None]:
+        return self._wire.losing(what, times)
 
 
 @contextmanager
@@ -318,14 +327,12 @@ def lnbits(world: World) -> Iterator[RealWallet]:
             yield wallet
 
 
-class Nwc(OverWorld):
+class Nwc(_OwnProcess):
     """An NWC wallet of Alby's service SDK, which pays through the payer's lnd. The relay loses what is to be lost."""
 
     failed = unknown_hash = WalletReply.FAILED_SO_FAR
     stranger = WalletReply.REFUSED  # it doesn't answer strangers, so no order is sent
     sends_again = keeps_fee_limit = False
-    own_process = True
-    abilities = frozenset({"hold", "lose answer", "lose order", "restart"})
 
     def __init__(self, world: World, server: NwcServer) -> None:
         super().__init__(world)
@@ -346,28 +353,8 @@ class Nwc(OverWorld):
         uri = self.server.uri.replace(self.server.secret, wrong)
         return Stranger(client=self.recipe.build(uri=uri), secrets=(wrong, uri))
 
-    @contextmanager
-    def lose_answer(self, *, times: int | None = None) -> Iterator[None]:
-        with self.server.losing("answer", times):
-            yield
-
-    @contextmanager
-    def lose_order(self, *, times: int | None = None) -> Iterator[None]:
-        with self.server.losing("order", times):
-            yield
-
-    def stop(self) -> None:
-        self.server.daemon.kill()
-
-    def start(self) -> None:
-        if not self.server.daemon.running:
-            self.server.start()
-
-    def freeze(self) -> None:
-        self.server.daemon.freeze()
-
-    def thaw(self) -> None:
-        self.server.daemon.thaw()
+    def losing(self, what: Lost, times: int | None) -> AbstractContextManager[None]:
+        return self.server.losing(what, times)
 
 
 @contextmanager

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from routeweiler_sync import (
     BudgetEnvelope,
-    Funding,
     InvoicePaymentError,
     Ledger,
     LndClient,
     PaymentPendingError,
     Quote,
-    Routeweiler,
 )
 from tests.support.connection_sweep import SEED, offsets, sweep, whole_purchase
 from tests.support.tcp_relay import Way, Wire
 
 from .processes import wait_for
+from .purchases import MakeSession, check, paid, sessions
 from .world import World
 
 pytestmark = pytest.mark.slow
@@ -47,52 +46,23 @@ def wire(world: World) -> Iterator[Wire]:
 
 
 @pytest.fixture
-def make_session(world: World, tmp_path: Path) -> Iterator[Callable[..., Routeweiler]]:
-    """A session with a connection of its own to the payer, over ``grpc_port``; keyword arguments are Routeweiler's."""
-    made: list[tuple[Routeweiler, LndClient]] = []
+def make_session(world: World, tmp_path: Path) -> Iterator[MakeSession]:
+    """A session with a client of its own, over ``port``; keyword arguments are Routeweiler's."""
     macaroon = world.payer.bake()
 
-    def make(grpc_port: int = world.payer.grpc_port, **kwargs: object) -> Routeweiler:
-        client = LndClient("127.0.0.1", grpc_port, macaroon, tls_cert_path=world.payer.tls_cert_path)
-        funding = [Funding.lightning_lnd(client=client, network="bitcoin-regtest")]
-        arguments = {
-            "funding": funding,
-            "ledger": tmp_path / "ledger.db",
-            "budget_envelope": ENVELOPE,
-            "payment_timeout": TIMEOUT_S,
-        }
-        made.append((Routeweiler(**arguments | kwargs), client))
-        return made[-1][0]
+    def make_client(port: int) -> LndClient:
+        return LndClient("127.0.0.1", port, macaroon, tls_cert_path=world.payer.tls_cert_path)
 
-    yield make
-    for session, client in made:
-        session.close()
-        client.close()
-
-
-def paid(world: World) -> set[str]:
-    return {payment["payment_hash"] for payment in world.payer.list_payments() if payment["status"] == "SUCCEEDED"}
-
-
-def check(world: World, ledger: Ledger) -> None:
-    """Ledger and lnd agree to the msat, and nothing is left open."""
-    rows = {row.payment_hash: row for row in ledger.payments()}
-    settled = {key: (row.amount_msat, row.fee_msat) for key, row in rows.items() if row.settled_at is not None}
-    assert not [row for row in rows.values() if row.unfinished]
-    assert settled == {
-        payment["payment_hash"]: (int(payment["value_msat"]), int(payment["fee_msat"]))
-        for payment in world.payer.list_payments()
-        if payment["status"] == "SUCCEEDED" and payment["payment_hash"] in rows
-    }
-    envelope = ledger.envelope("faults")
-    assert envelope.reserved_minor_units == 0
-    assert envelope.settled_minor_units * 1000 == sum(amount + fee for amount, fee in settled.values())
+    with sessions(
+        make_client, world.payer.grpc_port, ledger=tmp_path / "ledger.db", envelope=ENVELOPE, timeout_s=TIMEOUT_S
+    ) as make:
+        yield make
 
 
 @pytest.mark.parametrize("how", POINTS)
 @pytest.mark.parametrize("way", ["to lnd", "from lnd"])
 def test_wherever_the_connection_to_lnd_breaks_a_purchase_is_made_once_and_told_truly(
-    world: World, ledger: Ledger, wire: Wire, make_session: Callable[..., Routeweiler], how: str, way: Way
+    world: World, ledger: Ledger, wire: Wire, make_session: MakeSession, how: str, way: Way
 ) -> None:
     """A VPN that drops, a laptop that sleeps, at any byte: else the page is paid twice, or paid and lost, or the error lies."""
     url = world.url("service-a", "swept")
@@ -112,12 +82,12 @@ def test_wherever_the_connection_to_lnd_breaks_a_purchase_is_made_once_and_told_
         paid=lambda: paid(world),
     )
     assert outcomes["FundingError"], outcomes  # else no strike came before the order
-    check(world, ledger)
+    check(world, ledger, ENVELOPE)
 
 
 @pytest.mark.parametrize("name", ["router", "payee"])
 def test_a_payment_that_stays_in_flight_is_pending_in_time_and_found_by_a_later_run(
-    world: World, ledger: Ledger, make_session: Callable[..., Routeweiler], name: str
+    world: World, ledger: Ledger, make_session: MakeSession, name: str
 ) -> None:
     """A node on the way hangs: told as failed, the next call would pay a second time; without a bound, the program would hang."""
     url, before = world.url("service-a", "held"), paid(world)
@@ -134,12 +104,10 @@ def test_a_payment_that_stays_in_flight_is_pending_in_time_and_found_by_a_later_
     response = make_session().get(url)
     assert response.status_code == 200
     assert paid(world) - before == {caught.value.payment_hash}
-    check(world, ledger)
+    check(world, ledger, ENVELOPE)
 
 
-def test_a_payee_that_is_gone_costs_nothing_and_the_next_call_buys(
-    world: World, ledger: Ledger, make_session: Callable[..., Routeweiler]
-) -> None:
+def test_a_payee_that_is_gone_costs_nothing_and_the_next_call_buys(world: World, ledger: Ledger, make_session: MakeSession) -> None:
     """FAILED after an HTLC that came back is final: the reservation returns, and a new invoice may be paid."""
     url, before = world.url("service-a", "gone"), paid(world)
 
@@ -157,11 +125,11 @@ def test_a_payee_that_is_gone_costs_nothing_and_the_next_call_buys(
     response = make_session().get(url)
     assert response.status_code == 200
     assert caught.value.payment_hash not in paid(world) - before
-    check(world, ledger)
+    check(world, ledger, ENVELOPE)
 
 
 def test_an_order_that_arrives_after_its_senders_death_is_the_one_payment(
-    world: World, ledger: Ledger, wire: Wire, make_session: Callable[..., Routeweiler]
+    world: World, ledger: Ledger, wire: Wire, make_session: MakeSession
 ) -> None:
     """lnd executes a dead client's order, after it has said NOT_FOUND: a new invoice bought meanwhile would be a second payment."""
     url, before = world.url("service-a", "late"), paid(world)
@@ -175,4 +143,4 @@ def test_an_order_that_arrives_after_its_senders_death_is_the_one_payment(
     wait_for("the order is carried out", lambda: paid(world) - before, watched=[world.payer.daemon])
     assert make_session().get(url).status_code == 200
     assert paid(world) - before == {caught.value.payment_hash}
-    check(world, ledger)
+    check(world, ledger, ENVELOPE)

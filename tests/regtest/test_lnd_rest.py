@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from tests.support.connection_sweep import SEED, offsets, sweep, whole_purchase
 from tests.support.tcp_relay import Way, Wire
 
 from .processes import wait_for
+from .purchases import MakeSession, check, paid, sessions
 from .world import World
 
 ENVELOPE = BudgetEnvelope("rest", cap_minor_units=10**6)
@@ -32,60 +33,28 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
 
 
 @pytest.fixture
-def make_session(world: World, tmp_path: Path) -> Iterator[Callable[..., Routeweiler]]:
+def make_session(world: World, tmp_path: Path) -> Iterator[MakeSession]:
     """A session with a client of its own, over ``port``; keyword arguments are Routeweiler's."""
-    made: list[tuple[Routeweiler, LndRestClient]] = []
     macaroon = world.payer.bake()
 
-    def make(port: int = world.payer.rest_port, **kwargs: object) -> Routeweiler:
-        client = LndRestClient(f"https://127.0.0.1:{port}", macaroon_path=macaroon, tls_cert_path=world.payer.tls_cert_path)
-        arguments: dict[str, object] = {
-            "funding": [Funding.lightning_lnd(client=client, network="bitcoin-regtest")],
-            "ledger": tmp_path / "ledger.db",
-            "budget_envelope": ENVELOPE,
-            "payment_timeout": TIMEOUT_S,
-        }
-        made.append((Routeweiler(**arguments | kwargs), client))  # type: ignore[arg-type]
-        return made[-1][0]
+    def make_client(port: int) -> LndRestClient:
+        return LndRestClient(f"https://127.0.0.1:{port}", macaroon_path=macaroon, tls_cert_path=world.payer.tls_cert_path)
 
-    yield make
-    for session, client in made:
-        session.close()
-        client.close()
+    with sessions(
+        make_client, world.payer.rest_port, ledger=tmp_path / "ledger.db", envelope=ENVELOPE, timeout_s=TIMEOUT_S
+    ) as make:
+        yield make
 
 
-def paid(world: World) -> set[str]:
-    return {payment["payment_hash"] for payment in world.payer.list_payments() if payment["status"] == "SUCCEEDED"}
-
-
-def check(world: World, ledger: Ledger) -> None:
-    """Ledger and lnd agree to the msat, and nothing is left open."""
-    rows = {row.payment_hash: row for row in ledger.payments()}
-    settled = {key: (row.amount_msat, row.fee_msat) for key, row in rows.items() if row.settled_at is not None}
-    assert not [row for row in rows.values() if row.unfinished]
-    assert settled == {
-        payment["payment_hash"]: (int(payment["value_msat"]), int(payment["fee_msat"]))
-        for payment in world.payer.list_payments()
-        if payment["status"] == "SUCCEEDED" and payment["payment_hash"] in rows
-    }
-    envelope = ledger.envelope("rest")
-    assert envelope.reserved_minor_units == 0
-    assert envelope.settled_minor_units * 1000 == sum(amount + fee for amount, fee in settled.values())
-
-
-def test_a_page_is_bought_once_and_its_token_used_again(
-    world: World, ledger: Ledger, make_session: Callable[..., Routeweiler]
-) -> None:
+def test_a_page_is_bought_once_and_its_token_used_again(world: World, ledger: Ledger, make_session: MakeSession) -> None:
     """The least macaroon is enough, as over gRPC."""
     url, before, session = world.url("service-a", "rest"), paid(world), make_session()
     assert [session.get(url).status_code for _ in range(3)] == [200] * 3
     assert len(paid(world) - before) == 1
-    check(world, ledger)
+    check(world, ledger, ENVELOPE)
 
 
-def test_many_threads_that_want_one_page_pay_for_it_once(
-    world: World, ledger: Ledger, make_session: Callable[..., Routeweiler]
-) -> None:
+def test_many_threads_that_want_one_page_pay_for_it_once(world: World, ledger: Ledger, make_session: MakeSession) -> None:
     """One session, and one client, in all threads."""
     url, before, session = world.url("service-a", "crowd"), paid(world), make_session()
     barrier = threading.Barrier(THREADS)
@@ -97,11 +66,11 @@ def test_many_threads_that_want_one_page_pay_for_it_once(
     with ThreadPoolExecutor(THREADS) as pool:
         assert list(pool.map(get, range(THREADS))) == [200] * THREADS
     assert len(paid(world) - before) == 1
-    check(world, ledger)
+    check(world, ledger, ENVELOPE)
 
 
 def test_a_row_begun_over_one_interface_is_ended_over_the_other(
-    world: World, ledger: Ledger, make_session: Callable[..., Routeweiler], tmp_path: Path
+    world: World, ledger: Ledger, make_session: MakeSession, tmp_path: Path
 ) -> None:
     """It is the same node: a user who changes the interface mustn't pay again for what is under way."""
     url, before = world.url("service-a", "both"), paid(world)
@@ -119,13 +88,11 @@ def test_a_row_begun_over_one_interface_is_ended_over_the_other(
         assert session.get(url).status_code == 200
     client.close()
     assert paid(world) - before == {caught.value.payment_hash}
-    check(world, ledger)
+    check(world, ledger, ENVELOPE)
 
 
 @pytest.mark.slow
-def test_an_lnd_that_is_killed_in_mid_payment_costs_one_payment(
-    world: World, ledger: Ledger, make_session: Callable[..., Routeweiler]
-) -> None:
+def test_an_lnd_that_is_killed_in_mid_payment_costs_one_payment(world: World, ledger: Ledger, make_session: MakeSession) -> None:
     """The stream breaks, the node is away, then starts: what it did with the order is known to it alone."""
     url, before = world.url("service-a", "killed"), paid(world)
 
@@ -149,12 +116,10 @@ def test_an_lnd_that_is_killed_in_mid_payment_costs_one_payment(
     world.mend()
     assert make_session().get(url).status_code == 200
     assert len(paid(world) - before) == 1
-    check(world, ledger)
+    check(world, ledger, ENVELOPE)
 
 
-def test_an_lnd_that_is_gone_is_told_before_anything_is_spent(
-    world: World, ledger: Ledger, make_session: Callable[..., Routeweiler]
-) -> None:
+def test_an_lnd_that_is_gone_is_told_before_anything_is_spent(world: World, ledger: Ledger, make_session: MakeSession) -> None:
     url, session = world.url("service-a", "rest-gone"), make_session()
     world.payer.kill()
     with pytest.raises(FundingError, match="nothing listens there") as caught:
@@ -162,14 +127,14 @@ def test_an_lnd_that_is_gone_is_told_before_anything_is_spent(
     assert caught.value.spent is False
     world.mend()
     assert session.get(url).status_code == 200
-    check(world, ledger)
+    check(world, ledger, ENVELOPE)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", POINTS)
 @pytest.mark.parametrize("way", ["to lnd", "from lnd"])
 def test_wherever_the_connection_breaks_a_purchase_is_made_once_and_told_truly(
-    world: World, ledger: Ledger, make_session: Callable[..., Routeweiler], how: str, way: Way
+    world: World, ledger: Ledger, make_session: MakeSession, how: str, way: Way
 ) -> None:
     """A VPN that drops at any byte, the handshakes of each order included."""
     url = world.url("service-a", "rest-swept")
@@ -190,7 +155,7 @@ def test_wherever_the_connection_breaks_a_purchase_is_made_once_and_told_truly(
             paid=lambda: paid(world),
         )
     assert outcomes, outcomes
-    check(world, ledger)
+    check(world, ledger, ENVELOPE)
 
 
 def test_doctor_finds_nothing_wrong_with_the_real_lnd(world: World) -> None:

@@ -31,7 +31,6 @@ import grpc
 import requests
 
 from routeweiler_sync import Funding, Ledger, LndClient, Routeweiler, RouteweilerError, TraceSink
-from routeweiler_sync._core.preload import prepare_to_pay
 from routeweiler_sync.funding.lnd import channel as connection
 from routeweiler_sync.funding.lnd.stubs import routeweiler_lnd_pb2 as pb
 from routeweiler_sync.payments import first_use, lifecycle, report_claims as telling, single_flight as flight
@@ -40,6 +39,7 @@ from routeweiler_sync.testing import FakeLnd, Paywall
 from routeweiler_sync.trace.sink_jsonl import JsonlSink
 
 from .accounts import Books
+from .forked_jobs import serve
 
 #: Exit code of a child that has died at its step.
 DIED = 86
@@ -493,20 +493,5 @@ def child(url: str, ledger: str, trace: str, at: int, since: str) -> None:
         session.get(url, timeout=30)
 
 
-def serve() -> None:
-    """Fork a child for each line, and answer with its exit code."""
-    prepare_to_pay()
-    for line in sys.stdin:
-        pid = os.fork()
-        if pid == 0:
-            code = 1
-            try:
-                child(**json.loads(line))
-                code = 0
-            finally:
-                os._exit(code)
-        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
-
-
 if __name__ == "__main__":
-    serve()
+    serve(child)

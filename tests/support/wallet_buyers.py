@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
 from typing import Any
 
 from routeweiler_sync import LightningFundingSource, Routeweiler, RouteweilerError, TraceSink
-from routeweiler_sync._core.preload import prepare_to_pay
 
 from .crashing_buyer import DIED, die_at
+from .forked_jobs import serve
 from .wallet_contract import NETWORK, Recipe
 
 #: No call waits so long unless something is broken.
@@ -40,22 +39,6 @@ def buy(recipe: list[Any], url: str, ledger: str, trace: str, point: str | None)
         contextlib.suppress(RouteweilerError),
     ):
         session.get(url, timeout=30)
-
-
-def serve() -> None:
-    """Fork a child for each line; print its pid, and when it has ended, its exit code."""
-    prepare_to_pay()
-    for line in sys.stdin:
-        pid = os.fork()
-        if pid == 0:
-            code = 1
-            try:
-                buy(**json.loads(line))
-                code = 0
-            finally:
-                os._exit(code)
-        print(pid, flush=True)
-        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 
 
 class Buyers:
@@ -99,4 +82,4 @@ class Buyers:
 
 
 if __name__ == "__main__":
-    serve()
+    serve(buy, tells_pid=True)

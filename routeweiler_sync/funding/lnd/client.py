@@ -80,16 +80,7 @@ class LndClient(LndNodeClient):
     @property
     def _endpoint(self) -> Endpoint:
         """The node's address, with the credentials that open it."""
-        from .endpoint import Endpoint
-
-        return Endpoint(
-            host=self.grpc_host,
-            port=self.grpc_port,
-            macaroon_path=self.macaroon_path,
-            macaroon_hex=self._macaroon_hex,
-            tls_cert_path=self.tls_cert_path,
-            tls_cert_pem=self.tls_cert_pem,
-        )
+        return self._endpoint_at(self.grpc_host, self.grpc_port)
 
     def _new_connection(self, endpoint: Endpoint) -> LndConnection:
         from .channel import LndChannel

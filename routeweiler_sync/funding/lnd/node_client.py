@@ -35,6 +35,7 @@ from .replies import Rpc, failure_reason
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from ..http_url import WalletUrl
     from .causes import Seen
     from .endpoint import Endpoint
     from .probe import Probed
@@ -327,6 +328,20 @@ class LndNodeClient:
     def _endpoint(self) -> Endpoint:
         """The node's address, with the credentials that open it."""
         raise NotImplementedError
+
+    def _endpoint_at(self, host: str, port: int, *, rest_url: WalletUrl | None = None) -> Endpoint:
+        """Return the endpoint at this address, with this client's credentials."""
+        from .endpoint import Endpoint
+
+        return Endpoint(
+            host=host,
+            port=port,
+            macaroon_path=self.macaroon_path,
+            macaroon_hex=self._macaroon_hex,
+            tls_cert_path=self.tls_cert_path,
+            tls_cert_pem=self.tls_cert_pem,
+            rest_url=rest_url,
+        )
 
     def _new_connection(self, endpoint: Endpoint) -> LndConnection:
         """Return a connection to ``endpoint``, which isn't opened yet."""

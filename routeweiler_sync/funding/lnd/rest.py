@@ -69,17 +69,7 @@ class LndRestClient(LndNodeClient):
     @property
     def _endpoint(self) -> Endpoint:
         """The node's address, with the credentials that open it."""
-        from .endpoint import Endpoint
-
-        return Endpoint(
-            host=self._url.host,
-            port=self._url.port,
-            macaroon_path=self.macaroon_path,
-            macaroon_hex=self._macaroon_hex,
-            tls_cert_path=self.tls_cert_path,
-            tls_cert_pem=self.tls_cert_pem,
-            rest_url=self._url,
-        )
+        return self._endpoint_at(self._url.host, self._url.port, rest_url=self._url)
 
     def _new_connection(self, endpoint: Endpoint) -> LndConnection:
         with importing:
