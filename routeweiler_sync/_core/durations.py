@@ -12,18 +12,22 @@ from .secret_text import shown
 _UNITS = ((86_400 * 365, "year"), (86_400, "day"), (3_600, "hour"), (60, "minute"), (1, "second"))
 
 
-def read_seconds(name: str, given: object, most_s: float) -> float:
+#: The longest timeout, in seconds. Nobody waits longer for one call, and the system's timers can't be set to much more.
+TIMEOUT_S_MAX = 7 * 86_400
+
+
+def read_seconds(name: str, given: object) -> float:
     """Return ``given``, the value of the argument ``name``, as a float.
 
-    Raises: ValueError for anything but a number of seconds above 0 and up to ``most_s``.
+    Raises: ValueError for anything but a number of seconds above 0 and up to `TIMEOUT_S_MAX`.
     """
     if isinstance(given, bool) or not isinstance(given, (numbers.Real, Decimal)):
         raise ValueError(f"{name} must be a number of seconds, not {shown(given)}")
     seconds = math.nan
     with suppress(OverflowError, ValueError):  # a huge number, or a signalling NaN
         seconds = float(given)
-    if not 0 < seconds <= most_s:
-        raise ValueError(f"{name} must be above 0 and at most {most_s} seconds, not {shown(given)}")
+    if not 0 < seconds <= TIMEOUT_S_MAX:
+        raise ValueError(f"{name} must be above 0 and at most {TIMEOUT_S_MAX} seconds, not {shown(given)}")
     return seconds
 
 

@@ -34,9 +34,6 @@ if TYPE_CHECKING:
     from ..policy.dsl import Policy
     from ..trace.sink import TraceSink
 
-#: The longest that a call may wait for the wallet. The operating system can't set timers much longer than this.
-PAYMENT_TIMEOUT_S_MAX = 7 * 86_400
-
 
 def _open(ledger: Ledger | str | os.PathLike[str]) -> Ledger:
     from ..ledger.ledger import Ledger
@@ -98,7 +95,7 @@ class Payer:
         self.lost: dict[str, str] = {}
         if isinstance(budget_envelope, Default):
             budget_envelope = SAFE_DEFAULT
-        self.payment_timeout_s = read_seconds("payment_timeout", payment_timeout, PAYMENT_TIMEOUT_S_MAX)
+        self.payment_timeout_s = read_seconds("payment_timeout", payment_timeout)
         if unpayable not in ("raise", "return"):
             raise ValueError(f"unpayable must be 'raise' or 'return', not {shown(unpayable)}")
         if budget_envelope is not None and not isinstance(budget_envelope, (str, BudgetEnvelope)):

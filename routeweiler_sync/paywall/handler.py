@@ -362,7 +362,7 @@ class PaywallHandler:
 
         Raises: ChallengeParseError if it holds one that can't be used.
         """
-        lines = _challenge_lines(self.latest)
+        lines = self.lines
         is_head = (self.request.method or "").upper() == "HEAD"
         remaining = iter(()) if (token is not None or is_head) and is_named_alone(lines) else offers(lines)
         first = next(remaining, None)
@@ -416,10 +416,10 @@ class PaywallHandler:
         negotiation, purchase = self.negotiation, None
         self._end_first_use()
         scope, page = (request.origin, request.scope), (request.origin, request.resource_digest)
-        may_buy = not (negotiation.bought or scope in self.record.bought_scopes or page in self.record.bought_pages)
-        has_paid = self.record.bought_charge or bool(self.record.bought_pages)
-        if may_buy and has_paid and (self.record.bought_charge or not request.challenge.reusable):
-            may_buy = False
+        is_beside_a_charge = self.record.bought_charge or (bool(self.record.bought_pages) and not request.challenge.reusable)
+        may_buy = not (
+            is_beside_a_charge or negotiation.bought or scope in self.record.bought_scopes or page in self.record.bought_pages
+        )
         if negotiation.may_offer(may_buy=may_buy):
             purchase = self.payer.checkout.token_for(
                 request,
@@ -430,7 +430,7 @@ class PaywallHandler:
             )
         if purchase is None and may_buy:
             raise overtaken_error(request, self.latest.status_code, negotiation.offers)
-        if purchase is None and has_paid and (self.record.bought_charge or not request.challenge.reusable):
+        if purchase is None and is_beside_a_charge:
             raise further_payment_error(request, self.latest.status_code)
         if purchase is None:
             raise self._no_more_tokens(request)

@@ -43,8 +43,6 @@ from .replies import (
 if TYPE_CHECKING:
     from ..http_calls import HttpAnswer, HttpCalls
 
-#: The largest timeout. Nobody waits longer for one call, and the system's timers can't be set to much more.
-TIMEOUT_S_MAX = 7 * 86_400
 #: Between two look-ups of a payment that is pending. With lnd behind it LNbits itself waits for 30 s in each; other nodes answer
 #: at once, and LNbits takes 200 requests a minute unless its admin has set another number.
 _POLL_S = 1.0
@@ -90,7 +88,7 @@ class LnbitsClient:
         #: Where the server is.
         self.url = str(self._address)
         self._admin_key: str | None = _key(admin_key)
-        self.timeout_seconds = read_seconds("timeout_seconds", timeout_seconds, TIMEOUT_S_MAX)
+        self.timeout_seconds = read_seconds("timeout_seconds", timeout_seconds)
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> LnbitsClient:
@@ -198,11 +196,6 @@ class LnbitsClient:
         return NodeInfo(
             identity_pubkey=derived_identity("lnbits", wallet["id"]),
             alias=tidy(str(wallet.get("name") or "")),
-            version="",
-            network="",
-            synced_to_chain=True,
-            block_height=0,
-            num_active_channels=0,
         )
 
     def get_node_pubkey(self) -> str:

@@ -45,8 +45,6 @@ _Response = TypeVar("_Response")
 #: lnd stops starting new attempts this long before this package's deadline, so that its FAILED arrives and needn't be guessed.
 LND_MARGIN_S = 1.0
 _LND_TIMEOUT_S_MAX = 2**31 - 1
-#: The largest timeout. Nobody waits longer for one call, and the system's timers can't be set to much more.
-TIMEOUT_S_MAX = 7 * 86_400
 #: A TrackPaymentV2 stream that reported no change until this long before its deadline was ended by the deadline, not by a fault.
 _DEADLINE_SLACK_S = 0.25
 _PAYMENTS_A_PAGE = 100
@@ -121,7 +119,7 @@ class LndNodeClient:
         self.macaroon_path = None if macaroon_path is None else os.fspath(macaroon_path)
         self.tls_cert_path = None if tls_cert_path is None else os.fspath(tls_cert_path)
         self.tls_cert_pem = None if tls_cert_pem is None else _without_private_keys(tls_cert_pem)
-        self.timeout_seconds = read_seconds("timeout_seconds", timeout_seconds, TIMEOUT_S_MAX)
+        self.timeout_seconds = read_seconds("timeout_seconds", timeout_seconds)
         self._macaroon_hex = macaroon_hex
 
     # Paying

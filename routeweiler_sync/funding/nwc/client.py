@@ -30,7 +30,6 @@ from .uri import parse_uri
 
 _Result = TypeVar("_Result")
 
-TIMEOUT_S_MAX = 7 * 86_400
 #: The wait between two questions about a payment in flight, in seconds.
 _POLL_S_MIN, _POLL_S_MAX = 0.2, 2.0
 #: This part of a call's time, and at most so many seconds, is left for the answer to come out of its thread.
@@ -56,7 +55,7 @@ class NwcClient:
         read = parse_uri(uri)
         self.wallet_key = read.wallet_key
         self.relays = read.relays
-        self.timeout_seconds = read_seconds("timeout_seconds", timeout_seconds, TIMEOUT_S_MAX)
+        self.timeout_seconds = read_seconds("timeout_seconds", timeout_seconds)
         self._pool = RelayPool(read.relays, wallet_key=read.wallet_key, secret=read.secret)
 
     @classmethod
