@@ -64,7 +64,7 @@ def test_versions_are_compared_by_their_numbers(version: str, number: tuple[int,
 
 def test_a_library_that_is_there_and_broken_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """The version says nothing of an installation that was cut off."""
-    monkeypatch.setattr(software, "_INVOICE", "lnbc1")
+    monkeypatch.setattr(software, "INVOICE", "lnbc1")
     _, found = software.findings()
     assert found.verdict is Verdict.WRONG
     assert "what paying needs doesn't work" in found.what
