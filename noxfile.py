@@ -54,8 +54,8 @@ def types(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Run the benchmarks with small numbers. They show that the benchmarks work, not whether a change made anything slower."""
     session.install("-e", ".[testing]")
-    session.run("python", "-m", "benchmarks.free_traffic", "--requests", "500", "--imports", "5")
-    session.run("python", "-m", "benchmarks.ledger_cost", "--backend", "sqlite", "--payments", "10000", "--rounds", "40")
+    session.run("python", "-m", "benchmarks.free_traffic", "--size", "tiny")
+    session.run("python", "-m", "benchmarks.ledger_cost", "--size", "tiny", "--backend", "sqlite")
 
 
 @nox.session

@@ -1,25 +1,21 @@
 """Measure what traffic without a 402, and the import, cost compared with `requests` itself.
 
-    python -m benchmarks.free_traffic [--requests N] [--imports N] [--only TEXT] [--check 1.03 1.10] [--instructions]
+    python -m benchmarks.free_traffic [--requests N] [--imports N] [--only TEXT] [--check] [--instructions]
 
-A `Routeweiler` and a `requests.Session` fetch the same page in turns; which of them is first changes each time. Connections stay
-open, the server has a process of its own and answers in one segment, and both sessions are made anew several times. The output has
-the medians and their ratio, with the interval that holds the ratio in 95 of 100 resamples (bootstrap, of pairs of sessions and then
-of their pairs of requests). ``import routeweiler_sync`` and ``import requests`` take turns too, each in a fresh interpreter that
-counts only the processor time of its import. ``--check`` exits 1 if a ratio of traffic is above the first number, or that of the
-import above the second. ``--instructions`` counts the instructions that the processor executes, by valgrind: load on the machine
-doesn't change them, but the kernel's work isn't counted, so the share of this package looks too large.
+A `Routeweiler` and a `requests.Session` fetch the same page in turns. Connections stay open, the server has a process of its own
+and answers in one segment. Both sessions are made anew for each block (see `benchmarks.measure` for the arithmetic). ``import
+routeweiler_sync`` and ``import requests`` take turns too, each in a fresh interpreter that counts only the processor time of its
+import. ``--instructions`` counts the instructions that the processor executes, by valgrind: load on the machine doesn't change
+them, but the kernel's work isn't counted, so the share of this package looks too large.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import gc
 import hashlib
 import multiprocessing
 import os
-import random
 import re
 import shutil
 import socket
@@ -27,25 +23,25 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from statistics import median
 
 import requests
 from requests.adapters import HTTPAdapter
 
+from benchmarks import measure
+from benchmarks.measure import Figure, Goal
 from routeweiler_sync import Ledger, Routeweiler, payment_of
 from routeweiler_sync._core.urls import origin_of
 from routeweiler_sync.ledger.types import Change, Intent, PaymentState
 from routeweiler_sync.protocol.l402.credential import authorization
 
-WARM_UP = 100
-#: Pairs of sessions for a case. Where its buffers lie in memory makes one session faster than an equal one by a percent or two.
-SESSIONS = 10
-RESAMPLES = 1_000
+WARM_UP = 50
+#: Pairs of sessions for a case (each is a block), pairs of requests in each, and pairs of imports.
+SIZES = {"full": (20, 300, 40), "short": (20, 100, 20), "tiny": (2, 5, 2)}
 STORED_TOKENS = 1_000
 PATH = "/page"
 PREIMAGE = b"\x07" * 32
@@ -54,43 +50,6 @@ ANSWER = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 
 #: Requests in a short and a long run. One request's instructions come from the difference, so the cost of starting drops out.
 COUNTED = (100, 400)
 TIMEOUT_S = 900
-
-
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """The median seconds of this package (``ours_s``) and of `requests` (``theirs_s``), and the interval around their ratio."""
-
-    name: str
-    ours_s: float
-    theirs_s: float
-    low: float
-    high: float
-
-    @property
-    def ratio(self) -> float:
-        """How many times what `requests` costs this package costs."""
-        return self.ours_s / self.theirs_s
-
-    @classmethod
-    def of(cls, name: str, blocks: Sequence[Sequence[tuple[float, float]]]) -> Figure:
-        """Return the figure for ``blocks`` of pairs of seconds (ours, theirs). A block has the pairs of the same two sessions.
-
-        The two of a pair were measured right after each other, so that load on the machine slowed both.
-        """
-        chance = random.Random(1)
-        ratios = []
-        for _ in range(RESAMPLES):
-            drawn = [pair for block in chance.choices(blocks, k=len(blocks)) for pair in chance.choices(block, k=len(block))]
-            ratios.append(_medians(drawn)[0] / _medians(drawn)[1])
-        ratios.sort()
-        ours_s, theirs_s = _medians([pair for block in blocks for pair in block])
-        low, high = ratios[RESAMPLES * 25 // 1000], ratios[RESAMPLES * 975 // 1000]
-        return cls(name=name, ours_s=ours_s, theirs_s=theirs_s, low=low, high=high)
-
-
-def _medians(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    ours_s, theirs_s = zip(*pairs, strict=True)
-    return median(ours_s), median(theirs_s)
 
 
 # -- the server -----------------------------------------------------------------------------------------------------------
@@ -205,6 +164,7 @@ class Case:
     ours: Callable[[Path], requests.Session] = ours
     theirs: Callable[[Path], requests.Session] = plain
     token_goes_along: bool = False
+    goal: Goal | None = None
 
     def check(self, answer: requests.Response) -> None:
         """Check that ``answer``, of the paying session, is the page, and that a token went along if the case says so."""
@@ -213,55 +173,58 @@ class Case:
         assert payment is not None and payment.reused if self.token_goes_along else payment is None
 
 
+NO_DEARER = Goal(of="ratio", most=1.00)
 CASES = [
-    Case(name="no ledger yet"),
-    Case(name="1,000 tokens of other origins", fill=tokens_of_others),
-    Case(name="a foreign adapter mounted", ours=with_foreign_adapter),
-    Case(name="a stored token goes along", fill=token_of_page, theirs=plain_with_credential, token_goes_along=True),
+    Case(name="no ledger yet", goal=NO_DEARER),
+    Case(name="1,000 tokens of other origins", fill=tokens_of_others, goal=NO_DEARER),
+    Case(name="a foreign adapter mounted", ours=with_foreign_adapter, goal=NO_DEARER),
+    Case(
+        name="a stored token goes along",
+        fill=token_of_page,
+        theirs=plain_with_credential,
+        token_goes_along=True,
+        goal=Goal(of="ratio", most=1.05),
+    ),
 ]
 
 # -- time -----------------------------------------------------------------------------------------------------------------
 
 
-def traffic(case: Case, url: str, folder: Path, rounds: int) -> Figure:
-    """Measure one case: ``rounds`` pairs of requests, spread over `SESSIONS` pairs of sessions."""
+def traffic(case: Case, url: str, folder: Path, sessions: int, rounds: int, clock: Callable[[], float]) -> Figure:
+    """Measure one case with ``sessions`` pairs of sessions, and ``rounds`` pairs of requests of each."""
     ledger = folder / f"{CASES.index(case)}.db"
     case.fill(ledger, url)
-    return Figure.of(case.name, [block(case, url, ledger, number, rounds // SESSIONS) for number in range(SESSIONS)])
+    took: tuple[list[list[float]], list[list[float]]] = ([], [])
+    for number in range(sessions):
+        for side, seconds in enumerate(block(case, url, ledger, number, rounds, clock)):
+            took[side].append(seconds)
+    return measure.compare(case.name, *took, against="requests", goal=case.goal)
 
 
-def block(case: Case, url: str, ledger: Path, number: int, rounds: int) -> list[tuple[float, float]]:
-    """Return the seconds (ours, theirs) of ``rounds`` pairs of requests, all of the same two sessions."""
-    took: tuple[list[float], list[float]] = ([], [])
+def block(
+    case: Case, url: str, ledger: Path, number: int, rounds: int, clock: Callable[[], float]
+) -> tuple[list[float], list[float]]:
+    """Return the seconds of ``rounds`` requests by ours and by theirs, all of the same two sessions."""
     with contextlib.ExitStack() as stack:
-        makers = (case.ours, case.theirs)
-        made = {side: stack.enter_context(makers[side](ledger)) for side in ((0, 1) if number % 2 else (1, 0))}
-        gets = (made[0].get, made[1].get)
-        case.check(gets[0](url))
-        for n in range(WARM_UP):
-            gets[n % 2](url)
-        gc.collect()
-        clock = time.perf_counter
-        for n in range(rounds):
-            for side in (0, 1) if n % 2 else (1, 0):
-                get = gets[side]
-                began_s = clock()
-                get(url)
-                took[side].append(clock() - began_s)
-        case.check(gets[0](url))
-    return list(zip(*took, strict=True))
+        makers = {"ours": case.ours, "theirs": case.theirs}
+        made = {side: stack.enter_context(makers[side](ledger)) for side in sorted(makers, reverse=bool(number % 2))}
+        case.check(made["ours"].get(url))
+        gets = {side: partial(session.get, url) for side, session in made.items()}
+        took = measure.in_turns(gets, rounds, warm_up=min(WARM_UP, rounds), clock=clock)
+        case.check(made["ours"].get(url))
+    return took["ours"], took["theirs"]
 
 
 def imports(rounds: int) -> Figure:
     """Measure the two imports ``rounds`` times, each in a fresh interpreter that takes the time itself."""
-    took: dict[str, list[float]] = {"routeweiler_sync": [], "requests": []}
-    for n in range(rounds + 1):
-        for name in sorted(took, reverse=bool(n % 2)):
+    took: dict[str, list[float]] = {measure.OURS: [], "requests": []}
+    for n, order in enumerate(measure.orders(list(took), rounds + 1)):
+        for name in order:
             timed = f"from time import process_time; t = process_time(); import {name}; print(process_time() - t)"
             done = subprocess.run([sys.executable, "-c", timed], capture_output=True, text=True, check=True, timeout=TIMEOUT_S)
             if n:  # the first may have compiled
                 took[name].append(float(done.stdout))
-    return Figure.of("import", [[pair] for pair in zip(took["routeweiler_sync"], took["requests"], strict=True)])
+    return measure.compare("import", *took.values(), against="requests", unit="ms", goal=Goal(of="ratio", most=1.05))
 
 
 # -- instructions ---------------------------------------------------------------------------------------------------------
@@ -309,12 +272,11 @@ def count_instructions(chosen: Sequence[Case], url: str, folder: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark. Return the exit code: 1 if a ratio is above ``--check``."""
-    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
-    parser.add_argument("--requests", type=int, default=5_000, help="pairs of requests in each case")
-    parser.add_argument("--imports", type=int, default=50, help="pairs of imports; 0 for none")
+    """Run the benchmark. Return the exit code."""
+    parser = measure.options(__doc__)
+    parser.add_argument("--requests", type=int, help="pairs of requests in each case, spread over the sessions")
+    parser.add_argument("--imports", type=int, help="pairs of imports; 0 for none")
     parser.add_argument("--only", default="", help="run only the cases whose name contains this text")
-    parser.add_argument("--check", type=float, nargs=2, metavar=("TRAFFIC", "IMPORT"), help="exit 1 if a ratio is above its number")
     parser.add_argument("--instructions", action="store_true", help="also count instructions, with valgrind")
     parser.add_argument("--repeat", nargs=5, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
@@ -322,29 +284,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         number, side, url, ledger, times = given.repeat
         repeat(int(number), side, url, Path(ledger), int(times))
         return 0
+    sessions, rounds, import_rounds = SIZES[given.size]
+    if given.requests:
+        rounds = max(given.requests // sessions, 1)
+    if given.imports is not None:
+        import_rounds = given.imports
     chosen = [case for case in CASES if given.only in case.name]
-    figures: list[tuple[Figure, float | None]] = []
-    traffic_max, import_max = given.check or (None, None)
-    print(f"{'':32}{'ours':>12}{'requests':>14}{'ratio':>8}   95 % of resamples")
     with tempfile.TemporaryDirectory(prefix="free-traffic-") as folder, server() as url:
-        for case in chosen:
-            figures.append((traffic(case, url, Path(folder), given.requests), traffic_max))
-            show(figures[-1][0])
-        if given.imports:
-            figures.append((imports(given.imports), import_max))
-            show(figures[-1][0])
+        figures = [traffic(case, url, Path(folder), sessions, rounds, measure.clock_of(given)) for case in chosen]
+        if import_rounds:
+            figures.append(imports(import_rounds))
         if given.instructions:
             count_instructions(chosen, url, Path(folder))
-    too_dear = [figure for figure, most in figures if most is not None and figure.ratio > most]
-    for figure in too_dear:
-        print(f"{figure.name}: {figure.ratio:.3f} times the cost with requests is too much", file=sys.stderr)
-    return int(bool(too_dear))
-
-
-def show(figure: Figure) -> None:
-    """Print one line of the table."""
-    ours_us, theirs_us = f"{figure.ours_s * 1e6:,.0f} us", f"{figure.theirs_s * 1e6:,.0f} us"
-    print(f"{figure.name:32}{ours_us:>12}{theirs_us:>14}{figure.ratio:8.3f}   {figure.low:.3f} to {figure.high:.3f}", flush=True)
+    return measure.finish("free_traffic", given, figures)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,14 @@
 """Measure what a purchase costs after a million others, compared with an empty ledger, on both databases.
 
-    python -m benchmarks.ledger_cost [--backend sqlite|postgresql] [--payments N] [--rounds N] [--check 1.2]
+    python -m benchmarks.ledger_cost [--backend sqlite|postgresql] [--payments N] [--rounds N] [--check]
 
-Two ledgers of one kind, one with past payments and one empty, take turns at the same purchase in one run. Printed are medians and
-their ratio: first for the ledger's part alone, method by method, then for whole purchases of a session from a fake node over
-real sockets. ``--check`` exits 1 if the ratio of the ledger's whole part, or that of the whole purchase, is above the number.
+Two ledgers of one kind, one with past payments and one empty, take turns at the same purchase in one run (see
+`benchmarks.measure` for the arithmetic): first at the ledger's part alone, method by method, then at whole purchases of a session
+from a fake node over real sockets. The goal is for the ledger's whole part, and for the whole purchase.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import hashlib
 import sqlite3
@@ -18,12 +17,13 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import count, islice
 from pathlib import Path
-from statistics import median
 from typing import Any
 
+from benchmarks import measure
+from benchmarks.measure import Figure, Goal
 from routeweiler_sync import BudgetEnvelope, Routeweiler
 from routeweiler_sync._core.money import Rate
 from routeweiler_sync.ledger.envelopes import BUCKET_S, KEPT_BUCKETS, Draw, make
@@ -42,26 +42,15 @@ BATCH_ROWS = 20_000
 WARM_UP = 20
 #: The rounds of whole purchases are this many times fewer, because each is ten times as slow.
 SESSION_SHARE = 4
+#: Past payments and rounds.
+SIZES = {"full": (1_000_000, 400), "short": (100_000, 200), "tiny": (1_000, 8)}
+GOAL = Goal(of="ratio", most=1.2)
 LIMITS = {"cap_minor_units": 10**11, "per_call_minor_units": 1_000, "per_hour_minor_units": 10**9, "per_day_minor_units": 10**10}
 PAST = (
     "payment_hash, origin, scope, path, target, state, node_pubkey, network, bolt11, scheme, token, preimage, amount_msat, "
     "max_fee_msat, fee_msat, envelope_id, currency, rate_quality, reserved_micro, settled_micro, sends_ever, sends_unanswered, "
     "taken, told, failure_code, created_at_ms, settled_at_ms"
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """The median seconds of one operation, on the full and on the empty ledger."""
-
-    name: str
-    full_s: float
-    empty_s: float
-
-    @property
-    def ratio(self) -> float:
-        """How many times what it costs on the empty ledger it costs on the full one."""
-        return self.full_s / self.empty_s
 
 
 def envelope(number: int) -> BudgetEnvelope:
@@ -216,14 +205,19 @@ def look(ledger: Ledger, origin: str) -> dict[str, float]:
 
 
 def in_turns(full: Callable[[int], dict[str, float]], empty: Callable[[int], dict[str, float]], rounds: int) -> list[Figure]:
-    """Run both sides ``rounds`` times in turns; which is first changes each time. Return the medians of each operation."""
-    took: dict[str, tuple[list[float], list[float]]] = defaultdict(lambda: ([], []))
-    for n in range(rounds + WARM_UP):
-        for side in (0, 1) if n % 2 else (1, 0):
-            for name, seconds in (full, empty)[side](n).items():
-                if n >= WARM_UP:
-                    took[name][side].append(seconds)
-    return [Figure(name=name, full_s=median(fulls), empty_s=median(empties)) for name, (fulls, empties) in took.items()]
+    """Run both sides ``rounds`` times in turns. Return the figure of each operation."""
+    sides = {"full": full, "empty": empty}
+    took: dict[str, dict[str, list[float]]] = defaultdict(lambda: {side: [] for side in sides})
+    with measure.settled_heap():
+        for n, order in enumerate(measure.orders(list(sides), rounds + WARM_UP)):
+            for side in order:
+                for name, seconds in sides[side](n).items():
+                    if n >= WARM_UP:
+                        took[name][side].append(seconds)
+    return [
+        measure.compare(name, both["full"], both["empty"], against="empty ledger", goal=GOAL if "purchase" in name else None)
+        for name, both in took.items()
+    ]
 
 
 def sessions(full: Ledger, empty: Ledger, lnd: FakeLnd, wall: Paywall, rounds: int) -> list[Figure]:
@@ -276,7 +270,7 @@ def ledgers(backend: str) -> Iterator[tuple[Ledger, Ledger, Callable[[], None]]]
         yield full, empty, rest
 
 
-def measure(backend: str, payments: int, rounds: int) -> list[Figure]:
+def measure_one(backend: str, payments: int, rounds: int) -> list[Figure]:
     """Return all figures of one kind of ledger."""
     with FakeLnd() as lnd, Paywall(lnd, dynamic=True) as wall, ledgers(backend) as (full, empty, rest):
         began_s = time.perf_counter()
@@ -290,24 +284,18 @@ def measure(backend: str, payments: int, rounds: int) -> list[Figure]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark. Return the exit code: 1 if a ratio is above ``--check``."""
-    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+    """Run the benchmark. Return the exit code."""
+    parser = measure.options(__doc__)
     parser.add_argument("--backend", choices=["sqlite", "postgresql"], action="append", help="default: both")
-    parser.add_argument("--payments", type=int, default=1_000_000)
-    parser.add_argument("--rounds", type=int, default=400)
-    parser.add_argument("--check", type=float, help="exit 1 if a purchase costs this many times more on the full ledger")
+    parser.add_argument("--payments", type=int)
+    parser.add_argument("--rounds", type=int)
     given = parser.parse_args(arguments)
-    too_dear = False
+    payments, rounds = SIZES[given.size]
+    figures = []
     for backend in given.backend or ["sqlite", "postgresql"]:
-        figures = measure(backend, given.payments, given.rounds)
-        print(f"{'':24}{'full':>12}{'empty':>12}{'ratio':>8}")
-        for each in figures:
-            print(f"{each.name:24}{each.full_s * 1e6:9.0f} us{each.empty_s * 1e6:9.0f} us{each.ratio:8.2f}")
-        bought = [each for each in figures if "purchase" in each.name]
-        too_dear |= given.check is not None and any(each.ratio > given.check for each in bought)
-    if too_dear:
-        print(f"a purchase costs more than {given.check} times what it costs on an empty ledger", file=sys.stderr)
-    return int(too_dear)
+        for figure in measure_one(backend, given.payments or payments, given.rounds or rounds):
+            figures.append(replace(figure, name=f"{backend}: {figure.name}"))
+    return measure.finish("ledger_cost", given, figures)
 
 
 if __name__ == "__main__":
