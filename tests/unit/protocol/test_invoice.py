@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
+import random
+import re
 import time
+from dataclasses import FrozenInstanceError
 from fractions import Fraction
 
 import bolt11
@@ -29,6 +33,11 @@ from tests.support.challenge_builders import (
     taken_apart,
     words,
 )
+from tests.support.signed_invoices import doctored_invoice, library_reads, signed_invoice
+
+#: How many invoices are read by this package and by the library. ROUTEWEILER_DEEP_TESTS=1 takes minutes.
+_HEAD = re.compile(r"ln(?:bcrt|bc|tbs|tb)[1-9][0-9]*[munp]?1[^1]*$")
+_COMPARED = 100_000 if os.environ.get("ROUTEWEILER_DEEP_TESTS") == "1" else 150
 
 # From BOLT-11, "Examples" and "Examples of Invalid Invoices".
 _SPEC_PAYEE = "03e7156ae33b0a208d0744199163177e909e80176e55d97a2f221ede0f934dd9ad"
@@ -307,3 +316,60 @@ def test_any_fields_give_an_invoice_or_a_parse_error(extra: list[tuple[str, list
     """If failing: a field that a server makes up raises what isn't ours, or replaces the payment hash."""
     with contextlib.suppress(ChallengeParseError):
         assert decode_invoice(invoice(fields=[P, S, D, *extra])).payment_hash == PAYMENT_HASH
+
+
+def _read(text: str) -> Invoice | None:
+    try:
+        return decode_invoice(text)
+    except ChallengeParseError:
+        return None
+
+
+@pytest.mark.slow
+def test_an_invoice_is_read_as_the_library_reads_it() -> None:
+    """If failing: another amount, hash, payee or expiry is checked and booked than the one that the node pays."""
+    chance = random.Random(11)
+    for n in range(_COMPARED):
+        text = signed_invoice(chance)
+        read = _read(text.upper() if n % 8 == 0 else text)
+        assert read is not None, text
+        assert read == library_reads(text), text
+
+
+@pytest.mark.slow
+def test_a_doctored_invoice_is_refused_or_read_as_the_library_reads_it() -> None:
+    """If failing: what every other wallet refuses is reserved for, or a server finds fields that only this package sees."""
+    chance = random.Random(12)
+    outcomes = {True: 0, False: 0}
+    for _ in range(_COMPARED):
+        text = doctored_invoice(chance)
+        read, expected = _read(text), library_reads(text)
+        outcomes[expected is None] += 1
+        # Of the two this package may refuse more: a human-readable part that the library doesn't look at closely.
+        if read is not None or (text.isascii() and text.islower() and _HEAD.match(text)):
+            assert read == expected, text
+    assert min(outcomes.values()) > _COMPARED / 20
+
+
+def test_an_invoice_that_was_read_is_remembered_and_cannot_be_changed() -> None:
+    """If failing: a purchase verifies its signature several times, or one reader changes what the next one pays."""
+    read = decode_invoice(INVOICE)
+    assert decode_invoice(INVOICE) is read
+    with pytest.raises(FrozenInstanceError):
+        read.amount_msat = 1  # type: ignore[misc]
+
+
+def test_refusals_are_not_remembered_and_the_memory_is_bounded() -> None:
+    """If failing: a server that sends ever new invoices fills the memory, or a reader gets the error of another call."""
+    errors = []
+    for _ in range(2):
+        with pytest.raises(ChallengeParseError) as caught:
+            decode_invoice(INVOICE[:-1])
+        errors.append(caught.value)
+    assert errors[0] is not errors[1]
+    first = decode_invoice(INVOICE)
+    for n in range(1, 200):
+        decode_invoice(invoice(created_at=CREATED_AT + n))
+    again = decode_invoice(INVOICE)
+    assert again == first
+    assert again is not first
