@@ -195,6 +195,10 @@ class Service:
     # routerrpc.Router
 
     def _send_payment(self, request: pb.SendPaymentRequest, context: grpc.ServicerContext) -> Iterator[pb.Payment]:
+        if request.fee_limit_sat:  # lnd takes either
+            if request.fee_limit_msat:
+                raise OrderError("UNKNOWN", "sat and msat arguments are mutually exclusive")
+            request.fee_limit_msat = request.fee_limit_sat * 1_000
         with self.book.changed:
             self.book.orders.append(
                 FakeOrder(

@@ -184,6 +184,13 @@ class NodeWords:
             assert (told.messages, told.end) == (("IN_FLIGHT", f"FAILED/{reason}"), "OK")
             assert track(node, payment_hash_of(bolt11)).messages == (f"FAILED/{reason}",)
 
+    def test_the_fee_limit_may_be_in_sat(self, node: ContractNode) -> None:
+        """Other programs' orders say it so; read as a limit of 0 their payments would fail here and nowhere else."""
+        in_sat = pb.SendPaymentRequest(payment_request=node.make_invoice(AMOUNT_MSAT), fee_limit_sat=10, timeout_seconds=30)
+        assert stream(node, SEND, in_sat.SerializeToString()).messages[-1] == "SUCCEEDED+preimage"
+        in_sat.fee_limit_msat = 10_000
+        assert stream(node, SEND, in_sat.SerializeToString()).end == "UNKNOWN: sat and msat arguments are mutually exclusive"
+
     def test_an_htlc_that_comes_back_is_told_before_the_failure(self, node: ContractNode) -> None:
         """A payee that is gone: NO_ROUTE, or TIMEOUT where the order's time has passed; then the same invoice can be paid."""
         bolt11, late = node.make_invoice(AMOUNT_MSAT), node.make_invoice(AMOUNT_MSAT)

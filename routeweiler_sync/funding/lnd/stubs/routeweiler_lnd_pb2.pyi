@@ -279,18 +279,20 @@ class Payment(_message.Message):
     def __init__(self, payment_hash: _Optional[str] = ..., payment_preimage: _Optional[str] = ..., value_sat: _Optional[int] = ..., value_msat: _Optional[int] = ..., payment_request: _Optional[str] = ..., status: _Optional[_Union[Payment.PaymentStatus, str]] = ..., fee_sat: _Optional[int] = ..., fee_msat: _Optional[int] = ..., creation_time_ns: _Optional[int] = ..., payment_index: _Optional[int] = ..., failure_reason: _Optional[_Union[PaymentFailureReason, str]] = ...) -> None: ...
 
 class SendPaymentRequest(_message.Message):
-    __slots__ = ("payment_request", "timeout_seconds", "fee_limit_msat", "allow_self_payment", "no_inflight_updates")
+    __slots__ = ("payment_request", "timeout_seconds", "fee_limit_sat", "fee_limit_msat", "allow_self_payment", "no_inflight_updates")
     PAYMENT_REQUEST_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    FEE_LIMIT_SAT_FIELD_NUMBER: _ClassVar[int]
     FEE_LIMIT_MSAT_FIELD_NUMBER: _ClassVar[int]
     ALLOW_SELF_PAYMENT_FIELD_NUMBER: _ClassVar[int]
     NO_INFLIGHT_UPDATES_FIELD_NUMBER: _ClassVar[int]
     payment_request: str
     timeout_seconds: int
+    fee_limit_sat: int
     fee_limit_msat: int
     allow_self_payment: bool
     no_inflight_updates: bool
-    def __init__(self, payment_request: _Optional[str] = ..., timeout_seconds: _Optional[int] = ..., fee_limit_msat: _Optional[int] = ..., allow_self_payment: bool = ..., no_inflight_updates: bool = ...) -> None: ...
+    def __init__(self, payment_request: _Optional[str] = ..., timeout_seconds: _Optional[int] = ..., fee_limit_sat: _Optional[int] = ..., fee_limit_msat: _Optional[int] = ..., allow_self_payment: bool = ..., no_inflight_updates: bool = ...) -> None: ...
 
 class TrackPaymentRequest(_message.Message):
     __slots__ = ("payment_hash", "no_inflight_updates")

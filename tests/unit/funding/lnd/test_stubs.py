@@ -64,7 +64,10 @@ def test_building_without_the_pinned_protoc_says_which_one_is_needed(tmp_path: P
 @pytest.mark.parametrize(
     ("message", "fields"),
     [
-        (pb.SendPaymentRequest, {"payment_request": 5, "timeout_seconds": 6, "fee_limit_msat": 13, "allow_self_payment": 15}),
+        (
+            pb.SendPaymentRequest,
+            {"payment_request": 5, "timeout_seconds": 6, "fee_limit_sat": 7, "fee_limit_msat": 13, "allow_self_payment": 15},
+        ),
         (pb.TrackPaymentRequest, {"payment_hash": 1, "no_inflight_updates": 2}),
         (
             pb.Payment,
