@@ -215,14 +215,20 @@ def block(
     return took["ours"], took["theirs"]
 
 
-def imports(rounds: int) -> Figure:
-    """Measure the two imports ``rounds`` times, each in a fresh interpreter that takes the time itself."""
+def imports(rounds: int, folder: Path) -> Figure:
+    """Measure the two imports ``rounds`` times, each in a fresh interpreter that takes the time itself.
+
+    Compiled modules are kept in ``folder``, also where the environment forbids that.
+    """
+    environ = {**os.environ, "PYTHONPYCACHEPREFIX": str(folder)}
+    environ.pop("PYTHONDONTWRITEBYTECODE", None)
     took: dict[str, list[float]] = {measure.OURS: [], "requests": []}
     for n, order in enumerate(measure.orders(list(took), rounds + 1)):
         for name in order:
             timed = f"from time import process_time; t = process_time(); import {name}; print(process_time() - t)"
-            done = subprocess.run([sys.executable, "-c", timed], capture_output=True, text=True, check=True, timeout=TIMEOUT_S)
-            if n:  # the first may have compiled
+            command = [sys.executable, "-c", timed]
+            done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=TIMEOUT_S, env=environ)
+            if n:  # the first has compiled
                 took[name].append(float(done.stdout))
     return measure.compare("import", *took.values(), against="requests", unit="ms", goal=Goal(of="ratio", most=1.05))
 
@@ -293,7 +299,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="free-traffic-") as folder, server() as url:
         figures = [traffic(case, url, Path(folder), sessions, rounds, measure.clock_of(given)) for case in chosen]
         if import_rounds:
-            figures.append(imports(import_rounds))
+            figures.append(imports(import_rounds, Path(folder)))
         if given.instructions:
             count_instructions(chosen, url, Path(folder))
     return measure.finish("free_traffic", given, figures)
