@@ -1,7 +1,10 @@
 """Buy pages with one library, in an interpreter of its own. `benchmarks.purchase` starts one such process for each library.
 
     python -m benchmarks.buyers NAME SHOP.json once URL     buy one page, and end
-    python -m benchmarks.buyers NAME SHOP.json serve        read ``warm URL`` and ``cold URL``, write the seconds of each purchase
+    python -m benchmarks.buyers NAME SHOP.json serve        do what the lines of stdin say
+
+The lines are ``warm URL`` and ``cold URL``, each answered with the seconds of the purchase, and ``many SECONDS FIRST``: buy the
+pages with the number FIRST and above for so long, answered with how many were bought a second.
 
 ``warm`` buys with one session that stays open. ``cold`` makes a new client with a new ledger (if the library has one) first, and
 counts that; closing it isn't counted. Only what a library needs is imported, and only when it is chosen.
@@ -41,10 +44,10 @@ class Buyer:
 
 
 class Ours(Buyer):
-    """This package with its defaults: SQLite ledger, budget, caps; each payment is on disk before it is ordered."""
+    """This package: a ledger, a budget with all its limits; each payment is on disk before it is ordered."""
 
     def __init__(self, shop: dict[str, Any], folder: Path) -> None:
-        from routeweiler_sync import Funding, LndClient, Routeweiler
+        from routeweiler_sync import BudgetEnvelope, Funding, LndClient, Routeweiler
 
         client = LndClient(
             grpc_host=shop["grpc_host"],
@@ -53,7 +56,10 @@ class Ours(Buyer):
             macaroon_path=shop["macaroon_path"],
         )
         funding = Funding.lightning_lnd(client=client, network="bitcoin-regtest")
-        self._session = Routeweiler(funding=[funding], ledger=folder / "ledger.db")
+        # The default limits, but so high that no benchmark comes near.
+        envelope = BudgetEnvelope("benchmark", per_call_minor_units=1_000, per_hour_minor_units=10**9, per_day_minor_units=10**9)
+        ledger = shop["ledger"] or folder / "ledger.db"
+        self._session = Routeweiler(funding=[funding], ledger=ledger, budget_envelope=envelope)
         self._client = client
 
     def get(self, url: str) -> int:
@@ -218,24 +224,46 @@ class _Open:
 
 
 def serve(make: type[Buyer], shop: dict[str, Any], clock: Callable[[], float]) -> None:
-    """Buy what the lines of stdin say. Write the seconds that each purchase took to stdout."""
+    """Do what the lines of stdin say. Write an answer to each to stdout."""
     with contextlib.ExitStack() as stack:
         warm = None
         for line in sys.stdin:
-            how, url = line.split()
-            if how == "warm":
-                warm = warm or stack.enter_context(_Open(make, shop))
-                began_s = clock()
-                status = warm.get(url)
-                took_s = clock() - began_s
+            how, what, *more = line.split()
+            if how == "cold":
+                answer: float = buy_cold(make, shop, what, clock)
             else:
-                cold = _Open(make, shop)
-                began_s = clock()
-                with cold as buyer:
-                    status = buyer.get(url)
-                    took_s = clock() - began_s
-            assert status == 200, status
-            print(took_s, flush=True)
+                warm = warm or stack.enter_context(_Open(make, shop))
+                answer = buy(warm, what, clock) if how == "warm" else buy_many(warm, shop, float(what), int(more[0]))
+            print(answer, flush=True)
+
+
+def buy(buyer: Buyer, url: str, clock: Callable[[], float]) -> float:
+    """Buy a page. Return the seconds."""
+    began_s = clock()
+    status = buyer.get(url)
+    took_s = clock() - began_s
+    assert status == 200, status
+    return took_s
+
+
+def buy_cold(make: type[Buyer], shop: dict[str, Any], url: str, clock: Callable[[], float]) -> float:
+    """Make a buyer and buy a page with it. Return the seconds of both."""
+    new = _Open(make, shop)
+    began_s = clock()
+    with new as buyer:
+        status = buyer.get(url)
+        took_s = clock() - began_s
+    assert status == 200, status
+    return took_s
+
+
+def buy_many(buyer: Buyer, shop: dict[str, Any], seconds: float, first: int) -> float:
+    """Buy pages for ``seconds``, and finish the last. Return how many a second."""
+    bought, began_s = 0, time.perf_counter()
+    while (took_s := time.perf_counter() - began_s) < seconds:
+        assert buyer.get(shop["page"].format(first + bought)) == 200
+        bought += 1
+    return bought / took_s
 
 
 def main(arguments: list[str]) -> None:

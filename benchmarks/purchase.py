@@ -51,7 +51,7 @@ GOALS = {
 class Worker:
     """A running `benchmarks.buyers`, with one library."""
 
-    def __init__(self, name: str, python: str, shop_file: Path, cpu: bool) -> None:
+    def __init__(self, name: str, python: str, shop_file: Path, cpu: bool = False) -> None:
         self.name = name
         self.command = [python, "-m", "benchmarks.buyers", name, str(shop_file)]
         arguments = [*self.command, "serve", *(["cpu"] if cpu else [])]
@@ -63,10 +63,18 @@ class Worker:
             began_s = time.perf_counter()
             subprocess.run([*self.command, "once", url], check=True, timeout=TIMEOUT_S, env=environment())
             return time.perf_counter() - began_s
+        self.order(f"{kind} {url}")
+        return self.answer()
+
+    def order(self, line: str) -> None:
+        """Send a line."""
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(f"{kind} {url}\n")
+        self._process.stdin.write(line + "\n")
         self._process.stdin.flush()
+
+    def answer(self) -> float:
+        """Wait for the answer to the line that was sent."""
+        assert self._process.stdout is not None
         answer = self._process.stdout.readline()
         if not answer:
             raise RuntimeError(f"{self.name} ended with {self._process.wait()}: see above")

@@ -24,9 +24,13 @@ SERVICES = 1_000
 
 @dataclass(frozen=True, kw_only=True)
 class Shop:
-    """How the paying node and the server are reached. All pages are sold one by one."""
+    """How the paying node and the server are reached.
 
-    base_url: str
+    All pages are sold one by one. ``page`` is the address of the one with the number ``{}``. Its path has two parts, because a peer
+    keeps its tokens by these.
+    """
+
+    page: str
     grpc_host: str
     grpc_port: int
     rest_url: str
@@ -35,12 +39,12 @@ class Shop:
     node_pubkey: str
 
     def url(self, number: int) -> str:
-        """Return the address of a page. Its path has two parts: a peer keeps its tokens by these."""
-        return f"{self.base_url}/s{number}/page"
+        """Return the address of a page."""
+        return self.page.format(number)
 
-    def write(self, file: Path) -> Path:
-        """Write this to ``file`` as JSON, for `benchmarks.buyers`."""
-        file.write_text(json.dumps(asdict(self)), encoding="utf-8")
+    def write(self, file: Path, ledger: str | None = None) -> Path:
+        """Write this to ``file`` as JSON, for `benchmarks.buyers`. They share ``ledger``; without one, each has its own."""
+        file.write_text(json.dumps({**asdict(self), "ledger": ledger}), encoding="utf-8")
         return file
 
 
@@ -68,7 +72,7 @@ def _serve_fake(pipe: Connection) -> None:
     with FakeLnd() as lnd, Paywall(lnd, dynamic=True, price_msat=PRICE_SAT * 1_000) as paywall:
         _serve(
             pipe,
-            base_url=paywall.base_url,
+            page=paywall.url_for("/s{}/page"),
             grpc_host=lnd.host,
             grpc_port=lnd.port,
             rest_url=lnd.rest_url,
@@ -86,7 +90,7 @@ def _serve_lnd(pipe: Connection) -> None:
     with start_world(binaries()) as world, world.another_aperture(services) as aperture:
         _serve(
             pipe,
-            base_url=aperture.url,
+            page=f"{aperture.url}/s{{}}/page",
             grpc_host=world.payer.grpc_host,
             grpc_port=world.payer.grpc_port,
             rest_url=f"https://{world.payer.rest_address}",

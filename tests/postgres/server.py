@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -62,20 +62,23 @@ def _free_port() -> int:
 class Server:
     """A cluster: may be stopped, crashed, frozen and started again."""
 
-    def __init__(self, folder: Path, bin_folder: Path, user: tuple[int, int] | None) -> None:
+    def __init__(
+        self, folder: Path, bin_folder: Path, user: tuple[int, int] | None, settings: Mapping[str, str] = SETTINGS
+    ) -> None:
         self.folder, self.port = folder, _free_port()
+        self._settings = settings
         self._bin, self._user = bin_folder, user
         self._numbers = count(1)
 
     @classmethod
     @contextlib.contextmanager
-    def make(cls) -> Iterator[Server]:
-        """A server that runs; it ends with the block."""
+    def make(cls, **settings: str) -> Iterator[Server]:
+        """A server that runs; it ends with the block. ``settings`` are PostgreSQL's, and replace those of `SETTINGS`."""
         bin_folder, user = programs(), _user()
         folder = Path(tempfile.mkdtemp(prefix="rw-postgres-"))
         if user:
             os.chown(folder, *user)
-        server = cls(folder, bin_folder, user)
+        server = cls(folder, bin_folder, user, {**SETTINGS, **settings})
         try:
             server._initialise()
             server.start()
@@ -124,7 +127,7 @@ class Server:
         auth = ("--auth=scram-sha-256", "--pwfile=password", "--username=postgres")
         self._run("initdb", "-D", "data", "--no-sync", "--encoding=UTF8", "--locale=C", *auth)
         with (self.folder / "data" / "postgresql.conf").open("a") as conf:
-            conf.writelines(f"{name} = '{value}'\n" for name, value in SETTINGS.items())
+            conf.writelines(f"{name} = '{value}'\n" for name, value in self._settings.items())
 
     def _become(self) -> list[str]:
         # Not subprocess's user=: it makes Python fork in earnest, which gRPC's threads in this process don't bear.
