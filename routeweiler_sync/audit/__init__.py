@@ -11,9 +11,10 @@ The checks are in `ledger_checks` (the ledger with itself) and `external_checks`
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+from .._core.money import sats
 from ..ledger.snapshot import LedgerSnapshot
 from ..trace.reader import TraceAccount
 from . import external_checks, ledger_checks
@@ -40,7 +41,7 @@ def compare(
     is about to report, as the ledger says. ``is_dead`` says whether that process, a claimant, is known to run no more.
     """
     rows = ledger.payments.values()
-    differences, notes = ledger_checks.differences(ledger), []
+    differences, notes = ledger_checks.differences(ledger), list(_archive_notes(ledger))
     trace_compared = node_compared = 0
     if unproved := sum(row.paid and row.preimage is None for row in rows):
         notes.append(f"Booked without proof and token, since the node's preimage didn't fit: {counted(unproved, 'payment')}.")
@@ -51,7 +52,11 @@ def compare(
         node_compared, node_differences, node_notes = external_checks.with_node(ledger, node)
         differences, notes = differences + node_differences, notes + node_notes
     at_node = () if node is None else node.payments.values()
-    foreign = [each for each in at_node if each.status == "SUCCEEDED" and each.payment_hash not in ledger.payments]
+    foreign = [
+        each
+        for each in at_node
+        if each.status == "SUCCEEDED" and each.payment_hash not in ledger.payments and each.payment_hash not in ledger.archived
+    ]
     return Report(
         payments=len(rows),
         paid=sum(row.paid for row in rows),
@@ -64,6 +69,17 @@ def compare(
         open=tuple(external_checks.still_open(ledger, node)),
         notes=tuple(notes),
     )
+
+
+def _archive_notes(ledger: LedgerSnapshot) -> Iterator[str]:
+    """Say which payments were moved to archives that weren't given."""
+    missing = sum(each.payments for each in ledger.archived_sums.values())
+    if missing:
+        spent_msat = sum(each.spent_msat for each in ledger.archived_sums.values())
+        yield (
+            f"Moved to archives that aren't given: {counted(missing, 'payment')} ({sats(spent_msat)}). Their sums are compared; "
+            "they themselves only with --archive FILE."
+        )
 
 
 def confirmed(audit: Callable[[], Report], pause: Callable[[], None]) -> Report:

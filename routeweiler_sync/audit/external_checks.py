@@ -74,6 +74,8 @@ def _trace(
 ) -> Iterator[Difference]:
     for payment_hash, reports in trace.payments.items():
         row = ledger.payments.get(payment_hash)
+        if row is None and payment_hash in ledger.archived:
+            continue
         if row is None or not row.paid:
             yield Difference(
                 kind=Kind.TOLD_NOT_BOOKED,

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from ..ledger.envelopes import BUCKET_S, KEPT_BUCKETS, moment
-from ..ledger.snapshot import BookedEnvelope, BookedPayment, LedgerSnapshot
+from ..ledger.snapshot import ArchivedSums, BookedEnvelope, BookedPayment, LedgerSnapshot
 from ..ledger.types import PaymentState
 from .findings import MEND, Difference, Kind, in_currency, told_row
 
@@ -51,9 +51,10 @@ def _envelopes(ledger: LedgerSnapshot) -> Iterator[Difference]:
                 says=(("envelope", "limits in a form that this version doesn't write"),),
                 advice="Give a session the BudgetEnvelope instead of its id: its next purchase writes the limits again.",
             )
+        archived = ledger.archived_sums.get(id, ArchivedSums())
         for name, total, of_rows in (
             ("reserved", envelope.reserved_micro, reserved.get(id, 0)),
-            ("settled", envelope.settled_micro, sum(rows_by_bucket.values())),
+            ("settled", envelope.settled_micro, sum(rows_by_bucket.values()) + archived.settled_micro),
         ):
             if total != of_rows:
                 yield _envelope_difference(
@@ -62,19 +63,20 @@ def _envelopes(ledger: LedgerSnapshot) -> Iterator[Difference]:
                     f"{name} {in_currency(total, envelope.currency)}",
                     f"{name} {in_currency(of_rows, envelope.currency)}",
                 )
-        yield from _windows(envelope, rows_by_bucket)
+        yield from _windows(envelope, rows_by_bucket, archived.last_settled_at_ms)
 
 
-def _windows(envelope: BookedEnvelope, of_rows: Mapping[int, int]) -> Iterator[Difference]:
+def _windows(envelope: BookedEnvelope, of_rows: Mapping[int, int], archived_until_ms: int) -> Iterator[Difference]:
     """Compare the envelope's buckets, against which hour and day limits are checked, with the sums of its rows.
 
-    The ledger drops old buckets, so one that is missing is a difference only among the latest `KEPT_BUCKETS`.
+    The ledger drops old buckets, so one that is missing is a difference only among the latest `KEPT_BUCKETS`. Up to
+    ``archived_until_ms`` rows were moved to archives that aren't given: what was spent until then isn't compared.
     """
     latest = sorted(of_rows, reverse=True)[:KEPT_BUCKETS]
     wrong = [
         bucket
         for bucket in sorted({*latest, *envelope.spends_micro})
-        if envelope.spends_micro.get(bucket, 0) != of_rows.get(bucket, 0)
+        if envelope.spends_micro.get(bucket, 0) != of_rows.get(bucket, 0) and bucket > archived_until_ms // (BUCKET_S * 1000)
     ]
     if wrong:
         begin = f"{moment(wrong[0] * BUCKET_S * 1000):%Y-%m-%d %H:%M} UTC"

@@ -20,6 +20,7 @@ import click
 from .._core import env_vars
 from ..config import env_settings
 from ..errors import FundingError, LedgerError
+from .ledgers import archive_option, opened_archives
 from .outcome import Exit, exit_for, printable, text_of
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class Accounts:
     ledger: Ledger
     traces: Sequence[str]
     client: Any
+    archives: Sequence[Ledger] = ()
     node_pubkey: str | None = None
     unread: dict[str, str] = field(default_factory=dict)
 
@@ -61,7 +63,7 @@ class Accounts:
         from ..payments.report_claims import is_dead
 
         node = self._node()
-        snapshot = self.ledger.snapshot()
+        snapshot = self.ledger.snapshot(self.archives)
         return compare(snapshot, trace=self._trace(), node=node, now_s=time.time(), is_dead=is_dead)
 
     def _node(self) -> NodeAccount | None:
@@ -100,10 +102,13 @@ class Accounts:
 @click.option(
     "--trace", "traces", metavar="PATH", multiple=True, help="A trace file; repeat for rotated files. Default: ROUTEWEILER_TRACE."
 )
+@archive_option
 @click.option("--no-node", is_flag=True, help="Don't compare with the wallet's list of payments.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
-def audit(context: click.Context, *, ledger: str | None, traces: Sequence[str], no_node: bool, as_json: bool) -> None:
+def audit(
+    context: click.Context, *, ledger: str | None, traces: Sequence[str], archives: Sequence[str], no_node: bool, as_json: bool
+) -> None:
     """Compare the ledger with itself, the trace and the wallet's own list of payments.
 
     Pays and changes nothing. The environment names the wallet, whose own list of payments is compared. Rows are compared with the
@@ -114,7 +119,8 @@ def audit(context: click.Context, *, ledger: str | None, traces: Sequence[str], 
 
     Payments that are made while the audit runs are no difference: only what a second audit finds again is reported. Payments of the
     wallet that aren't in the ledger are counted, and are no difference either: other programs may pay from it. Neither are
-    payments of calls that had no trace.
+    payments of calls that had no trace. Payments that were moved to an archive (payments archive) are compared if the archive is
+    given; without it, only their sums are.
 
     \b
     Exit codes:
@@ -127,6 +133,7 @@ def audit(context: click.Context, *, ledger: str | None, traces: Sequence[str], 
     Examples:
       routeweiler-sync budget audit
       routeweiler-sync budget audit --no-node --trace new.jsonl --trace old.jsonl
+      routeweiler-sync budget audit --archive 2025.db
     """
     from ..audit import confirmed
     from ..ledger.ledger import Ledger
@@ -135,7 +142,7 @@ def audit(context: click.Context, *, ledger: str | None, traces: Sequence[str], 
         with contextlib.closing(Ledger.open(env_settings.ledger_url() if ledger is None else ledger)) as opened:
             if not opened.exists():
                 raise click.UsageError(f"there is no ledger at {printable(opened.url)}")
-            accounts = Accounts(ledger=opened, traces=_trace_files(traces), client=None)
+            accounts = Accounts(ledger=opened, traces=_trace_files(traces), client=None, archives=opened_archives(archives))
             if not no_node:
                 accounts.client = _client(accounts)
             with contextlib.closing(accounts.client) if accounts.client is not None else contextlib.nullcontext():

@@ -6,9 +6,10 @@ Nothing here creates a ledger, but for `opened_ledger` with ``create=True``.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -29,6 +30,9 @@ AMBIGUOUS_SHOWN_MAX = 8
 
 ledger_option = click.option(
     "--ledger", metavar="URL", help="Path or URL of the ledger. Default: ROUTEWEILER_LEDGER, else the user's own ledger."
+)
+archive_option = click.option(
+    "--archive", "archives", metavar="FILE", multiple=True, help="An archive of this ledger (payments archive); repeat for several."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print a JSON list of objects.")
 
@@ -60,6 +64,20 @@ def opened_ledger(url: str | None, *, create: bool = False) -> Iterator[Ledger]:
         yield ledger
 
 
+def opened_archives(files: Sequence[str]) -> list[Ledger]:
+    """Return the archives ``files``, opened as ledgers.
+
+    Raises: click.UsageError if one doesn't exist, or is no archive.
+    """
+    from ..ledger.ledger import Ledger
+
+    opened = [Ledger.open(file) for file in dict.fromkeys(map(os.path.realpath, files))]
+    for file, archive in zip(files, opened, strict=False):
+        if not archive.is_archive():
+            raise click.UsageError(f"{printable(file)} is no archive of payments: routeweiler-sync payments archive makes one")
+    return opened
+
+
 def no_ledger_at(ledger: Ledger) -> str:
     """Return a clause for a ledger that doesn't exist."""
     return f"there is no ledger at {printable(ledger.url)}"
@@ -86,6 +104,8 @@ def named_payment(given: str, url: str | None) -> Iterator[tuple[Ledger, Payment
         )
     with opened_ledger(url) as ledger:
         found = ledger.payments_named(beginning, AMBIGUOUS_SHOWN_MAX + 1)
+        if not found and ledger.archived(beginning):
+            raise click.UsageError(f"payment {beginning} was moved to an archive: name that one instead, by --ledger FILE")
         if not found:
             raise click.UsageError(f"{printable(ledger.url)} has no payment {beginning}")
         if len(found) > 1:

@@ -1,4 +1,4 @@
-"""``routeweiler-sync payments``: list and show payments, ask the node about unfinished ones, and abandon one.
+"""``routeweiler-sync payments``: list and show payments, ask the node about unfinished ones, abandon one, archive old ones.
 
 How a payment is put into words is left to `payment_words`, how lists are printed to `tables`; what the node's answer means to
 `payments.wallet_rules`.
@@ -24,10 +24,11 @@ from ..errors import FundingError, LedgerError, PaymentPendingError
 from .groups import Group
 from .ledgers import json_option, ledger_option, named_payment, nothing_bought, reading
 from .outcome import Exit, exit_for, printable, text_of
-from .since import since_option
+from .since import Since, since_option
 from .tables import payment_columns, print_facts, print_json, print_line, print_table
 
 if TYPE_CHECKING:
+    from ..ledger.archive import Archived
     from ..ledger.ledger import Ledger
     from ..ledger.types import Change, PaymentRow
 
@@ -175,6 +176,64 @@ def recover(context: click.Context, *, ledger: str | None, as_json: bool) -> Non
     for row in left:
         print_line(f"The node reported no outcome of payment {row.payment_hash} yet. Its cost stays reserved.", err=True)
     context.exit(Exit.PENDING if left else Exit.OK)
+
+
+@payments.command()
+@ledger_option
+@click.option("--before", type=Since(), required=True, metavar="WHEN", help="What ended before: 400d, 52w or 2025-11-01 (UTC).")
+@click.option("--to", "file", metavar="FILE", help="The archive. It is made, or gets more.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be moved.")
+@click.option("--vacuum", is_flag=True, help="Then make the room free: see below.")
+@json_option
+def archive(*, ledger: str | None, before: datetime, file: str | None, dry_run: bool, vacuum: bool, as_json: bool) -> None:
+    """Move payments that have ended long ago out of the ledger, into FILE.
+
+    Moved are payments that were retired or dead before WHEN, at least 30 days ago, and tokens whose own time was over then. What
+    is unfinished, in use, owed, not yet in a trace, or abandoned stays. Totals and limits of budgets stay as they are, and no
+    archived invoice is ever paid again. Other programs may go on buying. If the command is stopped, nothing is lost: run it again.
+
+    FILE is private (mode 0600). It has the preimages, which prove the payments, and no tokens. It is read like a ledger, by
+    payments list --ledger FILE; and beside its ledger by report and budget audit, with --archive FILE.
+
+    The room of moved payments is filled by new ones. --vacuum gives it back: an SQLite file gets smaller, which takes free disk of
+    twice its new size, and buyers wait meanwhile. For PostgreSQL it runs VACUUM, for which nobody waits.
+
+    \b
+    Examples:
+      routeweiler-sync payments archive --before 400d --dry-run
+      routeweiler-sync payments archive --before 2025-11-01 --to 2025.db
+    """
+    if file is None and not dry_run:
+        raise click.UsageError("say where to: --to FILE")
+    with reading(ledger) as (opened, exists):
+        try:
+            moved = opened.archive(file or "", before=before, dry_run=dry_run)
+        except ValueError as error:
+            raise click.UsageError(f"--before: {error}") from None
+        if vacuum and exists and not dry_run:
+            opened.vacuum()
+        if as_json:
+            print_json([_archived_json(moved, before, file, dry_run=dry_run)])
+            return
+        if not exists:
+            print_line(nothing_bought(opened, exists=False))
+            return
+        count = f"{moved.payments} payment{'' if moved.payments == 1 else 's'}"
+        what = (
+            f"{count} that ended before {before:%Y-%m-%d %H:%M} UTC, {moved.paid} of them paid ({sats(moved.spent_msat)} with fees)"
+        )
+        print_line(f"Would move {what}." if dry_run else f"Moved {what}, to {file}.")
+
+
+def _archived_json(moved: Archived, before: datetime, file: str | None, *, dry_run: bool) -> dict[str, object]:
+    return {
+        "payments": moved.payments,
+        "paid": moved.paid,
+        "spentMsat": moved.spent_msat,
+        "before": before.isoformat(),
+        "archive": file,
+        "dryRun": dry_run,
+    }
 
 
 @payments.command()

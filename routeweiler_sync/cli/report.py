@@ -20,6 +20,7 @@ from .._core import env_vars
 from .._core.money import plain, sats
 from ..config import env_settings
 from ..errors import LedgerError
+from .ledgers import archive_option, opened_archives
 from .outcome import Exit, exit_for, printable, text_of
 from .since import since_option
 from .tables import FOLDED_WIDTH_MIN, Column, Styled, print_facts, print_line, print_table, time_text
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 @click.option(
     "--trace", "traces", metavar="PATH", multiple=True, help="A trace file; repeat for several or rotated ones. Default: see above."
 )
+@archive_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
 def report(
@@ -49,6 +51,7 @@ def report(
     since: datetime | None,
     ledgers: Sequence[str],
     traces: Sequence[str],
+    archives: Sequence[str],
     as_json: bool,
 ) -> None:
     """Show what was paid, to whom, and what failed.
@@ -60,7 +63,8 @@ def report(
       routeweiler-sync report --csv 2026.csv --since 2026-01-01
 
     Without --ledger and --trace, the ledger and the trace of the environment are read (ROUTEWEILER_LEDGER, else the user's own
-    ledger; ROUTEWEILER_TRACE). A payment that several of them have counts once. Pays nothing, and changes none of them.
+    ledger; ROUTEWEILER_TRACE). A payment that several of them have counts once. Pays nothing, and changes none of them. Payments
+    that were moved to an archive (payments archive) count only if it is given: --archive FILE.
 
     What is spent comes from ledgers and traces. Budgets and unfinished payments come from ledgers; calls, failures and latencies
     from traces.
@@ -80,11 +84,15 @@ def report(
     from ..report.target import written
 
     files = [file for file in (html_file, csv_file) if file is not None]
-    _check_files(context, files, ledgers, traces, as_json)
+    _check_files(context, files, (*ledgers, *archives), traces, as_json)
     if html_file is not None and (problem := requirements.missing()) is not None:
         print_line(f"{problem} (--csv and --json need nothing more.)", err=True)
         context.exit(Exit.ERROR)
     opened, paths = _sources(ledgers, traces)
+    if not archives:
+        with _errors(context):
+            _tell_moved(opened)
+    opened += opened_archives(archives)
     with _errors(context), report_of(opened, paths, since=since) as (account, read_figures):
         csv_alone = html_file is None and not as_json and csv_file is not None
         figures = None if csv_alone else read_figures()
@@ -101,6 +109,19 @@ def report(
         elif "-" not in files and spent is not None:
             for name in files:
                 print_line(f"Wrote {name}: {_counted(spent.payments, 'payment')}, {sats(spent.total_msat)} with fees.")
+
+
+def _tell_moved(ledgers: Sequence[Ledger]) -> None:
+    """Say on stderr what isn't counted, since it was moved to archives."""
+    moved = [each.moved() for each in ledgers]
+    payments = sum(each.payments for each in moved)
+    if payments:
+        spent = sats(sum(each.spent_msat for each in moved))
+        print_line(
+            f"Not counted, unless a trace has them: {_counted(payments, 'payment')} ({spent}) that were moved to archives. To "
+            "count them, give all archives: --archive FILE.",
+            err=True,
+        )
 
 
 def _check_files(

@@ -105,8 +105,8 @@ class Charges:
             self._store.run(
                 lambda tx: tx.execute(
                     "UPDATE payments SET state = 'retired', taken = ?, failure_code = ?, failure_text = ?, presenter = NULL, "
-                    "presented_until_ms = NULL WHERE payment_hash = ? AND single_use = 1 AND state = 'settled'",
-                    (int(delivered), code, text, payment_hash),
+                    "presented_until_ms = NULL, ended_at_ms = ? WHERE payment_hash = ? AND single_use = 1 AND state = 'settled'",
+                    (int(delivered), code, text, int(self._clock() * 1000), payment_hash),
                 )
             )
         except LedgerError:

@@ -18,7 +18,7 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import date, datetime, timedelta
 from typing import Any, ClassVar
@@ -30,8 +30,16 @@ from .._core.forks import importing
 from .._core.money import sats
 from .._core.secret_text import problem_of_path, shown, without_secrets
 from ..budgets.schema import SAFE_DEFAULT, BudgetEnvelope
-from ..errors import BudgetError, LedgerError, PolicyDeniedError, RailNotSupportedError, RouteweilerError
-from . import envelopes, snapshot, spending, statement
+from ..errors import (
+    BudgetError,
+    ChallengeMismatchError,
+    LedgerError,
+    PolicyDeniedError,
+    RailNotSupportedError,
+    RouteweilerError,
+)
+from . import archive, envelopes, snapshot, spending, statement
+from .archive import Archived
 from .charges import PRESENT_S, Charges
 from .envelopes import Draw
 from .rows import first, payment_of
@@ -166,6 +174,10 @@ class Ledger(ServerFacts, Charges):
         """Return whether the ledger's database exists already. Creates nothing."""
         return self._store.exists()
 
+    def is_archive(self) -> bool:
+        """Return whether the file is an archive, which `archive` has made: it is only read. Creates and migrates nothing."""
+        return self._store.is_archive()
+
     def schema_version(self) -> int:
         """Return the schema version of the ledger that is there, 0 if there is none. Creates and migrates nothing."""
         return self._store.version()
@@ -251,7 +263,8 @@ class Ledger(ServerFacts, Charges):
         is in the local time of this machine. A `date` is the local midnight at which it begins. A `timedelta` is how long ago.
         ``origin``: only payments to that server, named by ``scheme://host[:port]`` or any URL of it.
 
-        The database does the sums, from an index. A ledger that doesn't exist yet has spent nothing, and isn't created.
+        The database does the sums, from an index. A ledger that doesn't exist yet has spent nothing, and isn't created. What was
+        moved to an archive counts too, but only in all: a ``since`` before the last payment of it is refused.
 
         Raises: ValueError for a ``since`` or ``origin`` that is none; LedgerError.
         """
@@ -274,14 +287,79 @@ class Ledger(ServerFacts, Charges):
         with self._store.read() as tx:
             return envelopes.in_force(tx, envelope, session_started_s, self._clock())
 
-    def snapshot(self) -> LedgerSnapshot:
-        """Return every amount in the ledger at one moment, for `routeweiler_sync.audit`. All in memory; without tokens."""
+    def snapshot(self, archives: Sequence[Ledger] = ()) -> LedgerSnapshot:
+        """Return every amount in the ledger at one moment, for `routeweiler_sync.audit`. All in memory; without tokens.
+
+        What was moved to ``archives`` is in it too. They are read first: what is moved meanwhile counts as moved elsewhere.
+        """
+        moved = {name: row for each in archives for name, row in snapshot.read_payments(each._store).items()}
         with self._store.read() as tx:
-            return snapshot.read(tx)
+            taken = snapshot.read(tx)
+        return taken.with_archived(moved) if archives else taken
 
     def statement(self) -> Iterator[StatementLine]:
         """Yield all payments as plain lines without tokens, oldest first, for `routeweiler_sync.report`. Never all in memory."""
         return statement.read(self._store)
+
+    def archive(
+        self,
+        to: str | os.PathLike[str],
+        *,
+        before: datetime | date | timedelta,
+        dry_run: bool = False,
+        told: Callable[[Archived], object] = lambda moved: None,
+    ) -> Archived:
+        """Move payments that ended before ``before`` to the archive ``to``, a file of mode 0600. Return what was moved.
+
+        ``before`` has a form that `spending` takes, and is at least `archive.MIN_AGE_DAYS` days ago. Moved are payments that are
+        retired or dead, and tokens that were used and whose own time was over then. All that is unfinished, in use, owed, not
+        reported to a trace, or abandoned stays. The file is made, or gets more. It has the preimages, which prove the payments, and
+        no tokens. ``Ledger.open`` reads it; nothing can be bought with it.
+
+        Limits, totals and `spending` stay as they were, and no invoice of an archived payment is ever paid again. Others may use
+        the ledger meanwhile: payments move in batches of `archive.BATCH_ROWS`. ``told`` is called after each with what was moved so
+        far. With ``dry_run``, nothing is moved: what would be is returned. A program that dies in the midst loses nothing: call
+        again.
+
+        Raises: ValueError for another ``before``; LedgerError, after which what was moved until then is in the archive.
+        Money: none moves.
+        """
+        now_ms = int(self._clock() * 1000)
+        before_ms = spending.since_ms_of(before, now_ms)
+        if before_ms is None:
+            raise ValueError("before must be a time in the past, not None")
+        archive.check_age(before_ms, now_ms)
+        if not self.exists():
+            return Archived()
+        if dry_run:
+            return archive.count(self._store, before_ms, now_ms)
+        return archive.move(self._store, to, before_ms, now_ms, told)
+
+    def moved(self) -> Archived:
+        """Return what was moved to archives so far, in all. A ledger that doesn't exist yet isn't created."""
+        if not self.exists():
+            return Archived()
+        with self._store.read() as tx:
+            return archive.moved(tx)
+
+    def archived(self, beginning: str) -> int:
+        """Return how many payments were moved to an archive whose hash begins with ``beginning``, hex digits in lower case."""
+        with self._store.read() as tx:
+            rows = tx.execute(
+                "SELECT COUNT(*) AS payments FROM archived_payments WHERE hash_begin BETWEEN ? AND ?", archive.keys_from(beginning)
+            )
+        return int(rows[0]["payments"])
+
+    def vacuum(self) -> None:
+        """Make the room of archived payments free again.
+
+        An SQLite file gets smaller. That takes free disk for two copies of what it still holds, and buyers wait meanwhile, which
+        they do for 30 s at most. A PostgreSQL table keeps its size: its room is filled by new payments, and nobody waits.
+
+        Raises: LedgerError; also if the disk has no room.
+        """
+        if self.exists():
+            self._store.vacuum()
 
     def forget(self, payment_hash: str, *, abandon: bool = False) -> PaymentRow:
         """Stop offering the token of a payment, so that the next call may buy a new one. Return the changed row.
@@ -479,8 +557,8 @@ class Ledger(ServerFacts, Charges):
                 "INSERT INTO payments (payment_hash, origin, scope, path, state, node_pubkey, network, bolt11, scheme, token, "
                 "amount_msat, max_fee_msat, envelope_id, currency, btc_price, rate_quality, reserved_micro, sends_ever, "
                 "sends_unanswered, valid_until, created_at_ms, target, single_use, presenter, presented_until_ms) "
-                "VALUES (?, ?, ?, ?, 'open', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, 1, ?, ?, ?, ?, ?, ?) "
-                "ON CONFLICT DO NOTHING RETURNING *",
+                "SELECT ?, ?, ?, ?, 'open', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, 1, ?, ?, ?, ?, ?, ? "
+                "WHERE NOT EXISTS (SELECT 1 FROM archived_payments WHERE hash_begin = ?) ON CONFLICT DO NOTHING RETURNING *",
                 (
                     intent.payment_hash, intent.origin, intent.scope, intent.path, intent.node_pubkey, intent.network,
                     intent.bolt11, intent.scheme, intent.token, intent.amount_msat, max_fee_msat,
@@ -491,6 +569,7 @@ class Ledger(ServerFacts, Charges):
                     reserved_micro, intent.valid_until, int(now_s * 1000), intent.resource_digest,
                     int(intent.single_use), intent.presenter,
                     None if intent.presenter is None else int((now_s + PRESENT_S) * 1000),
+                    archive.key_of(intent.payment_hash),
                 ),
             )  # fmt: skip
             if rows:
@@ -503,6 +582,8 @@ class Ledger(ServerFacts, Charges):
             standing = self._standing(tx, intent)
             if standing is not None:
                 return standing, False
+            if archive.has_key(tx, intent.payment_hash):
+                raise _archived_invoice(intent)
             # 4. If that row has already ended, it no longer blocks a new one: insert again.
         raise LedgerError("The ledger refused to insert a new payment, and no existing row explains why.", advice="Call again.")
 
@@ -619,6 +700,8 @@ class Ledger(ServerFacts, Charges):
 
         def work(tx: Transaction) -> PaymentRow:
             seen = first(tx.execute("SELECT * FROM payments WHERE payment_hash = ?", (payment_hash,)), to_book=True)
+            if seen is None and _HASH.fullmatch(payment_hash) and archive.has_key(tx, payment_hash):
+                raise archive.moved_error(payment_hash)
             if seen is None:
                 raise LedgerError(
                     f"The ledger has no payment {_shown_hash(payment_hash)}. Nothing was changed.",
@@ -792,6 +875,8 @@ class Ledger(ServerFacts, Charges):
             )
             values["reserved_micro"] = 0
         values["state"] = state.value
+        if state in (PaymentState.RETIRED, PaymentState.DEAD) and state is not row.state:
+            values["ended_at_ms"] = int(now_s * 1000)
         assignments = ", ".join(f"{name} = ?" for name in values)
         rows = tx.execute(
             f"UPDATE payments SET {assignments} WHERE payment_hash = ? RETURNING *",  # noqa: S608  (column names from this module)
@@ -819,10 +904,22 @@ def _retirement(row: PaymentRow, code: str, text: str) -> Change | None:
     return Change(state=PaymentState.RETIRED, failure_code=code, failure_text=text)
 
 
+def _archived_invoice(intent: Intent) -> ChallengeMismatchError:
+    """Return the error for a server that repeats the invoice of a payment that was moved to an archive."""
+    return ChallengeMismatchError(
+        f"{intent.origin} offers invoice {intent.payment_hash}, whose payment ended long ago and was moved to an archive: paying "
+        "it again would buy nothing.",
+        advice="Call again. If the error repeats, report this to the server's operator.",
+    )
+
+
+_HASH = re.compile(r"[0-9a-f]{64}")
+
+
 def _shown_hash(payment_hash: object) -> str:
     """Return ``payment_hash`` for a text, unless it has another form: a token or preimage may have been given in its place."""
     text = str(payment_hash)
-    return text if re.fullmatch(r"[0-9a-f]{64}", text) else shown(payment_hash)
+    return text if _HASH.fullmatch(text) else shown(payment_hash)
 
 
 assert ([state.value for state in UNFINISHED], REFUSED) == (["open", "failed"], "refused")  # the SQL above repeats these values

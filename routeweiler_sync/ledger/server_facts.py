@@ -68,6 +68,8 @@ class ServerFacts:
                 return None
             if tx.execute("SELECT 1 AS one FROM payments WHERE origin = ? AND taken >= 1 LIMIT 1", (origin,)):
                 return None
+            if tx.execute("SELECT 1 AS one FROM archived_sums WHERE origin = ? AND accepted > 0 LIMIT 1", (origin,)):
+                return None
             return payment_of(rows[0])
 
     def newest_accepted(self, origin: str) -> PaymentRow | None:

@@ -6,19 +6,24 @@ the wrong type is refused. Tokens aren't read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
 from .._core.money import Rate
 from ..errors import LedgerError
 from . import envelopes
-from .store import Transaction
+from .archive import key_of
+from .store import Store, Transaction
 from .types import UNFINISHED, UNTRACED, PaymentState
 
 #: How many rows are read at a time.
 PAGE_ROWS = 1_000
+#: How many beginnings of archived hashes are read at a time.
+KEYS_AT_A_TIME = 50_000
 
 _COLUMNS = (
     "payment_hash, origin, scope, state, node_pubkey, amount_msat, max_fee_msat, fee_msat, envelope_id, currency, btc_price, "
@@ -94,11 +99,65 @@ class BookedEnvelope:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ArchivedSums:
+    """What archived payments of one envelope add up to: how many, what the paid ones cost (msat), what the envelope counts."""
+
+    payments: int = 0
+    paid: int = 0
+    spent_msat: int = 0
+    settled_micro: int = 0
+    last_settled_at_ms: int = 0
+
+    def without(self, row: BookedPayment) -> ArchivedSums:
+        """Return the sums without ``row``, which is one of the payments. The time of the last stays."""
+        return replace(
+            self,
+            payments=self.payments - 1,
+            paid=self.paid - row.paid,
+            spent_msat=self.spent_msat - (row.amount_msat + row.fee_msat) * row.paid,
+            settled_micro=self.settled_micro - row.settled_micro,
+        )
+
+
+class ArchivedHashes:
+    """The payment hashes of archived payments, as the ledger knows them: by their beginnings, 8 bytes each, in order."""
+
+    def __init__(self, keys: array[int]) -> None:
+        self._keys = keys
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __contains__(self, payment_hash: str) -> bool:
+        try:
+            key = key_of(payment_hash)
+        except ValueError:  # a trace may hold anything
+            return False
+        at = bisect_left(self._keys, key)
+        return at < len(self._keys) and self._keys[at] == key
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerSnapshot:
-    """The whole ledger at one moment: envelopes by id, payments by payment hash (hex)."""
+    """The whole ledger at one moment: envelopes by id, payments by payment hash (hex).
+
+    ``archived`` says which payments were moved to an archive. ``archived_sums`` has what those that aren't in ``payments`` add up
+    to, by envelope (None: of none).
+    """
 
     envelopes: Mapping[str, BookedEnvelope]
     payments: Mapping[str, BookedPayment]
+    archived: ArchivedHashes = field(default_factory=lambda: ArchivedHashes(array("q")))
+    archived_sums: Mapping[str | None, ArchivedSums] = field(default_factory=dict)
+
+    def with_archived(self, rows: Mapping[str, BookedPayment]) -> LedgerSnapshot:
+        """Return the snapshot with those of ``rows``, read from archives, that were moved out of this ledger."""
+        found = {name: row for name, row in rows.items() if name in self.archived and name not in self.payments}
+        sums = dict(self.archived_sums)
+        for row in found.values():
+            sums[row.envelope_id] = sums.get(row.envelope_id, ArchivedSums()).without(row)
+        left = {envelope_id: each for envelope_id, each in sums.items() if each.payments}
+        return replace(self, payments={**found, **self.payments}, archived_sums=left)
 
 
 def read(tx: Transaction) -> LedgerSnapshot:
@@ -117,18 +176,58 @@ def read(tx: Transaction) -> LedgerSnapshot:
         )
         for row in tx.execute("SELECT id, currency, reserved_micro, settled_micro, limits FROM envelopes ORDER BY id")
     }
-    payments: dict[str, BookedPayment] = {}
+    return LedgerSnapshot(
+        envelopes=envelopes,
+        payments={row.payment_hash: row for row in _payments(tx)},
+        archived=ArchivedHashes(array("q", _archived_keys(tx))),
+        archived_sums=_archived_sums(tx),
+    )
+
+
+def read_payments(store: Store) -> dict[str, BookedPayment]:
+    """Read the payments of an archive, by payment hash.
+
+    Raises: as `read`.
+    """
+    with store.read() as tx:
+        return {row.payment_hash: row for row in _payments(tx)}
+
+
+def _payments(tx: Transaction) -> Iterator[BookedPayment]:
     after = ""
     while True:
         rows = tx.execute(
             f"SELECT {_COLUMNS} FROM payments WHERE payment_hash > ? ORDER BY payment_hash LIMIT ?",  # noqa: S608  (constants)
             (after, PAGE_ROWS),
         )
-        for row in rows:
-            payments[row["payment_hash"]] = _payment(row)
+        yield from map(_payment, rows)
         if len(rows) < PAGE_ROWS:
-            return LedgerSnapshot(envelopes=envelopes, payments=payments)
+            return
         after = rows[-1]["payment_hash"]
+
+
+def _archived_keys(tx: Transaction) -> Iterator[int]:
+    after = -(2**63)  # a hash that begins with 64 bits of 0 is never met
+    while True:
+        rows = tx.execute(
+            "SELECT hash_begin FROM archived_payments WHERE hash_begin > ? ORDER BY hash_begin LIMIT ?", (after, KEYS_AT_A_TIME)
+        )
+        yield from (row["hash_begin"] for row in rows)
+        if len(rows) < KEYS_AT_A_TIME:
+            return
+        after = rows[-1]["hash_begin"]
+
+
+def _archived_sums(tx: Transaction) -> dict[str | None, ArchivedSums]:
+    rows = tx.execute(
+        "SELECT envelope_id, CAST(SUM(payments) AS BIGINT) AS payments, CAST(SUM(paid) AS BIGINT) AS paid, "
+        "CAST(SUM(amount_msat + fee_msat) AS BIGINT) AS spent_msat, CAST(SUM(settled_micro) AS BIGINT) AS settled_micro, "
+        "MAX(last_settled_at_ms) AS last_settled_at_ms FROM archived_sums GROUP BY envelope_id"
+    )
+    return {
+        row["envelope_id"] or None: ArchivedSums(**{name: int(value) for name, value in row.items() if name != "envelope_id"})
+        for row in rows
+    }
 
 
 def _readable(text: str) -> bool:

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta, timezone
+from typing import Any
 
 from .._core.display import counted, line, table
 from .._core.money import sats
 from .._core.secret_text import shown
 from .._core.urls import origin_of
+from ..errors import LedgerError
 from .store import Transaction
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
@@ -84,16 +86,38 @@ def read(tx: Transaction, since_ms: int | None, origin: str | None) -> Spending:
         f"FROM payments WHERE {' AND '.join(where)} GROUP BY origin",
         values,
     )
+    sums: dict[str, list[int]] = {}
+    for row in (*rows, *_archived(tx, since_ms, origin)):
+        total = sums.setdefault(row["origin"], [0, 0, 0])
+        for n, name in enumerate(("amount_msat", "fees_msat", "payments")):
+            total[n] += int(row[name])
     return Spending.of_origins(
         {
-            row["origin"]: Spending(
-                total_msat=int(row["amount_msat"]) + int(row["fees_msat"]),
-                fees_msat=int(row["fees_msat"]),
-                payments=int(row["payments"]),
-            )
-            for row in rows
+            each: Spending(total_msat=amount_msat + fees_msat, fees_msat=fees_msat, payments=payments)
+            for each, (amount_msat, fees_msat, payments) in sums.items()
         }
     )
+
+
+def _archived(tx: Transaction, since_ms: int | None, origin: str | None) -> list[Mapping[str, Any]]:
+    """Return the sums of payments that were moved to an archive, by origin: of all, or of none if they are older than ``since_ms``.
+
+    Raises: LedgerError if some may be older, and some not.
+    """
+    rows = tx.execute(
+        "SELECT origin, CAST(SUM(paid) AS BIGINT) AS payments, CAST(SUM(amount_msat) AS BIGINT) AS amount_msat, "  # noqa: S608  (constants)
+        "CAST(SUM(fee_msat) AS BIGINT) AS fees_msat, MAX(last_settled_at_ms) AS last_ms "
+        f"FROM archived_sums WHERE paid > 0{'' if origin is None else ' AND origin = ?'} GROUP BY origin",
+        () if origin is None else (origin,),
+    )
+    last_ms = max((int(row["last_ms"]) for row in rows), default=-1)
+    if rows and since_ms is not None and last_ms >= since_ms:
+        raise LedgerError(
+            f"Payments of up to {(_EPOCH + last_ms * _MS):%Y-%m-%d %H:%M} UTC were moved to an archive, and the ledger has their "
+            "sums only in all: what was spent since an earlier time can't be told from it alone.",
+            advice="Ask from a later time on, or without one; or read the archive too: routeweiler-sync report --archive FILE.",
+        )
+    return rows if since_ms is None else []
 
 
 def since_ms_of(since: datetime | date | timedelta | None, now_ms: int) -> int | None:

@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 
 #: ``PRAGMA application_id`` of a routeweiler_sync ledger: "RWSL" in ASCII. A database without it isn't a ledger.
 APPLICATION_ID = 0x5257534C
+#: That of an archive of a ledger: "RWSA".
+ARCHIVE_ID = 0x52575341
 #: Where the number of the application and the schema's version stand in the header of a file (SQLite, "Database File Format", 1.3).
 _APPLICATION_AT, _VERSION_AT, _HEADER_BYTES = 68, 60, 100
 #: Of its write-ahead log: the header, and the beginning of each frame.
@@ -76,6 +78,8 @@ _ADVICE = (
 )
 #: SQLite's message about text that isn't UTF-8 begins with this and repeats the text, which may be a token.
 _REPEATS_TEXT = "Could not decode"
+#: A VACUUM needs room for a copy of what the file holds in a temporary file, and in the write-ahead log.
+_VACUUM_COPIES = 2
 
 #: All stores of this process. The lock guards this set, and the moment when a store notices that it lives in a forked child.
 _stores: weakref.WeakSet[SqliteStore] = weakref.WeakSet()
@@ -91,8 +95,13 @@ _inherited: list[_Line] = []
 class SqliteStore:
     """A ledger in the SQLite file ``path``, created with mode 0600 on first use. See `routeweiler_sync.ledger.store.Store`.
 
+    The file may be an archive (`ledger.archive`), which is read like a ledger and never written: that is left to `ArchiveStore`.
+
     Raises: LedgerError if ``~user`` in ``path`` names an unknown user, or if no file can have that name.
     """
+
+    #: What the file is called in errors, and the ``PRAGMA application_id`` of the one that this store makes and writes.
+    _noun, _own_id = "ledger", APPLICATION_ID
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         try:
@@ -135,15 +144,24 @@ class SqliteStore:
 
         What programs that run have written stands in the write-ahead log first, so the log's newest header is looked for too.
         """
+        application, version = self._header()
+        return version if application in (APPLICATION_ID, ARCHIVE_ID) else 0
+
+    def is_archive(self) -> bool:
+        """Return whether the file's header is that of an archive, without opening the database."""
+        return self._header()[0] == ARCHIVE_ID
+
+    def _header(self) -> tuple[int, int]:
+        """Return the number of the application and the schema's version in the file's header; 0 and 0 if there is none."""
         try:
             with self.path.open("rb") as file:
                 header = file.read(_HEADER_BYTES)
         except OSError:
-            return 0
+            return 0, 0
         with contextlib.suppress(OSError):
             header = _header_in_log(Path(f"{os.path.realpath(self.path)}{SIDE_FILES[0]}")) or header
         application, version = (int.from_bytes(header[at : at + 4], "big") for at in (_APPLICATION_AT, _VERSION_AT))
-        return version if application == APPLICATION_ID else 0
+        return application, version
 
     def transaction(self, *, durable: bool = True, binding: bool = False) -> AbstractContextManager[SqliteTransaction]:
         """Begin a write transaction with BEGIN IMMEDIATE, commit it at the end of the block. See `Store.transaction`."""
@@ -201,7 +219,42 @@ class SqliteStore:
 
     def _error(self, why: str) -> LedgerError:
         advice = next((advice for word, advice in _ADVICE if word in why), "Repair the file, its folder's rights or the disk.")
-        return LedgerError(f"The ledger {self.path} can't be used: {why}.", advice=f"The rows that it holds aren't lost. {advice}")
+        return LedgerError(
+            f"The {self._noun} {self.path} can't be used: {why}.", advice=f"The rows that it holds aren't lost. {advice}"
+        )
+
+    def vacuum(self) -> None:
+        """Give the room of removed rows back to the file system. Other writers wait meanwhile, for at most `BUSY_TIMEOUT_S`.
+
+        Raises: LedgerError, also if the disk has no room for the copies that this takes.
+        """
+        import shutil
+        import sqlite3
+
+        with self.transaction(binding=True):
+            pass  # whatever keeps a purchase from writing keeps this from it, too
+        line = self._writer
+        with line.lock:
+            connection = line.connection
+            if connection is None or line.turn is not None:
+                raise self._error("locked: this very thread is in the middle of a transaction")
+            try:
+                line.let_wait(BUSY_TIMEOUT_S)
+                used = _value(connection, "PRAGMA page_count") - _value(connection, "PRAGMA freelist_count")
+                needed = _VACUUM_COPIES * used * _value(connection, "PRAGMA page_size")
+                free = shutil.disk_usage(self._real.parent).free
+                if free < needed:
+                    raise LedgerError(
+                        f"To give room back, the {self._noun} {printable(self.path)} needs {needed // 10**6 + 1} MB of free disk "
+                        f"for a while, and there are {free // 10**6} MB. Nothing was changed.",
+                        advice="Make room. Until then, new payments take the room of those that were removed.",
+                    )
+                connection.execute("VACUUM")
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            except (sqlite3.Error, OSError) as error:
+                if isinstance(error, RouteweilerError):
+                    raise
+                raise self._error(str(error)) from error
 
     def _connect(self, wait: LedgerWait, *, writes: bool) -> sqlite3.Connection:
         import sqlite3
@@ -218,6 +271,11 @@ class SqliteStore:
             connection.row_factory = sqlite3.Row
             with _block(connection, "BEGIN"):
                 version = self._version(connection)  # before anything is changed: the file may belong to another program
+            if writes and _value(connection, "PRAGMA application_id") == ARCHIVE_ID and self._own_id != ARCHIVE_ID:
+                raise LedgerError(
+                    f"{printable(self.path)} is an archive of payments that have ended, not a ledger: it is only read.",
+                    advice="Name the ledger. To move more payments to the archive: routeweiler-sync payments archive --to FILE.",
+                )
             self._refuse_if_unsafe(require_private)
             while_locked(lambda: _value(connection, "PRAGMA journal_mode=WAL"), timeout_s=wait.left_s())
             connection.execute("PRAGMA synchronous=FULL")
@@ -308,11 +366,12 @@ class SqliteStore:
             for step in range(version + 1, SCHEMA_VERSION + 1):
                 for statement in MIGRATIONS[step]:
                     connection.execute(statement)
-            connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
+            if not version:
+                connection.execute(f"PRAGMA application_id={self._own_id}")
             connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
 
     def _version(self, connection: sqlite3.Connection) -> int:
-        """Return the schema version of the ledger, 0 for an empty file.
+        """Return the schema version of the ledger or archive, 0 for an empty file.
 
         Call it in a transaction, because another process may be creating the ledger.
 
@@ -320,12 +379,14 @@ class SqliteStore:
         """
         application: int = _value(connection, "PRAGMA application_id")
         version: int = _value(connection, "PRAGMA user_version")
-        if application != APPLICATION_ID:
+        if application not in (self._own_id, ARCHIVE_ID):
             tables = _value(connection, "SELECT count(*) FROM sqlite_master")
             if application or version or tables:
+                other = "a ledger" if application == APPLICATION_ID else "a database"
+                kind = "a ledger" if self._own_id == APPLICATION_ID else "an archive"
                 raise LedgerError(
-                    f"{self.path} is a database, but not a ledger of routeweiler_sync.",
-                    advice="The file wasn't changed. Name another file as the ledger.",
+                    f"{self.path} is {other}, but not {kind} of routeweiler_sync.",
+                    advice=f"The file wasn't changed. Name another file as the {self._noun}.",
                 )
             return 0
         self._refuse_if_newer(connection)
@@ -335,9 +396,16 @@ class SqliteStore:
         version: int = _value(connection, "PRAGMA user_version")
         if version > SCHEMA_VERSION:
             raise LedgerError(
-                f"The ledger {self.path} was written by a newer version (schema {version}; this version knows {SCHEMA_VERSION}).",
-                advice="The ledger wasn't changed. Upgrade routeweiler-sync.",
+                f"The {self._noun} {self.path} was written by a newer version (schema {version}; this version knows "
+                f"{SCHEMA_VERSION}).",
+                advice=f"The {self._noun} wasn't changed. Upgrade routeweiler-sync.",
             )
+
+
+class ArchiveStore(SqliteStore):
+    """The SQLite file of an archive: made and written by `ledger.archive`, with the tables of a ledger."""
+
+    _noun, _own_id = "archive", ARCHIVE_ID
 
 
 def _header_in_log(log_file: Path) -> bytes | None:

@@ -23,7 +23,7 @@ from typing import Any, Protocol, TypeVar
 T = TypeVar("T")
 
 #: The newest version in `MIGRATIONS`. A ledger with a higher version was written by a newer release.
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 
 #: By version: the statements that bring a ledger from the version before to this one. An entry is never edited once it is released;
 #: new ones are appended. Columns of ``payments`` that have another name in `PaymentRow` are listed in `rows.COLUMN_NAMES`.
@@ -217,6 +217,27 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         "CREATE INDEX payments_outlived ON payments (created_at_ms, payment_hash) "
         "WHERE state = 'dead' AND failure_code = 'outlived'",
     ),
+    7: (
+        # When the payment was retired or dead, for rows that have ended since this version: `Ledger.archive` goes by it.
+        "ALTER TABLE payments ADD COLUMN ended_at_ms BIGINT",
+        # Which payments were moved to an archive, by the first 64 bits of their hashes (`archive.key_of`): none is ever paid again.
+        "CREATE TABLE archived_payments (hash_begin BIGINT PRIMARY KEY)",
+        # What they add up to, so that `Ledger.spending`, the audit and `Ledger.undelivered` still know it. '': of no envelope.
+        """
+        CREATE TABLE archived_sums (
+            origin             TEXT NOT NULL,
+            envelope_id        TEXT NOT NULL,
+            payments           BIGINT NOT NULL,
+            paid               BIGINT NOT NULL,
+            accepted           BIGINT NOT NULL,
+            amount_msat        BIGINT NOT NULL,
+            fee_msat           BIGINT NOT NULL,
+            settled_micro      BIGINT NOT NULL,
+            last_settled_at_ms BIGINT NOT NULL,
+            PRIMARY KEY (origin, envelope_id)
+        )
+        """,
+    ),
 }
 
 
@@ -239,6 +260,9 @@ class Store(Protocol):
 
     def version(self) -> int:
         """Return the schema version of the ledger that is there, 0 if there is none or that can't be seen. Changes nothing."""
+
+    def is_archive(self) -> bool:
+        """Return whether it is an archive, which is only read: see `ledger.archive`. Changes nothing."""
 
     def transaction(self, *, durable: bool = True, binding: bool = False) -> AbstractContextManager[Transaction]:
         """Begin a read-write transaction that commits at the end of the block.
@@ -267,6 +291,12 @@ class Store(Protocol):
 
     def read(self) -> AbstractContextManager[Transaction]:
         """Begin a read-only transaction: every statement sees the database as of one moment. It never waits for a writer.
+
+        Raises: LedgerError.
+        """
+
+    def vacuum(self) -> None:
+        """Make the room of removed rows free again, as far as the database can while others use it. Outside of a transaction.
 
         Raises: LedgerError.
         """

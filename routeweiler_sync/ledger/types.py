@@ -147,7 +147,8 @@ class PaymentRow(AsMapping, _Secrets):
     ``accepted_again``: twice or more. ``reported``: a trace has reported the payment. ``claimant`` is about to report it, and
     nobody else before ``claimed_until`` (see `Ledger.claim_report`). ``resource_digest``: see `Intent`. ``single_use``: it is a
     charge, whose credential opens one request, once; ``accepted``: it has. ``presenter`` is the call that pays or presents it, and
-    no other does before ``presented_until`` (see `Ledger.claim_charge`).
+    no other does before ``presented_until`` (see `Ledger.claim_charge`). ``ended_at``: when it became
+    retired or dead, if that is known.
 
     Whoever has ``token`` and ``preimage`` can use what was paid for. So only ``row.token`` and ``row.preimage`` give them. They
     aren't fields: ``dict(row)``, ``vars(row)``, `dataclasses.asdict`, a DataFrame and a pickle of the row don't have them, and rows
@@ -194,6 +195,7 @@ class PaymentRow(AsMapping, _Secrets):
     presented_until: datetime | None = None
     created_at: datetime
     settled_at: datetime | None = None
+    ended_at: datetime | None = None
 
     @property
     def unfinished(self) -> bool:

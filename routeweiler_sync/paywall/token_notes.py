@@ -138,7 +138,8 @@ class TokenNotes:
         row = ledger.payment(token.payment_hash)
         if row is not None and _is_used_up(row, self.negotiation.resource_digest):
             negotiation.used_up = token.payment_hash
-        ledger.retire(token.payment_hash)
+        if row is not None:  # else it was moved to an archive, long past its own time
+            ledger.retire(token.payment_hash)
         self.payer.token_cache.drop(token)
         negotiation.note_retired(token)
         log.info("the token of payment %s is retired: %s no longer accepts it", token.payment_hash, self.origin)

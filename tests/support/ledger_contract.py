@@ -20,6 +20,7 @@ from routeweiler_sync.ledger import ledger as ledger_module, server_facts
 from routeweiler_sync.ledger.ledger import CLAIM_S, Ledger
 from routeweiler_sync.ledger.types import Change, PaymentRow, PaymentState
 
+from .ledger_archive_contract import ArchiveContract
 from .ledger_builders import (
     NOON_S,
     ORIGIN,
@@ -794,5 +795,5 @@ class RowsContract:
         assert abs(row.created_at.timestamp() - time.time()) < PATIENCE_S
 
 
-class LedgerContract(RowsContract, LimitsContract, SpendingContract, ChargesContract):
+class LedgerContract(RowsContract, LimitsContract, SpendingContract, ChargesContract, ArchiveContract):
     """All that a ledger promises."""

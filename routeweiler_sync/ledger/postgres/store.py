@@ -118,6 +118,10 @@ class PostgresStore:
             return version
         return SCHEMA_VERSION
 
+    def is_archive(self) -> bool:
+        """Return False: an archive is a file."""
+        return False
+
     def run(self, work: Callable[[Transaction], T], *, durable: bool = True, binding: bool = False) -> T:
         """Call ``work`` in a transaction and return its result. Try again if the transaction had no effect.
 
@@ -155,6 +159,20 @@ class PostgresStore:
         with self._as_ledger_error(), self._begun(Link.begin_reading, _wait(READ_S_MIN)) as link:
             yield PostgresTransaction(link.connection)
             link.connection.execute("COMMIT")
+
+    def vacuum(self) -> None:
+        """Make the room of removed rows free for new ones, and renew the planner's statistics. Nobody waits for it.
+
+        The server does both by itself in time (autovacuum). Files don't get smaller.
+        """
+        with self._as_ledger_error():
+            link = Link.open(self._address, wait_s=PATIENCE_S)
+            try:
+                self._make_tables(link.connection)
+                for table in ("payments", "archived_payments", "archived_sums", "spends", "routeweiler_writers"):
+                    link.connection.execute(f"VACUUM (ANALYZE) {table}".encode())
+            finally:
+                link.connection.close()
 
     def close(self) -> None:
         """Close this process's connections. The next use opens new ones."""

@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,18 @@ def test_an_older_ledger_takes_charges_beside_its_tokens(tmp_path: Path, version
         assert {row.payment_hash for row in ledger.owed("https://api.example", "page")} == {hash_of(2), hash_of(3)}
         assert held_msat(ledger, "old") == (0, 10_000)
     assert version_of(path)[::2] == (store.SCHEMA_VERSION, "ok")
+
+
+@pytest.mark.parametrize("version", range(1, store.SCHEMA_VERSION))
+def test_what_ended_under_an_older_version_can_be_archived(tmp_path: Path, version: int) -> None:
+    """Else the longest past, which is the reason to archive, would stay for ever."""
+    path = tmp_path / "ledger.db"
+    by_hand(path, version)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
+        database.execute("UPDATE payments SET state = 'retired', told = 1, taken = 1")
+    with contextlib.closing(Ledger.open(path)) as ledger:
+        assert ledger.archive(tmp_path / "archive.db", before=timedelta(days=400)).payments == 1
+        assert (list(ledger.payments()), ledger.spending().total_msat, held_msat(ledger, "old")) == ([], 10_000, (0, 10_000))
 
 
 DYING = """

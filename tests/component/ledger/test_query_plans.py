@@ -91,6 +91,7 @@ def test_what_was_spent_is_read_from_an_index_of_sqlite(tmp_path: Path) -> None:
         fill(ledger, 500, ORIGIN)
         with explained(SqliteTransaction, "EXPLAIN QUERY PLAN") as plans:
             bill(ledger)
+        plans = [each for each in plans if "FROM payments" in each[0]]
         assert len(plans) == 4
         assert all("COVERING INDEX payments_spent" in plan and "TEMP B-TREE" not in plan for _, plan in plans), plans
         assert ["SEARCH" in plan for _, plan in plans] == [False, True, False, True]
