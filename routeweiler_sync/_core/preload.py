@@ -1,10 +1,11 @@
 """What is imported when a session is made, and what before its first payment: two lists of modules, named as strings.
 
-`import routeweiler_sync` stays cheap, because most modules are imported only when they are needed. They are imported in these two
+`import routeweiler_sync` stays cheap, because most modules are imported only when they are needed. They are imported in these
 steps, under `forks.importing`, rather than one by one: a fork during an import would leave the child with a half-made module. After
 the steps a function may import a name where it uses it, since the module is there. If you move a module, change the lists.
 
-What only one backend, wallet or scheme needs is left to the modules that use it.
+What only one wallet needs comes after that, in a step of its own: lnd's connection imports grpc. What only one backend or scheme
+needs is left to the modules that use it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _SESSION = (
     "trace.sink",
     "protocol.token_search",
 )
-_PAYING = ("paywall.handler", "funding.lnd.channel")
+_PAYING = ("paywall.handler",)
 #: Libraries that the modules of `_PAYING` import only when they use them.
 _LIBRARIES = ("bolt11", "pymacaroons", "tenacity", "sqlite3")
 
@@ -50,22 +51,27 @@ class HalfImportedError(RuntimeError):
 _importer: int | None = None
 
 
-def prepare_to_pay() -> None:
-    """Import what only paying needs. Only the first call does anything.
+def prepare_to_pay(wallet_module: str | None = None) -> None:
+    """Import what only paying needs, and ``wallet_module`` of this package. Only the first call for each does anything.
 
     Raises: HalfImportedError in a signal handler or finalizer that has interrupted this function. It would find half of a module.
     """
     global _importer
-    if "paying" in _done:
+    step = wallet_module or "paying"
+    if step in _done:
         return
     if _importer == threading.get_ident():
         raise HalfImportedError("this same thread is importing what paying needs")
     with importing:
         try:
             _importer = threading.get_ident()
-            _load(_LIBRARIES)
-            _load(f"{_ROOT}.{name}" for name in _PAYING)
-            _done.add("paying")
+            if "paying" not in _done:
+                _load(_LIBRARIES)
+                _load(f"{_ROOT}.{name}" for name in _PAYING)
+                _done.add("paying")
+            if wallet_module is not None:
+                _load([f"{_ROOT}.{wallet_module}"])
+                _done.add(wallet_module)
         finally:
             _importer = None
 

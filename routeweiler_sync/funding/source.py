@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,11 +40,16 @@ from .wallet import (
     WalletClient,
     default_fee_cap_msat,
 )
+from .worker_calls import BegunCall, NoThreadError, SilentError, WorkerCall
 
 #: How long `LightningFundingSource.create` waits for the node's key, in seconds.
 CREATE_S_MAX = 60.0
 #: The largest limit of a fee, in msat: every bitcoin that there can be.
 MAX_FEE_MSAT = 21_000_000 * 100_000_000 * 1_000
+#: For so long the answer of a wallet counts that was asked ahead of its purchase.
+AHEAD_S = 1.0
+# A wallet that was asked ahead and has said nothing so long after its time never will.
+_SILENCE_S = 1.0
 # How long to wait between two questions to a client that can't follow a payment by itself.
 _POLL_S_MIN, _POLL_S_MAX = 0.1, 2.0
 
@@ -71,6 +76,8 @@ class LightningFundingSource:
     max_fee_msat: int | None = None
     # Id of the process that has asked the node for its key. A forked child and an unpickled copy ask again.
     _asked_in: int | None = field(default=None, init=False, repr=False)
+    # What `ready` would find, being asked in another thread.
+    _ahead: _AskedAhead | None = field(default=None, init=False, repr=False)
     #: The network that the wallet has reported; "" if it was not asked yet, or reports none.
     told_network: str = field(default="", init=False, repr=False)
 
@@ -116,6 +123,29 @@ class LightningFundingSource:
         Raises: FundingError if the node can't be reached, is locked, has another key than ``node_pubkey`` or is on another network.
         Money: none moves.
         """
+        deadline = monotonic_s() + timeout_s
+        ahead = self.__dict__.pop("_ahead", None)  # one step, so that no other thread takes it too
+        pubkey: str | None = None if ahead is None else ahead.pubkey()
+        return pubkey if pubkey is not None else self._ready(max(deadline - monotonic_s(), 0.0))
+
+    @property
+    def can_ask_ahead(self) -> bool:
+        """Whether `ready` would be the first question to the wallet in this process, and another thread may ask it.
+
+        That isn't known of programs' own clients, nor of their subclasses of this package's.
+        """
+        return type(self) is LightningFundingSource and self._asked_in != os.getpid() and "asked_ahead" in vars(type(self.client))
+
+    def ask_ahead(self, timeout_s: float) -> None:
+        """Begin to ask the wallet what `ready` is about to ask, in another thread.
+
+        Money: none moves.
+        """
+        with suppress(NoThreadError):
+            self._ahead = _AskedAhead(self, timeout_s)
+
+    def _ready(self, timeout_s: float) -> str:
+        """Do as `ready`, in this thread."""
         client, deadline = self.client, monotonic_s() + timeout_s
         knows_node = self._asked_in == os.getpid() and self.node_pubkey is not None
         with _ours_alone("The wallet can't be asked whether it is ready"):
@@ -150,7 +180,16 @@ class LightningFundingSource:
         Money: none moves.
         """
         self._asked_in = None
-        return self.ready(timeout_s)
+        return self._ready(timeout_s)
+
+    def expect_order(self) -> None:
+        """Let the next order rely on the answer that `ready` has just got, where the wallet would be asked a second time.
+
+        Money: none moves.
+        """
+        if (expect := getattr(self.client, "expect_order", None)) is not None:
+            with suppress(Exception):  # then the wallet is asked a second time
+                expect()
 
     def own_fee_cap_msat(self, bolt11: str, *, timeout_s: float) -> int | None:
         """Return the most that the wallet itself lets the payment of ``bolt11`` cost beside its amount, in msat.
@@ -298,7 +337,43 @@ class LightningFundingSource:
             raise
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_asked_in": None}
+        return self.__dict__ | {"_asked_in": None, "_ahead": None}
+
+
+class _AskedAhead:
+    """What `LightningFundingSource.ready` finds, being asked in a worker thread."""
+
+    def __init__(self, source: LightningFundingSource, timeout_s: float) -> None:
+        #: When the answer came, on the monotonic clock.
+        self._answered_s: float | None = None
+
+        def ask(_: WorkerCall[str]) -> str:
+            try:
+                return source._ready(timeout_s)
+            finally:
+                self._answered_s = monotonic_s()
+
+        self._call = BegunCall(ask, timeout_s=timeout_s + _SILENCE_S)
+
+    def pubkey(self) -> str | None:
+        """Wait for the answer and return it; None if there is none, or it came too long ago.
+
+        Raises: FundingError as `LightningFundingSource.ready`.
+        """
+        if not self._call.is_own:
+            return None
+        try:
+            pubkey = self._call.result()
+        except SilentError:
+            return None
+        except FundingError:
+            if self._is_fresh():
+                raise
+            return None
+        return pubkey if self._is_fresh() else None
+
+    def _is_fresh(self) -> bool:
+        return self._answered_s is not None and monotonic_s() - self._answered_s < AHEAD_S
 
 
 @contextmanager

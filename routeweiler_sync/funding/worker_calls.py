@@ -13,6 +13,7 @@ queues. What a call does, and what its silence means, is left to `lnd.channel`.
 
 from __future__ import annotations
 
+import os
 from _thread import start_new_thread  # Thread.start() waits for the thread, under a lock that an interrupt could leave taken
 from collections.abc import Callable, Generator
 from queue import Empty, SimpleQueue
@@ -142,6 +143,31 @@ def items_of(do: Callable[[WorkerCall[_Item]], _Item], *, timeout_s: float) -> G
     finally:
         if not is_last:
             worker_call._leave(in_tell=in_tell)
+
+
+class BegunCall(Generic[_Item]):
+    """A call of ``do``, which passes no items, that works in a worker thread while its caller does something else.
+
+    Raises: NoThreadError before ``do`` has begun.
+    """
+
+    def __init__(self, do: Callable[[WorkerCall[_Item]], _Item], *, timeout_s: float) -> None:
+        self._pid = os.getpid()
+        self._call: WorkerCall[_Item] = WorkerCall(monotonic_s() + timeout_s)
+        self._call._requests.put(True)
+        try:
+            start_new_thread(self._call._run, (do,))
+        except RuntimeError as error:
+            raise NoThreadError(str(error)) from None
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it was begun in this very process: a forked child hasn't got the thread."""
+        return self._pid == os.getpid()
+
+    def result(self) -> _Item:
+        """Wait for the end and return the result. Call this once. Raises: as `result_of`."""
+        return self._call._next()[1]
 
 
 def result_of(do: Callable[[WorkerCall[_Item]], _Item], *, timeout_s: float) -> _Item:

@@ -50,7 +50,7 @@ from .presenting import is_free
 from .single_flight import Flight, single_flight
 from .tally import Tally
 from .types import Purchase, Quote, Rehearsal, TokenRequest
-from .wallet_choice import choose, pays_on, sources_for
+from .wallet_choice import ask_ahead, choose, order_follows, pays_on, sources_for
 from .wallet_rules import NextStep
 
 #: How often a call looks for a charge that is owed, since others have become free before it could buy its own.
@@ -118,6 +118,10 @@ class Checkout:
         Money: a payment may be made.
         """
         deadline = Deadline(self._payment_timeout_s)
+        if may_buy:
+            # In a new ledger no token can be found. To make one takes as long as to ask a wallet for the first time.
+            network = request.challenge.invoice.network
+            ask_ahead(self.funding, network, deadline, wanted=lambda: not self.ledger.exists() and self._checks.may_allow(request))
         if not request.challenge.reusable:
             return self._charge_for(request, refused, deadline, may_buy=may_buy)
         with self._flight(request, deadline) as flight:
@@ -417,6 +421,8 @@ class Checkout:
                 check_challenge(request.challenge)  # the invoice may have expired
                 deadline = Deadline(self._payment_timeout_s)  # the wait for a person doesn't count as time of the wallet
                 draw = self._checks.draw(request)  # the exchange rate may have changed
+            else:
+                order_follows(wallet.source)
             request.still_useful()  # the request's body may have been closed while the node or a person was asked
             flight.payment_hash = payment_hash
             intent = _intent(request, wallet.node_pubkey, reservation.fee_cap_msat, tokens, fee_is_fixed=wallet.fee_is_fixed)

@@ -239,6 +239,21 @@ class Checks:
             return True
         return limits is None or challenge.rail in limits.allowed_rails
 
+    def may_allow(self, request: TokenRequest) -> bool:
+        """Return whether nothing forbids to pay for ``request`` that is known without ledger, exchange rate and wallet."""
+        limits = self._envelope
+        if self._problem is not None or isinstance(limits, str):
+            return False
+        if any(self._rank(request.challenge, request.url, proxied=request.proxied)[:3]):
+            return False
+        try:
+            check_body(request)
+            if limits is not None:
+                check_allowed(limits, request.origin, request.challenge.rail)
+        except (ChallengeMismatchError, PolicyDeniedError, RailNotSupportedError):
+            return False
+        return True
+
     def check_allowed(self, request: TokenRequest) -> None:
         """Refuse what the configuration, the policy or the envelope forbids, whatever was spent before.
 

@@ -6,7 +6,7 @@ and `block_limit`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .._core import env_vars
@@ -74,6 +74,25 @@ def choose(funding: Sequence[LightningFundingSource], invoice: Invoice, deadline
     advice = " ".join(dict.fromkeys(error.advice for error in problems if error.advice))
     kind = BudgetExceededError if all(isinstance(error, BudgetExceededError) for error in problems) else FundingError
     raise kind(f"None of the {len(problems)} wallets for {invoice.network} can pay this. {what}", advice=advice) from problems[0]
+
+
+def ask_ahead(funding: Sequence[LightningFundingSource], network: str, deadline: Deadline, *, wanted: Callable[[], bool]) -> None:
+    """Let the wallet that `choose` asks first be asked already, in another thread, if that can be and it is ``wanted``.
+
+    Money: none moves.
+    """
+    sources = [source for source in funding if pays_on(source, network)]
+    if sources and getattr(sources[0], "can_ask_ahead", False) and wanted():
+        sources[0].ask_ahead(deadline.left_s() / len(sources))
+
+
+def order_follows(source: LightningFundingSource) -> None:
+    """Tell ``source``, which may be a program's own, that it was just found ready, and that an order follows at once.
+
+    Money: none moves.
+    """
+    if (expect := getattr(source, "expect_order", None)) is not None:
+        expect()
 
 
 def node_of(source: LightningFundingSource, timeout_s: float, *, anew: bool = False) -> str:

@@ -31,7 +31,7 @@ from routeweiler_sync._core.preload import prepare_to_pay
 from routeweiler_sync.payments import lifecycle
 from tests.support.wallet_contract import Recipe
 
-prepare_to_pay()  # in the process that forks the buyers, so that each is there at once
+prepare_to_pay("funding.lnd.channel")  # in the process that forks the buyers, so that each is there at once
 
 NETWORK = "bitcoin-regtest"
 ENVELOPE = BudgetEnvelope("torture", cap_minor_units=100_000_000, per_call_minor_units=1_000)

@@ -21,7 +21,7 @@ import requests
 from routeweiler_sync import BudgetEnvelope, Funding, LndClient, Routeweiler, RouteweilerError, TraceSink, payment_of
 from routeweiler_sync._core.preload import prepare_to_pay
 
-prepare_to_pay()
+prepare_to_pay("funding.lnd.channel")
 
 NETWORK = "bitcoin-regtest"
 HTTP_TIMEOUT_S = 30.0

@@ -13,7 +13,7 @@ import requests
 from routeweiler_sync import BudgetEnvelope, Funding, LndClient, Routeweiler, TraceSink
 from routeweiler_sync._core.preload import prepare_to_pay
 
-prepare_to_pay()  # in the process that forks the buyers, so that each is there at once
+prepare_to_pay("funding.lnd.channel")  # in the process that forks the buyers, so that each is there at once
 
 PAGES = 40
 #: A session is closed, and another one made, after so many calls.

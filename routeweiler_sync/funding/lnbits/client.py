@@ -79,6 +79,9 @@ class LnbitsClient:
     Raises: ValueError for arguments that can't be right.
     """
 
+    #: Another thread may ask it ahead of a purchase: see `LightningFundingSource.ask_ahead`.
+    asked_ahead = True
+
     def __init__(self, url: str, admin_key: str, *, timeout_seconds: float = 60) -> None:
         from ..http_url import read_wallet_url
 

@@ -66,6 +66,7 @@ class _Link:
     """A channel, with the way that it goes and the certificates that it trusts (None: gRPC's default roots).
 
     ``used``: an answer has come over the channel. ``streams``: its streams are known to work.
+    ``order_by_s``: until when an order is expected on it, on the monotonic clock.
     """
 
     channel: grpc.Channel
@@ -73,6 +74,7 @@ class _Link:
     pinned: tuple[Certificate, ...] | None
     streams: bool
     used: bool = False
+    order_by_s: float | None = None
 
     @property
     def wrapper(self) -> str | None:
@@ -116,6 +118,18 @@ class LndChannel:
         deadline = monotonic_s() + timeout_s
         await_start(lambda: self._wallet_state(deadline), self._endpoint, timeout_s)
         self._check_streams(deadline)
+
+    def expect_order(self, within_s: float) -> None:
+        """Note that the node has just been found ready, and an order follows within ``within_s`` seconds."""
+        if (link := self._own_link()) is not None and link.used:
+            link.order_by_s = monotonic_s() + within_s
+
+    def takes_expected(self) -> bool:
+        """Return whether an order is the one that was expected: in time, and over the same connection. It can be one only once."""
+        if (link := self._own_link()) is None:
+            return False
+        by_s, link.order_by_s = link.order_by_s, None
+        return by_s is not None and monotonic_s() < by_s
 
     def is_of_account(self) -> bool:
         """Return whether the macaroon is that of an account of litd."""
@@ -434,6 +448,10 @@ class LndChannel:
         if self._pid != os.getpid():
             self._begin_anew()
             self._pid = os.getpid()
+
+    def _own_link(self) -> _Link | None:
+        """Return the channel, if one is open and isn't the parent's of this process."""
+        return self._link if self._pid == os.getpid() else None
 
     def _begin_anew(self) -> None:
         """Give up the channel, so that the next call opens a new one.

@@ -33,6 +33,9 @@ class LndClient(LndNodeClient):
     Raises: ValueError for arguments that can't be right.
     """
 
+    #: Another thread may ask it ahead of a purchase: see `LightningFundingSource.ask_ahead`.
+    asked_ahead = True
+
     def __init__(
         self,
         grpc_host: str,
@@ -81,6 +84,8 @@ class LndClient(LndNodeClient):
     def _endpoint(self) -> Endpoint:
         """The node's address, with the credentials that open it."""
         return self._endpoint_at(self.grpc_host, self.grpc_port)
+
+    _connection_module = "funding.lnd.channel"
 
     def _new_connection(self, endpoint: Endpoint) -> LndConnection:
         from .channel import LndChannel

@@ -45,6 +45,8 @@ _Response = TypeVar("_Response")
 #: lnd stops starting new attempts this long before this package's deadline, so that its FAILED arrives and needn't be guessed.
 LND_MARGIN_S = 1.0
 _LND_TIMEOUT_S_MAX = 2**31 - 1
+#: For so long an order relies on the answer that its purchase got before it: connections die by lying idle, or with their node.
+READY_S = 1.0
 #: A TrackPaymentV2 stream that reported no change until this long before its deadline was ended by the deadline, not by a fault.
 _DEADLINE_SLACK_S = 0.25
 _PAYMENTS_A_PAGE = 100
@@ -60,6 +62,14 @@ class LndConnection(Protocol):
 
     def check_ready(self, timeout_s: float) -> None:
         """Return once the node accepts payment orders. Raises: FundingError with the cause if it accepts none."""
+        ...
+
+    def expect_order(self, within_s: float) -> None:
+        """Note that the node has just been found ready, and an order follows within ``within_s`` seconds."""
+        ...
+
+    def takes_expected(self) -> bool:
+        """Return whether an order is the one that was expected: in time, and over the same connection. It can be one only once."""
         ...
 
     def is_of_account(self) -> bool:
@@ -177,8 +187,9 @@ class LndNodeClient:
         deadline = monotonic_s() + timeout_s
         try:
             connection = self._connection
-            # Asked anew before each order: an order sent into a dead connection would be UNKNOWN, whereas now it is REFUSED.
-            self.check_ready(timeout_s)
+            # Asked before each order: an order sent into a dead connection would be UNKNOWN, whereas now it is REFUSED.
+            if not connection.takes_expected():
+                self.check_ready(timeout_s)
             remaining_s = deadline - monotonic_s()
             from .stubs import routeweiler_lnd_pb2 as pb
 
@@ -251,6 +262,14 @@ class LndNodeClient:
             # litd says of an order's answers too that the account has expired, say. Only before the order does it prove something.
             with suppress(NotPermittedError):
                 self.get_info(timeout_s=max(deadline - monotonic_s(), _CALL_S_MIN))
+
+    def expect_order(self) -> None:
+        """Let the next order go without asking whether the node is ready, which it has just said, if it leaves within `READY_S`.
+
+        It must go over the same connection.
+        """
+        if (connection := self.__dict__.get("_opened")) is not None:
+            connection.expect_order(READY_S)
 
     def get_info(self, *, timeout_s: float | None = None) -> NodeInfo:
         """Return the node's identity and state (GetInfo). ``timeout_s`` may shorten the client's timeout.
@@ -341,6 +360,9 @@ class LndNodeClient:
             rest_url=rest_url,
         )
 
+    #: The module of the connection, in this package. It imports protobuf, and grpc if it is needed.
+    _connection_module = ""
+
     def _new_connection(self, endpoint: Endpoint) -> LndConnection:
         """Return a connection to ``endpoint``, which isn't opened yet."""
         raise NotImplementedError
@@ -348,7 +370,7 @@ class LndNodeClient:
     @property
     def _connection(self) -> LndConnection:
         if (connection := self.__dict__.get("_opened")) is None:
-            prepare_to_pay()
+            prepare_to_pay(self._connection_module)
             # setdefault is atomic: threads that come here at the same time all get the same connection.
             connection = self.__dict__.setdefault("_opened", self._new_connection(self._endpoint))
         opened: LndConnection = connection

@@ -36,6 +36,9 @@ class LndRestClient(LndNodeClient):
     Raises: ValueError for arguments that can't be right.
     """
 
+    #: Another thread may ask it ahead of a purchase: see `LightningFundingSource.ask_ahead`.
+    asked_ahead = True
+
     def __init__(
         self,
         url: str,
@@ -70,6 +73,8 @@ class LndRestClient(LndNodeClient):
     def _endpoint(self) -> Endpoint:
         """The node's address, with the credentials that open it."""
         return self._endpoint_at(self._url.host, self._url.port, rest_url=self._url)
+
+    _connection_module = "funding.lnd.rest_channel"
 
     def _new_connection(self, endpoint: Endpoint) -> LndConnection:
         with importing:

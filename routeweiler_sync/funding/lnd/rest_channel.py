@@ -57,6 +57,7 @@ class LndRestChannel:
         self._endpoint, self._url = endpoint, endpoint.rest_url
         self._credentials = Credentials(endpoint)
         self._calls = HttpCalls(self._url, self._trust)
+        self._order_by_s: float | None = None
 
     def close(self) -> None:
         """Close the connections; a later call opens new ones. Money: lnd goes on with payments that have begun."""
@@ -79,6 +80,15 @@ class LndRestChannel:
             return int(probed.reply.state)
 
         await_start(ask_state, self._endpoint, timeout_s)
+
+    def expect_order(self, within_s: float) -> None:
+        """Note that the node has just been found ready, and an order follows within ``within_s`` seconds."""
+        self._order_by_s = monotonic_s() + within_s
+
+    def takes_expected(self) -> bool:
+        """Return whether an order is the one that was expected, which it can be only once. Its connection is a new one anyway."""
+        by_s, self._order_by_s = self._order_by_s, None
+        return by_s is not None and monotonic_s() < by_s
 
     def is_of_account(self) -> bool:
         """Return whether the macaroon is that of an account of litd."""

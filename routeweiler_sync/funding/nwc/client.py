@@ -51,6 +51,9 @@ class NwcClient:
     Raises: ValueError for a URI that can't be right. Its text doesn't repeat the secret.
     """
 
+    #: Another thread may ask it ahead of a purchase: see `LightningFundingSource.ask_ahead`.
+    asked_ahead = True
+
     def __init__(self, uri: str, *, timeout_seconds: float = 60) -> None:
         read = parse_uri(uri)
         self.wallet_key = read.wallet_key
