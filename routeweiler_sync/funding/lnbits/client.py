@@ -81,6 +81,8 @@ class LnbitsClient:
 
     #: Another thread may ask it ahead of a purchase: see `LightningFundingSource.ask_ahead`.
     asked_ahead = True
+    #: `get_info` asks what `check_ready` asks: whoever asks for both needs only the one.
+    info_proves_ready = True
 
     def __init__(self, url: str, admin_key: str, *, timeout_seconds: float = 60) -> None:
         from ..http_url import read_wallet_url

@@ -53,6 +53,8 @@ class NwcClient:
 
     #: Another thread may ask it ahead of a purchase: see `LightningFundingSource.ask_ahead`.
     asked_ahead = True
+    #: `get_info` asks what `check_ready` asks: whoever asks for both needs only the one.
+    info_proves_ready = True
 
     def __init__(self, uri: str, *, timeout_seconds: float = 60) -> None:
         read = parse_uri(uri)

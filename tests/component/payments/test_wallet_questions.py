@@ -22,10 +22,11 @@ from routeweiler_sync import (
     RuleMatch,
 )
 from routeweiler_sync.funding import source as source_module
+from routeweiler_sync.funding.lightning import LightningFundingSource, LnbitsClient
 from routeweiler_sync.funding.lnd import node_client
 from routeweiler_sync.funding.replies import WalletReply
 from routeweiler_sync.ledger.ledger import Ledger
-from routeweiler_sync.testing import FakeLnd, Paywall
+from routeweiler_sync.testing import FakeLnbits, FakeLnd, FakeNwc, Paywall
 from tests.support.accounts import Books
 from tests.support.cli_process import bare_environ
 from tests.support.faulty_sockets import Proxy, listener
@@ -292,3 +293,30 @@ prepare_to_pay("funding.lnd.channel")
 assert "grpc" in sys.modules
 """
     subprocess.run([sys.executable, "-c", script], check=True, timeout=PATIENCE_S)
+
+
+def test_the_first_question_to_an_http_wallet_is_asked_once(lnd: FakeLnd) -> None:
+    """Whether it is ready and who it is are one question here: a second round trip would tell nothing new."""
+    with FakeLnbits(lnd) as lnbits:
+        source = LightningFundingSource(client=lnbits.client(), network=None)
+        key = source.ready(PATIENCE_S)
+        assert lnbits.calls.total() == 1
+        assert source.ready(PATIENCE_S) == key
+        assert lnbits.calls.total() == 2
+    with FakeNwc(lnd) as nwc:
+        LightningFundingSource(client=nwc.client(), network=None).ready(PATIENCE_S)
+        assert [request.method for request in nwc.requests] == ["get_info"]
+
+
+def test_a_subclass_of_an_http_wallet_is_asked_by_its_own_check(lnd: FakeLnd) -> None:
+    """A program's own check before paying, such as its balance, would be left out."""
+
+    class Checked(LnbitsClient):
+        def check_ready(self, timeout_s: float) -> None:
+            raise FundingError("Not today.", advice="")
+
+    with FakeLnbits(lnd) as lnbits:
+        client = lnbits.client()
+        client.__class__ = Checked
+        with pytest.raises(FundingError, match="Not today"):
+            LightningFundingSource(client=client, network=None).ready(PATIENCE_S)
