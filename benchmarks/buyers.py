@@ -59,14 +59,14 @@ class Ours(Buyer):
         # The default limits, but so high that no benchmark comes near.
         envelope = BudgetEnvelope("benchmark", per_call_minor_units=1_000, per_hour_minor_units=10**9, per_day_minor_units=10**9)
         ledger = shop["ledger"] or folder / "ledger.db"
-        self._session = Routeweiler(funding=[funding], ledger=ledger, budget_envelope=envelope)
+        self.session = Routeweiler(funding=[funding], ledger=ledger, budget_envelope=envelope)
         self._client = client
 
     def get(self, url: str) -> int:
-        return self._session.get(url, timeout=TIMEOUT_S).status_code
+        return self.session.get(url, timeout=TIMEOUT_S).status_code
 
     def close(self) -> None:
-        self._session.close()
+        self.session.close()
         self._client.close()
 
 
@@ -89,10 +89,10 @@ class BareLoop(Buyer):
         )
         self._pb = pb
         self._metadata = [("macaroon", Path(shop["macaroon_path"]).read_bytes().hex())]
-        self._session = requests.Session()
+        self.session = requests.Session()
 
     def get(self, url: str) -> int:
-        challenge = self._session.get(url, timeout=TIMEOUT_S).headers["WWW-Authenticate"]
+        challenge = self.session.get(url, timeout=TIMEOUT_S).headers["WWW-Authenticate"]
         found = re.search(r'macaroon="([^"]*)", invoice="([^"]*)"', challenge)
         assert found is not None
         order = self._pb.SendPaymentRequest(payment_request=found[2], fee_limit_msat=MAX_FEE_MSAT, timeout_seconds=TIMEOUT_S)
@@ -102,10 +102,10 @@ class BareLoop(Buyer):
         else:
             raise RuntimeError("not paid")
         headers = {"Authorization": f"L402 {found[1]}:{payment.payment_preimage}"}
-        return self._session.get(url, headers=headers, timeout=TIMEOUT_S).status_code
+        return self.session.get(url, headers=headers, timeout=TIMEOUT_S).status_code
 
     def close(self) -> None:
-        self._session.close()
+        self.session.close()
         self._channel.close()
 
 

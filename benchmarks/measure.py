@@ -113,41 +113,37 @@ def compare(
     """
     factor = UNITS[unit] if scale is None else scale
     pairs = list(zip(_numbers(ours, factor), _numbers(theirs, factor), strict=True))
-    drawn = _resamples(pairs)
 
-    def estimate(of: Callable[[Sequence[tuple[float, float]]], float]) -> Estimate:
-        return _estimate(of(pairs), [of(each) for each in drawn])
+    def median_of(side: int, some: Sequence[tuple[float, float]]) -> float:
+        return median(pair[side] for pair in some)
 
     return Figure(
         name=name,
         unit=unit,
         against=against,
         goal=goal,
-        ours=estimate(lambda some: median(pair[0] for pair in some)),
-        theirs=estimate(lambda some: median(pair[1] for pair in some)),
-        ratio=estimate(lambda some: median(pair[0] for pair in some) / median(pair[1] for pair in some)),
-        difference=estimate(lambda some: median(pair[0] for pair in some) - median(pair[1] for pair in some)),
+        ours=estimate(lambda some: median_of(0, some), pairs),
+        theirs=estimate(lambda some: median_of(1, some), pairs),
+        ratio=estimate(lambda some: median_of(0, some) / median_of(1, some), pairs),
+        difference=estimate(lambda some: median_of(0, some) - median_of(1, some), pairs),
     )
 
 
 def single(name: str, ours: Blocks, *, unit: str, goal: Goal | None = None, scale: float | None = None) -> Figure:
     """Return the figure of one thing that isn't compared. The numbers are seconds if no ``scale`` is given."""
     numbers = _numbers(ours, UNITS[unit] if scale is None else scale)
-    return Figure(name=name, unit=unit, goal=goal, ours=_estimate(median(numbers), [median(each) for each in _resamples(numbers)]))
+    return Figure(name=name, unit=unit, goal=goal, ours=estimate(median, numbers))
+
+
+def estimate(of: Callable[[Sequence[Any]], float], blocks: Sequence[Any]) -> Estimate:
+    """Return the value of ``of(blocks)``, and the interval of its values for resamples of ``blocks``."""
+    lot = random.Random(1)  # the same resamples for all figures
+    again = sorted(of(lot.choices(blocks, k=len(blocks))) for _ in range(RESAMPLES))
+    return Estimate(value=of(blocks), low=again[RESAMPLES * 25 // 1000], high=again[RESAMPLES * 975 // 1000])
 
 
 def _numbers(blocks: Blocks, factor: float) -> list[float]:
     return [factor * (float(each) if isinstance(each, int | float) else median(each)) for each in blocks]
-
-
-def _resamples(blocks: Sequence[Any]) -> list[list[Any]]:
-    lot = random.Random(1)
-    return [lot.choices(blocks, k=len(blocks)) for _ in range(RESAMPLES)]
-
-
-def _estimate(value: float, again: list[float]) -> Estimate:
-    again.sort()
-    return Estimate(value=value, low=again[len(again) * 25 // 1000], high=again[len(again) * 975 // 1000])
 
 
 # -- turns ----------------------------------------------------------------------------------------------------------------
@@ -272,6 +268,15 @@ def from_data(data: Mapping[str, Any]) -> Figure:
 
 
 HEADINGS = ["", "against", "ours", "theirs", "ratio", "95 %", "difference", "95 %", "goal", ""]
+#: The columns of numbers.
+NUMBERS = range(2, 8)
+
+
+def columns(figures: Sequence[Figure]) -> tuple[list[list[str]], list[bool]]:
+    """Return the table's columns that aren't empty, each with its heading first, and which of them have numbers."""
+    rows = [HEADINGS, *(cells(figure) for figure in figures)]
+    shown = [place for place in range(len(HEADINGS)) if place == 0 or any(row[place] for row in rows[1:])]
+    return [[row[place] for row in rows] for place in shown], [place in NUMBERS for place in shown]
 
 
 def cells(figure: Figure) -> list[str]:
@@ -286,7 +291,7 @@ def cells(figure: Figure) -> list[str]:
             f"{number(figure.difference.low)} to {number(figure.difference.high)}",
         ]
     else:
-        texts += ["", "", "", "", f"{number(figure.ours.low)} to {number(figure.ours.high)}"]
+        texts += ["", "", f"{number(figure.ours.low)} to {number(figure.ours.high)}", "", ""]
     return [*texts, goal_text(figure), {None: "", True: "met", False: "missed"}[figure.met]]
 
 
@@ -307,16 +312,18 @@ def goal_text(figure: Figure) -> str:
 def number(value: float) -> str:
     """Return ``value`` with as many digits as mean something."""
     size = abs(value)
-    return f"{value:,.{0 if size >= 100 else 1 if size >= 10 else 2}f}"
+    digits = 0 if size >= 100 else 1 if size >= 10 else 2
+    return f"{round(value, digits) + 0.0:,.{digits}f}"  # + 0.0: not -0.00
 
 
 def show(title: str, figures: Sequence[Figure]) -> None:
     """Print the table."""
-    table = Table(*HEADINGS, title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for column in table.columns[2:8]:
-        column.justify = "right"
-    for figure in figures:
-        table.add_row(*cells(figure))
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    shown, numbers = columns(figures)
+    for column, has_numbers in zip(shown, numbers, strict=True):
+        table.add_column(column[0], justify="right" if has_numbers else "left")
+    for row in list(zip(*shown, strict=True))[1:]:
+        table.add_row(*row)
     console = Console()
     (console if console.is_terminal else Console(width=TABLE_CHARS)).print(table)
 

@@ -21,6 +21,7 @@ import time
 import venv
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import count
 from pathlib import Path
 
 from platformdirs import user_cache_path
@@ -148,7 +149,8 @@ def measure_node(node: str, peers: Path, names: Sequence[str], size: str, cpu: b
     figures = []
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="purchase-")))
-        shop, urls = stack.enter_context(open_shop(node))
+        shop = stack.enter_context(open_shop(node))
+        urls = map(shop.url, count())
         file = shop.write(folder / "shop.json")
         workers = []
         for name in [measure.OURS, "bare loop", *names]:

@@ -7,7 +7,6 @@ the world of ``tests/regtest``: three real lnds in a row, a real aperture, and a
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import multiprocessing
 from collections.abc import Iterator
@@ -44,13 +43,17 @@ class Shop:
 
     def write(self, file: Path, ledger: str | None = None) -> Path:
         """Write this to ``file`` as JSON, for `benchmarks.buyers`. They share ``ledger``; without one, each has its own."""
-        file.write_text(json.dumps({**asdict(self), "ledger": ledger}), encoding="utf-8")
+        file.write_text(json.dumps(self.as_data(ledger)), encoding="utf-8")
         return file
+
+    def as_data(self, ledger: str | None = None) -> dict[str, Any]:
+        """Return what a buyer needs."""
+        return {**asdict(self), "ledger": ledger}
 
 
 @contextlib.contextmanager
-def open_shop(node: str) -> Iterator[tuple[Shop, Iterator[str]]]:
-    """Run a shop in a process of its own. Yield it, and the addresses of pages, each of which nobody has bought yet."""
+def open_shop(node: str) -> Iterator[Shop]:
+    """Run a shop in a process of its own."""
     spawn = multiprocessing.get_context("spawn")
     near, far = spawn.Pipe()
     process = spawn.Process(target={"fake": _serve_fake, "lnd": _serve_lnd}[node], args=(far,))
@@ -59,8 +62,7 @@ def open_shop(node: str) -> Iterator[tuple[Shop, Iterator[str]]]:
     try:
         if not near.poll(START_TIMEOUT_S):
             raise TimeoutError(f"the shop with the node {node!r} didn't start in {START_TIMEOUT_S} s")
-        shop = Shop(**near.recv())
-        yield shop, (shop.url(number) for number in itertools.count())
+        yield Shop(**near.recv())
     finally:
         near.close()  # what it waits for
         process.join(START_TIMEOUT_S)

@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     counts, turns, seconds = SIZES[given.size]
     figures, fsyncs = [], []
-    with open_shop("fake") as (shop, _):
+    with open_shop("fake") as shop:
         numbers = itertools.count(step=NUMBERS_A_TURN)
         for backend in given.backend or ["sqlite", "postgresql"]:
             for count in given.processes or counts:
