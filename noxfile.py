@@ -10,6 +10,8 @@ Each lane has a virtual environment below ``.nox``. The first run of a lane make
 
 from __future__ import annotations
 
+import os
+
 import nox
 
 nox.options.sessions = ["lint", "fast"]
@@ -53,9 +55,8 @@ def types(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Run the benchmarks with small numbers. They show that the benchmarks work, not whether a change made anything slower."""
-    session.install("-e", ".[testing]")
-    session.run("python", "-m", "benchmarks.free_traffic", "--size", "tiny")
-    session.run("python", "-m", "benchmarks.ledger_cost", "--size", "tiny", "--backend", "sqlite")
+    session.install("-e", ".[postgres,testing]")
+    session.run("python", "-m", "benchmarks", "--size", "tiny", "--into", os.path.join(session.create_tmp(), "figures.json"))
 
 
 @nox.session

@@ -44,6 +44,7 @@ WARM_UP = 20
 SESSION_SHARE = 4
 #: Past payments and rounds.
 SIZES = {"full": (1_000_000, 400), "short": (100_000, 200), "tiny": (1_000, 8)}
+NO_POSTGRES = "Not measured: PostgreSQL isn't installed here."
 GOAL = Goal(of="ratio", most=1.2)
 LIMITS = {"cap_minor_units": 10**11, "per_call_minor_units": 1_000, "per_hour_minor_units": 10**9, "per_day_minor_units": 10**10}
 PAST = (
@@ -283,6 +284,17 @@ def measure_one(backend: str, payments: int, rounds: int) -> list[Figure]:
     return figures
 
 
+def has_postgres() -> bool:
+    """Return whether a server can be started here."""
+    from tests.postgres.server import NotInstalledError, programs
+
+    try:
+        programs()
+    except NotInstalledError:
+        return False
+    return True
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark. Return the exit code."""
     parser = measure.options(__doc__)
@@ -291,11 +303,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int)
     given = parser.parse_args(arguments)
     payments, rounds = SIZES[given.size]
-    figures = []
+    figures, notes = [], []
     for backend in given.backend or ["sqlite", "postgresql"]:
+        if backend == "postgresql" and not has_postgres():
+            notes.append(NO_POSTGRES)
+            continue
         for figure in measure_one(backend, given.payments or payments, given.rounds or rounds):
             figures.append(replace(figure, name=f"{backend}: {figure.name}"))
-    return measure.finish("ledger_cost", given, figures)
+    return measure.finish("ledger_cost", given, figures, notes)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -123,9 +124,12 @@ full` has 1,000,000 of them, `--size short` 100,000.""",
 ]
 
 
+SECTIONS = [section for section in SECTIONS if find_spec(section.module[0])]
+
+
 def text(found: Mapping[str, Any]) -> str:
     """Return the page for the file's content."""
-    parts = [INTRODUCTION, *([_machine(found)] if found else [])]
+    parts = [INTRODUCTION, _machine(found) if found else "Nothing has been measured yet."]
     for section in SECTIONS:
         if section.name in found:
             parts.append(_section(section, found[section.name]))

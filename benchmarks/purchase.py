@@ -168,6 +168,17 @@ def measure_node(node: str, peers: Path, names: Sequence[str], size: str, cpu: b
     return figures
 
 
+def can_have_lnd() -> bool:
+    """Build lnd, btcd and aperture if need be. Return False where that can't be done."""
+    from tests.regtest.build import BuildError, binaries
+
+    try:
+        binaries()
+    except BuildError:
+        return False
+    return True
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark. Return the exit code."""
     parser = measure.options(__doc__)
@@ -176,10 +187,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--install-peers", action="store_true", help="make this environment first, if it isn't there")
     parser.add_argument("--only", default="", help="measure only the kinds of purchase whose name contains this text")
     given = parser.parse_args(arguments)
+    benchmark = "purchase" if given.node == "fake" else "purchase_lnd"
+    if given.node == "lnd" and not can_have_lnd():
+        return measure.finish(benchmark, given, [], ["Not measured: lnd isn't built here (python -m tests.regtest.build)."])
     peers = peers_folder(given.peers, given.install_peers)
     names, notes = installed_peers(peers)
     figures = measure_node(given.node, peers, names, given.size, given.cpu, given.only)
-    return measure.finish("purchase" if given.node == "fake" else "purchase_lnd", given, figures, notes)
+    return measure.finish(benchmark, given, figures, notes)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks import measure
+from benchmarks.ledger_cost import NO_POSTGRES, has_postgres
 from benchmarks.measure import Figure, Goal
 from benchmarks.purchase import Worker
 from benchmarks.shop import Shop, open_shop
@@ -82,15 +83,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--processes", type=int, nargs="+", metavar="N")
     given = parser.parse_args(arguments)
     counts, turns, seconds = SIZES[given.size]
-    figures, fsyncs = [], []
+    figures, fsyncs, notes = [], [], []
     with open_shop("fake") as shop:
         numbers = itertools.count(step=NUMBERS_A_TURN)
         for backend in given.backend or ["sqlite", "postgresql"]:
+            if backend == "postgresql" and not has_postgres():
+                notes.append(NO_POSTGRES)
+                continue
             for count in given.processes or counts:
                 fsyncs.append(measure.fsyncs_per_s())
                 figures.append(measure_processes(backend, count, shop, numbers, turns, seconds))
     figures.append(measure.single("fsyncs of the disk, one after another", fsyncs, unit="/s", scale=1))
-    return measure.finish("throughput", given, figures)
+    return measure.finish("throughput", given, figures, notes)
 
 
 if __name__ == "__main__":
