@@ -211,6 +211,16 @@ class CallContext:
         if self._record is not None:
             self._record.complete_history(response)
 
+    def _is_told(self) -> bool:
+        """Let the trace write the event of this call, which has nothing to account for. Return False if `record` must do it."""
+        sink, response = self.payer.trace_sink, self.response
+        if sink is None:
+            return True
+        emit = getattr(type(sink), "emit_free_call", None)  # a program's own sink may not have it
+        if response is None or emit is None:
+            return False
+        return emit(sink, self.payer, self.method, self.url, response.status_code, self.started_s) is True
+
     def __enter__(self) -> CallContext:
         self._token = current.set(self)
         return self
@@ -221,7 +231,7 @@ class CallContext:
             mark_recorded(error, self.started_s)
         if error is not None and isinstance(error, QuoteReady):
             self.response, error = error.response, None
-        if error is not None or self._record is not None or self.payer.trace_sink is not None:
+        if error is not None or self._record is not None or not self._is_told():
             with patience(self.patience):
                 self.record.finish(self.response, error)
         if self._record is not None and self._record.uses:

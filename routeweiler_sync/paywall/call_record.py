@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import time
-import uuid
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
@@ -23,7 +22,7 @@ from ..payments.report_claims import claim, claim_in, release, this_claimant
 from ..payments.token import Token
 from ..payments.types import Payment
 from ..protocol.schemes import rail_of, redact, secrets_of
-from ..trace.schema import TraceChallenge, TraceError, TraceEvent, TraceOutcome, TracePayment
+from ..trace.schema import TraceChallenge, TraceError, TraceEvent, TraceOutcome, TracePayment, new_id
 
 if TYPE_CHECKING:
     from ..config.payer import Payer
@@ -231,9 +230,9 @@ class CallRecord:
             self._report_unproved(error)
         paid = [use for use in self.uses if not use.reused]
         main = paid[0] if paid else (self.uses[0] if self.uses else None)
-        request_id = str(uuid.uuid4())
+        request_id = new_id()
         events = [self._event(request_id, None, main, self.url, response, error)]
-        events += [self._event(str(uuid.uuid4()), request_id, use, use.url, response, error) for use in paid[1:]]
+        events += [self._event(new_id(), request_id, use, use.url, response, error) for use in paid[1:]]
         return events
 
     def _report_unproved(self, error: PreimageMismatchError) -> None:
@@ -301,6 +300,8 @@ class CallRecord:
 
     def _without_tokens(self, text: str) -> str:
         """Return ``text`` without the call's tokens, which a server may have put into a redirect's URL."""
+        if not self.uses:
+            return text
         from ..protocol.token_search import without_tokens
 
         used = [use.token for use in self.uses if use.proof]

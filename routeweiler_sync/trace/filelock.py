@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from .._core.deadline import Deadline
 
@@ -29,8 +29,10 @@ if sys.platform == "win32":
 else:
     import fcntl
 
+    _TRY = fcntl.LOCK_EX | fcntl.LOCK_NB
+
     def _try_lock(fd: int) -> None:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, _TRY)
 
     def _unlock(fd: int) -> None:
         fcntl.flock(fd, fcntl.LOCK_UN)
@@ -43,23 +45,31 @@ def locked(fd: int, *, timeout_s: float) -> Iterator[bool]:
     It isn't, and the block runs all the same, if another process keeps it for ``timeout_s`` seconds (that process may be stopped),
     or if the file system has no locks.
     """
-    held = _wait_for(fd, timeout_s)
+    held = lock(fd, timeout_s=timeout_s)
     try:
         yield held
     finally:
         if held:
-            with suppress(OSError):
-                _unlock(fd)
+            unlock(fd)
 
 
-def _wait_for(fd: int, timeout_s: float) -> bool:
-    """Try to take the lock for ``timeout_s`` seconds. Return whether it was taken."""
-    deadline = Deadline(timeout_s)
+def unlock(fd: int) -> None:
+    """Give back the lock that `lock` took."""
+    try:  # noqa: SIM105 - cheaper than suppress, and done for each line
+        _unlock(fd)
+    except OSError:
+        pass
+
+
+def lock(fd: int, *, timeout_s: float) -> bool:
+    """Do what `locked` does at the begin of its block. Return whether the lock is held: then `unlock` must follow."""
+    deadline: Deadline | None = None
     pause_s = _FIRST_PAUSE_S
     while True:
         try:
             _try_lock(fd)
         except (BlockingIOError, PermissionError):  # another process has it: POSIX raises the first, Windows the second
+            deadline = deadline or Deadline(timeout_s)
             if deadline.passed:
                 return False
             deadline.pause(pause_s)

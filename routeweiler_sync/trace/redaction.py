@@ -31,6 +31,13 @@ def redacted(payload: dict[str, Any], *, redact: bool, drop_urls: bool) -> dict[
     return payload
 
 
+def redacted_url(url: str, *, redact: bool, drop_urls: bool) -> str | None:
+    """Return what `redacted` leaves of a call's ``url``."""
+    if drop_urls:
+        return None
+    return _without_query(url) if redact else url
+
+
 def without_queries(text: str) -> str:
     """Return ``text``, an error's for instance, without the query strings and fragments of the URLs in it."""
     return _URL_IN_TEXT.sub(lambda found: _without_query(found[0]), text)

@@ -14,6 +14,7 @@ import copy
 import json
 import os
 import threading
+import time
 import warnings
 import weakref
 from abc import ABC, abstractmethod
@@ -27,8 +28,9 @@ from .._core.files import printable
 from .._core.forks import importing, in_child
 from .._core.log import log
 from .._core.secret_text import problem_of_path, shown
-from .redaction import redacted
-from .schema import TraceEvent
+from .free_call import Labels, free_call_text
+from .redaction import redacted, redacted_url
+from .schema import TraceEvent, new_id
 
 #: The encoder writes ASCII only. So no lone surrogate gets into a file, and no character that some reader takes for the end of a
 #: line.
@@ -53,6 +55,9 @@ class TraceSink(ABC):
     mode: if others can read it, a warning says so, and if every user can write to it, nothing is written. If the file was moved or
     deleted, a new one is created, so that logs can be rotated.
     """
+
+    #: Whether `_write` needs nothing of an event but its text.
+    _takes_text = False
 
     def __init__(self, path: str | os.PathLike[str], redact: bool = False, url_mode: UrlMode = "raw") -> None:
         """Make a sink for the file ``path``. A relative path is resolved now, against the current folder; ``~`` is expanded.
@@ -115,8 +120,32 @@ class TraceSink(ABC):
             self._write_in_turn(event.event_id, payload, text)
         except Exception as error:  # noqa: BLE001 - whatever it is, the payment and the response matter more
             with suppress(Exception):
-                self._warn_of_loss(event, error)
+                payment = getattr(event, "payment", None)
+                paid = f" of payment {payment.payment_hash}" if payment is not None else ""
+                self._warn_of_loss(f"{getattr(event, 'request_id', None)}{paid}", error)
             return False
+        return True
+
+    def emit_free_call(self, labels: Labels, method: str, url: str, http_status: int, started_s: float) -> bool:
+        """Do what `emit` does with the event of a call that is now over, met no challenge, used no token, and raised nothing.
+
+        Return False, and do nothing, if the call isn't plain, or if a program's own code is to get the event. Raises no Exception.
+        """
+        if not self._takes_text or getattr(self.emit, "__func__", None) is not _emit:
+            return False
+        try:
+            if "@" in url:  # it may be that of a user info, which must be found
+                return False
+            shown_url = redacted_url(url, redact=self.redact, drop_urls=self.url_mode == "drop")
+            request_id = new_id()
+            text = free_call_text(request_id, labels, method, shown_url, http_status, started_s=started_s, ended_s=time.time())
+        except Exception:  # noqa: BLE001 - whatever it is, building the event meets it too, and tells of it
+            return False
+        try:
+            self._write_in_turn("", {}, text)
+        except Exception as error:  # noqa: BLE001 - as in `emit`
+            with suppress(Exception):
+                self._warn_of_loss(request_id, error)
         return True
 
     def reports(self, payment_hash: str) -> bool:
@@ -189,6 +218,8 @@ class TraceSink(ABC):
     def _write(self, event_id: str, payload: dict[str, Any], text: str) -> None:
         """Write one event. ``text`` is ``payload`` as JSON. Called while the sink's lock is held; may raise any Exception.
 
+        A sink whose `_takes_text` is True may get the text alone.
+
         Raises TimeoutError if something that others have to do is still missing at ``_deadline_s``.
         """
 
@@ -204,12 +235,10 @@ class TraceSink(ABC):
     def _forget_after_fork(self) -> None:
         """In a forked child, give up the file that the parent opened, without any effect on the parent."""
 
-    def _warn_of_loss(self, event: TraceEvent, error: Exception) -> None:
-        payment = getattr(event, "payment", None)
-        paid = f" of payment {payment.payment_hash}" if payment is not None else ""
+    def _warn_of_loss(self, event: str, error: Exception) -> None:
         cause = f"{type(error).__name__}: {error}"
         advice = getattr(error, "advice", None)
-        loss = f"trace event {getattr(event, 'request_id', None)}{paid} is lost: {printable(self.path)} can't be written ({cause})"
+        loss = f"trace event {event} is lost: {printable(self.path)} can't be written ({cause})"
         loss += f". {advice.rstrip('.')}" if isinstance(advice, str) else ""
         log.warning("%s. The call itself isn't affected, and the ledger has its payment.", loss)
         if not self._has_warned:
@@ -225,6 +254,10 @@ class TraceSink(ABC):
     def __del__(self) -> None:
         with suppress(Exception):
             self._close()
+
+
+#: What writes an event, unless a program has put something of its own in its place.
+_emit = TraceSink.emit
 
 
 def _reports(text: str | bytes, payment_hash: str) -> bool:

@@ -2,7 +2,7 @@
 
 Each line is written with one call to a file opened for appending, while a lock between processes is held. On POSIX a single append
 already keeps lines apart. The lock is for Windows, for lines that the system writes in several pieces, and for ending the half line
-that a killed process has left.
+that a killed process has left. Such a half line can only be there if the file doesn't end where this process has left it.
 
 The file may also be a pipe or a device: a named pipe, /dev/stdout, a terminal. Such a file is never waited for without a bound. A
 line that stays incomplete there, since the reader has stopped reading, is ended before the next one.
@@ -18,11 +18,12 @@ import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from .._core.deadline import monotonic_s
 from .._core.files import open_private, require_private, resolved
-from .filelock import locked
+from .filelock import lock, unlock
 from .sink import TraceSink
 
 __all__ = ["JsonlSink", "TraceSink"]
@@ -42,7 +43,14 @@ _CHUNK_BYTES = 512
 class JsonlSink(TraceSink):
     """The sink that `TraceSink.jsonl` makes. Readers skip lines that aren't JSON: a process killed while writing may leave one."""
 
+    _takes_text = True
     _fd: int | None = None
+    #: Device and inode of the open file.
+    _identity: tuple[int, int] | None = None
+    #: `path` when the file was opened, and as a text.
+    _open_path: tuple[Path | None, str] = (None, "")
+    #: The size of the file after this process's last line; None if it isn't sure that the line is whole.
+    _end: int | None = None
     #: Whether the file is a pipe or a device.
     _is_special = False
     #: Whether the last line that went to the pipe or device is incomplete.
@@ -54,19 +62,37 @@ class JsonlSink(TraceSink):
         line = text.encode("ascii") + b"\n"
         for _ in range(MAX_OPENS):
             fd = self._open_fd()
-            waits = not self._lock_is_stuck and not self._is_nested  # nested: this very thread may have the lock
-            wait_s = max(0.0, min(LOCK_TIMEOUT_S, self._deadline_s - monotonic_s())) if waits else 0.0
-            with locked(fd, timeout_s=wait_s) as is_locked:
-                self._lock_is_stuck = not is_locked
-                if not self._is_at_path(fd):
+            is_locked = lock(fd, timeout_s=0.0) or self._waited_for_lock(fd)
+            self._lock_is_stuck = not is_locked
+            try:
+                status = self._status_at_path()
+                if status is None:
                     pass  # rotated: open the new file
                 elif not self._is_special:
-                    _write_all(fd, (b"\n" if _ends_torn(fd) else b"") + line)
+                    self._append(fd, line, status.st_size)
                     return
                 elif self._write_special(fd, line):
                     return
+            finally:
+                if is_locked:
+                    unlock(fd)
             self._close()
         raise OSError(f"{self.path} is replaced faster than it can be opened")
+
+    def _waited_for_lock(self, fd: int) -> bool:
+        if self._lock_is_stuck or self._is_nested:  # nested: this very thread may have the lock
+            return False
+        return lock(fd, timeout_s=max(0.0, min(LOCK_TIMEOUT_S, self._deadline_s - monotonic_s())))
+
+    def _append(self, fd: int, line: bytes, size: int) -> None:
+        """Write ``line`` to the regular file, which has this ``size``. First end the half line that a killed process has left."""
+        if size != self._end and size and _last_byte(fd, size) != b"\n":
+            line = b"\n" + line
+        self._end = None
+        rest = memoryview(line)
+        while rest:
+            rest = rest[os.write(fd, rest) :]
+        self._end = size + len(line)
 
     def _find(self, payment_hash: str) -> Iterator[bytes]:
         if not self.path.is_file():  # a pipe, for instance: what was written to it is gone
@@ -81,16 +107,23 @@ class JsonlSink(TraceSink):
             with suppress(FileNotFoundError):
                 mode = os.stat(self.path).st_mode
                 if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-                    self._fd, self._is_special = _open_special(self.path, self._deadline_s), True
-                    return self._fd
+                    fd, self._is_special = _open_special(self.path, self._deadline_s), True
+                    return self._opened(fd)
             fd = open_private(self.path)
             try:
                 require_private(resolved(self.path))
             except BaseException:
                 os.close(fd)
                 raise
-            self._fd, self._is_special = fd, False
+            self._is_special = False
+            return self._opened(fd)
         return self._fd
+
+    def _opened(self, fd: int) -> int:
+        status = os.fstat(fd)
+        self._identity, self._end = (status.st_dev, status.st_ino), None
+        self._fd, self._open_path = fd, (self.path, str(self.path))
+        return fd
 
     def _write_special(self, fd: int, line: bytes) -> bool:
         """Write ``line`` to a pipe or device. Return False if its reader has gone: the next one may open it.
@@ -110,12 +143,14 @@ class JsonlSink(TraceSink):
                 self._is_torn = text[written - 1 : written] != b"\n"
         return True
 
-    def _is_at_path(self, fd: int) -> bool:
-        """Return whether the path still names the open file. It doesn't after the log was rotated or deleted."""
+    def _status_at_path(self) -> os.stat_result | None:
+        """Return the status of the open file; None if the path names it no more, because the log was rotated or deleted."""
+        path, text = self._open_path  # to make a text of a path each time would cost more than to ask the system
         try:
-            return os.path.samestat(os.fstat(fd), os.stat(self.path))
+            status = os.stat(text if path is self.path else self.path)
         except FileNotFoundError:
-            return False
+            return None
+        return status if (status.st_dev, status.st_ino) == self._identity else None
 
     def _close(self) -> None:
         fd, self._fd = self._fd, None
@@ -126,19 +161,12 @@ class JsonlSink(TraceSink):
         self._close()  # closes only this process's descriptor: the parent's stays open and keeps its lock
 
 
-def _ends_torn(fd: int) -> bool:
-    """Return whether the file ends without a newline: a process was killed while it wrote a line."""
-    status = os.fstat(fd)
-    if not stat.S_ISREG(status.st_mode) or status.st_size == 0:
-        return False
-    os.lseek(fd, -1, os.SEEK_END)
-    return os.read(fd, 1) != b"\n"
-
-
-def _write_all(fd: int, line: bytes) -> None:
-    rest = memoryview(line)
-    while rest:
-        rest = rest[os.write(fd, rest) :]
+def _last_byte(fd: int, size: int) -> bytes:
+    """Return the last byte of a file of this ``size``."""
+    if hasattr(os, "pread"):
+        return os.pread(fd, 1, size - 1)
+    os.lseek(fd, size - 1, os.SEEK_SET)
+    return os.read(fd, 1)
 
 
 def _open_special(path: os.PathLike[str], deadline_s: float) -> int:

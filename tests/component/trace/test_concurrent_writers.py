@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import random
 import signal
 import sqlite3
 import subprocess
@@ -145,6 +146,91 @@ def wait_until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.01)
+
+
+SURVIVORS, KILLS = 3, 8
+#: Longer than a page of the system's: a write of such a line may be cut short when its process is killed.
+LONG = "https://api.example/" + "x" * 30_000
+
+
+def write_until(sink: TraceSink, name: str, done: Any, written: Path) -> None:
+    """Write lines, some of them long; note each in ``written`` once the sink has said that it is written."""
+    with written.open("a") as noted:
+        n = 0
+        while not done.is_set():
+            if sink.emit(free_event(f"{name}-{n}", url=LONG if n % 7 == 0 else "https://api.example/")):
+                noted.write(f"{name}-{n}\n")
+            n += 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="an open file can't be moved here")
+def test_writers_that_are_killed_and_logs_that_are_rotated_cost_nobody_a_line(tmp_path: Path):
+    """A line that is glued to what a killed process has left is read by nobody, though its writer was told that it is written."""
+    path, done = tmp_path / "trace.jsonl", SPAWN.Event()
+
+    def start(name: str) -> Any:
+        writer = SPAWN.Process(target=write_until, args=(make(path), name, done, tmp_path / f"{name}.txt"), daemon=True)
+        writer.start()
+        return writer
+
+    survivors = [start(f"survivor{n}") for n in range(SURVIVORS)]
+    wait_until(lambda: path.exists())
+    for n in range(KILLS):
+        victim = start(f"victim{n}")
+        wait_until(lambda n=n: (tmp_path / f"victim{n}.txt").exists())
+        time.sleep(random.random() / 20)  # in the midst of anything
+        victim.kill()
+        victim.join(PATIENCE_S)
+        size = path.stat().st_size
+        wait_until(lambda size=size: path.stat().st_size > size)  # the survivors go on behind what it left
+        path.rename(tmp_path / f"rotated{n}.jsonl")
+        wait_until(lambda: path.exists())
+    done.set()
+    for writer in survivors:
+        writer.join(PATIENCE_S)
+    told, torn = set[str](), 0
+    for file in (path, *tmp_path.glob("rotated*.jsonl")):
+        for line in file.read_bytes().split(b"\n"):
+            try:
+                told.add(json.loads(line)["requestId"])
+            except ValueError:
+                torn += bool(line)
+                begin = b'{"requestId":"victim'
+                assert begin.startswith(line[: len(begin)]), "more than what a killed process has left"
+    written = {name for n in range(SURVIVORS) for name in (tmp_path / f"survivor{n}.txt").read_text().split()}
+    assert len(written) > 100
+    assert written <= told
+    assert torn <= KILLS
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no limits here")
+def test_a_disk_that_was_full_leaves_half_a_line_and_costs_no_later_one(tmp_path: Path):
+    """The first line after somebody has made room would be glued to the half of the last one."""
+    code = """
+import json, resource, signal, sys, warnings
+from pathlib import Path
+from routeweiler_sync.trace import TraceSink
+from tests.support.trace_events import free_event
+warnings.simplefilter("ignore")
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+path = Path(sys.argv[1])
+sink = TraceSink.jsonl(path)
+assert sink.emit(free_event("r1"))
+for name in ("r2", "r3"):
+    room = path.stat().st_size + 100
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
+    assert not sink.emit(free_event("lost"))
+    assert path.stat().st_size == room, "as much of the line as there was room for"
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert sink.emit(free_event(name))
+"""
+    path = tmp_path / "trace.jsonl"
+    done = subprocess.run([sys.executable, "-c", code, str(path)], timeout=PATIENCE_S, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = path.read_bytes().split(b"\n")
+    assert [json.loads(lines[at])["requestId"] for at in (0, 2, 4)] == ["r1", "r2", "r3"]
+    assert lines[1] == lines[3] == lines[0].replace(b"r1", b"lost")[:100]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
