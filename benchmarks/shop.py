@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-START_TIMEOUT_S = 180
+START_TIMEOUT_S = 600
 PRICE_SAT = 10
 #: aperture sells one token for all pages of a service. So that each purchase needs a token of its own, each has a service.
 SERVICES = 1_000

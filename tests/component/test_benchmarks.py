@@ -22,6 +22,7 @@ COMMANDS = sorted(
 ARGUMENTS = {
     "free_traffic": ["--imports", "1"],
     "ledger_cost": ["--backend", "sqlite"],
+    "many_rows": ["--backend", "sqlite"],
     "purchase": ["--peers", "nowhere", "--only", "cold"],
     "threads": ["--threads", "4"],
     "throughput": ["--backend", "sqlite"],
