@@ -1,0 +1,51 @@
+"""What one purchase asks of its ledger, counted on the real thing by `benchmarks.purchase_counts`. See `docs/large.md`.
+
+If a count goes down, lower it here and in that page.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import pytest
+
+from benchmarks import many_rows, purchase_counts
+from benchmarks.purchase_counts import Counts, count
+from tests.postgres.conftest import server as server
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+MOST: dict[str, dict[str, float]] = {
+    "sqlite": {"reads": 6, "writes": 4, "durable_writes": 2, "statements": 26, "bytes": 120_000},
+    "postgresql": {
+        "reads": 6, "writes": 4, "durable_writes": 2, "statements": 34, "round_trips": 46, "server_commits": 11, "bytes": 8_000,
+    },
+}  # fmt: skip
+
+
+def held(backend: str) -> None:
+    counts: Counts = count(backend, 4)
+    found = {field.name: getattr(counts, field.name) for field in fields(counts) if field.name in MOST[backend]}
+    assert all(found[name] <= most for name, most in MOST[backend].items()), found
+    assert counts.durable_writes >= 2, "the intent before the order leaves, and what was paid"
+    assert all(each > 0 for each in counts.locked_s)
+
+
+def test_a_purchase_asks_no_more_of_sqlite_than_is_said() -> None:
+    """Else a fleet would be planned with figures that are wrong, or a change make each purchase dearer with nobody the wiser."""
+    held("sqlite")
+
+
+@pytest.mark.real
+def test_a_purchase_asks_no_more_of_postgresql_than_is_said(server: Any) -> None:
+    """As before; here each statement is a way to the server and back."""
+    held("postgresql")
+
+
+def test_the_benchmarks_of_size_run(capsys: pytest.CaptureFixture[str]) -> None:
+    """Else their figures couldn't be taken again."""
+    assert many_rows.main(["--backend", "sqlite", "--size", "tiny"]) == 0
+    assert "payments archive" in capsys.readouterr().out
+    assert purchase_counts.main(["--backend", "sqlite", "--size", "tiny"]) == 0
+    assert "locks its envelope" in capsys.readouterr().out
