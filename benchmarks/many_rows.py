@@ -265,7 +265,8 @@ def archived(backend: str, url: str, folder: Path, days: int) -> Iterator[Figure
         moved = ledger.archive(folder / "archive.db", before=before)
         took_s = time.perf_counter() - began_s
         stop.set()
-        bought = answers.get(timeout=60)[1:] or [0.0]  # without the first, which opens the ledger
+        bought = answers.get(timeout=60)
+        bought = bought[1:] or bought  # without the first, which opens the ledger
         buyer.join(60)
         yield single("payments archive: moved", [moved.payments], unit="payments", scale=1)
         yield single("payments archive: payments a second", [moved.payments / took_s], unit="/s", scale=1)

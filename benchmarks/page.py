@@ -101,6 +101,22 @@ Purchases a second of all processes together. They share a ledger and a budget, 
 bare loops share and write nothing. Node and server are one process on the same machine, and take their share of its processors.""",
     ),
     Section(
+        name="many_rows",
+        title="Many rows",
+        module=["benchmarks.many_rows"],
+        words="""\
+A ledger of many past payments: bytes on disk, its migration, commands (each a process of its own), a backup, and an archive of
+half of the past while another process buys. [large.md](large.md) says what follows.""",
+    ),
+    Section(
+        name="purchase_counts",
+        title="What a purchase asks of its ledger",
+        module=["benchmarks.purchase_counts"],
+        words="""\
+Counted on a warm session that buys pages it has never seen. A test holds these counts, and [large.md](large.md) calculates with
+them.""",
+    ),
+    Section(
         name="ledger_cost",
         title="A ledger with many payments",
         module=["benchmarks.ledger_cost"],

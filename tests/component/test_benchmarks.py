@@ -24,6 +24,7 @@ ARGUMENTS = {
     "ledger_cost": ["--backend", "sqlite"],
     "many_rows": ["--backend", "sqlite"],
     "purchase": ["--peers", "nowhere", "--only", "cold"],
+    "purchase_counts": ["--backend", "sqlite"],
     "threads": ["--threads", "4"],
     "throughput": ["--backend", "sqlite"],
 }

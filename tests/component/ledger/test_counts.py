@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from benchmarks import many_rows, purchase_counts
 from benchmarks.purchase_counts import Counts, count
 from tests.postgres.conftest import server as server
 
@@ -41,11 +40,3 @@ def test_a_purchase_asks_no_more_of_sqlite_than_is_said() -> None:
 def test_a_purchase_asks_no_more_of_postgresql_than_is_said(server: Any) -> None:
     """As before; here each statement is a way to the server and back."""
     held("postgresql")
-
-
-def test_the_benchmarks_of_size_run(capsys: pytest.CaptureFixture[str]) -> None:
-    """Else their figures couldn't be taken again."""
-    assert many_rows.main(["--backend", "sqlite", "--size", "tiny"]) == 0
-    assert "payments archive" in capsys.readouterr().out
-    assert purchase_counts.main(["--backend", "sqlite", "--size", "tiny"]) == 0
-    assert "locks its envelope" in capsys.readouterr().out
