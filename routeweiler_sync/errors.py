@@ -39,6 +39,15 @@ import requests
 from ._core.urls import without_userinfos
 
 
+def _meant(error: Any) -> Any:
+    """Return the error that ``error`` stands for, or else itself.
+
+    Ray raises an error of a class of its own, made from Ray's class and from ours, and ours is its ``cause``.
+    """
+    cause = getattr(error, "__dict__", {}).get("cause")
+    return cause if isinstance(cause, RouteweilerError) and isinstance(error, type(cause)) else error
+
+
 class _ComputedText:
     """A text of an error, made each time it is read. An attribute of the same name that a program's subclass sets wins over it."""
 
@@ -47,7 +56,25 @@ class _ComputedText:
         self.__doc__ = make.__doc__
 
     def __get__(self, error: Any, owner: object = None) -> str:
-        return self._make(error)
+        return self._make(_meant(error))
+
+
+class _Fact:
+    """What is known of every error of a class; an instance's own attribute wins over it."""
+
+    def __init__(self, known: Any) -> None:
+        self._known = known
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, error: Any, owner: object = None) -> Any:
+        meant = _meant(error)
+        return self._known if meant is error else getattr(meant, self._name)
+
+
+def _fact(known: Any) -> Any:
+    return _Fact(known)
 
 
 class Advice(TypedDict):
@@ -74,17 +101,17 @@ class RouteweilerError(requests.RequestException):
     #: The sentence for ``spent`` False. A class whose errors may concern earlier payments limits it to this call.
     _NOTHING_SPENT: ClassVar[str] = "Nothing was spent."
     #: What is known about the money for every error of the class. An instance may know more.
-    spent: bool | None = False
+    spent: bool | None = _fact(False)
     #: The stable name that the trace writes.
     code: ClassVar[str] = "routeweiler_error"
     #: The payment hash that the error is about, in hex; None if there is none.
-    payment_hash: str | None = None
+    payment_hash: str | None = _fact(None)
     #: What to do next; None if the text is ``what`` alone.
-    advice: str | None = None
+    advice: str | None = _fact(None)
     #: What to do next for a user of the command line; None if ``advice`` serves there too.
-    shell_advice: str | None = None
+    shell_advice: str | None = _fact(None)
     #: What the call had paid before, in msat, fees included.
-    paid_before_msat: int = 0
+    paid_before_msat: int = _fact(0)
 
     def __init__(
         self,
@@ -275,7 +302,7 @@ class InvoicePaymentError(RouteweilerError):
     """
 
     code = "invoice_payment_failed"
-    failure_reason: str | None = None
+    failure_reason: str | None = _fact(None)
 
     def __init__(self, *args: Any, failure_reason: str | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -292,7 +319,7 @@ class PaymentPendingError(RouteweilerError):
     """
 
     code = "payment_pending"
-    spent = None
+    spent = _fact(None)
 
 
 class TokenRefusedError(RouteweilerError):
@@ -304,11 +331,11 @@ class TokenRefusedError(RouteweilerError):
 
     code = "token_refused"
     _NOTHING_SPENT = "Nothing was spent by this call."
-    spent = True
+    spent = _fact(True)
 
 
 class PreimageMismatchError(RouteweilerError):
     """The node reports a payment as made, but its preimage doesn't fit the payment hash: spent, and booked, but without a token."""
 
     code = "preimage_mismatch"
-    spent = True
+    spent = _fact(True)

@@ -7,8 +7,10 @@ that. What the environment says is left to `environment`, buying to `payments.ch
 from __future__ import annotations
 
 import copy
+import functools
 import os
 import time
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -39,6 +41,12 @@ def _open(ledger: Ledger | str | os.PathLike[str]) -> Ledger:
     from ..ledger.ledger import Ledger
 
     return Ledger.open(ledger)
+
+
+def _ledger_of(payer: weakref.ref[Payer]) -> Ledger:
+    alive = payer()
+    assert alive is not None, "a token cache is asked by its payer alone"
+    return alive.ledger
 
 
 def _sink(given: TraceSink | str | os.PathLike[str] | None) -> TraceSink | None:
@@ -134,7 +142,8 @@ class Payer:
     def _make(self) -> None:
         self._ledger: Ledger | None = None
         self._checkout: Checkout | None = None
-        self.token_cache = TokenCache(lambda: self.ledger)
+        # Without a cycle: a session that is dropped, an engine's unpickled one for instance, takes its connections with it at once.
+        self.token_cache = TokenCache(functools.partial(_ledger_of, weakref.ref(self)))
         #: What the calls of this payer have spent. A copy, and an unpickled payer, begin at 0.
         self.tally = Tally()
 

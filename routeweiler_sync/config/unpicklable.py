@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: Pickling libraries that can hold more than `pickle` can, lambdas for instance.
 _PICKLERS = ("cloudpickle", "dill")
+#: Dask's own pickling. It tries `pickle`, and takes cloudpickle for what `pickle` can't hold.
+_DASK = "distributed.protocol.pickle"
 #: How many callers up such a library is looked for.
 _MAX_FRAMES = 200
 
@@ -38,13 +40,15 @@ def why_not(part: object) -> str | None:
 
 
 def _dumps() -> Callable[[Any], object]:
-    """Return the ``dumps`` of the library that is pickling the session: `pickle`, unless it is one of `_PICKLERS`."""
+    """Return the ``dumps`` of the library that is pickling the session: `pickle`, unless it is one of `_PICKLERS` or Dask."""
     frame = sys._getframe(1)
     for _ in range(_MAX_FRAMES):
         if frame.f_back is None:
             break
         frame = frame.f_back
         name = frame.f_globals.get("__name__", "")
+        if name == _DASK and "cloudpickle" in sys.modules:
+            return sys.modules["cloudpickle"].dumps  # type: ignore[no-any-return]
         if any(each in name for each in _PICKLERS):
             dumps = frame.f_globals.get("dumps")
             if callable(dumps):

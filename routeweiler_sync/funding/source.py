@@ -16,6 +16,7 @@ from typing import Any
 from .._core import env_vars
 from .._core.deadline import Deadline, monotonic_s
 from .._core.secret_text import shown
+from .._core.signals import came_by_signal
 from ..errors import FundingError, InvoicePaymentError
 from ..protocol.invoice import decode_invoice
 from .client_answers import (
@@ -236,11 +237,15 @@ class LightningFundingSource:
                 sent = client.send(bolt11, payment_hash=payment_hash, max_fee_msat=max_fee_msat, timeout_s=timeout_s)
                 return read_answer(sent, payment_hash)
             preimage: object = client.pay_invoice(bolt11, max_fee_msat=max_fee_msat)
-        except Exception as error:  # noqa: BLE001 - a client may raise anything
+        except Exception as error:  # a client may raise anything
+            if came_by_signal(error):
+                raise
             return self._failure(error, payment_hash)
         try:
             return self._paid(bolt11, preimage, payment_hash, max_fee_msat)
-        except Exception as error:  # noqa: BLE001 - what a client returned may raise anything when it is read
+        except Exception as error:  # what a client returned may raise anything when it is read
+            if came_by_signal(error):
+                raise
             return WalletAnswer(reply=WalletReply.UNKNOWN, reason=read_error(error, payment_hash))
 
     def track(self, payment_hash: bytes, *, timeout_s: float, follow: bool) -> WalletAnswer:
@@ -254,7 +259,9 @@ class LightningFundingSource:
         try:
             if isinstance(client, WalletClient):
                 return read_answer(client.track(payment_hash, timeout_s=timeout_s, follow=follow), payment_hash)
-        except Exception as error:  # noqa: BLE001 - no error of a client, of whatever kind, says anything about the payment
+        except Exception as error:  # no error of a client, of whatever kind, says anything about the payment
+            if came_by_signal(error):
+                raise
             return WalletAnswer(reply=WalletReply.UNKNOWN, reason=read_error(error, payment_hash))
         import tenacity
 
@@ -314,7 +321,9 @@ class LightningFundingSource:
         try:
             client: Any = self.client
             return read_status(client.track_payment(payment_hash), payment_hash)
-        except Exception as error:  # noqa: BLE001 - no error of a client, of whatever kind, says anything about the payment
+        except Exception as error:  # no error of a client, of whatever kind, says anything about the payment
+            if came_by_signal(error):
+                raise
             return WalletAnswer(reply=WalletReply.UNKNOWN, reason=read_error(error, payment_hash))
 
     def _identity(self, timeout_s: float) -> tuple[str, str]:
@@ -388,6 +397,8 @@ def _ours_alone(what: str) -> Iterator[None]:
         yield
     except FundingError:
         raise
-    except Exception as error:  # noqa: BLE001 - a client may raise anything
+    except Exception as error:  # a client may raise anything
+        if came_by_signal(error):
+            raise
         why = read_reason(error) or type(error).__name__
         raise FundingError(f"{what} ({why}).", advice="Check that the node is up.") from cause_of(error)

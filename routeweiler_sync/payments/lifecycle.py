@@ -13,6 +13,7 @@ import tenacity
 
 from .._core.deadline import Deadline
 from .._core.log import log
+from .._core.signals import came_by_signal
 from ..errors import BudgetError, FundingError, LedgerError, PolicyDeniedError, RailNotSupportedError, RouteweilerError
 from ..funding.client_answers import read_answer, read_error
 from ..funding.replies import WalletAnswer, WalletReply
@@ -326,7 +327,9 @@ def answer_of(ask: Callable[[], WalletAnswer], payment_hash: bytes) -> WalletAns
     """Return the answer of a funding source, which may be a program's own. An exception, of whatever kind, proves nothing."""
     try:
         return read_answer(ask(), payment_hash)
-    except Exception as error:  # noqa: BLE001 - the intent is written: every fault from here on is an outcome that isn't known
+    except Exception as error:  # the intent is written: every fault from here on is an outcome that isn't known
+        if came_by_signal(error):
+            raise
         return WalletAnswer(reply=WalletReply.UNKNOWN, reason=read_error(error, payment_hash))
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from .._core import env_vars
 from .._core.deadline import Deadline
 from .._core.money import sats
+from .._core.signals import came_by_signal
 from ..errors import BudgetExceededError, FundingError, NoFundingForRailError
 from ..funding.client_answers import cause_of, close, node_key, read_error, read_msat
 from ..funding.source import LightningFundingSource
@@ -106,7 +107,9 @@ def node_of(source: LightningFundingSource, timeout_s: float, *, anew: bool = Fa
         return node_key(ready(timeout_s))
     except FundingError:
         raise
-    except Exception as error:  # noqa: BLE001 - foreign code may raise anything
+    except Exception as error:  # foreign code may raise anything
+        if came_by_signal(error):
+            raise
         what = f"The funding source can't be asked ({read_error(error)})."
         raise FundingError(what, advice="Check that the node is up.") from cause_of(error)
 
@@ -154,7 +157,9 @@ def _asked(source: LightningFundingSource, question: str, deadline: Deadline, *a
         value: object = ask(*args, timeout_s=deadline.left_s())
     except FundingError:
         raise
-    except Exception as error:  # noqa: BLE001 - foreign code may raise anything
+    except Exception as error:  # foreign code may raise anything
+        if came_by_signal(error):
+            raise
         raise FundingError(
             f"The wallet can't be asked for its {question} ({read_error(error)}).", advice="Check that the wallet is up."
         ) from cause_of(error)

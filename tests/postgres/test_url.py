@@ -25,6 +25,7 @@ SECRET = "s3cret"
 @pytest.fixture(autouse=True)
 def fresh_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(postgres_url, "_given", {})
+    monkeypatch.setattr(postgres_url, "_looked_at", set())
 
 
 @pytest.mark.parametrize(
@@ -226,3 +227,20 @@ def test_parameters_that_libpq_doesnt_know_are_told_without_the_password() -> No
         for told in (refused.value, refused.value.__cause__):
             assert SECRET not in str(told)
             assert "cret@" not in str(told)
+
+
+def test_an_unpickled_session_takes_the_password_from_its_own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where an engine's workers have ``ROUTEWEILER_LEDGER``, a session that was sent to them would be refused by the database."""
+    monkeypatch.setenv("ROUTEWEILER_LEDGER", f"postgresql://u:{SECRET}@h/d")
+    there = pickle.loads(pickle.dumps(Routeweiler(funding=[], ledger="postgresql://u@h/d")))
+    ledger = there.adapters["https://"].payer.ledger
+    assert ledger._store._address.conninfo == f"postgresql://u:{SECRET}@h/d"
+    assert SECRET not in repr(ledger) + ledger.url
+    assert read_url("postgresql://u@other/d").conninfo == "postgresql://u@other/d", "no password goes to another server"
+
+
+@pytest.mark.parametrize("named", ["postgresql://u@h/d", "postgresql://u:@:@h/d", "/a/file.db", ""])
+def test_an_environment_without_a_password_changes_nothing(named: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a mistake in the environment would break a ledger that is named in the program."""
+    monkeypatch.setenv("ROUTEWEILER_LEDGER", named)
+    assert read_url("postgresql://u@h/d").conninfo == "postgresql://u@h/d"

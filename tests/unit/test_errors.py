@@ -192,3 +192,40 @@ def test_a_class_with_a_text_of_its_own_keeps_it_in_the_shell() -> None:
             return "my words"
 
     assert Own("x", advice="y", shell_advice="z").shell_text == "my words"
+
+
+class EngineError(Exception):
+    """The root of another library's errors."""
+
+
+def standing_for(cause: RouteweilerError) -> RouteweilerError:
+    """An error as Ray raises it where a task's result is asked for: of both classes, with neither's constructor called."""
+
+    class Standing(EngineError, type(cause)):  # type: ignore[misc]
+        def __init__(self, cause: RouteweilerError) -> None:
+            self.cause = cause
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.cause, name)
+
+        def __str__(self) -> str:
+            return "a traceback of many lines"
+
+    return Standing(cause)
+
+
+@pytest.mark.parametrize("spent", [False, True, None])
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_an_engines_error_that_stands_for_ours_knows_what_ours_knows(kind: type[RouteweilerError], spent: bool | None) -> None:
+    """Else what is known of the class alone would be told: of a payment that was made, that nothing was spent."""
+    response = requests.Response()
+    error = kind("It broke.", advice="Mend it.", shell_advice="Mend.", spent=spent, payment_hash=HASH, response=response)
+    error.paid_before_msat = 7_000
+    standing = standing_for(error)
+    assert isinstance(standing, kind)
+    for name in ("spent", "advice", "shell_advice", "payment_hash", "paid_before_msat", "what", "brief", "money_sentence"):
+        assert getattr(standing, name) == getattr(error, name), name
+    assert standing.response is response
+    if isinstance(error, InvoicePaymentError):
+        error.failure_reason = "NO_ROUTE"
+        assert standing.failure_reason == "NO_ROUTE"  # type: ignore[attr-defined]

@@ -21,6 +21,7 @@ from ..._core.durations import read_seconds
 from ..._core.forks import importing
 from ..._core.preload import prepare_to_pay
 from ..._core.secret_text import WHERE, kind_of, shown
+from ..._core.signals import came_by_signal
 from ...errors import FundingError
 from ..replies import WalletAnswer, WalletReply, tidy
 from ..simple_calls import pay, status_of
@@ -146,7 +147,9 @@ class LnbitsClient:
             request = HttpRequest.of_json("POST", _PAYMENTS, {"out": True, "bolt11": bolt11}, self._headers())
         except FundingError as error:
             return WalletAnswer(reply=WalletReply.REFUSED, reason=error.brief)
-        except Exception as error:  # noqa: BLE001 - of whatever kind it is, not a byte of the order has left
+        except Exception as error:  # of whatever kind it is, not a byte of the order has left
+            if came_by_signal(error):
+                raise
             return WalletAnswer(reply=WalletReply.REFUSED, reason=f"the order can't be made: {type(error).__name__}")
         rule = None
         try:
@@ -160,7 +163,9 @@ class LnbitsClient:
             return WalletAnswer(reply=WalletReply.REFUSED, reason=error.brief)
         except HttpCallError as error:
             sent = WalletAnswer(reply=WalletReply.UNKNOWN, reason=f"{self._name}: {error.what}")
-        except Exception as error:  # noqa: BLE001 - of whatever kind it is, the order may have left
+        except Exception as error:  # of whatever kind it is, the order may have left
+            if came_by_signal(error):
+                raise
             sent = WalletAnswer(reply=WalletReply.UNKNOWN, reason=f"the answer can't be read: {type(error).__name__}")
         if sent.reply is WalletReply.SUCCEEDED:
             return sent
@@ -279,7 +284,9 @@ class LnbitsClient:
                     return answer
         except FundingError as error:
             return WalletAnswer(reply=WalletReply.UNKNOWN, reason=error.brief)
-        except Exception as error:  # noqa: BLE001 - no error, of whatever kind, says anything about the payment
+        except Exception as error:  # no error, of whatever kind, says anything about the payment
+            if came_by_signal(error):
+                raise
             return WalletAnswer(reply=WalletReply.UNKNOWN, reason=f"the answer can't be read: {type(error).__name__}")
 
     def _look(self, payment_hash: bytes, deadline: Deadline) -> WalletAnswer:

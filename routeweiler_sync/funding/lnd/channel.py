@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 import grpc
 
 from ..._core.deadline import monotonic_s
+from ..._core.signals import came_by_signal
 from ...errors import FundingError, RouteweilerError
 from ..replies import WalletAnswer, WalletReply, tidy
 from ..wallet import NotPermittedError
@@ -224,7 +225,9 @@ class LndChannel:
             yield read_error(rpc, "DEADLINE_EXCEEDED", "gRPC itself has fallen silent", started=started)
         except RouteweilerError:
             raise
-        except Exception as error:  # noqa: BLE001 - for example MemoryError; the order may have left
+        except Exception as error:  # for example MemoryError; the order may have left
+            if came_by_signal(error):
+                raise
             yield WalletAnswer(reply=WalletReply.UNKNOWN, reason=self._of_a_foreigner(error, None))
 
     def _listen(
@@ -370,7 +373,9 @@ class LndChannel:
             raise self._error(cause, "call again over a new connection; if gRPC stays silent, restart this program") from None
         except RouteweilerError:
             raise
-        except Exception as error:  # noqa: BLE001 - what a program has put around grpc may raise anything
+        except Exception as error:  # what a program has put around grpc may raise anything
+            if came_by_signal(error):
+                raise
             raise self._foreign(error, wrapper) from None
 
     def _suit_green_threads(self) -> None:

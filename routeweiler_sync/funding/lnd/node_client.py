@@ -18,6 +18,7 @@ from ..._core.deadline import monotonic_s
 from ..._core.durations import read_seconds
 from ..._core.preload import prepare_to_pay
 from ..._core.secret_text import WHERE, kind_of, may_be_secret, problem_of_path, shown, without_secrets
+from ..._core.signals import came_by_signal
 from ...errors import FundingError
 from ..replies import WalletAnswer, WalletReply, tidy
 from ..simple_calls import pay, status_of
@@ -200,14 +201,18 @@ class LndNodeClient:
             )
         except FundingError as error:
             return WalletAnswer(reply=WalletReply.REFUSED, reason=error.brief)
-        except Exception as error:  # noqa: BLE001 - of whatever kind it is, not a byte of the order has left
+        except Exception as error:  # of whatever kind it is, not a byte of the order has left
+            if came_by_signal(error):
+                raise
             return WalletAnswer(reply=WalletReply.REFUSED, reason=f"the order can't be made: {type(error).__name__}")
         try:
             with closing(connection.answers("send", request, payment_hash=payment_hash, timeout_s=remaining_s)) as answers:
                 return next(answer for answer in answers if answer.reply is not WalletReply.IN_FLIGHT)
         except FundingError as error:
             return WalletAnswer(reply=WalletReply.REFUSED, reason=error.brief)
-        except Exception as error:  # noqa: BLE001 - of whatever kind it is, the order may have left
+        except Exception as error:  # of whatever kind it is, the order may have left
+            if came_by_signal(error):
+                raise
             return WalletAnswer(reply=WalletReply.UNKNOWN, reason=f"the answer can't be read: {type(error).__name__}")
 
     # Asking: none of these methods can move money
@@ -234,7 +239,9 @@ class LndNodeClient:
                         return answer
         except FundingError as error:
             return WalletAnswer(reply=WalletReply.UNKNOWN, reason=error.brief)
-        except Exception as error:  # noqa: BLE001 - no error, of whatever kind, says anything about the payment
+        except Exception as error:  # no error, of whatever kind, says anything about the payment
+            if came_by_signal(error):
+                raise
             return WalletAnswer(reply=WalletReply.UNKNOWN, reason=f"the answer can't be read: {type(error).__name__}")
         if answer.reply is WalletReply.UNKNOWN and last is not None and monotonic_s() >= deadline - _DEADLINE_SLACK_S:
             return last

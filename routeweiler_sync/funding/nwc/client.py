@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from ..._core import env_vars
 from ..._core.deadline import Deadline, monotonic_s
 from ..._core.durations import read_seconds
+from ..._core.signals import came_by_signal
 from ...errors import ChallengeParseError, FundingError
 from ...protocol.invoice import decode_invoice
 from ..replies import WalletAnswer, WalletReply, tidy
@@ -124,7 +125,9 @@ class NwcClient:
 
         try:
             answer = self._work(order, timeout_s)
-        except Exception as error:  # noqa: BLE001 - of whatever kind, the permit shows whether the order may have left
+        except Exception as error:  # of whatever kind, the permit shows whether the order may have left
+            if came_by_signal(error):
+                raise
             reason = error.brief if isinstance(error, FundingError) else f"the answer can't be read: {type(error).__name__}"
             try:
                 left = permit.pop()  # taken here, it can't be taken any more before the order leaves
@@ -179,7 +182,9 @@ class NwcClient:
             return self._work(lambda deadline, use: self._pool.look_up(payment_hash, deadline, use), timeout_s)
         except FundingError as error:
             return WalletAnswer(reply=WalletReply.UNKNOWN, reason=error.brief)
-        except Exception as error:  # noqa: BLE001 - no error, of whatever kind, says anything about the payment
+        except Exception as error:  # no error, of whatever kind, says anything about the payment
+            if came_by_signal(error):
+                raise
             return WalletAnswer(reply=WalletReply.UNKNOWN, reason=f"the answer can't be read: {type(error).__name__}")
 
     def track_payment(self, payment_hash: bytes | str) -> PaymentStatus:

@@ -137,8 +137,10 @@ class PostgresStore:
             with self._writing(durable, wait) as tx:
                 return work(tx)
 
+        # Its objects refer to each other. If they referred to this store too, a dropped one would keep its connections for a while.
+        here: Any = weakref.proxy(self)
         retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(self._may_be_run_again),
+            retry=tenacity.retry_if_exception(lambda error: PostgresStore._may_be_run_again(here, error)),
             wait=tenacity.wait_random_exponential(multiplier=0.02, max=1.0),
             sleep=wait.pause,
             stop=lambda state: wait.passed or state.attempt_number >= MAX_TRIES,

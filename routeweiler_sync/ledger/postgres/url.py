@@ -6,10 +6,13 @@ The module remembers, for this process, which URLs were given with a password. E
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 from dataclasses import dataclass, field
 from urllib.parse import unquote
 
+from ..._core import env_vars
 from ..._core.secret_text import without_passwords
 from ...errors import LedgerError
 
@@ -19,9 +22,12 @@ SECRET_PARAMETERS = frozenset(
     {"password", "passwd", "pass", "pwd", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key"}
 )
 
-#: By URL without secrets: the full URL and its secrets, if this process was given them. An unpickled session has only the URL
-#: without.
+#: By URL without secrets: the full URL and its secrets, if this process was given them, be it by its environment. An unpickled
+#: session has only the URL without.
 _given: dict[str, tuple[str, tuple[str, ...]]] = {}
+
+#: Values of ``ROUTEWEILER_LEDGER`` that were read for their passwords.
+_looked_at: set[str] = set()
 
 #: A text with one of these as ``name=value`` is libpq's other form of an address, not the name of a file.
 _CONNINFO_NAMES = frozenset({"host", "hostaddr", "port", "dbname", "user", "password", "passfile", "service"})
@@ -45,7 +51,8 @@ class Address:
 def read_url(text: str) -> Address:
     """Return the address that the URL ``text`` gives.
 
-    If ``text`` has no password, and this process was given the same URL with one before, that password is used.
+    If ``text`` has no password, and this process was given the same URL with one before, or has it in ``ROUTEWEILER_LEDGER``, that
+    password is used.
 
     Raises: LedgerError for a URL that libpq might read in another way. Its text shows nothing of ``text``.
     """
@@ -82,8 +89,19 @@ def read_url(text: str) -> Address:
     secrets = tuple(secret for secret in (unquote(password), password, *hidden) if secret)
     if secrets:
         _given[url] = (f"postgresql://{rest}", secrets)
+    if not secrets and url not in _given:
+        _note_the_environments()
     conninfo, secrets = _given.get(url, (url, ()))
     return Address(url=url, conninfo=conninfo, secrets=secrets)
+
+
+def _note_the_environments() -> None:
+    """Note the URL of ``ROUTEWEILER_LEDGER``: where a session is unpickled, that may have the password."""
+    named = os.environ.get(env_vars.LEDGER, "")
+    if named not in _looked_at and named.startswith(tuple(f"{scheme}://" for scheme in SCHEMES)):
+        _looked_at.add(named)
+        with contextlib.suppress(LedgerError):  # whoever uses that URL is told what is wrong with it
+            read_url(named)
 
 
 def is_conninfo(text: str) -> bool:

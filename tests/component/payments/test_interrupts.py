@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
+import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -14,6 +17,8 @@ from routeweiler_sync import Funding, PaymentPendingError, PaymentStatus, Routew
 from routeweiler_sync.paywall.negotiation import Negotiation
 from routeweiler_sync.testing import FakeLnd, Paywall
 from tests.support.accounts import Books
+from tests.support.fake_wallets import FakeWallet
+from tests.support.wallet_market import WalletMarket
 
 
 class Alarm(BaseException):
@@ -197,3 +202,68 @@ def test_an_interrupt_between_purchase_and_first_use_doesnt_hold_the_token_back(
 
 def interrupt(*args: object) -> None:
     raise KeyboardInterrupt
+
+
+class TimeLimit(Exception):
+    """What an engine's signal handler raises once a task has had its time: an Exception, as Celery's SoftTimeLimitExceeded is."""
+
+
+@pytest.fixture
+def time_is_over() -> Iterator[Callable[[], None]]:
+    """Lets the time limit of this "task" come now."""
+
+    def handler(number: int, frame: object) -> None:
+        raise TimeLimit
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    yield lambda: os.kill(os.getpid(), signal.SIGUSR1)
+    signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no such signals here")
+@pytest.mark.parametrize("moment", ["before_key", "before_paying", "after_paying", "before_tracking"])
+def test_a_tasks_time_limit_isnt_taken_for_the_wallets_fault(
+    make_session: Callable[..., Routeweiler],
+    paywall: Paywall,
+    node: Node,
+    lnd: FakeLnd,
+    books: Books,
+    time_is_over: Callable[[], None],
+    moment: str,
+) -> None:
+    """Else the limit would be forgotten: the call would go on until the engine kills its process, or tell of an absent node."""
+    setattr(node, moment, time_is_over)
+    session = make_session(funding=funded(node))
+    with warnings.catch_warnings(record=True) as told, pytest.raises(TimeLimit):
+        warnings.simplefilter("always")
+        session.get(paywall.url)
+    assert any("Interrupted" in str(each.message) for each in told) == (moment != "before_key")
+    setattr(node, moment, lambda: None)
+    assert session.get(paywall.url).status_code == 200
+    assert len(lnd.payments) == 1
+    books.check()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no such signals here")
+def test_a_time_limit_ends_the_wait_for_a_payment_in_flight(
+    each_wallet: FakeWallet, market: WalletMarket, time_is_over: Callable[[], None], lnd: FakeLnd
+) -> None:
+    """Of each wallet: a task would wait on for its payment until its process is killed, and whoever is to clean up with it."""
+    lnd.hang_next()
+    session = market.session(payment_timeout=60)
+    limit = threading.Timer(0.0, lambda: (lnd.wait_for(lambda node: bool(node.payments), 60), time_is_over()))
+    limit.start()
+    with pytest.warns(RuntimeWarning, match="Interrupted"), pytest.raises(TimeLimit):
+        session.get(market.paywall.url)
+    limit.join()
+    lnd.release()
+    assert session.get(market.paywall.url).status_code == 200
+    assert len(lnd.payments) == 1
+
+
+def test_a_wallets_own_error_is_no_time_limit_though_a_handler_is_there(
+    make_session: Callable[..., Routeweiler], paywall: Paywall, node: Node, time_is_over: Callable[[], None]
+) -> None:
+    """Else an error of a wallet would leave the call as it is, and its caller not learn what it means for the money."""
+    node.after_paying = raiser(TimeLimit())
+    assert make_session(funding=funded(node)).get(paywall.url).status_code == 200

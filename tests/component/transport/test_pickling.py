@@ -5,12 +5,14 @@ from __future__ import annotations
 import concurrent.futures
 import copy
 import functools
+import gc
 import multiprocessing
 import os
 import pickle
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -764,3 +766,19 @@ def test_the_module_is_pickled_by_name() -> None:
     """Sessions and classes are found again by their public path."""
     for name in ("Session", "Routeweiler", "PaywallAdapter", "BudgetEnvelope", "RouteweilerError"):
         assert pickled(getattr(routeweiler_sync, name)) is getattr(routeweiler_sync, name)
+
+
+def test_a_dropped_session_takes_its_connections_with_it_at_once(arguments: dict[str, Any], paywall: Paywall) -> None:
+    """An engine unpickles a session for each task: hundreds of open ledgers and nodes would wait for Python's garbage collector."""
+    pickle_of_it = pickle.dumps(Routeweiler(**arguments))
+    gc.collect()
+    gc.disable()
+    try:
+        session = pickle.loads(pickle_of_it)
+        assert session.get(paywall.url).status_code == 200
+        payer = session.adapters["https://"].payer
+        parts = [weakref.ref(each) for each in (session, payer, payer.checkout, payer.ledger, payer.funding[0].client)]
+        del session, payer
+        assert [part() for part in parts] == [None] * len(parts)
+    finally:
+        gc.enable()
