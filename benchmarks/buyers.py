@@ -183,7 +183,7 @@ class L402Requests(Buyer):
 class L402Sdk(Buyer):
     """``l402sdk``, in Rust, over lnd's REST interface. It keeps tokens and budget in memory, nothing on disk.
 
-    Its gRPC client doesn't take the certificate that lnd makes for itself.
+    Its gRPC client refuses the certificate that lnd makes for itself; its REST client takes any certificate.
     """
 
     def __init__(self, shop: dict[str, Any], folder: Path) -> None:

@@ -279,7 +279,7 @@ def count_instructions(chosen: Sequence[Case], url: str, folder: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark. Return the exit code."""
-    parser = measure.options(__doc__)
+    parser = measure.options(__doc__, cpu=True)
     parser.add_argument("--requests", type=int, help="pairs of requests in each case, spread over the sessions")
     parser.add_argument("--imports", type=int, help="pairs of imports; 0 for none")
     parser.add_argument("--only", default="", help="run only the cases whose name contains this text")

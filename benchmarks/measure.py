@@ -200,11 +200,16 @@ def settled_heap() -> Iterator[None]:
 # -- options, table, JSON -------------------------------------------------------------------------------------------------
 
 
-def options(doc: str | None) -> argparse.ArgumentParser:
-    """Return a parser with what all benchmarks understand. Its description is the first line of ``doc``, the module's docstring."""
+def options(doc: str | None, *, cpu: bool = False) -> argparse.ArgumentParser:
+    """Return a parser with what all benchmarks understand, and ``--cpu`` if it makes sense for this one.
+
+    The description is the first line of ``doc``, the module's docstring.
+    """
     parser = argparse.ArgumentParser(description=str(doc).partition("\n")[0])
     parser.add_argument("--size", choices=SIZES, default="full", help="how much is measured; tiny shows only that it works")
-    parser.add_argument("--cpu", action="store_true", help="count this process's processor time instead of the time on the clock")
+    parser.set_defaults(cpu=False)
+    if cpu:
+        parser.add_argument("--cpu", action="store_true", help="count processor time instead of the time on the clock")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures and facts of the machine to FILE")
     parser.add_argument("--check", action="store_true", help="exit 1 if a goal isn't met")
     return parser

@@ -181,7 +181,7 @@ def can_have_lnd() -> bool:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark. Return the exit code."""
-    parser = measure.options(__doc__)
+    parser = measure.options(__doc__, cpu=True)
     parser.add_argument("--node", choices=["fake", "lnd"], default="fake")
     parser.add_argument("--peers", type=Path, metavar="FOLDER", help="a virtual environment that has the other libraries")
     parser.add_argument("--install-peers", action="store_true", help="make this environment first, if it isn't there")

@@ -53,7 +53,7 @@ class Crowd:
         self._pool.shutdown()
 
 
-def calls(crowd: Crowd, case: free_traffic.Case, turns: int, each: int) -> Figure:
+def calls(crowd: Crowd, case: free_traffic.Case, turns: int, each: int, clock: Callable[[], float]) -> Figure:
     """Measure calls of a page that costs nothing, or that was paid for."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="threads-")))
@@ -66,14 +66,14 @@ def calls(crowd: Crowd, case: free_traffic.Case, turns: int, each: int) -> Figur
         def some(session: requests.Session) -> Callable[[], None]:
             return crowd.does(lambda: [session.get(url) for _ in range(each)])
 
-        took = measure.in_turns({"ours": some(ours), "theirs": some(theirs)}, turns, warm_up=1)
+        took = measure.in_turns({"ours": some(ours), "theirs": some(theirs)}, turns, warm_up=1, clock=clock)
         case.check(ours.get(url))
     return measure.compare(
         f"{crowd.threads} threads, {case.name}", took["ours"], took["theirs"], against="requests", unit="ms", goal=case.goal
     )
 
 
-def purchases(crowd: Crowd, turns: int) -> Figure:
+def purchases(crowd: Crowd, turns: int, clock: Callable[[], float]) -> Figure:
     """Measure purchases, each of a page of its own."""
     with contextlib.ExitStack() as stack:
         shop = stack.enter_context(open_shop("fake"))
@@ -90,22 +90,23 @@ def purchases(crowd: Crowd, turns: int) -> Figure:
 
             return crowd.does(one)
 
-        took = measure.in_turns({"ours": buy(ours), "theirs": buy(theirs)}, turns, warm_up=1)
+        took = measure.in_turns({"ours": buy(ours), "theirs": buy(theirs)}, turns, warm_up=1, clock=clock)
     return measure.compare(f"{crowd.threads} threads, purchases", took["ours"], took["theirs"], against="bare loop", unit="ms")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark. Return the exit code."""
-    parser = measure.options(__doc__)
+    parser = measure.options(__doc__, cpu=True)
     parser.add_argument("--threads", type=int, default=THREADS)
     parser.add_argument("--only", default="", help="run only the cases whose name contains this text")
     given = parser.parse_args(arguments)
     turns, each, bought = SIZES[given.size]
+    clock = measure.clock_of(given)
     with contextlib.closing(Crowd(given.threads)) as crowd:
         cases = [case for case in free_traffic.CASES if case.name in CASES and given.only in case.name]
-        figures = [calls(crowd, case, turns, each) for case in cases]
+        figures = [calls(crowd, case, turns, each, clock) for case in cases]
         if given.only in "purchases":
-            figures.append(purchases(crowd, bought))
+            figures.append(purchases(crowd, bought, clock))
     return measure.finish("threads", given, figures)
 
 

@@ -143,7 +143,7 @@ def together(processes: int, folder: Path, seconds: float) -> Figure:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark. Return the exit code: 1 if ``--check`` is given and a goal isn't met."""
-    given = measure.options(__doc__).parse_args(arguments)
+    given = measure.options(__doc__, cpu=True).parse_args(arguments)
     clock = measure.clock_of(given)
     with tempfile.TemporaryDirectory(prefix="trace-lines-") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
