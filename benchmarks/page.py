@@ -126,13 +126,6 @@ What the ledger's part of a purchase, and a whole purchase, cost on a ledger wit
 full` has 1,000,000 of them, `--size short` 100,000.""",
     ),
     Section(
-        name="many_rows",
-        title="A ledger with many rows: size, commands, archive",
-        module=["benchmarks.many_rows"],
-        words="""\
-How large a ledger is, what the commands need that read it, and what a backup and the archive take. `--rows` has more.""",
-    ),
-    Section(
         name="report",
         title="The report",
         module=["benchmarks.report"],

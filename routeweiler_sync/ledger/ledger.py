@@ -293,7 +293,7 @@ class Ledger(ServerFacts, Charges):
         What was moved to ``archives`` is in it too. They are read first: what is moved meanwhile counts as moved elsewhere.
         """
         moved = {name: row for each in archives for name, row in snapshot.read_payments(each._store).items()}
-        with self._store.read() as tx:
+        with self._store.read(long=True) as tx:
             taken = snapshot.read(tx)
         return taken.with_archived(moved) if archives else taken
 

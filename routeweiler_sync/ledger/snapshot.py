@@ -189,7 +189,7 @@ def read_payments(store: Store) -> dict[str, BookedPayment]:
 
     Raises: as `read`.
     """
-    with store.read() as tx:
+    with store.read(long=True) as tx:
         return {row.payment_hash: row for row in _payments(tx)}
 
 

@@ -172,7 +172,7 @@ class SqliteStore:
         with self.transaction(durable=durable, binding=binding) as tx:
             return work(tx)
 
-    def read(self) -> AbstractContextManager[SqliteTransaction]:
+    def read(self, *, long: bool = False) -> AbstractContextManager[SqliteTransaction]:
         """Begin a read transaction: every statement sees the file as of one moment. Never waits for a writer."""
         return _Turn(self, writes=False)
 

@@ -289,8 +289,10 @@ class Store(Protocol):
         Raises: LedgerError, and whatever ``work`` raises.
         """
 
-    def read(self) -> AbstractContextManager[Transaction]:
+    def read(self, *, long: bool = False) -> AbstractContextManager[Transaction]:
         """Begin a read-only transaction: every statement sees the database as of one moment. It never waits for a writer.
+
+        ``long``: it may take minutes, with many statements that each take a moment.
 
         Raises: LedgerError.
         """

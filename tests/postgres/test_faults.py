@@ -21,6 +21,7 @@ import pytest
 from routeweiler_sync import Routeweiler
 from routeweiler_sync._core.deadline import patience
 from routeweiler_sync.errors import LedgerError
+from routeweiler_sync.ledger import snapshot
 from routeweiler_sync.ledger.ledger import Ledger
 from routeweiler_sync.ledger.postgres import connections as postgres_links, store as postgres
 from routeweiler_sync.ledger.postgres.store import _TABLES as TABLES
@@ -289,6 +290,24 @@ def test_a_server_that_is_frozen_holds_nobody_up_for_ever(
     finally:
         os.kill(pid, signal.SIGCONT)
     assert len(ledger.unfinished()) == 2
+
+
+def test_an_audit_of_many_payments_may_take_longer_than_a_transaction(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a ledger of some millions couldn't be audited, whatever time there is: its rows must all be of one moment."""
+    for n in range(12):
+        ledger.open_payment(intent(n), None)
+    monkeypatch.setattr(postgres_links, "TRANSACTION_LIMIT_S", 1.0)
+    monkeypatch.setattr(snapshot, "PAGE_ROWS", 1)
+    read = snapshot._payment
+
+    def slowly(row: Any) -> Any:
+        time.sleep(0.2)
+        return read(row)
+
+    monkeypatch.setattr(snapshot, "_payment", slowly)
+    assert len(ledger.snapshot().payments) == 12
+    with pytest.raises(LedgerError), ledger._store.read(long=True) as tx:
+        tx.execute("SELECT pg_sleep(30)")
 
 
 # -- what others do to it -------------------------------------------------------------------------------------------------------

@@ -201,20 +201,30 @@ class Guard:
 
     def __init__(self, limit_s: float) -> None:
         self._limit_s = limit_s
+        self._timer = self._new_timer()
         self._watched: Connection | None = None
         #: Whether the time is over.
         self.is_over = False
 
     @contextlib.contextmanager
     def __call__(self) -> Iterator[Guard]:
-        timer = threading.Timer(self._limit_s, self._cut)
-        timer.daemon = True
-        timer.start()
+        self._timer.start()
         try:
             yield self
         finally:
             self._watched = None
-            timer.cancel()
+            self._timer.cancel()
+
+    def again(self) -> None:
+        """Give the connection the whole time once more. Raises nothing if it is over."""
+        earlier, self._timer = self._timer, self._new_timer()
+        earlier.cancel()
+        self._timer.start()
+
+    def _new_timer(self) -> threading.Timer:
+        timer = threading.Timer(self._limit_s, self._cut)
+        timer.daemon = True
+        return timer
 
     def watch(self, link: Link) -> None:
         """Make ``link`` the connection to cut when the time is over. Cut it now if it is."""

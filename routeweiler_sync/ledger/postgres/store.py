@@ -156,10 +156,14 @@ class PostgresStore:
             yield tx
 
     @contextlib.contextmanager
-    def read(self) -> Iterator[PostgresTransaction]:
-        """Begin a read transaction (REPEATABLE READ, READ ONLY): every statement sees the database as of one moment."""
-        with self._as_ledger_error(), self._begun(Link.begin_reading, _wait(READ_S_MIN)) as link:
-            yield PostgresTransaction(link.connection)
+    def read(self, *, long: bool = False) -> Iterator[PostgresTransaction]:
+        """Begin a read transaction (REPEATABLE READ, READ ONLY): every statement sees the database as of one moment.
+
+        ``long``: not all of it together may take as long as a transaction may, but each statement.
+        """
+        guards: list[Guard] = []
+        with self._as_ledger_error(), self._begun(Link.begin_reading, _wait(READ_S_MIN), guards) as link:
+            yield PostgresTransaction(link.connection, guards[0].again if long else None)
             link.connection.execute("COMMIT")
 
     def vacuum(self) -> None:
@@ -240,10 +244,12 @@ class PostgresStore:
         ) from clean(loss, self._address.secrets)
 
     @contextlib.contextmanager
-    def _begun(self, begin: Callable[[Link], None], wait: LedgerWait) -> Iterator[Link]:
-        """Yield a link on which ``begin`` has begun a transaction. Roll back if the block raises."""
+    def _begun(self, begin: Callable[[Link], None], wait: LedgerWait, guards: list[Guard] | None = None) -> Iterator[Link]:
+        """Yield a link on which ``begin`` has begun a transaction. Roll back if the block raises. Add its guard to ``guards``."""
         pool = self._pool_here()
         with self._turn(pool, wait) as (wait, guard):
+            if guards is not None:
+                guards.append(guard)
             link = self._start(pool, begin, guard, wait)
             try:
                 yield link
@@ -411,11 +417,14 @@ _here = _Here()
 class PostgresTransaction:
     """A `routeweiler_sync.ledger.store.Transaction` on a PostgreSQL connection."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, before: Callable[[], None] | None = None) -> None:
         self._connection = connection
+        self._before = before
 
     def execute(self, sql: str, parameters: Sequence[object] = ()) -> list[Mapping[str, Any]]:
         """Run one statement. Return its rows, each by column name."""
+        if self._before is not None:
+            self._before()
         try:
             cursor = self._connection.execute(_translated(sql, len(parameters)), tuple(parameters))
             return [*cursor.fetchall()] if cursor.description else []
