@@ -36,13 +36,14 @@ def no_price_from_the_internet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 #: Folders whose tests share one server. One worker runs all of them.
-SHARED = ("tests/postgres/", "tests/regtest/")
+SHARED = ("tests/postgres/", "tests/regtest/", "tests/engines/")
 #: What takes longest. It is begun first: begun last, it would keep one worker busy for minutes after the others have ended.
 FIRST = (
     "tests/regtest/",
     "tests/compat/test_requests_suite.py",
     "tests/compat/test_naive_sessions_fail.py",
     "tests/postgres/",
+    "tests/engines/",
     "tests/component/payments/test_each_wallet.py",
     "tests/component/funding/test_connection_sweep.py",
     "tests/component/payments/test_charge_crash_points.py",
