@@ -36,7 +36,7 @@ KINDS = ["warm", "cold", "fresh process"]
 #: Rounds of each kind.
 SIZES = {
     "fake": {"full": (100, 60, 15), "short": (40, 20, 5), "tiny": (2, 2, 1)},
-    "lnd": {"full": (30, 40, 10), "short": (15, 20, 5), "tiny": (2, 2, 1)},
+    "lnd": {"full": (25, 30, 6), "short": (12, 20, 4), "tiny": (2, 2, 1)},
 }
 WARM_UP = 3
 #: Longer than lnd's tick, which is 50 ms.

@@ -26,7 +26,7 @@ from benchmarks.shop import Shop, open_shop
 #: Processes, turns of each side, and the seconds of a turn.
 SIZES: dict[str, tuple[list[int], int, float]] = {
     "full": ([1, 4, 8, 16], 8, 1.5),
-    "short": ([1, 8], 6, 1.0),
+    "short": ([1, 8], 5, 1.0),
     "tiny": ([2], 1, 0.2),
 }
 GOALS = {8: Goal(of="ratio", least=0.9)}

@@ -32,6 +32,7 @@ ARGUMENTS = {
 
 def test_each_benchmark_is_shown_on_the_page() -> None:
     """One that is forgotten there is measured for nobody."""
+    assert len({section.name for section in page.SECTIONS}) == len(page.SECTIONS)
     assert set(COMMANDS) == {section.module[0].removeprefix("benchmarks.") for section in page.SECTIONS}
 
 
