@@ -21,6 +21,7 @@ from .._core.deadline import PATIENCE_S_MIN, patience
 from ..paywall.call import CallContext, QuoteReady, current, for_quote, is_for_quote, quoting, record_unsent, remove_hooks
 from ..settings import SETTINGS, Default, Unpayable
 from .adapter import PaywallAdapter, environment_payer, is_default, made_payer, warn_unpaid
+from .environ_settings import settings_of
 from .foreign_adapters import send_with_hook
 from .response import method_as
 
@@ -187,6 +188,12 @@ class Routeweiler(requests.Session):
                 if _in_stock_request(self) and not is_for_quote(request):
                     record_unsent(self._payer, request.method, request.url, time.time(), error)
                 raise
+
+        @functools.wraps(requests.Session.merge_environment_settings)
+        def merge_environment_settings(self, *args, **kwargs):
+            inherited = super().merge_environment_settings
+            settings = settings_of(self, inherited, args) if len(args) == 5 and not kwargs else None
+            return inherited(*args, **kwargs) if settings is None else settings
 
     def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
         """Send a prepared request, and pay for it if the server asks for that. The way of a request:
