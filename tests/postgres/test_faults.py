@@ -658,9 +658,12 @@ def test_a_server_that_falls_silent_under_an_open_connection_is_given_up(far: Le
         assert time.monotonic() - began_s < 10
 
 
-def test_writers_of_long_ago_are_forgotten(server: Server, database: str, ledger: Ledger, make_ledger: Make) -> None:
+def test_writers_of_long_ago_are_forgotten(
+    server: Server, database: str, ledger: Ledger, make_ledger: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Else each process that ever used the ledger would leave a row for ever."""
     ledger.open_payment(intent(1), None)
+    monkeypatch.setattr(postgres_links, "REMEMBERED_S", 0)  # for the process it is as long ago
     server.admin("UPDATE routeweiler_writers SET seen_at = now() - interval '8 days'", database)
     make_ledger().open_payment(intent(2), None)
     assert server.admin("SELECT count(*) FROM routeweiler_writers", database) == [(1,)]

@@ -29,6 +29,7 @@ MICRO = 10**6
 MAY_BE_TOLD = {
     ("budget_exceeded", False),
     ("payment_pending", None),
+    ("payment_pending", True),  # its node has said so, and the database is down
     ("invoice_payment_failed", False),
     ("ledger_error", False),
     ("funding_error", False),

@@ -13,6 +13,7 @@ import os
 import queue
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -47,8 +48,15 @@ CONNECTING: Mapping[str, str | int] = {
     "tcp_user_timeout": 20_000,
     "fallback_application_name": "routeweiler_sync",
 }
+#: With several hosts in the URL, the one that takes writes is looked for: by libpq 14 or newer, by an older one.
+PRIMARY, PRIMARY_BEFORE_14 = "primary", "read-write"
 #: Rows of ``routeweiler_writers`` not used for this long are deleted.
 WRITERS_KEPT = "7 days"
+#: For how long a process relies on its own rows there. Shorter, because machines' clocks differ.
+REMEMBERED_S = 6 * 86_400
+#: The server's function that warns if a commit is acknowledged though the synchronous standby hasn't confirmed it. (The text of
+#: the warning is in the server's language.)
+UNREPLICATED = "SyncRepWaitForLSN"
 
 #: SQLSTATEs of a transaction that had no effect and may be run again: serialisation failure, deadlock, lock timeout, query
 #: cancelled, unique violation (another transaction inserted the row in between), session ended by the server (idle in transaction,
@@ -73,11 +81,51 @@ around_fork(before=changing.acquire, in_parent=changing.release, in_child=changi
 
 
 @dataclass(slots=True, kw_only=True)
+class History:
+    """The latest durable commits of one store's connections, so that a database that has lost some of them is noticed.
+
+    That is a backup, a standby that lagged behind when it took over, a primary that was replaced and still runs, or another
+    database. It is noticed when the next transaction is begun, and holds until the store is replaced.
+    """
+
+    url: str
+    #: By writer: its number and the unix time of its latest durable commit. The latest comes last.
+    commits: dict[str, tuple[int, float]] = field(default_factory=dict)
+    is_torn: bool = False
+
+    def note(self, link: Link) -> None:
+        """Remember that the latest transaction of ``link`` is committed and on disk."""
+        self.commits.pop(link.writer, None)
+        self.commits[link.writer] = (link.serial, time.time())
+        for forgotten in [*self.commits][: -2 * MAX_CONNECTIONS]:
+            self.commits.pop(forgotten, None)
+
+    def kept(self) -> dict[str, int]:
+        """Return, by writer, the number that the database must have, or a higher one."""
+        now_s = time.time()
+        return {writer: serial for writer, (serial, at_s) in [*self.commits.items()] if 0 <= now_s - at_s < REMEMBERED_S}
+
+    def check(self) -> None:
+        """Refuse a transaction that money may follow from, if the database has lost some of the history.
+
+        Raises: LedgerError.
+        """
+        if self.is_torn:
+            raise LedgerError(
+                f"The ledger {self.url} lacks what this session has written to it: an older state was restored, a standby that "
+                "lagged behind has taken over, or it is another database.",
+                advice="Payments may be missing in it. Freeze its envelopes (routeweiler-sync budget freeze), compare it with the "
+                "node (routeweiler-sync budget audit), then make a new session.",
+            )
+
+
+@dataclass(slots=True, kw_only=True)
 class Link:
     """A database connection that numbers its write transactions, so that their commits can be looked up later.
 
     ``writer`` is the key of this connection's row in ``routeweiler_writers``, ``serial`` the number of its latest write
-    transaction.
+    transaction. The connection may lead through a pooler, which gives each transaction another session of the server: nothing is
+    left in a session (no prepared statement, no SET, no advisory lock), and everything is set anew in each transaction.
 
     Raises: psycopg's own errors, from every method.
     """
@@ -85,6 +133,8 @@ class Link:
     connection: Connection
     writer: str = field(default_factory=lambda: uuid.uuid4().hex)
     serial: int = 0
+    #: Whether the server has warned that the latest commit isn't on the standby's disk.
+    _unreplicated: bool = False
 
     @classmethod
     def open(cls, address: Address, *, wait_s: float) -> Link:
@@ -93,42 +143,83 @@ class Link:
 
         given = driver().conninfo.conninfo_to_dict(address.conninfo)
         settings = {**CONNECTING, **given, "client_encoding": "UTF8"}
+        if "," in str(settings.get("host", settings.get("hostaddr", ""))):
+            settings.setdefault("target_session_attrs", PRIMARY if driver().pq.version() >= 140_000 else PRIMARY_BEFORE_14)
         with contextlib.suppress(ValueError):  # libpq refuses it
             asked_s = int(settings["connect_timeout"])
             bound_s = max(CONNECT_S_MIN, math.ceil(wait_s))
             settings["connect_timeout"] = min(asked_s, bound_s) if asked_s > 0 else bound_s
-        return cls(connection=driver().connect(**settings, autocommit=True, prepare_threshold=None, row_factory=dict_row))
+        link = cls(connection=driver().connect(**settings, autocommit=True, prepare_threshold=None, row_factory=dict_row))
+        link.connection.add_notice_handler(link._notice)
+        return link
 
     def begin_reading(self) -> None:
         """Begin a read transaction: every statement sees the database as of one moment."""
         self.connection.execute(BEGIN_READING)
 
-    def begin_writing(self, durable: bool) -> None:
-        """Begin a write transaction, write its number to ``routeweiler_writers``, and check the ledger's version: one round trip.
+    def begin_writing(self, durable: bool, history: History, *, binding: bool) -> None:
+        """Begin a write transaction, write its number to ``routeweiler_writers``, and check the ledger: one round trip.
 
-        Raises: LedgerError if the ledger has been migrated by a newer release.
+        Raises: LedgerError if the ledger has been migrated by a newer release; if ``binding``, and it has lost some of ``history``.
         """
+        if binding:
+            history.check()
         self.serial += 1
-        rows = self._last_rows(
+        kept = {} if history.is_torn else history.kept()
+        own = kept.pop(self.writer, 0)
+        others = [f"(writer = '{writer}' AND serial >= {serial})" for writer, serial in kept.items()] if self.serial == 1 else []
+        found, ledger = self._rows(
             f"{BEGIN_WRITING}SET LOCAL synchronous_commit = {'on' if durable else 'off'}; {_PRUNE if self.serial == 1 else ''}"  # noqa: S608
-            f"INSERT INTO routeweiler_writers (writer, serial, seen_at) VALUES ('{self.writer}', {self.serial}, now()) "
-            "ON CONFLICT (writer) DO UPDATE SET serial = excluded.serial, seen_at = excluded.seen_at; "
-            "SELECT version FROM routeweiler_ledger"
+            # A row that must be there and isn't is inserted with 0; one that is behind isn't updated.
+            "INSERT INTO routeweiler_writers (writer, serial, seen_at) "
+            f"VALUES ('{self.writer}', {0 if own else self.serial}, now()) ON CONFLICT (writer) DO UPDATE SET serial = {self.serial}, seen_at = excluded.seen_at "
+            f"WHERE routeweiler_writers.serial >= {own} RETURNING serial; "
+            f"SELECT version, (SELECT count(*) FROM routeweiler_writers WHERE {' OR '.join(others) or 'false'}) AS others "
+            "FROM routeweiler_ledger"
         )
-        known_version(rows)
+        known_version(ledger)
+        if [row["serial"] for row in found] != [self.serial] or ledger[0]["others"] != len(others):
+            history.is_torn = True
+            if binding:
+                history.check()
+            self.connection.execute(
+                f"UPDATE routeweiler_writers SET serial = {self.serial} WHERE writer = '{self.writer}'".encode()  # noqa: S608
+            )
+
+    def commit(self) -> str | None:
+        """Commit, and return the server's word for it.
+
+        Raises: LedgerError if the transaction is committed, but may not outlive a failover.
+        """
+        self._unreplicated = False
+        done = self.connection.execute("COMMIT").statusmessage
+        if self._unreplicated:
+            raise LedgerError(
+                "The standby of the ledger's server hasn't confirmed a commit, and the server has given up waiting for it (because of "
+                "a statement_timeout, or an administrator): if the standby takes over, what was written is lost.",
+                advice="Call again when the standby is back.",
+            )
+        return done
 
     def was_committed(self, lost: Link) -> bool:
-        """Return whether the latest write transaction of the ``lost`` link was committed.
+        """Return whether the latest write transaction of the ``lost`` link was committed, and is as durable as it had to be.
 
         The insert conflicts with the lost transaction's own row, so it waits until that transaction has ended, if it is still
-        running.
+        running. Committed here needn't be replicated yet: the server may have been restarted, or the session ended, while the
+        transaction waited for the standby. So this transaction is committed too, after which everything before it is.
+
+        Raises: LedgerError as `commit`.
         """
-        rows = self._last_rows(
-            f"{BEGIN_WRITING}INSERT INTO routeweiler_writers (writer, serial, seen_at) VALUES ('{lost.writer}', 0, now()) "  # noqa: S608
+        (rows,) = self._rows(
+            f"{BEGIN_WRITING}SET LOCAL synchronous_commit = on; "  # noqa: S608
+            f"INSERT INTO routeweiler_writers (writer, serial, seen_at) VALUES ('{lost.writer}', 0, now()) "
             "ON CONFLICT (writer) DO UPDATE SET seen_at = excluded.seen_at RETURNING serial"
         )
-        self.connection.execute("ROLLBACK")
-        return bool(rows[0]["serial"] == lost.serial)
+        if rows[0]["serial"] != lost.serial:
+            self.connection.execute("ROLLBACK")
+            return False
+        self.commit()
+        return True
 
     def undo(self, error: BaseException) -> None:
         """Roll back after ``error``, or close the connection if that fails or ``error`` is an interrupt such as KeyboardInterrupt.
@@ -145,11 +236,18 @@ class Link:
         """Return whether ``error`` means that the connection is lost, and the server's answer with it."""
         return self.connection.closed or is_loss(error) or (error.sqlstate or "").startswith("57P")
 
-    def _last_rows(self, statements: str) -> list[dict[str, Any]]:
-        results = self.connection.execute(statements.encode())
-        while results.nextset():
-            pass
-        return results.fetchall()
+    def _rows(self, statements: str) -> list[list[dict[str, Any]]]:
+        """Run ``statements``, and return the rows of each that has any to return."""
+        results, rows = self.connection.execute(statements.encode()), []
+        while True:
+            if results.description:
+                rows.append(results.fetchall())
+            if not results.nextset():
+                return rows
+
+    def _notice(self, notice: psycopg.errors.Diagnostic) -> None:
+        if notice.source_function == UNREPLICATED:
+            self._unreplicated = True
 
 
 class Pool:
@@ -255,10 +353,15 @@ def known_version(rows: Sequence[Mapping[str, Any]]) -> int:
 
 
 def is_loss(error: BaseException) -> bool:
-    """Return whether ``error`` comes from a broken connection, rather than being the server's answer."""
-    if not isinstance(error, driver().OperationalError):
+    """Return whether ``error`` comes from a broken connection, rather than being the server's answer.
+
+    A bouncer whose server dies in the middle of a message appends a message of its own to that half. libpq then has lost
+    synchronization, which is a bare DatabaseError.
+    """
+    if not (isinstance(error, driver().OperationalError) or type(error) is driver().DatabaseError):
         return False
-    return error.sqlstate is None or error.sqlstate.startswith("08")
+    sqlstate = getattr(error, "sqlstate", None)
+    return sqlstate is None or sqlstate.startswith("08")
 
 
 def clean(error: Exception, secrets: Sequence[str] = ()) -> Exception:

@@ -11,10 +11,14 @@ timeout) is run again.
 
 1. Each write transaction begins by writing its number to its connection's row in ``routeweiler_writers``.
 2. When the connection is lost, another connection writes to the same row. That waits until the lost transaction has ended.
-3. The number that is then in the row shows whether the lost transaction was committed.
+3. The number that is then in the row shows whether the lost transaction was committed. If it was, the other connection commits
+   too, so that a synchronous standby has both.
 
 ``pg_xact_status`` can't be used for this: after a crash the server may give the number of a transaction that wasn't flushed to
 another one, and would then answer for that other transaction.
+
+**Is it still the same ledger?** By the same numbers each write transaction notices if the database has lost what this store has
+committed, as after a failover to a standby that lagged behind. Nothing is bought then: see `connections.History`.
 """
 
 from __future__ import annotations
@@ -38,6 +42,7 @@ from .connections import (
     MAX_CONNECTIONS,
     STANDBY,
     Guard,
+    History,
     Link,
     Pool,
     changing,
@@ -46,7 +51,7 @@ from .connections import (
     is_loss,
     known_version,
 )
-from .url import read_url
+from .url import read_url, search_path_in, split_path
 
 if TYPE_CHECKING:
     import psycopg
@@ -58,8 +63,6 @@ if TYPE_CHECKING:
 PATIENCE_S = 30.0
 #: The least that a read, and a write, may take, also if its call has no patience left.
 READ_S_MIN, WRITE_S_MIN = 1.0, 3.0
-#: The most times that a transaction is tried.
-MAX_TRIES = 30
 #: Key of the advisory lock under which the tables are created: "RWSL" in ASCII, as the application id of an SQLite ledger.
 MIGRATION_LOCK = 0x5257534C
 #: SQLSTATE of CREATE TABLE if a table of that name exists.
@@ -87,6 +90,7 @@ class PostgresStore:
     def __init__(self, url: str) -> None:
         self._address = read_url(url)
         self._pool = Pool()
+        self._history = History(url=self._address.url)
 
     @property
     def url(self) -> str:
@@ -111,7 +115,7 @@ class PostgresStore:
                 link = Link.open(self._address, wait_s=wait.left_s())
                 guard.watch(link)
                 try:
-                    version = _version(link.connection)
+                    version = self._version(link.connection)
                 finally:
                     link.connection.close()
             pool.met = version == SCHEMA_VERSION
@@ -127,14 +131,15 @@ class PostgresStore:
 
         It had none if the server undid it, or if the connection was lost before COMMIT.
 
-        ``binding`` makes no difference here: every write transaction checks that the schema still has a known version.
+        Every write transaction checks that the schema still has a known version; a ``binding`` one, that the database hasn't lost
+        what this store has committed.
         """
         import tenacity
 
         wait = _wait(WRITE_S_MIN)
 
         def once() -> T:
-            with self._writing(durable, wait) as tx:
+            with self._writing(durable, wait, binding=binding) as tx:
                 return work(tx)
 
         # Its objects refer to each other. If they referred to this store too, a dropped one would keep its connections for a while.
@@ -143,7 +148,7 @@ class PostgresStore:
             retry=tenacity.retry_if_exception(lambda error: PostgresStore._may_be_run_again(here, error)),
             wait=tenacity.wait_random_exponential(multiplier=0.02, max=1.0),
             sleep=wait.pause,
-            stop=lambda state: wait.passed or state.attempt_number >= MAX_TRIES,
+            stop=lambda state: wait.passed,
             reraise=True,
         )
         with self._as_ledger_error():
@@ -152,7 +157,7 @@ class PostgresStore:
     @contextlib.contextmanager
     def transaction(self, *, durable: bool = True, binding: bool = False) -> Iterator[PostgresTransaction]:
         """Begin a write transaction, commit it at the end of the block. It is tried once only; see `run`."""
-        with self._as_ledger_error(), self._writing(durable, _wait(WRITE_S_MIN)) as tx:
+        with self._as_ledger_error(), self._writing(durable, _wait(WRITE_S_MIN), binding=binding) as tx:
             yield tx
 
     @contextlib.contextmanager
@@ -190,14 +195,16 @@ class PostgresStore:
     # -- transactions -----------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _writing(self, durable: bool, wait: LedgerWait) -> Iterator[PostgresTransaction]:
-        with self._begun(lambda link: link.begin_writing(durable), wait) as link:
+    def _writing(self, durable: bool, wait: LedgerWait, *, binding: bool) -> Iterator[PostgresTransaction]:
+        with self._begun(lambda link: link.begin_writing(durable, self._history, binding=binding), wait) as link:
             yield PostgresTransaction(link.connection)
             self._commit(link)
+            if durable:
+                self._history.note(link)
 
     def _commit(self, link: Link) -> None:
         try:
-            done = link.connection.execute("COMMIT").statusmessage
+            done = link.commit()
         except driver().Error as error:
             if not link.is_lost(error):
                 raise
@@ -230,7 +237,7 @@ class PostgresStore:
             retry=tenacity.retry_if_exception_type(driver().Error),
             wait=tenacity.wait_random_exponential(multiplier=0.05, max=1.0),
             sleep=wait.pause,
-            stop=lambda state: wait.passed or state.attempt_number >= MAX_TRIES,
+            stop=lambda state: wait.passed,
             reraise=True,
         )
         try:
@@ -295,10 +302,10 @@ class PostgresStore:
 
         Raises: LedgerError if the schema has tables of the same names from another program.
         """
-        if _version(connection) == SCHEMA_VERSION:
+        if self._version(connection) == SCHEMA_VERSION:
             return
         connection.execute(f"{BEGIN_WRITING}SELECT pg_advisory_xact_lock({MIGRATION_LOCK})".encode())
-        version = _version(connection)
+        version = self._version(connection)
         steps: list[tuple[str, ...]] = [_TABLES] if version == 0 else []
         steps += [MIGRATIONS[step] for step in range(version + 1, SCHEMA_VERSION + 1)]
         try:
@@ -316,6 +323,26 @@ class PostgresStore:
             f"The schema at {self.url} holds tables of another program that have the names of the ledger's ({problem}).",
             advice="The schema wasn't changed. Give the ledger a schema of its own: …?options=-csearch_path%3Drouteweiler.",
         )
+
+    def _version(self, connection: Connection) -> int:
+        """Return the schema version of the ledger, 0 if there is no ledger.
+
+        Raises: LedgerError for a ledger that a newer release has written, and if the server, or a pooler before it, hasn't set the
+        search_path that the URL asks for: the schema would be another, and so the budget.
+        """
+        (here,) = connection.execute(  # not to_regclass(): it may not see yet what another connection has just created
+            "SELECT current_setting('search_path') AS path, EXISTS (SELECT FROM pg_catalog.pg_class "
+            "JOIN pg_catalog.pg_namespace ON pg_namespace.oid = relnamespace "
+            "WHERE relname = 'routeweiler_ledger' AND nspname = current_schema()) AS found"
+        ).fetchall()
+        asked = search_path_in(connection.pgconn.options.decode())
+        if asked is not None and split_path(asked) != split_path(here["path"]):
+            raise LedgerError(
+                f"The ledger {self.url} can't be used: its URL asks for the search_path {asked}, and the server has "
+                f"{here['path']}. A pooler such as PgBouncer drops this parameter.",
+                advice="Set it for the role: ALTER ROLE … IN DATABASE … SET search_path = …, and leave it out of the URL.",
+            )
+        return known_version(connection.execute("SELECT version FROM routeweiler_ledger").fetchall()) if here["found"] else 0
 
     # -- this process -----------------------------------------------------------------------------------------------------
 
@@ -371,8 +398,9 @@ class PostgresStore:
     def _may_be_run_again(self, error: BaseException) -> bool:
         if not isinstance(error, driver().Error):
             return False
-        # A server that this process has never reached isn't restarting. It is down, or its name is wrong: fail at once.
-        return error.sqlstate in AGAIN or (is_loss(error) and self._pool_here().met)
+        # A server that this process has never reached isn't restarting, nor is a standby about to take over. It is down, or the
+        # URL is wrong: fail at once.
+        return error.sqlstate in AGAIN or ((is_loss(error) or error.sqlstate in STANDBY) and self._pool_here().met)
 
     @contextlib.contextmanager
     def _as_ledger_error(self) -> Iterator[None]:
@@ -439,15 +467,3 @@ def _translated(sql: str, parameters: int) -> bytes:
     assert "%" not in sql, sql
     assert sql.count("?") == parameters, sql
     return sql.replace("?", "%s").encode()
-
-
-def _version(connection: Connection) -> int:
-    """Return the schema version of the ledger, 0 if there is no ledger.
-
-    Raises: LedgerError for a ledger that a newer release has written.
-    """
-    found = connection.execute(  # not to_regclass(): it may not see yet what another connection has just created
-        "SELECT FROM pg_catalog.pg_class JOIN pg_catalog.pg_namespace ON pg_namespace.oid = relnamespace "
-        "WHERE relname = 'routeweiler_ledger' AND nspname = current_schema()"
-    ).fetchall()
-    return known_version(connection.execute("SELECT version FROM routeweiler_ledger").fetchall()) if found else 0

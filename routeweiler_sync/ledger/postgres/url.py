@@ -36,6 +36,7 @@ _CONNINFO_NAMES = frozenset({"host", "hostaddr", "port", "dbname", "user", "pass
 _ENCODINGS_MAX = 5
 #: libpq refuses these with an error that repeats the whole value, which may be the password.
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})|%00")
+_SEARCH_PATH = re.compile(r"(?:^|\s)(?:-c\s*|--)search[_-]path=((?:\\.|[^\\\s])*)", re.IGNORECASE)
 _HOST = re.compile(r"(\[[^][]*]|[^][:]*)(:[0-9]*)?")
 
 
@@ -102,6 +103,17 @@ def _note_the_environments() -> None:
         _looked_at.add(named)
         with contextlib.suppress(LedgerError):  # whoever uses that URL is told what is wrong with it
             read_url(named)
+
+
+def search_path_in(options: str) -> str | None:
+    """Return the search_path that libpq's parameter ``options`` sets (the server's command line), or None."""
+    found = _SEARCH_PATH.findall(options)
+    return re.sub(r"\\(.)", r"\1", found[-1]) if found else None
+
+
+def split_path(search_path: str) -> list[str]:
+    """Return the schemas of ``search_path``, as far as two spellings of one can be told apart."""
+    return [schema.strip().strip('"') for schema in search_path.split(",")]
 
 
 def is_conninfo(text: str) -> bool:
