@@ -1,7 +1,7 @@
 """A PgBouncer in transaction mode on loopback, in front of a `Server`; the program that is installed.
 
-    with Bouncer.make(server) as bouncer:
-        url = server.url(database, port=bouncer.port)
+with Bouncer.make(server) as bouncer:
+    url = server.url(database, port=bouncer.port)
 """
 
 from __future__ import annotations

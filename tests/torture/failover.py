@@ -128,18 +128,14 @@ class Failover:
             missing = sorted(self._workers.keys() - self._who_bought_since(promoted_s))
             self.findings.append(f"STUCK: workers {missing} haven't bought {BACK_S:.0f} s after a failover")
         self.figures["rounds"] += 1
-        self.figures["slowest to be back, ms"] = max(
-            self.figures["slowest to be back, ms"], int((time.time() - promoted_s) * 1000)
-        )
+        self.figures["slowest to be back, ms"] = max(self.figures["slowest to be back, ms"], int((time.time() - promoted_s) * 1000))
 
     def _paid(self) -> int:
         return sum(payment.status == "SUCCEEDED" for node in self._network.nodes for payment in node.payments)
 
     def _who_bought_since(self, since_s: float) -> set[str]:
         reports = map(json.loads, self._report.read_text().splitlines())
-        return {
-            each["who"] for each in reports if each["at"] > since_s and each["what"] == "page" and not each.get("reused", True)
-        }
+        return {each["who"] for each in reports if each["at"] > since_s and each["what"] == "page" and not each.get("reused", True)}
 
     def finish(self) -> None:
         """Wait for the workers, carry what they have left to its end, each node its own, and judge."""

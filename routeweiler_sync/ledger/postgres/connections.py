@@ -172,7 +172,8 @@ class Link:
             f"{BEGIN_WRITING}SET LOCAL synchronous_commit = {'on' if durable else 'off'}; {_PRUNE if self.serial == 1 else ''}"  # noqa: S608
             # A row that must be there and isn't is inserted with 0; one that is behind isn't updated.
             "INSERT INTO routeweiler_writers (writer, serial, seen_at) "
-            f"VALUES ('{self.writer}', {0 if own else self.serial}, now()) ON CONFLICT (writer) DO UPDATE SET serial = {self.serial}, seen_at = excluded.seen_at "
+            f"VALUES ('{self.writer}', {0 if own else self.serial}, now()) "
+            f"ON CONFLICT (writer) DO UPDATE SET serial = {self.serial}, seen_at = excluded.seen_at "
             f"WHERE routeweiler_writers.serial >= {own} RETURNING serial; "
             f"SELECT version, (SELECT count(*) FROM routeweiler_writers WHERE {' OR '.join(others) or 'false'}) AS others "
             "FROM routeweiler_ledger"
@@ -195,8 +196,8 @@ class Link:
         done = self.connection.execute("COMMIT").statusmessage
         if self._unreplicated:
             raise LedgerError(
-                "The standby of the ledger's server hasn't confirmed a commit, and the server has given up waiting for it (because of "
-                "a statement_timeout, or an administrator): if the standby takes over, what was written is lost.",
+                "The standby of the ledger's server hasn't confirmed a commit, and the server has given up waiting for it (because "
+                "of a statement_timeout, or an administrator): if the standby takes over, what was written is lost.",
                 advice="Call again when the standby is back.",
             )
         return done
