@@ -16,7 +16,7 @@ import pytest
 from routeweiler_sync import Ledger, Routeweiler
 from routeweiler_sync.errors import LedgerError
 from routeweiler_sync.ledger.postgres import url as postgres_url
-from routeweiler_sync.ledger.postgres.url import read_url
+from routeweiler_sync.ledger.postgres.url import read_url, search_path_in, split_path
 from tests.support.ledger_builders import hash_of, intent
 
 SECRET = "s3cret"
@@ -244,3 +244,23 @@ def test_an_environment_without_a_password_changes_nothing(named: str, monkeypat
     """Else a mistake in the environment would break a ledger that is named in the program."""
     monkeypatch.setenv("ROUTEWEILER_LEDGER", named)
     assert read_url("postgresql://u@h/d").conninfo == "postgresql://u@h/d"
+
+
+@pytest.mark.parametrize(
+    ("options", "path"),
+    [
+        ("", None),
+        ("-c statement_timeout=5s", None),
+        ("-c application_name=search_path=a", None),
+        ("-csearch_path=a", ["a"]),
+        ("-c search_path=a,public", ["a", "public"]),
+        ("--search_path=a", ["a"]),
+        ("--search-path=a", ["a"]),
+        ("-c work_mem=4MB -c Search_Path=a -c search_path=b", ["b"]),
+        (r'-c search_path="a",\ "$user",\ b -c work_mem=4MB', ["a", "$user", "b"]),
+    ],
+)
+def test_the_search_path_of_a_url_is_found_in_all_its_spellings(options: str, path: list[str] | None) -> None:
+    """Else a pooler could drop it unnoticed, and the ledger be another one."""
+    found = search_path_in(options)
+    assert (None if found is None else split_path(found)) == path
