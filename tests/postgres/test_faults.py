@@ -157,8 +157,8 @@ def test_where_it_cant_be_asked_it_isnt_guessed(
     far: Ledger, ledger: Ledger, wire: Wire, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else the caller would believe in a record, or in the lack of one, and the payment would be made twice or unrecorded."""
-    monkeypatch.setattr(postgres, "PATIENCE_S", 0.5)
     far.open_payment(intent(1), None)
+    monkeypatch.setattr(postgres, "PATIENCE_S", 0.5)
     commit = postgres.PostgresStore._commit
 
     def cut_for_good(*of: Any) -> None:
@@ -262,8 +262,8 @@ def test_a_server_that_stays_down_refuses_within_the_patience(
     server: Server, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else a call would hang for as long as the database is away, or a foreign exception come out of it."""
-    monkeypatch.setattr(postgres, "PATIENCE_S", 1.0)
     ledger.open_payment(intent(1), draw(limits()))
+    monkeypatch.setattr(postgres, "PATIENCE_S", 1.0)
     server.stop()
     try:
         for use in (ledger.unfinished, lambda: ledger.open_payment(intent(2), None)):
@@ -344,11 +344,11 @@ def test_a_lock_that_isnt_to_be_had_is_refused_in_the_end(
     server: Server, database: str, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else a forgotten psql session would hang every worker; and nothing is spent while it does."""
+    ledger.open_payment(intent(1), draw(limits()))
     monkeypatch.setattr(postgres, "PATIENCE_S", 1.0)
     monkeypatch.setattr(
         postgres_links, "BEGIN_WRITING", postgres_links.BEGIN_WRITING.replace(f"{postgres_links.LOCK_TIMEOUT_S}s", "200ms", 1)
     )
-    ledger.open_payment(intent(1), draw(limits()))
     with another(server, database) as other:
         other.execute("UPDATE envelopes SET frozen = frozen")
         with pytest.raises(LedgerError, match="lock timeout") as refused:
