@@ -215,11 +215,14 @@ class Account:
 
         Raises: TraceUnreadableError if it can't be read.
         """
-        decode = json.JSONDecoder(parse_float=str).decode
+        decoder = json.JSONDecoder(parse_float=str)
         with localcontext(EXACT):
             for text in event_texts(path):
                 try:
-                    self._add_event(decode(text if isinstance(text, str) else str(text, "utf-8")))
+                    text = text if isinstance(text, str) else str(text, "utf-8")
+                    # `decode` would search for blanks around the text, which costs a tenth of reading the event.
+                    event, end = decoder.raw_decode(text) if text.startswith("{") else (None, -1)
+                    self._add_event(event if end == len(text) else decoder.decode(text))
                 except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError):
                     self.unreadable += 1
 

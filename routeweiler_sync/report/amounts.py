@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from .._core.money import FIAT_DECIMALS
 
 
@@ -15,6 +17,7 @@ def major(micro: int, currency: str) -> str:
     return _decimal(micro, 6 + FIAT_DECIMALS.get(currency, 0))
 
 
+@lru_cache(maxsize=4096)  # prices recur
 def _decimal(number: int, places: int) -> str:
     """Return ``number``, which isn't negative, with its last ``places`` digits behind the point, without zeros at the end."""
     whole, rest = divmod(number, 10**places)

@@ -276,3 +276,15 @@ def test_a_payment_with_a_url_that_cannot_be_read_counts(write_trace: Callable[.
         events.append(event)
     found = figures(write_trace(*events))
     assert (found.spent.payments, found.unreadable) == (len(urls), 0)
+
+
+def test_blanks_around_an_event_are_no_part_of_it_and_anything_else_makes_it_none(tmp_path: Path) -> None:
+    """A trace that another program has passed on with other line ends would be empty; or half a line would count."""
+    lines = [json.dumps(free_event(f"r{number}").to_json_dict()) for number in range(8)]
+    good = [lines[0], f" {lines[1]}", f"{lines[2]}\r", f"\t{lines[3]} \t"]
+    bad = [f"{lines[4]}x", f"{lines[5]}{lines[6]}", lines[7][:-1], lines[7][:40], '{"payment":', "{", "[]", "\ufeff" + lines[7]]
+    path = tmp_path / "trace.jsonl"
+    path.write_bytes("\n".join(good + bad).encode())
+    with Account() as account:
+        account.add_trace(path)
+        assert (account.events, account.unreadable) == (len(good), len(bad))
