@@ -39,7 +39,7 @@ def figures(name: str, load: Load, events: int, *, cpu: bool) -> list[Figure]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark. Return the exit code: 1 if ``--check`` is given and a goal isn't met."""
-    given = measure.options(__doc__).parse_args(arguments)
+    given = measure.options(__doc__, cpu=True).parse_args(arguments)
     events = SIZES[given.size]
     with tempfile.TemporaryDirectory(prefix="report-") as folder:
         trace, page, sheet = (Path(folder) / name for name in ("trace.jsonl", "report.html", "report.csv"))

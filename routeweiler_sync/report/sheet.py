@@ -67,23 +67,23 @@ def _entries(account: Account) -> Iterator[Entry]:
 
 def _row(entry: Entry) -> list[str]:
     """Return the cells of one payment, in the order of `COLUMNS`."""
-    currency, micro = entry.currency, entry.booked_micro
+    hash_, _, at_ms, origin, path, node, network, amount_msat, fee_msat, envelope_id, currency, micro, *_ = entry
     return [
-        _time(entry.at_ms),
-        entry.hash.hex(),
-        _safe(entry.origin),
-        _text(entry.path),
+        _time(at_ms),
+        hash_.hex(),
+        _safe(origin),
+        _text(path),
         _text(entry.description),
-        sat(entry.amount_msat),
-        sat(entry.fee_msat),
-        sat(entry.total_msat),
+        sat(amount_msat),
+        sat(fee_msat),
+        sat(amount_msat + fee_msat),
         "" if micro is None or currency is None else major(micro, currency),
         "" if currency is None else _safe(unit(currency)),
         _safe(entry.btc_price),
         _safe(entry.rate_quality),
-        _safe(entry.envelope_id),
-        _safe(entry.network),
-        _safe(entry.node),
+        _safe(envelope_id),
+        _safe(network),
+        _safe(node),
     ]
 
 
