@@ -140,8 +140,12 @@ class LightningFundingSource:
     def ask_ahead(self, timeout_s: float) -> None:
         """Begin to ask the wallet what `ready` is about to ask, in another thread.
 
+        What the client imports is imported here: a fork waits for that, and must not come while the caller makes its ledger.
+
         Money: none moves.
         """
+        if (prepare := getattr(self.client, "prepare", None)) is not None:
+            prepare()
         with suppress(NoThreadError):
             self._ahead = _AskedAhead(self, timeout_s)
 

@@ -270,6 +270,10 @@ class LndNodeClient:
             with suppress(NotPermittedError):
                 self.get_info(timeout_s=max(deadline - monotonic_s(), _CALL_S_MIN))
 
+    def prepare(self) -> None:
+        """Import what the connection needs. Makes none."""
+        prepare_to_pay(self._connection_module)
+
     def expect_order(self) -> None:
         """Let the next order go without asking whether the node is ready, which it has just said, if it leaves within `READY_S`.
 
@@ -377,7 +381,7 @@ class LndNodeClient:
     @property
     def _connection(self) -> LndConnection:
         if (connection := self.__dict__.get("_opened")) is None:
-            prepare_to_pay(self._connection_module)
+            self.prepare()
             # setdefault is atomic: threads that come here at the same time all get the same connection.
             connection = self.__dict__.setdefault("_opened", self._new_connection(self._endpoint))
         opened: LndConnection = connection
