@@ -31,6 +31,9 @@ _PAYING = ("paywall.handler",)
 #: Libraries that the modules of `_PAYING` import only when they use them.
 _LIBRARIES = ("bolt11", "pymacaroons", "tenacity", "sqlite3")
 
+#: What a wallet's libraries import only in their first call, in whatever thread that is.
+_LATE = {"funding.lnd.channel": ("grpc._channel", "_strptime"), "funding.lnd.rest_channel": ("_strptime",)}
+
 _ROOT = __name__.partition(".")[0]
 _done: set[str] = set()
 
@@ -70,7 +73,7 @@ def prepare_to_pay(wallet_module: str | None = None) -> None:
                 _load(f"{_ROOT}.{name}" for name in _PAYING)
                 _done.add("paying")
             if wallet_module is not None:
-                _load([f"{_ROOT}.{wallet_module}"])
+                _load([f"{_ROOT}.{wallet_module}", *_LATE.get(wallet_module, ())])
                 _done.add(wallet_module)
         finally:
             _importer = None

@@ -320,3 +320,23 @@ def test_a_subclass_of_an_http_wallet_is_asked_by_its_own_check(lnd: FakeLnd) ->
         client.__class__ = Checked
         with pytest.raises(FundingError, match="Not today"):
             LightningFundingSource(client=client, network=None).ready(PATIENCE_S)
+
+
+@pytest.mark.parametrize("kind", ["LndClient", "LndRestClient"])
+def test_the_first_question_imports_nothing_of_its_own(lnd: FakeLnd, kind: str) -> None:
+    """It is asked in a worker thread. A fork in the midst of an import there leaves the child with a half-made module for ever."""
+    script = f"""
+import sys
+from routeweiler_sync import Funding, {kind}
+from routeweiler_sync._core.preload import prepare_session, prepare_to_pay
+prepare_session()
+prepare_to_pay()
+client = {kind}.from_env()
+client.prepare()
+before = set(sys.modules)
+Funding.lightning(client=client, network=None).ready(30)
+print(sorted(set(sys.modules) - before))
+"""
+    environ = bare_environ(**(lnd.environ if kind == "LndClient" else lnd.rest_environ))
+    done = subprocess.run([sys.executable, "-c", script], env=environ, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert (done.stdout.strip(), done.stderr) == ("[]", "")
