@@ -11,23 +11,17 @@ What a server's answer means for a charge is left to `paywall.server_rules`; how
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import ClassVar
 
 from ..errors import LedgerError
-from .rows import first, payment_of
-from .server_facts import REFUSED
-from .store import Store, Transaction
+from .rows import first
+from .store import Store
 from .types import PaymentRow
 
 #: For how long a claim to present a charge holds: longer than a call takes. The claim of a process of this machine that has died is
 #: over before.
 PRESENT_S = 900.0
-#: The most charges of one request that `Ledger.owed` returns.
-MAX_OWED = 256
-# A charge for one request that has opened nothing yet, as far as is known; and whether no call's claim to it holds.
-_OWED = "origin = ? AND target = ? AND single_use = 1 AND state IN ('open', 'failed', 'settled')"
-_UNCLAIMED = "(presenter IS NULL OR presented_until_ms <= ?)"
 #: Failure code of a charge that the server has used up by another answer than the page: it sent a receipt with it.
 USED_UP_UNDELIVERED = "receipt"
 
@@ -39,22 +33,6 @@ class Charges:
     _clock: Callable[[], float]
     #: For each ledger's url: how charges have ended that this process couldn't write, by payment hash. See `spend_charge`.
     _unwritten: ClassVar[dict[str, dict[str, tuple[bool, str]]]] = {}
-
-    def owed(self, origin: str, resource_digest: str) -> list[PaymentRow]:
-        """Return the charges for this very request that are unfinished, or paid and not delivered.
-
-        Those that no call has claimed come first, so that many claimed ones hide none of them; of either kind, the oldest first.
-        ``resource_digest`` is `PaymentRow.resource_digest`. At most `MAX_OWED`.
-        """
-        now_ms = int(self._clock() * 1000)
-        rows: list[Mapping[str, Any]] = []
-        with self._store.read() as tx:
-            for claimed in (_UNCLAIMED, f"NOT {_UNCLAIMED}"):
-                rows += tx.execute(
-                    f"SELECT * FROM payments WHERE {_OWED} AND {claimed} ORDER BY created_at_ms LIMIT ?",  # noqa: S608 - constants
-                    (origin, resource_digest, now_ms, MAX_OWED - len(rows)),
-                )
-        return [payment_of(row) for row in rows]
 
     def claim_charge(self, payment_hash: str, presenter: str, *, instead_of: str | None = None) -> PaymentRow | None:
         """Claim a charge that is unfinished or not delivered, for the call ``presenter``. Return its row, or None.
@@ -113,19 +91,3 @@ class Charges:
             unwritten[payment_hash] = (delivered, why)
             raise
         unwritten.pop(payment_hash, None)
-
-    def _free_charge(self, tx: Transaction, origin: str, resource_digest: str) -> PaymentRow | None:
-        """Return a charge that has to be presented, or forgotten, before another one is bought for the same request; or None.
-
-        No call has claimed it, or the server has refused it.
-        """
-        return first(
-            tx.execute(
-                f"SELECT * FROM payments WHERE {_OWED} "  # noqa: S608 - constants
-                f"AND ({_UNCLAIMED} OR (state = 'settled' AND failure_code = 'refused')) ORDER BY created_at_ms LIMIT 1",
-                (origin, resource_digest, int(self._clock() * 1000)),
-            )
-        )
-
-
-assert REFUSED == "refused"  # the SQL above repeats the value

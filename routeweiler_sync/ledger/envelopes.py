@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
@@ -105,9 +105,11 @@ def locked(tx: Transaction, draw: Draw, now_s: float) -> Mapping[str, Any]:
     currency differs).
     """
     given, envelope_id = draw.envelope, draw.envelope_id
-    if not isinstance(given, str):
+    lock = "UPDATE envelopes SET frozen = frozen WHERE id = ? RETURNING *"
+    rows = tx.execute(lock, (envelope_id,))
+    if not rows and not isinstance(given, str):
         make(tx, given)
-    rows = tx.execute("UPDATE envelopes SET frozen = frozen WHERE id = ? RETURNING *", (envelope_id,))
+        rows = tx.execute(lock, (envelope_id,))
     if not rows:
         raise not_found(envelope_id)
     row = dict(rows[0])
@@ -143,7 +145,10 @@ class NoTransaction:
 
     def execute(self, sql: str, parameters: Sequence[object] = ()) -> list[Mapping[str, Any]]:
         """Return what a SELECT finds in an empty ledger."""
-        return [{"micro": 0}] if "AS micro" in sql else []
+        return [{"hour_micro": 0, "day_micro": 0}] if "AS day_micro" in sql else []
+
+    def defer(self, sql: str, parameters: Sequence[object] = ()) -> None:
+        """Do nothing: an empty ledger has no rows to change."""
 
 
 def _take_limits(row: dict[str, Any], draw: Draw) -> bool:
@@ -280,24 +285,29 @@ def _used(
 
     Reservations are included. ``in_call_micro`` is what the call in progress has paid already.
     """
-    reserved = envelope["reserved_micro"]
-    count: dict[str, Callable[[], int]] = {
-        "cap_minor_units": lambda: reserved + envelope["settled_micro"] - envelope["grant_base_micro"],
-        "per_call_minor_units": lambda: in_call_micro,
-        "per_hour_minor_units": lambda: reserved + _spent_within(tx, limits.id, HOUR_S, now_s),
-        "per_day_minor_units": lambda: reserved + _spent_within(tx, limits.id, DAY_S, now_s),
+    reserved: int = envelope["reserved_micro"]
+    spent: Mapping[str, int] = {}
+    if limits.per_hour_minor_units is not None or limits.per_day_minor_units is not None:
+        spent = _spent_lately(tx, limits.id, now_s)
+    used = {
+        "cap_minor_units": reserved + envelope["settled_micro"] - envelope["grant_base_micro"],
+        "per_call_minor_units": in_call_micro,
+        "per_hour_minor_units": reserved + spent.get("hour_micro", 0),
+        "per_day_minor_units": reserved + spent.get("day_micro", 0),
     }
-    return {name: used() for name, used in count.items() if limits.limit_micro(name) is not None}
+    return {name: used_micro for name, used_micro in used.items() if limits.limit_micro(name) is not None}
 
 
-def _spent_within(tx: Transaction, envelope_id: str, window_s: int, now_s: float) -> int:
+def _spent_lately(tx: Transaction, envelope_id: str, now_s: float) -> Mapping[str, int]:
+    """Return what was spent within the last hour (``hour_micro``) and the last day (``day_micro``)."""
     # A bucket counts until all of it lies outside the window. Buckets in the future count too: the clock may have been set back.
-    oldest = int((now_s - window_s) // BUCKET_S)
+    hour, day = (int((now_s - window_s) // BUCKET_S) for window_s in (HOUR_S, DAY_S))
     rows = tx.execute(
-        "SELECT CAST(COALESCE(SUM(micro), 0) AS BIGINT) AS micro FROM spends WHERE envelope_id = ? AND bucket >= ?",
-        (envelope_id, oldest),
+        "SELECT CAST(COALESCE(SUM(CASE WHEN bucket >= ? THEN micro END), 0) AS BIGINT) AS hour_micro, "
+        "CAST(COALESCE(SUM(micro), 0) AS BIGINT) AS day_micro FROM spends WHERE envelope_id = ? AND bucket >= ?",
+        (hour, envelope_id, day),
     )
-    return int(rows[0]["micro"])
+    return {name: int(micro) for name, micro in rows[0].items()}
 
 
 def spend(tx: Transaction, row: PaymentRow, change: Change, now_s: float) -> int:
@@ -309,12 +319,12 @@ def spend(tx: Transaction, row: PaymentRow, change: Change, now_s: float) -> int
         return 0
     rate = Rate(currency=row.currency, btc_price=row.btc_price, quality=row.rate_quality or "")
     micro = rate.micro_of(row.amount_msat + change.fee_msat)
-    tx.execute(
+    tx.defer(
         "UPDATE envelopes SET reserved_micro = reserved_micro - ?, settled_micro = settled_micro + ? WHERE id = ?",
         (row.reserved_micro, micro, row.envelope_id),
     )
     bucket = int(now_s // BUCKET_S)
-    tx.execute(
+    tx.defer(
         "INSERT INTO spends (envelope_id, bucket, micro) VALUES (?, ?, ?) "
         "ON CONFLICT (envelope_id, bucket) DO UPDATE SET micro = spends.micro + excluded.micro",
         (row.envelope_id, bucket, micro),
@@ -322,7 +332,7 @@ def spend(tx: Transaction, row: PaymentRow, change: Change, now_s: float) -> int
     # Drop old buckets, but keep the newest `KEPT_BUCKETS` however old they look. Otherwise: 1. the clock runs ahead for a while; 2.
     # a spend at that time drops today's buckets as old; 3. the clock is corrected, and today's limits have forgotten today's
     # spends.
-    tx.execute(
+    tx.defer(
         "DELETE FROM spends WHERE envelope_id = ? AND bucket < ? "
         "AND bucket <= (SELECT bucket FROM spends WHERE envelope_id = ? ORDER BY bucket DESC LIMIT 1 OFFSET ?)",
         (row.envelope_id, bucket - (DAY_S + HOUR_S) // BUCKET_S, row.envelope_id, KEPT_BUCKETS),

@@ -42,6 +42,7 @@ from . import archive, envelopes, snapshot, spending, statement
 from .archive import Archived
 from .charges import PRESENT_S, Charges
 from .envelopes import Draw
+from .lookups import Lookups, ask, free_charge_of, live_of, newest_live_of, of_invoice, standing_of
 from .rows import first, payment_of
 from .server_facts import REFUSED, ServerFacts
 from .snapshot import LedgerSnapshot
@@ -50,11 +51,6 @@ from .statement import StatementLine
 from .store import Store, Transaction
 from .types import UNFINISHED, UNTRACED, Change, EnvelopeRow, Intent, PaymentRow, PaymentState
 
-#: The most live rows of an origin that `Ledger.live` returns: a session that meets an origin for the first time must not have to
-#: read everything that was ever bought there.
-MAX_LIVE = 1_000
-#: The most rows that `Ledger.page_tokens` returns. A call offers fewer tokens than that.
-MAX_PAGE_TOKENS = 16
 #: For how long a claim to report a payment holds: longer than a call takes to load its page. Whoever dies before has not reported.
 CLAIM_S = 900.0
 #: Rows read at a time by `Ledger.payments`.
@@ -77,7 +73,7 @@ SHOWN_WAIT_S = 3.0
 MAX_FAILURE_CHARS = 500
 
 
-class Ledger(ServerFacts, Charges):
+class Ledger(Lookups, ServerFacts, Charges):
     """The record of what may be spent and what was spent. `Ledger.open` makes one; sessions that name the same database share it.
 
     Raises: LedgerError from any method if the database can't be used.
@@ -231,11 +227,6 @@ class Ledger(ServerFacts, Charges):
                 (beginning, beginning + "g", limit),  # g sorts after every hex digit
             )
         return [payment_of(row) for row in rows]
-
-    def payment(self, payment_hash: str) -> PaymentRow | None:
-        """Return the row of ``payment_hash`` (64 hex digits), or None if the ledger has no such payment."""
-        with self._store.read() as tx:
-            return first(tx.execute("SELECT * FROM payments WHERE payment_hash = ?", (payment_hash,)))
 
     def envelopes(self) -> Iterator[EnvelopeRow]:
         """Return all envelopes, sorted by id. A ledger that doesn't exist yet has none, and isn't created."""
@@ -454,15 +445,6 @@ class Ledger(ServerFacts, Charges):
 
     # -- for purchases ----------------------------------------------------------------------------------------------------
 
-    def live(self, origin: str, scope: str | None = None) -> list[PaymentRow]:
-        """Return the rows of ``origin`` that have a live token or are unfinished: at most one for each scope.
-
-        With ``scope``, return the row of that scope alone. Without it, return at most `MAX_LIVE` rows, those whose scopes come
-        first in alphabetical order; ask for any other by its scope.
-        """
-        with self._store.read() as tx:
-            return self._live(tx, origin, scope)
-
     def unfinished(self) -> list[PaymentRow]:
         """Return all payments whose outcome isn't known yet, oldest first."""
         with self._store.read() as tx:
@@ -662,7 +644,7 @@ class Ledger(ServerFacts, Charges):
 
     def _reserve(self, tx: Transaction, envelope: Mapping[str, Any], reserve_micro: int) -> None:
         """Reserve ``reserve_micro`` in ``envelope``, a row that `envelopes.locked` returned, and save its grant."""
-        tx.execute(
+        tx.defer(
             "UPDATE envelopes SET reserved_micro = reserved_micro + ?, granted_at_ms = ?, grant_base_micro = ? WHERE id = ?",
             (reserve_micro, envelope["granted_at_ms"], envelope["grant_base_micro"], envelope["id"]),
         )
@@ -699,18 +681,19 @@ class Ledger(ServerFacts, Charges):
         """
 
         def work(tx: Transaction) -> PaymentRow:
-            seen = first(tx.execute("SELECT * FROM payments WHERE payment_hash = ?", (payment_hash,)), to_book=True)
-            if seen is None and _HASH.fullmatch(payment_hash) and archive.has_key(tx, payment_hash):
+            tx.defer(
+                "UPDATE envelopes SET frozen = frozen WHERE id = (SELECT envelope_id FROM payments WHERE payment_hash = ?)",
+                (payment_hash,),
+            )
+            locked = tx.execute("UPDATE payments SET state = state WHERE payment_hash = ? RETURNING *", (payment_hash,))
+            if not locked and _HASH.fullmatch(payment_hash) and archive.has_key(tx, payment_hash):
                 raise archive.moved_error(payment_hash)
-            if seen is None:
+            if not locked:
                 raise LedgerError(
                     f"The ledger has no payment {_shown_hash(payment_hash)}. Nothing was changed.",
                     advice="Ledger.payments() lists all payments.",
                     shell_advice="To list all payments, run: routeweiler-sync payments list",
                 )
-            if seen.envelope_id is not None:
-                tx.execute("UPDATE envelopes SET frozen = frozen WHERE id = ?", (seen.envelope_id,))
-            locked = tx.execute("UPDATE payments SET state = state WHERE payment_hash = ? RETURNING *", (payment_hash,))
             row = payment_of(locked[0], to_book=True)
             change = decide(row)
             after = row if change is None else self._book(tx, row, change, claimant)
@@ -725,30 +708,6 @@ class Ledger(ServerFacts, Charges):
         The token is no longer offered unasked. A payment in any other state isn't changed.
         """
         return self.change(payment_hash, lambda row: _retirement(row, REFUSED, "refused by the server"))
-
-    def page_tokens(self, origin: str, resource_digest: str) -> list[PaymentRow]:
-        """Return the payments for this very page whose tokens may open it again, newest first, at most `MAX_PAGE_TOKENS`.
-
-        ``resource_digest`` is `PaymentRow.resource_digest`. Their tokens were accepted once. The server may have refused them since
-        for another page, another method or another body of the same scope, so they are worth offering before another is bought.
-        """
-        with self._store.read() as tx:
-            rows = tx.execute(
-                "SELECT * FROM payments WHERE origin = ? AND target = ? AND preimage IS NOT NULL AND single_use = 0 "
-                "AND state IN ('settled', 'retired') AND (taken >= 1 OR failure_code = 'abandoned') "
-                "AND COALESCE(failure_code, '') <> 'forgotten' ORDER BY created_at_ms DESC LIMIT ?",
-                (origin, resource_digest, MAX_PAGE_TOKENS),
-            )
-        return [payment_of(row) for row in rows]
-
-    def standing(self, origin: str, resource_digest: str) -> PaymentRow | None:
-        """Return the payment that stands for this very page, whatever its scope, or None.
-
-        It is unfinished, or it is paid and the server has never accepted its token. Nothing else is bought for the page.
-        ``resource_digest`` is `PaymentRow.resource_digest`; None is returned for an empty one.
-        """
-        with self._store.read() as tx:
-            return self._standing_for_page(tx, origin, resource_digest)
 
     def claim_report(self, payment_hash: str, claimant: str, *, instead_of: str | None = None) -> PaymentRow | None:
         """Claim to report a settled payment to the trace. Return its row, or None if it is reported or claimed by another.
@@ -806,14 +765,6 @@ class Ledger(ServerFacts, Charges):
 
     # -- inside a transaction ---------------------------------------------------------------------------------------------
 
-    def _live(self, tx: Transaction, origin: str, scope: str | None) -> list[PaymentRow]:
-        live = "SELECT * FROM payments WHERE origin = ? AND state IN ('open', 'failed', 'settled') AND single_use = 0 "
-        if scope is None:
-            rows = tx.execute(f"{live}ORDER BY scope LIMIT ?", (origin, MAX_LIVE))
-        else:
-            rows = tx.execute(f"{live}AND scope = ?", (origin, scope))
-        return [payment_of(row) for row in rows]
-
     def _standing(self, tx: Transaction, intent: Intent) -> PaymentRow | None:
         """Return the row that blocks a new one, or None.
 
@@ -821,36 +772,20 @@ class Ledger(ServerFacts, Charges):
         since the caller looked. For a charge: it has the same invoice, or stands for the same page, or is a charge for the same
         request that no call presents.
         """
-        same = first(tx.execute("SELECT * FROM payments WHERE payment_hash = ?", (intent.payment_hash,)))
-        if same is not None:
-            return same
+        page = (intent.origin, intent.resource_digest)
+        asked = {"same_invoice": of_invoice(intent.payment_hash)}
         if intent.single_use:
-            free = self._free_charge(tx, intent.origin, intent.resource_digest)
-            return free or self._standing_for_page(tx, intent.origin, intent.resource_digest)
-        live = self._live(tx, intent.origin, intent.scope)
-        if live or not intent.resource_digest:
-            return live[0] if live else None
-        standing = self._standing_for_page(tx, intent.origin, intent.resource_digest)
-        if standing is not None:
-            return standing
-        newest = first(
-            tx.execute(
-                "SELECT * FROM payments WHERE origin = ? AND target = ? AND preimage IS NOT NULL AND single_use = 0 "
-                "AND state IN ('settled', 'retired') AND state = 'settled' ORDER BY created_at_ms DESC LIMIT 1",
-                (intent.origin, intent.resource_digest),
-            )
-        )
-        return None if newest is None or newest.payment_hash in intent.known_tokens else newest
-
-    def _standing_for_page(self, tx: Transaction, origin: str, resource_digest: str) -> PaymentRow | None:
-        """Return the row that stands for a page. See `standing`. The condition is that of the index for it."""
-        return first(
-            tx.execute(
-                "SELECT * FROM payments WHERE origin = ? AND target = ? AND target <> '' AND single_use = 0 "
-                "AND (state IN ('open', 'failed') OR (state = 'settled' AND taken = 0))",
-                (origin, resource_digest),
-            )
-        )
+            asked |= {"free_charge": free_charge_of(*page, int(self._clock() * 1000)), "standing": standing_of(*page)}
+        else:
+            asked["live"] = live_of(intent.origin, intent.scope)
+            if intent.resource_digest:
+                asked |= {"standing": standing_of(*page), "newest": newest_live_of(*page)}
+        found = ask(tx.execute, asked)
+        standing = next((payment_of(row) for name in asked for row in found[name] if name != "newest"), None)
+        newest = first(found.get("newest", []))
+        if standing is None and newest is not None and newest.payment_hash not in intent.known_tokens:
+            return newest
+        return standing
 
     def _book(self, tx: Transaction, row: PaymentRow, change: Change, claimant: str | None) -> PaymentRow:
         """Write ``change`` to the row, and what it means for the envelope: a spend, or a returned reservation. Return the row."""
@@ -870,9 +805,7 @@ class Ledger(ServerFacts, Charges):
                 # The user abandoned this payment, another one was begun for the scope or page, and then the node paid this one.
                 state = PaymentState.RETIRED
         elif state is PaymentState.DEAD and row.reserved_micro:
-            tx.execute(
-                "UPDATE envelopes SET reserved_micro = reserved_micro - ? WHERE id = ?", (row.reserved_micro, row.envelope_id)
-            )
+            tx.defer("UPDATE envelopes SET reserved_micro = reserved_micro - ? WHERE id = ?", (row.reserved_micro, row.envelope_id))
             values["reserved_micro"] = 0
         values["state"] = state.value
         if state in (PaymentState.RETIRED, PaymentState.DEAD) and state is not row.state:
@@ -888,8 +821,8 @@ class Ledger(ServerFacts, Charges):
         """Return whether another row is live for the scope of ``row``, or stands for its page. Never for a charge."""
         if row.single_use:
             return False
-        standing = self._standing_for_page(tx, row.origin, row.resource_digest)
-        others = [*self._live(tx, row.origin, row.scope), *([] if standing is None else [standing])]
+        asked = {"live": live_of(row.origin, row.scope), "standing": standing_of(row.origin, row.resource_digest)}
+        others = [payment_of(other) for rows in ask(tx.execute, asked).values() for other in rows]
         return any(other.payment_hash != row.payment_hash for other in others)
 
     def _failure(self, change: Change) -> dict[str, object]:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .rows import first, payment_of
 from .store import Store, Transaction
-from .types import PaymentRow
 
 #: Failure code of a token that the server has refused: a retired one, or one that it has never accepted, and has refused for as
 #: long as a settlement may lag.
@@ -22,8 +20,6 @@ MAX_LEARNED_PATHS = 1_000
 #: Failure code of a live token that the server has never accepted: it got an error from the server in place of the page. (If the
 #: server has refused it in so many words, for as long as a settlement may lag, the code is `REFUSED`.)
 UNDELIVERED = "undelivered"
-#: So many tokens of an origin may be `UNDELIVERED`, with none ever accepted there, before nothing more is bought at the origin.
-MAX_UNDELIVERED = 2
 #: Failure text of a retired token that was counted by `Ledger.note_used_up`.
 USED_UP = "refused by the server after it had served once"
 
@@ -49,38 +45,6 @@ class ServerFacts:
                 (code, text, payment_hash),
             )
         )
-
-    def undelivered(self, origin: str) -> PaymentRow | None:
-        """Return a payment that the origin hasn't delivered anything for, if nothing more is to be bought there; else None.
-
-        That is so while the origin has never accepted a token, and has refused one that was paid for, or answered `MAX_UNDELIVERED`
-        of them with errors. A charge counts only if it was `REFUSED_AT_ONCE`. Later, it may have been used up by an answer that was
-        lost, and nothing but its own request is held up.
-        """
-        with self._store.read() as tx:
-            rows = tx.execute(
-                "SELECT * FROM payments WHERE origin = ? AND state = 'settled' AND taken = 0 "
-                "AND failure_code IN ('refused', 'undelivered') AND (single_use = 0 OR failure_text = ?) "
-                "ORDER BY failure_code LIMIT ?",
-                (origin, REFUSED_AT_ONCE, MAX_UNDELIVERED),
-            )  # a refused one comes first, if there is one
-            if not rows or (rows[0]["failure_code"] != REFUSED and len(rows) < MAX_UNDELIVERED):
-                return None
-            if tx.execute("SELECT 1 AS one FROM payments WHERE origin = ? AND taken >= 1 LIMIT 1", (origin,)):
-                return None
-            if tx.execute("SELECT 1 AS one FROM archived_sums WHERE origin = ? AND accepted > 0 LIMIT 1", (origin,)):
-                return None
-            return payment_of(rows[0])
-
-    def newest_accepted(self, origin: str) -> PaymentRow | None:
-        """Return the newest of the origin's live tokens that the server has accepted, or None."""
-        with self._store.read() as tx:
-            rows = tx.execute(
-                "SELECT * FROM payments WHERE origin = ? AND state = 'settled' AND preimage IS NOT NULL AND taken >= 1 "
-                "AND single_use = 0 ORDER BY created_at_ms DESC, payment_hash DESC LIMIT 1",
-                (origin,),
-            )
-        return first(rows)
 
     def note_used_up(self, origin: str, payment_hash: str | None = None) -> None:
         """Record that a token of ``origin`` was bought in place of one that had served once, that of ``payment_hash``.

@@ -176,6 +176,11 @@ class SqliteStore:
         """Begin a read transaction: every statement sees the file as of one moment. Never waits for a writer."""
         return _Turn(self, writes=False)
 
+    def ask(self, sql: str, parameters: Sequence[object] = ()) -> list[Mapping[str, Any]]:
+        """Run one SELECT and return its rows. Never waits for a writer."""
+        with self.read() as tx:
+            return tx.execute(sql, parameters)
+
     def close(self) -> None:
         """Close this process's connections. The next use opens the file that the path names by then.
 
@@ -654,6 +659,10 @@ class SqliteTransaction:
     def execute(self, sql: str, parameters: Sequence[object] = ()) -> list[Mapping[str, Any]]:
         """Run one statement. Return its rows, each by column name."""
         return [dict(row) for row in self._connection.execute(sql, tuple(parameters)).fetchall()]
+
+    def defer(self, sql: str, parameters: Sequence[object] = ()) -> None:
+        """Run one statement at once: there is no round trip to be saved."""
+        self.execute(sql, parameters)
 
 
 def _value(connection: sqlite3.Connection, sql: str) -> Any:

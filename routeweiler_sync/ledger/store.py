@@ -1,13 +1,14 @@
 """What the ledger needs of a database (`Store`, `Transaction`), and the schema of its tables with all migrations.
 
 The stores are `sqlite.SqliteStore` and `postgres.store.PostgresStore`. The statements that they run come from `ledger.ledger`,
-`envelopes` and `snapshot`.
+`lookups`, `envelopes` and `snapshot`.
 
 SQL is written once, in a dialect that every backend must understand, if need be after a translation of its own:
 
 - ``?`` for a parameter, and no ``%`` in a statement; columns are TEXT, INTEGER (0 or 1 for a truth) and BIGINT (64 bits);
 - ``INSERT … ON CONFLICT DO NOTHING`` or ``DO UPDATE SET … excluded.…``, ``INSERT``, ``UPDATE … RETURNING *``;
 - partial indexes, unique ones too (``CREATE UNIQUE INDEX … WHERE state IN (…)``), CHECK, composite primary keys;
+- ``SELECT … UNION ALL SELECT …`` of subqueries that have an ``ORDER BY … LIMIT`` of their own;
 - ``(a, b) > (?, ?)``, ``COALESCE``, ``CASE WHEN``, ``CAST(… AS BIGINT)``, ``SUM``, ``EXISTS``, subqueries,
   ``ORDER BY … LIMIT ? OFFSET ?``.
 
@@ -247,6 +248,9 @@ class Transaction(Protocol):
     def execute(self, sql: str, parameters: Sequence[object] = ()) -> list[Mapping[str, Any]]:
         """Run one statement. Return the rows of a SELECT or RETURNING, each by column name; else an empty list."""
 
+    def defer(self, sql: str, parameters: Sequence[object] = ()) -> None:
+        """Run one statement whose rows nobody needs, together with the next `execute` or the commit: it costs no round trip."""
+
 
 class Store(Protocol):
     """A database that holds a ledger."""
@@ -293,6 +297,12 @@ class Store(Protocol):
         """Begin a read-only transaction: every statement sees the database as of one moment. It never waits for a writer.
 
         ``long``: it may take minutes, with many statements that each take a moment.
+
+        Raises: LedgerError.
+        """
+
+    def ask(self, sql: str, parameters: Sequence[object] = ()) -> list[Mapping[str, Any]]:
+        """Run one SELECT, which sees the database as of one moment, and return its rows. It never waits for a writer.
 
         Raises: LedgerError.
         """

@@ -28,6 +28,7 @@ from ..errors import RouteweilerError
 from ..funding.source import LightningFundingSource
 from ..funding.wallet import default_fee_cap_msat
 from ..ledger.ledger import FORGOTTEN, Ledger
+from ..ledger.lookups import Found
 from ..ledger.server_facts import REFUSED
 from ..ledger.types import Intent, PaymentRow, PaymentState
 from ..policy.dsl import Policy
@@ -125,22 +126,28 @@ class Checkout:
         if not request.challenge.reusable:
             return self._charge_for(request, refused, deadline, may_buy=may_buy)
         with self._flight(request, deadline) as flight:
-            existing = self._existing_row(request, refused)
+            found = self._look(request)
+            found = self._after_first_use(found.live, found, request)
+            existing = self._existing_row(found, request, refused)
             if existing is not None and may_buy and _has_served(existing) and not worth_an_offer(existing):
                 self.ledger.retire(existing.payment_hash)
-                existing = None
-            if existing is not None and _belongs_elsewhere(existing, request):
-                own = self._standing_row(request)
-                if own is not None and own.payment_hash not in refused and (may_buy or not own.unfinished):
-                    existing = own  # the page's own payment opens it for certain, and nothing else is bought for it anyway
-            if existing is not None:
+                existing, found = None, self._look(request)
+            if existing is not None and not _belongs_elsewhere(existing, request):
                 flight.payment_hash = existing.payment_hash
                 return _reserved_for_buyer(self._lifecycle.purchase_for(existing, request, deadline))
-            standing, tokens = self._standing_row(request), self._page_tokens(request)
+            found = self._after_first_use(found.standing, found, request)
+            standing = found.standing
+            is_usable = standing is not None and standing.payment_hash not in refused and (may_buy or not standing.unfinished)
+            if existing is not None:
+                # The page's own payment opens it for certain, and nothing else is bought for it anyway.
+                row = standing if standing is not None and is_usable else existing
+                flight.payment_hash = row.payment_hash
+                return _reserved_for_buyer(self._lifecycle.purchase_for(row, request, deadline))
+            tokens = found.page_tokens
             for earlier in tokens:  # another page may have refused them, and offering one costs nothing
                 if earlier.payment_hash not in refused and worth_an_offer(earlier):
                     return as_purchase(earlier, bought=False)
-            if standing is not None and standing.payment_hash not in refused and (may_buy or not standing.unfinished):
+            if standing is not None and is_usable:
                 flight.payment_hash = standing.payment_hash
                 return _reserved_for_buyer(self._lifecycle.purchase_for(standing, request, deadline))
             if not may_buy:
@@ -149,9 +156,9 @@ class Checkout:
                 other = self.ledger.newest_accepted(request.origin)
                 if other is not None and other.payment_hash not in refused and worth_a_trial(other):
                     return replace(as_purchase(other, bought=False), on_trial=True)
-            useless = None if standing is not None else self.ledger.undelivered(request.origin)
+            useless = None if standing is not None else found.undelivered
             if standing is None and useless is None:
-                owed = self._owed_charge(request, deadline)
+                owed = self._owed_charge(found, request, deadline)
                 if owed is not None:
                     return owed
                 return _reserved_for_buyer(self._buy(request, deadline, flight, tokens))
@@ -173,7 +180,7 @@ class Checkout:
         Raises: ChallengeExpiredError, ChallengeMismatchError; FmvUnavailableError if the budget's currency has no exchange rate.
         Money: none moves.
         """
-        for existing in self._rows_for_quote(request) if self.ledger.exists() else ():
+        for existing in _rows_for_quote(self._look(request), request) if self.ledger.exists() else ():
             if existing.unfinished:  # a call would carry this purchase to its end
                 return self._checks.quote(request, decode_invoice(existing.bolt11), existing.max_fee_msat)
             if _is_timely(existing):
@@ -188,10 +195,11 @@ class Checkout:
         Raises: FmvUnavailableError if the budget's currency has no exchange rate; LedgerError.
         Money: none moves, and none is reserved.
         """
-        trial: PaymentRow | None = None
+        trial, found = None, Found({})
         if self.ledger.exists():
-            same_invoice = self.ledger.payment(request.challenge.payment_hash.hex())
-            for row in (*self._rows_for_quote(request), *([same_invoice] if same_invoice is not None else [])):
+            found = self._look(request)
+            same_invoice = found.same_invoice
+            for row in (*_rows_for_quote(found, request), *([same_invoice] if same_invoice is not None else [])):
                 if row.single_use and row.resource_digest != request.resource_digest:
                     continue  # it is for another request, and the call would be refused
                 if row.unfinished:
@@ -199,7 +207,7 @@ class Checkout:
                 if row.state is PaymentState.SETTLED and _is_timely(row):
                     return Rehearsal(token=row)
             reusable = request.challenge.reusable
-            trial = next(iter(self._page_tokens(request)), None) if reusable else None
+            trial = next(iter(found.page_tokens), None) if reusable else None
             if trial is None and reusable and request.challenge.names_scope is None:
                 trial = self.ledger.newest_accepted(request.origin)
         invoice, envelope, refusal = request.challenge.invoice, None, None
@@ -207,7 +215,7 @@ class Checkout:
         draw = self._checks.draw(request)
         try:
             check_challenge(request.challenge)
-            useless = self.ledger.undelivered(request.origin) if self.ledger.exists() else None
+            useless = found.undelivered
             if useless is not None:
                 raise undelivered_error(useless, request)
             self._checks.check_allowed(request)
@@ -255,7 +263,18 @@ class Checkout:
         answer = answer_of(lambda: source.track(payment_hash, timeout_s=deadline.left_s(), follow=False), payment_hash)
         return self._lifecycle.book(row, NextStep.TRACK, answer, asked_at_s, tallies)[1]
 
-    def _existing_row(self, request: TokenRequest, refused: frozenset[str]) -> PaymentRow | None:
+    def _look(self, request: TokenRequest) -> Found:
+        """Return what the ledger has for ``request`` now."""
+        payment_hash = request.challenge.payment_hash.hex()
+        return self.ledger.found(
+            origin=request.origin, scope=request.scope, resource_digest=request.resource_digest, payment_hash=payment_hash
+        )
+
+    def _after_first_use(self, row: PaymentRow | None, found: Found, request: TokenRequest) -> Found:
+        """Wait until the buyer of ``row``, a row of ``found``, has used its token. Return what the ledger has then."""
+        return self._look(request) if row is not None and wait_for_first_use(row.payment_hash) else found
+
+    def _existing_row(self, found: Found, request: TokenRequest, refused: frozenset[str]) -> PaymentRow | None:
         """Return the row that must be used or finished before anything is bought for ``request``, or None.
 
         It is a live or unfinished row of the request's scope, else a row of the very invoice that the server offers. ``refused``
@@ -264,12 +283,10 @@ class Checkout:
         Raises: the error that the row of that very invoice ended with, if it is among ``refused``. The server repeats an invoice
         then.
         """
-        live = self.ledger.live(request.origin, request.scope)
-        if live and wait_for_first_use(live[0].payment_hash):
-            live = self.ledger.live(request.origin, request.scope)
-        if live and live[0].payment_hash not in refused:
-            return live[0]
-        same_invoice = self.ledger.payment(request.challenge.payment_hash.hex())
+        live = found.live
+        if live is not None and live.payment_hash not in refused:
+            return live
+        same_invoice = found.same_invoice
         if same_invoice is not None and same_invoice.payment_hash in refused:
             raise repeated_invoice_error(same_invoice)
         if same_invoice is not None and same_invoice.single_use:
@@ -285,24 +302,26 @@ class Checkout:
         Money: a payment may be made.
         """
         for _ in range(MAX_LOOKS):
-            repeated = self.ledger.payment(request.challenge.payment_hash.hex())
+            found = self._look(request)
+            repeated = found.same_invoice
             if repeated is not None:
                 row = self._repeated_charge(repeated, request)
                 if may_buy or not row.unfinished:
                     return (
                         self._lifecycle.purchase_for(row, request, deadline) if row.unfinished else as_purchase(row, bought=False)
                     )
-            owed = self._owed_charge(request, deadline, may_pay=may_buy)
+            owed = self._owed_charge(found, request, deadline, may_pay=may_buy)
             if owed is not None:
                 return owed
-            standing = self._standing_row(request)
+            found = self._after_first_use(found.standing, found, request)
+            standing = found.standing
             if standing is not None and standing.payment_hash not in refused and (may_buy or not standing.unfinished):
                 return _reserved_for_buyer(self._lifecycle.purchase_for(standing, request, deadline))
             if not may_buy:
                 return None
             if standing is not None:
                 raise unserved_error(standing, request)
-            useless = self.ledger.undelivered(request.origin)
+            useless = found.undelivered
             if useless is not None:
                 raise undelivered_error(useless, request)
             purchase = self._buy(request, deadline, Flight(), ())
@@ -331,17 +350,17 @@ class Checkout:
             raise same_invoice_error(row)
         return claimed
 
-    def _owed_charge(self, request: TokenRequest, deadline: Deadline, *, may_pay: bool = True) -> Purchase | None:
-        """Claim a charge that is owed for ``request``, and return it; None if there is none. An unfinished one is finished first.
+    def _owed_charge(self, found: Found, request: TokenRequest, deadline: Deadline, *, may_pay: bool = True) -> Purchase | None:
+        """Claim a charge of ``found`` that is owed for ``request``, and return it; None if there is none.
 
-        Those that other calls pay for or present right now aren't touched. ``may_pay``: an unfinished one may be finished.
+        An unfinished one is finished first, if it ``may_pay``. Those that other calls pay for or present right now aren't touched.
 
         Raises: TokenRefusedError if another call presents one that the server has refused: nothing is bought beside it. The error
         that an unfinished one ends with.
         Money: the invoice of an unfinished one may be sent again.
         """
         refused: PaymentRow | None = None
-        for row in self._charges(request):
+        for row in _charges(found):
             if row.unfinished and not may_pay:
                 continue
             check_transport(row.scheme, request.url, request.proxied)
@@ -352,36 +371,6 @@ class Checkout:
         if refused is not None:
             raise refused_charge_error(refused, request)
         return None
-
-    def _charges(self, request: TokenRequest) -> list[PaymentRow]:
-        """Return the charges for ``request`` that are unfinished or owed: paid, then unfinished, then refused ones."""
-        rows = self.ledger.owed(request.origin, request.resource_digest) if request.resource_digest else []
-        return sorted(rows, key=lambda row: (row.failure_code == REFUSED, row.unfinished))
-
-    def _standing_row(self, request: TokenRequest) -> PaymentRow | None:
-        """Return the row of a payment for this very page that is unfinished, or whose token the server has never accepted, or None.
-
-        While there is one, nothing else is bought for the page, whatever scope the server names.
-        """
-        row = self.ledger.standing(request.origin, request.resource_digest) if request.resource_digest else None
-        if row is not None and wait_for_first_use(row.payment_hash):
-            row = self.ledger.standing(request.origin, request.resource_digest)
-        return row
-
-    def _page_tokens(self, request: TokenRequest) -> list[PaymentRow]:
-        """Return the rows whose tokens were bought for this very page and accepted once, newest first."""
-        return self.ledger.page_tokens(request.origin, request.resource_digest) if request.resource_digest else []
-
-    def _rows_for_quote(self, request: TokenRequest) -> list[PaymentRow]:
-        """Return the rows that a call for ``request`` would use before it bought anything."""
-        charges = [row for row in self._charges(request) if is_free(row)]
-        standing = self.ledger.standing(request.origin, request.resource_digest)
-        if not request.challenge.reusable:
-            return charges if standing is None else [*charges, standing]
-        live = self.ledger.live(request.origin, request.scope)
-        if standing is None:
-            return [*live, *charges]
-        return [standing, *live] if live and _belongs_elsewhere(live[0], request) else [*live, standing]
 
     @contextlib.contextmanager
     def _flight(self, request: TokenRequest, deadline: Deadline) -> Iterator[Flight]:
@@ -438,6 +427,22 @@ class Checkout:
             return self._lifecycle.purchase_for(row, request, deadline)
         log.info("paying %d msat to %s, payment hash %s", row.amount_msat, row.origin, row.payment_hash)
         return self._lifecycle.carry(row, wallet.source, NextStep.SEND, request, deadline)
+
+
+def _charges(found: Found) -> list[PaymentRow]:
+    """Return the charges of ``found`` that are unfinished or owed: paid, then unfinished, then refused ones."""
+    return sorted(found.owed, key=lambda row: (row.failure_code == REFUSED, row.unfinished))
+
+
+def _rows_for_quote(found: Found, request: TokenRequest) -> list[PaymentRow]:
+    """Return the rows of ``found`` that a call for ``request`` would use before it bought anything."""
+    charges = [row for row in _charges(found) if is_free(row)]
+    standing, live = found.standing, found.live if request.challenge.reusable else None
+    if standing is None:
+        return charges if live is None else [live, *charges]
+    if not request.challenge.reusable:
+        return [*charges, standing]
+    return [standing] if live is None else [standing, live] if _belongs_elsewhere(live, request) else [live, standing]
 
 
 def _is_timely(row: PaymentRow) -> bool:

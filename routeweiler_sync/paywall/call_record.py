@@ -129,6 +129,18 @@ class CallRecord:
         self.uses.append(use)
         return _as_payment(use)
 
+    def is_untraced(self, token: Token) -> bool:
+        """Return whether this call has paid for ``token`` and has no trace, so that none will report the payment."""
+        return self.payer.trace_sink is None and any(
+            use.bought and not use.reused and use.token.payment_hash == token.payment_hash for use in self.uses
+        )
+
+    def note_untraced(self, token: Token) -> None:
+        """Note that the ledger has it already that no trace will report the payment of ``token``."""
+        for use in self.uses:
+            if use.token.payment_hash == token.payment_hash:
+                use.token = replace(use.token, reported=True)
+
     def _claim_if_unreported(self, token: Token) -> bool:
         """Claim to report the payment of ``token``. Return False if it is reported, or another call is about to report it."""
         if not claim(token.payment_hash):

@@ -647,7 +647,8 @@ class PaywallHandler:
         if accepted:
             if self.negotiation.is_on_trial(token):
                 self.payer.token_cache.note_trial_served(self.origin)
-            self.notes.accepted(token)
+            if self.notes.accepted(token, untraced=self.record.is_untraced(token)):
+                self.record.note_untraced(token)
         elif self.latest.status_code >= 400 and not is_guess and not token.accepted:
             self.notes.undelivered(token, self.latest.status_code)
         return self._finished(self.record.add_reuse(token, self.request.url or "", is_guess=is_guess))

@@ -75,8 +75,10 @@ class TokenNotes:
             self.negotiation.tried.add(token.payment_hash)
             self.payer.token_cache.note_useless(token, self.path)
 
-    def accepted(self, token: Token) -> None:
+    def accepted(self, token: Token, *, untraced: bool = False) -> bool:
         """Write to ledger and token cache that the server has accepted ``token``, and that this path accepts tokens of its scope.
+
+        ``untraced``: the payment is this call's, which has no trace. Return whether that is noted too, with the first acceptance.
 
         A ledger that can't be written is logged: the caller gets the page all the same.
         """
@@ -84,8 +86,12 @@ class TokenNotes:
         knows_path = cache.knows_path(token, self.path)
         cache.note_served(token)
         # Separate writes: only the first one decides whether the token may be replaced when it is refused.
+        noted = False
         if not token.accepted:
-            self.write("that a token was accepted", lambda: ledger.mark(token.payment_hash, accepted=True))
+            noted = untraced & self.write(
+                "that a token was accepted",
+                lambda: ledger.mark(token.payment_hash, accepted=True, reported=untraced, traced=not untraced),
+            )
             if self.negotiation.bought:
                 self._note_bought_served()
         elif not token.accepted_again:
@@ -95,7 +101,9 @@ class TokenNotes:
         if not knows_path:
             self.write("what a path needs", lambda: ledger.learn(self.origin, self.path, token.scope))
         if not (token.accepted and knows_path):
-            cache.put(replace(token, accepted=True, accepted_again=token.accepted), self.path)
+            reported = token.reported or noted
+            cache.put(replace(token, accepted=True, accepted_again=token.accepted, reported=reported), self.path)
+        return noted
 
     def _note_bought_served(self) -> None:
         """Note what it says about the origin's tokens that one had to be bought, and that it has opened the page."""
@@ -149,12 +157,17 @@ class TokenNotes:
         self.payer.token_cache.unlearn(self.origin, self.path)
         self.write("what a path needs", lambda: self.payer.ledger.unlearn(self.origin, self.path))
 
-    def write(self, what: str, note: Callable[[], object]) -> None:
-        """Call ``note``, which writes ``what`` to the ledger. If it can't be written, that is logged, and the call goes on."""
+    def write(self, what: str, note: Callable[[], object]) -> bool:
+        """Call ``note``, which writes ``what`` to the ledger. If it can't be written, that is logged, and the call goes on.
+
+        Return whether it was written.
+        """
         try:
             note()
         except LedgerError as error:
             log.warning("the ledger can't note %s: %s", what, error)
+            return False
+        return True
 
 
 def _is_used_up(row: PaymentRow, resource_digest: str) -> bool:

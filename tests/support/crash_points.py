@@ -225,13 +225,17 @@ def _stepping_in_postgres(steps: Steps, lost_commits: frozenset[str]) -> Iterato
             reads = "READ ONLY" in sql
             steps(f"ledger {_deed()}: before {'reading' if reads else 'BEGIN'}")
             (writing.discard if reads else writing.add)(id(self))
-        if sql != "COMMIT" or id(self) not in writing:
+        elif id(self) not in writing and sql.startswith("SELECT"):
+            steps(f"ledger {_deed()}: before reading")  # a statement alone is its own transaction
+        if not sql.endswith("COMMIT") or id(self) not in writing:  # deferred statements are in the same message
             return original(self, query, *parameters, **kwargs)
         deed = _deed()
+        writing.discard(id(self))
         steps(f"ledger {deed}: before COMMIT")
         if deed in lost_commits:
             original(self, "ROLLBACK")
             original(self, "BEGIN")
+            sql = "COMMIT"
         done = original(self, sql)
         steps(f"ledger {deed}: after COMMIT")
         return done

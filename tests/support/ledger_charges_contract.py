@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from routeweiler_sync.ledger import charges
+from routeweiler_sync.ledger import lookups
 from routeweiler_sync.ledger.charges import PRESENT_S
 from routeweiler_sync.ledger.ledger import Ledger
 from routeweiler_sync.ledger.server_facts import REFUSED_AT_ONCE
@@ -63,7 +63,7 @@ class ChargesContract:
         self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Else no call for the request would get on: it may buy none beside it, and can't find it."""
-        monkeypatch.setattr(charges, "MAX_OWED", 3)
+        monkeypatch.setattr(lookups, "MAX_OWED", 3)
         for n in range(1, 7):
             ledger.open_payment(charge(n, presenter=f"call {n}"), None)
         settle(ledger, 5)

@@ -187,13 +187,13 @@ class Link:
                 f"UPDATE routeweiler_writers SET serial = {self.serial} WHERE writer = '{self.writer}'".encode()  # noqa: S608
             )
 
-    def commit(self) -> str | None:
-        """Commit, and return the server's word for it.
+    def commit(self, deferred: Sequence[bytes] = ()) -> str | None:
+        """Run the ``deferred`` statements of the transaction and commit it. Return the server's word for the commit.
 
         Raises: LedgerError if the transaction is committed, but may not outlive a failover.
         """
         self._unreplicated = False
-        done = self.connection.execute("COMMIT").statusmessage
+        done = send(self.connection, [*deferred, b"COMMIT"]).statusmessage
         if self._unreplicated:
             raise LedgerError(
                 "The standby of the ledger's server hasn't confirmed a commit, and the server has given up waiting for it (because "
@@ -337,6 +337,14 @@ class Guard:
         if connection is not None:
             with contextlib.suppress(Exception), socket.fromfd(connection.fileno(), socket.AF_INET, socket.SOCK_STREAM) as end:
                 end.shutdown(socket.SHUT_RDWR)
+
+
+def send(connection: Connection, statements: Sequence[bytes]) -> psycopg.Cursor[dict[str, Any]]:
+    """Send ``statements`` in one message. Return the cursor with the answer to the last of them. Raises: psycopg's own errors."""
+    cursor = connection.execute(b"; ".join(statements))
+    while cursor.nextset():
+        pass
+    return cursor
 
 
 def known_version(rows: Sequence[Mapping[str, Any]]) -> int:

@@ -50,6 +50,7 @@ from .connections import (
     driver,
     is_loss,
     known_version,
+    send,
 )
 from .url import read_url, search_path_in, split_path
 
@@ -185,6 +186,16 @@ class PostgresStore:
             finally:
                 link.connection.close()
 
+    def ask(self, sql: str, parameters: Sequence[object] = ()) -> list[Mapping[str, Any]]:
+        """Run one SELECT and return its rows: one round trip, because a statement alone needs no transaction around it."""
+        rows: list[Mapping[str, Any]] = []
+
+        def run(link: Link) -> None:
+            rows[:] = PostgresTransaction(link.connection).execute(sql, parameters)
+
+        with self._as_ledger_error(), self._begun(run, _wait(READ_S_MIN)):
+            return rows
+
     def close(self) -> None:
         """Close this process's connections. The next use opens new ones."""
         with changing:
@@ -197,23 +208,26 @@ class PostgresStore:
     @contextlib.contextmanager
     def _writing(self, durable: bool, wait: LedgerWait, *, binding: bool) -> Iterator[PostgresTransaction]:
         with self._begun(lambda link: link.begin_writing(durable, self._history, binding=binding), wait) as link:
-            yield PostgresTransaction(link.connection)
-            self._commit(link)
+            tx = PostgresTransaction(link.connection)
+            yield tx
+            self._commit(link, tx)
             if durable:
                 self._history.note(link)
 
-    def _commit(self, link: Link) -> None:
+    def _commit(self, link: Link, tx: PostgresTransaction) -> None:
         try:
-            done = link.commit()
+            done = link.commit(tx.deferred)
         except driver().Error as error:
-            if not link.is_lost(error):
-                raise
-            link.connection.close()
-            if not self._was_committed(link, error):
-                raise
+            if link.is_lost(error):
+                link.connection.close()
+                if self._was_committed(link, error):
+                    return
+            problem = clean(error)
         else:
-            if done != "COMMIT":
-                raise self._error("the server answered COMMIT with ROLLBACK")
+            if done == "COMMIT":
+                return
+            problem = self._error("the server answered COMMIT with ROLLBACK")
+        raise problem  # outside of the except block, as in `PostgresTransaction.execute`
 
     def _was_committed(self, lost: Link, loss: psycopg.Error) -> bool:
         """Return whether the transaction of the ``lost`` link was committed. ``loss`` is the error that COMMIT raised.
@@ -443,22 +457,42 @@ _here = _Here()
 
 
 class PostgresTransaction:
-    """A `routeweiler_sync.ledger.store.Transaction` on a PostgreSQL connection."""
+    """A `routeweiler_sync.ledger.store.Transaction` on a PostgreSQL connection.
+
+    Deferred statements are sent before the next one, in the same message. Each of them sees what was committed until it began, as
+    if it had been sent alone.
+    """
 
     def __init__(self, connection: Connection, before: Callable[[], None] | None = None) -> None:
         self._connection = connection
         self._before = before
+        #: Statements to be sent with the next one, or with the commit.
+        self.deferred: list[bytes] = []
 
     def execute(self, sql: str, parameters: Sequence[object] = ()) -> list[Mapping[str, Any]]:
         """Run one statement. Return its rows, each by column name."""
         if self._before is not None:
             self._before()
         try:
-            cursor = self._connection.execute(_translated(sql, len(parameters)), tuple(parameters))
+            if self.deferred:
+                statements, self.deferred = [*self.deferred, self._with_values(sql, parameters)], []
+                cursor = send(self._connection, statements)
+            else:
+                cursor = self._connection.execute(_translated(sql, len(parameters)), tuple(parameters))
             return [*cursor.fetchall()] if cursor.description else []
         except driver().Error as error:
             problem = clean(error)
         raise problem  # outside of the except block: its error would be in the traceback, and shows whole rows
+
+    def defer(self, sql: str, parameters: Sequence[object] = ()) -> None:
+        """Run one statement whose rows nobody needs, in the same message as the next one."""
+        self.deferred.append(self._with_values(sql, parameters))
+
+    def _with_values(self, sql: str, parameters: Sequence[object]) -> bytes:
+        """Return ``sql`` with ``parameters`` as literals: a message with several statements can't have parameters."""
+        cursor = driver().ClientCursor(self._connection)
+        text: str = cursor.mogrify(_translated(sql, len(parameters)), tuple(parameters))
+        return text.encode()
 
 
 @functools.lru_cache(maxsize=256)

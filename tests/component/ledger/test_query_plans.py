@@ -18,7 +18,7 @@ import pytest
 from benchmarks import ledger_cost
 from benchmarks.ledger_cost import HOURLY_TARGET, fill, past, purchase
 from benchmarks.measure import Goal
-from routeweiler_sync.ledger import ledger as ledger_module
+from routeweiler_sync.ledger import lookups
 from routeweiler_sync.ledger.ledger import Ledger
 from routeweiler_sync.ledger.postgres.store import PostgresTransaction
 from routeweiler_sync.ledger.sqlite import SqliteTransaction
@@ -44,8 +44,12 @@ def explained(transaction: type, explain: str) -> Iterator[Plans]:
         found: list[Mapping[str, Any]] = execute(self, sql, parameters)
         return found
 
+    def deferring(self: Any, sql: str, parameters: Sequence[object] = ()) -> None:
+        explaining(self, sql, parameters)
+
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(transaction, "execute", explaining)
+        patched.setattr(transaction, "defer", deferring)
         yield plans
 
 
@@ -146,7 +150,7 @@ def test_no_statement_of_a_purchase_scans_a_table_of_postgresql(server: Any, dat
 
 def test_an_origin_with_many_live_tokens_is_met_at_a_bounded_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the first call of each process would read all that was ever bought there; by its scope each token is found still."""
-    monkeypatch.setattr(ledger_module, "MAX_LIVE", 5)
+    monkeypatch.setattr(lookups, "MAX_LIVE", 5)
     with contextlib.closing(Ledger.open(tmp_path / "ledger.db")) as ledger:
         for n in range(8):
             ledger.open_payment(intent(n), None)

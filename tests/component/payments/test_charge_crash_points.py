@@ -17,7 +17,8 @@ from unittest.mock import patch
 import pytest
 import requests
 
-from routeweiler_sync import Ledger, TokenRefusedError
+from routeweiler_sync import TokenRefusedError
+from routeweiler_sync.ledger import lookups
 from routeweiler_sync.payments import presenting
 from routeweiler_sync.paywall import charges
 from routeweiler_sync.testing import FakeLnd, Paywall
@@ -209,8 +210,7 @@ def test_a_process_that_truly_dies_costs_one_payment_at_most(worlds: Iterator[Ch
 def test_a_charge_that_isnt_looked_for_is_found(worlds: Iterator[ChargeWorld]) -> None:
     """A next call that buys without a look at what is owed pays twice."""
     with (
-        patch.object(Ledger, "owed", lambda *_: []),
-        patch.object(Ledger, "_free_charge", lambda *_: None),
+        patch.object(lookups, "_OWED", lookups._OWED + "AND state = 'none' "),
         pytest.raises(AssertionError, match=r"payments|unfinished"),
     ):
         deaths(worlds, since=INTENT)

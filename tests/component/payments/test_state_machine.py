@@ -19,11 +19,11 @@ import requests
 from hypothesis import HealthCheck, event, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from routeweiler_sync import InvoicePaymentError, Ledger, PaymentPendingError
+from routeweiler_sync import InvoicePaymentError, PaymentPendingError
 from routeweiler_sync.funding.replies import WalletReply
 from routeweiler_sync.ledger import envelopes
+from routeweiler_sync.ledger.lookups import Found
 from routeweiler_sync.payments import lifecycle, wallet_rules
-from routeweiler_sync.payments.checkout import Checkout
 from routeweiler_sync.payments.wallet_rules import WalletEvent
 from routeweiler_sync.paywall.token_notes import TokenNotes
 from tests.support.selling_world import ERRORS, SellingWorld
@@ -484,7 +484,7 @@ def test_a_token_that_would_have_opened_another_page_is_seen(
 
 def test_a_page_that_is_paid_again_each_time_is_seen(shop_of_methods: SellingWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     """GET and POST of one path have a token each, and one throws away the other's."""
-    monkeypatch.setattr(Checkout, "_page_tokens", lambda self, request: [])
+    monkeypatch.setattr(Found, "page_tokens", [])
     world = shop_of_methods
     world.call_alone(world.sessions[0], GET_A)
     world.call_alone(world.sessions[0], POST_A)
@@ -494,7 +494,7 @@ def test_a_page_that_is_paid_again_each_time_is_seen(shop_of_methods: SellingWor
 
 def test_a_purchase_for_what_was_never_delivered_is_seen(shop_of_everything: SellingWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that never takes a token is paid for page after page."""
-    monkeypatch.setattr(Ledger, "undelivered", lambda self, origin: None)
+    monkeypatch.setattr(Found, "undelivered", None)
     world = shop_of_everything
     world.walls[0].faults.refuse_tokens = True
     world.call_alone(world.sessions[0], GET_A)

@@ -25,8 +25,7 @@ from routeweiler_sync import (
     RuleMatch,
     TokenRefusedError,
 )
-from routeweiler_sync.ledger import ledger as ledger_module
-from routeweiler_sync.ledger.server_facts import MAX_UNDELIVERED
+from routeweiler_sync.ledger.lookups import MAX_PAGE_TOKENS, MAX_UNDELIVERED
 from routeweiler_sync.payments import single_use, token_cache
 from routeweiler_sync.paywall import negotiation
 from routeweiler_sync.paywall.negotiation import MAX_REQUESTS
@@ -898,7 +897,7 @@ def test_a_serving_token_is_found_among_many_that_never_were(make_session: Calla
     """If failing: after a row of pages that failed, the token that opens the rest of the server is bought once more."""
     with seller(lnd, app=lambda asked: 404 if "broken" in asked.path else 200) as (shop, url):
         Buyer(make_session(), shop, url).opens("GET", "/a", paid=1)
-        for number in range(ledger_module.MAX_PAGE_TOKENS + 2):
+        for number in range(MAX_PAGE_TOKENS + 2):
             Buyer(make_session(), shop, url).call("POST", f"/broken/{number}")
-        assert shop.paid > ledger_module.MAX_PAGE_TOKENS
+        assert shop.paid > MAX_PAGE_TOKENS
         Buyer(make_session(), shop, url).opens("POST", "/b", paid=0)
