@@ -8,6 +8,7 @@ time after a million others.
 
 from __future__ import annotations
 
+import functools
 import json
 import shlex
 from collections.abc import Mapping, Sequence
@@ -42,6 +43,8 @@ KEPT_BUCKETS = 2 * DAY_S // BUCKET_S
 ROLLING = ("per_hour_minor_units", "per_day_minor_units")
 #: Highest total of an envelope, in millionths of a minor unit: what a signed 64-bit column holds, with room to spare.
 MAX_TOTAL_MICRO = 2**62
+#: For so many envelopes a process remembers which JSON their limits are, and so many texts it doesn't read again.
+MAX_KEPT_TEXTS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +108,7 @@ def locked(tx: Transaction, draw: Draw, now_s: float) -> Mapping[str, Any]:
     currency differs).
     """
     given, envelope_id = draw.envelope, draw.envelope_id
-    lock = "UPDATE envelopes SET frozen = frozen WHERE id = ? RETURNING *"
+    lock = "SELECT * FROM envelopes WHERE id = ? FOR UPDATE"
     rows = tx.execute(lock, (envelope_id,))
     if not rows and not isinstance(given, str):
         make(tx, given)
@@ -354,11 +357,13 @@ def as_row(tx: Transaction, row: Mapping[str, Any], now_s: float) -> EnvelopeRow
     )
 
 
+@functools.lru_cache(maxsize=MAX_KEPT_TEXTS)
 def dump(envelope: BudgetEnvelope) -> str:
     """Return an envelope's limits as JSON, the form in which the ledger stores them."""
     return json.dumps({k: getattr(envelope, k) for k in BudgetEnvelope.__dataclass_fields__}, sort_keys=True)
 
 
+@functools.lru_cache(maxsize=MAX_KEPT_TEXTS)
 def load(text: str) -> BudgetEnvelope:
     """Return the envelope that `dump` has written as ``text``.
 

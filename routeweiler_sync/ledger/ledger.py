@@ -419,7 +419,7 @@ class Ledger(Lookups, ServerFacts, Charges):
         """
 
         def work(tx: Transaction) -> EnvelopeRow:
-            lock = "UPDATE envelopes SET frozen = frozen WHERE id = ? RETURNING *"
+            lock = "SELECT * FROM envelopes WHERE id = ? FOR UPDATE"
             rows = tx.execute(lock, (envelope_id,))
             if not rows and not envelopes.make(tx, decide(None)):
                 rows = tx.execute(lock, (envelope_id,))  # another process has made it since
@@ -612,11 +612,11 @@ class Ledger(Lookups, ServerFacts, Charges):
         if seen is None or not seen.unfinished:
             return
         if seen.envelope_id is not None and seen.envelope_id < draw.envelope_id:  # in the order of ids, against deadlocks
-            tx.execute("UPDATE envelopes SET frozen = frozen WHERE id = ?", (seen.envelope_id,))
+            tx.defer("SELECT id FROM envelopes WHERE id = ? FOR UPDATE", (seen.envelope_id,))
         envelope = envelopes.locked(tx, draw, now_s)
         if seen.envelope_id is not None and seen.envelope_id > draw.envelope_id:
-            tx.execute("UPDATE envelopes SET frozen = frozen WHERE id = ?", (seen.envelope_id,))
-        row = payment_of(tx.execute("UPDATE payments SET state = state WHERE payment_hash = ? RETURNING *", (payment_hash,))[0])
+            tx.defer("SELECT id FROM envelopes WHERE id = ? FOR UPDATE", (seen.envelope_id,))
+        row = payment_of(tx.execute("SELECT * FROM payments WHERE payment_hash = ? FOR UPDATE", (payment_hash,))[0])
         if not row.unfinished:
             return
         if row.envelope_id not in (seen.envelope_id, draw.envelope_id):
@@ -682,10 +682,10 @@ class Ledger(Lookups, ServerFacts, Charges):
 
         def work(tx: Transaction) -> PaymentRow:
             tx.defer(
-                "UPDATE envelopes SET frozen = frozen WHERE id = (SELECT envelope_id FROM payments WHERE payment_hash = ?)",
+                "SELECT id FROM envelopes WHERE id = (SELECT envelope_id FROM payments WHERE payment_hash = ?) FOR UPDATE",
                 (payment_hash,),
             )
-            locked = tx.execute("UPDATE payments SET state = state WHERE payment_hash = ? RETURNING *", (payment_hash,))
+            locked = tx.execute("SELECT * FROM payments WHERE payment_hash = ? FOR UPDATE", (payment_hash,))
             if not locked and _HASH.fullmatch(payment_hash) and archive.has_key(tx, payment_hash):
                 raise archive.moved_error(payment_hash)
             if not locked:

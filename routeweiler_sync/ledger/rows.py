@@ -58,7 +58,9 @@ def payment_of(row: Mapping[str, Any], *, to_book: bool = False) -> PaymentRow:
         if values["currency"] is not None:
             Rate(currency=values["currency"], btc_price=values["btc_price"])
         unknown = values.keys() - _FIELDS
-        payment = PaymentRow(**{name: value for name, value in values.items() if name not in unknown})
+        for name in unknown:
+            del values[name]
+        payment = PaymentRow(**values)
     except (ValueError, TypeError, ArithmeticError, OSError):  # from None: such an error's text may repeat a token
         raise LedgerError(
             f"The ledger's row {row['payment_hash']} is damaged: its preimage doesn't fit its hash, or a value is impossible.",

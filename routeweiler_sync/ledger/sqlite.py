@@ -42,7 +42,7 @@ from .._core.files import (
 from .._core.forks import around_fork
 from .._core.log import log
 from ..errors import LedgerError, RouteweilerError
-from .store import MIGRATIONS, SCHEMA_VERSION, T, Transaction
+from .store import FOR_UPDATE, MIGRATIONS, SCHEMA_VERSION, T, Transaction
 
 if TYPE_CHECKING:
     import sqlite3
@@ -527,8 +527,9 @@ class _Turn(AbstractContextManager["SqliteTransaction"]):
     def __enter__(self) -> SqliteTransaction:
         store = self._store
         store._start_over_after_fork()
-        self._pid, self._file = os.getpid(), os.path.realpath(store.path)
+        self._pid = os.getpid()
         self._line = line = store._writer if self._writes else store._reader
+        self._file = os.path.realpath(store.path) if line.connection is None else str(store._real)
         self._wait = wait = LedgerWait(BUSY_TIMEOUT_S, least_s=WAIT_S_MIN)
         if not line.lock.acquire(timeout=wait.left_s()):
             wait.end(in_vain=True)
@@ -658,7 +659,8 @@ class SqliteTransaction:
 
     def execute(self, sql: str, parameters: Sequence[object] = ()) -> list[Mapping[str, Any]]:
         """Run one statement. Return its rows, each by column name."""
-        return [dict(row) for row in self._connection.execute(sql, tuple(parameters)).fetchall()]
+        statement = sql.removesuffix(FOR_UPDATE)  # there is no such clause: BEGIN IMMEDIATE has locked the file
+        return [dict(row) for row in self._connection.execute(statement, tuple(parameters)).fetchall()]
 
     def defer(self, sql: str, parameters: Sequence[object] = ()) -> None:
         """Run one statement at once: there is no round trip to be saved."""

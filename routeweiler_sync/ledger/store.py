@@ -12,7 +12,8 @@ SQL is written once, in a dialect that every backend must understand, if need be
 - ``(a, b) > (?, ?)``, ``COALESCE``, ``CASE WHEN``, ``CAST(… AS BIGINT)``, ``SUM``, ``EXISTS``, subqueries,
   ``ORDER BY … LIMIT ? OFFSET ?``.
 
-An ``UPDATE`` locks the rows that it touches until the transaction ends, against all other writers.
+An ``UPDATE``, or a ``SELECT … FOR UPDATE``, locks the rows that it finds until the transaction ends, against all
+other writers. It sees them as the last of those has left them.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
+
+#: The end of a SELECT that locks its rows. A database whose write transactions wait for each other anyway leaves it out.
+FOR_UPDATE = " FOR UPDATE"
 
 #: The newest version in `MIGRATIONS`. A ledger with a higher version was written by a newer release.
 SCHEMA_VERSION = 7
