@@ -168,10 +168,9 @@ def purchase(ledger: Ledger, n: int, origin: str) -> dict[str, float]:
     draw = Draw(envelope=limits, rate=Rate(currency="sat"), session_started_s=0.0)
     settled = Change(state=PaymentState.SETTLED, answered=1, preimage=_preimage(n), fee_msat=FEE_MSAT)
     steps: dict[str, Callable[[], object]] = {
-        "live(origin, scope)": lambda: ledger.live(origin, new.scope),
-        "payment(hash)": lambda: ledger.payment(new.payment_hash),
-        "page_tokens(page)": lambda: ledger.page_tokens(origin, new.resource_digest),
-        "standing(page)": lambda: ledger.standing(origin, new.resource_digest),
+        "found(request)": lambda: ledger.found(
+            origin=origin, scope=new.scope, resource_digest=new.resource_digest, payment_hash=new.payment_hash
+        ),
         "open_payment": lambda: ledger.open_payment(new, draw),
         "change to settled": lambda: ledger.change(new.payment_hash, lambda row: settled),
         "learn": lambda: ledger.learn(origin, new.path, new.scope),

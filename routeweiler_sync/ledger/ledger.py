@@ -746,19 +746,21 @@ class Ledger(Lookups, ServerFacts, Charges):
         """
 
         def work(tx: Transaction) -> None:
-            rows = tx.execute(
+            tx.defer(
                 "UPDATE payments SET "
                 "taken = CASE WHEN ? = 1 THEN CASE WHEN taken >= 1 THEN 2 ELSE 1 END ELSE taken END, "
                 "failure_text = CASE WHEN ? = 1 AND state = 'settled' AND failure_code IN ('refused', 'undelivered') THEN NULL "
                 "ELSE failure_text END, "
                 "failure_code = CASE WHEN ? = 1 AND state = 'settled' AND failure_code IN ('refused', 'undelivered') THEN NULL "
                 "ELSE failure_code END, "
-                "told = CASE WHEN told = 0 AND ? = 1 THEN ? ELSE told END WHERE payment_hash = ? RETURNING origin, taken",
+                "told = CASE WHEN told = 0 AND ? = 1 THEN ? ELSE told END WHERE payment_hash = ?",
                 (int(accepted), int(accepted), int(accepted), int(reported), 1 if traced else UNTRACED, payment_hash),
             )
-            if accepted and rows and rows[0]["taken"] > 1:
-                tx.execute(
-                    "UPDATE origins SET used_up_in_a_row = 0 WHERE origin = ? AND used_up_in_a_row > 0", (rows[0]["origin"],)
+            if accepted:
+                tx.defer(
+                    "UPDATE origins SET used_up_in_a_row = 0 WHERE used_up_in_a_row > 0 "
+                    "AND origin = (SELECT origin FROM payments WHERE payment_hash = ? AND taken > 1)",
+                    (payment_hash,),
                 )
 
         self._store.run(work, durable=False)
