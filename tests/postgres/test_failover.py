@@ -101,6 +101,12 @@ def waiting(server: Server) -> list[int]:
     return [pid for (pid,) in server.admin("SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'")]
 
 
+def caught_up(primary: Server, standby: Server) -> None:
+    """Wait until the standby has all that the primary has written."""
+    ((position,),) = primary.admin("SELECT pg_current_wal_lsn()")
+    until(lambda: standby.admin(f"SELECT pg_last_wal_replay_lsn() >= '{position}'") == [(True,)], WAIT_S)
+
+
 def paid(lnd: FakeLnd) -> list[str]:
     return [payment.status for payment in lnd.payments]
 
@@ -199,6 +205,7 @@ def test_a_url_that_names_both_finds_the_one_that_takes_writes(primary: Server, 
     """Else half of the workers, or all of them, would be on the standby until somebody adds a parameter of libpq to the URL."""
     database = primary.new_database()
     Ledger.open(primary.url(database)).open_payment(intent(1), draw(limits()))
+    caught_up(primary, standby)
     both = primary.url(database).replace(f":{primary.port}/", f":{standby.port},127.0.0.1:{primary.port}/")
     ledger = Ledger.open(both)
     assert ledger.open_payment(intent(2), draw(limits()))[1]
@@ -215,7 +222,7 @@ def test_a_standby_reached_by_mistake_buys_nothing_and_says_why(
     """Else a wrong host in a URL would look like a broken ledger, or pay what nobody can write down."""
     database = primary.new_database()
     over(primary.url(database)).get(wall.url_for("/first"))
-    until(lambda: Ledger.open(standby.url(database)).exists(), WAIT_S)
+    caught_up(primary, standby)
     session = over(standby.url(database))
     with pytest.raises(LedgerError, match="recovery") as refused:
         session.get(wall.url_for("/second"))
@@ -245,8 +252,7 @@ def test_a_standby_that_lagged_behind_is_noticed_by_who_has_bought(
         session, idle = (over(both if way == "direct" else bouncer.url(database)) for _ in range(2))
         session.get(wall.url_for("/kept"))
         idle.get(wall.url_for("/kept"))
-        position = primary.admin("SELECT pg_current_wal_lsn()")[0][0]
-        until(lambda: standby.admin(f"SELECT pg_last_wal_replay_lsn() >= '{position}'") == [(True,)], WAIT_S)
+        caught_up(primary, standby)
         standby.set("primary_conninfo", "")  # nothing is replicated any more, and nobody knows
         until(lambda: not standby.admin("SELECT 1 FROM pg_stat_wal_receiver"), WAIT_S)
         lost = session.get(wall.url_for("/lost")).payment.payment_hash
@@ -285,8 +291,7 @@ def test_a_primary_that_was_replaced_and_still_runs_is_noticed(
     with Bouncer.make(primary) as bouncer:
         session = over(bouncer.url(database))
         session.get(wall.url_for("/before"))
-        position = primary.admin("SELECT pg_current_wal_lsn()")[0][0]
-        until(lambda: standby.admin(f"SELECT pg_last_wal_replay_lsn() >= '{position}'") == [(True,)], WAIT_S)
+        caught_up(primary, standby)
         standby.promote()
         bouncer.point(standby)
         assert session.get(wall.url_for("/on the new one")).status_code == 200

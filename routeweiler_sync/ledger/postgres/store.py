@@ -412,9 +412,11 @@ class PostgresStore:
     def _may_be_run_again(self, error: BaseException) -> bool:
         if not isinstance(error, driver().Error):
             return False
-        # A server that this process has never reached isn't restarting, nor is a standby about to take over. It is down, or the
-        # URL is wrong: fail at once.
-        return error.sqlstate in AGAIN or ((is_loss(error) or error.sqlstate in STANDBY) and self._pool_here().met)
+        # A server that this process has never reached isn't restarting: it is down, or its name is wrong. A standby at a URL under
+        # which nothing was ever written isn't about to take over: the URL is wrong. Fail at once.
+        if error.sqlstate in STANDBY:
+            return bool(self._history.commits)
+        return error.sqlstate in AGAIN or (is_loss(error) and self._pool_here().met)
 
     @contextlib.contextmanager
     def _as_ledger_error(self) -> Iterator[None]:
