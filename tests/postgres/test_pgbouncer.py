@@ -76,17 +76,20 @@ def meanwhile() -> Iterator[Callable[..., Future[Any]]]:
 # -- the contract -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def shared(server: Server) -> Iterator[str]:
+    """The name of a database for many tests, each of which empties it."""
+    name = server.new_database()
+    yield name
+    server.admin(f"DROP DATABASE {name} WITH (FORCE)")
+
+
 @pytest.mark.slow
 class TestLedgerThroughPgBouncer(LedgerContract):
     """All that a ledger promises. One database, emptied for each test: to make one takes longer than most of the tests."""
 
     test_of_many_processes_one_buys = None  # below, with fewer sessions
-
-    @pytest.fixture(scope="class")
-    def shared(self, server: Server) -> Iterator[str]:
-        name = server.new_database()
-        yield name
-        server.admin(f"DROP DATABASE {name} WITH (FORCE)")
+    test_rolling_windows_agree_with_a_plain_list_of_spends = None  # long, and it is arithmetic
 
     @pytest.fixture
     def url(self, server: Server, bouncer: Bouncer, shared: str) -> str:
