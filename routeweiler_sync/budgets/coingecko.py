@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 import requests
 
-from .._core import env_vars
+from .._core import env_vars, retries
 from .._core.forks import in_child
 from .._core.log import log
 from .._core.money import EXACT, FIAT_DECIMALS
@@ -220,7 +220,7 @@ class CoinGecko:
             reraise=True,
         )
         try:
-            known = self._believed(currency, retrying(self._attempt, currency))
+            known = self._believed(currency, retries.run(retrying, lambda: self._attempt(currency)))
         except _NoPriceError as problem:
             self._failed = (str(problem), time.monotonic() + min(problem.pause_s or LEAVE_ALONE_S, LEAVE_ALONE_S_MAX))
             raise

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from .._core import env_vars
+from .._core import env_vars, retries
 from .._core.deadline import Deadline, monotonic_s
 from .._core.secret_text import shown
 from .._core.signals import came_by_signal
@@ -277,7 +277,7 @@ class LightningFundingSource:
             sleep=deadline.pause,
             retry_error_callback=lambda attempt: attempt.outcome.result() if attempt.outcome else None,
         )
-        return polling(self._ask, payment_hash)
+        return retries.run(polling, lambda: self._ask(payment_hash))
 
     def _failure(self, error: Exception, payment_hash: bytes) -> WalletAnswer:
         """Return the answer that the exception of a payment order amounts to. By the Protocols, only two of them prove anything.

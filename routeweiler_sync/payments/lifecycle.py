@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import tenacity
 
+from .._core import retries
 from .._core.deadline import Deadline
 from .._core.log import log
 from .._core.signals import came_by_signal
@@ -242,7 +243,7 @@ class PaymentLifecycle:
             sleep=deadline.pause,
         )
         try:
-            return retrying(lambda: self.read_again(row))
+            return retries.run(retrying, lambda: self.read_again(row))
         except BaseException as error:
             if not isinstance(error, RouteweilerError):
                 warn_interrupted(row, error)
@@ -274,8 +275,9 @@ class PaymentLifecycle:
             sleep=deadline.pause,
         )
         follows = step is not NextStep.LAST_LOOK
-        return retrying(
-            lambda: answer_of(lambda: source.track(payment_hash, timeout_s=deadline.left_s(), follow=follows), payment_hash)
+        return retries.run(
+            retrying,
+            lambda: answer_of(lambda: source.track(payment_hash, timeout_s=deadline.left_s(), follow=follows), payment_hash),
         )
 
     def _count_resend(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import tenacity
 
+from ..._core import retries
 from ..._core.deadline import Deadline, monotonic_s
 from .endpoint import Endpoint
 from .stubs import routeweiler_lnd_pb2 as pb
@@ -34,7 +35,7 @@ def await_start(ask_state: Callable[[], int | None], endpoint: Endpoint, timeout
         sleep=pauses.pause,
         retry_error_callback=lambda attempt: attempt.outcome.result() if attempt.outcome else None,
     )
-    state = polling(ask_state)
+    state = retries.run(polling, ask_state)
     if state == pb.LOCKED:
         raise endpoint.error("its wallet is locked", "unlock it with `lncli unlock`")
     if state == pb.NON_EXISTING:

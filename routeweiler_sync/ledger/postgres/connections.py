@@ -133,8 +133,8 @@ class Link:
     connection: Connection
     writer: str = field(default_factory=lambda: uuid.uuid4().hex)
     serial: int = 0
-    #: Whether the server has warned that the latest commit isn't on the standby's disk.
-    _unreplicated: bool = False
+    #: The server's functions that sent a notice since this was cleared.
+    _noticed: set[str | None] = field(default_factory=set)
 
     @classmethod
     def open(cls, address: Address, *, wait_s: float) -> Link:
@@ -150,7 +150,8 @@ class Link:
             bound_s = max(CONNECT_S_MIN, math.ceil(wait_s))
             settings["connect_timeout"] = min(asked_s, bound_s) if asked_s > 0 else bound_s
         link = cls(connection=driver().connect(**settings, autocommit=True, prepare_threshold=None, row_factory=dict_row))
-        link.connection.add_notice_handler(link._notice)
+        noticed = link._noticed  # not the link: a dropped one would keep its connection until the garbage collector comes along
+        link.connection.add_notice_handler(lambda notice: noticed.add(notice.source_function))
         return link
 
     def begin_reading(self) -> None:
@@ -192,9 +193,9 @@ class Link:
 
         Raises: LedgerError if the transaction is committed, but may not outlive a failover.
         """
-        self._unreplicated = False
+        self._noticed.clear()
         done = send(self.connection, [*deferred, b"COMMIT"]).statusmessage
-        if self._unreplicated:
+        if UNREPLICATED in self._noticed:
             raise LedgerError(
                 "The standby of the ledger's server hasn't confirmed a commit, and the server has given up waiting for it (because "
                 "of a statement_timeout, or an administrator): if the standby takes over, what was written is lost.",
@@ -245,10 +246,6 @@ class Link:
                 rows.append(results.fetchall())
             if not results.nextset():
                 return rows
-
-    def _notice(self, notice: psycopg.errors.Diagnostic) -> None:
-        if notice.source_function == UNREPLICATED:
-            self._unreplicated = True
 
 
 class Pool:
@@ -313,6 +310,7 @@ class Guard:
         finally:
             self._watched = None
             self._timer.cancel()
+            del self._timer  # it refers to this object: no garbage is left
 
     def again(self) -> None:
         """Give the connection the whole time once more. Raises nothing if it is over."""

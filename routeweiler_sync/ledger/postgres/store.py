@@ -32,6 +32,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..._core import retries
 from ..._core.deadline import LedgerWait
 from ...errors import LedgerError, RouteweilerError
 from ..store import MIGRATIONS, SCHEMA_VERSION, T, Transaction
@@ -153,7 +154,7 @@ class PostgresStore:
             reraise=True,
         )
         with self._as_ledger_error():
-            return retrying(once)
+            return retries.run(retrying, once)
 
     @contextlib.contextmanager
     def transaction(self, *, durable: bool = True, binding: bool = False) -> Iterator[PostgresTransaction]:
@@ -255,7 +256,7 @@ class PostgresStore:
             reraise=True,
         )
         try:
-            return retrying(ask)
+            return retries.run(retrying, ask)
         except driver().Error as error:
             problem = clean(error, self._address.secrets)
         raise LedgerError(

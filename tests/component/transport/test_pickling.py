@@ -782,3 +782,21 @@ def test_a_dropped_session_takes_its_connections_with_it_at_once(arguments: dict
         assert [part() for part in parts] == [None] * len(parts)
     finally:
         gc.enable()
+
+
+def test_a_purchase_leaves_no_thread_local_to_the_garbage_collector(arguments: dict[str, Any], paywall: Paywall) -> None:
+    """Where the collector meets one in ``sys._current_frames()``, older Pythons hang for ever: Dask's workers do that."""
+    session = Routeweiler(**arguments)
+    session.get(paywall.url_for("/first"))
+    gc.collect()
+    before, kept = gc.get_debug(), len(gc.garbage)
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        assert session.get(paywall.url).status_code == 200
+        session.recover()
+        gc.collect()
+        left = {type(each).__name__ for each in gc.garbage[kept:]}
+    finally:
+        gc.set_debug(before)
+        del gc.garbage[kept:]
+    assert not left & {"_local", "Retrying", "IterState", "Deadline", "LedgerWait"}
