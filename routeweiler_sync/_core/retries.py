@@ -1,7 +1,7 @@
 """Calls by tenacity that leave no garbage behind.
 
 A `tenacity.Retrying` that has run refers to itself, and has a `threading.local`. Left to Python's garbage collector, it keeps what
-its functions refer to; and Python before 3.11.8 and 3.12.1 hangs for ever if that collector meets a `threading.local` inside
+its functions refer to; and Python 3.11 before 3.11.9 hangs for ever if that collector meets a `threading.local` inside
 `sys._current_frames()`, which profilers call (Dask's workers do so all the time).
 """
 

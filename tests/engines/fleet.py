@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from routeweiler_sync import BudgetEnvelope, BudgetExceededError, Ledger, PaymentRow, PaymentState
+from routeweiler_sync.testing._lnd_book import FakePayment
 from tests.postgres.server import Server
 
 from . import jobs
@@ -30,6 +31,8 @@ class Fleet:
 
     shop: Shop
     ledger: Ledger
+    #: Payments of the node for earlier fleets.
+    foreign: frozenset[str]
 
     @classmethod
     @contextlib.contextmanager
@@ -42,7 +45,7 @@ class Fleet:
             os.environ.update(environ)
             ledger = Ledger.open(url)
             try:
-                fleet = cls(shop, ledger)
+                fleet = cls(shop, ledger, frozenset(payment.payment_hash for payment in shop.payments))
                 fleet.allow(1)
                 yield fleet
             finally:
@@ -120,6 +123,11 @@ class Fleet:
 
     # -- judgement --------------------------------------------------------------------------------------------------------
 
+    @property
+    def payments(self) -> list[FakePayment]:
+        """All that the node has begun to pay for this fleet."""
+        return [payment for payment in self.shop.payments if payment.payment_hash not in self.foreign]
+
     def rows(self, part: str) -> list[PaymentRow]:
         """The ledger's payments for pages of this load."""
         return [row for row in self.ledger.payments() if row.path.startswith(f"/{part}/")]
@@ -129,10 +137,10 @@ class Fleet:
         rows = {row.path: row for row in self.rows(part)}
         assert len(rows) == len(self.rows(part)), "a page was bought twice"
         assert {row.state for row in rows.values()} <= {PaymentState.SETTLED}, "a payment is left unfinished"
-        paid = Counter(payment.payment_hash for payment in self.shop.payments if payment.status == "SUCCEEDED")
+        paid = Counter(payment.payment_hash for payment in self.payments if payment.status == "SUCCEEDED")
         every = [row for row in self.ledger.payments() if row.settled_at is not None]
         assert paid == Counter(row.payment_hash for row in every), "the node's payments aren't the ledger's"
-        assert {payment.status for payment in self.shop.payments} == {"SUCCEEDED"}
+        assert {payment.status for payment in self.payments} == {"SUCCEEDED"}
         assert self.ledger.spending().total_msat == PRICE_MSAT * len(paid)
         buyers: Counter[str] = Counter()
         for url, outcome in zip(urls, outcomes, strict=True):
@@ -148,7 +156,7 @@ class Fleet:
         return list(rows.values())
 
     def _paid(self) -> int:
-        return sum(payment.status == "SUCCEEDED" for payment in self.shop.payments)
+        return sum(payment.status == "SUCCEEDED" for payment in self.payments)
 
 
 def _outcomes(tasks: Sequence[Task]) -> list[object]:

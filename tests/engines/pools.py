@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
+from unittest.mock import patch
 
 from routeweiler_sync import Routeweiler
 
@@ -72,7 +74,7 @@ class DaskPool:
             with (
                 dask.config.set({"temporary-directory": folder, "distributed.comm.timeouts.connect": START_S}),
                 LocalCluster(
-                    n_workers=WORKERS, threads_per_worker=2, processes=True, host="127.0.0.1", dashboard_address=None
+                    n_workers=WORKERS, threads_per_worker=2, processes=True, host="127.0.0.1", dashboard_address="127.0.0.1:0"
                 ) as cluster,
                 Client(cluster, timeout=START_S) as client,
             ):
@@ -100,23 +102,25 @@ class RayPool:
     @classmethod
     @contextlib.contextmanager
     def make(cls) -> Iterator[RayPool]:
-        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-        import ray
-
         folder = tempfile.mkdtemp(prefix="rw-ray-")  # not pytest's: a socket's path has at most 107 characters
         try:
-            ray.init(
-                num_cpus=WORKERS,
-                include_dashboard=False,
-                configure_logging=False,
-                log_to_driver=False,
-                object_store_memory=RAY_STORE_BYTES,
-                _node_ip_address="127.0.0.1",
-                _temp_dir=folder,
-            )
-            yield cls(ray)
+            with patch.dict(os.environ, ray_environ()):
+                import ray
+
+                ray.init(
+                    num_cpus=WORKERS,
+                    include_dashboard=False,
+                    configure_logging=False,
+                    log_to_driver=False,
+                    object_store_memory=RAY_STORE_BYTES,
+                    _node_ip_address="127.0.0.1",
+                    _temp_dir=folder,
+                )
+                try:
+                    yield cls(ray)
+                finally:
+                    ray.shutdown()
         finally:
-            ray.shutdown()
             shutil.rmtree(folder, ignore_errors=True)
 
     def pickled(self, session: Routeweiler, urls: Sequence[str]) -> list[Task]:
@@ -176,6 +180,16 @@ class CeleryPool:
 
 
 POOLS: dict[str, Any] = {"dask": DaskPool, "ray": RayPool, "celery": CeleryPool}
+
+
+def ray_environ() -> dict[str, str]:
+    """Variables of Ray for a test: it listens on 127.0.0.1 alone, tells nobody that it is used, and writes no token to the home."""
+    return {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    }
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from .fleet import Fleet
-from .pools import STOP_S, redis_server
+from .pools import STOP_S, ray_environ, redis_server
 from .shop import NETWORK, page
 
 PAGE = (Path(__file__).parents[2] / "docs/engines.md").read_text("utf-8")
@@ -61,7 +61,7 @@ def test_the_recipe_fetches_what_the_budget_allows_and_tells_of_what_it_doesnt(f
         done = subprocess.run(
             [sys.executable, "program.py"],
             cwd=tmp_path,
-            env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": os.pathsep.join([os.fspath(tmp_path), *sys.path])},
+            env={**os.environ, **ray_environ(), "PYTHONPATH": os.pathsep.join([os.fspath(tmp_path), *sys.path])},
             capture_output=True,
             encoding="utf-8",
             timeout=TIMEOUT_S,

@@ -785,7 +785,7 @@ def test_a_dropped_session_takes_its_connections_with_it_at_once(arguments: dict
 
 
 def test_a_purchase_leaves_no_thread_local_to_the_garbage_collector(arguments: dict[str, Any], paywall: Paywall) -> None:
-    """Where the collector meets one in ``sys._current_frames()``, older Pythons hang for ever: Dask's workers do that."""
+    """Where the collector meets one in ``sys._current_frames()``, Python 3.11 before 3.11.9 hangs: Dask's workers do that."""
     session = Routeweiler(**arguments)
     session.get(paywall.url_for("/first"))
     gc.collect()
