@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import urllib.request
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from types import FunctionType
+from typing import Any
 
 import requests
 from requests.__version__ import __version__ as requests_version
@@ -19,23 +20,33 @@ from requests.__version__ import __version__ as requests_version
 READ_UP_TO = (2, 34)
 #: The variables that name the certificates to trust. The first that isn't empty counts.
 CERTIFICATES = (b"REQUESTS_CA_BUNDLE", b"CURL_CA_BUNDLE")
+#: What `os.environ` consists of. If it has more, a test has put a method of its own on it.
+ATTRIBUTES = {"encodekey", "decodekey", "encodevalue", "decodevalue", "_data"}
 
 # Any: their types leave out the names that are only used there.
 sessions: Any = requests.sessions
 utils: Any = requests.utils
 urllib_request: Any = urllib.request
+Environ: Any = os._Environ
 
 _MERGE: Any = requests.Session.merge_environment_settings
 
 
-class _Environment(NamedTuple):
-    """The environment as it was when it was read."""
+class _Environment:
+    """The environment as it was when it was read.
 
-    variables: dict[bytes, bytes]
-    #: Whether a variable names a proxy, or hosts that need none.
-    has_proxies: bool
-    #: The file or folder of the certificates to trust; None if no variable names it.
-    certificates: str | None
+    No dataclass or tuple: reporters of errors write local variables down, and what they write of this must hold no secrets.
+    """
+
+    __slots__ = ("certificates", "has_proxies", "variables")
+
+    def __init__(self, variables: dict[bytes, bytes], decoded: Callable[[bytes], str]) -> None:
+        self.variables = variables
+        #: Whether a variable names a proxy, or hosts that need none.
+        self.has_proxies = any(name[-6:].lower() == b"_proxy" for name in variables)
+        named = next(filter(None, map(variables.get, CERTIFICATES)), None)
+        #: The file or folder of the certificates to trust; None if no variable names it.
+        self.certificates = None if named is None else decoded(named)
 
 
 #: What was read last. A program may change its environment at any time, so this is compared with it before each use.
@@ -72,19 +83,12 @@ def _environment() -> _Environment | None:
     """Return the environment as it is now; None if anything that `requests` reads it by was replaced, or isn't known."""
     global _known
     environ: Any = os.environ
-    kind: type = type(environ)
-    if _means() != _OWN_MEANS or kind is not os._Environ or len(environ.__dict__) != _ATTRIBUTES:
+    if environ is not _ENVIRON or len(environ.__dict__) != len(ATTRIBUTES) or _means() != _OWN_MEANS:
         return None
     known = _known
     if known is None or known.variables != environ._data:
-        _known = known = _read(environ._data.copy(), environ.decodevalue)
+        _known = known = _Environment(environ._data.copy(), environ.decodevalue)
     return known
-
-
-def _read(variables: dict[bytes, bytes], decoded: Callable[[bytes], str]) -> _Environment:
-    has_proxies = any(name[-6:].lower() == b"_proxy" for name in variables)
-    certificates = next(filter(None, map(variables.get, CERTIFICATES)), None)
-    return _Environment(variables, has_proxies, None if certificates is None else decoded(certificates))
 
 
 def _means() -> tuple[object, ...]:
@@ -95,6 +99,11 @@ def _means() -> tuple[object, ...]:
         utils.getproxies,
         utils.proxy_bypass,
         urllib_request.getproxies_environment,
+        Environ.__iter__,
+        Environ.__getitem__,
+        Environ.get,
+        Environ.items,
+        Environ.__contains__,
         sessions.os,
         utils.os,
         urllib_request.os,
@@ -102,20 +111,35 @@ def _means() -> tuple[object, ...]:
 
 
 def _is_known() -> bool:
-    """Return whether `requests`, as it was imported, finds proxies in variables only. It doesn't on macOS and Windows."""
-    own = {
-        sessions: (_MERGE,),
-        utils: (sessions.get_environ_proxies, utils.should_bypass_proxies),
-        urllib_request: (utils.getproxies, utils.proxy_bypass),
-    }
+    """Return whether `requests`, as it was imported, finds proxies in variables only. It doesn't on macOS and Windows.
+
+    False too if another library has put anything of its own in place already.
+    """
+    own: tuple[tuple[Any, tuple[object, ...]], ...] = (
+        (sessions, (_MERGE,)),
+        (utils, (sessions.get_environ_proxies, utils.should_bypass_proxies)),
+        (urllib_request, (utils.getproxies, utils.proxy_bypass)),
+        (os, (Environ.__iter__, Environ.__getitem__)),
+    )
     return (
         os.name == "posix"
-        and tuple(map(int, requests_version.split(".")[:2])) <= READ_UP_TO
+        and _is_read(requests_version)
         and utils.getproxies is urllib_request.getproxies_environment
         and utils.proxy_bypass is urllib_request.proxy_bypass_environment
-        and all(function.__globals__ is vars(module) for module, functions in own.items() for function in functions)
+        and type(_ENVIRON) is Environ
+        and vars(_ENVIRON).keys() == ATTRIBUTES
+        and all(getattr(Environ, name) is getattr(Mapping, name) for name in ("get", "items", "__contains__"))
+        # `type` and no isinstance: a wrapper may claim to be the function that it wraps.
+        and all(type(each) is FunctionType and each.__globals__ is vars(module) for module, functions in own for each in functions)
     )
 
 
+def _is_read(version: str) -> bool:
+    try:
+        return tuple(map(int, version.split(".")[:2])) <= READ_UP_TO
+    except ValueError:
+        return False
+
+
+_ENVIRON: Any = os.environ
 _OWN_MEANS = _means() if _is_known() else ()
-_ATTRIBUTES = len(vars(os.environ))

@@ -24,13 +24,13 @@ from .adapter import PaywallAdapter, concerns_payer, handler_for, token_along, w
 from .fork_pools import connect_anew_if_forked
 
 
-def _stock(name: str) -> object:
-    """Return the method ``name`` of `requests.Session`; None if another library has replaced it already."""
-    method = vars(requests.Session).get(name)
-    return method if getattr(method, "__module__", None) == "requests.sessions" else None
+def stock(kind: type, name: str) -> object:
+    """Return the method or property ``name`` of ``kind``, a class of `requests`; None if another library has replaced it."""
+    member = vars(kind).get(name)
+    return member if getattr(getattr(member, "fget", member), "__module__", None) == kind.__module__ else None
 
 
-_SEND, _GET_ADAPTER = _stock("send"), _stock("get_adapter")
+_SEND, _GET_ADAPTER = stock(requests.Session, "send"), stock(requests.Session, "get_adapter")
 
 
 def send_with_hook(

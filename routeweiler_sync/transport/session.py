@@ -22,7 +22,7 @@ from ..paywall.call import CallContext, QuoteReady, current, for_quote, is_for_q
 from ..settings import SETTINGS, Default, Unpayable
 from .adapter import PaywallAdapter, environment_payer, is_default, made_payer, warn_unpaid
 from .environ_settings import settings_of
-from .foreign_adapters import send_with_hook
+from .foreign_adapters import send_with_hook, stock
 from .response import method_as
 
 if TYPE_CHECKING:
@@ -252,7 +252,12 @@ class Routeweiler(requests.Session):
         self, resp: requests.Response, req: requests.PreparedRequest, *args: Any, **kwargs: Any
     ) -> Generator[requests.Response, None, None]:
         """Do as `requests.Session.resolve_redirects` does, and mark its sends as hops of the call in progress."""
-        if not 300 <= resp.status_code < 400 and type(self).get_redirect_target is _GET_REDIRECT_TARGET:
+        if (
+            resp.status_code not in requests.models.REDIRECT_STATI
+            and getattr(type(resp), "is_redirect", ...) is _IS_REDIRECT
+            and type(self).get_redirect_target is _GET_REDIRECT_TARGET
+            and "get_redirect_target" not in self.__dict__
+        ):
             return _no_hops()  # the result of super(), without its cost
         hops = super().resolve_redirects(resp, req, *args, **kwargs)
         call = current.get()
@@ -441,7 +446,9 @@ def _in_stock_request(session: requests.Session) -> bool:
     return False
 
 
-_GET_REDIRECT_TARGET = requests.Session.get_redirect_target
+#: What `requests` tells redirects by; None if another library has replaced it already.
+_GET_REDIRECT_TARGET = stock(requests.Session, "get_redirect_target")
+_IS_REDIRECT = stock(requests.Response, "is_redirect")
 
 
 def _no_hops() -> Generator[requests.Response, None, None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import random
+import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable
@@ -51,6 +52,7 @@ ATTRIBUTES: list[dict[str, Any]] = [
     {"proxies": {"http": "http://of.session", "no_proxy": "127.0.0.1"}, "verify": "/session.pem", "cert": "/session.crt"},
     {"verify": False, "stream": True},
 ]
+ENVIRON: Any = type(os.environ)
 KNOWN = sys.platform not in ("darwin", "win32")
 
 
@@ -126,6 +128,13 @@ def _always(*args: Any, **kwargs: Any) -> bool:
         (os, "environ", {"http_proxy": PROXY, "CURL_CA_BUNDLE": "/two.pem"}),
         (os.environ, "get", lambda name, default=None: "/every/variable"),
         (os.environ, "items", lambda: [("http_proxy", PROXY)]),
+        (os, "environ", ENVIRON({"HTTP_PROXY": PROXY}, str, str, str, str)),
+        (os, "environ", copy.copy(os.environ)),
+        (ENVIRON, "__getitem__", lambda self, name: "/every/variable"),
+        (ENVIRON, "__iter__", lambda self: iter(("http_proxy",))),
+        (ENVIRON, "__contains__", lambda self, name: True),
+        (ENVIRON, "get", lambda self, name, default=None: "/every/variable"),
+        (ENVIRON, "items", lambda self: [("http_proxy", PROXY)]),
         (requests.Session, "merge_environment_settings", lambda self, *args: {"verify": False}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -136,9 +145,51 @@ def test_what_a_program_puts_in_the_place_of_a_function_is_used(
     """Tests and libraries set the proxies so. They would see real traffic go elsewhere."""
     check_like_requests(ours)
     with monkeypatch.context() as patch:
-        patch.setattr(owner, name, replacement)
+        patch.setattr(owner, name, replacement, raising=False)
         check_like_requests(ours)
     check_like_requests(ours)
+
+
+REPLACED_FIRST = """
+import functools, sys, unittest.mock
+import requests
+{}
+import routeweiler_sync
+url = ("http://api.example/x", {{}}, None, None, None)
+merged = [each.merge_environment_settings(*url) for each in (routeweiler_sync.Routeweiler(ledger="x.db"), requests.Session())]
+assert merged[0] == merged[1], merged
+"""
+
+
+@pytest.mark.parametrize(
+    "replaced",
+    [
+        "requests.utils.should_bypass_proxies = functools.lru_cache(requests.utils.should_bypass_proxies)",
+        "requests.utils.should_bypass_proxies = unittest.mock.Mock(return_value=False)",
+        "requests.utils.getproxies = lambda: {'http': 'http://proxy.example:1'}",
+        "requests.utils.os.environ.get = lambda name, default=None: '/every.pem'",
+        "sys.modules['requests.__version__'].__version__ = '3.0rc1'",
+        "requests.Session.merge_environment_settings = lambda self, *given: {'verify': False}",
+    ],
+)
+def test_what_was_replaced_before_the_import_is_used(replaced: str) -> None:
+    """Programs put a cache before `should_bypass_proxies`, which is slow, before they import anything else."""
+    subprocess.run([sys.executable, "-c", REPLACED_FIRST.format(replaced)], check=True)
+
+
+def test_what_is_kept_of_the_environment_shows_no_values(ours: Routeweiler, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reporters of errors write the local variables of each frame down, and an environment holds passwords."""
+    monkeypatch.setenv("DB_PASSWORD", "hunter2")
+    monkeypatch.setattr(requests.sessions, "merge_setting", _fails)
+    with pytest.raises(RuntimeError) as caught:
+        ours.merge_environment_settings(*GIVEN[0])
+    kept = [entry.frame.f_locals for entry in caught.traceback[1:]]
+    assert "hunter2" not in repr(kept)
+    assert not [value for frame in kept for value in frame.values() if isinstance(value, tuple) and "hunter2" in str(value)]
+
+
+def _fails(*args: Any, **kwargs: Any) -> None:
+    raise RuntimeError
 
 
 class Unverified(requests.Session):
