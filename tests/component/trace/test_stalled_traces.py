@@ -32,8 +32,10 @@ import fcntl
 pytestmark = [pytest.mark.timeout(120), pytest.mark.filterwarnings("ignore:trace event:RuntimeWarning")]
 #: What an event waits here at most. The real wait is some seconds.
 WAIT_S = 0.5
-#: On top of what is promised, for a busy machine.
-SLACK_S = 4.0
+#: On top of what is promised, for a busy machine. A trace that is waited for without a bound takes longer than any.
+SLACK_S = 30.0
+#: The same where waits could add up: less than so many threads would wait one after another.
+THREADS, THREADS_SLACK_S = 50, 15.0
 PATIENCE_S = 60
 
 
@@ -118,10 +120,17 @@ def stall(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Trac
 
 
 @contextlib.contextmanager
-def within(limit_s: float) -> Iterator[None]:
+def within(limit_s: float, slack_s: float = SLACK_S) -> Iterator[None]:
     began_s = time.monotonic()
     yield
-    assert time.monotonic() - began_s < limit_s + SLACK_S
+    assert time.monotonic() - began_s < limit_s + slack_s
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a test in which an event must not give up, however busy the machine is."""
+    monkeypatch.setattr(sink_module, "WAIT_S_MAX", PATIENCE_S)
+    monkeypatch.setattr(sink_jsonl, "LOCK_TIMEOUT_S", PATIENCE_S)
 
 
 def test_a_call_gets_its_page_while_the_trace_is_stalled(
@@ -131,10 +140,10 @@ def test_a_call_gets_its_page_while_the_trace_is_stalled(
     sink, end = stall
     session = make_session(trace_sink=sink)
     with within(WAIT_S):
-        assert session.get(paywall.url, timeout=3).status_code == 200
+        assert session.get(paywall.url, timeout=PATIENCE_S).status_code == 200
     with within(WAIT_S):
         for _ in range(5):
-            assert session.get(paywall.url_for("/free"), timeout=3).status_code == 200
+            assert session.get(paywall.url_for("/free"), timeout=PATIENCE_S).status_code == 200
     end()
     assert session.get(paywall.url).status_code == 200
     assert len(lnd.payments) == 1
@@ -143,11 +152,11 @@ def test_a_call_gets_its_page_while_the_trace_is_stalled(
 def test_the_waits_of_threads_dont_add_up(
     make_session: Callable[..., Routeweiler], paywall: Paywall, stall: tuple[TraceSink, Callable[[], None]]
 ) -> None:
-    """Twenty threads would wait for one another, the last of them for a minute."""
+    """All threads would wait for one another, the last of them for minutes."""
     sink, _ = stall
     session = make_session(trace_sink=sink)
-    with within(WAIT_S), ThreadPoolExecutor(20) as pool:
-        for call in [pool.submit(session.get, paywall.url_for("/free"), timeout=3) for _ in range(20)]:
+    with within(WAIT_S, THREADS_SLACK_S), ThreadPoolExecutor(THREADS) as pool:
+        for call in [pool.submit(session.get, paywall.url_for("/free"), timeout=PATIENCE_S) for _ in range(THREADS)]:
             assert call.result(PATIENCE_S).status_code == 200
 
 
@@ -159,9 +168,8 @@ def test_the_waits_of_questions_dont_add_up(tmp_path: Path) -> None:
     unlock = with_sqlite_lock(path, "BEGIN EXCLUSIVE")
     sink.close()
     assert not sink.emit(free_event("r2"))
-    began_s = time.monotonic()
-    assert [sink.reports("ab" * 32) for _ in range(6)] == [False] * 6
-    assert time.monotonic() - began_s < 6 * sink_module.STUCK_WAIT_S_MAX + SLACK_S
+    with within(6 * sink_module.STUCK_WAIT_S_MAX):
+        assert [sink.reports("ab" * 32) for _ in range(6)] == [False] * 6
     unlock()
 
 
@@ -188,6 +196,7 @@ def test_a_loss_is_told_once_and_logged_each_time(tmp_path: Path, caplog: pytest
     assert len([record for record in caplog.records if "is lost" in record.getMessage()]) == 3
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_locked_trace_doesnt_hold_up_another_one(tmp_path: Path) -> None:
     """The trace of one session would stop those of all others."""
     end = with_sqlite_lock(tmp_path / "locked.db", "BEGIN IMMEDIATE")
@@ -197,10 +206,11 @@ def test_a_locked_trace_doesnt_hold_up_another_one(tmp_path: Path) -> None:
         for number in range(20):
             assert free.emit(free_event(str(number))) is True
         assert not waiting.done()
-        assert waiting.result(PATIENCE_S) is False
-    end()
+        end()
+        assert waiting.result(PATIENCE_S) is True
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_a_fork_doesnt_wait_for_a_locked_trace(tmp_path: Path) -> None:
     """A server that forks a worker for each request would stand still."""
@@ -245,6 +255,7 @@ def test_a_thread_that_hangs_in_a_write_holds_up_no_other(tmp_path: Path, monkey
 # -- pipes and devices ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_pipe_gets_whole_lines(tmp_path: Path) -> None:
     """A log collector behind the pipe would read halves of two lines as one."""
     path = tmp_path / "trace.jsonl"
