@@ -156,7 +156,10 @@ def path_of(url: str) -> str:
     Raises: ValueError for a text that can't be parsed.
     """
     plain = _PLAIN_PATH.match(url)
-    return bounded_key(plain[1] if plain is not None else parse_url(url).path or "/")
+    if plain is None:
+        return bounded_key(parse_url(url).path or "/")
+    path = plain[1]
+    return path if len(path) <= MAX_SCOPE_CHARS else bounded_key(path)
 
 
 def bounded_key(text: str, max_chars: int = MAX_SCOPE_CHARS) -> str:

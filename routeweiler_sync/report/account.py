@@ -5,7 +5,9 @@ doesn't, and a ledger more than a trace. Only its description and its latency co
 are left to `figures`.
 
 Payments are kept in an unnamed SQLite database: it has no file until it outgrows its cache, and then one that the system deletes
-with the process. So a report over a million payments takes little memory, and leaves nothing behind.
+with the process. So a report over a million payments takes little memory, and leaves nothing behind. What most payments have in
+common (`Series`) is stored once: rows are short, so that a million of them fit into the cache and are sorted quickly. They stand in
+the order in which they were read, which is nearly that of their times.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal, localcontext
-from operator import itemgetter
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,8 +43,21 @@ PAID = TRACED
 _LATENCY_MS_MAX = 2**32 - 1
 #: The memory for the database, in KiB. What doesn't fit goes to a temporary file.
 _CACHE_KIB = 131_072
-#: How many payments are written at a time, sorted by their hash: SQLite then finds their places faster.
-_BATCH = 40_000
+#: How many payments are written at a time.
+_BATCH = 1_000
+#: So many series are remembered; then all are dropped, and those that come again are stored again.
+_SERIES_MAX = 4_096
+
+
+class Series(NamedTuple):
+    """What many payments have in common."""
+
+    origin: str | None
+    node: str | None
+    network: str | None
+    envelope_id: str | None
+    currency: str | None
+    rate_quality: str | None
 
 
 class Entry(NamedTuple):
@@ -55,20 +70,25 @@ class Entry(NamedTuple):
     hash: bytes
     rank: int
     at_ms: int
-    origin: str | None
+    series: Series
     path: str | None
-    node: str | None
-    network: str | None
     amount_msat: int
     fee_msat: int
-    envelope_id: str | None
-    currency: str | None
     booked_micro: int | None
     btc_price: str | None
-    rate_quality: str | None
     failure_code: str | None
     description: str | None
     latency_ms: int | None
+
+    @property
+    def origin(self) -> str | None:
+        """Where it bought something."""
+        return self.series.origin
+
+    @property
+    def currency(self) -> str | None:
+        """The currency of ``booked_micro``."""
+        return self.series.currency
 
     @property
     def total_msat(self) -> int:
@@ -79,8 +99,11 @@ class Entry(NamedTuple):
 #: Fields that only a trace knows. They are kept whatever else is merged.
 _OF_TRACE = ("description", "latency_ms")
 COLUMNS = ", ".join(Entry._fields)
-_TYPES = {"hash": "BLOB PRIMARY KEY", **dict.fromkeys(Entry._fields[1:], "")}
-_CREATE = f"CREATE TABLE payments ({', '.join(f'{name} {kind}' for name, kind in _TYPES.items())}) WITHOUT ROWID"
+_CREATE = (
+    f"CREATE TABLE entries ({COLUMNS}, UNIQUE (hash))",
+    f"CREATE TABLE series (id INTEGER PRIMARY KEY, {', '.join(Series._fields)})",
+    "CREATE VIEW payments AS SELECT * FROM entries LEFT JOIN series ON series.id = entries.series",
+)
 _MERGE = ", ".join(
     f"{name} = COALESCE({name}, excluded.{name})"
     if name in _OF_TRACE
@@ -88,8 +111,10 @@ _MERGE = ", ".join(
     for name in Entry._fields[1:]
 )
 _INSERT = (
-    f"INSERT INTO payments ({COLUMNS}) VALUES ({', '.join('?' * len(Entry._fields))}) ON CONFLICT (hash) DO UPDATE SET {_MERGE}"  # noqa: S608
+    f"INSERT INTO entries ({COLUMNS}) VALUES ({', '.join('?' * len(Entry._fields))}) ON CONFLICT (hash) DO UPDATE SET {_MERGE}"  # noqa: S608
 )
+_INSERT_SERIES = f"INSERT INTO series VALUES (NULL{', ?' * len(Series._fields)})"  # noqa: S608
+_SELECT_SERIES = "SELECT * FROM series WHERE id = ?"
 _RANKS = {
     PaymentState.OPEN.value: OPEN,
     PaymentState.FAILED.value: OPEN,
@@ -155,10 +180,14 @@ class Account:
         #: calls have the same by chance are 1 to 10^7. No payment depends on it.
         self._seen: set[int] = set()
         self._rows: list[tuple[Any, ...]] = []
+        #: The ids of series, and the other way round.
+        self._ids: dict[tuple[str | None, ...], int] = {}
+        self._series = lru_cache(_SERIES_MAX)(self._read_series)
         self._database = sqlite3.connect("", isolation_level=None)
         for pragma in ("journal_mode = OFF", "synchronous = OFF", f"cache_size = -{_CACHE_KIB}", "locking_mode = EXCLUSIVE"):
             self._database.execute(f"PRAGMA {pragma}")
-        self._database.execute(_CREATE)
+        for statement in _CREATE:
+            self._database.execute(statement)
         self._database.execute("BEGIN")
 
     def __enter__(self) -> Account:
@@ -168,16 +197,18 @@ class Account:
         self._database.close()
 
     def query(self, sql: str, parameters: Sequence[object] = ()) -> Iterator[tuple[Any, ...]]:
-        """Run a SELECT over the table ``payments``, whose columns are the fields of `Entry`."""
+        """Run a SELECT over the view ``payments``, whose columns are the fields of `Entry` and `Series`."""
         self._write()
         return self._database.execute(sql, parameters)
 
     def entries(
         self, where: str, parameters: Sequence[object] = (), *, order: str = "at_ms, hash", limit: int = -1
     ) -> Iterator[Entry]:
-        """Yield the payments for which the SQL ``where`` holds."""
-        sql = f"SELECT {COLUMNS} FROM payments WHERE {where} ORDER BY {order} LIMIT ?"  # noqa: S608  (texts of this package)
-        return map(Entry._make, self.query(sql, (*parameters, limit)))
+        """Yield the payments for which the SQL ``where`` holds. It knows the fields of `Entry` alone."""
+        sql = f"SELECT {COLUMNS} FROM entries WHERE {where} ORDER BY {order} LIMIT ?"  # noqa: S608  (texts of this package)
+        make, series = Entry._make, self._series
+        for row in self.query(sql, (*parameters, limit)):
+            yield make((*row[:3], series(row[3]), *row[4:]))
 
     def add_ledger(self, lines: Iterable[StatementLine]) -> None:
         """Add the payments of a ledger.
@@ -193,17 +224,12 @@ class Account:
                     bytes.fromhex(line.payment_hash),
                     rank,
                     line.created_at_ms if at_ms is None else at_ms,
-                    line.origin,
+                    self._id_of((line.origin, line.node_pubkey, line.network, line.envelope_id, line.currency, line.rate_quality)),
                     line.path,
-                    line.node_pubkey,
-                    line.network,
                     line.amount_msat,
                     line.fee_msat if paid else line.max_fee_msat if rank == OPEN else 0,
-                    line.envelope_id,
-                    line.currency,
                     line.settled_micro if paid and line.envelope_id is not None else None,
                     line.btc_price,
-                    line.rate_quality,
                     line.failure_code,
                     None,
                     None,
@@ -233,17 +259,52 @@ class Account:
         """
         ended_ms, payment = _ms(event["timestampEnd"]), event["payment"]
         reported = payment is not None and not payment["reused"]
-        entry = _entry(event, payment, ended_ms) if reported else None
+        row = self._row(event, payment, ended_ms) if reported else None
         parent = event.get("parentRequestId")
         key = hash((event["requestId"], parent, None if payment is None else payment["paymentHash"]))
         call = _call(event)
-        if entry is not None:
-            self._add(entry)
+        if row is not None:
+            self._add(row)
         if key not in self._seen:
             self._seen.add(key)
             self.events += 1
             if parent is None and (self.since_ms is None or ended_ms >= self.since_ms):
                 self._count(call, event, ended_ms)
+
+    def _row(self, event: Any, payment: Any, ended_ms: int) -> tuple[object, ...]:
+        """Return the payment that an event reports, as `_add` takes it.
+
+        Raises: ValueError and the like if it isn't one.
+        """
+        challenge = event["challenge"]
+        hash_, booked, latency_ms = bytes.fromhex(payment["paymentHash"]), payment["amountEnvelope"], payment["settlementLatencyMs"]
+        booked_micro = currency = None
+        if booked is not None:
+            booked_micro, currency = int(Decimal(booked) * MICRO), _text(payment["amountEnvelopeCurrency"])
+            if not 0 <= booked_micro < AMOUNT_MAX:
+                raise ValueError("no amount")
+        if len(hash_) != 32:
+            raise ValueError("no payment hash")
+        url, network, description = event["url"], None, None
+        if challenge is not None:
+            url = challenge["url"] or url
+            network, description = _text(challenge["network"]), _text(challenge["description"])
+        origin, path = _place(url)
+        node, envelope_id, quality = _text(event["fundingSource"]), _text(event["envelopeId"]), _text(payment["fmvQuality"])
+        return (
+            hash_,
+            TRACED,
+            ended_ms,
+            self._id_of((origin, node, network, envelope_id, currency, quality)),
+            path,
+            _whole(payment["amountMsat"]),
+            _whole(payment["feeMsat"]),
+            booked_micro,
+            None,
+            None,
+            description,
+            None if latency_ms is None else min(_whole(latency_ms), _LATENCY_MS_MAX),
+        )
 
     def _count(self, call: tuple[str, bool, int | None], event: Any, ended_ms: int) -> None:
         kind, undelivered, service_ms = call
@@ -270,14 +331,26 @@ class Account:
             failure.last_ms = ended_ms
             failure.last, failure.keep = str(error["message"] or ""), "" if challenge is None else str(challenge["paymentHash"])
 
-    def _add(self, entry: tuple[object, ...]) -> None:
-        self._rows.append(entry)
+    def _add(self, row: tuple[object, ...]) -> None:
+        """Add a payment: the fields of `Entry`, with the id of its series."""
+        self._rows.append(row)
         if len(self._rows) >= _BATCH:
             self._write()
 
+    def _id_of(self, series: tuple[str | None, ...]) -> int:
+        """Return the id of a series with the fields of `Series`. The same one may have several."""
+        series_id = self._ids.get(series)
+        if series_id is None:
+            if len(self._ids) >= _SERIES_MAX:
+                self._ids.clear()
+            series_id = self._ids[series] = self._database.execute(_INSERT_SERIES, series).lastrowid or 0
+        return series_id
+
+    def _read_series(self, series_id: int) -> Series:
+        return Series._make(self._database.execute(_SELECT_SERIES, (series_id,)).fetchone()[1:])
+
     def _write(self) -> None:
         if self._rows:
-            self._rows.sort(key=itemgetter(0))
             self._database.executemany(_INSERT, self._rows)
             self._rows.clear()
 
@@ -302,46 +375,6 @@ def _call(event: Any) -> tuple[str, bool, int | None]:
     if challenge is not None or outcome["httpStatus"] == 402:
         return UNPAID, False, service_ms
     return FREE, False, service_ms
-
-
-def _entry(event: Any, payment: Any, ended_ms: int) -> tuple[object, ...]:
-    """Return the payment that an event reports, with the fields of `Entry`.
-
-    Raises: ValueError and the like if it isn't one.
-    """
-    challenge = event["challenge"]
-    hash_, booked, latency_ms = bytes.fromhex(payment["paymentHash"]), payment["amountEnvelope"], payment["settlementLatencyMs"]
-    booked_micro = currency = None
-    if booked is not None:
-        booked_micro, currency = int(Decimal(booked) * MICRO), _text(payment["amountEnvelopeCurrency"])
-        if not 0 <= booked_micro < AMOUNT_MAX:
-            raise ValueError("no amount")
-    if len(hash_) != 32:
-        raise ValueError("no payment hash")
-    url, network, description = event["url"], None, None
-    if challenge is not None:
-        url = challenge["url"] or url
-        network, description = _text(challenge["network"]), _text(challenge["description"])
-    origin, path = _place(url)
-    return (
-        hash_,
-        TRACED,
-        ended_ms,
-        origin,
-        path,
-        _text(event["fundingSource"]),
-        network,
-        _whole(payment["amountMsat"]),
-        _whole(payment["feeMsat"]),
-        _text(event["envelopeId"]),
-        currency,
-        booked_micro,
-        None,
-        _text(payment["fmvQuality"]),
-        None,
-        description,
-        None if latency_ms is None else min(_whole(latency_ms), _LATENCY_MS_MAX),
-    )
 
 
 def _ms(timestamp: str) -> int:
