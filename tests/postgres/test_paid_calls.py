@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 import string
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -159,3 +161,26 @@ def test_a_report_adds_up_databases_files_and_traces(
     assert len((tmp_path / "all.csv").read_text().splitlines()) == 3
     assert [each["kind"] for each in told["sources"]] == ["ledger", "ledger", "trace"]
     assert PASSWORD not in done.stdout + done.stderr
+
+
+def test_a_dropped_session_closes_its_connections_at_once(
+    lnd: FakeLnd, paywall: Paywall, url: str, database: str, server: Server
+) -> None:
+    """An engine unpickles a session for each task: the server would run out of connections before Python collects them."""
+
+    def connections() -> int:
+        return int(server.admin(f"SELECT count(*) FROM pg_stat_activity WHERE datname = '{database}'")[0][0])
+
+    gc.collect()
+    gc.disable()
+    try:
+        session = Routeweiler(funding=[lnd.funding()], ledger=url)
+        assert session.get(paywall.url).status_code == 200
+        assert connections() > 0
+        del session
+        until = time.monotonic() + 30  # the server takes a moment to notice
+        while connections() and time.monotonic() < until:
+            time.sleep(0.02)
+        assert connections() == 0
+    finally:
+        gc.enable()

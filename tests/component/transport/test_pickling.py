@@ -784,19 +784,20 @@ def test_a_dropped_session_takes_its_connections_with_it_at_once(arguments: dict
         gc.enable()
 
 
-def test_a_purchase_leaves_no_thread_local_to_the_garbage_collector(arguments: dict[str, Any], paywall: Paywall) -> None:
+def test_a_purchase_leaves_no_thread_local_to_the_garbage_collector(arguments: dict[str, Any], dynamic: Paywall) -> None:
     """Where the collector meets one in ``sys._current_frames()``, Python 3.11 before 3.11.9 hangs: Dask's workers do that."""
     session = Routeweiler(**arguments)
-    session.get(paywall.url_for("/first"))
+    session.get(dynamic.url_for("/first"))
     gc.collect()
     before, kept = gc.get_debug(), len(gc.garbage)
     gc.set_debug(gc.DEBUG_SAVEALL)
     try:
-        assert session.get(paywall.url).status_code == 200
+        assert session.get(dynamic.url_for("/second")).status_code == 200
         session.recover()
         gc.collect()
         left = {type(each).__name__ for each in gc.garbage[kept:]}
     finally:
         gc.set_debug(before)
         del gc.garbage[kept:]
+    assert [request.paid for request in dynamic.requests] == [False, True] * 2
     assert not left & {"_local", "Retrying", "IterState", "Deadline", "LedgerWait"}
