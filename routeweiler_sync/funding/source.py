@@ -126,7 +126,7 @@ class LightningFundingSource:
         """
         deadline = monotonic_s() + timeout_s
         ahead = self.__dict__.pop("_ahead", None)  # one step, so that no other thread takes it too
-        pubkey: str | None = None if ahead is None else ahead.pubkey()
+        pubkey: str | None = None if ahead is None else ahead.pubkey(deadline)
         return pubkey if pubkey is not None else self._ready(max(deadline - monotonic_s(), 0.0))
 
     @property
@@ -359,8 +359,9 @@ class _AskedAhead:
     """What `LightningFundingSource.ready` finds, being asked in a worker thread."""
 
     def __init__(self, source: LightningFundingSource, timeout_s: float) -> None:
-        #: When the answer came, on the monotonic clock.
+        #: When the answer came, and until when the question is asked, on the monotonic clock.
         self._answered_s: float | None = None
+        self._until_s = monotonic_s() + timeout_s
 
         def ask(_: WorkerCall[str]) -> str:
             try:
@@ -370,19 +371,21 @@ class _AskedAhead:
 
         self._call = BegunCall(ask, timeout_s=timeout_s + _SILENCE_S)
 
-    def pubkey(self) -> str | None:
-        """Wait for the answer and return it; None if there is none, or it came too long ago.
+    def pubkey(self, until_s: float) -> str | None:
+        """Wait for the answer until ``until_s``, and return it; None if there is none, or it came too long ago.
+
+        The question may be another call's, whose session has more time than this one, or less: then its failure proves nothing.
 
         Raises: FundingError as `LightningFundingSource.ready`.
         """
         if not self._call.is_own:
             return None
         try:
-            pubkey = self._call.result()
+            pubkey = self._call.result(until_s + _SILENCE_S)
         except SilentError:
             return None
         except FundingError:
-            if self._is_fresh():
+            if self._is_fresh() and self._until_s >= until_s - _SILENCE_S:
                 raise
             return None
         return pubkey if self._is_fresh() else None

@@ -165,8 +165,9 @@ class BegunCall(Generic[_Item]):
         """Whether it was begun in this very process: a forked child hasn't got the thread."""
         return self._pid == os.getpid()
 
-    def result(self) -> _Item:
-        """Wait for the end and return the result. Call this once. Raises: as `result_of`."""
+    def result(self, until_s: float) -> _Item:
+        """Wait for the end, not longer than until ``until_s``, and return the result. Call this once. Raises: as `result_of`."""
+        self._call._deadline = min(self._call._deadline, until_s)
         return self._call._next()[1]
 
 

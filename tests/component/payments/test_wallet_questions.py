@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from routeweiler_sync import (
     BudgetEnvelope,
     FundingError,
+    LedgerError,
     LndClient,
     Policy,
     PolicyRule,
@@ -117,16 +119,16 @@ def test_an_expected_order_over_another_connection_asks(lnd: FakeLnd) -> None:
 def waits_for_node(lnd: FakeLnd, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """The first look into the ledger waits until the node has told its key. In the list: whether it has."""
     waited: list[bool] = []
-    live = Ledger.live
+    found = Ledger.found
 
-    def slow(self: Ledger, *args: Any) -> Any:
+    def slow(self: Ledger, **asked_for: Any) -> Any:
         ends = time.monotonic() + PATIENCE_S
         while not waited and not lnd.calls["GetInfo"] and time.monotonic() < ends:
             time.sleep(0.005)
         waited.append(lnd.calls["GetInfo"] > 0)
-        return live(self, *args)
+        return found(self, **asked_for)
 
-    monkeypatch.setattr(Ledger, "live", slow)
+    monkeypatch.setattr(Ledger, "found", slow)
     return waited
 
 
@@ -275,6 +277,37 @@ def test_a_wallet_that_stays_silent_ahead_is_refused_in_time(make_session, lnd: 
         with pytest.raises(FundingError, match="Nothing was spent"):
             session.get(paywall.url)
     assert time.monotonic() - began < 10
+
+
+def test_the_question_of_a_patient_session_is_not_waited_for_by_another(
+    make_session, lnd: FakeLnd, paywall: Paywall, tmp_path: Path
+) -> None:
+    """A session with a short payment_timeout would hang for the time of another one, which asked their wallet and then failed."""
+    ledger = Ledger.open(tmp_path / "made.db")
+    ledger.check_writable()  # this one isn't new: nothing is asked ahead
+    (tmp_path / "file").touch()
+    with listener("frozen") as port:
+        source = lnd.funding(client=lnd.client(grpc_port=port))
+        with pytest.raises(LedgerError, match="Nothing was spent"):
+            make_session(funding=[source], ledger=tmp_path / "file" / "no.db", payment_timeout=PATIENCE_S).get(paywall.url)
+        assert source._ahead is not None
+        hurried = make_session(funding=[source], ledger=ledger, payment_timeout=1)
+        began = time.monotonic()
+        with pytest.raises(FundingError, match="Nothing was spent"):
+            hurried.get(paywall.url)
+    assert time.monotonic() - began < 10
+
+
+def test_the_failed_question_of_a_hurried_session_refuses_no_other(lnd: FakeLnd) -> None:
+    """A node that takes a while would fail a purchase that has the time, because another session's question got too little."""
+    lnd.set_state("WAITING_TO_START")
+    source = lnd.funding()
+    source.ask_ahead(0.2)
+    assert source._ahead is not None
+    while source._ahead._answered_s is None:
+        time.sleep(0.005)
+    lnd.set_state("SERVER_ACTIVE")
+    assert source.ready(PATIENCE_S) == lnd.node_pubkey
 
 
 def test_wallets_that_need_no_grpc_do_not_import_it() -> None:
