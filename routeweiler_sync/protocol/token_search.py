@@ -66,6 +66,9 @@ def holds_token(text: str | bytes | bytearray, tokens: frozenset[str], *, by_val
     if isinstance(text, (bytes, bytearray)):
         text = bytes(text).decode("latin-1")
     wanted = _searched(tokens)
+    # Taking quotes and escapes away makes no text of ASCII longer, so that most URLs are too short for any token.
+    if by_value and (not wanted or (text.isascii() and len(text) < len(wanted[0]))):
+        return False
     for _ in range(MAX_ESCAPE_LEVELS + 1):
         if not by_value and (redact(text) != text or _NAMED.search(text)):
             return True
@@ -86,6 +89,8 @@ def without_tokens(text: str, tokens: frozenset[str], *, by_value: bool = False)
 
     With ``by_value``, only ``tokens`` are replaced, and nothing else that looks like a token.
     """
+    if by_value and not any(token in text for token in tokens) and not holds_token(text, tokens, by_value=True):
+        return text
     for token in sorted(tokens, key=len, reverse=True):
         if len(token) >= MIN_TOKEN_CHARS:
             text = text.replace(token, _REDACTED)
@@ -95,7 +100,7 @@ def without_tokens(text: str, tokens: frozenset[str], *, by_value: bool = False)
 
 @lru_cache(maxsize=64)
 def _searched(tokens: frozenset[str]) -> tuple[str, ...]:
-    """Return what to search a text for: the tokens as they are, and their bytes in other alphabets."""
+    """Return what to search a text for, the shortest first: the tokens as they are, and their bytes in other alphabets."""
     found: dict[str, None] = {}
     for token in tokens:
         if len(token) < MIN_TOKEN_CHARS:
@@ -110,7 +115,7 @@ def _searched(tokens: frozenset[str]) -> tuple[str, ...]:
             found[base64.b64encode(bytes.fromhex(token)).decode().rstrip("=")] = None
         found[token.encode("utf-8", "surrogatepass").hex()] = None
         found[base64.b64encode(token.encode("utf-8", "surrogatepass")).decode().rstrip("=")] = None
-    return tuple(each for each in found if len(each) >= MIN_TOKEN_CHARS)
+    return tuple(sorted((each for each in found if len(each) >= MIN_TOKEN_CHARS), key=len))
 
 
 def _unescaped(text: str) -> str:

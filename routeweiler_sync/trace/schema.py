@@ -29,7 +29,8 @@ def timestamp(moment: datetime) -> str:
 
     A naive datetime counts as local time.
     """
-    return moment.astimezone(timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    moment = moment if moment.tzinfo is timezone.utc else moment.astimezone(timezone.utc)
+    return f"{moment.isoformat(timespec='microseconds')[:-6]}Z"  # without its +00:00
 
 
 def _sats(amount_msat: int) -> int:
@@ -41,6 +42,8 @@ def _number(amount: Decimal | None) -> int | float | str | None:
     """Return a JSON number from which ``Decimal(str(number))`` gives ``amount`` back, or a string if no double can represent it."""
     if amount is None:
         return None
+    if amount.is_finite() and (whole := int(amount)) == amount:
+        return whole
     with localcontext(EXACT):
         if amount == amount.to_integral_value():
             return int(amount)

@@ -9,9 +9,10 @@ from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 
 import pytest
+from hypothesis import example, given, strategies as st
 
 from routeweiler_sync.trace import TracePayment
-from routeweiler_sync.trace.schema import timestamp, without_userinfo
+from routeweiler_sync.trace.schema import _number, timestamp, without_userinfo
 from tests.support.trace_events import HASH, PREIMAGE, failed_event, free_event, paid_event
 
 
@@ -88,6 +89,32 @@ def test_timestamps_are_utc_and_sort_as_text():
     assert timestamp(datetime(2026, 3, 1, 9, 0, tzinfo=east)) == "2026-03-01T00:00:00.000000Z"
     moments = [datetime(2026, 3, 1, 0, 0, second, micro, tzinfo=timezone.utc) for second in (0, 1) for micro in (0, 1, 100_000)]
     assert [timestamp(moment) for moment in moments] == sorted(timestamp(moment) for moment in moments)
+
+
+ZONES = st.none() | st.just(timezone.utc) | st.integers(-1_439, 1_439).map(lambda minutes: timezone(timedelta(minutes=minutes)))
+
+
+@given(st.datetimes(datetime(1971, 1, 1), datetime(2500, 1, 1)), ZONES)  # noqa: DTZ001  (the zone is drawn)
+def test_every_time_is_the_same_moment_in_utc(naive: datetime, zone: timezone | None):
+    """A line would tell another moment, or one in a form of its own."""
+    moment = naive.replace(tzinfo=zone)
+    assert timestamp(moment) == moment.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+@given(st.decimals(allow_nan=False, allow_infinity=False, places=6) | st.decimals(allow_nan=False, allow_infinity=False))
+@example(Decimal("-0.0"))
+@example(Decimal("1E+30"))
+@example(Decimal("4000000000000.000001"))
+def test_every_amount_is_told_exactly_and_whole_ones_as_integers(amount: Decimal):
+    """A sum over the trace would be off by what a double can't hold, or a reader would meet a fraction of nothing."""
+    told = _number(amount)
+    assert Decimal(str(told)) == amount
+    assert isinstance(told, int) == (amount % 1 == 0 if amount.adjusted() < 25 else amount.as_tuple().exponent >= 0)
+
+
+def test_no_amount_makes_an_event_fail():
+    """What isn't a number would cost the line of a payment."""
+    assert _number(Decimal("NaN")) == "NaN"
 
 
 @pytest.mark.parametrize(
