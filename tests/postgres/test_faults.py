@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -13,6 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -39,6 +42,11 @@ Make = Callable[..., Ledger]
 #: Far more than any deed sends and receives.
 NEVER = 10**9
 WAIT_S = 30.0
+#: Undoes what the newest step of the schema does.
+TO_VERSION_6 = (
+    "DROP TABLE archived_payments, archived_sums; ALTER TABLE payments DROP COLUMN ended_at_ms; "
+    "UPDATE routeweiler_ledger SET version = 6"
+)
 
 
 def until(condition: Callable[[], object]) -> None:
@@ -451,25 +459,12 @@ def test_a_ledger_of_an_older_release_is_there(server: Server, database: str, ma
     made = make_ledger()
     made.open_payment(intent(1), None)
     settle(made, 1)
-    assert SCHEMA_VERSION == 6, "undo what the newest step does"
-    server.admin(
-        "DROP INDEX payments_owed, payments_outlived, payments_one_live_per_scope, payments_one_standing_per_page; "
-        "ALTER TABLE payments DROP COLUMN "
-        f"single_use, DROP COLUMN presenter, DROP COLUMN presented_until_ms; {_indexes_of(5)}; "
-        "UPDATE routeweiler_ledger SET version = 5",
-        database,
-    )
+    assert SCHEMA_VERSION == 7, "undo what the newest step does"
+    server.admin(TO_VERSION_6, database)
     ledger = make_ledger()
     assert ledger.exists()
     assert ledger.spending().total_msat == 10_000
     assert server.admin("SELECT version FROM routeweiler_ledger", database) == [(SCHEMA_VERSION,)]
-
-
-def _indexes_of(version: int) -> str:
-    """The two indexes that version 6 replaces, as the versions up to ``version`` make them."""
-    names = ("payments_one_live_per_scope", "payments_one_standing_per_page")
-    steps = [statement for step in range(1, version + 1) for statement in MIGRATIONS[step]]
-    return "; ".join(each for each in steps if "CREATE UNIQUE INDEX" in each and any(name in each for name in names))
 
 
 @pytest.mark.parametrize("version", range(1, SCHEMA_VERSION))
@@ -669,3 +664,78 @@ def test_writers_of_long_ago_are_forgotten(
     assert server.admin("SELECT count(*) FROM routeweiler_writers", database) == [(1,)]
     ledger.count_send(hash_of(1))  # and who comes back is there again
     assert server.admin("SELECT count(*) FROM routeweiler_writers", database) == [(2,)]
+
+
+def test_what_any_connection_has_committed_is_looked_for_before_a_purchase(
+    server: Server, database: str, ledger: Ledger, meanwhile: Callable[..., Future[Any]]
+) -> None:
+    """Else, behind a pooler that leads to a standby that lagged, a connection that lost nothing would buy what another bought."""
+    ledger.open_payment(intent(1), draw(limits()))
+    (first,) = server.admin("SELECT writer FROM routeweiler_writers", database)
+    with ledger._store.read():  # by the first connection: it is used next
+        assert meanwhile(ledger.open_payment, intent(2), draw(limits())).result(WAIT_S)[1]
+    server.admin(f"DELETE FROM payments WHERE payment_hash = '{hash_of(2)}'", database)
+    server.admin(f"DELETE FROM routeweiler_writers WHERE writer <> '{first[0]}'", database)
+    with pytest.raises(LedgerError, match="lacks what this session has written"):
+        ledger.open_payment(intent(2), draw(limits()))
+
+
+def test_a_clock_that_jumps_is_no_loss(server: Server, database: str, make_ledger: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a server whose clock was set right would look like one restored from a backup, and the whole fleet stop buying."""
+    server.admin("CREATE SCHEMA clock; CREATE TABLE clock.jump AS SELECT interval '0' AS by", database)
+    server.admin(
+        "CREATE FUNCTION clock.now() RETURNS timestamptz LANGUAGE sql AS 'SELECT pg_catalog.now() + by FROM clock.jump'", database
+    )
+    server.admin(f"ALTER DATABASE {database} SET search_path = clock, pg_catalog", database)
+    ledger = make_ledger()
+    ledger.open_payment(intent(1), None)
+    server.admin("UPDATE clock.jump SET by = '8 days'", database)
+    make_ledger().open_payment(intent(2), None)
+    assert server.admin("SELECT count(*) FROM routeweiler_writers", database) == [(1,)]
+    assert ledger.open_payment(intent(3), None)[1]
+    # A process's own clock says nothing about the server's rows.
+    monkeypatch.setattr(time, "time", partial(float, time.time() + 8 * 86_400))
+    server.admin("DELETE FROM routeweiler_writers", database)
+    with pytest.raises(LedgerError, match="lacks what this session has written"):
+        ledger.open_payment(intent(4), None)
+
+
+@pytest.mark.parametrize("table", ["payments", "routeweiler_writers"])
+def test_tables_that_are_gone_arent_said_to_be_safe(server: Server, database: str, ledger: Ledger, table: str) -> None:
+    """Else who has dropped them, or restored an empty database, would look for rights and networks."""
+    ledger.open_payment(intent(1), None)
+    server.admin(f"DROP TABLE {table}", database)
+    with pytest.raises(LedgerError, match=f'"{table}" does not exist') as refused:
+        ledger.open_payment(intent(2), None)
+    assert "aren't lost" not in str(refused.value)
+    assert "make a new session" in str(refused.value)
+
+
+def test_the_rights_of_the_manual_are_enough_also_after_an_upgrade(server: Server, database: str, make_ledger: Make) -> None:
+    """Else a fleet whose workers don't own the tables couldn't begin, or would stop buying at an upgrade."""
+    text = (Path(__file__).parents[2] / "docs/postgres.md").read_text("utf-8")
+    asked = text[text.index("    CREATE SCHEMA") : text.index("All workers must name")]
+    (command,) = re.findall(r"' routeweiler-sync (.+)", asked)
+    try:
+        server.admin("CREATE ROLE owner LOGIN PASSWORD 'x'; CREATE ROLE worker LOGIN PASSWORD 'x'")
+        url = partial(server.url, database, password="x")
+        owner, worker = (f"{url(user=user)}&options=-csearch_path%3Drouteweiler" for user in ("owner", "worker"))
+
+        def run(command: str) -> None:
+            program = [sys.executable, "-m", "routeweiler_sync", *command.split()]
+            subprocess.run(
+                program, env={**os.environ, "ROUTEWEILER_LEDGER": owner}, check=True, timeout=WAIT_S, capture_output=True
+            )
+
+        for line in asked.splitlines():
+            if "-- as owner" in line:
+                run(command)
+            elif not line.strip().startswith("--"):
+                server.admin(line, database)
+        assert make_ledger(at=worker).open_payment(intent(1), None)[1]
+        server.admin(f"SET search_path = routeweiler; {TO_VERSION_6}", database)
+        run("budget show")
+        assert make_ledger(at=worker).open_payment(intent(2), None)[1]
+    finally:
+        for end in ("DROP SCHEMA IF EXISTS routeweiler CASCADE", "DROP OWNED BY owner, worker", "DROP ROLE owner, worker"):
+            server.admin(end, database)

@@ -13,7 +13,6 @@ import os
 import queue
 import socket
 import threading
-import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -52,7 +51,7 @@ CONNECTING: Mapping[str, str | int] = {
 PRIMARY, PRIMARY_BEFORE_14 = "primary", "read-write"
 #: Rows of ``routeweiler_writers`` not used for this long are deleted.
 WRITERS_KEPT = "7 days"
-#: For how long a process relies on its own rows there. Shorter, because machines' clocks differ.
+#: For how long a process relies on its own rows there. Shorter, because the clock of a standby that takes over may differ.
 REMEMBERED_S = 6 * 86_400
 #: The server's function that warns if a commit is acknowledged though the synchronous standby hasn't confirmed it. (The text of
 #: the warning is in the server's language.)
@@ -89,21 +88,16 @@ class History:
     """
 
     url: str
-    #: By writer: its number and the unix time of its latest durable commit. The latest comes last.
-    commits: dict[str, tuple[int, float]] = field(default_factory=dict)
+    #: By writer: its number and the server's unix time at its latest durable commit. The latest comes last.
+    commits: dict[str, tuple[int, int]] = field(default_factory=dict)
     is_torn: bool = False
 
     def note(self, link: Link) -> None:
         """Remember that the latest transaction of ``link`` is committed and on disk."""
         self.commits.pop(link.writer, None)
-        self.commits[link.writer] = (link.serial, time.time())
+        self.commits[link.writer] = (link.serial, link.begun_s)
         for forgotten in [*self.commits][: -2 * MAX_CONNECTIONS]:
             self.commits.pop(forgotten, None)
-
-    def kept(self) -> dict[str, int]:
-        """Return, by writer, the number that the database must have, or a higher one."""
-        now_s = time.time()
-        return {writer: serial for writer, (serial, at_s) in [*self.commits.items()] if 0 <= now_s - at_s < REMEMBERED_S}
 
     def check(self) -> None:
         """Refuse a transaction that money may follow from, if the database has lost some of the history.
@@ -133,6 +127,8 @@ class Link:
     connection: Connection
     writer: str = field(default_factory=lambda: uuid.uuid4().hex)
     serial: int = 0
+    #: The server's unix time when that began.
+    begun_s: int = 0
     #: The server's functions that sent a notice since this was cleared.
     _noticed: set[str | None] = field(default_factory=set)
 
@@ -166,27 +162,24 @@ class Link:
         if binding:
             history.check()
         self.serial += 1
-        kept = {} if history.is_torn else history.kept()
-        own = kept.pop(self.writer, 0)
-        others = [f"(writer = '{writer}' AND serial >= {serial})" for writer, serial in kept.items()] if self.serial == 1 else []
-        found, ledger = self._rows(
+        commits = history.commits.copy()
+        there = " OR ".join(f"writer = '{writer}' AND serial >= {serial}" for writer, (serial, _) in commits.items())
+        (ledger,) = self._rows(
             f"{BEGIN_WRITING}SET LOCAL synchronous_commit = {'on' if durable else 'off'}; {_PRUNE if self.serial == 1 else ''}"  # noqa: S608
-            # A row that must be there and isn't is inserted with 0; one that is behind isn't updated.
+            "SELECT version, extract(epoch FROM now())::bigint AS now_s, "
+            f"(SELECT string_agg(writer, ',') FROM routeweiler_writers WHERE {there or 'false'}) AS found FROM routeweiler_ledger; "
             "INSERT INTO routeweiler_writers (writer, serial, seen_at) "
-            f"VALUES ('{self.writer}', {0 if own else self.serial}, now()) "
-            f"ON CONFLICT (writer) DO UPDATE SET serial = {self.serial}, seen_at = excluded.seen_at "
-            f"WHERE routeweiler_writers.serial >= {own} RETURNING serial; "
-            f"SELECT version, (SELECT count(*) FROM routeweiler_writers WHERE {' OR '.join(others) or 'false'}) AS others "
-            "FROM routeweiler_ledger"
+            f"VALUES ('{self.writer}', {self.serial}, now()) "
+            "ON CONFLICT (writer) DO UPDATE SET serial = excluded.serial, seen_at = excluded.seen_at"
         )
         known_version(ledger)
-        if [row["serial"] for row in found] != [self.serial] or ledger[0]["others"] != len(others):
+        self.begun_s = ledger[0]["now_s"]
+        # A row that isn't there was deleted if it is old, by the clock of the server, as rows are deleted by it.
+        missing = commits.keys() - (ledger[0]["found"] or "").split(",")
+        if any(self.begun_s - commits[writer][1] < REMEMBERED_S for writer in missing):
             history.is_torn = True
             if binding:
                 history.check()
-            self.connection.execute(
-                f"UPDATE routeweiler_writers SET serial = {self.serial} WHERE writer = '{self.writer}'".encode()  # noqa: S608
-            )
 
     def commit(self, deferred: Sequence[bytes] = ()) -> str | None:
         """Run the ``deferred`` statements of the transaction and commit it. Return the server's word for the commit.

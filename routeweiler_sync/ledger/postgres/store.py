@@ -69,6 +69,14 @@ READ_S_MIN, WRITE_S_MIN = 1.0, 3.0
 MIGRATION_LOCK = 0x5257534C
 #: SQLSTATE of CREATE TABLE if a table of that name exists.
 DUPLICATE_TABLE = "42P07"
+#: What to do about most errors.
+_REPAIR = "The rows it holds aren't lost. Repair the database, this role's rights or the network, or name another ledger."
+#: SQLSTATE of a table that isn't there, and what to do then.
+UNDEFINED_TABLE = "42P01"
+_TABLES_GONE = (
+    "The ledger's tables were there and are gone: they were dropped, or this is another database or schema. Bring them back, or "
+    "make a new session: it begins a new ledger, which knows nothing of what was paid."
+)
 
 #: Tables that only a PostgreSQL ledger has, besides those of `MIGRATIONS`: the schema's version, and the numbers of transactions.
 _TABLES = (
@@ -428,13 +436,11 @@ class PostgresStore:
             raise
         except errors as error:
             problem = clean(error, self._address.secrets)
-            raise self._error(str(problem)) from problem
+            gone = getattr(error, "sqlstate", None) == UNDEFINED_TABLE and self._pool_here().met
+            raise self._error(str(problem), _TABLES_GONE if gone else _REPAIR) from problem
 
-    def _error(self, why: str) -> LedgerError:
-        return LedgerError(
-            f"The ledger {self.url} can't be used: {why}.",
-            advice="The rows it holds aren't lost. Repair the database, this role's rights or the network, or name another ledger.",
-        )
+    def _error(self, why: str, advice: str = _REPAIR) -> LedgerError:
+        return LedgerError(f"The ledger {self.url} can't be used: {why}.", advice=advice)
 
 
 def _wait(least_s: float) -> LedgerWait:
