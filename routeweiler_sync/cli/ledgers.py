@@ -6,7 +6,6 @@ Nothing here creates a ledger, but for `opened_ledger` with ``create=True``.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import shlex
 from collections.abc import Iterator, Sequence
@@ -67,15 +66,15 @@ def opened_ledger(url: str | None, *, create: bool = False) -> Iterator[Ledger]:
 def opened_archives(files: Sequence[str]) -> list[Ledger]:
     """Return the archives ``files``, opened as ledgers.
 
-    Raises: click.UsageError if one doesn't exist, or is no archive.
+    Raises: click.UsageError if one doesn't exist, or is no archive; LedgerError for a name that no ledger can have.
     """
     from ..ledger.ledger import Ledger
 
-    opened = [Ledger.open(file) for file in dict.fromkeys(map(os.path.realpath, files))]
-    for file, archive in zip(files, opened, strict=False):
+    opened = {archive.url: archive for archive in map(Ledger.open, files)}
+    for url, archive in opened.items():
         if not archive.is_archive():
-            raise click.UsageError(f"{printable(file)} is no archive of payments: routeweiler-sync payments archive makes one")
-    return opened
+            raise click.UsageError(f"{printable(url)} is no archive of payments: routeweiler-sync payments archive makes one")
+    return list(opened.values())
 
 
 def no_ledger_at(ledger: Ledger) -> str:

@@ -181,7 +181,7 @@ def recover(context: click.Context, *, ledger: str | None, as_json: bool) -> Non
 @payments.command()
 @ledger_option
 @click.option("--before", type=Since(), required=True, metavar="WHEN", help="What ended before: 400d, 52w or 2025-11-01 (UTC).")
-@click.option("--to", "file", metavar="FILE", help="The archive. It is made, or gets more.")
+@click.option("--to", "file", metavar="FILE", help="The archive, of this ledger alone. It is made, or gets more.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be moved.")
 @click.option("--vacuum", is_flag=True, help="Then make the room free: see below.")
 @json_option
@@ -210,14 +210,20 @@ def archive(*, ledger: str | None, before: datetime, file: str | None, dry_run: 
             moved = opened.archive(file or "", before=before, dry_run=dry_run)
         except ValueError as error:
             raise click.UsageError(f"--before: {error}") from None
+        _tell_archived(opened, moved, before, file, exists=exists, dry_run=dry_run, as_json=as_json)
         if vacuum and exists and not dry_run:
-            opened.vacuum()
-        if as_json:
-            print_json([_archived_json(moved, before, file, dry_run=dry_run)])
-            return
-        if not exists:
-            print_line(nothing_bought(opened, exists=False))
-            return
+            opened.vacuum()  # last: what was moved is said also if there is no room for this
+
+
+def _tell_archived(
+    ledger: Ledger, moved: Archived, before: datetime, file: str | None, *, exists: bool, dry_run: bool, as_json: bool
+) -> None:
+    """Print what was moved, or would be."""
+    if as_json:
+        print_json([_archived_json(moved, before, file, dry_run=dry_run)])
+    elif not exists:
+        print_line(nothing_bought(ledger, exists=False))
+    else:
         count = f"{moved.payments} payment{'' if moved.payments == 1 else 's'}"
         what = (
             f"{count} that ended before {before:%Y-%m-%d %H:%M} UTC, {moved.paid} of them paid ({sats(moved.spent_msat)} with fees)"

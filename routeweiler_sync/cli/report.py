@@ -89,10 +89,10 @@ def report(
         print_line(f"{problem} (--csv and --json need nothing more.)", err=True)
         context.exit(Exit.ERROR)
     opened, paths = _sources(ledgers, traces)
-    if not archives:
-        with _errors(context):
-            _tell_moved(opened)
-    opened += opened_archives(archives)
+    with _errors(context):
+        added = opened_archives(archives)
+        _tell_moved(opened, added)
+    opened += added
     with _errors(context), report_of(opened, paths, since=since) as (account, read_figures):
         csv_alone = html_file is None and not as_json and csv_file is not None
         figures = None if csv_alone else read_figures()
@@ -111,15 +111,18 @@ def report(
                 print_line(f"Wrote {name}: {_counted(spent.payments, 'payment')}, {sats(spent.total_msat)} with fees.")
 
 
-def _tell_moved(ledgers: Sequence[Ledger]) -> None:
-    """Say on stderr what isn't counted, since it was moved to archives."""
-    moved = [each.moved() for each in ledgers]
-    payments = sum(each.payments for each in moved)
-    if payments:
-        spent = sats(sum(each.spent_msat for each in moved))
+def _tell_moved(ledgers: Sequence[Ledger], archives: Sequence[Ledger]) -> None:
+    """Say on stderr what isn't counted, since it was moved to archives other than ``archives``.
+
+    Payments that were made. A few more may be missing than is said: a payment may be in an archive and in the ledger still.
+    """
+    moved, given = [each.moved() for each in ledgers], [each.spending() for each in archives]
+    payments = sum(each.paid for each in moved) - sum(each.payments for each in given)
+    if payments > 0:
+        spent = sats(max(0, sum(each.spent_msat for each in moved) - sum(each.total_msat for each in given)))
         print_line(
-            f"Not counted, unless a trace has them: {_counted(payments, 'payment')} ({spent}) that were moved to archives. To "
-            "count them, give all archives: --archive FILE.",
+            f"Not counted, unless a trace has them: {_counted(payments, 'payment')} ({spent}) that were moved to archives"
+            f"{' other than those given' if archives else ''}. To count them, give all archives: --archive FILE.",
             err=True,
         )
 

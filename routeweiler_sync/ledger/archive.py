@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .._core.files import printable
+from .._core.files import SIDE_FILES, printable
 from ..errors import LedgerError
 from .sqlite import ArchiveStore
 from .store import Store, Transaction
@@ -129,6 +129,11 @@ def move(store: Store, to: str | os.PathLike[str], before_ms: int, now_ms: int, 
     Raises: LedgerError. What was moved until then is in the archive.
     """
     target, moved = ArchiveStore(to), Archived()
+    if target.path.name.endswith(SIDE_FILES):
+        raise LedgerError(
+            f"{printable(target.path)} has the name of a file that SQLite makes beside a database, and would overwrite.",
+            advice="Name the archive another way, such as archive.db.",
+        )
     with closing(target):
         with target.transaction(binding=True):
             pass  # refuses a file that is something else before anything is read
@@ -221,7 +226,11 @@ def _marks(values: Sequence[object]) -> str:
 
 
 def _write(tx: Transaction, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write ``rows`` to the archive, in place of what it has of them, without their tokens."""
+    """Write ``rows`` to the archive, in place of what it has of them, without their tokens.
+
+    Raises: LedgerError if that would replace a proof of payment.
+    """
+    _keep_proofs(tx, rows)
     names = list(rows[0])
     insert = (
         f"INSERT INTO payments ({', '.join(names)}) VALUES ({_marks(names)}) ON CONFLICT (payment_hash) DO UPDATE SET "  # noqa: S608
@@ -229,6 +238,28 @@ def _write(tx: Transaction, rows: Sequence[Mapping[str, Any]]) -> None:
     )
     for row in rows:
         tx.execute(insert, ["" if name == "token" else row[name] for name in names])
+
+
+def _keep_proofs(tx: Transaction, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse to write ``rows`` where the archive knows that one was paid, or has its preimage, and the row doesn't.
+
+    It is of another ledger then, or this one was restored from a backup. What the archive has is nowhere else.
+    """
+    hashes = {row["payment_hash"]: row for row in rows}
+    paid = tx.execute(
+        "SELECT payment_hash, preimage FROM payments WHERE settled_at_ms IS NOT NULL "  # noqa: S608 - constants
+        f"AND payment_hash IN ({_marks(rows)})",
+        list(hashes),
+    )
+    for known in paid:
+        row = hashes[known["payment_hash"]]
+        if row["settled_at_ms"] is None or (known["preimage"] is not None and row["preimage"] is None):
+            raise LedgerError(
+                f"The archive has a proof of payment {known['payment_hash']} that the ledger hasn't: it is of another ledger, or "
+                "this one was restored from a backup. The proof wasn't replaced.",
+                advice="Name another file, one for each ledger.",
+                shell_advice="Name another file by --to, one for each ledger.",
+            )
 
 
 def _remove(tx: Transaction, rows: Sequence[Mapping[str, Any]], before_ms: int, now_ms: int) -> set[str]:

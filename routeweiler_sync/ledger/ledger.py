@@ -283,7 +283,11 @@ class Ledger(Lookups, ServerFacts, Charges):
 
         What was moved to ``archives`` is in it too. They are read first: what is moved meanwhile counts as moved elsewhere.
         """
-        moved = {name: row for each in archives for name, row in snapshot.read_payments(each._store).items()}
+        moved: dict[str, snapshot.BookedPayment] = {}
+        for each in archives:
+            for name, row in snapshot.read_payments(each._store).items():
+                if row.settled_at_ms is not None or name not in moved:  # a copy of before it was paid may be in another archive
+                    moved[name] = row
         with self._store.read(long=True) as tx:
             taken = snapshot.read(tx)
         return taken.with_archived(moved) if archives else taken
@@ -304,8 +308,9 @@ class Ledger(Lookups, ServerFacts, Charges):
 
         ``before`` has a form that `spending` takes, and is at least `archive.MIN_AGE_DAYS` days ago. Moved are payments that are
         retired or dead, and tokens that were used and whose own time was over then. All that is unfinished, in use, owed, not
-        reported to a trace, or abandoned stays. The file is made, or gets more. It has the preimages, which prove the payments, and
-        no tokens. ``Ledger.open`` reads it; nothing can be bought with it.
+        reported to a trace, or abandoned stays. ``to`` is a path or ``sqlite:///path``, for one ledger alone. The file is made, or
+        gets more. It has the preimages, which prove the payments, and no tokens. ``Ledger.open`` reads it; nothing can be bought
+        with it.
 
         Limits, totals and `spending` stay as they were, and no invoice of an archived payment is ever paid again. Others may use
         the ledger meanwhile: payments move in batches of `archive.BATCH_ROWS`. ``told`` is called after each with what was moved so
@@ -324,7 +329,7 @@ class Ledger(Lookups, ServerFacts, Charges):
             return Archived()
         if dry_run:
             return archive.count(self._store, before_ms, now_ms)
-        return archive.move(self._store, to, before_ms, now_ms, told)
+        return archive.move(self._store, _archive_path(to), before_ms, now_ms, told)
 
     def moved(self) -> Archived:
         """Return what was moved to archives so far, in all. A ledger that doesn't exist yet isn't created."""
@@ -839,12 +844,25 @@ def _retirement(row: PaymentRow, code: str, text: str) -> Change | None:
     return Change(state=PaymentState.RETIRED, failure_code=code, failure_text=text)
 
 
+def _archive_path(to: str | os.PathLike[str]) -> os.PathLike[str]:
+    """Return the file that ``to`` names, as `Ledger.open` reads names.
+
+    Raises: LedgerError if it names none.
+    """
+    from .sqlite import SqliteStore
+
+    store = Ledger.open(to)._store
+    if isinstance(store, SqliteStore):
+        return store.path
+    raise LedgerError("An archive is a file, not a PostgreSQL database. Nothing was moved.", advice="Give a path.")
+
+
 def _archived_invoice(intent: Intent) -> ChallengeMismatchError:
     """Return the error for a server that repeats the invoice of a payment that was moved to an archive."""
     return ChallengeMismatchError(
         f"{intent.origin} offers invoice {intent.payment_hash}, whose payment ended long ago and was moved to an archive: paying "
         "it again would buy nothing.",
-        advice="Call again. If the error repeats, report this to the server's operator.",
+        advice="Call again. If the error repeats, report this to the server's operator; the archive has the proof of payment.",
     )
 
 

@@ -251,7 +251,7 @@ class SqliteStore:
                 if free < needed:
                     raise LedgerError(
                         f"To give room back, the {self._noun} {printable(self.path)} needs {needed // 10**6 + 1} MB of free disk "
-                        f"for a while, and there are {free // 10**6} MB. Nothing was changed.",
+                        f"for a while, and there are {free // 10**6} MB. The file keeps its size.",
                         advice="Make room. Until then, new payments take the room of those that were removed.",
                     )
                 connection.execute("VACUUM")

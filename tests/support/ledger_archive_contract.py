@@ -243,6 +243,31 @@ class ArchiveContract:
         assert ledger.spending().payments == 2
         assert audited(ledger).agrees
 
+    def test_a_copy_from_before_it_was_paid_counts_nothing(
+        self, make_ledger: Callable[..., Ledger], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Else an audit would call an honest ledger false, by the order in which its archives are named."""
+        clock = Clock()
+        ledger = make_ledger(clock)
+        make_past(ledger, clock, "dead", 2)
+        clock.now_s = NOON_S
+        with monkeypatch.context() as stopped:
+            stopped.setattr(archive_module, "_remove", lambda *args: 1 / 0)
+            with contextlib.suppress(ZeroDivisionError):
+                ledger.archive(tmp_path / "a.db", before=BEFORE)
+        settle(ledger, 2)  # its node has made it after all
+        ledger.mark(hash_of(2), accepted=True, reported=True)
+        ledger.retire(hash_of(2))
+        clock.now_s += 500 * DAY_S
+        assert ledger.archive(tmp_path / "b.db", before=BEFORE).paid == 1
+        with (
+            contextlib.closing(Ledger.open(tmp_path / "a.db")) as older,
+            contextlib.closing(Ledger.open(tmp_path / "b.db")) as newer,
+        ):
+            assert [len(rows_of(older)), len(rows_of(newer))] == [1, 1]
+            for archives in ((older, newer), (newer, older)):
+                assert (audited(ledger, *archives).agrees, audited(ledger, *archives).paid) == (True, 1)
+
     def test_two_runs_at_once_move_each_payment_once(self, make_ledger: Callable[..., Ledger], tmp_path: Path) -> None:
         """Else sums would count a payment twice, or one of the two would fail."""
         clock, file = Clock(), tmp_path / "a.db"

@@ -25,7 +25,7 @@ from routeweiler_sync.testing import FakeLnd, Paywall
 from tests.support.accounts import Books
 from tests.support.cli_process import Command
 from tests.support.ledger_archive_contract import BEFORE, DAY_S, audited, make_all, make_past, rows_of
-from tests.support.ledger_builders import NOON_S, Clock, draw, hash_of, intent, limits, settle
+from tests.support.ledger_builders import NOON_S, Clock, draw, hash_of, intent, limits, preimage, settle
 
 posix = pytest.mark.skipif(os.name == "nt", reason="forks and signals are POSIX's")
 pytestmark = pytest.mark.timeout(120)
@@ -183,6 +183,52 @@ def test_a_file_that_is_something_else_is_refused_and_untouched(foreign: str, le
         assert (file.read_bytes() if file.is_file() else b"") == content
 
 
+@pytest.mark.parametrize("suffix", ["-wal", "-shm", "-journal"])
+def test_an_archive_never_has_the_name_of_a_file_beside_a_ledger(suffix: str, ledger: Ledger, clock: Clock, tmp_path: Path) -> None:
+    """Else SQLite would take it for a part of the ledger: both were destroyed when that was next opened (seen)."""
+    make_all(ledger, clock)
+    before = rows_of(ledger)
+    ledger.close()  # its own files beside it are gone
+    with pytest.raises(LedgerError, match=suffix) as refused:
+        ledger.archive(tmp_path / f"ledger.db{suffix}", before=BEFORE)
+    assert refused.value.spent is False
+    assert rows_of(ledger) == before
+
+
+def test_an_archive_is_named_as_a_ledger_is(ledger: Ledger, clock: Clock, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else proofs of payment would be put into a folder named "sqlite:", or after a database's password, and not be found."""
+    monkeypatch.chdir(file.parent)
+    make_all(ledger, clock)
+    before, names = rows_of(ledger), {each.name for each in file.parent.iterdir()}
+    for wrong in ("postgresql://user:hush@127.0.0.1/archive", "sqlite://archive.db", "http://host/archive.db", ""):
+        with pytest.raises(LedgerError) as refused:
+            ledger.archive(wrong, before=BEFORE)
+        assert "hush" not in str(refused.value)
+    assert rows_of(ledger) == before
+    assert {each.name for each in file.parent.iterdir()} == names
+    assert ledger.archive(f"sqlite:///{file}", before=BEFORE).payments == 8
+    with contextlib.closing(Ledger.open(file)) as archive:
+        assert (archive.is_archive(), len(rows_of(archive))) == (True, 8)
+
+
+def test_a_proof_of_payment_is_never_replaced(ledger: Ledger, clock: Clock, file: Path, tmp_path: Path) -> None:
+    """Else the archive of two ledgers would lose what one of them has paid, if the other was offered the same invoice."""
+    make_past(ledger, clock, "retired", 1)
+    clock.now_s = NOON_S
+    assert ledger.archive(file, before=BEFORE).payments == 1
+    with contextlib.closing(Ledger(SqliteStore(tmp_path / "other.db"), clock=clock)) as other:
+        make_past(other, clock, "dead", 1)
+        make_past(other, clock, "retired", 3)
+        clock.now_s = NOON_S
+        with pytest.raises(LedgerError, match=f"proof of payment {hash_of(1)}") as refused:
+            other.archive(file, before=BEFORE)
+        assert (refused.value.spent, len(rows_of(other))) == (False, 2)
+        assert other.archive(tmp_path / "another.db", before=BEFORE).payments == 2
+    with contextlib.closing(Ledger.open(file)) as archive:
+        assert [row.preimage for row in archive.payments()] == [preimage(1).hex()]
+        assert audited(ledger, archive).agrees
+
+
 def test_an_older_archive_is_brought_up_to_date(ledger: Ledger, clock: Clock, file: Path) -> None:
     """Else an upgrade would part what was archived before from what is archived after."""
     file.touch(0o600)
@@ -333,8 +379,13 @@ def test_the_commands_say_what_was_moved(tmp_path: Path, lnd: FakeLnd, books: Bo
     assert command.json["payments"] == 2
     assert command("budget", "audit", "--no-node", "--archive", str(file), "--json", ROUTEWEILER_TRACE="") == 0
     assert (command.json["payments"], command.json["spentMsat"]) == (5, 50_015)
-    for wrong in (str(books.ledger_path), str(tmp_path / "none.db")):
+    assert command("payments", "archive", "--before", "2025-10-01", "--to", str(tmp_path / "empty.db")) == 0
+    assert command("report", "--archive", str(tmp_path / "empty.db"), "--json") == 0
+    assert (command.json["spentMsat"], b"3 payments (30.006 sat)" in command.err) == (20_009, True), "said: not all archives"
+    for wrong in (str(books.ledger_path), str(tmp_path / "none.db"), "postgresql://user:hush@127.0.0.1:1/none"):
         assert command("budget", "audit", "--no-node", "--archive", wrong) == 2
+        assert b"hush" not in command.out + command.err
         assert command("report", "--archive", wrong) == 2
+        assert b"hush" not in command.out + command.err
     assert command("payments", "archive", "--before", "2025-10-01", "--to", str(books.ledger_path)) == 3
     assert not any(each in command.out + command.err for each in preimages)
