@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Final
 
@@ -67,14 +66,17 @@ class Patience:
 _patience: ContextVar[Patience | None] = ContextVar("routeweiler_sync_patience", default=None)
 
 
-@contextmanager
-def patience(limit: float | Patience | None) -> Iterator[None]:
+class patience:  # noqa: N801  (used like a function; a generator would cost each paid call three times as much)
     """Let what runs in the block wait for its ledger for at most ``limit`` in all: seconds, or what is left of a `Patience`."""
-    token = _patience.set(Patience(limit) if isinstance(limit, (int, float)) else limit)
-    try:
-        yield
-    finally:
-        _patience.reset(token)
+
+    def __init__(self, limit: float | Patience | None) -> None:
+        self._limit = Patience(limit) if isinstance(limit, (int, float)) else limit
+
+    def __enter__(self) -> None:
+        self._token = _patience.set(self._limit)
+
+    def __exit__(self, *raised: object) -> None:
+        _patience.reset(self._token)
 
 
 class LedgerWait:

@@ -83,14 +83,15 @@ def leads_to_one_server(url: str, headers: Mapping[Any, Any] | None) -> bool:
 
     Raises: ValueError if ``url`` isn't an http URL.
     """
-    named = [value for name, value in (headers or {}).items() if _text(name).strip().lower() == "host"]
-    if not named and not _TWO_READINGS.search(url):
+    names = [name for name in headers or () if (name if type(name) is str else _text(name)).strip().lower() == "host"]
+    if not names and not _TWO_READINGS.search(url):
         return True
     origin = origin_at(url)
     connected = urlsplit(url).hostname or ""
     host = parse_url(origin).host or ""
     if connected.isascii() and connected.partition("%")[0] != host.strip("[]").partition("%")[0]:
         return False
+    named = [value for name, value in (headers or {}).items() if name in names]
     try:
         return all(_host_alone(f"{origin.partition(':')[0]}://{_text(value).strip()}") == _host_alone(origin) for value in named)
     except ValueError:

@@ -76,7 +76,7 @@ def _remove(request: Any, unwanted: list[Callable[..., object]]) -> bool:
     """
     hooks = getattr(request, "hooks", None)
     listed = hooks.get("response") if isinstance(hooks, dict) else None
-    if not isinstance(listed, list) or not any(each in unwanted for each in listed):
+    if not listed or not isinstance(listed, list) or not any(each in unwanted for each in listed):
         return False
     request.hooks = {**hooks, "response": [each for each in listed if each not in unwanted]}  # type: ignore[dict-item]
     return True
@@ -137,6 +137,8 @@ def _text_of(given: object) -> str:
 
 def _longest_s(timeout: object) -> float:
     """Return the longest wait that a ``timeout`` for `requests` allows, in seconds: a number, a pair, a Timeout of urllib3."""
+    if timeout is None:
+        return math.inf
     parts = timeout if isinstance(timeout, tuple) else (timeout, getattr(timeout, "total", None), getattr(timeout, "_read", None))
     return max((float(each) for each in parts if isinstance(each, (int, float)) and not isinstance(each, bool)), default=math.inf)
 

@@ -20,9 +20,10 @@ import requests
 from requests.structures import CaseInsensitiveDict
 
 from .._core.credential_headers import AUTHORIZATION, CREDENTIAL_HEADERS
+from .._core.urls import leads_to_one_server, origin_at
+from ..errors import ChallengeMismatchError
 
 if TYPE_CHECKING:
-    from ..errors import ChallengeMismatchError
     from ..payments.token import Token
 
 
@@ -42,11 +43,8 @@ class _CredentialedHeaders(CaseInsensitiveDict):  # type: ignore[type-arg]
     def __setitem__(self, name: Any, value: Any) -> None:
         super().__setitem__(name, value)
         plain = name.decode("latin-1") if isinstance(name, bytes) else str(name)
-        if plain.strip().lower() == "host":
-            from .._core.urls import leads_to_one_server
-
-            if not leads_to_one_server(self._url, {"Host": value}):
-                self.pop(self._name, None)
+        if plain.strip().lower() == "host" and not leads_to_one_server(self._url, {"Host": value}):
+            self.pop(self._name, None)
 
 
 class CredentialedRequest(requests.PreparedRequest):
@@ -100,8 +98,6 @@ def with_credential(request: requests.PreparedRequest, token: Token, answers: li
     Raises: ChallengeMismatchError if the token was issued by another origin than the request's, or if the request's ``Host`` header
     names another server.
     """
-    from .._core.urls import leads_to_one_server, origin_at
-    from ..errors import ChallengeMismatchError
     from ..protocol.schemes import authorization, credential_header
     from .replay import again
 
@@ -119,8 +115,6 @@ def with_credential(request: requests.PreparedRequest, token: Token, answers: li
 
 def other_host_error(origin: str) -> ChallengeMismatchError:
     """Return the error for a request to ``origin`` that may be for another server. Its 402 is returned unpaid, with a log line."""
-    from ..errors import ChallengeMismatchError
-
     return ChallengeMismatchError(
         f"The request to {origin} has a Host header that names another server, or a URL whose host can be read in two ways. So no "
         "token goes along, and its 402 isn't paid.",

@@ -546,8 +546,8 @@ class PaywallHandler:
             None if request is None else request.scope,
             token,
             # To a request without a token, a 401 that names nothing but L402 says no more than a bare one.
-            names_schemes=names_others(lines) if is_bare else bool(schemes_offered(lines)),
-            is_alone=not is_bare and is_named_alone(lines),
+            names_schemes=bool(lines) and (names_others(lines) if is_bare else bool(schemes_offered(lines))),
+            is_alone=bool(lines) and not is_bare and is_named_alone(lines),
             is_for_page=judged is not None and judged.payment_hash in self.negotiation.bought_for_this,
         )
         if wants is Wants.SAME and judged is not None and request is not None and self._is_replay(judged, request):

@@ -26,9 +26,6 @@ _TOKEN_NAMES = ("token", "macaroon")
 _CREDENTIAL = re.compile(r"[A-Za-z0-9]+[ \t]+([^\s:]+):[0-9A-Fa-f]+")
 _HEX_ESCAPE = re.compile(r"\\(?:u\{?(?:00)*|x)([0-9A-Fa-f]{2})\}?")
 _OCTAL_ESCAPE = re.compile(r"\\([0-3][0-7]{2})")
-# Nothing that is in a token, and everything that may stand between the parts of one that is wrapped or quoted.
-_NOT_OF_A_TOKEN = re.compile(r"[\s\0\\\"'=]+")
-_URL_SAFE_TO_STANDARD = str.maketrans("-_", "+/")
 _BASE64 = re.compile(r"[A-Za-z0-9+/]+")
 _PREIMAGE = re.compile(r"[0-9a-f]{64}")
 # What looks like a token: its name, and soon after it a long value.
@@ -72,10 +69,9 @@ def holds_token(text: str | bytes | bytearray, tokens: frozenset[str], *, by_val
     for _ in range(MAX_ESCAPE_LEVELS + 1):
         if not by_value and (redact(text) != text or _NAMED.search(text)):
             return True
-        plain = _NOT_OF_A_TOKEN.sub("", text)
-        if any(each in plain or each in plain.translate(_URL_SAFE_TO_STANDARD) for each in wanted):
-            return True
-        if any(each in plain.lower() for each in wanted if each == each.lower()):
+        plain = _joined(text)
+        standard, lower = _in_standard_digits(plain), plain.lower()
+        if any(each in plain or each in standard or (each in lower and each == each.lower()) for each in wanted):
             return True
         unescaped = _unescaped(text)
         if unescaped == text:
@@ -105,8 +101,8 @@ def _searched(tokens: frozenset[str]) -> tuple[str, ...]:
     for token in tokens:
         if len(token) < MIN_TOKEN_CHARS:
             continue
-        plain = _NOT_OF_A_TOKEN.sub("", token)
-        digits = plain.translate(_URL_SAFE_TO_STANDARD)
+        plain = _joined(token)
+        digits = _in_standard_digits(plain)
         found.update(dict.fromkeys((plain, digits)))
         if _BASE64.fullmatch(digits) and len(digits) % 4 != 1:
             raw = base64.b64decode(digits + "=" * (-len(digits) % 4))
@@ -118,7 +114,22 @@ def _searched(tokens: frozenset[str]) -> tuple[str, ...]:
     return tuple(sorted((each for each in found if len(each) >= MIN_TOKEN_CHARS), key=len))
 
 
+def _joined(text: str) -> str:
+    """Return ``text`` without what may stand between the parts of a token that is wrapped or quoted. No token holds any of it."""
+    text = "".join(text.split())
+    for char in "\0\\\"'=":
+        text = text.replace(char, "")
+    return text
+
+
+def _in_standard_digits(text: str) -> str:
+    """Return ``text`` with the digits of the URL-safe alphabet of base64 replaced by those of the standard one."""
+    return text.replace("-", "+").replace("_", "/")
+
+
 def _unescaped(text: str) -> str:
     text = html.unescape(unquote(text, encoding="latin-1"))
+    if "\\" not in text:
+        return text
     text = _HEX_ESCAPE.sub(lambda found: chr(int(found[1], 16)), text)
     return _OCTAL_ESCAPE.sub(lambda found: chr(int(found[1], 8)), text)

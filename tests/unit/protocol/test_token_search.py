@@ -6,12 +6,13 @@ import base64
 import html
 import json
 import re
+import sys
 from urllib.parse import quote
 
 import pytest
 from hypothesis import example, given, settings, strategies as st
 
-from routeweiler_sync.protocol import schemes
+from routeweiler_sync.protocol import schemes, token_search
 from routeweiler_sync.protocol.http_auth import MAX_HEADER_CHARS, described
 from routeweiler_sync.protocol.token_search import (
     _REDACTED,
@@ -201,3 +202,10 @@ def test_a_charges_secrets_are_found_in_any_writing(written: str) -> None:
 def test_the_log_names_what_is_asked_for_and_no_value(lines: list[str], expected: str) -> None:
     """A user can't see why a 402 isn't paid, or the log holds what a server put into it."""
     assert described(lines) == expected
+
+
+def test_every_kind_of_blank_between_the_parts_of_a_token_is_left_out() -> None:
+    """A server may wrap a token at any character that some reader takes for a blank."""
+    every = "".join(f"a{chr(point)}b" for point in range(sys.maxunicode + 1))
+    assert token_search._joined(every) == re.sub(r"[\s\0\\\"'=]+", "", every)
+    assert token_search._in_standard_digits(every) == every.translate(str.maketrans("-_", "+/"))
