@@ -205,11 +205,17 @@ def archive(*, ledger: str | None, before: datetime, file: str | None, dry_run: 
     """
     if file is None and not dry_run:
         raise click.UsageError("say where to: --to FILE")
+    batches: list[Archived] = []
     with reading(ledger) as (opened, exists):
         try:
-            moved = opened.archive(file or "", before=before, dry_run=dry_run)
+            moved = opened.archive(file or "", before=before, dry_run=dry_run, told=batches.append)
         except ValueError as error:
             raise click.UsageError(f"--before: {error}") from None
+        except (LedgerError, KeyboardInterrupt):
+            if batches:
+                count = batches[-1].payments
+                print_line(f"\nUntil then, {count} payments were moved to {file}. To move the rest, run it again.", err=True)
+            raise
         _tell_archived(opened, moved, before, file, exists=exists, dry_run=dry_run, as_json=as_json)
         if vacuum and exists and not dry_run:
             opened.vacuum()  # last: what was moved is said also if there is no room for this

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from routeweiler_sync import Routeweiler
+from routeweiler_sync.cli import main
 from routeweiler_sync.errors import LedgerError
 from routeweiler_sync.ledger import archive as archive_module, sqlite as sqlite_module
 from routeweiler_sync.ledger.archive import Archived
@@ -227,6 +229,29 @@ def test_a_proof_of_payment_is_never_replaced(ledger: Ledger, clock: Clock, file
     with contextlib.closing(Ledger.open(file)) as archive:
         assert [row.preimage for row in archive.payments()] == [preimage(1).hex()]
         assert audited(ledger, archive).agrees
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), LedgerError("The disk is full.", advice="Make room.")])
+def test_a_command_that_is_stopped_says_how_far_it_got(
+    stop: BaseException, ledger: Ledger, clock: Clock, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a user who ends a run of an hour couldn't know whether anything was moved, and what to do."""
+    monkeypatch.setattr(archive_module, "BATCH_ROWS", 2)
+    for n in range(1, 6):
+        make_past(ledger, clock, "retired", n)
+    write = archive_module._write
+
+    def write_first(tx: Any, rows: Any) -> None:
+        if ledger.moved().payments:
+            raise stop
+        write(tx, rows)
+
+    monkeypatch.setattr(archive_module, "_write", write_first)
+    path = str(ledger._store.path)  # type: ignore[attr-defined]
+    result = CliRunner().invoke(main, ["payments", "archive", "--ledger", path, "--before", "2025-10-01", "--to", str(file)])
+    assert result.exit_code != 0
+    assert f"2 payments were moved to {file}" in result.output
+    assert ledger.moved().payments == 2
 
 
 def test_an_older_archive_is_brought_up_to_date(ledger: Ledger, clock: Clock, file: Path) -> None:
