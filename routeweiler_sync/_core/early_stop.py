@@ -6,7 +6,6 @@ The package imports this module before anything else. In any other program it do
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import threading
 from types import FrameType
@@ -30,13 +29,18 @@ def _end(signum: int, frame: FrameType | None) -> None:
 
 def begin() -> None:
     """Let Ctrl-C end the process at once from now on, if it is the command, and Ctrl-C isn't ignored or handled already."""
-    is_main = threading.current_thread() is threading.main_thread()
-    if is_main and _is_the_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    if threading.current_thread() is not threading.main_thread() or not _is_the_command():
+        return
+    import signal  # here, because no other program should wait for it
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end)
 
 
 def end() -> None:
     """Let Ctrl-C raise KeyboardInterrupt again."""
+    import signal
+
     if signal.getsignal(signal.SIGINT) is _end:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

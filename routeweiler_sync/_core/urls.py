@@ -6,6 +6,7 @@ could be sent the tokens of another.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import ipaddress
 import re
@@ -23,11 +24,9 @@ MAX_SCOPE_CHARS = 512
 MAX_REMEMBERED_ORIGINS = 1_000
 
 # A URL whose path urllib3's slow parser would leave as it is: nothing in it is quoted, and no segment is "." or "..".
-_PLAIN_PATH = re.compile(
-    r"https?://[a-z0-9.-]+(?::[0-9]{1,5})?((?:/(?!\.{1,2}(?:[/?#]|\Z))[A-Za-z0-9_.~-]*)+)(?:[?#]|\Z)", re.ASCII
-)
+_PLAIN_PATH = r"https?://[a-z0-9.-]+(?::[0-9]{1,5})?((?:/(?!\.{1,2}(?:[/?#]|\Z))[A-Za-z0-9_.~-]*)+)(?:[?#]|\Z)"
 #: Characters other than a slash that may end a URL's authority. A URL with one of them before its path is always parsed in full.
-_UNCLEAR = re.compile(r"[\\?#\s]")
+_UNCLEAR = r"[\\?#\s]"
 #: Characters without which all parsers find the same host. Preparing a URL quotes or removes them.
 _TWO_READINGS = re.compile(r"[\\\s]")
 # The following are compiled when the first text with a user info is shown: not at import, which they would slow down.
@@ -36,7 +35,13 @@ _DATABASE_USER = r"(?i)postgres(?:ql)?://[^\s/?#@:]*@[^\s@]*\Z"
 # A password with a blank: the text after the host's colon isn't a port, and an @ follows on the same line. At most as long as this.
 _USERINFO_WITH_BLANKS = r"(://)[^\s/?#@:\[\]]*:(?![0-9]{1,5}(?:[/?#\s'\"),.;]|\Z))[^\n@]{0,200}@"
 _USERINFO_WITHOUT_SCHEME = r"[^\s/:@'\"(\[\]]+:[^\s/@'\"]+@(?=[\w\[])"
-_SCHEME = re.compile(r"\s*(?:[A-Za-z][A-Za-z0-9+.-]*:)?//")
+_SCHEME = r"\s*(?:[A-Za-z][A-Za-z0-9+.-]*:)?//"
+
+
+@functools.cache
+def _plain_path() -> re.Pattern[str]:
+    return re.compile(_PLAIN_PATH, re.ASCII)
+
 
 #: Origins by the part of a URL before its path. Parsing a URL costs more than all else that traffic without a 402 needs.
 _origins: dict[str, str] = {}
@@ -67,7 +72,7 @@ def origin_at(url: str) -> str:
     origin = _origins.get(beginning)
     if origin is None:
         origin = origin_of(url)
-        if not _UNCLEAR.search(beginning):
+        if not re.search(_UNCLEAR, beginning):
             if len(_origins) >= MAX_REMEMBERED_ORIGINS:
                 _origins.clear()
             _origins[beginning] = origin
@@ -156,7 +161,7 @@ def path_of(url: str) -> str:
 
     Raises: ValueError for a text that can't be parsed.
     """
-    plain = _PLAIN_PATH.match(url)
+    plain = _plain_path().match(url)
     if plain is None:
         return bounded_key(parse_url(url).path or "/")
     path = plain[1]
@@ -197,7 +202,7 @@ def without_userinfo(url: str) -> str:
     """Return ``url`` without its ``user:password@``. Works also on a text that no library accepts as a URL."""
     if "@" not in url:
         return url
-    scheme = _SCHEME.match(url)
+    scheme = re.match(_SCHEME, url)
     start = scheme.end() if scheme else 0
     end = next((start + at for at, char in enumerate(url[start:]) if char in "/?#"), len(url))
     authority = url[start:end]
