@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,7 +41,7 @@ from .wallet import (
     WalletClient,
     default_fee_cap_msat,
 )
-from .worker_calls import BegunCall, NoThreadError, SilentError, WorkerCall
+from .worker_calls import BegunCall, SilentError, WorkerCall
 
 #: How long `LightningFundingSource.create` waits for the node's key, in seconds.
 CREATE_S_MAX = 60.0
@@ -140,14 +140,18 @@ class LightningFundingSource:
     def ask_ahead(self, timeout_s: float) -> None:
         """Begin to ask the wallet what `ready` is about to ask, in another thread.
 
-        What the client imports is imported here: a fork waits for that, and must not come while the caller makes its ledger.
+        What the client imports is imported here: a fork waits for that, and must not come while the caller makes its ledger. If
+        that fails, or no thread can be started, nothing is asked ahead, and `ready` says what is wrong.
 
         Money: none moves.
         """
-        if (prepare := getattr(self.client, "prepare", None)) is not None:
-            prepare()
-        with suppress(NoThreadError):
+        try:
+            if (prepare := getattr(self.client, "prepare", None)) is not None:
+                prepare()
             self._ahead = _AskedAhead(self, timeout_s)
+        except Exception as error:  # an import may raise anything, and no thread may be left
+            if came_by_signal(error):
+                raise
 
     def _ready(self, timeout_s: float) -> str:
         """Do as `ready`, in this thread."""
@@ -195,8 +199,11 @@ class LightningFundingSource:
         Money: none moves.
         """
         if (expect := getattr(self.client, "expect_order", None)) is not None:
-            with suppress(Exception):  # then the wallet is asked a second time
+            try:
                 expect()
+            except Exception as error:  # then the wallet is asked a second time
+                if came_by_signal(error):
+                    raise
 
     def own_fee_cap_msat(self, bolt11: str, *, timeout_s: float) -> int | None:
         """Return the most that the wallet itself lets the payment of ``bolt11`` cost beside its amount, in msat.

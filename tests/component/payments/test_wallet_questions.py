@@ -112,6 +112,28 @@ def test_an_expected_order_over_another_connection_asks(lnd: FakeLnd) -> None:
     assert (order(client, lnd), lnd.calls["GetState"]) == (WalletReply.SUCCEEDED, 3)
 
 
+@pytest.mark.parametrize("method", ["prepare", "expect_order"])
+def test_a_programs_time_limit_passes_wherever_a_wallet_may_fail(
+    make_session, lnd: FakeLnd, paywall: Paywall, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """Taken for a fault of the wallet, the limit would be lost, and the page bought after it."""
+
+    class TimeLimitError(Exception):
+        pass
+
+    def strike(*_: object) -> None:
+        raise TimeLimitError
+
+    before = signal.signal(signal.SIGINT, strike)
+    try:
+        monkeypatch.setattr(LndClient, method, lambda _: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(TimeLimitError):
+            make_session(funding=[lnd.funding(client=lnd.client())]).get(paywall.url)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert not lnd.orders
+
+
 # Asked ahead, while a new ledger is made
 
 
@@ -308,6 +330,29 @@ def test_the_failed_question_of_a_hurried_session_refuses_no_other(lnd: FakeLnd)
         time.sleep(0.005)
     lnd.set_state("SERVER_ACTIVE")
     assert source.ready(PATIENCE_S) == lnd.node_pubkey
+
+
+#: Buys with a library that can't be loaded.
+CRIPPLED = """
+import sys
+sys.modules["grpc"] = None
+from routeweiler_sync import Funding, FundingError, LndClient, Routeweiler
+
+funding = [Funding.lightning_lnd(client=LndClient.from_env(), network="bitcoin-regtest")]
+try:
+    Routeweiler(funding=funding, ledger=sys.argv[2]).get(sys.argv[1])
+except FundingError as error:
+    print(error)
+"""
+
+
+def test_a_client_that_cannot_import_what_it_needs_is_refused_as_a_wallet(lnd: FakeLnd, paywall: Paywall, tmp_path: Path) -> None:
+    """A program that catches errors of requests would end by an ImportError, though only while its ledger is new."""
+    command = [sys.executable, "-c", CRIPPLED, paywall.url, str(tmp_path / "new.db")]
+    done = subprocess.run(command, env=bare_environ(**lnd.environ), capture_output=True, text=True, timeout=PATIENCE_S)
+    assert "grpc" in done.stdout
+    assert "Nothing was spent" in done.stdout
+    assert not done.stderr
 
 
 def test_wallets_that_need_no_grpc_do_not_import_it() -> None:
