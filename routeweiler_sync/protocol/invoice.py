@@ -30,6 +30,7 @@ import re
 from collections import defaultdict
 from dataclasses import dataclass, field
 
+from .._core.signals import came_by_signal
 from ..errors import ChallengeParseError
 
 #: lnd's own bound (zpay32, maxInvoiceLength): as much as fits into a QR code.
@@ -221,6 +222,8 @@ def _verified_payee(head: str, signed: str, signature: bytes, named: str | None)
             return named
         return checked.recover_public_key()
     except Exception as exc:  # errors of the library, of coincurve, ValueError …
+        if came_by_signal(exc):
+            raise
         # Another text than the error's class could repeat a part of the invoice.
         raise _undecodable(type(exc).__name__) from exc
 

@@ -7,6 +7,7 @@ import itertools
 import os
 import random
 import re
+import signal
 import time
 from dataclasses import FrozenInstanceError
 from fractions import Fraction
@@ -373,3 +374,24 @@ def test_refusals_are_not_remembered_and_the_memory_is_bounded() -> None:
     again = decode_invoice(INVOICE)
     assert again == first
     assert again is not first
+
+
+def test_a_programs_time_limit_is_no_fault_of_the_invoice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Taken for one, the limit would be lost, and a sound challenge refused."""
+
+    class TimeLimitError(Exception):
+        pass
+
+    def strike(*_: object) -> None:
+        raise TimeLimitError
+
+    text = signed_invoice(random.Random(5))
+    before = signal.signal(signal.SIGINT, strike)
+    try:
+        monkeypatch.setattr(bolt11.Signature, "from_signature_data", lambda **_: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(TimeLimitError):
+            decode_invoice(text)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    monkeypatch.undo()
+    assert decode_invoice(text).bolt11 == text
