@@ -133,9 +133,13 @@ class LightningFundingSource:
     def can_ask_ahead(self) -> bool:
         """Whether `ready` would be the first question to the wallet in this process, and another thread may ask it.
 
-        That isn't known of programs' own clients, nor of their subclasses of this package's.
+        That isn't known of programs' own clients, nor of their subclasses of this package's. One thread asks at a time: calls that
+        fail at once, one after the other, would each leave a thread that waits for a silent wallet.
         """
-        return type(self) is LightningFundingSource and self._asked_in != os.getpid() and "asked_ahead" in vars(type(self.client))
+        if type(self) is not LightningFundingSource or "asked_ahead" not in vars(type(self.client)):
+            return False
+        ahead = self._ahead
+        return self._asked_in != os.getpid() and (ahead is None or not ahead.is_pending)
 
     def ask_ahead(self, timeout_s: float) -> None:
         """Begin to ask the wallet what `ready` is about to ask, in another thread.
@@ -377,6 +381,11 @@ class _AskedAhead:
                 self._answered_s = monotonic_s()
 
         self._call = BegunCall(ask, timeout_s=timeout_s + _SILENCE_S)
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether a thread of this process still waits for the answer."""
+        return self._call.is_own and self._answered_s is None
 
     def pubkey(self, until_s: float) -> str | None:
         """Wait for the answer until ``until_s``, and return it; None if there is none, or it came too long ago.

@@ -320,6 +320,27 @@ def test_the_question_of_a_patient_session_is_not_waited_for_by_another(
     assert time.monotonic() - began < 10
 
 
+def test_calls_that_fail_at_once_leave_one_question_behind(
+    make_session, lnd: FakeLnd, paywall: Paywall, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loop over a ledger that can't be made would leave a thread for each try, as long as the wallet is silent."""
+    begun: list[object] = []
+    begin = source_module.BegunCall.__init__
+
+    def counted(self: Any, *args: Any, **settings: Any) -> None:
+        begun.append(self)
+        begin(self, *args, **settings)
+
+    monkeypatch.setattr(source_module.BegunCall, "__init__", counted)
+    (tmp_path / "file").touch()
+    with listener("frozen") as port:
+        session = make_session(funding=[lnd.funding(client=lnd.client(grpc_port=port))], ledger=tmp_path / "file" / "no.db")
+        for _ in range(5):
+            with pytest.raises(LedgerError, match="Nothing was spent"):
+                session.get(paywall.url)
+    assert len(begun) == 1
+
+
 def test_the_failed_question_of_a_hurried_session_refuses_no_other(lnd: FakeLnd) -> None:
     """A node that takes a while would fail a purchase that has the time, because another session's question got too little."""
     lnd.set_state("WAITING_TO_START")
