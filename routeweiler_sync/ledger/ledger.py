@@ -531,6 +531,8 @@ class Ledger(Lookups, ServerFacts, Charges):
         with reading as tx:
             envelope = envelopes.found(tx, draw, now_s)
             max_fee_msat, _ = envelopes.fit(tx, envelope, draw, intent, now_s)
+            if archive.has_key(tx, intent.payment_hash):
+                raise _archived_invoice(intent)
             return max_fee_msat, envelopes.as_row(tx, envelope, now_s)
 
     def _open(self, tx: Transaction, intent: Intent, draw: Draw | None, now_s: float) -> tuple[PaymentRow, bool]:

@@ -179,6 +179,8 @@ class ArchiveContract:
                 with pytest.raises(ChallengeMismatchError, match="archive") as refused:
                     ledger.open_payment(again(n, scope="anything", bolt11="lnbcrt-new"), draw(limits()))
                 assert refused.value.spent is False
+                with pytest.raises(ChallengeMismatchError, match="archive"):
+                    ledger.rehearse(again(n, scope="anything"), draw(limits()))
                 with pytest.raises(LedgerError, match="archive"):
                     ledger.retire(hash_of(n))
                 ledger.mark(hash_of(n), accepted=True)
