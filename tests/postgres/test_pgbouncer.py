@@ -392,7 +392,7 @@ def test_a_worker_that_falls_silent_in_a_transaction_holds_nobody_up(
 # -- was it committed? --------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["before the bouncer", "behind the bouncer"])
+@pytest.fixture
 def wires(request: pytest.FixtureRequest, server: Server) -> Iterator[tuple[Wire, Bouncer, int]]:
     """A wire that is cut, the bouncer, and the port at which a client finds both. One session for all."""
     with contextlib.ExitStack() as stack:
@@ -408,7 +408,9 @@ def wires(request: pytest.FixtureRequest, server: Server) -> Iterator[tuple[Wire
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("deed", ["opens", "settles"])
+@pytest.mark.parametrize(
+    ("wires", "deed"), [("before the bouncer", "opens"), ("behind the bouncer", "settles")], indirect=["wires"]
+)
 def test_a_cut_about_the_commit_leaves_the_deed_done_once(
     server: Server,
     database: str,
