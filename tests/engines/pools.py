@@ -70,9 +70,10 @@ class DaskPool:
         from distributed import Client, LocalCluster
 
         folder = tempfile.mkdtemp(prefix="rw-dask-")
+        timeouts = {"connect": START_S, "tcp": RESULT_S}  # generous: a busy machine mustn't look like a network that is down
         try:
             with (
-                dask.config.set({"temporary-directory": folder, "distributed.comm.timeouts.connect": START_S}),
+                dask.config.set({"temporary-directory": folder, "distributed.comm.timeouts": timeouts}),
                 LocalCluster(
                     n_workers=WORKERS, threads_per_worker=2, processes=True, host="127.0.0.1", dashboard_address="127.0.0.1:0"
                 ) as cluster,
@@ -83,10 +84,10 @@ class DaskPool:
             shutil.rmtree(folder, ignore_errors=True)
 
     def pickled(self, session: Routeweiler, urls: Sequence[str]) -> list[Task]:
-        return [self._asked(self.client.submit(jobs.fetch, session, url, pure=False)) for url in urls]
+        return [self._asked(future) for future in self.client.map(jobs.fetch, [session] * len(urls), urls, pure=False)]
 
     def own(self, urls: Sequence[str]) -> list[Task]:
-        return [self._asked(self.client.submit(jobs.fetch_here, url, pure=False)) for url in urls]
+        return [self._asked(future) for future in self.client.map(jobs.fetch_here, urls, pure=False)]
 
     def _asked(self, future: Any) -> Asked:
         return Asked(lambda: future.result(timeout=RESULT_S))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import time
 import traceback
@@ -46,6 +47,7 @@ def main() -> int:
     parser.add_argument("--pages", type=int, default=1_000)
     parser.add_argument("--deaths", type=int, default=5)
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # whoever is told to end stops what they have started
     failures = 0
     for engine in arguments.engine or sorted(POOLS):
         try:
