@@ -49,6 +49,11 @@ def _ledger_of(payer: weakref.ref[Payer]) -> Ledger:
     return alive.ledger
 
 
+#: By URL: the ledger of the unpickled payers of this process, where it is a PostgreSQL database. An engine unpickles a session for
+#: each task, and may keep those whose tasks have failed; each with connections of its own would be more than the server accepts.
+_of_the_unpickled: weakref.WeakValueDictionary[str, Ledger] = weakref.WeakValueDictionary()
+
+
 def _sink(given: TraceSink | str | os.PathLike[str] | None) -> TraceSink | None:
     if given is None:
         return None
@@ -137,6 +142,8 @@ class Payer:
         self._started_s = time.time()
         if isinstance(ledger, (str, os.PathLike)) or (ledger is not None and not hasattr(ledger, "open_payment")):
             self._ledger_given = _open(ledger).url  # opens nothing; makes a relative path absolute now
+        #: Whether it came out of a pickle.
+        self._was_pickled = False
         self._make()
 
     def _make(self) -> None:
@@ -171,8 +178,15 @@ class Payer:
         if self._ledger is None:
             from .env_settings import ledger_url
 
-            self._ledger = _open(self._ledger_given if self._ledger_given is not None else ledger_url())
+            given = self._ledger_given if self._ledger_given is not None else ledger_url()
+            self._ledger = self._shared(given) if self._was_pickled and isinstance(given, str) else _open(given)
         return self._ledger
+
+    @staticmethod
+    def _shared(url: str) -> Ledger:
+        """Return the ledger at ``url``; in PostgreSQL, the one that the other unpickled payers of this process have."""
+        ledger = _open(url)
+        return _of_the_unpickled.setdefault(ledger.url, ledger) if ledger.url.startswith("postgresql:") else ledger
 
     @property
     def checkout(self) -> Checkout:
@@ -219,7 +233,10 @@ class Payer:
         if self._twin_of is not None:
             return
         if self._ledger is not None and self._ledger is not self._ledger_given:
-            self._ledger.close()
+            if _of_the_unpickled.get(self._ledger.url) is self._ledger:
+                self._ledger = self._checkout = None  # others may use it; it closes with the last of them
+            else:
+                self._ledger.close()
         if self.trace_sink is not None:
             self.trace_sink.close()
 
@@ -275,7 +292,7 @@ class Payer:
         return made
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._restore(state)
+        self._restore({**state, "_was_pickled": True})
 
     def _restore(self, state: dict[str, Any]) -> None:
         prepare_session()

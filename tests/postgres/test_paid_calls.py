@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import pickle
 import random
 import string
 import subprocess
@@ -168,19 +169,43 @@ def test_a_dropped_session_closes_its_connections_at_once(
 ) -> None:
     """An engine unpickles a session for each task: the server would run out of connections before Python collects them."""
 
-    def connections() -> int:
-        return int(server.admin(f"SELECT count(*) FROM pg_stat_activity WHERE datname = '{database}'")[0][0])
-
     gc.collect()
     gc.disable()
     try:
         session = Routeweiler(funding=[lnd.funding()], ledger=url)
         assert session.get(paywall.url).status_code == 200
-        assert connections() > 0
+        assert connections(server, database) > 0
         del session
-        until = time.monotonic() + 30  # the server takes a moment to notice
-        while connections() and time.monotonic() < until:
-            time.sleep(0.02)
-        assert connections() == 0
+        assert connections(server, database, wanted=0) == 0
     finally:
         gc.enable()
+
+
+def test_unpickled_sessions_have_one_ledgers_connections_however_many_are_kept(
+    lnd: FakeLnd, url: str, database: str, server: Server
+) -> None:
+    """An engine keeps the errors of its tasks, and with their tracebacks the sessions: the server would refuse the next one."""
+    pickle_of_it = pickle.dumps(Routeweiler(funding=[lnd.funding()], ledger=url))
+    with Paywall(lnd, sells="path") as wall:
+        kept = [pickle.loads(pickle_of_it) for _ in range(12)]
+        for number, session in enumerate(kept):
+            assert session.get(wall.url_for(f"/{number}")).status_code == 200
+        assert connections(server, database) == 1
+        kept[0].close()
+        assert kept[1].get(wall.url_for("/more")).status_code == 200
+        assert kept[0].get(wall.url_for("/and more")).status_code == 200
+        assert connections(server, database) == 1
+        for session in kept:
+            session.close()
+        assert connections(server, database, wanted=0) == 0
+    assert len(lnd.payments) == 14
+
+
+def connections(server: Server, database: str, *, wanted: int | None = None) -> int:
+    """How many there are to the database; once there are as many as ``wanted``, or in vain after a while."""
+    until = time.monotonic() + 30  # the server takes a moment to notice that one was closed
+    while True:
+        found = int(server.admin(f"SELECT count(*) FROM pg_stat_activity WHERE datname = '{database}'")[0][0])
+        if wanted in (None, found) or time.monotonic() > until:
+            return found
+        time.sleep(0.02)
