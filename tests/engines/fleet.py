@@ -114,6 +114,7 @@ class Fleet:
             ask(rest[number * step : (number + 1) * step if number < deaths - 1 else None])
             _until(lambda before=before: self._paid() > before, "another worker to buy")
             os.kill(victim, signal.SIGKILL)
+            jobs.forget(victim)
             self.shop.release()
         ask(urls * (WANTED_BY - 1))
         settled = self.judge(part, order, _outcomes(tasks))

@@ -80,3 +80,9 @@ def pid_of(path: str) -> int:
             if mark.read_text().endswith(path):
                 return int(mark.name.partition("-")[0])
     raise LookupError(path)
+
+
+def forget(pid: int) -> None:
+    """Remove what a process that was killed has left in the folder of the running tasks."""
+    for mark in Path(os.environ[RUNNING]).glob(f"{pid}-*"):
+        mark.unlink(missing_ok=True)
