@@ -12,6 +12,7 @@ counts.
 from __future__ import annotations
 
 import contextlib
+import re
 import sqlite3
 import sys
 import tempfile
@@ -35,12 +36,14 @@ SIZES = {"full": 200, "short": 50, "tiny": 4}
 LIMITS = BudgetEnvelope(
     "fleet", cap_minor_units=10**9, per_call_minor_units=1_000, per_hour_minor_units=10**8, per_day_minor_units=10**8
 )
+#: A statement that locks an envelope's row.
+LOCKS_ENVELOPE = re.compile(r"(UPDATE|INSERT INTO) envelopes\b|SELECT .* FROM envelopes\b.* FOR UPDATE", re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
     """What one purchase needs of the ledger. ``round_trips`` and ``server_commits`` are 0 for SQLite, ``statements`` without BEGIN,
-    COMMIT and settings. ``locked_trips`` are statements while it locks its envelope, commits included. ``bytes`` go to the log
+    COMMIT and settings. ``locked_trips`` are messages while it locks its envelope, commits included. ``bytes`` go to the log
     (write-ahead log). ``locked_s`` has the seconds of each purchase.
     """
 
@@ -56,33 +59,40 @@ class Counts:
 
 
 class Seen:
-    """The statements of all connections since the last `clear`, and how long envelopes were locked."""
+    """The statements of all connections since the last `clear`, and how long envelopes were locked.
+
+    ``lone_reads`` were sent without a transaction around them.
+    """
 
     def __init__(self) -> None:
         self.statements: list[str] = []
-        self.trips = self.locked_trips = 0
+        self.trips = self.locked_trips = self.lone_reads = 0
         self.locked_s = 0.0
         self._locks: dict[int, float] = {}
 
     def clear(self) -> None:
         self.statements.clear()
-        self.trips, self.locked_trips, self.locked_s = 0, 0, 0.0
+        self.trips = self.locked_trips = self.lone_reads = 0
+        self.locked_s = 0.0
 
-    def add(self, connection: object, text: str) -> None:
-        """Take note of a statement that begins, and of all in it."""
+    def sent(self, connection: object, text: str) -> None:
+        """Take note of a message: a statement, or several with a semicolon between them."""
         self.trips += 1
         self.locked_trips += id(connection) in self._locks
-        self.statements += [each.strip() for each in text.split(";") if each.strip()]
+        self.statements += statements_in(text)
 
-    def begun(self, connection: object, text: str) -> None:
-        """Take note of what a statement that begins may lock."""
-        if text == "BEGIN IMMEDIATE" or ("envelopes" in text and not text.startswith(("SELECT", "BEGIN"))):
-            self._locks.setdefault(id(connection), time.perf_counter())
+    def answered(self, connection: object, text: str) -> None:
+        """Take note of what a message, which was answered just now, has locked or released."""
+        for statement in statements_in(text):
+            if statement == "BEGIN IMMEDIATE" or LOCKS_ENVELOPE.match(statement):
+                self._locks.setdefault(id(connection), time.perf_counter())
+            elif statement in ("COMMIT", "ROLLBACK") and id(connection) in self._locks:
+                self.locked_s += time.perf_counter() - self._locks.pop(id(connection))
 
-    def ended(self, connection: object, text: str) -> None:
-        """Take note of the end of a COMMIT or ROLLBACK."""
-        if text.startswith(("COMMIT", "ROLLBACK")) and id(connection) in self._locks:
-            self.locked_s += time.perf_counter() - self._locks.pop(id(connection))
+
+def statements_in(text: str) -> list[str]:
+    """Return the statements of a message."""
+    return [each.strip() for each in text.split(";") if each.strip()]
 
 
 @contextlib.contextmanager
@@ -103,10 +113,9 @@ def watched_sqlite(seen: Seen) -> Iterator[None]:
             setattr(self.it, name, value)
 
         def execute(self, sql: str, *rest: Any) -> Any:
-            seen.add(self, sql)
+            seen.sent(self, sql)
             done = self.it.execute(sql, *rest)
-            seen.begun(self, sql)
-            seen.ended(self, sql)
+            seen.answered(self, sql)
             return done
 
     with mock.patch.object(sqlite_module, "connect_sqlite", lambda *args, **kwargs: Watched(connect(*args, **kwargs))):
@@ -121,10 +130,11 @@ def watched_postgresql(seen: Seen) -> Iterator[None]:
 
     def watched(self: Any, query: Any, *rest: Any, **named: Any) -> Any:
         text = query.decode() if isinstance(query, bytes) else str(query)
-        seen.add(self, text)
+        is_alone = self.info.transaction_status == driver.pq.TransactionStatus.IDLE and text.startswith("SELECT")
+        seen.lone_reads += is_alone
+        seen.sent(self, text)
         done = execute(self, query, *rest, **named)
-        seen.begun(self, text)
-        seen.ended(self, text)
+        seen.answered(self, text)
         return done
 
     with mock.patch.object(driver.Connection, "execute", watched):
@@ -182,7 +192,7 @@ def count(backend: str, purchases: int) -> Counts:
             buy(n)
         bytes_before, commits_before = used()
         statements: list[str] = []
-        locked_s, trips, locked_trips = [], 0, 0
+        locked_s, trips, locked_trips, lone_reads = [], 0, 0, 0
         for n in range(purchases):
             seen.clear()
             buy(WARM_UP + n)
@@ -190,8 +200,9 @@ def count(backend: str, purchases: int) -> Counts:
             locked_s.append(seen.locked_s)
             trips += seen.trips
             locked_trips += seen.locked_trips
+            lone_reads += seen.lone_reads
         bytes_after, commits_after = used()
-    reads = sum(each == "BEGIN" or "READ ONLY" in each for each in statements)
+    reads = lone_reads + sum(each == "BEGIN" or "READ ONLY" in each for each in statements)
     writes = sum(each == "BEGIN IMMEDIATE" or "READ WRITE" in each for each in statements)
     relaxed = sum(each in ("PRAGMA synchronous=NORMAL", "SET LOCAL synchronous_commit = off") for each in statements)
     return Counts(
