@@ -91,13 +91,19 @@ class Figure:
     @property
     def met(self) -> bool | None:
         """Whether the figure itself (not only an end of its interval) meets the goal; None without a goal."""
+        judged = self.judged
+        if self.goal is None or judged is None:
+            return None
+        return (self.goal.most is None or judged <= self.goal.most) and (self.goal.least is None or judged >= self.goal.least)
+
+    @property
+    def judged(self) -> float | None:
+        """The number that the goal is for; None without a goal."""
         if self.goal is None:
             return None
         judged = {"ratio": self.ratio, "difference": self.difference, "value": self.ours}[self.goal.of]
         assert judged is not None, f"{self.name}: the goal is for the {self.goal.of}, which isn't there"
-        return (self.goal.most is None or judged.value <= self.goal.most) and (
-            self.goal.least is None or judged.value >= self.goal.least
-        )
+        return judged.value
 
 
 Blocks = Sequence[float] | Sequence[Sequence[float]]
@@ -312,6 +318,13 @@ def goal_text(figure: Figure) -> str:
         f"≥ {goal.least:,g}{unit}" if goal.least is not None else "",
     ]
     return what + " and ".join(filter(None, bounds))
+
+
+def judged_text(figure: Figure) -> str:
+    """Return the number that the goal is for, with its unit; empty without a goal."""
+    if figure.goal is None or figure.judged is None:
+        return ""
+    return f"{figure.judged:.3f}" if figure.goal.of == "ratio" else f"{number(figure.judged)} {figure.unit}"
 
 
 def number(value: float) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +34,10 @@ How much this package costs beside plain `requests`, beside a loop by hand, and 
 `python -m benchmarks` from [figures.json](../benchmarks/figures.json); what stands above each table says how to make its
 figures anew.
 
-In all tables *ours* is this package and *theirs* what it is compared with. Both took turns within one run. *95 %* is the
-interval that has the ratio (or the difference) in 95 of 100 resamples; [how it is calculated](../benchmarks/README.md). A goal
-is met or missed by the value itself. Ratios hold on other machines too, times don't."""
+In all tables *ours* is this package and *theirs* what it is compared with. Both took turns within one run. The *ratio* is ours
+divided by theirs, the *difference* ours less theirs: of times, less is better; of purchases and lines a second, more. *95 %* is the
+interval that has the number before it in 95 of 100 resamples; [how it is calculated](../benchmarks/README.md). A goal is met or
+missed by the value itself. Ratios hold on other machines too, times don't."""
 
 SECTIONS = [
     Section(
@@ -62,8 +62,8 @@ a millisecond, so a percent is some microseconds; over a network it is nothing."
         module=["benchmarks.purchase"],
         peers=True,
         words="""\
-`FakeLnd` settles at once, so this is what the libraries themselves cost, and what they wait for a disk. *Warm*: the session has
-bought before. *Cold*: client, ledger and session are new, and making them counts. *Fresh process*: from the start of an
+`FakeLnd` settles at once, so this is what the libraries themselves cost, and how long they wait for the disk. *Warm*: the
+session has bought before. *Cold*: client, ledger and session are new, and making them counts. *Fresh process*: from the start of an
 interpreter to its end. The other libraries wait for no disk: `routeweiler` writes traces and tokens to SQLite without waiting
 for it, `l402-requests` and `l402sdk` write nothing. None has a payment on disk before it is ordered, so after a crash only the
 node knows what was paid. All wait for the settlement.""",
@@ -75,8 +75,8 @@ node knows what was paid. All wait for the settlement.""",
         peers=True,
         words="""\
 The same through three real lnds in a row and a real aperture. Each purchase starts at a random moment: back to back, purchases
-fall in step with the tick of 50 ms at which lnd commits updates of its channels. Most of the time is lnd's: an HTLC there, its
-settlement back, two channels.""",
+fall in step with the tick of 50 ms at which lnd commits updates of its channels. Most of the time is lnd's: the payment goes
+over two channels, and its settlement comes back.""",
     ),
     Section(
         name="parts",
@@ -140,16 +140,30 @@ full` has 1,000,000 of them, `--size short` 100,000.""",
 ]
 
 
-SECTIONS = [section for section in SECTIONS if find_spec(section.module[0])]
-
-
 def text(found: Mapping[str, Any]) -> str:
     """Return the page for the file's content."""
-    parts = [INTRODUCTION, _machine(found) if found else "Nothing has been measured yet."]
+    parts = [INTRODUCTION, *([_goals(found), _machine(found)] if found else ["Nothing has been measured yet."])]
     for section in SECTIONS:
         if section.name in found:
             parts.append(_section(section, found[section.name]))
     return "\n\n".join(parts) + "\n"
+
+
+def _goals(found: Mapping[str, Any]) -> str:
+    """Return a table of all figures that have a goal. What they are is said in their sections."""
+    lines = ["## The goals", "", "| | figure | value | goal | |", "|---|---|---:|---|---|"]
+    for section in SECTIONS:
+        for figure in _figures(section, found[section.name]) if section.name in found else ():
+            if figure.goal is not None:
+                name = f"{figure.name}, against {figure.against}" if figure.against else figure.name
+                met = "met" if figure.met else "missed"
+                lines.append(f"| {section.title} | {name} | {measure.judged_text(figure)} | {measure.goal_text(figure)} | {met} |")
+    return "\n".join(lines)
+
+
+def _figures(section: Section, run: Mapping[str, Any]) -> list[measure.Figure]:
+    """Return the figures of a run that the page shows."""
+    return [measure.from_data(each) for each in run["figures"] if section.rows in each["name"]]
 
 
 def _machine(found: Mapping[str, Any]) -> str:
@@ -173,7 +187,7 @@ def _machine(found: Mapping[str, Any]) -> str:
 
 
 def _section(section: Section, run: Mapping[str, Any]) -> str:
-    figures = [measure.from_data(each) for each in run["figures"] if section.rows in each["name"]]
+    figures = _figures(section, run)
     command = " ".join(["python -m", *section.module, f"--size {run['size']}", *(["--install-peers"] if section.peers else [])])
     shown, numbers = measure.columns(figures)
     rule = ["---:" if has_numbers else "---" for has_numbers in numbers]

@@ -30,17 +30,16 @@ from routeweiler_sync.protocol.l402 import challenge
 
 SIZES = {"full": 400, "short": 150, "tiny": 3}
 WARM_UP = 10
-QUESTIONS = ["live", "learned", "payment", "page_tokens", "standing", "unreported", "unfinished", "in_force"]
 #: What each part is made of: an object, and the names of its functions.
 PARTS: dict[str, list[tuple[Any, list[str]]]] = {
     "two HTTP requests": [(HTTPAdapter, ["send"])],
     "the order to the node, until it is settled": [(LndNodeClient, ["send"])],
     "asking whether the node is ready": [(LndNodeClient, ["check_ready"])],
     "reading the invoice": [(challenge, ["decode_invoice"])],
+    "ledger: what it has for the page": [(Ledger, ["found", "newest_accepted"])],
     "ledger: the intent, before the order": [(Ledger, ["open_payment", "count_send"])],
     "ledger: the settlement, before the page": [(Ledger, ["change"])],
     "ledger: what was learned, after the page": [(Ledger, ["mark", "learn", "claim_report", "release_report"])],
-    "ledger: questions": [(Ledger, QUESTIONS)],
 }
 
 

@@ -129,6 +129,22 @@ def test_check_fails_exactly_where_a_goal_is_missed(shown: Figure, met: bool | N
     assert measure.from_data(json.loads(json.dumps(measure.as_data(shown)))) == shown
 
 
+def test_the_page_begins_with_every_goal_and_whether_it_is_met() -> None:
+    """Else a reader would have to look for the missed ones in a dozen tables."""
+    shown = [
+        measure.compare("a call", [2], [1.9], against="requests", goal=Goal(of="ratio", most=1.0), scale=1),
+        measure.compare("a page", [7], [3], against="a loop", unit="ms", goal=Goal(of="difference", most=5), scale=1),
+        measure.single("no goal", [1], unit="us", scale=1),
+    ]
+    machine = {**measure.machine(), "load_before": None}
+    run = {"size": "tiny", "taken": "2026-01-01", "machine": machine, "notes": [], "figures": [*map(measure.as_data, shown)]}
+    goals = page.text({"threads": run}).partition("## The machine")[0].splitlines()
+    assert [line for line in goals if line.startswith("| 64 threads")] == [
+        "| 64 threads on one session | a call, against requests | 1.053 | ratio ≤ 1 | missed |",
+        "| 64 threads on one session | a page, against a loop | 4.00 ms | difference ≤ 5 ms | met |",
+    ]
+
+
 def test_the_page_is_the_one_of_the_committed_figures() -> None:
     """Else the page would show numbers that no command made."""
     found: dict[str, Any] = json.loads(all_of_them.FIGURES.read_text(encoding="utf-8"))
