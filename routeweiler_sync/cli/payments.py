@@ -208,7 +208,7 @@ def archive(*, ledger: str | None, before: datetime, file: str | None, dry_run: 
     batches: list[Archived] = []
     with reading(ledger) as (opened, exists):
         try:
-            moved = opened.archive(file or "", before=before, dry_run=dry_run, told=batches.append)
+            moved = opened.archive(file or "", before=before, dry_run=dry_run, progress=batches.append)
         except ValueError as error:
             raise click.UsageError(f"--before: {error}") from None
         except (LedgerError, KeyboardInterrupt):

@@ -121,10 +121,10 @@ def count(store: Store, before_ms: int, now_ms: int) -> Archived:
     return found
 
 
-def move(store: Store, to: str | os.PathLike[str], before_ms: int, now_ms: int, told: Callable[[Archived], object]) -> Archived:
+def move(store: Store, to: str | os.PathLike[str], before_ms: int, now_ms: int, progress: Callable[[Archived], object]) -> Archived:
     """Move the payments that ended before ``before_ms`` to the archive ``to``, which is made if it isn't there.
 
-    ``told`` is called after each batch with what has been moved so far.
+    ``progress`` is called after each batch with what has been moved so far.
 
     Raises: LedgerError. What was moved until then is in the archive.
     """
@@ -143,7 +143,7 @@ def move(store: Store, to: str | os.PathLike[str], before_ms: int, now_ms: int, 
             rows, locked_s = _move_page(store, target, page, before_ms, now_ms)
             if rows:
                 moved = moved.plus(rows)
-                told(moved)
+                progress(moved)
                 time.sleep(min(locked_s, time.monotonic() - began_s, MAX_PAUSE_S))
     return moved
 

@@ -302,7 +302,7 @@ class Ledger(Lookups, ServerFacts, Charges):
         *,
         before: datetime | date | timedelta,
         dry_run: bool = False,
-        told: Callable[[Archived], object] = lambda moved: None,
+        progress: Callable[[Archived], object] = lambda moved: None,
     ) -> Archived:
         """Move payments that ended before ``before`` to the archive ``to``, a file of mode 0600. Return what was moved.
 
@@ -313,9 +313,9 @@ class Ledger(Lookups, ServerFacts, Charges):
         with it.
 
         Limits, totals and `spending` stay as they were, and no invoice of an archived payment is ever paid again. Others may use
-        the ledger meanwhile: payments move in batches of `archive.BATCH_ROWS`. ``told`` is called after each with what was moved so
-        far. With ``dry_run``, nothing is moved: what would be is returned. A program that dies in the midst loses nothing: call
-        again.
+        the ledger meanwhile: payments move in batches of `archive.BATCH_ROWS`. ``progress`` is called after each with what was
+        moved so far. With ``dry_run``, nothing is moved: what would be is returned. A program that dies in the midst loses nothing:
+        call again.
 
         Raises: ValueError for another ``before``; LedgerError, after which what was moved until then is in the archive.
         Money: none moves.
@@ -329,7 +329,7 @@ class Ledger(Lookups, ServerFacts, Charges):
             return Archived()
         if dry_run:
             return archive.count(self._store, before_ms, now_ms)
-        return archive.move(self._store, _archive_path(to), before_ms, now_ms, told)
+        return archive.move(self._store, _archive_path(to), before_ms, now_ms, progress)
 
     def moved(self) -> Archived:
         """Return what was moved to archives so far, in all. A ledger that doesn't exist yet isn't created."""

@@ -213,8 +213,8 @@ class CallContext:
         if self._record is not None:
             self._record.complete_history(response)
 
-    def _is_told(self) -> bool:
-        """Let the trace write the event of this call, which has nothing to account for. Return False if `record` must do it."""
+    def _trace_free_call(self) -> bool:
+        """Write the event of this call, which used no token and met no challenge. Return False if `record` must write it."""
         sink, response = self.payer.trace_sink, self.response
         if sink is None:
             return True
@@ -233,7 +233,7 @@ class CallContext:
             mark_recorded(error, self.started_s)
         if error is not None and isinstance(error, QuoteReady):
             self.response, error = error.response, None
-        if error is not None or self._record is not None or not self._is_told():
+        if error is not None or self._record is not None or not self._trace_free_call():
             with patience(self.patience):
                 self.record.finish(self.response, error)
         if self._record is not None and self._record.uses:

@@ -213,7 +213,7 @@ class ArchiveContract:
             make_past(ledger, clock, "live" if 4 <= n <= 11 else "retired", n)
         clock.now_s = NOON_S
         told: list[int] = []
-        assert ledger.archive(tmp_path / "a.db", before=BEFORE, told=lambda moved: told.append(moved.payments)).payments == 12
+        assert ledger.archive(tmp_path / "a.db", before=BEFORE, progress=lambda moved: told.append(moved.payments)).payments == 12
         assert told[-1] == 12
         assert max(after - before for before, after in zip([0, *told], told, strict=False)) <= 3
         assert len(rows_of(ledger)) == 8

@@ -125,8 +125,8 @@ class LndChannel:
         if (link := self._own_link()) is not None and link.used:
             link.order_by_s = monotonic_s() + within_s
 
-    def takes_expected(self) -> bool:
-        """Return whether an order is the one that was expected: in time, and over the same connection. It can be one only once."""
+    def take_expected_order(self) -> bool:
+        """Return whether the order that leaves now is the expected one: in time, over the same connection. Expect none any more."""
         if (link := self._own_link()) is None:
             return False
         by_s, link.order_by_s = link.order_by_s, None

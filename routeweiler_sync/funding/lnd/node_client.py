@@ -69,8 +69,8 @@ class LndConnection(Protocol):
         """Note that the node has just been found ready, and an order follows within ``within_s`` seconds."""
         ...
 
-    def takes_expected(self) -> bool:
-        """Return whether an order is the one that was expected: in time, and over the same connection. It can be one only once."""
+    def take_expected_order(self) -> bool:
+        """Return whether the order that leaves now is the expected one: in time, over the same connection. Expect none any more."""
         ...
 
     def is_of_account(self) -> bool:
@@ -189,7 +189,7 @@ class LndNodeClient:
         try:
             connection = self._connection
             # Asked before each order: an order sent into a dead connection would be UNKNOWN, whereas now it is REFUSED.
-            if not connection.takes_expected():
+            if not connection.take_expected_order():
                 self.check_ready(timeout_s)
             remaining_s = deadline - monotonic_s()
             from .stubs import routeweiler_lnd_pb2 as pb

@@ -85,8 +85,8 @@ class LndRestChannel:
         """Note that the node has just been found ready, and an order follows within ``within_s`` seconds."""
         self._order_by_s = monotonic_s() + within_s
 
-    def takes_expected(self) -> bool:
-        """Return whether an order is the one that was expected, which it can be only once. Its connection is a new one anyway."""
+    def take_expected_order(self) -> bool:
+        """Return whether the order that leaves now is the expected one: in time; it has a new connection. Expect none any more."""
         by_s, self._order_by_s = self._order_by_s, None
         return by_s is not None and monotonic_s() < by_s
 

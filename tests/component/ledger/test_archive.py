@@ -343,7 +343,7 @@ def test_buyers_go_on_while_payments_move(tmp_path: Path, file: Path) -> None:
 
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(archive_module, "BATCH_ROWS", 20)
-            ledger.archive(file, before=BEFORE, told=buy)
+            ledger.archive(file, before=BEFORE, progress=buy)
         assert len(bought) == 3
         assert len(rows_of(ledger)) == 3
         assert audited(ledger).agrees
