@@ -74,6 +74,7 @@ class _Fact:
 
 
 def _fact(known: Any) -> Any:
+    """Return a `_Fact`, which for type checkers is whatever the attribute is annotated with."""
     return _Fact(known)
 
 

@@ -23,13 +23,14 @@ MAX_SCOPE_CHARS = 512
 #: The most entries in `_origins`. When they are reached, all are dropped and read anew.
 MAX_REMEMBERED_ORIGINS = 1_000
 
+# Patterns that are texts are compiled when they are first needed: not at import, which they would slow down.
+
 # A URL whose path urllib3's slow parser would leave as it is: nothing in it is quoted, and no segment is "." or "..".
 _PLAIN_PATH = r"https?://[a-z0-9.-]+(?::[0-9]{1,5})?((?:/(?!\.{1,2}(?:[/?#]|\Z))[A-Za-z0-9_.~-]*)+)(?:[?#]|\Z)"
 #: Characters other than a slash that may end a URL's authority. A URL with one of them before its path is always parsed in full.
 _UNCLEAR = r"[\\?#\s]"
 #: Characters without which all parsers find the same host. Preparing a URL quotes or removes them.
 _TWO_READINGS = re.compile(r"[\\\s]")
-# The following are compiled when the first text with a user info is shown: not at import, which they would slow down.
 _URL_IN_TEXT = r"([A-Za-z][A-Za-z0-9+.-]*):[/\\]{1,4}[^\s/\\]\S*"
 _DATABASE_USER = r"(?i)postgres(?:ql)?://[^\s/?#@:]*@[^\s@]*\Z"
 # A password with a blank: the text after the host's colon isn't a port, and an @ follows on the same line. At most as long as this.
@@ -88,6 +89,7 @@ def leads_to_one_server(url: str, headers: Mapping[Any, Any] | None) -> bool:
 
     Raises: ValueError if ``url`` isn't an http URL.
     """
+    # Most requests have no such header, so only the names are looked at first.
     names = [name for name in headers or () if (name if type(name) is str else _text(name)).strip().lower() == "host"]
     if not names and not _TWO_READINGS.search(url):
         return True

@@ -42,11 +42,11 @@ def _number(amount: Decimal | None) -> int | float | str | None:
     """Return a JSON number from which ``Decimal(str(number))`` gives ``amount`` back, or a string if no double can represent it."""
     if amount is None:
         return None
-    if amount.is_finite() and (whole := int(amount)) == amount:
+    if not amount.is_finite():
+        return str(amount)
+    if (whole := int(amount)) == amount:
         return whole
     with localcontext(EXACT):
-        if amount == amount.to_integral_value():
-            return int(amount)
         return float(amount) if Decimal(repr(float(amount))) == amount else format(amount, "f")
 
 

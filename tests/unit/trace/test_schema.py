@@ -112,9 +112,10 @@ def test_every_amount_is_told_exactly_and_whole_ones_as_integers(amount: Decimal
     assert isinstance(told, int) == (amount % 1 == 0 if amount.adjusted() < 25 else amount.as_tuple().exponent >= 0)
 
 
-def test_no_amount_makes_an_event_fail():
+@pytest.mark.parametrize("text", ["NaN", "Infinity"])
+def test_no_amount_makes_an_event_fail(text: str):
     """What isn't a number would cost the line of a payment."""
-    assert _number(Decimal("NaN")) == "NaN"
+    assert _number(Decimal(text)) == text
 
 
 @pytest.mark.parametrize(
