@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks import measure
 from benchmarks.measure import Figure, Goal
-from tests.torture.report_load import Load, report, write_trace
+from tests.support.report_load import Load, report, write_trace
 
 SIZES = {"full": 1_000_000, "short": 100_000, "tiny": 500}
 #: The goals, for the full size.

@@ -1,4 +1,4 @@
-"""Many events: the report streams. `python -m tests.torture.report_load` measures a million of them."""
+"""Many events: the report streams. `python -m benchmarks.report` measures a million of them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 
 from routeweiler_sync import Ledger
 from routeweiler_sync.ledger import statement
+from tests.support import report_load
 from tests.support.ledger_builders import draw, intent, limits, settle
-from tests.torture import report_load
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="no resource module")]
 
