@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import math
 import random
+import sqlite3
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,8 @@ import pytest
 
 from benchmarks import __main__ as all_of_them, measure, page
 from benchmarks.measure import Figure, Goal
+from routeweiler_sync.audit import compare
+from routeweiler_sync.ledger.ledger import Ledger
 
 COMMANDS = sorted(
     path.stem for path in Path(measure.__file__).parent.glob("*.py") if "measure.options(" in path.read_text(encoding="utf-8")
@@ -57,6 +62,22 @@ def test_a_benchmark_runs_in_its_smallest_form(name: str, tmp_path: Path) -> Non
         assert name == "memory" or figure.ours.value > 0
     assert found["machine"]["fsyncs_per_s"] > 0
     assert str(Path.cwd()) not in file.read_text()
+
+
+def test_the_past_that_a_database_makes_itself_is_that_of_the_other_benchmarks(tmp_path: Path) -> None:
+    """Else the figures of many rows would be those of rows that no ledger has, or that its audit finds wrong."""
+    from benchmarks.ledger_cost import PAST, past
+    from benchmarks.many_rows import ORIGIN, fill
+
+    file, rows = tmp_path / "ledger.db", 2_000
+    fill("sqlite", str(file), rows)
+    with contextlib.closing(sqlite3.connect(file)) as database:
+        made = database.execute(f"SELECT {PAST} FROM payments ORDER BY rowid").fetchall()
+    expected = list(past(rows, ORIGIN, time.time()))
+    assert [row[:-2] for row in made] == [row[:-2] for row in expected]
+    assert all(abs(row[-2] - other[-2]) < 600_000 for row, other in zip(made, expected, strict=True))  # type: ignore[operator]
+    with contextlib.closing(Ledger.open(file)) as ledger:
+        assert compare(ledger.snapshot(), trace=None, node=None, now_s=time.time()).agrees
 
 
 def test_a_library_that_isnt_there_is_left_out_and_the_output_says_so(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
