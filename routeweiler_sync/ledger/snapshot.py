@@ -29,6 +29,8 @@ _COLUMNS = (
     "payment_hash, origin, scope, state, node_pubkey, amount_msat, max_fee_msat, fee_msat, envelope_id, currency, btc_price, "
     "reserved_micro, settled_micro, preimage, told, claimant, claimed_until_ms, settled_at_ms, single_use"
 )
+#: Texts that many rows have in common. They are held once, because an audit holds all rows.
+_COMMON = ("origin", "node_pubkey", "envelope_id", "currency")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,12 +197,13 @@ def read_payments(store: Store) -> dict[str, BookedPayment]:
 
 def _payments(tx: Transaction) -> Iterator[BookedPayment]:
     after = ""
+    common: dict[str, str] = {}
     while True:
         rows = tx.execute(
             f"SELECT {_COLUMNS} FROM payments WHERE payment_hash > ? ORDER BY payment_hash LIMIT ?",  # noqa: S608  (constants)
             (after, PAGE_ROWS),
         )
-        yield from map(_payment, rows)
+        yield from (_payment(row, common) for row in rows)
         if len(rows) < PAGE_ROWS:
             return
         after = rows[-1]["payment_hash"]
@@ -238,8 +241,11 @@ def _readable(text: str) -> bool:
     return True
 
 
-def _payment(row: Mapping[str, Any]) -> BookedPayment:
+def _payment(row: Mapping[str, Any], common: dict[str, str]) -> BookedPayment:
     values = dict(row)
+    for name in _COMMON:
+        if isinstance(values[name], str):
+            values[name] = common.setdefault(values[name], values[name])
     try:
         values["state"], told = PaymentState(row["state"]), values.pop("told")
         values["reported"], values["untraced"] = bool(told), told == UNTRACED
