@@ -34,7 +34,7 @@ from .store import Store, Transaction
 #: Nothing that has ended sooner than this many days ago is moved: a call may still look at it, and a wallet be asked about it.
 MIN_AGE_DAYS = 30
 #: How many rows move in one transaction. Buyers wait for as long as it takes.
-BATCH_ROWS = 500
+BATCH_ROWS = 200
 #: How often a batch is read again because one of its rows has changed since it was read.
 MAX_TRIES = 5
 #: The longest pause between two batches, in seconds. It is as long as the ledger was locked, so that buyers get their turn.
