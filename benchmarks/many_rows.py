@@ -408,11 +408,11 @@ def archived(backend: str, url: str, folder: Path, days: int, notes: list[str]) 
     tell("archive")
     with contextlib.closing(Ledger.open(url)) as ledger:
         yield single("payments archive --dry-run", [timed(lambda: ledger.archive("", before=before, dry_run=True))], unit="s")
-        buyer = context.Process(target=keep_buying, args=(url, ready, stop, answers))
+        buyer = context.Process(target=keep_buying, args=(url, ready, stop, answers), daemon=True)
         buyer.start()
         assert ready.wait(PATIENCE_S)
         began_s, began_cpu_s = time.perf_counter(), time.process_time()
-        moved = ledger.archive(folder / "archive.db", before=before, told=told)
+        moved = ledger.archive(folder / "archive.db", before=before, progress=told)
         took_s, cpu_s = time.perf_counter() - began_s, time.process_time() - began_cpu_s
         stop.set()
         bought = answers.get(timeout=PATIENCE_S)
