@@ -21,7 +21,6 @@ import click
 
 from .._core import env_vars
 from ..config import env_settings
-from ..payments import run_bill
 from .outcome import printable
 
 _PAYING = str(Path(__file__).parent.absolute() / "paying")
@@ -80,7 +79,9 @@ def run(is_module: bool, max_sats: int | None, quiet: bool, script: str, args: t
         if os.name == "nt":
             code = stand_by(command, environ)
             if bill is not None:
-                run_bill.present(bill)
+                from ..payments.bill import present  # only Windows needs it in this process
+
+                present(bill)
             if sums is not None:
                 with contextlib.suppress(OSError):
                     os.remove(sums)

@@ -77,7 +77,7 @@ def _remove(pid: str, limit: str) -> None:
 
 def _begin_bill(variable: str) -> None:
     """Note what this process pays, and show on a terminal that a payment takes long."""
-    from routeweiler_sync.payments import run_bill, slow_payments
+    from routeweiler_sync.payments import bill, run_bill, slow_payments  # noqa: F401  (`bill`: the end may open no more files)
 
     run_bill.set_from(variable)
     slow_payments.listeners.append(_show)
@@ -93,9 +93,9 @@ def _show(text: str) -> None:
 def _present(pid: str, path: str) -> None:
     """Present the bill, at the end of the program, if it has paid something."""
     if pid == str(os.getpid()) and os.path.exists(path):  # not in a forked child
-        from routeweiler_sync.payments import run_bill
+        from routeweiler_sync.payments import bill
 
-        run_bill.present(path)
+        bill.present(path)
 
 
 def _at_exit(function: Callable[..., object], variable: str) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from routeweiler_sync.payments import run_bill
-from routeweiler_sync.payments.run_bill import Bill
+from routeweiler_sync.payments import bill, run_bill
+from routeweiler_sync.payments.bill import Bill
 
 A, B, C = ("a" * 64, "b" * 64, "c" * 64)
 
@@ -53,12 +53,12 @@ def test_notes_come_to_a_bill(tmp_path: Path, what: str) -> None:
     """A bill that says more or less than was paid sends its reader looking for a fault in the ledger."""
     notes, text = NOTES[what]
     (tmp_path / "bill").write_text(notes)
-    assert run_bill.read(str(tmp_path / "bill")).text == text
+    assert bill.read(str(tmp_path / "bill")).text == text
 
 
 def test_without_a_file_nothing_was_paid(tmp_path: Path) -> None:
     """The file is made by the first note."""
-    assert run_bill.read(str(tmp_path / "bill")) == Bill()
+    assert bill.read(str(tmp_path / "bill")) == Bill()
     assert Bill().text == ""
 
 
@@ -70,14 +70,14 @@ def test_pages_of_many_tokens_are_noted_within_bounds(tmp_path: Path, monkeypatc
     for number in [*range(10), *range(10)]:
         run_bill.note_page([f"{number:064x}"])
         assert len(run_bill._noted) <= 3
-    assert run_bill.read(str(tmp_path / "bill")).token_pages == 20
+    assert bill.read(str(tmp_path / "bill")).token_pages == 20
 
 
 def test_a_note_that_cannot_be_written_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The disk for temporary files may be full, or gone: the payment matters more."""
     monkeypatch.setattr(run_bill, "files", [str(tmp_path / "none" / "bill")])
     run_bill.note_page([A])
-    run_bill.present(str(tmp_path / "none" / "bill"))
+    bill.present(str(tmp_path / "none" / "bill"))
 
 
 def test_a_variable_that_no_run_has_set_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,12 +89,12 @@ def test_a_variable_that_no_run_has_set_is_ignored(monkeypatch: pytest.MonkeyPat
 
 def test_a_note_that_a_full_disk_cut_short_spoils_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The bill would be missing, and its file would stay."""
-    bill = tmp_path / "bill"
-    bill.write_text(f"paid {A} 10000 0 .\nsent {B}")
-    monkeypatch.setattr(run_bill, "files", [str(bill)])
+    path = tmp_path / "bill"
+    path.write_text(f"paid {A} 10000 0 .\nsent {B}")
+    monkeypatch.setattr(run_bill, "files", [str(path)])
     monkeypatch.setattr(run_bill, "_noted", set())
     run_bill.note_page([A])
-    assert run_bill.read(str(bill)).text == "paid 10 sat for 1 page"
-    bill.write_text(f"paid {A} 10000 0 .\npaid {C}paid {B} 5000 0 .\n")
-    run_bill.present(str(bill))
-    assert not bill.exists()
+    assert bill.read(str(path)).text == "paid 10 sat for 1 page"
+    path.write_text(f"paid {A} 10000 0 .\npaid {C}paid {B} 5000 0 .\n")
+    bill.present(str(path))
+    assert not path.exists()
