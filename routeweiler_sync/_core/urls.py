@@ -89,8 +89,7 @@ def leads_to_one_server(url: str, headers: Mapping[Any, Any] | None) -> bool:
 
     Raises: ValueError if ``url`` isn't an http URL.
     """
-    # Most requests have no such header, so only the names are looked at first.
-    names = [name for name in headers or () if (name if type(name) is str else _text(name)).strip().lower() == "host"]
+    names = [name for name in headers or () if _text(name).strip().lower() == "host"] if _may_name_host(headers) else []
     if not names and not _TWO_READINGS.search(url):
         return True
     origin = origin_at(url)
@@ -103,6 +102,14 @@ def leads_to_one_server(url: str, headers: Mapping[Any, Any] | None) -> bool:
         return all(_host_alone(f"{origin.partition(':')[0]}://{_text(value).strip()}") == _host_alone(origin) for value in named)
     except ValueError:
         return False
+
+
+def _may_name_host(headers: Mapping[Any, Any] | None) -> bool:
+    """Return False if none of the names in ``headers`` is ``Host``, which is told at once, and so of nearly all requests."""
+    try:
+        return "host" in " ".join(headers or ()).lower()
+    except TypeError:  # a name that is no str
+        return True
 
 
 def _host_alone(url: str) -> str:

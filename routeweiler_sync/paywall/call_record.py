@@ -210,11 +210,14 @@ class CallRecord:
 
         After a very long call, another one may have taken that over. After a fork, the parent process may have the claim.
         """
+        reporting = [use for use in self.uses if not use.reused]
+        if not reporting:
+            return
         is_recent = max(time.time() - self.started_s, time.monotonic() - self._started_monotonic_s) < CLAIM_S / 2
         if is_recent and os.getpid() == self._pid:
             return
-        for use in self.uses:
-            if not use.reused and self.payer.ledger.claim_report(use.token.payment_hash, this_claimant()) is None:
+        for use in reporting:
+            if self.payer.ledger.claim_report(use.token.payment_hash, this_claimant()) is None:
                 use.reused = True
 
     def _release_in_ledger(self) -> None:

@@ -9,11 +9,10 @@ A cache writes responses and their ``history`` to disk as they are: the function
 
 from __future__ import annotations
 
-import contextlib
 import copyreg
 import re
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import requests
@@ -196,7 +195,10 @@ def names_a_token(response: requests.Response, tokens: frozenset[str]) -> bool:
     """Return whether the head of ``response`` repeats one of ``tokens``: a ``Location``, a cookie, the reason phrase."""
     from ..protocol.token_search import holds_token
 
-    head = "\n".join([str(response.reason), *map(str, (response.headers or {}).values())])
+    headers: Any = response.headers or {}
+    # Each call with a token comes here, and `values` of these headers looks each name up anew.
+    values = [value for _, value in headers.lower_items()] if type(headers) is CaseInsensitiveDict else headers.values()
+    head = "\n".join([str(response.reason), *map(str, values)])
     return holds_token(head, tokens, by_value=True)
 
 
@@ -368,20 +370,25 @@ def _token_headers(request: requests.PreparedRequest) -> list[str]:
     return [name for name, text in texts.items() if is_credential(text)]
 
 
-@contextlib.contextmanager
-def errors_with_original_request(request: requests.PreparedRequest) -> Iterator[None]:
+class errors_with_original_request:  # noqa: N801  (used like a function; a generator costs each call with a token more)
     """Remove the token from the errors that come out of the block, which sends a request with one for ``request``, the caller's.
 
     Loggers write errors to disk with their requests; notebooks, test runners and reporters of errors also write the variables of
     the frames in the traceback, and in those of urllib3 and http.client the headers stand.
     """
-    try:
-        yield
-    except BaseException as error:
+
+    def __init__(self, request: requests.PreparedRequest) -> None:
+        self._request = request
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if error is None:
+            return
         if isinstance(error, requests.RequestException) and isinstance(error.request, CredentialedRequest):
-            error.request = request
+            error.request = self._request
         _clear_frames(error)
-        raise
 
 
 def _clear_frames(error: BaseException) -> None:

@@ -540,6 +540,10 @@ class PaywallHandler:
         no L402 challenge.
         """
         status = self.latest.status_code
+        after_402 = any(answer.status_code == 402 for answer in self.history)
+        if judged is not None and read_answer(status, judged=True, after_402=after_402) is ServerAnswer.DELIVERED:
+            # The table says the same whatever is known of the token, so nothing of that is looked up.
+            return self.negotiation.verdict(ServerAnswer.DELIVERED, TokenStatus.ACCEPTED)
         lines = _challenge_lines(self.latest) if request is None and status in (401, 402) else []
         is_bare = judged is None and status == 401
         wants = wants_of(
@@ -552,7 +556,6 @@ class PaywallHandler:
         )
         if wants is Wants.SAME and judged is not None and request is not None and self._is_replay(judged, request):
             wants = Wants.PAID
-        after_402 = any(answer.status_code == 402 for answer in self.history)
         answer = read_answer(
             status,
             wants=wants,
@@ -647,7 +650,7 @@ class PaywallHandler:
         if accepted:
             if self.negotiation.is_on_trial(token):
                 self.payer.token_cache.note_trial_served(self.origin)
-            if self.notes.accepted(token, untraced=self.record.is_untraced(token)):
+            if self.notes.accepted(token, untraced=not token.accepted and self.record.is_untraced(token)):
                 self.record.note_untraced(token)
         elif self.latest.status_code >= 400 and not is_guess and not token.accepted:
             self.notes.undelivered(token, self.latest.status_code)

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import io
 import re
+from collections import OrderedDict
 from collections.abc import Iterator
 from types import GeneratorType
 from typing import Any
@@ -75,7 +76,7 @@ def again(request: requests.PreparedRequest, answers: list[requests.Response]) -
     if not answers:  # only a header of the copy will be changed, so the cookies needn't be copied
         copy = object.__new__(requests.PreparedRequest)
         copy.__dict__.update(request.__dict__)
-        copy.headers = CaseInsensitiveDict() if request.headers is None else request.headers.copy()
+        copy.headers = _copied(request.headers)
         return copy
     copy = requests.PreparedRequest.copy(request)
     if copy.headers is None:
@@ -88,6 +89,18 @@ def again(request: requests.PreparedRequest, answers: list[requests.Response]) -
         for answer in answers:
             extract_cookies_to_jar(jar, request, answer.raw)
         copy.prepare_cookies(jar)
+    return copy
+
+
+def _copied(headers: Any) -> Any:
+    """Return a copy of ``headers``. Their own `copy` sets each header anew, and each call with a token would pay for that."""
+    if headers is None:
+        return CaseInsensitiveDict()
+    store = getattr(headers, "_store", None)
+    if type(headers) is not CaseInsensitiveDict or type(store) is not OrderedDict:
+        return headers.copy()
+    copy: Any = CaseInsensitiveDict()
+    copy._store = store.copy()
     return copy
 
 

@@ -85,6 +85,24 @@ def design_says(status: int, wants: Wants, *, accepted: bool, accepted_here: boo
     return Verdict.RETIRE if asked_bare else Verdict.ASK_BARE
 
 
+def test_a_page_says_the_same_of_every_token_that_it_may_be_about():
+    """`handler` looks up nothing that is known of a token once the page has come: a cell that differs would be passed over."""
+    assert {judge(known, ServerAnswer.DELIVERED) for known in [*JUDGED, TokenStatus.TRIAL]} == {
+        judge(TokenStatus.ACCEPTED, ServerAnswer.DELIVERED)
+    }
+
+
+@pytest.mark.parametrize(("status", "after_402"), list(itertools.product(STATUSES, [False, True])))
+def test_whether_a_page_has_come_depends_on_the_status_and_a_402_before_it_alone(status: int | None, *, after_402: bool):
+    """`handler` asks first whether the page has come, before it reads challenges, method and what is known of errors."""
+    kinds = {
+        read_answer(status, wants=wants, judged=True, after_402=after_402, is_safe=is_safe, may_refuse=may_refuse)
+        for wants, is_safe, may_refuse in itertools.product(Wants, [False, True], [False, True])
+    }
+    is_page = read_answer(status, judged=True, after_402=after_402) is ServerAnswer.DELIVERED
+    assert kinds == {ServerAnswer.DELIVERED} if is_page else ServerAnswer.DELIVERED not in kinds
+
+
 def test_every_answer_to_every_token_has_a_ruling_and_every_ruling_an_answer() -> None:
     """Else a call would die of an AssertionError after paying; or a ruling would be there that nothing ever follows."""
     met = set()
