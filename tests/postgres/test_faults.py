@@ -308,9 +308,9 @@ def test_an_audit_of_many_payments_may_take_longer_than_a_transaction(ledger: Le
     monkeypatch.setattr(snapshot, "PAGE_ROWS", 1)
     read = snapshot._payment
 
-    def slowly(row: Any) -> Any:
+    def slowly(*given: Any) -> Any:
         time.sleep(0.2)
-        return read(row)
+        return read(*given)
 
     monkeypatch.setattr(snapshot, "_payment", slowly)
     assert len(ledger.snapshot().payments) == 12
