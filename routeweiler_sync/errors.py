@@ -134,6 +134,14 @@ class RouteweilerError(requests.RequestException):
         if spent is not ...:
             self.spent = spent
 
+    def __copy__(self) -> RouteweilerError:
+        # tblib, which Dask brings, has its own way to copy errors, and its copies share their attributes with the first.
+        reduced: Any = self.__reduce__()
+        make, args, *state = reduced
+        twin: RouteweilerError = make(*args)
+        vars(twin).update(*state)
+        return twin
+
     @_ComputedText
     def what(self) -> str:
         """What happened, without the sentence about the money and without the advice."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import copyreg
 import inspect
 import pickle
 
@@ -102,6 +103,17 @@ def test_the_brief_form_leaves_the_money_out() -> None:
     assert error.brief == "The node is away (Start it)"
     assert FundingError("The node is away.").brief == "The node is away."
     assert error.what == "The node is away."
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_a_copy_is_an_error_of_its_own_beside_dask(kind: type[RouteweilerError], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dask lets tblib copy the errors of all classes that are there when it is imported."""
+    support = pytest.importorskip("tblib.pickling_support", reason="tblib isn't installed: pip install 'routeweiler-sync[engines]'")
+    monkeypatch.setitem(copyreg.dispatch_table, kind, support.pickle_exception)
+    error = kind("It broke.", advice="Mend it.")
+    twin = copy.copy(error)
+    twin.advice = "Leave it."
+    assert (type(twin), error.advice, twin.what, twin.spent) == (kind, "Mend it.", error.what, error.spent)
 
 
 @pytest.mark.parametrize("way", [lambda error: pickle.loads(pickle.dumps(error)), copy.copy, copy.deepcopy])
