@@ -540,7 +540,7 @@ class PaywallHandler:
         no L402 challenge.
         """
         status = self.latest.status_code
-        lines = _challenge_lines(self.latest) if request is None and status in (401, 402) else []
+        lines = self.lines if request is None and status in (401, 402) else []
         is_bare = judged is None and status == 401
         wants = wants_of(
             None if request is None else request.scope,
