@@ -544,7 +544,7 @@ class PaywallHandler:
         if judged is not None and read_answer(status, judged=True, after_402=after_402) is ServerAnswer.DELIVERED:
             # The table says the same whatever is known of the token, so nothing of that is looked up.
             return self.negotiation.verdict(ServerAnswer.DELIVERED, TokenStatus.ACCEPTED)
-        lines = _challenge_lines(self.latest) if request is None and status in (401, 402) else []
+        lines = self.lines if request is None and status in (401, 402) else []
         is_bare = judged is None and status == 401
         wants = wants_of(
             None if request is None else request.scope,

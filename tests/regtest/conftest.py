@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import pytest
 
@@ -21,6 +21,8 @@ from .nwc_builds import nwc_runtime
 from .server_builds import Runtimes, runtimes as install_runtimes
 from .world import World, start_world
 
+T = TypeVar("T")
+
 REQUIRE = "ROUTEWEILER_REQUIRE_REGTEST"
 TEST_TIMEOUT_S = 300
 
@@ -29,6 +31,14 @@ def _unavailable(reason: str) -> NoReturn:
     if os.environ.get(REQUIRE) == "1":
         pytest.fail(f"{REQUIRE}=1, but {reason}", pytrace=False)
     pytest.skip(reason)
+
+
+def _installed(install: Callable[[Report], T], config: pytest.Config) -> T:
+    """Return what ``install`` returns. Where it can't install anything, the tests that need it are skipped or fail."""
+    try:
+        return install(_reporter(config))
+    except InstallError as error:
+        _unavailable(str(error))
 
 
 @pytest.fixture(scope="session")
@@ -50,28 +60,19 @@ def runtimes(pytestconfig: pytest.Config) -> Runtimes:
     """What the servers of `servers/` are run with, installed if need be."""
     if sys.platform != "linux":
         _unavailable("the servers are run on Linux only")
-    try:
-        return install_runtimes(_reporter(pytestconfig))
-    except InstallError as error:
-        _unavailable(str(error))
+    return _installed(install_runtimes, pytestconfig)
 
 
 @pytest.fixture(scope="session")
 def lnbits_installed(pytestconfig: pytest.Config) -> None:
     """LNbits is there to be run, installed if need be."""
-    try:
-        lnbits_python(_reporter(pytestconfig))
-    except InstallError as error:
-        _unavailable(str(error))
+    _installed(lnbits_python, pytestconfig)
 
 
 @pytest.fixture(scope="session")
 def nwc_installed(pytestconfig: pytest.Config) -> None:
     """Alby's SDK is there to be run, installed if need be."""
-    try:
-        nwc_runtime(_reporter(pytestconfig))
-    except InstallError as error:
-        _unavailable(str(error))
+    _installed(nwc_runtime, pytestconfig)
 
 
 @pytest.fixture(autouse=True)
