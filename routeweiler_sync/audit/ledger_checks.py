@@ -5,12 +5,13 @@ The comparison with trace and node is left to `external_checks`.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from ..ledger.envelopes import BUCKET_S, KEPT_BUCKETS, moment
-from ..ledger.snapshot import ArchivedSums, BookedEnvelope, BookedPayment, LedgerSnapshot
+from ..ledger.snapshot import BookedEnvelope, BookedPayment, LedgerSnapshot
 from ..ledger.types import PaymentState
 from .findings import MEND, Difference, Kind, in_currency, told_row
 
@@ -21,20 +22,26 @@ def differences(ledger: LedgerSnapshot) -> list[Difference]:
 
 
 def _envelopes(ledger: LedgerSnapshot) -> Iterator[Difference]:
-    """Compare every envelope's running totals and buckets with the sums of its rows.
+    """Compare every envelope's running totals and buckets with the sums of its rows, and of those that lie in it.
 
     Limits are checked against totals and buckets, so they only hold if those are what was really reserved and spent.
     """
     reserved: dict[str, int] = {}
     spends: dict[str, dict[int, int]] = {}
+    counting = functools.cache(ledger.counts_in)
     for row in ledger.payments.values():
-        if row.envelope_id is None:
-            continue
-        reserved[row.envelope_id] = reserved.get(row.envelope_id, 0) + row.reserved_micro
-        buckets = spends.setdefault(row.envelope_id, {})
-        if row.settled_at_ms is not None:
-            bucket = row.settled_at_ms // (BUCKET_S * 1000)
-            buckets[bucket] = buckets.get(bucket, 0) + row.settled_micro
+        for id in counting(row.envelope_id):
+            reserved[id] = reserved.get(id, 0) + row.reserved_micro
+            buckets = spends.setdefault(id, {})
+            if row.settled_at_ms is not None:
+                bucket = row.settled_at_ms // (BUCKET_S * 1000)
+                buckets[bucket] = buckets.get(bucket, 0) + row.settled_micro
+    archived_micro: dict[str, int] = {}
+    archived_until_ms: dict[str, int] = {}
+    for envelope_id, sums in ledger.archived_sums.items():
+        for id in counting(envelope_id):
+            archived_micro[id] = archived_micro.get(id, 0) + sums.settled_micro
+            archived_until_ms[id] = max(archived_until_ms.get(id, 0), sums.last_settled_at_ms)
     for id in sorted(reserved.keys() | ledger.envelopes.keys()):
         envelope = ledger.envelopes.get(id)
         rows_by_bucket = spends.get(id, {})
@@ -51,10 +58,9 @@ def _envelopes(ledger: LedgerSnapshot) -> Iterator[Difference]:
                 says=(("envelope", "limits in a form that this version doesn't write"),),
                 advice="Give a session the BudgetEnvelope instead of its id: its next purchase writes the limits again.",
             )
-        archived = ledger.archived_sums.get(id, ArchivedSums())
         for name, total, of_rows in (
             ("reserved", envelope.reserved_micro, reserved.get(id, 0)),
-            ("settled", envelope.settled_micro, sum(rows_by_bucket.values()) + archived.settled_micro),
+            ("settled", envelope.settled_micro, sum(rows_by_bucket.values()) + archived_micro.get(id, 0)),
         ):
             if total != of_rows:
                 yield _envelope_difference(
@@ -63,7 +69,7 @@ def _envelopes(ledger: LedgerSnapshot) -> Iterator[Difference]:
                     f"{name} {in_currency(total, envelope.currency)}",
                     f"{name} {in_currency(of_rows, envelope.currency)}",
                 )
-        yield from _windows(envelope, rows_by_bucket, archived.last_settled_at_ms)
+        yield from _windows(envelope, rows_by_bucket, archived_until_ms.get(id, 0))
 
 
 def _windows(envelope: BookedEnvelope, of_rows: Mapping[int, int], archived_until_ms: int) -> Iterator[Difference]:

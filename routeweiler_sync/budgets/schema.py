@@ -21,6 +21,8 @@ DAY_S = 86_400
 MAX_TEXT_CHARS = 2_048
 #: Most bytes in an envelope's id. It is a key in the ledger, and PostgreSQL indexes no text above 2704 bytes.
 MAX_ID_BYTES = 512
+#: Most envelopes that lie within each other, the innermost and the outermost included.
+MAX_LEVELS = 8
 #: What each limit holds for, by its field's name, in texts.
 LIMIT_NAMES = {
     "per_call_minor_units": "per call",
@@ -42,6 +44,10 @@ class BudgetEnvelope:
     ``host[:port]`` if a pattern has no ``://``. ``allowed_rails`` are the schemes that may be paid:
     ``l402``, ``mpp-lightning``. ``owner_agent_id`` is a note on whose budget it is; it isn't enforced.
 
+    ``parent`` is the envelope that this one lies in, or the id of one that the ledger has: what is spent or reserved here counts
+    there too, and the limits of both hold. Both count in one currency. The ledger keeps the parent: an envelope without one that
+    has this id later stays where it is.
+
     Raises: ValueError for values that can't be a budget.
     """
 
@@ -55,9 +61,10 @@ class BudgetEnvelope:
     per_call_minor_units: int | None = None
     per_hour_minor_units: int | None = None
     per_day_minor_units: int | None = None
+    parent: BudgetEnvelope | str | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.id, str) or not _can_be_id(self.id):
+        if not isinstance(self.id, str) or not can_be_id(self.id):
             raise ValueError(f"a budget envelope's id is a string of 1 to {MAX_ID_BYTES} bytes in UTF-8, without NUL characters")
         if self.owner_agent_id is not None and not isinstance(self.owner_agent_id, str):
             raise ValueError(
@@ -86,6 +93,30 @@ class BudgetEnvelope:
             object.__setattr__(self, name, value)
         if problem := next(filter(None, map(patterns.problem_of_origin, self.allowed_origins_glob)), None):
             raise ValueError(f"envelope {shown(self.id)}: allowed_origins_glob: {problem}")
+        self._check_parents()
+
+    def _check_parents(self) -> None:
+        """Check the envelopes that this one lies in, as far as they are given. Raises: ValueError."""
+        outer, ids = self.parent, [self.id]
+        while outer is not None:
+            if not isinstance(outer, BudgetEnvelope) and not (isinstance(outer, str) and can_be_id(outer)):
+                raise ValueError(f"envelope {shown(self.id)}: parent must be a BudgetEnvelope, the id of one, or None")
+            if isinstance(outer, BudgetEnvelope) and outer.cap_currency != self.cap_currency:
+                raise ValueError(
+                    f"envelope {shown(self.id)} counts in {self.cap_currency}, and its parent {shown(outer.id)} in "
+                    f"{outer.cap_currency}: they must count in one currency"
+                )
+            ids.append(outer if isinstance(outer, str) else outer.id)
+            outer = None if isinstance(outer, str) else outer.parent
+        if len(set(ids)) < len(ids):
+            raise ValueError(f"envelope {shown(self.id)} can't lie in itself")
+        if len(ids) > MAX_LEVELS:
+            raise ValueError(f"envelope {shown(self.id)} lies in {len(ids) - 1} others, more than {MAX_LEVELS - 1}")
+
+    @property
+    def parent_id(self) -> str | None:
+        """The id of the envelope that this one lies in, or None."""
+        return self.parent.id if isinstance(self.parent, BudgetEnvelope) else self.parent
 
     def __repr__(self) -> str:
         given = [f"{each.name}={value!r}" for each in fields(self)[1:] if (value := getattr(self, each.name)) != each.default]
@@ -96,6 +127,7 @@ class BudgetEnvelope:
         facts += [("servers", ", ".join(self.allowed_origins_glob)), ("rails", ", ".join(self.allowed_rails))]
         facts += [("lasts", f"{self.ttl_seconds} s from the first use")] if self.ttl_seconds is not None else []
         facts += [("owner", self.owner_agent_id)] if self.owner_agent_id is not None else []
+        facts += [("within", self.parent_id)] if self.parent is not None else []
         return facts_table(f"Budget {self.id}", facts)
 
     @property
@@ -122,7 +154,8 @@ class BudgetEnvelope:
         return None if value is None else value * MICRO
 
 
-def _can_be_id(text: str) -> bool:
+def can_be_id(text: str) -> bool:
+    """Return whether ``text`` can be the id of an envelope, or of an agent."""
     try:
         return 0 < len(text.encode()) <= MAX_ID_BYTES and "\0" not in text
     except UnicodeEncodeError:  # a lone surrogate, which no database accepts

@@ -7,7 +7,7 @@ Money: none can move here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -51,6 +51,12 @@ _COLUMNS = (
     Column("headroom", number=True),
     Column("limits", folds=FOLDED_WIDTH_MIN),
 )
+_AGENT_COLUMNS = (
+    Column("agent", folds=FOLDED_WIDTH_MIN),
+    Column("spent sat", number=True),
+    Column("fees in it", number=True),
+    Column("payments", number=True),
+)
 
 if TYPE_CHECKING:
     _IntegerType = click.ParamType[int]
@@ -81,13 +87,16 @@ def budget() -> None:
     """Show, set, freeze and audit the budgets in a ledger.
 
     A budget is an envelope: an id, limits, and what counts against them. Programs that share a ledger and name the same envelope
-    share its totals.
+    share its totals. An envelope may lie in another one, such as those of several agents in one for all: what is spent counts in
+    both, and both limits hold.
 
     \b
     Examples:
       routeweiler-sync budget list
       routeweiler-sync budget set lab --per-call 100 --per-day 5000
       routeweiler-sync budget set lab --cap none
+      routeweiler-sync budget set scout --per-day 500 --parent lab
+      routeweiler-sync budget show lab --by agent
       routeweiler-sync budget freeze lab
 
     \b
@@ -135,16 +144,24 @@ def list_envelopes(*, ledger: str | None, as_json: bool) -> None:
 
 @budget.command()
 @click.argument("envelope", required=False)
+@click.option("--by", type=click.Choice(["agent"]), help="Show what was spent, by agent.")
 @ledger_option
 @json_option
 @click.pass_context
-def show(context: click.Context, *, envelope: str | None, ledger: str | None, as_json: bool) -> None:
+def show(context: click.Context, *, envelope: str | None, by: str | None, ledger: str | None, as_json: bool) -> None:
     """Show everything about ENVELOPE: limits, totals, grant. Without ENVELOPE, list all envelopes.
 
+    --by agent shows what each agent has spent from ENVELOPE and from those that lie in it, or in all: the agents are the agent_id of
+    the sessions that paid. A payment is its agent's that began it; other agents may use the same token.
+
     \b
-    Example:
+    Examples:
       routeweiler-sync budget show default
+      routeweiler-sync budget show lab --by agent
     """
+    if by is not None:
+        _show_agents(envelope, ledger, as_json=as_json)
+        return
     if envelope is None:
         context.invoke(list_envelopes, ledger=ledger, as_json=as_json)
         return
@@ -156,12 +173,37 @@ def show(context: click.Context, *, envelope: str | None, ledger: str | None, as
         print_facts(_facts(row, ledger))
 
 
+def _show_agents(envelope: str | None, ledger: str | None, *, as_json: bool) -> None:
+    with reading(ledger) as (opened, exists):
+        if envelope is not None:
+            opened.envelope(envelope)
+        spent = opened.spending_by_agent(envelope=envelope)
+        empty = (
+            f"{opened.url}: nothing was spent{'' if envelope is None else f' from envelope {envelope!r}'} yet."
+            if exists
+            else nothing_bought(opened, exists=False)
+        )
+    if as_json:
+        print_json(
+            {"agentId": agent, "totalMsat": each.total_msat, "feesMsat": each.fees_msat, "payments": each.payments}
+            for agent, each in spent.items()
+        )
+        return
+    rows = [
+        ["(none)" if agent is None else agent, *(plain(Decimal(msat) / MSAT_PER_SAT) for msat in (each.total_msat, each.fees_msat))]
+        + [each.payments]
+        for agent, each in spent.items()
+    ]
+    print_table(_AGENT_COLUMNS, rows, empty=empty)
+
+
 @budget.command("set")
 @click.argument("envelope")
 @click.option("--cap", type=LimitType(), metavar="N", help="The most that may be spent in all.")
 @click.option("--per-call", type=LimitType(), metavar="N", help="The most that one call may spend.")
 @click.option("--per-hour", type=LimitType(), metavar="N", help="The most within any hour.")
 @click.option("--per-day", type=LimitType(), metavar="N", help="The most within any day.")
+@click.option("--parent", metavar="ENVELOPE", help="The envelope that it lies in: both limits hold; or none.")
 @click.option(
     "--currency", type=click.Choice(CURRENCIES), help="What N counts: sat, cents of usd and eur, pence of gbp, jpy. Default: sat."
 )
@@ -174,6 +216,7 @@ def set_limits(
     per_call: int | None,
     per_hour: int | None,
     per_day: int | None,
+    parent: str | None,
     currency: str | None,
     ledger: str | None,
     as_json: bool,
@@ -183,6 +226,9 @@ def set_limits(
     Limits that aren't named stay as they are; none removes one. Totals stay, so a limit may be set below what is spent already:
     nothing more is bought then until it is raised, or until the hour or day has moved on. Limits count routing fees too.
 
+    --parent puts ENVELOPE into another one, which must be there and count in the same currency. What is spent from ENVELOPE counts
+    in both then, and both limits hold. That can't be changed any more once a payment has counted in ENVELOPE.
+
     They hold from the next purchase on, for all programs that name the envelope by its id: budget_envelope="ENVELOPE". A program
     that brings limits of its own for this id, by BudgetEnvelope("ENVELOPE", ...) or by ROUTEWEILER_BUDGET for the envelope
     "default", writes those at its next purchase.
@@ -191,6 +237,7 @@ def set_limits(
     Examples:
       routeweiler-sync budget set lab --per-call 100 --per-day 5000
       routeweiler-sync budget set lab --cap none
+      routeweiler-sync budget set scout --per-day 500 --parent lab
       routeweiler-sync budget set shop --currency eur --per-day 250
     """
     given = {
@@ -200,6 +247,8 @@ def set_limits(
         "per_day_minor_units": per_day,
     }
     changes: dict[str, Any] = {name: None if value == NO_LIMIT else value for name, value in given.items() if value is not None}
+    if parent is not None:
+        changes["parent"] = None if parent == "none" else parent
     if not changes:
         raise click.UsageError("give at least one limit: --cap, --per-call, --per-hour or --per-day. Nothing was changed.")
     existed = False
@@ -319,16 +368,17 @@ def _cells(row: EnvelopeRow) -> Sequence[object]:
         plain(row.settled_minor_units),
         plain(row.reserved_minor_units),
         None if headroom is None else plain(headroom),
-        [*_limits(row.limits, _unit(row)), *_origins(row.limits)] or "none",
+        [*_limits(row.limits, _unit(row)), *_origins(row.limits), *([] if row.parent is None else [f"within {row.parent.id}"])]
+        or "none",
     )
 
 
 def _facts(row: EnvelopeRow, ledger: str | None) -> list[tuple[str, object]]:
     limits, end, headroom = row.limits, _grant_end(row), row.headroom_minor_units
-    thaw_command = command_text("budget", "thaw", row.id, ledger=ledger)
+    thaw_command = command_text("budget", "thaw", row.frozen_id or row.id, ledger=ledger)
     return [
         ("envelope", row.id),
-        ("state", [_state(row), f"To allow purchases again: {thaw_command}"] if row.frozen else _state(row)),
+        ("state", [_state(row), f"To allow purchases again: {thaw_command}"] if row.frozen_id else _state(row)),
         ("limits", _limits(limits, _unit(row)) or "none: any amount may be spent"),
         ("left", [_left(name, row) for name in _PERIODS if name in row.used_minor_units and name != "per_call_minor_units"]),
         ("settled", f"{_amount(row.settled_minor_units, row)}, routing fees included"),
@@ -341,7 +391,23 @@ def _facts(row: EnvelopeRow, ledger: str | None) -> list[tuple[str, object]]:
         ("origins", "all" if tuple(limits.allowed_origins_glob) == ("*",) else list(limits.allowed_origins_glob) or "none"),
         ("rails", list(limits.allowed_rails) or "none"),
         ("owner", limits.owner_agent_id),
+        ("within", None if row.parent is None else [*(f"{each.id}: {_outer(each)}" for each in _parents(row))]),
     ]
+
+
+def _parents(row: EnvelopeRow) -> Iterator[EnvelopeRow]:
+    """Yield the envelopes that ``row`` lies in, from the inside out."""
+    parent = row.parent
+    while parent is not None:
+        yield parent
+        parent = parent.parent
+
+
+def _outer(row: EnvelopeRow) -> str:
+    """Return what an envelope allows those that lie in it."""
+    limits = ", ".join(_limits(row.limits, _unit(row))) or "no limit"
+    left = "" if row.headroom_minor_units is None else f", {_amount(row.headroom_minor_units, row)} left"
+    return f"{limits}{left}{', frozen' if row.frozen else ''}"
 
 
 def _left(name: str, row: EnvelopeRow) -> str:
@@ -350,7 +416,9 @@ def _left(name: str, row: EnvelopeRow) -> str:
 
 
 def _state(row: EnvelopeRow) -> Styled:
-    return Styled("frozen", "bold red") if row.frozen else Styled("open", "")
+    if row.frozen_id is not None:
+        return Styled("frozen" if row.frozen else f"frozen by {row.frozen_id}", "bold red")
+    return Styled("open", "")
 
 
 def _limits(limits: BudgetEnvelope, unit: str) -> list[str]:
@@ -406,6 +474,8 @@ def _as_json(row: EnvelopeRow) -> Mapping[str, Any]:
             "allowedOriginsGlob": list(limits.allowed_origins_glob),
             "ownerAgentId": limits.owner_agent_id,
         },
+        "parentId": limits.parent_id,
+        "frozenById": row.frozen_id,
         "settledMsat": _msat(row.settled_minor_units, row),
         "reservedMsat": _msat(row.reserved_minor_units, row),
         "headroomMsat": _msat(headroom, row),

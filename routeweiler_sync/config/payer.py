@@ -19,7 +19,7 @@ from .._core.durations import read_seconds
 from .._core.forks import importing
 from .._core.preload import prepare_session
 from .._core.secret_text import WHERE, kind_of, shown
-from ..budgets.schema import SAFE_DEFAULT, BudgetEnvelope
+from ..budgets.schema import MAX_ID_BYTES, SAFE_DEFAULT, BudgetEnvelope, can_be_id
 from ..errors import LedgerError, RouteweilerError
 from ..payments.tally import Tally
 from ..payments.token_cache import TokenCache
@@ -119,6 +119,8 @@ class Payer:
             text = text.id if isinstance(text, BudgetEnvelope) else text
             if isinstance(text, str) and (kind := kind_of(text)) != "a secret":
                 raise ValueError(f"{name} looks like {kind}, and so isn't shown. {WHERE[kind]}.")
+        if agent_id is not None and not can_be_id(str(agent_id) or "-"):  # it is a key in the ledger, as an envelope's id is
+            raise ValueError(f"agent_id has at most {MAX_ID_BYTES} bytes in UTF-8, and no NUL character")
         if confirm is not None and not callable(confirm):
             raise ValueError(f"confirm must be a function that takes a Quote and returns True or False, not {shown(confirm)}")
         _must_have(policy, "policy", "a Policy", "policy_hash", "rules")
@@ -205,6 +207,7 @@ class Payer:
                     payment_timeout_s=self.payment_timeout_s,
                     confirm=self.confirm,
                     session_started_s=self._started_s,
+                    agent_id=self.agent_id,
                     problem=unpicklable.refusal(self.lost) if self.lost else self.problem,
                 )
             return self._checkout

@@ -57,7 +57,7 @@ def findings(
             return
         left = _left(limits, row)
         yield _budget(limits, row, left, from_environment=from_environment)
-        if row is not None and row.frozen:
+        if row is not None and row.frozen_id is not None:
             return
         rate = Rate(currency="sat")
         if limits.cap_currency != "sat":
@@ -67,7 +67,8 @@ def findings(
                 return
             rate = priced
         if left:
-            most_msat = rate.msat_within(int(min(left.values()).scaleb(6)))
+            outer = None if row is None or row.parent is None else row.parent.headroom_minor_units
+            most_msat = rate.msat_within(int(min([*left.values(), *([] if outer is None else [outer])]).scaleb(6)))
     if paying is not None:
         yield from _largest(most_msat, paying.payable_msat, has_channels=paying.has_channels)
 
@@ -85,9 +86,12 @@ def _left(limits: BudgetEnvelope, row: EnvelopeRow | None) -> dict[str, Decimal]
 
 def _budget(limits: BudgetEnvelope, row: EnvelopeRow | None, left: dict[str, Decimal], *, from_environment: bool) -> Finding:
     named, unit = f"envelope {shown(limits.id)}", _MINOR_UNITS.get(limits.cap_currency, limits.cap_currency)
-    if row is not None and row.frozen:
-        thaw = f"To allow payments from it again, run: routeweiler-sync budget thaw {shlex.quote(limits.id)}"
-        return wrong("budget", f"{named} is frozen: nothing is paid from it", thaw)
+    if row is not None and row.frozen_id is not None:
+        thaw = f"To allow payments from it again, run: routeweiler-sync budget thaw {shlex.quote(row.frozen_id)}"
+        whose = "" if row.frozen else f" lies in {shown(row.frozen_id)}, which"
+        return wrong("budget", f"{named}{whose} is frozen: nothing is paid from it", thaw)
+    if row is not None and row.parent is not None and row.parent.headroom_minor_units == 0:
+        return wrong("budget", f"{named} lies in {shown(row.parent.id)}, which is used up", "Raise the limit of that one.")
     if not left:
         return warning("budget", f"{named} has no limit: a program may spend all that the node has", "Set one.")
     said = ", ".join(

@@ -6,9 +6,9 @@ Reading an archive is reading a ledger: `Ledger.open` opens either, and every wr
 A batch moves in two steps, and a program that dies between them neither loses nor doubles a payment:
 
 1. The rows are written to the archive and are on its disk (a commit with ``synchronous=FULL``). The ledger still has them.
-2. One short transaction removes from the ledger those that are still as they were written, and keeps of each the beginning of its
-   hash (`key_of`), and of all the sums by origin and envelope. So no invoice that was ever in the ledger is paid again, and totals
-   stay exact. Envelopes aren't touched: their totals and buckets are running sums, not sums over rows.
+2. One short transaction removes from the ledger those that are still as they were written, and keeps of each the beginning of
+   its hash (`key_of`), and of all the sums by origin or agent, and envelope. So no invoice that was ever in the ledger is paid
+   again, and totals stay exact. Envelopes aren't touched: their totals and buckets are running sums, not sums over rows.
 
 After a death between the two, or if a row came to life in between, both have it. The ledger's counts then, and a later run writes
 it once more. Nothing is ever removed from an archive: another run might just have moved it there.
@@ -282,6 +282,7 @@ def _remove(tx: Transaction, rows: Sequence[Mapping[str, Any]], before_ms: int, 
             keys,
         )
         _add_sums(tx, gone)
+        _add_agents(tx, gone)
     return {row["payment_hash"] for row in gone}
 
 
@@ -302,6 +303,26 @@ def _add_sums(tx: Transaction, rows: Sequence[Mapping[str, Any]]) -> None:
             "CASE WHEN excluded.last_settled_at_ms > archived_sums.last_settled_at_ms THEN excluded.last_settled_at_ms "
             "ELSE archived_sums.last_settled_at_ms END",
             (origin, envelope_id, *total),
+        )
+
+
+def _add_agents(tx: Transaction, rows: Sequence[Mapping[str, Any]]) -> None:
+    sums: dict[tuple[str, str], list[int]] = {}
+    for row in rows:
+        if row["settled_at_ms"] is not None:
+            total = sums.setdefault((row["agent_id"] or "", row["envelope_id"] or ""), [0, 0, 0, 0])
+            for n, value in enumerate((1, row["amount_msat"], row["fee_msat"])):
+                total[n] += value
+            total[-1] = max(total[-1], row["settled_at_ms"])
+    for (agent_id, envelope_id), total in sorted(sums.items()):  # in one order, as above
+        tx.execute(
+            "INSERT INTO archived_agents (agent_id, envelope_id, paid, amount_msat, fee_msat, last_settled_at_ms) "
+            "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (agent_id, envelope_id) DO UPDATE SET "
+            "paid = archived_agents.paid + excluded.paid, amount_msat = archived_agents.amount_msat + excluded.amount_msat, "
+            "fee_msat = archived_agents.fee_msat + excluded.fee_msat, last_settled_at_ms = "
+            "CASE WHEN excluded.last_settled_at_ms > archived_agents.last_settled_at_ms THEN excluded.last_settled_at_ms "
+            "ELSE archived_agents.last_settled_at_ms END",
+            (agent_id, envelope_id, *total),
         )
 
 

@@ -4,6 +4,12 @@ Every function works inside a transaction that `ledger.ledger` has begun. Paymen
 
 Limits are checked against running totals and buckets of five minutes, never against sums over history: a purchase takes the same
 time after a million others.
+
+An envelope may lie in another one, its parent, and that in a third. What is reserved or spent in an envelope is reserved or spent
+in all that it lies in, by the same transaction, and fits under the limits of each. So the totals of an outer envelope contain those
+of the inner ones. An envelope's place is fixed once a payment has counted in it: totals never move.
+
+A *chain* is a list of rows of the table ``envelopes``: an envelope, its parent, and so on. SQL finds it by `CHAIN`.
 """
 
 from __future__ import annotations
@@ -11,15 +17,16 @@ from __future__ import annotations
 import functools
 import json
 import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any
 
 from .._core import env_vars
 from .._core.money import Rate, minor_units, plain, sats
 from .._core.secret_text import shown
-from ..budgets.schema import DAY_S, HOUR_S, BudgetEnvelope
+from ..budgets.schema import DAY_S, HOUR_S, MAX_LEVELS, BudgetEnvelope
 from ..errors import (
     Advice,
     BudgetError,
@@ -32,7 +39,7 @@ from ..errors import (
     RailNotSupportedError,
 )
 from ..protocol.schemes import rail_of
-from .store import Transaction
+from .store import FOR_UPDATE, Transaction
 from .types import Change, EnvelopeRow, Intent, PaymentRow
 
 #: Spends are summed in buckets of this many seconds. So a window may count a spend up to five minutes too long, never too short.
@@ -45,6 +52,26 @@ ROLLING = ("per_hour_minor_units", "per_day_minor_units")
 MAX_TOTAL_MICRO = 2**62
 #: For so many envelopes a process remembers which JSON their limits are, and so many texts it doesn't read again.
 MAX_KEPT_TEXTS = 64
+#: How often the rows of a draw are looked up, because another process has just made one of them, or given it a parent.
+MAX_LOOKS = 5
+
+
+def _chain_from(seeds: str) -> str:
+    """Return the subquery of the ids that the SELECT ``seeds`` returns, and of all envelopes that these lie in."""
+    return (
+        f"(WITH RECURSIVE chain (id) AS ({seeds} UNION SELECT envelopes.parent_id FROM envelopes "  # noqa: S608 - constants
+        "JOIN chain ON chain.id = envelopes.id WHERE envelopes.parent_id IS NOT NULL) SELECT id FROM chain)"
+    )
+
+
+#: The ids of an envelope and of all that it lies in. Its parameter is the envelope's id.
+CHAIN = _chain_from("SELECT id FROM envelopes WHERE id = ?")
+#: Those of the envelope that counts a payment. Its parameter is the payment hash.
+CHAIN_OF_PAYMENT = _chain_from("SELECT envelope_id FROM payments WHERE payment_hash = ? AND envelope_id IS NOT NULL")
+
+
+#: An envelope's row, and the rows of all that it lies in, from the inside out.
+Chain = list[dict[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,12 +80,14 @@ class Draw:
 
     ``session_started_s``: when the session was made, in unix seconds. A session made after the envelope's grant (``ttl_seconds``)
     ended starts a new grant. ``spent_in_call_msat``: what the same call has paid already, at earlier redirects, fees included.
+    ``agent_id``: the agent whose session draws.
     """
 
     envelope: BudgetEnvelope | str
     rate: Rate
     session_started_s: float
     spent_in_call_msat: int = 0
+    agent_id: str | None = None
 
     @property
     def envelope_id(self) -> str:
@@ -67,10 +96,13 @@ class Draw:
 
 
 def make(tx: Transaction, envelope: BudgetEnvelope) -> bool:
-    """Insert ``envelope`` into the ledger, unless an envelope with its id exists. Return whether it was inserted."""
+    """Insert ``envelope`` into the ledger, unless an envelope with its id exists. Return whether it was inserted.
+
+    The envelopes that it lies in must be there already, or be made in the same transaction.
+    """
     rows = tx.execute(
-        "INSERT INTO envelopes (id, limits, currency) VALUES (?, ?, ?) ON CONFLICT DO NOTHING RETURNING id",
-        (envelope.id, dump(envelope), envelope.cap_currency),
+        "INSERT INTO envelopes (id, limits, currency, parent_id) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING RETURNING id",
+        (envelope.id, dump(envelope), envelope.cap_currency, envelope.parent_id),
     )
     return bool(rows)
 
@@ -91,56 +123,188 @@ def check_allowed(limits: BudgetEnvelope, origin: str, rail: str) -> None:
 
 
 def bring(tx: Transaction, envelope: BudgetEnvelope) -> None:
-    """Write ``envelope``'s limits to the ledger, unless the stored envelope with its id counts in another currency."""
-    make(tx, envelope)
-    tx.execute(
-        "UPDATE envelopes SET limits = ? WHERE id = ? AND currency = ?", (dump(envelope), envelope.id, envelope.cap_currency)
-    )
+    """Write the limits of ``envelope``, and of the envelopes given that it lies in, unless a purchase from it would be refused."""
+    with suppress(BudgetError):
+        _take(tx, envelope)
 
 
-def locked(tx: Transaction, draw: Draw, now_s: float) -> Mapping[str, Any]:
-    """Lock the draw's envelope and return its row. If the draw brings a `BudgetEnvelope`, insert it or update its limits first.
+def set_limits(tx: Transaction, envelope_id: str, decide: Callable[[BudgetEnvelope | None], BudgetEnvelope]) -> Chain:
+    """Write the limits and the parent, or none, that ``decide`` returns for an envelope. Return its chain.
 
-    If the grant has expired, the returned row starts a new one. It is saved only when a payment is opened, so a refused draw
-    doesn't start the TTL.
+    Raises: as `Ledger.set_limits`.
+    """
+    for _ in range(MAX_LOOKS):
+        mine = next((row for row in tx.execute(*_rows_of([envelope_id], lock=True)) if row["id"] == envelope_id), None)
+        limits = decide(None if mine is None else _limits_of(mine))
+        look = _look(tx, limits, lock=True, to_place=True)
+        is_new = look is not None and limits in look.new
+        if look is not None and is_new is (mine is None) and _write(tx, look):
+            return look.chain
+    raise _busy()
+
+
+def locked(tx: Transaction, draw: Draw, now_s: float, *, also: str | None = None) -> Chain:
+    """Lock the draw's envelope and all that it lies in. Return their rows, the draw's own first.
+
+    If the draw brings a `BudgetEnvelope`, that and those given that it lies in are inserted, or their limits are updated, first. If
+    a grant has expired, the returned row starts a new one. It is saved only when a payment is opened, so a refused draw doesn't
+    start the TTL. ``also``: an envelope that is locked too, with all that it lies in. All are locked in the order of their ids by
+    one statement, so that no two transactions can deadlock.
 
     Raises: EnvelopeNotFoundError, EnvelopeFrozenError, EnvelopeExpiredError (the grant ended during the session), BudgetError (the
-    currency differs).
+    currency differs, or an envelope can't lie where it is to).
     """
-    given, envelope_id = draw.envelope, draw.envelope_id
-    lock = "SELECT * FROM envelopes WHERE id = ? FOR UPDATE"
-    rows = tx.execute(lock, (envelope_id,))
-    if not rows and not isinstance(given, str):
-        make(tx, given)
-        rows = tx.execute(lock, (envelope_id,))
-    if not rows:
-        raise not_found(envelope_id)
-    row = dict(rows[0])
-    if _take_limits(row, draw):
-        tx.execute("UPDATE envelopes SET limits = ? WHERE id = ?", (row["limits"], envelope_id))
-    _check_open(row, draw, now_s)
-    return row
+    chain = _take(tx, draw.envelope, currency=draw.rate.currency, also=also)
+    for row in chain:
+        _check_open(row, draw, now_s)
+    return chain
 
 
-def found(tx: Transaction, draw: Draw, now_s: float) -> Mapping[str, Any]:
-    """Return the row that `locked` would return, without changing or locking anything.
+def found(tx: Transaction, draw: Draw, now_s: float) -> Chain:
+    """Return the rows that `locked` would return, without changing or locking anything.
 
     Raises: as `locked`.
     """
-    rows = tx.execute("SELECT * FROM envelopes WHERE id = ?", (draw.envelope_id,))
-    if not rows and isinstance(draw.envelope, str):
-        raise not_found(draw.envelope_id)
-    row = dict(rows[0]) if rows else _unused(draw.envelope)
-    _take_limits(row, draw)
-    _check_open(row, draw, now_s)
-    return row
+    chain = _found(tx, draw.envelope, currency=draw.rate.currency)
+    for row in chain:
+        _check_open(row, draw, now_s)
+    return chain
 
 
-def _unused(envelope: BudgetEnvelope | str) -> dict[str, Any]:
+def ids_of(tx: Transaction, envelope_id: str) -> set[str]:
+    """Return the ids of an envelope and of all that it lies in."""
+    return {row["id"] for row in tx.execute(f"SELECT id FROM envelopes WHERE id IN {CHAIN}", (envelope_id,))}  # noqa: S608
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Look:
+    """A chain as it is once what was given is written; the envelopes to insert for that, and the rows to update."""
+
+    chain: Chain
+    new: Sequence[BudgetEnvelope]
+    changed: Sequence[Mapping[str, Any]]
+
+
+def _take(
+    tx: Transaction,
+    given: BudgetEnvelope | str,
+    *,
+    currency: str | None = None,
+    also: str | None = None,
+) -> Chain:
+    """Lock the chain of ``given`` and write what ``given`` brings. Return the chain.
+
+    Raises: as `_look`, before anything is written.
+    """
+    for _ in range(MAX_LOOKS):
+        look = _look(tx, given, currency=currency, lock=True, also=also)
+        if look is not None and _write(tx, look):
+            return look.chain
+    raise _busy()
+
+
+def _write(tx: Transaction, look: _Look) -> bool:
+    """Write what ``look`` says. Return whether it is so now: another process may have made an envelope that is to be inserted."""
+    for row in look.changed:
+        tx.execute("UPDATE envelopes SET limits = ?, parent_id = ? WHERE id = ?", (row["limits"], row["parent_id"], row["id"]))
+    made = [make(tx, envelope) for envelope in sorted(look.new, key=lambda each: each.id)]  # in one order, against deadlocks
+    return all(made)
+
+
+def _found(tx: Transaction, given: BudgetEnvelope | str, *, currency: str | None = None) -> Chain:
+    """Return the chain of ``given`` as it would be, without locking or changing anything. Raises: as `_look`; LedgerError."""
+    look = _look(tx, given, currency=currency)
+    if look is None:
+        raise _damaged()
+    return look.chain
+
+
+def _damaged() -> LedgerError:
+    return LedgerError("An envelope of the ledger lies in one that isn't there.", advice="Restore the ledger.")
+
+
+def _look(
+    tx: Transaction,
+    given: BudgetEnvelope | str,
+    *,
+    currency: str | None = None,
+    lock: bool = False,
+    also: str | None = None,
+    to_place: bool = False,
+) -> _Look | None:
+    """Look up the chain of ``given``, and what is to be written so that it is as ``given`` says. Nothing is written.
+
+    Return None if another process has changed the chain while its rows were locked. ``currency``: what the draw counts in.
+    ``to_place``: ``given`` shall lie in nothing if it has no parent.
+
+    Raises: EnvelopeNotFoundError; BudgetError if a currency differs, or an envelope can't lie where it shall.
+    """
+    brought: list[BudgetEnvelope] = []
+    outermost: BudgetEnvelope | str | None = given
+    while isinstance(outermost, BudgetEnvelope):
+        brought.append(outermost)
+        outermost = outermost.parent
+    ids = [each.id for each in brought] + [each for each in (outermost, also) if each is not None]
+    rows = {row["id"]: dict(row) for row in tx.execute(*_rows_of(ids, lock=lock))}
+    if outermost is not None and outermost not in rows:
+        raise _no_parent(brought[-1].id, outermost) if brought else not_found(outermost)
+    for each in brought:
+        if each.id in rows and each.cap_currency != rows[each.id]["currency"]:
+            raise wrong_currency(each.id, rows[each.id]["currency"], each.cap_currency)
+    new = [each for each in brought if each.id not in rows]
+    rows.update((each.id, _unused(each)) for each in new)
+    changed = [rows[each.id] for each in brought if _bring_into(rows[each.id], each, to_place=to_place and each is given)]
+    chain = _chain(rows, ids[0])
+    for row in chain or ():
+        if currency not in (None, row["currency"]):
+            raise wrong_currency(row["id"], row["currency"], str(currency))
+        if row["currency"] != (inner := rows[ids[0]])["currency"]:
+            raise BudgetError(
+                f"Envelope {shown(inner['id'])} counts in {inner['currency']}, and {shown(row['id'])}, in which it lies, in "
+                f"{row['currency']}. They must count in one currency.",
+                advice="Use other envelope ids.",
+            )
+    return None if chain is None else _Look(chain=chain, new=new, changed=changed)
+
+
+@functools.lru_cache(maxsize=MAX_LEVELS * 2)
+def _select(count: int) -> str:
+    marks = ", ".join("?" * count)
+    return f"SELECT * FROM envelopes WHERE id IN {_chain_from(f'SELECT id FROM envelopes WHERE id IN ({marks})')} ORDER BY id"  # noqa: S608
+
+
+def _rows_of(ids: Sequence[str], *, lock: bool) -> tuple[str, Sequence[str]]:
+    """Return the statement for the rows of all ``ids``, and of all envelopes that they lie in; and its parameters."""
+    return f"{_select(len(ids))}{FOR_UPDATE if lock else ''}", ids
+
+
+def _chain(rows: Mapping[str, dict[str, Any]], envelope_id: str) -> Chain | None:
+    """Return the chain of an envelope, or None if one of its rows isn't in ``rows``.
+
+    Raises: BudgetError for an envelope that would lie in itself, or in too many.
+    """
+    chain: Chain = []
+    next_id: str | None = envelope_id
+    while next_id is not None:
+        if next_id not in rows:
+            return None
+        if rows[next_id] in chain or len(chain) == MAX_LEVELS:
+            what = "itself" if rows[next_id] in chain else f"more than {MAX_LEVELS - 1} others"
+            raise BudgetError(f"Envelope {shown(envelope_id)} would lie in {what}.", advice="Give it another parent.")
+        chain.append(rows[next_id])
+        next_id = rows[next_id]["parent_id"]
+    return chain
+
+
+def _busy() -> LedgerError:
+    return LedgerError("Other processes keep changing the envelopes of this purchase.", advice="Call again.")
+
+
+def _unused(envelope: BudgetEnvelope) -> dict[str, Any]:
     """Return the row of an envelope that isn't in the ledger yet."""
-    assert isinstance(envelope, BudgetEnvelope)
     totals = {"settled_micro": 0, "reserved_micro": 0, "grant_base_micro": 0, "granted_at_ms": None, "frozen": 0}
-    return {"id": envelope.id, "limits": dump(envelope), "currency": envelope.cap_currency, **totals}
+    limits = {"limits": dump(envelope), "currency": envelope.cap_currency, "parent_id": envelope.parent_id}
+    return {"id": envelope.id, **limits, **totals}
 
 
 class NoTransaction:
@@ -148,25 +312,29 @@ class NoTransaction:
 
     def execute(self, sql: str, parameters: Sequence[object] = ()) -> list[Mapping[str, Any]]:
         """Return what a SELECT finds in an empty ledger."""
-        return [{"hour_micro": 0, "day_micro": 0}] if "AS day_micro" in sql else []
+        return []
 
     def defer(self, sql: str, parameters: Sequence[object] = ()) -> None:
         """Do nothing: an empty ledger has no rows to change."""
 
 
-def _take_limits(row: dict[str, Any], draw: Draw) -> bool:
-    """Put the limits that ``draw`` brings into ``row``. Return whether that has changed it.
+def _bring_into(row: dict[str, Any], envelope: BudgetEnvelope, *, to_place: bool) -> bool:
+    """Put the limits and the parent that ``envelope`` brings into its ``row``. Return whether that has changed it.
 
-    Raises: BudgetError if the currency differs.
+    An envelope without a parent stays where it is, unless ``to_place``.
+
+    Raises: BudgetError if it would get another parent, though a payment has counted in it.
     """
-    given, envelope_id = draw.envelope, draw.envelope_id
-    for currency in (draw.rate.currency, row["currency"] if isinstance(given, str) else given.cap_currency):
-        if currency != row["currency"]:
-            raise wrong_currency(envelope_id, row["currency"], currency)
-    if isinstance(given, str) or row["limits"] == dump(given):
-        return False
-    row["limits"] = dump(given)
-    return True
+    before = row["limits"], row["parent_id"]
+    parent_id = envelope.parent_id if to_place or envelope.parent is not None else row["parent_id"]
+    if parent_id != row["parent_id"] and row["granted_at_ms"] is not None:
+        lies = "lies in no other" if row["parent_id"] is None else f"lies in {shown(row['parent_id'])}"
+        raise BudgetError(
+            f"Envelope {shown(envelope.id)} {lies}, and that can't change any more: payments have counted in it.",
+            advice="Use another envelope id.",
+        )
+    row["limits"], row["parent_id"] = dump(envelope), parent_id
+    return (row["limits"], row["parent_id"]) != before
 
 
 def _check_open(row: dict[str, Any], draw: Draw, now_s: float) -> None:
@@ -174,7 +342,7 @@ def _check_open(row: dict[str, Any], draw: Draw, now_s: float) -> None:
 
     Raises: EnvelopeFrozenError, EnvelopeExpiredError.
     """
-    envelope_id = draw.envelope_id
+    envelope_id = row["id"]
     if row["frozen"]:
         raise frozen(envelope_id)
     ttl_s = load(row["limits"]).ttl_seconds
@@ -197,9 +365,7 @@ def _grant_end_ms(row: Mapping[str, Any], ttl_s: int | None) -> int | None:
 
 def unused(envelope: BudgetEnvelope | str) -> EnvelopeRow:
     """Return an envelope that nothing was ever bought from. Raises: EnvelopeNotFoundError for an id, which no ledger has."""
-    if isinstance(envelope, str):
-        raise not_found(envelope)
-    return as_row(NoTransaction(), _unused(envelope), 0)
+    return in_force(NoTransaction(), envelope, 0, 0)
 
 
 def in_force(tx: Transaction, envelope: BudgetEnvelope | str, session_started_s: float, now_s: float) -> EnvelopeRow:
@@ -207,34 +373,28 @@ def in_force(tx: Transaction, envelope: BudgetEnvelope | str, session_started_s:
 
     Raises: as `Ledger.in_force`.
     """
-    rows = tx.execute("SELECT * FROM envelopes WHERE id = ?", (envelope if isinstance(envelope, str) else envelope.id,))
-    if not rows:
-        return unused(envelope)
-    row = dict(rows[0])
-    if not isinstance(envelope, str):
-        if envelope.cap_currency != row["currency"]:
-            raise wrong_currency(envelope.id, row["currency"], envelope.cap_currency)
-        row["limits"] = dump(envelope)
-    ended_ms = _grant_end_ms(row, load(row["limits"]).ttl_seconds)
-    if ended_ms is not None and now_s * 1000 >= ended_ms and session_started_s * 1000 >= ended_ms:
-        row["granted_at_ms"], row["grant_base_micro"] = None, row["settled_micro"]
-    return as_row(tx, row, now_s)
+    chain = _found(tx, envelope)
+    for row in chain:
+        ended_ms = _grant_end_ms(row, load(row["limits"]).ttl_seconds)
+        if ended_ms is not None and now_s * 1000 >= ended_ms and session_started_s * 1000 >= ended_ms:
+            row["granted_at_ms"], row["grant_base_micro"] = None, row["settled_micro"]
+    return as_row(tx, chain, now_s)
 
 
-def fit(tx: Transaction, envelope: Mapping[str, Any], draw: Draw, intent: Intent, now_s: float) -> tuple[int, int]:
+def fit(tx: Transaction, chain: Chain, draw: Draw, intent: Intent, now_s: float) -> tuple[int, int]:
     """Return the highest routing fee (msat) that fits under every limit, and what to reserve (millionths of a minor unit).
 
-    ``envelope`` is the row that `locked` returned. The fee is ``intent.fee_cap_msat``, or less unless ``intent.fee_is_fixed``; the
-    reservation covers amount and fee.
+    ``chain`` is what `locked` returned: the limits of all hold, and the same is reserved in each. The fee is
+    ``intent.fee_cap_msat``, or less unless ``intent.fee_is_fixed``; the reservation covers amount and fee.
 
     Raises: BudgetExceededError if the amount, with a fixed fee, doesn't fit under a limit. PolicyDeniedError, RailNotSupportedError
     if the envelope doesn't allow the origin or the rail.
     """
-    limits = load(envelope["limits"])
-    check_allowed(limits, intent.origin, rail_of(intent.scheme))  # again: the limits may have changed since the call began
     most_msat = intent.amount_msat + intent.fee_cap_msat
     least_msat = most_msat if intent.fee_is_fixed else intent.amount_msat
-    for name, used in _used(tx, envelope, limits, now_s, in_call_micro=draw.rate.micro_of(draw.spent_in_call_msat)).items():
+    for limits in (load(envelope["limits"]) for envelope in chain):
+        check_allowed(limits, intent.origin, rail_of(intent.scheme))  # again: the limits may have changed since the call began
+    for limits, name, used in _used_in(tx, chain, draw, now_s):
         fits_msat = draw.rate.msat_within((limits.limit_micro(name) or 0) - used)
         if fits_msat < least_msat:
             fees = f", with the wallet's fees of up to {sats(intent.fee_cap_msat)}," if least_msat > intent.amount_msat else ""
@@ -245,53 +405,69 @@ def fit(tx: Transaction, envelope: Mapping[str, Any], draw: Draw, intent: Intent
             )
         most_msat = min(most_msat, fits_msat)
     reserve = draw.rate.micro_of(most_msat)
-    if envelope["settled_micro"] + envelope["reserved_micro"] + reserve > MAX_TOTAL_MICRO:
-        raise BudgetExceededError(
-            f"The totals of envelope {shown(limits.id)} are so high that this payment can't be added to them.",
-            advice="Use a new envelope id.",
-            shell_advice=f"Name another ledger in {env_vars.LEDGER}.",
-        )
+    for envelope in chain:
+        if envelope["settled_micro"] + envelope["reserved_micro"] + reserve > MAX_TOTAL_MICRO:
+            raise BudgetExceededError(
+                f"The totals of envelope {shown(envelope['id'])} are so high that this payment can't be added to them.",
+                advice="Use a new envelope id.",
+                shell_advice=f"Name another ledger in {env_vars.LEDGER}.",
+            )
     return most_msat - intent.amount_msat, reserve
 
 
-def check_fits(tx: Transaction, envelope: Mapping[str, Any], draw: Draw, row: PaymentRow, now_s: float) -> int:
-    """Return what the unfinished payment ``row`` needs in ``envelope``, in millionths of a minor unit: its amount and highest fee.
+def check_fits(tx: Transaction, chain: Chain, draw: Draw, row: PaymentRow, reserved_in: Collection[str], now_s: float) -> int:
+    """Return what the unfinished payment ``row`` needs in ``chain``, in millionths of a minor unit: its amount and highest fee.
 
-    ``envelope`` is the row that `locked` returned. If the payment is reserved in it already, that reservation isn't counted twice.
+    ``chain`` is what `locked` returned. ``reserved_in``: the ids of the envelopes in which the payment is reserved already. There,
+    that reservation isn't counted twice.
 
     Raises: as `fit`, BudgetExceededError also if the highest fee doesn't fit.
     """
-    limits, most_msat = load(envelope["limits"]), row.amount_msat + row.max_fee_msat
-    check_allowed(limits, row.origin, rail_of(row.scheme))
-    reserved_here = row.reserved_micro if row.envelope_id == envelope["id"] else 0
-    needed = reserved_here or draw.rate.micro_of(most_msat)
-    for name, used in _used(tx, envelope, limits, now_s, in_call_micro=draw.rate.micro_of(draw.spent_in_call_msat)).items():
-        counted = used - (0 if name == "per_call_minor_units" else reserved_here)
+    most_msat = row.amount_msat + row.max_fee_msat
+    for limits in (load(envelope["limits"]) for envelope in chain):
+        check_allowed(limits, row.origin, rail_of(row.scheme))
+    needed = (row.reserved_micro if row.envelope_id == chain[0]["id"] else 0) or draw.rate.micro_of(most_msat)
+    for limits, name, used in _used_in(tx, chain, draw, now_s):
+        counted = used - (row.reserved_micro if limits.id in reserved_in and name != "per_call_minor_units" else 0)
         if counted + needed > (limits.limit_micro(name) or 0):
             raise BudgetExceededError(
                 f"The payment may cost {_price(most_msat, draw.rate)}, which doesn't fit under {name}={getattr(limits, name)} "
                 f"of envelope {shown(limits.id)}, of which {minor_units(counted).normalize():f} are spent or reserved.",
                 advice="Raise the limit.",
             )
-    if envelope["settled_micro"] + envelope["reserved_micro"] + needed - reserved_here > MAX_TOTAL_MICRO:
-        raise BudgetExceededError(
-            f"The totals of envelope {shown(limits.id)} are so high that this payment can't be added to them.",
-            advice="Use a new envelope id.",
-        )
+    for envelope in chain:
+        counted = row.reserved_micro if envelope["id"] in reserved_in else 0
+        if envelope["settled_micro"] + envelope["reserved_micro"] + needed - counted > MAX_TOTAL_MICRO:
+            raise BudgetExceededError(
+                f"The totals of envelope {shown(envelope['id'])} are so high that this payment can't be added to them.",
+                advice="Use a new envelope id.",
+            )
     return needed
 
 
+def _used_in(tx: Transaction, chain: Chain, draw: Draw, now_s: float) -> Iterator[tuple[BudgetEnvelope, str, int]]:
+    """Yield each limit of each envelope in ``chain`` by its field's name, and what counts against it. See `_used`."""
+    spent, in_call_micro = _spent_lately(tx, chain, now_s), draw.rate.micro_of(draw.spent_in_call_msat)
+    for envelope in chain:
+        limits = load(envelope["limits"])
+        for name, used in _used(envelope, limits, spent, in_call_micro=in_call_micro).items():
+            yield limits, name, used
+
+
 def _used(
-    tx: Transaction, envelope: Mapping[str, Any], limits: BudgetEnvelope, now_s: float, *, in_call_micro: int = 0
+    envelope: Mapping[str, Any],
+    limits: BudgetEnvelope,
+    spent_lately: Mapping[str, Mapping[str, int]],
+    *,
+    in_call_micro: int = 0,
 ) -> dict[str, int]:
     """Return what counts against each limit that is set, by the limit's field name, in millionths of a minor unit.
 
-    Reservations are included. ``in_call_micro`` is what the call in progress has paid already.
+    Reservations are included. ``spent_lately`` is what `_spent_lately` returned, ``in_call_micro`` what the call in progress has
+    paid already.
     """
     reserved: int = envelope["reserved_micro"]
-    spent: Mapping[str, int] = {}
-    if limits.per_hour_minor_units is not None or limits.per_day_minor_units is not None:
-        spent = _spent_lately(tx, limits.id, now_s)
+    spent = spent_lately.get(envelope["id"], {})
     used = {
         "cap_minor_units": reserved + envelope["settled_micro"] - envelope["grant_base_micro"],
         "per_call_minor_units": in_call_micro,
@@ -301,66 +477,125 @@ def _used(
     return {name: used_micro for name, used_micro in used.items() if limits.limit_micro(name) is not None}
 
 
-def _spent_lately(tx: Transaction, envelope_id: str, now_s: float) -> Mapping[str, int]:
-    """Return what was spent within the last hour (``hour_micro``) and the last day (``day_micro``)."""
+def _spent_lately(tx: Transaction, chain: Sequence[Mapping[str, Any]], now_s: float) -> Mapping[str, Mapping[str, int]]:
+    """Return what was spent within the last hour (``hour_micro``) and day (``day_micro``), by the id of each envelope in ``chain``.
+
+    Nothing for an envelope that limits neither.
+    """
+    ids = [row["id"] for row in chain if any(getattr(load(row["limits"]), name) is not None for name in ROLLING)]
+    if not ids:
+        return {}
     # A bucket counts until all of it lies outside the window. Buckets in the future count too: the clock may have been set back.
     hour, day = (int((now_s - window_s) // BUCKET_S) for window_s in (HOUR_S, DAY_S))
     rows = tx.execute(
-        "SELECT CAST(COALESCE(SUM(CASE WHEN bucket >= ? THEN micro END), 0) AS BIGINT) AS hour_micro, "
-        "CAST(COALESCE(SUM(micro), 0) AS BIGINT) AS day_micro FROM spends WHERE envelope_id = ? AND bucket >= ?",
-        (hour, envelope_id, day),
+        "SELECT envelope_id, CAST(COALESCE(SUM(CASE WHEN bucket >= ? THEN micro END), 0) AS BIGINT) AS hour_micro, "  # noqa: S608
+        f"CAST(COALESCE(SUM(micro), 0) AS BIGINT) AS day_micro FROM spends WHERE envelope_id IN ({', '.join('?' * len(ids))}) "
+        "AND bucket >= ? GROUP BY envelope_id",
+        (hour, *ids, day),
     )
-    return {name: int(micro) for name, micro in rows[0].items()}
+    return {row["envelope_id"]: {name: int(row[name]) for name in ("hour_micro", "day_micro")} for row in rows}
 
 
 def spend(tx: Transaction, row: PaymentRow, change: Change, now_s: float) -> int:
     """Turn ``row``'s reservation into a spend of amount and fee. Return the spend in millionths of a minor unit.
 
-    The rate is the one stored in the row when the payment was opened. Return 0 if no envelope counts the payment.
+    The envelope counts it, and all that it lies in. The rate is the one stored in the row when the payment was opened. Return 0 if
+    no envelope counts the payment.
     """
     if row.envelope_id is None or row.currency is None:
         return 0
     rate = Rate(currency=row.currency, btc_price=row.btc_price, quality=row.rate_quality or "")
     micro = rate.micro_of(row.amount_msat + change.fee_msat)
     tx.defer(
-        "UPDATE envelopes SET reserved_micro = reserved_micro - ?, settled_micro = settled_micro + ? WHERE id = ?",
+        f"UPDATE envelopes SET reserved_micro = reserved_micro - ?, settled_micro = settled_micro + ? WHERE id IN {CHAIN}",  # noqa: S608
         (row.reserved_micro, micro, row.envelope_id),
     )
-    bucket = int(now_s // BUCKET_S)
     tx.defer(
-        "INSERT INTO spends (envelope_id, bucket, micro) VALUES (?, ?, ?) "
-        "ON CONFLICT (envelope_id, bucket) DO UPDATE SET micro = spends.micro + excluded.micro",
-        (row.envelope_id, bucket, micro),
-    )
-    # Drop old buckets, but keep the newest `KEPT_BUCKETS` however old they look. Otherwise: 1. the clock runs ahead for a while; 2.
-    # a spend at that time drops today's buckets as old; 3. the clock is corrected, and today's limits have forgotten today's
-    # spends.
-    tx.defer(
-        "DELETE FROM spends WHERE envelope_id = ? AND bucket < ? "
-        "AND bucket <= (SELECT bucket FROM spends WHERE envelope_id = ? ORDER BY bucket DESC LIMIT 1 OFFSET ?)",
-        (row.envelope_id, bucket - (DAY_S + HOUR_S) // BUCKET_S, row.envelope_id, KEPT_BUCKETS),
+        "INSERT INTO spends (envelope_id, bucket, micro) SELECT id, CAST(? AS BIGINT), CAST(? AS BIGINT) FROM envelopes "  # noqa: S608
+        f"WHERE id IN {CHAIN} ON CONFLICT (envelope_id, bucket) DO UPDATE SET micro = spends.micro + excluded.micro",
+        (int(now_s // BUCKET_S), micro, row.envelope_id),
     )
     return micro
 
 
-def as_row(tx: Transaction, row: Mapping[str, Any], now_s: float) -> EnvelopeRow:
-    """Return a row of the table ``envelopes`` as an `EnvelopeRow`, with what counts against each limit at ``now_s``."""
-    granted_ms, limits = row["granted_at_ms"], load(row["limits"])
-    return EnvelopeRow(
-        limits=limits,
-        reserved_minor_units=minor_units(row["reserved_micro"]),
-        settled_minor_units=minor_units(row["settled_micro"]),
-        grant_settled_minor_units=minor_units(row["settled_micro"] - row["grant_base_micro"]),
-        used_minor_units={name: minor_units(used) for name, used in _used(tx, row, limits, now_s).items()},
-        frozen=bool(row["frozen"]),
-        granted_at=None if granted_ms is None else moment(granted_ms),
+def reserve(tx: Transaction, chain: Chain, micro: int, now_s: float) -> None:
+    """Reserve ``micro`` in every envelope of ``chain``, which `locked` returned, save their grants, and drop their old buckets."""
+    for envelope in chain:
+        tx.defer(
+            "UPDATE envelopes SET reserved_micro = reserved_micro + ?, granted_at_ms = ?, grant_base_micro = ? WHERE id = ?",
+            (micro, envelope["granted_at_ms"], envelope["grant_base_micro"], envelope["id"]),
+        )
+        # Keep the newest `KEPT_BUCKETS` however old they look. Otherwise: 1. the clock runs ahead for a while; 2. a purchase at
+        # that time drops today's buckets as old; 3. the clock is corrected, and today's limits have forgotten today's spends.
+        tx.defer(
+            "DELETE FROM spends WHERE envelope_id = ? AND bucket < ? "
+            "AND bucket <= (SELECT bucket FROM spends WHERE envelope_id = ? ORDER BY bucket DESC LIMIT 1 OFFSET ?)",
+            (envelope["id"], int((now_s - DAY_S - HOUR_S) // BUCKET_S), envelope["id"], KEPT_BUCKETS),
+        )
+
+
+def release(tx: Transaction, row: PaymentRow) -> None:
+    """Return ``row``'s reservation to its envelope and to all that this lies in."""
+    tx.defer(
+        f"UPDATE envelopes SET reserved_micro = reserved_micro - ? WHERE id IN {CHAIN}",  # noqa: S608 - constants
+        (row.reserved_micro, row.envelope_id),
     )
+
+
+def lock_of(tx: Transaction, payment_hash: str) -> None:
+    """Lock the envelopes that count a payment, in the order in which `locked` does."""
+    tx.defer(f"SELECT id FROM envelopes WHERE id IN {CHAIN_OF_PAYMENT} ORDER BY id{FOR_UPDATE}", (payment_hash,))  # noqa: S608
+
+
+def frozen_of(tx: Transaction, envelope_id: str) -> str:
+    """Return the id of the frozen envelope that keeps ``envelope_id`` from paying."""
+    rows = tx.execute(f"SELECT id FROM envelopes WHERE frozen = 1 AND id IN {CHAIN} ORDER BY id", (envelope_id,))  # noqa: S608
+    return str(rows[0]["id"]) if rows else envelope_id
+
+
+def all_rows(tx: Transaction, now_s: float) -> list[EnvelopeRow]:
+    """Return all envelopes, sorted by id, with what counts against each limit at ``now_s``."""
+    rows = {row["id"]: dict(row) for row in tx.execute("SELECT * FROM envelopes ORDER BY id")}
+    chains = [_chain(rows, id) for id in rows]
+    if None in chains:
+        raise _damaged()
+    return [as_row(tx, chain, now_s) for chain in chains if chain is not None]
+
+
+def one_row(tx: Transaction, envelope_id: str, now_s: float) -> EnvelopeRow:
+    """Return the envelope ``envelope_id``. Raises: EnvelopeNotFoundError."""
+    return as_row(tx, _found(tx, envelope_id), now_s)
+
+
+def as_row(tx: Transaction, chain: Sequence[Mapping[str, Any]], now_s: float) -> EnvelopeRow:
+    """Return the first row of ``chain`` as an `EnvelopeRow`, with what counts against each limit at ``now_s``."""
+    spent, found = _spent_lately(tx, chain, now_s), None
+    for row in reversed(chain):
+        granted_ms, limits = row["granted_at_ms"], _limits_of(row)
+        found = EnvelopeRow(
+            limits=limits,
+            reserved_minor_units=minor_units(row["reserved_micro"]),
+            settled_minor_units=minor_units(row["settled_micro"]),
+            grant_settled_minor_units=minor_units(row["settled_micro"] - row["grant_base_micro"]),
+            used_minor_units={name: minor_units(used) for name, used in _used(row, limits, spent).items()},
+            frozen=bool(row["frozen"]),
+            granted_at=None if granted_ms is None else moment(granted_ms),
+            parent=found,
+        )
+    assert found is not None
+    return found
+
+
+def _limits_of(row: Mapping[str, Any]) -> BudgetEnvelope:
+    """Return the limits in a row of the table ``envelopes``, with the id of its parent."""
+    limits = load(row["limits"])
+    return limits if row["parent_id"] is None else replace(limits, parent=row["parent_id"])
 
 
 @functools.lru_cache(maxsize=MAX_KEPT_TEXTS)
 def dump(envelope: BudgetEnvelope) -> str:
-    """Return an envelope's limits as JSON, the form in which the ledger stores them."""
-    return json.dumps({k: getattr(envelope, k) for k in BudgetEnvelope.__dataclass_fields__}, sort_keys=True)
+    """Return an envelope's limits as JSON, the form in which the ledger stores them. Its parent has a column of its own."""
+    return json.dumps({k: getattr(envelope, k) for k in BudgetEnvelope.__dataclass_fields__ if k != "parent"}, sort_keys=True)
 
 
 @functools.lru_cache(maxsize=MAX_KEPT_TEXTS)
@@ -395,6 +630,15 @@ def not_found(envelope_id: str) -> EnvelopeNotFoundError:
         f"The ledger holds no envelope {shown(envelope_id)}.",
         advice="Correct the id, or give a BudgetEnvelope instead of it.",
         shell_advice="Correct the id: routeweiler-sync budget show lists those that there are.",
+    )
+
+
+def _no_parent(envelope_id: str, parent_id: str) -> EnvelopeNotFoundError:
+    """Return (not raise) the error for an envelope that shall lie in one that the ledger doesn't have."""
+    return EnvelopeNotFoundError(
+        f"Envelope {shown(envelope_id)} is to lie in {shown(parent_id)}, which the ledger doesn't have.",
+        advice="Correct the id, make that envelope first (routeweiler-sync budget set), or give it as a BudgetEnvelope.",
+        shell_advice=f"Correct the id, or make it first: routeweiler-sync budget set {shlex.quote(parent_id)} --per-day N",
     )
 
 

@@ -18,10 +18,10 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from datetime import date, datetime, timedelta
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from .._core import env_vars
 from .._core.deadline import patience
@@ -233,8 +233,7 @@ class Ledger(Lookups, ServerFacts, Charges):
         if not self.exists():
             return iter(())
         with self._store.read() as tx:
-            rows = tx.execute("SELECT * FROM envelopes ORDER BY id")
-            return iter([envelopes.as_row(tx, row, self._clock()) for row in rows])
+            return iter(envelopes.all_rows(tx, self._clock()))
 
     def envelope(self, id: str) -> EnvelopeRow:
         """Return the envelope ``id``.
@@ -242,10 +241,7 @@ class Ledger(Lookups, ServerFacts, Charges):
         Raises: EnvelopeNotFoundError if the ledger has no such envelope.
         """
         with self._store.read() as tx:
-            rows = tx.execute("SELECT * FROM envelopes WHERE id = ?", (id,))
-            if not rows:
-                raise envelopes.not_found(id)
-            return envelopes.as_row(tx, rows[0], self._clock())
+            return envelopes.one_row(tx, id, self._clock())
 
     def spending(self, *, since: datetime | date | timedelta | None = None, origin: str | None = None) -> Spending:
         """Return what all programs that share this ledger have spent, by origin, routing fees included.
@@ -264,6 +260,24 @@ class Ledger(Lookups, ServerFacts, Charges):
             return Spending()
         with self._store.read() as tx:
             return spending.read(tx, since_ms, of_origin)
+
+    def spending_by_agent(
+        self, *, since: datetime | date | timedelta | None = None, envelope: str | None = None
+    ) -> dict[str | None, Spending]:
+        """Return what each agent has spent, by ``agent_id``, the highest first. None stands for sessions without one.
+
+        ``since`` as in `spending`. ``envelope``: only what counts in the envelope of this id, or in one that lies in it. A payment
+        is its agent's whose session began it, also if another's call waited for it and uses the token.
+
+        Raises: ValueError for a ``since`` that is none; EnvelopeNotFoundError; LedgerError as `spending`.
+        """
+        since_ms = spending.since_ms_of(since, int(self._clock() * 1000))
+        if not self.exists():
+            return {}
+        with self._store.read() as tx:
+            if envelope is not None:
+                envelopes.one_row(tx, envelope, self._clock())
+            return spending.read_by_agent(tx, since_ms, envelope)
 
     def in_force(self, envelope: BudgetEnvelope | str, *, session_started_s: float) -> EnvelopeRow:
         """Return what counts against ``envelope``, or the envelope of that id, as a purchase of a session would find it now.
@@ -418,22 +432,15 @@ class Ledger(Lookups, ServerFacts, Charges):
 
         ``decide`` is given the limits as they are, or None if there is no such envelope, and returns the new ones. It may be called
         several times. The limits hold from the next purchase on, in all sessions that name the envelope by its id. A session that
-        is given a `BudgetEnvelope` with this id writes that one's limits at its next purchase.
+        is given a `BudgetEnvelope` with this id writes that one's limits at its next purchase. The envelope lies in the ``parent``
+        of the limits that ``decide`` returns, or in none; that can't change once a payment has counted in it.
 
-        Raises: BudgetError if the currency would change: totals can't be converted.
+        Raises: BudgetError if the currency would change, because totals can't be converted; or if the parent can't be that one.
+        EnvelopeNotFoundError if the ledger doesn't have the parent.
         """
 
         def work(tx: Transaction) -> EnvelopeRow:
-            lock = "SELECT * FROM envelopes WHERE id = ? FOR UPDATE"
-            rows = tx.execute(lock, (envelope_id,))
-            if not rows and not envelopes.make(tx, decide(None)):
-                rows = tx.execute(lock, (envelope_id,))  # another process has made it since
-            if rows:
-                limits = decide(envelopes.load(rows[0]["limits"]))
-                if rows[0]["currency"] != limits.cap_currency:
-                    raise envelopes.wrong_currency(envelope_id, rows[0]["currency"], limits.cap_currency)
-                envelopes.bring(tx, limits)
-            return envelopes.as_row(tx, tx.execute("SELECT * FROM envelopes WHERE id = ?", (envelope_id,))[0], self._clock())
+            return envelopes.as_row(tx, envelopes.set_limits(tx, envelope_id, decide), self._clock())
 
         return self._store.run(work, binding=True)
 
@@ -441,10 +448,9 @@ class Ledger(Lookups, ServerFacts, Charges):
         def work(tx: Transaction) -> EnvelopeRow:
             if envelope_id == SAFE_DEFAULT.id:  # it must be possible to freeze it before anything was spent
                 envelopes.make(tx, SAFE_DEFAULT)
-            rows = tx.execute("UPDATE envelopes SET frozen = ? WHERE id = ? RETURNING *", (frozen, envelope_id))
-            if not rows:
+            if not tx.execute("UPDATE envelopes SET frozen = ? WHERE id = ? RETURNING id", (frozen, envelope_id)):
                 raise envelopes.not_found(envelope_id)
-            return envelopes.as_row(tx, rows[0], self._clock())
+            return envelopes.one_row(tx, envelope_id, self._clock())
 
         return self._store.run(work, binding=True)
 
@@ -529,41 +535,41 @@ class Ledger(Lookups, ServerFacts, Charges):
         now_s = self._clock()
         reading = self._store.read() if self._store.exists() else nullcontext(envelopes.NoTransaction())
         with reading as tx:
-            envelope = envelopes.found(tx, draw, now_s)
-            max_fee_msat, _ = envelopes.fit(tx, envelope, draw, intent, now_s)
+            chain = envelopes.found(tx, draw, now_s)
+            max_fee_msat, _ = envelopes.fit(tx, chain, draw, intent, now_s)
             if archive.has_key(tx, intent.payment_hash):
                 raise _archived_invoice(intent)
-            return max_fee_msat, envelopes.as_row(tx, envelope, now_s)
+            return max_fee_msat, envelopes.as_row(tx, chain, now_s)
 
     def _open(self, tx: Transaction, intent: Intent, draw: Draw | None, now_s: float) -> tuple[PaymentRow, bool]:
         max_fee_msat, reserved_micro = intent.fee_cap_msat, 0
-        envelope = None
+        chain: envelopes.Chain = []
         if draw is not None:
-            envelope = envelopes.locked(tx, draw, now_s)
-            max_fee_msat, reserved_micro = envelopes.fit(tx, envelope, draw, intent, now_s)
+            chain = envelopes.locked(tx, draw, now_s)
+            max_fee_msat, reserved_micro = envelopes.fit(tx, chain, draw, intent, now_s)
         for _ in range(MAX_INSERTS):
             rows = tx.execute(
                 "INSERT INTO payments (payment_hash, origin, scope, path, state, node_pubkey, network, bolt11, scheme, token, "
                 "amount_msat, max_fee_msat, envelope_id, currency, btc_price, rate_quality, reserved_micro, sends_ever, "
-                "sends_unanswered, valid_until, created_at_ms, target, single_use, presenter, presented_until_ms) "
-                "SELECT ?, ?, ?, ?, 'open', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, 1, ?, ?, ?, ?, ?, ? "
+                "sends_unanswered, valid_until, created_at_ms, target, single_use, presenter, presented_until_ms, agent_id) "
+                "SELECT ?, ?, ?, ?, 'open', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, 1, ?, ?, ?, ?, ?, ?, ? "
                 "WHERE NOT EXISTS (SELECT 1 FROM archived_payments WHERE hash_begin = ?) ON CONFLICT DO NOTHING RETURNING *",
                 (
                     intent.payment_hash, intent.origin, intent.scope, intent.path, intent.node_pubkey, intent.network,
                     intent.bolt11, intent.scheme, intent.token, intent.amount_msat, max_fee_msat,
-                    envelope["id"] if envelope else None,
+                    draw.envelope_id if draw else None,
                     draw.rate.currency if draw else None,
                     str(draw.rate.btc_price) if draw and draw.rate.btc_price is not None else None,
                     draw.rate.quality if draw else None,
                     reserved_micro, intent.valid_until, int(now_s * 1000), intent.resource_digest,
                     int(intent.single_use), intent.presenter,
                     None if intent.presenter is None else int((now_s + PRESENT_S) * 1000),
+                    intent.agent_id or None,
                     archive.key_of(intent.payment_hash),
                 ),
             )  # fmt: skip
             if rows:
-                if envelope:
-                    self._reserve(tx, envelope, reserved_micro)
+                envelopes.reserve(tx, chain, reserved_micro, now_s)
                 return payment_of(rows[0]), True
             # 1. This transaction looked for a row and found none.
             # 2. Another process inserted one and committed, so the insert above did nothing and nothing was reserved.
@@ -596,16 +602,17 @@ class Ledger(Lookups, ServerFacts, Charges):
                 return refusal
             counted = first(
                 tx.execute(
-                    "UPDATE payments SET state = 'open', sends_ever = sends_ever + 1, sends_unanswered = sends_unanswered + 1 "
+                    "UPDATE payments SET state = 'open', sends_ever = sends_ever + 1, "  # noqa: S608 - constants
+                    "sends_unanswered = sends_unanswered + 1 "
                     "WHERE payment_hash = ? AND state IN ('open', 'failed') "
-                    "AND NOT EXISTS (SELECT 1 FROM envelopes WHERE id = payments.envelope_id AND frozen = 1) RETURNING *",
-                    (payment_hash,),
+                    f"AND NOT EXISTS (SELECT 1 FROM envelopes WHERE frozen = 1 AND id IN {envelopes.CHAIN_OF_PAYMENT}) RETURNING *",
+                    (payment_hash, payment_hash),
                 )
             )
             if counted is None:
                 row = first(tx.execute("SELECT * FROM payments WHERE payment_hash = ?", (payment_hash,)))
                 if row is not None and row.unfinished:
-                    raise envelopes.frozen(row.envelope_id or "")
+                    raise envelopes.frozen(envelopes.frozen_of(tx, row.envelope_id or ""))
             return counted
 
         counted = self._store.run(work, binding=True)
@@ -618,26 +625,21 @@ class Ledger(Lookups, ServerFacts, Charges):
         seen = first(tx.execute("SELECT * FROM payments WHERE payment_hash = ?", (payment_hash,)))
         if seen is None or not seen.unfinished:
             return
-        if seen.envelope_id is not None and seen.envelope_id < draw.envelope_id:  # in the order of ids, against deadlocks
-            tx.defer("SELECT id FROM envelopes WHERE id = ? FOR UPDATE", (seen.envelope_id,))
-        envelope = envelopes.locked(tx, draw, now_s)
-        if seen.envelope_id is not None and seen.envelope_id > draw.envelope_id:
-            tx.defer("SELECT id FROM envelopes WHERE id = ? FOR UPDATE", (seen.envelope_id,))
+        chain = envelopes.locked(tx, draw, now_s, also=seen.envelope_id)
         row = payment_of(tx.execute("SELECT * FROM payments WHERE payment_hash = ? FOR UPDATE", (payment_hash,))[0])
         if not row.unfinished:
             return
         if row.envelope_id not in (seen.envelope_id, draw.envelope_id):
             raise LedgerError(f"Another process moves payment {payment_hash} to another envelope.", advice="Call again.")
-        reserve = envelopes.check_fits(tx, envelope, draw, row, now_s)
+        reserved_in = set() if row.envelope_id is None else envelopes.ids_of(tx, row.envelope_id)
+        reserve = envelopes.check_fits(tx, chain, draw, row, reserved_in, now_s)
         if row.envelope_id == draw.envelope_id:
             return
         if row.envelope_id is not None:
-            tx.execute(
-                "UPDATE envelopes SET reserved_micro = reserved_micro - ? WHERE id = ?", (row.reserved_micro, row.envelope_id)
-            )
-        self._reserve(tx, envelope, reserve)
+            envelopes.release(tx, row)
+        envelopes.reserve(tx, chain, reserve, now_s)
         tx.execute(
-            "UPDATE payments SET envelope_id = ?, currency = ?, btc_price = ?, rate_quality = ?, reserved_micro = ? "
+            "UPDATE payments SET envelope_id = ?, currency = ?, btc_price = ?, rate_quality = ?, reserved_micro = ?, agent_id = ? "
             "WHERE payment_hash = ?",
             (
                 draw.envelope_id,
@@ -645,15 +647,9 @@ class Ledger(Lookups, ServerFacts, Charges):
                 None if draw.rate.btc_price is None else str(draw.rate.btc_price),
                 draw.rate.quality,
                 reserve,
+                draw.agent_id or None,
                 payment_hash,
             ),
-        )
-
-    def _reserve(self, tx: Transaction, envelope: Mapping[str, Any], reserve_micro: int) -> None:
-        """Reserve ``reserve_micro`` in ``envelope``, a row that `envelopes.locked` returned, and save its grant."""
-        tx.defer(
-            "UPDATE envelopes SET reserved_micro = reserved_micro + ?, granted_at_ms = ?, grant_base_micro = ? WHERE id = ?",
-            (reserve_micro, envelope["granted_at_ms"], envelope["grant_base_micro"], envelope["id"]),
         )
 
     def bring(self, envelope: BudgetEnvelope) -> None:
@@ -688,10 +684,7 @@ class Ledger(Lookups, ServerFacts, Charges):
         """
 
         def work(tx: Transaction) -> PaymentRow:
-            tx.defer(
-                "SELECT id FROM envelopes WHERE id = (SELECT envelope_id FROM payments WHERE payment_hash = ?) FOR UPDATE",
-                (payment_hash,),
-            )
+            envelopes.lock_of(tx, payment_hash)
             locked = tx.execute("SELECT * FROM payments WHERE payment_hash = ? FOR UPDATE", (payment_hash,))
             if not locked and _HASH.fullmatch(payment_hash) and archive.has_key(tx, payment_hash):
                 raise archive.moved_error(payment_hash)
@@ -814,7 +807,7 @@ class Ledger(Lookups, ServerFacts, Charges):
                 # The user abandoned this payment, another one was begun for the scope or page, and then the node paid this one.
                 state = PaymentState.RETIRED
         elif state is PaymentState.DEAD and row.reserved_micro:
-            tx.defer("UPDATE envelopes SET reserved_micro = reserved_micro - ? WHERE id = ?", (row.reserved_micro, row.envelope_id))
+            envelopes.release(tx, row)
             values["reserved_micro"] = 0
         values["state"] = state.value
         if state in (PaymentState.RETIRED, PaymentState.DEAD) and state is not row.state:

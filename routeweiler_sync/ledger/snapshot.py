@@ -89,7 +89,7 @@ class BookedEnvelope:
     """An envelope's running totals, in millionths of a minor unit of ``currency``.
 
     ``spends_micro`` has the spends by bucket number, which is the unix time divided by `envelopes.BUCKET_S`. ``readable`` is False
-    if the envelope's limits can't be read.
+    if the envelope's limits can't be read. ``parent_id``: the envelope that it lies in, which counts what it counts.
     """
 
     id: str
@@ -98,6 +98,7 @@ class BookedEnvelope:
     reserved_micro: int
     settled_micro: int
     spends_micro: Mapping[int, int]
+    parent_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +153,15 @@ class LedgerSnapshot:
     archived: ArchivedHashes = field(default_factory=lambda: ArchivedHashes(array("q")))
     archived_sums: Mapping[str | None, ArchivedSums] = field(default_factory=dict)
 
+    def counts_in(self, envelope_id: str | None) -> list[str]:
+        """Return the ids of the envelopes that count what a payment from ``envelope_id`` costs: its own, and all it lies in."""
+        ids: list[str] = []
+        while envelope_id is not None and envelope_id not in ids:
+            ids.append(envelope_id)
+            envelope = self.envelopes.get(envelope_id)
+            envelope_id = None if envelope is None else envelope.parent_id
+        return ids
+
     def with_archived(self, rows: Mapping[str, BookedPayment]) -> LedgerSnapshot:
         """Return the snapshot with those of ``rows``, read from archives, that were moved out of this ledger."""
         found = {name: row for name, row in rows.items() if name in self.archived and name not in self.payments}
@@ -172,11 +182,11 @@ def read(tx: Transaction) -> LedgerSnapshot:
         spends.setdefault(row["envelope_id"], {})[row["bucket"]] = row["micro"]
     envelopes = {
         row["id"]: BookedEnvelope(
-            **{name: row[name] for name in ("id", "currency", "reserved_micro", "settled_micro")},
+            **{name: row[name] for name in ("id", "currency", "reserved_micro", "settled_micro", "parent_id")},
             readable=_readable(row["limits"]),
             spends_micro=spends.get(row["id"], {}),
         )
-        for row in tx.execute("SELECT id, currency, reserved_micro, settled_micro, limits FROM envelopes ORDER BY id")
+        for row in tx.execute("SELECT id, currency, reserved_micro, settled_micro, parent_id, limits FROM envelopes ORDER BY id")
     }
     return LedgerSnapshot(
         envelopes=envelopes,

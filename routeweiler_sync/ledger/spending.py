@@ -6,7 +6,7 @@ calls have spent is counted in `payments.tally`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta, timezone
 from typing import Any
@@ -18,6 +18,13 @@ from .._core.urls import origin_of
 from ..errors import LedgerError
 from .store import Transaction
 
+Rows = Sequence[Mapping[str, Any]]
+
+#: The ids of an envelope and of all that lie in it. Its parameter is the envelope's id.
+WITHIN = (
+    "(WITH RECURSIVE within (id) AS (SELECT id FROM envelopes WHERE id = ? UNION SELECT envelopes.id FROM envelopes "
+    "JOIN within ON within.id = envelopes.parent_id) SELECT id FROM within)"
+)
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _MS = timedelta(milliseconds=1)
 #: A time without a zone in a year before or after these is taken for UTC: a system may not know its local time, and nothing is paid
@@ -70,6 +77,32 @@ class Spending:
         return [name, sats(self.total_msat), sats(self.fees_msat), self.payments, *calls]
 
 
+def read_by_agent(tx: Transaction, since_ms: int | None, envelope_id: str | None) -> dict[str | None, Spending]:
+    """Sum up the settled payments by agent, as `Ledger.spending_by_agent` describes it. The database does the sums.
+
+    The index that holds all columns which are read here is that of `read`.
+    """
+    where, values = ["settled_at_ms IS NOT NULL"], list[object]()
+    if envelope_id is not None:
+        where, values = [*where, f"envelope_id IN {WITHIN}"], [*values, envelope_id]
+    if since_ms is not None:
+        where, values = [*where, "settled_at_ms >= ?"], [*values, since_ms]
+    rows = tx.execute(
+        "SELECT agent_id, COUNT(*) AS payments, "  # noqa: S608  (constants)
+        "CAST(SUM(amount_msat) AS BIGINT) AS amount_msat, CAST(SUM(fee_msat) AS BIGINT) AS fees_msat "
+        f"FROM payments WHERE {' AND '.join(where)} GROUP BY agent_id",
+        values,
+    )
+    moved = tx.execute(
+        "SELECT agent_id, CAST(SUM(paid) AS BIGINT) AS payments, CAST(SUM(amount_msat) AS BIGINT) AS amount_msat, "  # noqa: S608
+        "CAST(SUM(fee_msat) AS BIGINT) AS fees_msat, MAX(last_settled_at_ms) AS last_ms FROM archived_agents "
+        f"WHERE paid > 0{'' if envelope_id is None else f' AND envelope_id IN {WITHIN}'} GROUP BY agent_id",
+        () if envelope_id is None else (envelope_id,),
+    )
+    sums = _summed(rows, _countable(moved, since_ms), "agent_id")
+    return dict(sorted(sums.items(), key=lambda item: (-item[1].total_msat, item[0] or "")))
+
+
 def read(tx: Transaction, since_ms: int | None, origin: str | None) -> Spending:
     """Sum up the settled payments in the transaction ``tx``, as `Ledger.spending` describes it. The database does the sums.
 
@@ -86,30 +119,34 @@ def read(tx: Transaction, since_ms: int | None, origin: str | None) -> Spending:
         f"FROM payments WHERE {' AND '.join(where)} GROUP BY origin",
         values,
     )
-    sums: dict[str, list[int]] = {}
-    for row in (*rows, *_archived(tx, since_ms, origin)):
-        total = sums.setdefault(row["origin"], [0, 0, 0])
-        for n, name in enumerate(("amount_msat", "fees_msat", "payments")):
-            total[n] += int(row[name])
-    return Spending.of_origins(
-        {
-            each: Spending(total_msat=amount_msat + fees_msat, fees_msat=fees_msat, payments=payments)
-            for each, (amount_msat, fees_msat, payments) in sums.items()
-        }
-    )
-
-
-def _archived(tx: Transaction, since_ms: int | None, origin: str | None) -> list[Mapping[str, Any]]:
-    """Return the sums of payments that were moved to an archive, by origin: of all, or of none if they are older than ``since_ms``.
-
-    Raises: LedgerError if some may be older, and some not.
-    """
-    rows = tx.execute(
+    moved = tx.execute(
         "SELECT origin, CAST(SUM(paid) AS BIGINT) AS payments, CAST(SUM(amount_msat) AS BIGINT) AS amount_msat, "  # noqa: S608  (constants)
         "CAST(SUM(fee_msat) AS BIGINT) AS fees_msat, MAX(last_settled_at_ms) AS last_ms "
         f"FROM archived_sums WHERE paid > 0{'' if origin is None else ' AND origin = ?'} GROUP BY origin",
         () if origin is None else (origin,),
     )
+    sums = _summed(rows, _countable(moved, since_ms), "origin")
+    return Spending.of_origins({name or "": each for name, each in sums.items()})
+
+
+def _summed(rows: Rows, moved: Rows, by: str) -> dict[str | None, Spending]:
+    """Return the sums of payments in the ledger and of those that were moved, by the column ``by``, whose '' is None."""
+    sums: dict[str | None, list[int]] = {}
+    for row in (*rows, *moved):
+        total = sums.setdefault(row[by] or None, [0, 0, 0])
+        for n, name in enumerate(("amount_msat", "fees_msat", "payments")):
+            total[n] += int(row[name])
+    return {
+        each: Spending(total_msat=amount_msat + fees_msat, fees_msat=fees_msat, payments=payments)
+        for each, (amount_msat, fees_msat, payments) in sums.items()
+    }
+
+
+def _countable(rows: Rows, since_ms: int | None) -> Rows:
+    """Return the sums of payments that were moved to an archive: all, or none if they are older than ``since_ms``.
+
+    Raises: LedgerError if some may be older, and some not.
+    """
     last_ms = max((int(row["last_ms"]) for row in rows), default=-1)
     if rows and since_ms is not None and last_ms >= since_ms:
         raise LedgerError(

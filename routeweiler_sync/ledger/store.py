@@ -10,7 +10,7 @@ SQL is written once, in a dialect that every backend must understand, if need be
 - partial indexes, unique ones too (``CREATE UNIQUE INDEX … WHERE state IN (…)``), CHECK, composite primary keys;
 - ``SELECT … UNION ALL SELECT …`` of subqueries that have an ``ORDER BY … LIMIT`` of their own;
 - ``(a, b) > (?, ?)``, ``COALESCE``, ``CASE WHEN``, ``CAST(… AS BIGINT)``, ``SUM``, ``EXISTS``, subqueries,
-  ``ORDER BY … LIMIT ? OFFSET ?``.
+  ``ORDER BY … LIMIT ? OFFSET ?``, ``WITH RECURSIVE`` in a subquery, ``INSERT … SELECT``.
 
 An ``UPDATE``, or a ``SELECT … FOR UPDATE``, locks the rows that it finds until the transaction ends, against all
 other writers. It sees them as the last of those has left them.
@@ -28,7 +28,7 @@ T = TypeVar("T")
 FOR_UPDATE = " FOR UPDATE"
 
 #: The newest version in `MIGRATIONS`. A ledger with a higher version was written by a newer release.
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 
 #: By version: the statements that bring a ledger from the version before to this one. An entry is never edited once it is released;
 #: new ones are appended. Columns of ``payments`` that have another name in `PaymentRow` are listed in `rows.COLUMN_NAMES`.
@@ -241,6 +241,36 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
             last_settled_at_ms BIGINT NOT NULL,
             PRIMARY KEY (origin, envelope_id)
         )
+        """,
+    ),
+    8: (
+        # The envelope that an envelope lies in. Totals of both count what is spent from the inner one: see `envelopes.CHAIN`.
+        "ALTER TABLE envelopes ADD COLUMN parent_id TEXT",
+        # Whose session has begun the payment.
+        "ALTER TABLE payments ADD COLUMN agent_id TEXT",
+        # What was spent, by origin or by agent: `spending` sums it up from this index alone, without the wide rows.
+        "DROP INDEX payments_spent",
+        """
+        CREATE INDEX payments_spent ON payments (origin, settled_at_ms, amount_msat, fee_msat, agent_id, envelope_id)
+            WHERE settled_at_ms IS NOT NULL
+        """,
+        # The same of archived payments. '': of no agent, of no envelope.
+        """
+        CREATE TABLE archived_agents (
+            agent_id           TEXT NOT NULL,
+            envelope_id        TEXT NOT NULL,
+            paid               BIGINT NOT NULL,
+            amount_msat        BIGINT NOT NULL,
+            fee_msat           BIGINT NOT NULL,
+            last_settled_at_ms BIGINT NOT NULL,
+            PRIMARY KEY (agent_id, envelope_id)
+        )
+        """,
+        """
+        INSERT INTO archived_agents (agent_id, envelope_id, paid, amount_msat, fee_msat, last_settled_at_ms)
+            SELECT '', envelope_id, CAST(SUM(paid) AS BIGINT), CAST(SUM(amount_msat) AS BIGINT), CAST(SUM(fee_msat) AS BIGINT),
+                MAX(last_settled_at_ms)
+            FROM archived_sums WHERE paid > 0 GROUP BY envelope_id
         """,
     ),
 }

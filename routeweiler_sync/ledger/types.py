@@ -42,6 +42,8 @@ class EnvelopeRow(AsMapping):
     ``settled_minor_units`` is everything ever spent. ``grant_settled_minor_units`` is what was spent during the current grant
     (``ttl_seconds``); it counts against the cap. ``used_minor_units`` has, for each limit that is set, by the name of the limit's
     field, what counts against it at this moment, reservations included. ``granted_at`` is None before the first purchase.
+    ``parent`` is the envelope that this one lies in: both count what is spent here, and the limits of both hold. Totals of an
+    envelope that others lie in contain theirs.
     """
 
     limits: BudgetEnvelope
@@ -51,6 +53,7 @@ class EnvelopeRow(AsMapping):
     used_minor_units: Mapping[str, Decimal]
     frozen: bool
     granted_at: datetime | None
+    parent: EnvelopeRow | None = None
 
     @property
     def id(self) -> str:
@@ -67,16 +70,23 @@ class EnvelopeRow(AsMapping):
     def headroom_minor_units(self) -> Decimal | None:
         """What all calls together may still spend at this moment, in minor units: the least that cap, hour and day allow.
 
-        None if none of the three is set. The limit per call isn't considered.
+        Those of the envelopes that this one lies in count too. None if none is set. The limit per call isn't considered.
         """
-        shared = {name: left for name, left in self.headrooms_minor_units.items() if name != "per_call_minor_units"}
-        return min(shared.values(), default=None)
+        shared = [left for name, left in self.headrooms_minor_units.items() if name != "per_call_minor_units"]
+        outer = None if self.parent is None else self.parent.headroom_minor_units
+        return min([*shared, *([] if outer is None else [outer])], default=None)
+
+    @property
+    def frozen_id(self) -> str | None:
+        """The id of the envelope that is frozen, so that nothing is bought from this one: its own, or one that it lies in."""
+        return self.id if self.frozen else None if self.parent is None else self.parent.frozen_id
 
     def __repr__(self) -> str:
         left = self.headroom_minor_units
         said = f"{self._amount(self.settled_minor_units)} spent, {self._amount(self.reserved_minor_units)} reserved"
         said += "" if left is None else f", {self._amount(left)} left"
-        return f"<EnvelopeRow {line(self.id)!r}: {said}{', frozen' if self.frozen else ''}>"
+        said += "" if self.parent is None else f", within {line(self.parent.id)!r}"
+        return f"<EnvelopeRow {line(self.id)!r}: {said}{', frozen' if self.frozen_id is not None else ''}>"
 
     def _repr_html_(self) -> str:
         left = self.headrooms_minor_units
@@ -87,8 +97,9 @@ class EnvelopeRow(AsMapping):
         ]
         totals = f"{self._amount(self.settled_minor_units)} spent in all, {self._amount(self.reserved_minor_units)} reserved"
         granted = "" if self.limits.ttl_seconds is None else f"; granted {moment_text(self.granted_at)}"
+        granted += "" if self.parent is None else f"; within {self.parent.id}, whose limits hold too"
         return table(
-            f"Budget {self.id}{' (frozen)' if self.frozen else ''}",
+            f"Budget {self.id}{' (frozen)' if self.frozen_id is not None else ''}",
             rows,
             header=("limit", "allows", "spent or reserved", "left"),
             note=f"{totals}{granted}{'' if rows else '; no limit is set'}",
@@ -107,7 +118,7 @@ class Intent:
     ``resource_digest`` is a digest of method, path, query and body: it shows which page was paid for, without storing what a query
     may contain. ``known_tokens`` are the payment hashes of the page's tokens that the caller knows of, and has a reason not to use.
     ``single_use``: it is a charge, whose credential opens one request: that of ``resource_digest``. ``presenter`` is the call that
-    buys it: see `Ledger.claim_charge`.
+    buys it: see `Ledger.claim_charge`. ``agent_id`` is the agent whose session buys it.
     """
 
     payment_hash: str
@@ -127,6 +138,7 @@ class Intent:
     known_tokens: tuple[str, ...] = ()
     single_use: bool = False
     presenter: str | None = None
+    agent_id: str | None = None
 
 
 class _Secrets:
@@ -148,7 +160,7 @@ class PaymentRow(AsMapping, _Secrets):
     nobody else before ``claimed_until`` (see `Ledger.claim_report`). ``resource_digest``: see `Intent`. ``single_use``: it is a
     charge, whose credential opens one request, once; ``accepted``: it has. ``presenter`` is the call that pays or presents it, and
     no other does before ``presented_until`` (see `Ledger.claim_charge`). ``ended_at``: when it became
-    retired or dead, if that is known.
+    retired or dead, if that is known. ``agent_id``: the agent whose session began it, or sent it last from another envelope.
 
     Whoever has ``token`` and ``preimage`` can use what was paid for. So only ``row.token`` and ``row.preimage`` give them. They
     aren't fields: ``dict(row)``, ``vars(row)``, `dataclasses.asdict`, a DataFrame and a pickle of the row don't have them, and rows
@@ -196,6 +208,7 @@ class PaymentRow(AsMapping, _Secrets):
     created_at: datetime
     settled_at: datetime | None = None
     ended_at: datetime | None = None
+    agent_id: str | None = None
 
     @property
     def unfinished(self) -> bool:
@@ -228,6 +241,7 @@ class PaymentRow(AsMapping, _Secrets):
             ("path", foreign(self.path, keep)),
             ("scope", foreign(self.scope, keep)),
             ("budget", self.envelope_id or "none"),
+            *([] if self.agent_id is None else [("agent", self.agent_id)]),
             ("begun", moment_text(self.created_at)),
             ("settled", moment_text(self.settled_at)),
             ("node", self.node_pubkey),

@@ -62,7 +62,7 @@ class Checkout:
     """Buys tokens within a budget. Thread-safe. One checkout serves all requests of a session.
 
     ``problem`` is an error of the configuration that forbids new purchases: it is raised when a token would be bought.
-    ``session_started_s`` is in unix seconds; None means now.
+    ``session_started_s`` is in unix seconds; None means now. ``agent_id`` is whose purchases they are.
 
     Money: `token_for` may pay. `recover` asks the node but never sends an invoice. `quote` asks no node.
     """
@@ -78,6 +78,7 @@ class Checkout:
         payment_timeout_s: float = 60.0,
         confirm: Callable[[Quote], bool] | None = None,
         session_started_s: float | None = None,
+        agent_id: str | None = None,
         problem: RouteweilerError | None = None,
     ) -> None:
         self.funding = tuple(funding)
@@ -90,6 +91,7 @@ class Checkout:
             fmv_provider=fmv_provider,
             confirm=confirm,
             session_started_s=time.time() if session_started_s is None else session_started_s,
+            agent_id=agent_id,
             problem=problem,
         )
         self._lifecycle = PaymentLifecycle(ledger=ledger, funding=self.funding, checks=self._checks)
@@ -224,7 +226,7 @@ class Checkout:
             with block_limit.reserved(request.limits, payment_hash, invoice.amount_msat, fee_cap_msat) as reservation:
                 fee_cap_msat = reservation.fee_cap_msat
                 if draw is not None:
-                    fee_cap_msat, envelope = self.ledger.rehearse(_intent(request, "", fee_cap_msat, ()), draw)
+                    fee_cap_msat, envelope = self.ledger.rehearse(self._intent(request, "", fee_cap_msat, ()), draw)
         except RouteweilerError as error:
             refusal = error
         quote = self._checks.quote(request, invoice, fee_cap_msat, draw)
@@ -414,7 +416,7 @@ class Checkout:
                 order_follows(wallet.source)
             request.still_useful()  # the request's body may have been closed while the node or a person was asked
             flight.payment_hash = payment_hash
-            intent = _intent(request, wallet.node_pubkey, reservation.fee_cap_msat, tokens, fee_is_fixed=wallet.fee_is_fixed)
+            intent = self._intent(request, wallet.node_pubkey, reservation.fee_cap_msat, tokens, fee_is_fixed=wallet.fee_is_fixed)
             if intent.single_use:
                 request.presenter.holds(payment_hash)
             row, is_new = self.ledger.open_payment(intent, draw)
@@ -427,6 +429,38 @@ class Checkout:
             return self._lifecycle.purchase_for(row, request, deadline)
         log.info("paying %d msat to %s, payment hash %s", row.amount_msat, row.origin, row.payment_hash)
         return self._lifecycle.carry(row, wallet.source, NextStep.SEND, request, deadline)
+
+    def _intent(
+        self,
+        request: TokenRequest,
+        node_pubkey: str,
+        fee_cap_msat: int,
+        tokens: Sequence[PaymentRow],
+        *,
+        fee_is_fixed: bool = False,
+    ) -> Intent:
+        """Return what the ledger writes about the purchase before the invoice is sent."""
+        challenge, invoice = request.challenge, request.challenge.invoice
+        return Intent(
+            payment_hash=challenge.payment_hash.hex(),
+            origin=request.origin,
+            scope=request.scope,
+            path=request.path,
+            node_pubkey=node_pubkey,
+            network=invoice.network,
+            bolt11=invoice.bolt11,
+            scheme=challenge.scheme,
+            token=challenge.token,
+            amount_msat=invoice.amount_msat,
+            fee_cap_msat=fee_cap_msat,
+            fee_is_fixed=fee_is_fixed,
+            valid_until=valid_until_of(challenge),
+            single_use=not challenge.reusable,
+            presenter=None if challenge.reusable else request.presenter.name,
+            resource_digest=request.resource_digest,
+            known_tokens=tuple(row.payment_hash for row in tokens),
+            agent_id=self._checks.agent_id,
+        )
 
 
 def _charges(found: Found) -> list[PaymentRow]:
@@ -454,32 +488,6 @@ def _belongs_elsewhere(row: PaymentRow, request: TokenRequest) -> bool:
     """Return whether ``row`` was begun for another page than that of ``request``, and no server has accepted its token yet."""
     not_served = row.unfinished or (row.state is PaymentState.SETTLED and not row.accepted)
     return not_served and row.resource_digest != request.resource_digest
-
-
-def _intent(
-    request: TokenRequest, node_pubkey: str, fee_cap_msat: int, tokens: Sequence[PaymentRow], *, fee_is_fixed: bool = False
-) -> Intent:
-    """Return what the ledger writes about the purchase before the invoice is sent."""
-    challenge, invoice = request.challenge, request.challenge.invoice
-    return Intent(
-        payment_hash=challenge.payment_hash.hex(),
-        origin=request.origin,
-        scope=request.scope,
-        path=request.path,
-        node_pubkey=node_pubkey,
-        network=invoice.network,
-        bolt11=invoice.bolt11,
-        scheme=challenge.scheme,
-        token=challenge.token,
-        amount_msat=invoice.amount_msat,
-        fee_cap_msat=fee_cap_msat,
-        fee_is_fixed=fee_is_fixed,
-        valid_until=valid_until_of(challenge),
-        single_use=not challenge.reusable,
-        presenter=None if challenge.reusable else request.presenter.name,
-        resource_digest=request.resource_digest,
-        known_tokens=tuple(row.payment_hash for row in tokens),
-    )
 
 
 def _has_served(row: PaymentRow) -> bool:

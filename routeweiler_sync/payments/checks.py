@@ -189,6 +189,7 @@ class Checks:
         fmv_provider: FmvProvider | None,
         confirm: Callable[[Quote], bool] | None,
         session_started_s: float,
+        agent_id: str | None = None,
         problem: RouteweilerError | None = None,
     ) -> None:
         self._problem = problem
@@ -198,6 +199,7 @@ class Checks:
         self._fmv_provider = fmv_provider
         self._confirm = confirm
         self._session_started_s = session_started_s
+        self.agent_id = agent_id
 
     @property
     def asks_confirm(self) -> bool:
@@ -330,6 +332,7 @@ class Checks:
             rate=self._rate(),
             session_started_s=self._session_started_s,
             spent_in_call_msat=request.spent_in_call_msat,
+            agent_id=self.agent_id,
         )
 
     def quote(self, request: TokenRequest, invoice: Invoice, max_fee_msat: int, draw: Draw | None = None) -> Quote:
@@ -402,7 +405,10 @@ class Checks:
         if limits is None:
             return
         try:
-            check_allowed(limits, request.origin, request.challenge.rail)
+            given: BudgetEnvelope | str | None = limits
+            while isinstance(given, BudgetEnvelope):  # one that is named by its id is read when the payment is opened
+                check_allowed(given, request.origin, request.challenge.rail)
+                given = given.parent
         except (PolicyDeniedError, RailNotSupportedError):
             with contextlib.suppress(LedgerError):
                 if limits is self._envelope and self._ledger.exists():
@@ -418,8 +424,8 @@ class Checks:
         if limits is None:
             return
         with contextlib.suppress(EnvelopeNotFoundError):  # it isn't in the ledger yet, so it can't be frozen
-            if self._ledger.envelope(limits.id).frozen:
-                raise frozen(limits.id)
+            if (frozen_id := self._ledger.envelope(limits.id).frozen_id) is not None:
+                raise frozen(frozen_id)
         limit_micro = limits.limit_micro("per_call_minor_units")
         most_msat = row.amount_msat + row.max_fee_msat
         if limit_micro is not None and self._rate().micro_of(most_msat + request.spent_in_call_msat) > limit_micro:

@@ -77,6 +77,8 @@ class CallRecord:
     bought_pages: set[tuple[str, str]] = field(default_factory=set)
     #: Whether the call has paid for a charge. Then it pays for nothing else.
     bought_charge: bool = False
+    #: The agent whose call it was, if that isn't the payer's: a recovery reports what another agent has begun.
+    agent_id: str | None = None
     #: True once a token was sent in place of the caller's own Authorization header.
     authorization_replaced: bool = False
     _started_monotonic_s: float = field(default_factory=time.monotonic)
@@ -287,7 +289,7 @@ class CallRecord:
         return TraceEvent(
             request_id=request_id,
             parent_request_id=parent,
-            agent_id=self.payer.agent_id,
+            agent_id=self.payer.agent_id if self.agent_id is None else self.agent_id,
             session_id=self.payer.session_id,
             envelope_id=self.payer.envelope_id,
             policy_hash=self.payer.policy_hash,

@@ -28,7 +28,7 @@ def report_recovered(payer: Payer, rows: list[PaymentRow]) -> None:
     except LedgerError as error:
         log.warning("payments that a crash left unreported can't be looked up: %s", error)
     for row in ended.values():
-        record = CallRecord(payer=payer, method="RECOVER", url=row.origin + row.path)
+        record = CallRecord(payer=payer, method="RECOVER", url=row.origin + row.path, agent_id=row.agent_id)
         if row.settled_at is not None:
             if row.reported or not _claim(payer, row, settled_here=row.payment_hash in settled_here):
                 continue  # reported, or another call is about to report it

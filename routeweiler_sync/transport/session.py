@@ -59,7 +59,7 @@ class Routeweiler(requests.Session):
     - ``payment_timeout``: for how many seconds one call waits for the wallet.
     - ``confirm(quote) -> bool``: a function that is asked before each payment.
     - ``unpayable``: with ``"return"``, a 402 that was refused before paying is returned. The default ``"raise"`` raises the reason.
-    - ``agent_id``, ``session_id``: names for the trace.
+    - ``agent_id``, ``session_id``: names for the trace. The ledger keeps whose payment each is: `Ledger.spending_by_agent`.
 
     Making a session opens and connects nothing.
 

@@ -348,10 +348,10 @@ class LimitsContract:
         """Else years of spending would fill the ledger with buckets that no window reaches."""
         clock = Clock()
         ledger, envelope = make_ledger(clock), draw(limits(per_day_minor_units=10**9))
-        ledger.open_payment(intent(0), envelope)
         with ledger._store.transaction() as tx:
             for n in range(1, 5_000):
                 tx.execute("INSERT INTO spends (envelope_id, bucket, micro) VALUES ('e', ?, 1)", (NOON_S // BUCKET_S - n,))
+        ledger.open_payment(intent(0), envelope)
         settle(ledger, 0)
         with ledger._store.read() as tx:
             assert DAY_S // BUCKET_S < tx.execute("SELECT count(*) AS n FROM spends")[0]["n"] < 1_000

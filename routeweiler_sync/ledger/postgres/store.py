@@ -190,7 +190,7 @@ class PostgresStore:
             link = Link.open(self._address, wait_s=PATIENCE_S)
             try:
                 self._make_tables(link.connection)
-                for table in ("payments", "archived_payments", "archived_sums", "spends", "routeweiler_writers"):
+                for table in ("payments", "archived_payments", "archived_sums", "archived_agents", "spends", "routeweiler_writers"):
                     link.connection.execute(f"VACUUM (ANALYZE) {table}".encode())
             finally:
                 link.connection.close()
