@@ -151,8 +151,8 @@ def list_envelopes(*, ledger: str | None, as_json: bool) -> None:
 def show(context: click.Context, *, envelope: str | None, by: str | None, ledger: str | None, as_json: bool) -> None:
     """Show everything about ENVELOPE: limits, totals, grant. Without ENVELOPE, list all envelopes.
 
-    --by agent shows what each agent has spent from ENVELOPE and from those that lie in it, or in all: the agents are the agent_id of
-    the sessions that paid. A payment is its agent's that began it; other agents may use the same token.
+    --by agent shows what each agent has spent from ENVELOPE and from those that lie in it, or in all. An agent is the agent_id of
+    sessions. A payment is that agent's who began it; others may use its token.
 
     \b
     Examples:
@@ -190,8 +190,12 @@ def _show_agents(envelope: str | None, ledger: str | None, *, as_json: bool) -> 
         )
         return
     rows = [
-        ["(none)" if agent is None else agent, *(plain(Decimal(msat) / MSAT_PER_SAT) for msat in (each.total_msat, each.fees_msat))]
-        + [each.payments]
+        (
+            agent or "(none)",
+            plain(Decimal(each.total_msat) / MSAT_PER_SAT),
+            plain(Decimal(each.fees_msat) / MSAT_PER_SAT),
+            each.payments,
+        )
         for agent, each in spent.items()
     ]
     print_table(_AGENT_COLUMNS, rows, empty=empty)

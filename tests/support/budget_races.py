@@ -29,7 +29,9 @@ PATIENCE_S = 120
 #: Prices of the pages ``/msat/anything``; a thousand msat and routing on top make up a limit of some of them together.
 PRICES_MSAT = (1, 999, 1_000, 7_777, 10_000, 25_000)
 MAX_FEE_MSAT = 2_000
-CURRENCIES = {"shared": "sat", "cents": "usd"}
+CURRENCIES = {"shared": "sat", "cents": "usd", "scout": "sat", "writer": "sat", "dime": "usd"}
+#: The envelope that an envelope lies in. Buyers bring it with the inner one.
+PARENTS = {"scout": "shared", "writer": "shared", "dime": "cents"}
 SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -92,18 +94,20 @@ class Race:
 
 
 def _envelopes(limits_sats: Mapping[str, int | None]) -> dict[str, BudgetEnvelope]:
-    """The same limits in each currency, at 60 000 dollars a bitcoin."""
-    return {
-        id: BudgetEnvelope(
+    """The same limits in each currency, at 60 000 dollars a bitcoin. An envelope that lies in another may spend half of that."""
+    made: dict[str, BudgetEnvelope] = {}
+    for id, currency in CURRENCIES.items():
+        outer = made.get(PARENTS.get(id, ""))
+        made[id] = BudgetEnvelope(
             id,
             cap_currency=currency,
+            parent=outer,
             **{  # type: ignore[arg-type]
-                name: None if sats is None else -(-micro_of(sats * 1_000, currency, "60000") // 10**6)
+                name: None if sats is None else -(-micro_of(sats * (500 if outer else 1_000), currency, "60000") // 10**6)
                 for name, sats in limits_sats.items()
             },
         )
-        for id, currency in CURRENCIES.items()
-    }
+    return made
 
 
 @st.composite

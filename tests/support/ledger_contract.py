@@ -41,6 +41,7 @@ from .ledger_builders import (
 from .ledger_charges_contract import ChargesContract
 from .ledger_limits_contract import LimitsContract
 from .ledger_lookups_contract import LookupsContract
+from .ledger_nested_contract import NestedContract
 from .ledger_spending_contract import SpendingContract
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -796,5 +797,7 @@ class RowsContract:
         assert abs(row.created_at.timestamp() - time.time()) < PATIENCE_S
 
 
-class LedgerContract(RowsContract, LimitsContract, LookupsContract, SpendingContract, ChargesContract, ArchiveContract):
+class LedgerContract(
+    RowsContract, LimitsContract, LookupsContract, NestedContract, SpendingContract, ChargesContract, ArchiveContract
+):
     """All that a ledger promises."""

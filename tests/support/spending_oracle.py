@@ -24,7 +24,7 @@ _PAYMENTS = (
     "payment_hash, envelope_id, state, amount_msat, max_fee_msat, fee_msat, currency, btc_price, reserved_micro, settled_micro, "
     "created_at_ms, settled_at_ms"
 )
-_ENVELOPES = "id, limits, reserved_micro, settled_micro, granted_at_ms"
+_ENVELOPES = "id, parent_id, limits, reserved_micro, settled_micro, granted_at_ms"
 #: Has the database itself write down each growth of an envelope's totals, with the limits of that moment.
 _WATCH = {
     "sqlite": (
@@ -67,6 +67,18 @@ class Sight:
     payments: Mapping[str, Mapping[str, Any]]
     envelopes: Mapping[str, Mapping[str, Any]]
 
+    def chain(self, id: str | None) -> list[str]:
+        """The envelope, and all that it lies in: each counts what is paid from it."""
+        ids: list[str] = []
+        while id is not None and id in self.envelopes and id not in ids:
+            ids.append(id)
+            id = self.envelopes[id]["parent_id"]
+        return ids
+
+    def counted_in(self, id: str) -> list[Mapping[str, Any]]:
+        """The payments that count in an envelope: its own, and those of all that lie in it."""
+        return [row for row in self.payments.values() if id in self.chain(row["envelope_id"])]
+
     def limits(self, id: str) -> dict[str, int | None]:
         """The envelope's limits in millionths of a minor unit."""
         said = json.loads(self.envelopes[id]["limits"])
@@ -75,9 +87,9 @@ class Sight:
     def used_micro(self, id: str, name: str, now_s: float, granted_at_ms: int | None, *, slack: bool = False) -> int:
         """What counts against a shared limit; with ``slack`` as long as a ledger may count it at most."""
         total = 0
-        for row in self.payments.values():
+        for row in self.counted_in(id):
             settled_ms = row["settled_at_ms"]
-            if row["envelope_id"] == id and (settled_ms is None or self._counts(settled_ms, name, now_s, granted_at_ms, slack)):
+            if settled_ms is None or self._counts(settled_ms, name, now_s, granted_at_ms, slack):
                 total += held_micro(row)
         return total
 
@@ -90,7 +102,7 @@ class Sight:
     def check(self) -> None:
         """The totals are the sums of the rows, in this very moment."""
         for id, envelope in self.envelopes.items():
-            mine = [row for row in self.payments.values() if row["envelope_id"] == id]
+            mine = self.counted_in(id)
             paid = sum(held_micro(row) for row in mine if row["settled_at_ms"] is not None)
             reserved = sum(held_micro(row) for row in mine if row["settled_at_ms"] is None)
             assert (envelope["reserved_micro"], envelope["settled_micro"]) == (reserved, paid), "totals aren't the sum of the rows"

@@ -7,8 +7,9 @@ what an outsider reads (`spending_oracle`), and in the end on the node's own rec
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
@@ -51,7 +52,18 @@ class Deed:
     ends: str | None
 
 
-CURRENCIES = {"one": "sat", "two": "sat", "cents": "usd", "yen": "jpy"}
+CURRENCIES = {
+    "one": "sat",
+    "two": "sat",
+    "cents": "usd",
+    "yen": "jpy",
+    "left": "sat",
+    "lefter": "sat",
+    "right": "sat",
+    "dime": "usd",
+}
+#: The envelope that an envelope lies in. The sessions of "dime" name it by its id, the others bring it.
+PARENTS = {"left": "one", "lefter": "left", "right": "one", "dime": "cents"}
 
 
 def _fails_unheard(lnd: FakeLnd) -> None:
@@ -116,8 +128,9 @@ class Walk:
         self.node.clear_faults()
         self.paid_before = len(self.node.payments)
         self.ledger().unfinished()  # makes the tables
-        for id in CURRENCIES:
+        for id in CURRENCIES:  # parents come before those that lie in them
             self.relimit(id, {"cap_minor_units": 120, "per_call_minor_units": 50})
+        self.ledger().bring(self.envelopes["cents"])
         self.reader = self.stack.enter_context(contextlib.closing(Reader(self.url)))
         self.stack.enter_context(watching(self.url, self.never_above))
         return self
@@ -158,12 +171,22 @@ class Walk:
             name: value if value is None or name == "ttl_seconds" else micro_of(value * 1_000, currency, price) // 10**6
             for name, value in limits.items()
         }
-        self.envelopes[id] = BudgetEnvelope(id, cap_currency=currency, **values)  # type: ignore[arg-type]
+        outer = PARENTS.get(id)
+        parent = None if outer is None else outer if id == "dime" else self.envelopes[outer]
+        self.envelopes[id] = BudgetEnvelope(id, cap_currency=currency, parent=parent, **values)  # type: ignore[arg-type]
         for name in SHARED:
             limit = getattr(self.envelopes[id], name)
             self.most[id, name] = max(self.most.get((id, name), 0), float("inf") if limit is None else limit * 10**6)
         if id in self.sessions:
             self.sessions.pop(id).close()
+        for inner in (each for each, outer in PARENTS.items() if outer == id and each != "dime" and each in self.envelopes):
+            self.envelopes[inner] = replace(self.envelopes[inner], parent=self.envelopes[id])
+            if inner in self.sessions:
+                self.sessions.pop(inner).close()
+            for innermost in (each for each, outer in PARENTS.items() if outer == inner and each in self.envelopes):
+                self.envelopes[innermost] = replace(self.envelopes[innermost], parent=self.envelopes[inner])
+                if innermost in self.sessions:
+                    self.sessions.pop(innermost).close()
 
     def never_above(self, sight: Sight) -> None:
         """What holds at any instant, in the midst of a deed too: no limit that there ever was is passed."""
@@ -201,7 +224,7 @@ class Walk:
         event(type(answer).__name__ if isinstance(answer, BaseException) else "page")
         self.judge(deed, before, after)
         if isinstance(answer, BudgetExceededError) and not blocked:
-            self.was_full(self.envelopes[deed.envelope], before, after, price_msat)
+            self.was_full(deed.envelope, before, after, price_msat)
 
     def alive(self, id: str) -> Routeweiler:
         if id not in self.sessions:
@@ -253,40 +276,43 @@ class Walk:
                 assert row["state"] == "dead" or cost_msat <= deed.block_sats * 1_000, "the block's limit is passed"
             given, kept = self.envelopes[deed.envelope], after.limits(deed.envelope)
             assert kept == {name: None if (v := getattr(given, name)) is None else v * 10**6 for name in LIMITS}
-            per_call = kept["per_call_minor_units"]
             cost = micro_of(row["amount_msat"] + row["max_fee_msat"], row["currency"], row["btc_price"])
-            assert per_call is None or cost <= per_call, "the limit of a call is passed"
+            for each in after.chain(deed.envelope):
+                per_call = after.limits(each)["per_call_minor_units"]
+                assert per_call is None or cost <= per_call, f"{each}: the limit of a call is passed"
             assert row["fee_msat"] <= row["max_fee_msat"], "more was paid for routing than was reserved"
         for id, envelope in after.envelopes.items():
             granted_ms = envelope["granted_at_ms"]
-            self.granted_well(id, before, granted_ms)
+            self.granted_well(id, before, after)
             for name in SHARED:
                 limit = after.limits(id)[name]
                 used = after.used_micro(id, name, self.now_s, granted_ms)
                 was = 0 if id not in before.envelopes else before.used_micro(id, name, self.now_s, granted_ms)
-                bought = any(row["envelope_id"] == id for row in new if held_micro(row))
+                bought = any(id in after.chain(row["envelope_id"]) for row in new if held_micro(row))
                 if limit is not None:
                     assert used <= (limit if bought else max(limit, was)), f"{name} of {id} is passed: {used} of {limit}"
 
-    def granted_well(self, id: str, before: Sight, granted_ms: int | None) -> None:
+    def granted_well(self, id: str, before: Sight, after: Sight) -> None:
         """A grant stands until its time is over."""
+        granted_ms = after.envelopes[id]["granted_at_ms"]
         was = before.envelopes[id]["granted_at_ms"] if id in before.envelopes else None
         if was is not None and granted_ms != was:
-            ttl_s = self.envelopes[id].ttl_seconds
+            ttl_s = json.loads(after.envelopes[id]["limits"])["ttl_seconds"]
             assert ttl_s is not None, "a grant without an end has ended"
             assert was + ttl_s * 1_000 <= self.now_s * 1_000, "a grant was renewed before its time"
 
-    def was_full(self, envelope: BudgetEnvelope, before: Sight, after: Sight, price_msat: int) -> None:
+    def was_full(self, id: str, before: Sight, after: Sight, price_msat: int) -> None:
         """A refusal was needed: counted with all the slack that a window may have, one limit leaves too little."""
-        currency = envelope.cap_currency
+        currency = CURRENCIES[id]
         cost = micro_of(price_msat, currency, str(self.rates.get(currency, "")))
-        granted_ms = after.envelopes[envelope.id]["granted_at_ms"] if envelope.id in after.envelopes else None
-        for name in LIMITS:
-            limit = getattr(envelope, name)
-            used = 0 if name not in SHARED else before.used_micro(envelope.id, name, self.now_s, granted_ms, slack=True)
-            if limit is not None and used + cost > limit * 10**6:
-                return
-        pytest.fail(f"{price_msat} msat fit under every limit of {envelope}, and were refused")
+        for each in after.chain(id):
+            for name, limit in after.limits(each).items():
+                used = 0
+                if name in SHARED and each in before.envelopes:
+                    used = before.used_micro(each, name, self.now_s, after.envelopes[each]["granted_at_ms"], slack=True)
+                if limit is not None and used + cost > limit:
+                    return
+        pytest.fail(f"{price_msat} msat fit under every limit of {self.envelopes[id]}, and were refused")
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
@@ -315,7 +341,7 @@ def agree_with_node(sight: Sight, node: FakeLnd, paid_before: int) -> None:
     booked = {hash for hash, row in sight.payments.items() if row["settled_at_ms"] is not None}
     assert paid.keys() == booked, "ledger and node differ on what was paid"
     for id, envelope in sight.envelopes.items():
-        mine = [row for row in sight.payments.values() if row["envelope_id"] == id and row["payment_hash"] in paid]
+        mine = [row for row in sight.counted_in(id) if row["payment_hash"] in paid]
         told = [
             micro_of(paid[row["payment_hash"]].amount_msat + paid[row["payment_hash"]].fee_msat, row["currency"], row["btc_price"])
             for row in mine
