@@ -69,6 +69,7 @@ _LOOKS, _LOOK_PAUSE_S = 3, 0.01
 
 #: Advice for an error, by a word in SQLite's message.
 _ADVICE = (
+    ("other threads of this program", "Use fewer threads, or call again when they have ended."),
     ("locked", "Another program is writing to it: call again when that program is done."),
     ("full", "Make room on the disk, then call again."),
     ("readonly", "Let this user write the file and its folder, then call again."),
