@@ -262,17 +262,22 @@ class TokenCache:
 
     def note_again(self, token: Token) -> bool:
         """Note that the server has accepted ``token`` again. Return whether that is news: False to all threads but the first."""
-        before, _ = self._noted(token, accepted_again=True)
+        before, _ = self._noted(token, again=True)
         return not before.accepted_again
 
-    def _noted(self, token: Token, **notes: bool) -> tuple[Token, Token]:
-        """Return ``token`` as the cache had it, and with those ``notes`` added that are true, as the cache has it now."""
+    def _noted(self, token: Token, *, accepted: bool = False, again: bool = False, reported: bool = False) -> tuple[Token, Token]:
+        """Add the notes that are true to ``token``. Return it as the cache had it before, and as it is now."""
         with _lock:
             entry = self._origins.get(token.origin)
             cached = None if entry is None else entry.by_scope.get(token.scope)
             is_cached = cached is not None and cached.payment_hash == token.payment_hash
             before = cached if is_cached and cached is not None else token
-            noted = replace(before, **{name: True for name, is_true in notes.items() if is_true})
+            noted = replace(
+                before,
+                accepted=before.accepted or accepted,
+                accepted_again=before.accepted_again or again,
+                reported=before.reported or reported,
+            )
             if is_cached and entry is not None:
                 entry.by_scope = {**entry.by_scope, token.scope: noted}
         return before, noted
