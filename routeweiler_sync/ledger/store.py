@@ -242,6 +242,26 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
             PRIMARY KEY (origin, envelope_id)
         )
         """,
+        # A page that is bought every hour has thousands of tokens. `Ledger.page_tokens` reads the newest that may serve again, and
+        # no others: not those that the user has forgotten, or that were never accepted.
+        "DROP INDEX payments_of_page",
+        """
+        CREATE INDEX payments_of_page ON payments (origin, target, created_at_ms)
+            WHERE preimage IS NOT NULL AND single_use = 0 AND state IN ('settled', 'retired')
+            AND (taken >= 1 OR failure_code = 'abandoned') AND COALESCE(failure_code, '') <> 'forgotten'
+        """,
+        # The newest live one: every purchase asks for it, and must not read all those that have been retired since.
+        """
+        CREATE INDEX payments_live_of_page ON payments (origin, target, created_at_ms)
+            WHERE preimage IS NOT NULL AND single_use = 0 AND state = 'settled'
+        """,
+        # Without charges that an answer may have used up, of which there may be any number; refused ones first.
+        "DROP INDEX payments_undelivered",
+        """
+        CREATE INDEX payments_undelivered ON payments (origin, failure_code)
+            WHERE state = 'settled' AND taken = 0 AND failure_code IN ('refused', 'undelivered')
+            AND (single_use = 0 OR failure_text = 'refused by the server when it was first presented')
+        """,
     ),
 }
 
