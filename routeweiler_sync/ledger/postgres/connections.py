@@ -14,6 +14,7 @@ import queue
 import socket
 import threading
 import uuid
+from _thread import LockType, allocate_lock, start_new_thread  # as in `funding.worker_calls`: interrupts leave no lock taken
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -235,7 +236,7 @@ class Link:
         """Run ``statements``, and return the rows of each that has any to return."""
         results, rows = self.connection.execute(statements.encode()), []
         while True:
-            if results.description:
+            if has_rows(results):
                 rows.append(results.fetchall())
             if not results.nextset():
                 return rows
@@ -285,36 +286,50 @@ class Pool:
 class Guard:
     """A timer that cuts the watched connection after ``limit_s`` seconds. A thread that waits for it then gets an error.
 
-    Calling the object starts the timer for the length of a ``with`` block; `watch` names the connection.
+    Calling the object starts the timer for the length of a ``with`` block; `watch` names the connection. The timer is a bare
+    thread: a `threading.Timer` for each transaction would be a good part of what a purchase costs.
+
+    Raises: LedgerError, from the call and from `again`, if the system can't start a thread. Unguarded, a wait might never end.
     """
 
     def __init__(self, limit_s: float) -> None:
         self._limit_s = limit_s
-        self._timer = self._new_timer()
         self._watched: Connection | None = None
         #: Whether the time is over.
         self.is_over = False
 
     @contextlib.contextmanager
     def __call__(self) -> Iterator[Guard]:
-        self._timer.start()
+        #: Taken while the timer runs.
+        self._ended = self._started()
         try:
             yield self
         finally:
             self._watched = None
-            self._timer.cancel()
-            del self._timer  # it refers to this object: no garbage is left
+            self._ended.release()
 
     def again(self) -> None:
-        """Give the connection the whole time once more. Raises nothing if it is over."""
-        earlier, self._timer = self._timer, self._new_timer()
-        earlier.cancel()
-        self._timer.start()
+        """Give the connection the whole time once more. It stays cut if the time is over."""
+        earlier, self._ended = self._ended, self._started()
+        earlier.release()
 
-    def _new_timer(self) -> threading.Timer:
-        timer = threading.Timer(self._limit_s, self._cut)
-        timer.daemon = True
-        return timer
+    def _started(self) -> LockType:
+        """Start the timer. Return the lock whose release ends it."""
+        ended = allocate_lock()
+        ended.acquire()
+        try:
+            start_new_thread(self._cut_unless, (ended,))
+        except RuntimeError as error:  # too many threads, or the interpreter is shutting down
+            raise LedgerError(
+                f"The ledger can't be used: {error}.",
+                advice="The transaction was undone, or not begun. Call again with fewer threads, or before the program ends.",
+            ) from error
+        return ended
+
+    def _cut_unless(self, ended: LockType) -> None:
+        """Cut the connection, unless ``ended`` is released in time."""
+        if not ended.acquire(timeout=self._limit_s):
+            self._cut()
 
     def watch(self, link: Link) -> None:
         """Make ``link`` the connection to cut when the time is over. Cut it now if it is."""
@@ -336,6 +351,12 @@ def send(connection: Connection, statements: Sequence[bytes]) -> psycopg.Cursor[
     while cursor.nextset():
         pass
     return cursor
+
+
+def has_rows(cursor: psycopg.Cursor[dict[str, Any]]) -> bool:
+    """Return whether the statement was one that returns rows, be it none. ``cursor.description`` costs more: it describes them."""
+    result = cursor.pgresult
+    return result is not None and result.nfields > 0
 
 
 def known_version(rows: Sequence[Mapping[str, Any]]) -> int:

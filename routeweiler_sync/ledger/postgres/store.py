@@ -49,6 +49,7 @@ from .connections import (
     changing,
     clean,
     driver,
+    has_rows,
     is_loss,
     known_version,
     send,
@@ -488,7 +489,7 @@ class PostgresTransaction:
                 cursor = send(self._connection, statements)
             else:
                 cursor = self._connection.execute(_translated(sql, len(parameters)), tuple(parameters))
-            return [*cursor.fetchall()] if cursor.description else []
+            return [*cursor.fetchall()] if has_rows(cursor) else []
         except driver().Error as error:
             problem = clean(error)
         raise problem  # outside of the except block: its error would be in the traceback, and shows whole rows
