@@ -308,8 +308,17 @@ class Store(Protocol):
         Raises: LedgerError. If COMMIT itself failed, only reading again shows whether the transaction was committed.
         """
 
-    def run(self, work: Callable[[Transaction], T], *, durable: bool = True, binding: bool = False) -> T:
+    def known(self) -> object:
+        """Return what `expect` of a copy of this store is to be given, None if nothing. Contains no secrets; may be pickled."""
+
+    def expect(self, known: Any) -> None:
+        """Refuse a binding transaction, from now on, if the database lacks what another store of it has ``known`` to be there."""
+
+    def run(self, work: Callable[[Transaction], T], *, durable: bool = True, binding: bool = False, restraining: bool = False) -> T:
         """Call ``work`` in a `transaction` and return its result.
+
+        ``restraining``: after it less can be spent, never more. So it is also made, as long as others find what it wrote, in a
+        database that has lost rows, when others may still spend there.
 
         If the database undoes the transaction in favour of another one, it is tried again. So ``work`` may be called several times,
         and must have no effect except through its transaction.

@@ -80,6 +80,10 @@ changing = threading.RLock()
 around_fork(before=changing.acquire, in_parent=changing.release, in_child=changing.release)
 
 
+#: What a `History` gives to that of a copy: whether it is torn, and its commits.
+Known = tuple[bool, dict[str, tuple[int, int]]]
+
+
 @dataclass(slots=True, kw_only=True)
 class History:
     """The latest durable commits of one store's connections, so that a database that has lost some of them is noticed.
@@ -100,6 +104,19 @@ class History:
         for forgotten in [*self.commits][: -2 * MAX_CONNECTIONS]:
             self.commits.pop(forgotten, None)
 
+    def known(self) -> Known:
+        """Return what a copy of the store has to know of this history."""
+        return self.is_torn, self.commits.copy()
+
+    def expect(self, known: Known) -> None:
+        """Look for what another store of the same ledger has committed too."""
+        is_torn, commits = known
+        merged = self.commits.copy()
+        for writer, commit in commits.items():
+            merged[writer] = max(commit, merged.get(writer, commit))
+        self.commits = dict(sorted(merged.items(), key=lambda item: item[1][1])[-2 * MAX_CONNECTIONS :])
+        self.is_torn = self.is_torn or is_torn
+
     def check(self) -> None:
         """Refuse a transaction that money may follow from, if the database has lost some of the history.
 
@@ -109,8 +126,8 @@ class History:
             raise LedgerError(
                 f"The ledger {self.url} lacks what this session has written to it: an older state was restored, a standby that "
                 "lagged behind has taken over, or it is another database.",
-                advice="Payments may be missing in it. Freeze its envelopes (routeweiler-sync budget freeze), compare it with the "
-                "node (routeweiler-sync budget audit), then make a new session.",
+                advice="Payments may be missing in it. Freeze its envelopes (session.ledger.freeze(), or routeweiler-sync budget "
+                "freeze), compare it with the node (routeweiler-sync budget audit), then make a new session.",
             )
 
 
