@@ -178,6 +178,15 @@ class Ledger(Lookups, ServerFacts, Charges):
         """Return the schema version of the ledger that is there, 0 if there is none. Creates and migrates nothing."""
         return self._store.version()
 
+    def known(self) -> object:
+        """Return what a copy of a session must find in this ledger, for its `expect`. Contains no secrets; may be pickled."""
+        return self._store.known()
+
+    def expect(self, known: object) -> None:
+        """Refuse every purchase if the database lacks what another `Ledger` of it has `known`: a part of it was lost then."""
+        if known is not None:
+            self._store.expect(known)
+
     def close(self) -> None:
         """Close the database connections of this ledger. The ledger stays usable: its next use opens new ones."""
         self._store.close()
@@ -414,7 +423,8 @@ class Ledger(Lookups, ServerFacts, Charges):
     def freeze(self, envelope_id: str) -> EnvelopeRow:
         """Refuse every further purchase from this envelope, in all sessions that share the ledger, until `thaw`. Return its row.
 
-        A payment that is under way goes on, but its invoice isn't sent again.
+        A payment that is under way goes on, but its invoice isn't sent again. It can be done also where this session buys nothing
+        more because the ledger has lost rows: others may still buy.
 
         Raises: EnvelopeNotFoundError if the ledger has no such envelope. The safe default is created if it isn't there yet.
         """
@@ -452,7 +462,7 @@ class Ledger(Lookups, ServerFacts, Charges):
                 raise envelopes.not_found(envelope_id)
             return envelopes.one_row(tx, envelope_id, self._clock())
 
-        return self._store.run(work, binding=True)
+        return self._store.run(work, binding=True, restraining=bool(frozen))
 
     # -- for purchases ----------------------------------------------------------------------------------------------------
 

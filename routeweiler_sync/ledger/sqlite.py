@@ -69,6 +69,7 @@ _LOOKS, _LOOK_PAUSE_S = 3, 0.01
 
 #: Advice for an error, by a word in SQLite's message.
 _ADVICE = (
+    ("other threads of this program", "Use fewer threads, or call again when they have ended."),
     ("locked", "Another program is writing to it: call again when that program is done."),
     ("full", "Make room on the disk, then call again."),
     ("readonly", "Let this user write the file and its folder, then call again."),
@@ -167,7 +168,13 @@ class SqliteStore:
         """Begin a write transaction with BEGIN IMMEDIATE, commit it at the end of the block. See `Store.transaction`."""
         return _Turn(self, writes=True, durable=durable, binding=binding)
 
-    def run(self, work: Callable[[Transaction], T], *, durable: bool = True, binding: bool = False) -> T:
+    def known(self) -> None:
+        """Return None: that the file is another is seen by itself."""
+
+    def expect(self, known: None) -> None:
+        """Do nothing: there is nothing to look for."""
+
+    def run(self, work: Callable[[Transaction], T], *, durable: bool = True, binding: bool = False, restraining: bool = False) -> T:
         """Call ``work`` once, in one transaction. SQLite never undoes it in favour of another: writers wait for each other."""
         with self.transaction(durable=durable, binding=binding) as tx:
             return work(tx)

@@ -253,27 +253,34 @@ class TokenCache:
         entry = self._origins.get(token.origin)
         return entry is not None and entry.learned.get(path) == token.scope
 
-    def note(self, token: Token, *, accepted: bool = False, reported: bool = False, again: bool = False) -> Token:
-        """Note that the server has accepted ``token``, ``again`` if it had before, or that its payment is reported.
-
-        Return the token with the notes on it.
+    def note(self, token: Token, *, accepted: bool = False, reported: bool = False) -> Token:
+        """Note that the server has accepted ``token``, or that its payment is reported. Return the token with the notes on it.
 
         A token that isn't in the cache (any more) isn't put into it.
         """
+        return self._noted(token, accepted=accepted, reported=reported)[1]
+
+    def note_again(self, token: Token) -> bool:
+        """Note that the server has accepted ``token`` again. Return whether that is news: False to all threads but the first."""
+        before, _ = self._noted(token, again=True)
+        return not before.accepted_again
+
+    def _noted(self, token: Token, *, accepted: bool = False, again: bool = False, reported: bool = False) -> tuple[Token, Token]:
+        """Add the notes that are true to ``token``. Return it as the cache had it before, and as it is now."""
         with _lock:
             entry = self._origins.get(token.origin)
             cached = None if entry is None else entry.by_scope.get(token.scope)
             is_cached = cached is not None and cached.payment_hash == token.payment_hash
-            base = cached if is_cached and cached is not None else token
+            before = cached if is_cached and cached is not None else token
             noted = replace(
-                base,
-                accepted=base.accepted or accepted,
-                accepted_again=base.accepted_again or again,
-                reported=base.reported or reported,
+                before,
+                accepted=before.accepted or accepted,
+                accepted_again=before.accepted_again or again,
+                reported=before.reported or reported,
             )
             if is_cached and entry is not None:
                 entry.by_scope = {**entry.by_scope, token.scope: noted}
-        return noted
+        return before, noted
 
     def drop(self, token: Token) -> None:
         """Remove ``token`` from the cache, since it is no longer live. Another token of its scope stays."""
