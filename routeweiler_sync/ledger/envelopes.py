@@ -327,7 +327,8 @@ def _bring_into(row: dict[str, Any], envelope: BudgetEnvelope, *, to_place: bool
     """
     before = row["limits"], row["parent_id"]
     parent_id = envelope.parent_id if to_place or envelope.parent is not None else row["parent_id"]
-    if parent_id != row["parent_id"] and row["granted_at_ms"] is not None:
+    has_counted = row["granted_at_ms"] is not None or row["settled_micro"] or row["reserved_micro"]
+    if parent_id != row["parent_id"] and has_counted:
         lies = "lies in no other" if row["parent_id"] is None else f"lies in {shown(row['parent_id'])}"
         raise BudgetError(
             f"Envelope {shown(envelope.id)} {lies}, and that can't change any more: payments have counted in it.",

@@ -59,9 +59,9 @@ Make = Callable[..., Ledger]
 NEVER = 10**9
 WAIT_S = 30.0
 #: Undoes what the newest step of the schema does.
-TO_VERSION_6 = (
-    "DROP TABLE archived_payments, archived_sums; ALTER TABLE payments DROP COLUMN ended_at_ms; "
-    "UPDATE routeweiler_ledger SET version = 6"
+TO_VERSION_7 = (
+    "DROP TABLE archived_agents; ALTER TABLE payments DROP COLUMN agent_id; ALTER TABLE envelopes DROP COLUMN parent_id; "
+    f"{MIGRATIONS[5][0]}; UPDATE routeweiler_ledger SET version = 7"
 )
 
 
@@ -477,8 +477,8 @@ def test_a_ledger_of_an_older_release_is_there(server: Server, database: str, ma
     made = make_ledger()
     made.open_payment(intent(1), None)
     settle(made, 1)
-    assert SCHEMA_VERSION == 7, "undo what the newest step does"
-    server.admin(TO_VERSION_6, database)
+    assert SCHEMA_VERSION == 8, "undo what the newest step does"
+    server.admin(TO_VERSION_7, database)
     ledger = make_ledger()
     assert ledger.exists()
     assert ledger.spending().total_msat == 10_000
@@ -498,12 +498,15 @@ def test_an_older_ledger_is_migrated_and_takes_charges(server: Server, database:
         database,
     )
     ledger = make_ledger()
+    assert {agent: each.total_msat for agent, each in ledger.spending_by_agent().items()} == {None: 10_000}
     assert [(row.payment_hash, row.single_use) for row in ledger.live(ORIGIN)] == [(hash_of(9), False)]
     for n in (1, 2):
         assert ledger.open_payment(charge(n, presenter=f"call {n}"), None)[1]
         settle(ledger, n)
     assert [row.payment_hash for row in ledger.owed(ORIGIN, "page")] == [hash_of(1), hash_of(2)]
     assert not ledger.open_payment(intent(3, scope="/page"), None)[1]
+    assert ledger.open_payment(intent(4, agent_id="a"), draw(limits("inner", parent=limits("outer"))))[1]
+    assert held_msat(ledger, "outer") == (11_000, 0)
 
 
 def test_a_schema_of_its_own_keeps_ledgers_apart(server: Server, database: str, make_ledger: Make) -> None:
@@ -847,7 +850,7 @@ def test_the_rights_of_the_manual_are_enough_also_after_an_upgrade(server: Serve
             elif not line.strip().startswith("--"):
                 server.admin(line, database)
         assert make_ledger(at=worker).open_payment(intent(1), None)[1]
-        server.admin(f"SET search_path = routeweiler; {TO_VERSION_6}", database)
+        server.admin(f"SET search_path = routeweiler; {TO_VERSION_7}", database)
         run("budget show")
         assert make_ledger(at=worker).open_payment(intent(2), None)[1]
     finally:

@@ -17,6 +17,7 @@ import requests
 
 from routeweiler_sync import (
     BudgetEnvelope,
+    BudgetExceededError,
     EnvelopeFrozenError,
     Ledger,
     LedgerError,
@@ -470,6 +471,46 @@ def test_show_tells_what_an_envelope_allows_and_has_counted(
         "headroomMinorUnits": Decimal("89.5"),
     }
     assert (row["frozen"], row["grantEndsAt"] > row["grantedAt"]) == (False, True)
+
+
+def test_agents_share_one_budget_and_each_is_shown_what_it_spent(
+    command: Command, make_session: Callable[..., Routeweiler], dynamic: Paywall, books: Books, lnd: FakeLnd
+) -> None:
+    """Who lets several agents pay sees which of them it was, and stops them all by one command."""
+    lnd.fee_msat = 500
+    assert command("budget", "set", "team", "--per-day", "35") == 0
+    assert command("budget", "set", "scout", "--per-call", "20", "--parent", "nobody's") == 2
+    for agent in ("scout", "writer"):
+        assert command("budget", "set", agent, "--per-call", "20", "--parent", "team") == 0
+        assert "team: 35 sat/day" in command.out.decode()
+    agents = {agent: make_session(budget_envelope=agent, agent_id=agent) for agent in ("scout", "writer")}
+    for agent, path in (("scout", "/a"), ("scout", "/b"), ("writer", "/a"), ("writer", "/c")):
+        agents[agent].get(dynamic.url_for(path))
+    with pytest.raises(BudgetExceededError, match="'team'"):
+        agents["scout"].get(dynamic.url_for("/d"))
+    assert command("budget", "show", "team", "--by", "agent", "--json", **NO_NODE) == 0
+    spent = [(row["agentId"], row["totalMsat"], row["feesMsat"], row["payments"]) for row in command.json]
+    assert spent == [("scout", 21_000, 1_000, 2), ("writer", 10_500, 500, 1)]
+    assert command("budget", "show", "--by", "agent") == 0
+    assert "scout 21 1 2 writer 10.5 0.5 1" in " ".join(command.out.decode().split())
+    assert command("budget", "list", "--json") == 0
+    assert {row["id"]: (row["parentId"], row["headroomMinorUnits"]) for row in command.json} == {
+        "scout": ("team", "3.5"),
+        "team": (None, "3.5"),
+        "writer": ("team", "3.5"),
+    }
+    assert command("budget", "audit", "--json") == 0
+    assert command("payments", "list", "--json") == 0
+    assert sorted(row["agentId"] for row in command.json) == ["scout", "scout", "writer"]
+    edit(books.ledger_path, "UPDATE envelopes SET settled_micro = settled_micro - 1 WHERE id = 'team'")
+    assert command("budget", "audit", "--json") == 1
+    assert {found["envelopeId"] for found in command.json["differences"]} == {"team"}
+    assert command("budget", "freeze", "team") == 0
+    with pytest.raises(EnvelopeFrozenError, match="'team'"):
+        agents["scout"].get(dynamic.url_for("/e"))
+    assert command("budget", "show", "scout") == 0
+    assert "frozen by team" in command.out.decode()
+    assert command("budget", "set", "scout", "--parent", "none") == 2, "what it has counted stays where it is"
 
 
 @pytest.mark.slow

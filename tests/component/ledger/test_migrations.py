@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
-from routeweiler_sync import LedgerError, Routeweiler
+from routeweiler_sync import BudgetError, LedgerError, Routeweiler
 from routeweiler_sync.ledger import sqlite as sqlite_module, store
+from routeweiler_sync.ledger.spending import Spending
 from routeweiler_sync.testing import FakeLnd, Paywall
 from tests.support.accounts import Books
 from tests.support.ledger_builders import PATIENCE_S, Ledger, at_once, draw, hash_of, held_msat, intent, limits, settle
@@ -157,6 +158,29 @@ def test_an_older_ledger_takes_charges_beside_its_tokens(tmp_path: Path, version
         assert not ledger.open_payment(intent(4, scope=old.scope), None)[1], "a token is still there only once"
         assert {row.payment_hash for row in ledger.owed("https://api.example", "page")} == {hash_of(2), hash_of(3)}
         assert held_msat(ledger, "old") == (0, 10_000)
+    assert version_of(path)[::2] == (store.SCHEMA_VERSION, "ok")
+
+
+@pytest.mark.parametrize("version", range(1, store.SCHEMA_VERSION))
+def test_an_older_ledger_takes_agents_and_envelopes_that_lie_in_others(tmp_path: Path, version: int) -> None:
+    """Else an upgraded user's agents would spend without the limit for all, or what was spent before would be nobody's."""
+    path = tmp_path / "ledger.db"
+    by_hand(path, version)
+    moved_msat = 0
+    if version >= 7:  # the first with archives
+        moved_msat = 5_001
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
+            database.execute("INSERT INTO archived_sums VALUES ('https://api.example', 'old', 2, 1, 1, 5000, 1, 5001000, 2)")
+            database.execute("UPDATE envelopes SET settled_micro = settled_micro + 5001000")
+    with contextlib.closing(Ledger.open(path)) as ledger:
+        before = Spending(total_msat=10_000 + moved_msat, fees_msat=int(moved_msat > 0), payments=1 + (moved_msat > 0))
+        assert ledger.spending_by_agent() == {None: before} == ledger.spending_by_agent(envelope="old")
+        with pytest.raises(BudgetError, match="payments have counted"):
+            ledger.open_payment(intent(2), draw(limits("old", parent=limits("all"))))
+        ledger.open_payment(intent(2, agent_id="scout"), draw(limits("scout", parent="old")))
+        settle(ledger, 2)
+        assert [held_msat(ledger, id) for id in ("scout", "old")] == [(0, 10_000), (0, 20_000 + moved_msat)]
+        assert ledger.spending_by_agent() == {None: before, "scout": Spending(total_msat=10_000, payments=1)}
     assert version_of(path)[::2] == (store.SCHEMA_VERSION, "ok")
 
 
