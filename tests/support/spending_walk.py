@@ -115,6 +115,7 @@ class Walk:
     walls: list[Paywall]
     url: str
     policy_sats: int
+    payment_timeout_s: float = PAYMENT_TIMEOUT_S
     now_s: float = START_S
     rates: dict[str, Decimal] = field(default_factory=lambda: {"usd": Decimal(60_000), "jpy": Decimal(9_000_000)})
     envelopes: dict[str, BudgetEnvelope] = field(default_factory=dict)
@@ -158,7 +159,7 @@ class Walk:
             budget_envelope=self.envelopes[id],
             policy=Policy(rules=[at_most]),
             fmv_provider=None if currency == "sat" else StaticRate(self.rates),
-            payment_timeout=PAYMENT_TIMEOUT_S,
+            payment_timeout=self.payment_timeout_s,
         )
         session._payer._started_s = self.now_s
         return session
@@ -321,6 +322,7 @@ class Walk:
         self.node.clear_faults()
         self.node.fee_msat = 0
         self.node.release()
+        self.payment_timeout_s = 30.0  # on a slow machine too
         for id in CURRENCIES:
             self.relimit(id, {})
         for _ in range(MAX_CALLS):
