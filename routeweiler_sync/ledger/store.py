@@ -255,6 +255,11 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         CREATE INDEX payments_live_of_page ON payments (origin, target, created_at_ms)
             WHERE preimage IS NOT NULL AND single_use = 0 AND state = 'settled'
         """,
+        # What was bought for a path, newest last: a session asks for the token of the path that it is about to request.
+        """
+        CREATE INDEX payments_live_of_path ON payments (origin, path, created_at_ms)
+            WHERE state IN ('open', 'failed', 'settled') AND single_use = 0
+        """,
         # Without charges that an answer may have used up, of which there may be any number; refused ones first.
         "DROP INDEX payments_undelivered",
         """
