@@ -1,7 +1,7 @@
 """What the ledger needs of a database (`Store`, `Transaction`), and the schema of its tables with all migrations.
 
 The stores are `sqlite.SqliteStore` and `postgres.store.PostgresStore`. The statements that they run come from `ledger.ledger`,
-`lookups`, `envelopes` and `snapshot`.
+`readings`, `lookups`, `envelopes` and `snapshot`.
 
 SQL is written once, in a dialect that every backend must understand, if need be after a translation of its own:
 
