@@ -99,14 +99,19 @@ class Lookups:
         """Return the row of ``payment_hash`` (64 hex digits), or None if the ledger has no such payment."""
         return first(self._store.ask(*of_invoice(payment_hash)))
 
-    def live(self, origin: str, scope: str | None = None) -> list[PaymentRow]:
+    def live(self, origin: str, scope: str | None = None, *, limit: int | None = None) -> list[PaymentRow]:
         """Return the rows of ``origin`` that have a live token or are unfinished: at most one for each scope.
 
-        With ``scope``, return the row of that scope alone. Without it, return at most `MAX_LIVE` rows, those whose scopes come
-        first in alphabetical order; ask for any other by its scope.
+        With ``scope``, return the row of that scope alone. Without it, return at most ``limit`` rows (`MAX_LIVE`), those whose
+        scopes come first in alphabetical order; ask for any other by its scope.
         """
-        question = (f"{_LIVE}ORDER BY scope LIMIT {MAX_LIVE}", (origin,)) if scope is None else live_of(origin, scope)
+        question = (f"{_LIVE}ORDER BY scope LIMIT ?", (origin, limit or MAX_LIVE)) if scope is None else live_of(origin, scope)
         return [payment_of(row) for row in self._store.ask(*question)]
+
+    def live_of_path(self, origin: str, path: str) -> PaymentRow | None:
+        """Return the newest payment for ``path`` that has a live token or is unfinished, or None."""
+        question = f"{_LIVE}AND path = ? ORDER BY created_at_ms DESC LIMIT 1", (origin, path)
+        return first(self._store.ask(*question))
 
     def standing(self, origin: str, resource_digest: str) -> PaymentRow | None:
         """Return the payment that stands for this very page, whatever its scope, or None.
@@ -144,13 +149,16 @@ class Lookups:
 
     def newest_accepted(self, origin: str) -> PaymentRow | None:
         """Return the newest of the origin's live tokens that the server has accepted, or None."""
-        return first(
-            self._store.ask(
-                "SELECT * FROM payments WHERE origin = ? AND state = 'settled' AND preimage IS NOT NULL AND taken >= 1 "
-                "AND single_use = 0 ORDER BY created_at_ms DESC, payment_hash DESC LIMIT 1",
-                (origin,),
-            )
+        return next(iter(self.accepted(origin, 1)), None)
+
+    def accepted(self, origin: str, limit: int) -> list[PaymentRow]:
+        """Return the origin's live tokens that the server has accepted: the newest ``limit``, newest first."""
+        rows = self._store.ask(
+            "SELECT * FROM payments WHERE origin = ? AND state = 'settled' AND preimage IS NOT NULL AND taken >= 1 "
+            "AND single_use = 0 ORDER BY created_at_ms DESC, payment_hash DESC LIMIT ?",
+            (origin, limit),
         )
+        return [payment_of(row) for row in rows]
 
     def _owed_of(self, origin: str, resource_digest: str, *, claimed: bool) -> Question:
         """Ask for the charges of a request that calls have claimed, or for those that none has."""

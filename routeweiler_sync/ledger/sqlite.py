@@ -536,6 +536,8 @@ class _Turn(AbstractContextManager["SqliteTransaction"]):
         store._start_over_after_fork()
         self._pid = os.getpid()
         self._line = line = store._writer if self._writes else store._reader
+        # The file's real path, the key in `_busy`: another store may name the file by a link. To resolve a path takes a system call
+        # for each of its folders; so while the connection is open, it is the one that was resolved for it.
         self._file = os.path.realpath(store.path) if line.connection is None else str(store._real)
         self._wait = wait = LedgerWait(BUSY_TIMEOUT_S, least_s=WAIT_S_MIN)
         if not line.lock.acquire(timeout=wait.left_s()):

@@ -1,7 +1,7 @@
 """What the ledger needs of a database (`Store`, `Transaction`), and the schema of its tables with all migrations.
 
 The stores are `sqlite.SqliteStore` and `postgres.store.PostgresStore`. The statements that they run come from `ledger.ledger`,
-`lookups`, `envelopes` and `snapshot`.
+`readings`, `lookups`, `envelopes` and `snapshot`.
 
 SQL is written once, in a dialect that every backend must understand, if need be after a translation of its own:
 
@@ -254,6 +254,11 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         """
         CREATE INDEX payments_live_of_page ON payments (origin, target, created_at_ms)
             WHERE preimage IS NOT NULL AND single_use = 0 AND state = 'settled'
+        """,
+        # What was bought for a path, newest last: a session asks for the token of the path that it is about to request.
+        """
+        CREATE INDEX payments_live_of_path ON payments (origin, path, created_at_ms)
+            WHERE state IN ('open', 'failed', 'settled') AND single_use = 0
         """,
         # Without charges that an answer may have used up, of which there may be any number; refused ones first.
         "DROP INDEX payments_undelivered",

@@ -62,6 +62,9 @@ def buy(ledger: Ledger) -> None:
         purchase(ledger, n, ORIGIN)
     for ask in (ledger.live, ledger.learned):
         ask(ORIGIN)
+    for ask_for in (ledger.live_of_path, ledger.learned_scope):
+        ask_for(ORIGIN, "/hourly")
+    ledger.accepted(ORIGIN, 20)
     ledger.envelope("envelope-0")
     ledger.count_send("0" * 64)
 
@@ -217,6 +220,7 @@ def steps_of_sqlite() -> Iterator[dict[str, int]]:
 
 RETIRED = {"state": "'retired'", "failure_code": "'refused'"}
 LIVE = {"scope": "'scope-' || n"}
+OTHER_PAGE = {**LIVE, "target": "'target-' || n", "path": "'/path/' || n"}
 CHARGE = {"single_use": "1", "scope": "'scope-' || n"}
 #: What may be in a ledger in large number: the columns in which the n-th row differs from a live, accepted token of the page.
 SHAPES: dict[str, dict[str, str]] = {
@@ -225,11 +229,12 @@ SHAPES: dict[str, dict[str, str]] = {
     "of the page, forgotten": {**RETIRED, "failure_code": "'forgotten'"},
     "of the page, never accepted": {**RETIRED, "taken": "0"},
     "of the page, live for other scopes": LIVE,
+    "of the path, live for other pages": {**LIVE, "target": "'target-' || n"},
     "of the page, dead": {"state": "'dead'", "failure_code": "'failed_for_good'", "preimage": "NULL", "settled_at_ms": "NULL"},
     "of the page, given up and paid after all": {"state": "'retired'", "failure_code": "'abandoned'", "taken": "0"},
-    "of other pages, live": {**LIVE, "target": "'target-' || n"},
-    "of other pages, under way": {**LIVE, "target": "'target-' || n", "state": "'open'", "preimage": "NULL"},
-    "of other pages, not delivered": {**LIVE, "target": "'target-' || n", "taken": "0", "failure_code": "'undelivered'"},
+    "of other pages, live": OTHER_PAGE,
+    "of other pages, under way": {**OTHER_PAGE, "state": "'open'", "preimage": "NULL"},
+    "of other pages, not delivered": {**OTHER_PAGE, "taken": "0", "failure_code": "'undelivered'"},
     "charges of the page, delivered": {**CHARGE, "state": "'retired'"},
     "charges of other requests, refused": {**CHARGE, "target": "'target-' || n", "taken": "0", "failure_code": "'refused'"},
     "of other servers": {**LIVE, "origin": "'https://' || n || '.example'"},
@@ -261,6 +266,9 @@ def ask_and_buy(ledger: Ledger, page: Mapping[str, Any]) -> None:
     ledger.newest_accepted(origin)
     ledger.undelivered(origin)
     ledger.live(origin)
+    ledger.live_of_path(origin, "/pages/0")
+    ledger.learned_scope(origin, "/pages/0")
+    ledger.accepted(origin, 20)
     ledger.rehearse(intent(1, **page), draw(limits()))
     assert ledger.open_payment(intent(1, **page, known_tokens=known), draw(limits()))[1]
     ledger.count_send(hash_of(1))
