@@ -13,6 +13,10 @@ LEDGER = "ROUTEWEILER_LEDGER"
 TRACE = "ROUTEWEILER_TRACE"
 #: The budget's limits.
 BUDGET = "ROUTEWEILER_BUDGET"
+#: The id of an envelope in the ledger, which is the budget then.
+ENVELOPE = "ROUTEWEILER_ENVELOPE"
+#: The agent whose payments they are.
+AGENT = "ROUTEWEILER_AGENT"
 #: The network that the wallet is on.
 NETWORK = "ROUTEWEILER_NETWORK"
 
@@ -70,4 +74,6 @@ PAYER_VARIABLES = (
     LEDGER,
     TRACE,
     BUDGET,
+    ENVELOPE,
+    AGENT,
 )

@@ -310,7 +310,7 @@ def _session(url: str, *, max_sats: int | None, dry_run: bool) -> tuple[Routewei
     )
     funding = []
     try:
-        budget = env_settings.budget()
+        budget, agent_id = env_settings.budget(), env_settings.agent_id()
         try:
             funding = environment.node()
         except FundingError as error:
@@ -322,6 +322,7 @@ def _session(url: str, *, max_sats: int | None, dry_run: bool) -> tuple[Routewei
     session = Routeweiler(
         funding=funding,
         budget_envelope=budget,
+        agent_id=agent_id,
         trace_sink=fetch.observer,
         confirm=fetch.confirm,
         payment_timeout=DRY_RUN_WAIT_S if dry_run else PAYMENT_TIMEOUT_S,

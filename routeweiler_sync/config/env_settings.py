@@ -3,6 +3,8 @@
     ROUTEWEILER_LEDGER    the ledger: a path or sqlite:///…; else ledger.db in the user's state folder
     ROUTEWEILER_TRACE     the trace: a path; SQLite where it ends in .db or .sqlite, else JSON lines
     ROUTEWEILER_BUDGET    limits, e.g. "1000 sat/call, 50000 sat/day"; "none" for no limit
+    ROUTEWEILER_ENVELOPE  instead of these: the id of an envelope in the ledger
+    ROUTEWEILER_AGENT     the agent whose payments they are
     ROUTEWEILER_NETWORK   bitcoin, bitcoin-testnet, bitcoin-signet or bitcoin-regtest; else the node is asked
 
 ROUTEWEILER_NETWORK is read in `environment`. The variables of the node (ROUTEWEILER_LNDCONNECT, LND_GRPC_HOST, …) are left to
@@ -19,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from .._core import env_vars
 from .._core.log import log
-from .._core.secret_text import problem_of_path, shown
+from .._core.secret_text import kind_of, problem_of_path, shown
 
 if TYPE_CHECKING:
     from ..budgets.schema import BudgetEnvelope
@@ -73,14 +75,45 @@ def sink_at(path: str) -> TraceSink:
     return TraceSink.sqlite(path) if path.endswith((".db", ".sqlite", ".sqlite3")) else TraceSink.jsonl(path)
 
 
-def budget(environ: Mapping[str, str] = os.environ) -> BudgetEnvelope | None:
-    """Return the envelope that ``$ROUTEWEILER_BUDGET`` describes: the safe default if it is unset, None if it says ``none``.
+def agent_id(environ: Mapping[str, str] = os.environ) -> str | None:
+    """Return the agent that ``$ROUTEWEILER_AGENT`` names, or None.
 
-    Raises: ValueError for a text that can't be read: a budget that isn't understood must not become no budget.
+    Raises: ValueError for a text that can't be an id.
+    """
+    return _id_in(env_vars.AGENT, environ)
+
+
+def _id_in(name: str, environ: Mapping[str, str]) -> str | None:
+    """Return the id of an envelope or an agent in the variable ``name``; None if it is unset or blank. Raises: ValueError."""
+    from ..budgets.schema import MAX_ID_BYTES, can_be_id
+
+    text = environ.get(name, "").strip()
+    if text and (not can_be_id(text) or kind_of(text) != "a secret"):
+        raise ValueError(
+            f"{name}: it isn't an id, which has at most {MAX_ID_BYTES} bytes in UTF-8. It isn't shown: it may be a secret."
+        )
+    return text or None
+
+
+def budget(environ: Mapping[str, str] = os.environ) -> BudgetEnvelope | str | None:
+    """Return the budget that the environment names.
+
+    It is the id in ``$ROUTEWEILER_ENVELOPE``, or else the envelope that ``$ROUTEWEILER_BUDGET`` describes: the safe default if that
+    is unset, None if it says ``none``.
+
+    Raises: ValueError for a text that can't be read, and if both are set: a budget that isn't understood must not become no budget.
     """
     from ..budgets.schema import SAFE_DEFAULT, BudgetEnvelope
 
     text = environ.get(env_vars.BUDGET, "").strip()
+    envelope_id = _id_in(env_vars.ENVELOPE, environ)
+    if envelope_id is not None and text:
+        raise ValueError(
+            f"{env_vars.ENVELOPE}: the envelope that it names has its limits in the ledger, and {env_vars.BUDGET} gives others. "
+            "Unset one of them."
+        )
+    if envelope_id is not None:
+        return envelope_id
     if not text:
         return SAFE_DEFAULT
     if text.lower() == "none":

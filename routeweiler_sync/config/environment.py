@@ -62,6 +62,8 @@ class EnvironmentPayer(Payer):
         if not other.idle:
             if "budget_envelope" in self.missing:
                 self.envelope = other.envelope
+            if "agent_id" in self.missing:
+                self.agent_id = other.agent_id
             if "trace_sink" in self.missing:
                 self.trace_sink = copy.copy(other.trace_sink)  # each payer closes its own sink
             self.missing = self.missing & getattr(other, "missing", frozenset())
@@ -97,13 +99,13 @@ def made(**given: Unpack[Settings]) -> Payer:
     """
     if not given.get("funding") and not wallets.names_wallet():
         idle = EnvironmentPayer(**given, idle=True)
-        idle.missing = frozenset(("budget_envelope", "trace_sink")) - given.keys()
+        idle.missing = frozenset(("budget_envelope", "trace_sink", "agent_id")) - given.keys()
         return idle
     found, problem = settings(**given)
     if "funding" in given:
         return Payer(**found, problem=problem)
     payer = EnvironmentPayer(**found, problem=problem)
-    payer.missing = frozenset(("budget_envelope",)) - found.keys()
+    payer.missing = frozenset(("budget_envelope", "agent_id")) - found.keys()
     return payer
 
 
@@ -118,7 +120,12 @@ def settings(**given: Unpack[Settings]) -> tuple[Settings, RouteweilerError | No
         if "budget_envelope" not in given:
             found["budget_envelope"] = env_settings.budget()
     except ValueError as error:  # a budget that isn't understood must not become no budget
-        problems.append(BudgetError(str(error), advice=f"Correct {env_vars.BUDGET}."))
+        problems.append(BudgetError(str(error), advice=f"Correct {str(error).partition(':')[0]}."))
+    try:
+        if "agent_id" not in given:
+            found["agent_id"] = env_settings.agent_id()
+    except ValueError as error:
+        problems.append(BudgetError(str(error), advice=f"Correct {env_vars.AGENT}."))
     try:
         if "funding" not in given:
             found["funding"] = node()

@@ -73,7 +73,7 @@ def examine(
             envelope = SAFE_DEFAULT if given else env_settings.budget()
         except ValueError as error:
             is_known = False
-            yield wrong("budget", str(error).rstrip("."), f"Correct {env_vars.BUDGET}.")
+            yield wrong("budget", str(error).rstrip("."), f"Correct {str(error).partition(':')[0]}.")
     else:
         envelope = budget_envelope
     if opened is None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -510,7 +511,41 @@ def test_agents_share_one_budget_and_each_is_shown_what_it_spent(
         agents["scout"].get(dynamic.url_for("/e"))
     assert command("budget", "show", "scout") == 0
     assert "frozen by team" in command.out.decode()
+    assert command("budget", "thaw", "team") == 0
+    page = ("get", dynamic.url_for("/f"), "--quiet")
+    assert command(*page, ROUTEWEILER_ENVELOPE="writer", ROUTEWEILER_BUDGET="5 sat") == 2, "which of both holds isn't guessed"
+    assert command(*page, ROUTEWEILER_ENVELOPE="writer", ROUTEWEILER_AGENT="writer") == 3, "the team's limit holds for commands too"
+    assert command("budget", "set", "team", "--per-day", "60") == 0
+    assert command(*page, ROUTEWEILER_ENVELOPE="writer", ROUTEWEILER_AGENT="by hand") == 0
+    assert command("budget", "show", "writer", "--by", "agent", "--json") == 0
+    assert [row["agentId"] for row in command.json] == ["by hand", "writer"]
     assert command("budget", "set", "scout", "--parent", "none") == 2, "what it has counted stays where it is"
+
+
+def test_the_page_about_agents_does_what_it_says(
+    command: Command, dynamic: Paywall, books: Books, lnd: FakeLnd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else who follows it would have agents without the limit for all."""
+    page = (Path(__file__).parents[3] / "docs" / "how-to" / "agents-budget.md").read_text(encoding="utf-8")
+    lines = [line.partition("#")[0].split() for line in page.splitlines() if line.startswith("routeweiler-sync ")]
+    programs = [block.partition("```")[0] for block in page.split("```python\n")[1:]]
+    assert (len(lines), len(programs)) == (8, 2)
+    for line in lines[:3]:
+        assert command(*line[1:]) == 0
+    for name, value in command.environ().items():
+        monkeypatch.setenv(name, value)
+    names: dict[str, Any] = {}
+    for number, program in enumerate(programs):
+        exec(program.replace('network="bitcoin"', 'network="bitcoin-regtest"'), names)
+        names["scout"].get(dynamic.url_for(f"/{number}"))
+        names["writer"].get(dynamic.url_for(f"/by writer {number}"))
+    assert {row.id: str(row.settled_minor_units.normalize()) for row in books.ledger.envelopes()} == {
+        "scout": "2E+1",
+        "team": "4E+1",
+        "writer": "2E+1",
+    }
+    for line in lines[3:]:
+        assert command(*line[1:]) == 0
 
 
 @pytest.mark.slow

@@ -137,3 +137,20 @@ def test_every_variable_that_cant_be_used_is_named_at_once(
     assert all(name in str(problem) for name in named), str(problem)
     assert str(problem).count("Nothing was spent") == 1
     assert "budget_envelope" in found or "ROUTEWEILER_BUDGET" in named
+
+
+def test_an_envelope_of_the_ledger_and_an_agent_are_named_by_variables() -> None:
+    """Else an agent that is a command would spend from another budget than its own, or as nobody."""
+    assert env_settings.budget({"ROUTEWEILER_ENVELOPE": " scout "}) == "scout"
+    assert env_settings.agent_id({"ROUTEWEILER_AGENT": "scout"}) == "scout"
+    assert env_settings.agent_id({"ROUTEWEILER_AGENT": " "}) is None
+    for environ in (
+        {"ROUTEWEILER_ENVELOPE": "scout", "ROUTEWEILER_BUDGET": "none"},
+        {"ROUTEWEILER_ENVELOPE": "x" * 513},
+        {"ROUTEWEILER_ENVELOPE": "https://user:s3cret@host"},
+    ):
+        with pytest.raises(ValueError, match="ROUTEWEILER_ENVELOPE") as refused:
+            env_settings.budget(environ)
+        assert "s3cret" not in str(refused.value)
+    with pytest.raises(ValueError, match="ROUTEWEILER_AGENT"):
+        env_settings.agent_id({"ROUTEWEILER_AGENT": "a\ud800"})
