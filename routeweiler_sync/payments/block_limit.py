@@ -20,7 +20,7 @@ from .._core.display import facts_table
 from .._core.forks import in_child
 from .._core.money import MAX_MINOR_UNITS, MSAT_PER_SAT, sats as in_sats
 from .._core.secret_text import shown
-from ..errors import BudgetExceededError, LedgerError
+from ..errors import BudgetExceededError, LedgerError, PaymentDeclinedError
 
 if TYPE_CHECKING:
     from ..ledger.types import PaymentRow
@@ -50,6 +50,12 @@ class SpendingLimit:
         self._payer = payer
         self._spent: dict[str, int] = {}
         self._reserved: dict[str, int] = {}
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Let no further payment order of the block leave. One that has left before goes on: ``reserved_msat`` tells of it."""
+        with _lock:
+            self._stopped = True
 
     def _held(self) -> AbstractContextManager[object]:
         """Return a context manager in which the sums are up to date and may be changed. The caller has the lock.
@@ -132,7 +138,7 @@ def _reserve(
     """Reserve a payment's cost in all ``limits``. Return the fee limit that fits, in msat, and the limits that hold it from now on.
 
     Raises: BudgetExceededError if the payment doesn't fit into one of the limits, and in a signal handler or finalizer that has
-    interrupted this very function. Nothing is reserved then.
+    interrupted this very function; PaymentDeclinedError if one of them is stopped. Nothing is reserved then.
     """
     global _reserving
     limits = list(limits)
@@ -147,6 +153,8 @@ def _reserve(
             with _sums(limits):
                 new = [each for each in limits if payment_hash not in each._reserved and payment_hash not in each._spent]
                 for each in new:
+                    if each._stopped:
+                        raise PaymentDeclinedError("The call was cancelled before it paid.", advice="Call again.")
                     headroom_msat = each._headroom_msat()
                     if headroom_msat < amount_msat + (fee_cap_msat if whole else 0):
                         raise _exceeded(each, headroom_msat, amount_msat, fee_cap_msat if whole else 0)
@@ -194,7 +202,8 @@ def reserved(
     ``whole``, the fee limit doesn't shrink: all must fit. A payment that is reserved already, since an earlier order of the block
     is unanswered, isn't reserved twice, and stays reserved.
 
-    Raises: BudgetExceededError if the payment doesn't fit into one of the limits. Nothing is reserved then.
+    Raises: BudgetExceededError if the payment doesn't fit into one of the limits, PaymentDeclinedError if one of them is stopped.
+    Nothing is reserved then.
     """
     fee_limit_msat, new = _reserve(limits, payment_hash, amount_msat, fee_cap_msat, whole=whole)
     reservation = Reservation(fee_limit_msat)

@@ -1,0 +1,424 @@
+"""One fetch for an agent: a request with a limit of its own, and an answer that says what came, what was paid and what is left.
+
+Frameworks' tools and the MCP server are thin layers around `fetch` and `fetch_async`. What an agent may ask for are URL, method,
+headers and body. Limits are the program's (`Rules`): nothing that the agent passes, and nothing that a page says, changes them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import json
+import threading
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urljoin
+
+import requests
+import urllib3
+
+from .._core.log import log
+from .._core.money import MAX_MINOR_UNITS, MSAT_PER_SAT, minor_text, sats
+from .._core.secret_text import shown as shown_value
+from .._core.urls import origin_of, without_userinfo, without_userinfos
+from ..errors import RouteweilerError
+from ..payments import block_limit
+from ..policy import patterns
+from . import pages
+from .pages import Page
+from .problems import Problem, problem_of, shown
+
+if TYPE_CHECKING:
+    from ..payments.types import Payment
+    from ..transport.session import Routeweiler
+
+#: The most characters of a page that an agent gets, if the program doesn't say.
+MAX_CHARS = 20_000
+#: Seconds to wait for the connection, and for each part of the answer (requests' connect and read timeouts).
+TIMEOUT_S = (30.0, 60.0)
+#: The methods that an agent may use.
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+#: Headers that aren't an agent's to set: they say where a request goes and how it is framed.
+_RESERVED_HEADERS = frozenset(
+    ("host", "connection", "content-length", "transfer-encoding", "te", "trailer", "upgrade", "expect", "proxy-authorization")
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """What the program lets an agent do. The agent can't change it.
+
+    - ``max_sats_per_call``: the most that one fetch may spend, over redirects, routing included. None: the session's budget alone
+      limits it.
+    - ``max_chars``: a page is cut after so many characters.
+    - ``allow_origins``: the servers that may be asked, also by redirects: patterns as in ``BudgetEnvelope.allowed_origins_glob``,
+      for instance ``https://*.example.com``. None: any.
+
+    Raises: ValueError for a limit or a pattern that can't be one.
+    """
+
+    max_sats_per_call: int | None
+    max_chars: int = MAX_CHARS
+    allow_origins: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        limit = self.max_sats_per_call
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or not 0 <= limit <= MAX_MINOR_UNITS):
+            raise ValueError(
+                f"max_sats_per_call is a whole number of sats from 0 to {MAX_MINOR_UNITS}, or None, not {shown_value(limit)}"
+            )
+        if isinstance(self.max_chars, bool) or not isinstance(self.max_chars, int) or self.max_chars < 1:
+            raise ValueError(f"max_chars is a whole number from 1, not {shown_value(self.max_chars)}")
+        if isinstance(self.allow_origins, str):
+            raise ValueError("allow_origins is a list of patterns, not one text")
+        if problem := next(filter(None, map(patterns.problem_of_origin, self.allow_origins or ())), None):
+            raise ValueError(f"allow_origins: {problem}")
+
+    def allows(self, url: str) -> bool:
+        """Return whether ``url`` may be asked."""
+        if self.allow_origins is None:
+            return True
+        origin = origin_of(url)
+        return any(patterns.matches_origin(origin, each) for each in self.allow_origins)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fetched:
+    """What a fetch brought. ``page`` or ``problem`` is None; both are set if an answer came that can't be used.
+
+    ``payment`` is the payment behind the page, None for a free one. ``spent_msat`` is what this fetch has paid, routing included;
+    0 if the page was paid for before. ``pending_msat`` is the most that its payment may cost whose outcome isn't known yet.
+    ``left_msat`` is what the limits around this fetch still allow, None if there is none, or none in sat; ``left`` says it in
+    words.
+    """
+
+    method: str
+    url: str
+    status: int | None = None
+    content_type: str | None = None
+    page: Page | None = None
+    payment: Payment | None = None
+    spent_msat: int = 0
+    pending_msat: int = 0
+    left_msat: int | None = None
+    left: str | None = None
+    problem: Problem | None = None
+
+    @property
+    def money(self) -> str:
+        """What was paid and what is left, in a sentence or two."""
+        return " ".join(filter(None, (self._paid_text(), self.left and f"Left: {self.left}.")))
+
+    def _paid_text(self) -> str:
+        if self.spent_msat:
+            return f"Paid {sats(self.spent_msat)}, routing included."
+        if self.pending_msat:
+            return f"A payment of at most {sats(self.pending_msat)} isn't finished."
+        if self.payment is not None:
+            return "Nothing was paid: what was paid for before was used again."
+        return "Nothing was paid." if self.problem is None or self.problem.spent is False else self._spent_elsewhere()
+
+    def _spent_elsewhere(self) -> str:
+        assert self.problem is not None
+        return "The money is spent." if self.problem.spent else "Whether money was spent isn't known yet."
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the answer for an agent, as JSON has it. It holds no secret."""
+        page, payment = self.page, self.payment
+        return {
+            "url": self.url,
+            "status": self.status,
+            "contentType": self.content_type,
+            "text": None if page is None else page.text,
+            "cut": page is not None and page.cut,
+            "sizeBytes": None if page is None else page.size_bytes,
+            "note": None if page is None else page.note,
+            "money": self.money,
+            "spentMsat": self.spent_msat,
+            "pendingMsat": self.pending_msat,
+            "leftMsat": self.left_msat,
+            "payment": None
+            if payment is None
+            else {
+                "paymentHash": payment.payment_hash,
+                "amountMsat": payment.amount_msat,
+                "feeMsat": payment.fee_msat,
+                "reused": payment.reused,
+            },
+            "error": None if self.problem is None else self.problem.as_json(),
+        }
+
+    def as_text(self) -> str:
+        """Return `as_json` as a text, for frameworks whose tools return one."""
+        return json.dumps(self.as_json(), ensure_ascii=False)
+
+
+class _RefusedError(Exception):
+    """The rules don't allow it. Nothing was sent to that server."""
+
+    def __init__(self, code: str, message: str, advice: str) -> None:
+        super().__init__(message)
+        self.code, self.advice = code, advice
+
+
+@dataclass(kw_only=True)
+class Call:
+    """One fetch, which runs in one thread and may be cancelled from another.
+
+    ``read`` reads the page from the response, and closes it.
+    """
+
+    session: Routeweiler
+    rules: Rules
+    url: str
+    method: str = "GET"
+    headers: Mapping[str, str] | None = None
+    body: str | None = None
+    read: Callable[[requests.Response, int], Page] = pages.read
+    _limit: block_limit.SpendingLimit | None = field(default=None, init=False, repr=False)
+    _cancelled: threading.Event = field(default_factory=threading.Event, init=False, repr=False)
+    _guard: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+
+    def run(self) -> Fetched:
+        """Make the call, and return its answer; what goes wrong is in the answer.
+
+        Money: may be paid, at most ``rules.max_sats_per_call``.
+        """
+        method = self.method.upper() if isinstance(self.method, str) else ""
+        most, name = self.rules.max_sats_per_call, "max_sats_per_call"
+        block = block_limit.Block(
+            self.session._payer, MAX_MINOR_UNITS if most is None else most, option=None if most is None else f"{name}={most}"
+        )
+        with block as limit:
+            with self._guard:
+                self._limit = limit
+                if self._cancelled.is_set():
+                    limit.stop()
+            found = self._fetched(method, limit)
+        if self._cancelled.is_set():
+            log.warning("A cancelled fetch of %s has ended. %s", found.url, found.money)
+        return found
+
+    def cancel(self) -> str:
+        """Let the call pay nothing from now on, and return what became of the money, as a sentence.
+
+        A payment whose order may have left already goes on: what it buys is kept for the next fetch of the same URL.
+        """
+        with self._guard:
+            self._cancelled.set()
+            limit = self._limit
+        if limit is None:
+            return "The fetch was cancelled before it began: nothing is spent."
+        limit.stop()
+        spent, reserved = limit.spent_msat, limit.reserved_msat
+        again = "Fetch the same URL again: nothing is paid twice."
+        if reserved:
+            may = f"up to {sats(reserved)} may be spent"
+            return f"The fetch was cancelled while it paid: {may}. The payment goes on, and what it buys is kept. {again}"
+        if spent:
+            return f"The fetch was cancelled after it had paid {sats(spent)}. What it bought is kept. {again}"
+        return "The fetch was cancelled before it paid: nothing is spent."
+
+    @property
+    def moves_money(self) -> bool:
+        """Whether the call has paid, or an order of it may have left."""
+        limit = self._limit
+        return limit is not None and bool(limit.spent_msat or limit.reserved_msat)
+
+    def _fetched(self, method: str, limit: block_limit.SpendingLimit) -> Fetched:
+        response = None
+        page, problem = None, None
+        try:
+            response = self._sent(method)
+            page = self.read(response, self.rules.max_chars)
+        except _RefusedError as refused:
+            spent = bool(limit.spent_msat)
+            problem = Problem(code=refused.code, message=shown(str(refused)), spent=spent, retryable=False, advice=refused.advice)
+        except pages.PageBrokenError as broken:
+            problem = self._broken(method, response, broken, bool(limit.spent_msat))
+        except (requests.RequestException, ValueError, OSError, urllib3.exceptions.HTTPError) as error:
+            problem = problem_of(error, method=method, has_paid=bool(limit.spent_msat))
+            response = getattr(error, "response", None) if isinstance(error, RouteweilerError) else None
+        if problem is None and response is not None and response.status_code == 402:
+            problem = Problem(
+                code="unpaid_402",
+                message="The server asks for a payment, and none was made: its offer isn't one that can be paid here.",
+                spent=bool(limit.spent_msat),
+                retryable=False,
+                advice="Use another source, or tell the user.",
+            )
+        left_msat, left = _left(self.session, limit)
+        asked = without_userinfo(self.url) if isinstance(self.url, str) else ""
+        return Fetched(
+            method=method,
+            url=asked if response is None or not response.url else without_userinfo(response.url),
+            status=None if response is None else response.status_code,
+            content_type=None if response is None else _header(response, "Content-Type"),
+            page=page,
+            payment=getattr(response, "payment", None),
+            spent_msat=limit.spent_msat,
+            pending_msat=limit.reserved_msat,
+            left_msat=left_msat,
+            left=left,
+            problem=problem,
+        )
+
+    def _sent(self, method: str) -> requests.Response:
+        """Send the request, and return the response with its body unread."""
+        if self._cancelled.is_set():
+            raise _RefusedError("cancelled", "The fetch was cancelled before it began.", "Fetch again, if it is still wanted.")
+        if method not in METHODS:
+            raise _RefusedError("bad_method", "The method isn't one that may be used.", f"Use one of {', '.join(METHODS)}.")
+        headers = dict(self.headers or {})
+        for name in headers:
+            if str(name).strip().lower() in _RESERVED_HEADERS:
+                raise _RefusedError("bad_header", f"The header {name} isn't yours to set.", "Leave it out.")
+        data = None
+        if self.body is not None:
+            data = self.body.encode("utf-8")
+            if "content-type" not in {str(name).lower() for name in headers}:
+                headers["Content-Type"] = "application/json" if _is_json(self.body) else "text/plain; charset=utf-8"
+        if self.rules.allow_origins is not None:
+            self._check(str(self.url))
+        arguments: dict[str, Any] = {"headers": headers, "data": data, "timeout": TIMEOUT_S, "stream": True}
+        if self.rules.allow_origins is not None:
+            arguments["hooks"] = {"response": [self._check_redirect, *_own_hooks(self.session)]}
+        return self.session.request(method, self.url, **arguments)
+
+    def _check(self, url: str) -> None:
+        if not self.rules.allows(url):
+            raise _RefusedError(
+                "origin_not_allowed",
+                f"{shown(without_userinfos(origin_of(url)))} isn't among the servers that may be asked.",
+                "Use one of the servers that are allowed, or tell the user. Only they can allow another.",
+            )
+
+    def _check_redirect(self, response: requests.Response, **kwargs: object) -> None:
+        """As a response hook, refuse a redirect to a server that may not be asked."""
+        target = self.session.get_redirect_target(response)
+        if target is not None:
+            self._check(urljoin(response.url, target))
+
+    @staticmethod
+    def _broken(method: str, response: requests.Response | None, broken: Exception, has_paid: bool) -> Problem:
+        from ..protocol.schemes import is_reusable
+
+        payment: Payment | None = getattr(response, "payment", None)
+        retryable, advice = method in ("GET", "HEAD"), "Fetch again in a minute, once."
+        if payment is not None and is_reusable(payment.scheme):
+            advice = "Fetch the same URL again: it is paid for, so that costs nothing."
+        elif payment is not None:
+            advice = "What was paid was for this one answer: fetching again pays anew. Ask the user."
+            retryable = False
+        if not retryable and method not in ("GET", "HEAD"):
+            advice = f"The server has carried out the {method}. {advice}"
+        return Problem(
+            code="page_broken",
+            message=f"The page didn't arrive whole: {shown(str(broken))}",
+            spent=has_paid,
+            retryable=retryable,
+            advice=advice,
+            payment_hash=None if payment is None else payment.payment_hash,
+        )
+
+
+def fetch(
+    session: Routeweiler,
+    rules: Rules,
+    url: str,
+    *,
+    method: str = "GET",
+    headers: Mapping[str, str] | None = None,
+    body: str | None = None,
+) -> Fetched:
+    """Fetch ``url`` for an agent, and pay for it if the server asks for that and the limits allow it.
+
+    A body without a ``Content-Type`` among ``headers`` is sent as ``application/json`` if it is a JSON object or list, else as
+    plain text.
+
+    Returns what came; what goes wrong is in its ``problem``, and nothing is raised for it.
+    Money: may be paid, at most ``rules.max_sats_per_call`` and what the session's budget allows.
+    """
+    return Call(session=session, rules=rules, url=url, method=method, headers=headers, body=body).run()
+
+
+async def fetch_async(
+    session: Routeweiler,
+    rules: Rules,
+    url: str,
+    *,
+    method: str = "GET",
+    headers: Mapping[str, str] | None = None,
+    body: str | None = None,
+) -> Fetched:
+    """Do as `fetch` in a worker thread of the running loop of asyncio. Limits of the caller's context hold there too.
+
+    If the task is cancelled, the call pays nothing from then on. What became of the money by then is in the log, in a note of the
+    CancelledError, and, if any may have moved, in a RuntimeWarning. A payment whose order has left goes on in its thread, and the
+    log tells its end; the next fetch of the same URL uses what it bought.
+    """
+    call = Call(session=session, rules=rules, url=url, method=method, headers=headers, body=body)
+    return await run_async(call)
+
+
+async def run_async(call: Call) -> Fetched:
+    """Run ``call`` in a worker thread: see `fetch_async`."""
+    context = contextvars.copy_context()
+    work = asyncio.get_running_loop().run_in_executor(None, context.run, call.run)
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError as cancelled:
+        _tell_cancelled(call, cancelled)
+        raise
+
+
+def _tell_cancelled(call: Call, cancelled: asyncio.CancelledError) -> None:
+    """Cancel ``call``, and say what became of the money. Raises nothing: the cancellation itself must get through."""
+    text = call.cancel()
+    with contextlib.suppress(Exception):
+        log.warning("%s", text)
+    if hasattr(cancelled, "add_note"):  # Python 3.11
+        cancelled.add_note(text)
+    if call.moves_money:
+        with contextlib.suppress(Exception):
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
+
+
+def _is_json(body: str) -> bool:
+    if not body.lstrip().startswith(("{", "[")):
+        return False
+    try:
+        json.loads(body)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _header(response: requests.Response, name: str) -> str | None:
+    value = response.headers.get(name)
+    return None if value is None else shown(value)
+
+
+def _own_hooks(session: requests.Session) -> list[Callable[..., Any]]:
+    listed = session.hooks.get("response") or []
+    return [listed] if callable(listed) else list(listed)
+
+
+def _left(session: Routeweiler, own: block_limit.SpendingLimit) -> tuple[int | None, str | None]:
+    """Return what the limits around a call still allow, in msat, and the same as a text. None where there is none."""
+    around = [each for each in block_limit.active((session._payer,)) if each is not own]
+    msat = [max(0, each.limit_msat - each.spent_msat - each.reserved_msat) for each in around]
+    texts = []
+    with contextlib.suppress(RouteweilerError, OSError):
+        row = session.budget
+        if row is not None and (left := row.headroom_minor_units) is not None:
+            if row.limits.cap_currency == "sat":
+                msat.append(int(left * MSAT_PER_SAT))
+            else:
+                texts.append(minor_text(left, row.limits.cap_currency))
+    if msat:
+        texts.insert(0, sats(min(msat)))
+    return min(msat, default=None), " and ".join(texts) or None
