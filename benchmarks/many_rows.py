@@ -53,7 +53,7 @@ from benchmarks.measure import Figure, single
 from routeweiler_sync.errors import LedgerError
 from routeweiler_sync.ledger import sqlite as sqlite_module
 from routeweiler_sync.ledger.archive import Archived
-from routeweiler_sync.ledger.envelopes import BUCKET_S, KEPT_BUCKETS, make
+from routeweiler_sync.ledger.envelopes import BUCKET_S, KEPT_BUCKETS, dump
 from routeweiler_sync.ledger.ledger import Ledger
 from routeweiler_sync.ledger.store import SCHEMA_VERSION
 from tests.support.cli_process import bare_environ
@@ -174,9 +174,11 @@ def fill(backend: str, url: str, rows: int) -> None:
             older.enter_context(mock.patch.object(module, "SCHEMA_VERSION", SCHEMA_VERSION - 1))
         with contextlib.closing(Ledger.open(url)) as ledger, ledger._store.transaction() as tx:
             for number in range(ENVELOPES):
-                make(tx, envelope(number))
-                paid = sum(n // ORIGINS % 5 != 4 for n in range(number, rows, ENVELOPES))
-                tx.execute("UPDATE envelopes SET settled_micro = ? WHERE id = ?", (paid * EACH_MICRO, f"envelope-{number}"))
+                made, paid = envelope(number), sum(n // ORIGINS % 5 != 4 for n in range(number, rows, ENVELOPES))
+                tx.execute(
+                    "INSERT INTO envelopes (id, limits, currency, settled_micro) VALUES (?, ?, ?, ?)",
+                    (made.id, dump(made), made.cap_currency, paid * EACH_MICRO),
+                )
 
     def inserts() -> Iterator[str]:
         for first in range(0, rows, TOLD_ROWS):
