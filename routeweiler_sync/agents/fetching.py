@@ -32,7 +32,7 @@ from .pages import Page
 from .problems import Problem, problem_of, shown
 
 if TYPE_CHECKING:
-    from ..payments.types import Payment
+    from ..payments.types import Payment, Rehearsal
     from ..transport.session import Routeweiler
 
 #: The most characters of a page that an agent gets, if the program doesn't say.
@@ -86,8 +86,24 @@ class Rules:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Price:
+    """What a fetch would pay: ``amount_msat``, and up to ``max_fee_msat`` for routing on top. Both are 0 for what costs nothing.
+
+    ``verdict`` says in a sentence what a fetch would do.
+    """
+
+    amount_msat: int
+    max_fee_msat: int
+    verdict: str
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the price for JSON."""
+        return {"amountMsat": self.amount_msat, "maxFeeMsat": self.max_fee_msat, "verdict": self.verdict}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Fetched:
-    """What a fetch brought. ``page`` or ``problem`` is None; both are set if an answer came that can't be used.
+    """What a fetch brought: the ``page``, or the ``price`` if it was asked for, or the ``problem`` that kept it from coming.
 
     ``payment`` is the payment behind the page, None for a free one. ``spent_msat`` is what this fetch has paid, routing included;
     0 if the page was paid for before. ``pending_msat`` is the most that its payment may cost whose outcome isn't known yet.
@@ -105,6 +121,7 @@ class Fetched:
     pending_msat: int = 0
     left_msat: int | None = None
     left: str | None = None
+    price: Price | None = None
     problem: Problem | None = None
 
     @property
@@ -140,6 +157,7 @@ class Fetched:
             "spentMsat": self.spent_msat,
             "pendingMsat": self.pending_msat,
             "leftMsat": self.left_msat,
+            "price": None if self.price is None else self.price.as_json(),
             "payment": None
             if payment is None
             else {
@@ -168,7 +186,8 @@ class _RefusedError(Exception):
 class Call:
     """One fetch, which runs in one thread and may be cancelled from another.
 
-    ``read`` reads the page from the response, and closes it.
+    URL, method, headers, body and ``price_only`` are the agent's, and may be anything: what can't be used is told in the answer.
+    ``price_only``: nothing is paid; see `fetch`. ``read`` reads the page from the response, and closes it.
     """
 
     session: Routeweiler
@@ -177,6 +196,7 @@ class Call:
     method: str = "GET"
     headers: Mapping[str, str] | None = None
     body: str | None = None
+    price_only: bool = False
     read: Callable[[requests.Response, int], Page] = pages.read
     _limit: block_limit.SpendingLimit | None = field(default=None, init=False, repr=False)
     _cancelled: threading.Event = field(default_factory=threading.Event, init=False, repr=False)
@@ -230,10 +250,15 @@ class Call:
 
     def _fetched(self, method: str, limit: block_limit.SpendingLimit) -> Fetched:
         response = None
-        page, problem = None, None
+        page, problem, rehearsal = None, None, None
         try:
-            response = self._sent(method)
-            page = self.read(response, self.rules.max_chars)
+            arguments = self._arguments(method)
+            if self.price_only:
+                response, rehearsal = self._priced(method, arguments)
+                problem = _refusal(rehearsal, method)
+            else:
+                response = self.session.request(method, self.url, stream=True, **arguments)
+                page = self.read(response, self.rules.max_chars)
         except _RefusedError as refused:
             spent = bool(limit.spent_msat)
             problem = Problem(code=refused.code, message=shown(str(refused)), spent=spent, retryable=False, advice=refused.advice)
@@ -242,7 +267,7 @@ class Call:
         except (requests.RequestException, ValueError, OSError, urllib3.exceptions.HTTPError) as error:
             problem = problem_of(error, method=method, has_paid=bool(limit.spent_msat))
             response = getattr(error, "response", None) if isinstance(error, RouteweilerError) else None
-        if problem is None and response is not None and response.status_code == 402:
+        if problem is None and rehearsal is None and response is not None and response.status_code == 402:
             problem = Problem(
                 code="unpaid_402",
                 message="The server asks for a payment, and none was made: its offer isn't one that can be paid here.",
@@ -263,30 +288,45 @@ class Call:
             pending_msat=limit.reserved_msat,
             left_msat=left_msat,
             left=left,
+            price=None if not self.price_only else _price_of(rehearsal, problem),
             problem=problem,
         )
 
-    def _sent(self, method: str) -> requests.Response:
-        """Send the request, and return the response with its body unread."""
+    def _priced(self, method: str, arguments: dict[str, Any]) -> tuple[requests.Response, Rehearsal | None]:
+        """Ask for the price. Return the answer, and what a fetch would do about it: None if the server asks for no payment."""
+        from ..paywall.call import QuoteReady
+
+        answer = self.session._priced(method, self.url, **arguments)
+        if not isinstance(answer, QuoteReady):
+            return answer, None
+        assert answer.request is not None  # only a pickled one has none
+        return answer.response, self.session._payer.checkout.rehearse(answer.request)
+
+    def _arguments(self, method: str) -> dict[str, Any]:
+        """Return what is passed to the session's ``request``, besides method and URL. Refuse what an agent may not ask for."""
         if self._cancelled.is_set():
             raise _RefusedError("cancelled", "The fetch was cancelled before it began.", "Fetch again, if it is still wanted.")
         if method not in METHODS:
             raise _RefusedError("bad_method", "The method isn't one that may be used.", f"Use one of {', '.join(METHODS)}.")
-        headers = dict(self.headers or {})
+        if not isinstance(self.url, str):
+            raise _RefusedError("bad_argument", "The URL isn't a text.", "Give one URL, such as https://example.com/page.")
+        if not isinstance(self.headers or {}, Mapping):
+            raise _RefusedError("bad_argument", "The headers aren't an object of names and values.", "Give an object, or none.")
+        headers = {str(name).strip(): str(value) for name, value in (self.headers or {}).items()}
         for name in headers:
-            if str(name).strip().lower() in _RESERVED_HEADERS:
-                raise _RefusedError("bad_header", f"The header {name} isn't yours to set.", "Leave it out.")
+            if name.lower() in _RESERVED_HEADERS:
+                raise _RefusedError("bad_argument", f"The header {name} isn't yours to set.", "Leave it out.")
         data = None
         if self.body is not None:
-            data = self.body.encode("utf-8")
-            if "content-type" not in {str(name).lower() for name in headers}:
-                headers["Content-Type"] = "application/json" if _is_json(self.body) else "text/plain; charset=utf-8"
+            body = self.body if isinstance(self.body, str) else json.dumps(self.body)
+            data = body.encode("utf-8")
+            if "content-type" not in {name.lower() for name in headers}:
+                headers["Content-Type"] = "application/json" if _is_json(body) else "text/plain; charset=utf-8"
+        arguments: dict[str, Any] = {"headers": headers, "data": data, "timeout": TIMEOUT_S}
         if self.rules.allow_origins is not None:
-            self._check(str(self.url))
-        arguments: dict[str, Any] = {"headers": headers, "data": data, "timeout": TIMEOUT_S, "stream": True}
-        if self.rules.allow_origins is not None:
+            self._check(self.url)
             arguments["hooks"] = {"response": [self._check_redirect, *_own_hooks(self.session)]}
-        return self.session.request(method, self.url, **arguments)
+        return arguments
 
     def _check(self, url: str) -> None:
         if not self.rules.allows(url):
@@ -333,16 +373,18 @@ def fetch(
     method: str = "GET",
     headers: Mapping[str, str] | None = None,
     body: str | None = None,
+    price_only: bool = False,
 ) -> Fetched:
     """Fetch ``url`` for an agent, and pay for it if the server asks for that and the limits allow it.
 
     A body without a ``Content-Type`` among ``headers`` is sent as ``application/json`` if it is a JSON object or list, else as
-    plain text.
+    plain text. With ``price_only``, the request is sent without any token and nothing is paid: the answer has the `Price` in place
+    of the page. A server that asks for no payment carries the request out.
 
     Returns what came; what goes wrong is in its ``problem``, and nothing is raised for it.
     Money: may be paid, at most ``rules.max_sats_per_call`` and what the session's budget allows.
     """
-    return Call(session=session, rules=rules, url=url, method=method, headers=headers, body=body).run()
+    return Call(session=session, rules=rules, url=url, method=method, headers=headers, body=body, price_only=price_only).run()
 
 
 async def fetch_async(
@@ -353,6 +395,7 @@ async def fetch_async(
     method: str = "GET",
     headers: Mapping[str, str] | None = None,
     body: str | None = None,
+    price_only: bool = False,
 ) -> Fetched:
     """Do as `fetch` in a worker thread of the running loop of asyncio. Limits of the caller's context hold there too.
 
@@ -360,7 +403,7 @@ async def fetch_async(
     CancelledError, and, if any may have moved, in a RuntimeWarning. A payment whose order has left goes on in its thread, and the
     log tells its end; the next fetch of the same URL uses what it bought.
     """
-    call = Call(session=session, rules=rules, url=url, method=method, headers=headers, body=body)
+    call = Call(session=session, rules=rules, url=url, method=method, headers=headers, body=body, price_only=price_only)
     return await run_async(call)
 
 
@@ -422,3 +465,28 @@ def _left(session: Routeweiler, own: block_limit.SpendingLimit) -> tuple[int | N
     if msat:
         texts.insert(0, sats(min(msat)))
     return min(msat, default=None), " and ".join(texts) or None
+
+
+def _refusal(rehearsal: Rehearsal | None, method: str) -> Problem | None:
+    if rehearsal is None or rehearsal.refusal is None:
+        return None
+    return problem_of(rehearsal.refusal, method=method, has_paid=False)
+
+
+def _price_of(rehearsal: Rehearsal | None, problem: Problem | None) -> Price | None:
+    """Return what a fetch would pay. None if that can't be told."""
+    if rehearsal is None:
+        return Price(amount_msat=0, max_fee_msat=0, verdict="The server asks for no payment.") if problem is None else None
+    if (row := rehearsal.unfinished) is not None:
+        amount = sats(row.amount_msat)
+        verdict = f"An earlier payment of {amount} isn't finished: a fetch would carry it to its end, and pay it once."
+        return Price(amount_msat=row.amount_msat, max_fee_msat=row.max_fee_msat, verdict=verdict)
+    if rehearsal.token is not None:
+        return Price(amount_msat=0, max_fee_msat=0, verdict="Nothing would be paid: it was paid for before.")
+    assert rehearsal.quote is not None
+    quote = rehearsal.quote
+    if problem is not None:
+        verdict = f"It would be refused: {problem.message}"
+    else:
+        verdict = f"{sats(quote.amount_msat)} would be paid, and at most {sats(quote.max_fee_msat)} for routing."
+    return Price(amount_msat=quote.amount_msat, max_fee_msat=quote.max_fee_msat, verdict=verdict)
