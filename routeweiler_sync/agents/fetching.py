@@ -315,11 +315,11 @@ class Call:
         headers = {str(name).strip(): str(value) for name, value in (self.headers or {}).items()}
         for name in headers:
             if name.lower() in _RESERVED_HEADERS:
-                raise _RefusedError("bad_argument", f"The header {name} isn't yours to set.", "Leave it out.")
+                raise _RefusedError("bad_header", f"The header {name} isn't yours to set.", "Leave it out.")
         data = None
         if self.body is not None:
             body = self.body if isinstance(self.body, str) else json.dumps(self.body)
-            data = body.encode("utf-8")
+            data = body.encode("utf-8", "replace")
             if "content-type" not in {name.lower() for name in headers}:
                 headers["Content-Type"] = "application/json" if _is_json(body) else "text/plain; charset=utf-8"
         arguments: dict[str, Any] = {"headers": headers, "data": data, "timeout": TIMEOUT_S}
