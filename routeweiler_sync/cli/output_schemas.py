@@ -202,7 +202,7 @@ DOCTOR = obj(
     version=text(),
     ready=boolean("whether a page can be paid for"),
     checks=listed(
-        obj(check=text(), verdict=text(enum=["fine", "warning", "wrong"]), what=text(), advice=nullable(text("what to do")))
+        obj(check=text(), verdict=text(enum=["ok", "warning", "wrong"]), what=text(), advice=nullable(text("what to do")))
     ),
 )
 BAKERY = obj(
@@ -221,8 +221,8 @@ AUDIT = obj(
     payments=integer(),
     paid=integer(),
     spentMsat=integer(MSAT),
-    traceCompared=boolean(),
-    nodeCompared=boolean(),
+    traceCompared=integer("how many payments were compared with traces"),
+    nodeCompared=integer("how many were compared with the wallet"),
     nodeForeign=obj(payments=integer(), spentMsat=integer(MSAT)),
     notes=listed(text()),
     open=listed(
@@ -235,7 +235,16 @@ AUDIT = obj(
             toDo=nullable(text()),
         )
     ),
-    differences=listed({"type": "object"}),
+    differences=listed(
+        obj(
+            kind=text(),
+            what=text(),
+            paymentHash=nullable(text()),
+            envelopeId=nullable(text()),
+            says={"type": "object", "description": "what each account says, by its name"},
+            toDo=nullable(text()),
+        )
+    ),
 )
 _SPENT = obj(payments=integer(), spentMsat=integer(MSAT), amountMsat=integer(MSAT), feesMsat=integer(MSAT))
 _LATENCY = nullable(obj(count=integer(), medianMs=integer(), p95Ms=integer(), longestMs=integer()))
