@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner
 
 from routeweiler_sync._core import env_vars
 from routeweiler_sync.cli import main, output_schemas
+from routeweiler_sync.cli.schema import EXIT_CODES
 from routeweiler_sync.testing import FakeLnd, Paywall
 from tests.component.cli.test_help import COMMANDS, help_of
 from tests.support.accounts import Books
@@ -129,3 +133,28 @@ def test_one_command_is_shown_alone() -> None:
     assert CliRunner().invoke(main, ["schema", "pay"]).exit_code == 2
     mcp = json.loads(CliRunner().invoke(main, ["schema", "mcp"]).stdout)["mcp"]
     assert mcp["tools"]["fetch"]["output"] == output_schemas.FETCH_OUTPUT
+
+
+@pytest.mark.parametrize("page", ["agents.md", "agents-shell.md"])
+def test_the_pages_for_agents_name_what_there_is(page: str) -> None:
+    """An agent does as the page says: a command that is refused, or an exit code that means something else, costs it the way."""
+    text = (Path(__file__).parents[3] / "docs" / "how-to" / page).read_text(encoding="utf-8")
+    lines = [*re.findall(r"^(?:\$ )?routeweiler-sync (.*)$", text, re.MULTILINE), *re.findall(r"`routeweiler-sync ([^`]*)`", text)]
+    assert lines
+    for line in lines:
+        words = shlex.split(line)
+        each: click.Command = main
+        while words and isinstance(each, click.Group) and words[0] in each.commands:
+            each = each.commands[words.pop(0)]
+        assert each is not main, line
+        names = {name for parameter in each.params for name in parameter.opts} | {"--help"}
+        assert {word for word in words if re.fullmatch(r"--?[a-z][a-z-]*|-[A-Za-z]", word)} <= names, line
+    for command in re.findall(r"`((?:budget|payments|tokens) [a-z]+)`", text):
+        assert command in COMMANDS
+    if page == "agents.md":
+        options = set(re.findall(r"^\| `(--[a-z-]+)", text, re.MULTILINE)) | {"--http"}
+        assert options == {name for parameter in main.commands["mcp"].params for name in parameter.opts}
+    else:
+        told = dict(re.findall(r"^\| ([0-9]) \| (.*) \|$", text, re.MULTILINE))
+        assert told == {str(code.value): meaning for code, meaning in EXIT_CODES.items()}
+        assert set(re.findall(r"`ROUTEWEILER_[A-Z]+`", text)) == {"`ROUTEWEILER_BUDGET`"}
