@@ -121,7 +121,7 @@ def test_the_agent_gets_none_of_the_users_passwords_and_no_other_agents_cookies(
         fetched(tools, f"{url}/before")
         fetched(tools, f"{url}/own", headers={"Authorization": "Bearer own"}, body={"a": 1})
         for name in ("Host", "content-length", "Proxy-Authorization", "Transfer-Encoding"):
-            assert fetched(tools, url, headers={name: "1"})["error"]["code"] == "bad_argument"
+            assert fetched(tools, url, headers={name: "1"})["error"]["code"].startswith("bad_")
     assert [each.get("Authorization") for each in sent] == [None, None, "Bearer own"]
     assert [each.get("Cookie") for each in sent] == [None, "session=1", None], "a cookie serves within its call, on redirects"
     assert sent[-1]["Content-Type"] == "application/json"
