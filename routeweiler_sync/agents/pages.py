@@ -57,24 +57,37 @@ def read(response: requests.Response, max_chars: int) -> Page:
 
 def _read_bytes(response: requests.Response, max_bytes: int) -> tuple[bytes, bool]:
     """Return what comes first, ``max_bytes`` or a chunk more, and whether that is all."""
-    ends_at_s = time.monotonic() + READ_S_MAX
-    if hasattr(response.raw, "enforce_content_length"):
-        response.raw.enforce_content_length = True  # not the default in urllib3 1.26, which accepts half a page as a whole one
     parts, got = [], 0
-    try:
-        for chunk in _chunks(response):
-            parts.append(chunk)
-            got += len(chunk)
-            if got > max_bytes:
-                return b"".join(parts), False
-            if time.monotonic() > ends_at_s:
-                raise PageBrokenError(f"it took longer than {READ_S_MAX:g} s")
-    except (requests.RequestException, OSError) as error:
-        raise PageBrokenError(str(error)) from error
+    for chunk in chunks(response):
+        parts.append(chunk)
+        got += len(chunk)
+        if got > max_bytes:
+            return b"".join(parts), False
     return b"".join(parts), True
 
 
-def _chunks(response: requests.Response) -> Iterator[bytes]:
+def chunks(response: requests.Response) -> Iterator[bytes]:
+    """Yield the page in pieces, decompressed.
+
+    Raises: PageBrokenError if the page breaks off, or takes longer than `READ_S_MAX`.
+    """
+    ends_at_s = time.monotonic() + READ_S_MAX
+    if hasattr(response.raw, "enforce_content_length"):
+        response.raw.enforce_content_length = True  # not the default in urllib3 1.26, which accepts half a page as a whole one
+    pieces = _pieces(response)
+    while True:
+        try:
+            chunk = next(pieces, None)
+        except (requests.RequestException, OSError) as error:
+            raise PageBrokenError(str(error)) from error
+        if chunk is None:
+            return
+        yield chunk
+        if time.monotonic() > ends_at_s:
+            raise PageBrokenError(f"it took longer than {READ_S_MAX:g} s")
+
+
+def _pieces(response: requests.Response) -> Iterator[bytes]:
     content = getattr(response, "_content", False)
     if isinstance(content, bytes):  # read before, by a hook for instance
         return iter([content])

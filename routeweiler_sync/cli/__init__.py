@@ -24,9 +24,11 @@ from .demo import demo
 from .doctor import doctor
 from .get import get
 from .groups import Group
+from .mcp import mcp
 from .payments import payments
 from .report import report
 from .run import run
+from .schema import schema
 from .tokens import tokens
 
 _PAYMENT = re.compile(r"(?<= has no payment )[0-9a-f]{8,64}\Z")
@@ -102,9 +104,11 @@ main.add_command(budget)
 main.add_command(demo)
 main.add_command(doctor)
 main.add_command(get)
+main.add_command(mcp)
 main.add_command(payments)
 main.add_command(report)
 main.add_command(run)
+main.add_command(schema)
 main.add_command(tokens)
 
 __all__ = ["main"]

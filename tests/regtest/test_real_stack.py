@@ -5,6 +5,7 @@ After each test lnd's own list of payments is compared with what the test left i
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import json
@@ -35,6 +36,7 @@ from routeweiler_sync import (
     TraceSink,
 )
 
+from ..support import mcp_server
 from .processes import wait_for
 from .world import World
 
@@ -290,3 +292,52 @@ def test_the_command_line_pays_with_what_the_environment_names(world: World, boo
     again = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120)
     assert again.returncode == 0, again.stderr
     assert "nothing paid" in again.stderr
+
+
+@pytest.mark.slow
+def test_agents_buy_over_mcp_within_their_limits(world: World, books: Books) -> None:
+    """An agent quotes, pays and is refused; its server is killed while it pays; two agents want one page at once."""
+    pytest.importorskip("mcp", reason="mcp isn't installed: pip install 'routeweiler-sync[mcp]'")
+    from mcp import Client
+
+    page, other, costly = world.url("service-b", "page"), world.url("service-a", "page"), world.url("costly", "page")
+    environ = {
+        **world.environment(),
+        "ROUTEWEILER_LEDGER": str(books.ledger_path),
+        "ROUTEWEILER_TRACE": str(books.trace_path),
+        "ROUTEWEILER_AGENT": "reader",
+    }
+
+    def rows() -> list:
+        with contextlib.closing(Ledger.open(books.ledger_path)) as ledger:
+            return list(ledger.payments()) if ledger.exists() else []
+
+    async def buys() -> None:
+        async with Client(mcp_server.over_stdio(environ, "--max-sats", "1000", "--max-sats-per-call", "50")) as client:
+            assert [each.name for each in (await client.list_tools()).tools] == ["fetch", "quote", "budget", "payments"]
+            assert (await mcp_server.call(client, "quote", url=page))["price"]["amountMsat"] == 25_000
+            assert not rows()
+            bought = await mcp_server.call(client, "fetch", url=page)
+            assert (bought["status"], bought["spentMsat"]) == (200, 25_000 + ROUTER_FEE_MSAT)
+            refused = await mcp_server.call(client, "fetch", url=costly, max_sats=10_000)
+            assert (refused["error"]["code"], refused["error"]["spent"]) == ("budget_exceeded", False)
+            assert (await mcp_server.spending(client))["server"]["spentMsat"] == 25_000 + ROUTER_FEE_MSAT
+
+    async def is_killed() -> None:
+        async with mcp_server.over_http(environ) as (url, process), Client(url) as client:
+            fetching = asyncio.create_task(mcp_server.call(client, "fetch", url=other))
+            await asyncio.to_thread(wait_for, "the order is on disk", lambda: len(rows()) == 2, watched=[world.payer.daemon])
+            process.kill()
+            await fetching
+
+    async def want_one_page() -> None:
+        async with mcp_server.over_http(environ) as (url, _), Client(url) as one, Client(url, mode="legacy") as two:
+            found = await asyncio.gather(*(mcp_server.call(each, "fetch", url=other) for each in (one, two)))
+            assert [each["status"] for each in found] == [200, 200]
+
+    mcp_server.run(buys)
+    with contextlib.suppress(Exception):  # of the client, if the kill came before the answer
+        mcp_server.run(is_killed)
+    mcp_server.run(want_one_page)
+    assert sorted(row.amount_msat for row in rows()) == [10_000, 25_000]
+    assert {row.agent_id for row in rows()} == {"reader"}

@@ -1,0 +1,182 @@
+"""The tools of ``routeweiler-sync mcp`` by themselves: where they may go, what they write, and what their errors tell an agent."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from routeweiler_sync.agents import folder as folders
+from routeweiler_sync.cli import output_schemas as schemas
+from routeweiler_sync.cli.agent_tools import Options, Tools
+from routeweiler_sync.testing import FakeLnd, Paywall
+from tests.support.accounts import Books
+from tests.support.http_server import server
+
+jsonschema = pytest.importorskip("jsonschema")
+
+
+@pytest.fixture
+def make(lnd: FakeLnd, books: Books, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Tools]]:
+    """Tools with these options, on the test's ledger and node."""
+    ours = {"ROUTEWEILER_LEDGER": str(books.ledger_path), "ROUTEWEILER_TRACE": str(books.trace_path)}
+    for name, value in {**lnd.environ, **ours}.items():
+        monkeypatch.setenv(name, value)
+    made: list[Tools] = []
+
+    def make(**options: Any) -> Tools:
+        made.append(Tools(Options(**options)))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def fetched(tools: Tools, url: str, **arguments: Any) -> dict[str, Any]:
+    found = tools.fetch({"url": url, **arguments})
+    assert isinstance(found, dict)
+    jsonschema.validate(found, schemas.FETCH_OUTPUT)
+    return found
+
+
+def test_a_page_goes_to_a_new_file_in_the_folder_and_nowhere_else(
+    make: Callable[..., Tools], paywall: Paywall, tmp_path: Path, lnd: FakeLnd
+) -> None:
+    """A page may tell the agent to write to ~/.bashrc. What can't be written is refused before it is paid for."""
+    folder, outside = tmp_path / "downloads", tmp_path / "outside"
+    folder.mkdir()
+    (folder / "there").write_text("mine")
+    (folder / "link").symlink_to(outside)
+    tools = make(folder=str(folder))
+    for name in ("../outside", str(outside), "there", "link", ".hidden", "a/b", "nul", "con.txt", "a.", "", "a\0b", "a\\b", "c:a"):
+        refused = fetched(tools, paywall.url_for("/page"), save_as=name)
+        assert (refused["error"]["code"], refused["error"]["spent"]) == ("bad_argument", False), name
+    assert not lnd.orders
+    assert not paywall.requests
+    saved = fetched(tools, paywall.url_for("/page"), save_as="page.txt")
+    assert (saved["file"], saved["text"], saved["error"]) == (str(folder.resolve() / "page.txt"), None, None)
+    assert (folder / "page.txt").read_bytes() == b"paid content\n"
+    assert sorted(each.name for each in folder.iterdir()) == ["link", "page.txt", "there"]
+    assert (folder / "there").read_text() == "mine"
+    assert not outside.exists()
+    assert make().fetch({"url": paywall.url_for("/page"), "save_as": "x"})["error"]["code"] == "bad_argument"  # type: ignore[index]
+    with pytest.raises(folders.FolderError):
+        make(folder=str(outside))
+
+
+def test_a_file_that_does_not_arrive_whole_is_not_left_behind(
+    make: Callable[..., Tools], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a page under its name looks like the page."""
+    monkeypatch.setattr(folders, "FILE_BYTES_MAX", 10)
+    with server(lambda it: (200, [], b"x" * 11)) as url:
+        found = fetched(make(folder=str(tmp_path)), url, save_as="page")
+    assert found["error"]["spent"] is False
+    assert not [each for each in tmp_path.iterdir() if "page" in each.name]
+
+
+def test_only_the_allowed_origins_are_asked_for_anything(make: Callable[..., Tools], paywall: Paywall) -> None:
+    """A redirect to the cloud's metadata, or to the router, would else be followed on the agent's behalf."""
+    asked: list[str] = []
+
+    def inner(it: Any) -> Any:
+        asked.append(it.path)
+        return 200, [], b"internal"
+
+    with server(inner) as secret, server(lambda it: (302, [("Location", f"{secret}/metadata")], b"")) as open_:
+        tools = make(origins=(open_, paywall.base_url))
+        for url in (f"{secret}/metadata", f"{open_}/page"):
+            found = fetched(tools, url)
+            assert (found["error"]["code"], found["error"]["spent"], found["error"]["retryable"]) == (
+                "origin_not_allowed",
+                False,
+                False,
+            )
+            assert tools.quote({"url": url})["error"]["code"] == "origin_not_allowed"
+    assert not asked
+    assert fetched(tools, paywall.url_for("/page"))["status"] == 200
+
+
+def test_the_agent_gets_none_of_the_users_passwords_and_no_other_agents_cookies(
+    make: Callable[..., Tools], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The user's netrc would open the user's pages to whoever writes into a page; a shared cookie, another agent's."""
+    sent: list[Any] = []
+
+    def answer(it: Any) -> Any:
+        sent.append(it.headers)
+        location = [("Location", "/after")] if it.path == "/before" else []
+        return (302 if location else 200), [("Set-Cookie", "session=1"), *location], b"ok"
+
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login me password mine\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    tools = make()
+    with server(answer) as url:
+        fetched(tools, f"{url}/before")
+        fetched(tools, f"{url}/own", headers={"Authorization": "Bearer own"}, body={"a": 1})
+        for name in ("Host", "content-length", "Proxy-Authorization", "Transfer-Encoding"):
+            assert fetched(tools, url, headers={name: "1"})["error"]["code"].startswith("bad_")
+    assert [each.get("Authorization") for each in sent] == [None, None, "Bearer own"]
+    assert [each.get("Cookie") for each in sent] == [None, "session=1", None], "a cookie serves within its call, on redirects"
+    assert sent[-1]["Content-Type"] == "application/json"
+
+
+def test_errors_say_what_became_of_the_money_and_whether_to_call_again(
+    make: Callable[..., Tools], paywall: Paywall, lnd: FakeLnd, books: Books
+) -> None:
+    """An agent that can't tell 'never' from 'later' gives up on what it has paid for, or asks for ever."""
+    tools, page = make(max_sats_per_call=1_000), paywall.url_for("/page")
+
+    def error(url: str, **arguments: Any) -> tuple[str, bool | None, bool]:
+        found = fetched(tools, url, **arguments)["error"]
+        assert found["message"]
+        assert found["advice"]
+        return found["code"], found["spent"], found["retryable"]
+
+    assert error(page, max_sats=1) == ("budget_exceeded", False, False)
+    assert error("page") == ("MissingSchema", False, False)
+    assert error("ftp://example.com/") == ("InvalidSchema", False, False)
+    assert error("http://127.0.0.1:9/") == ("ConnectionError", False, True)
+    lnd.fail_next()
+    assert error(page) == ("invoice_payment_failed", False, True)
+    paywall.cut_next()
+    assert error(page)[1:] == (True, True)
+    assert fetched(tools, page)["text"] == "paid content\n"
+    assert len([each for each in lnd.payments if each.status == "SUCCEEDED"]) == 1
+    books.check()
+
+
+def test_no_option_and_no_argument_raises_another_limit(
+    make: Callable[..., Tools], lnd: FakeLnd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tightest of all limits holds: of the server, of the call, of the budget, and the agent's own."""
+    lnd.fee_msat = 0
+    monkeypatch.setenv("ROUTEWEILER_BUDGET", "25 sat")
+    with Paywall(lnd, price_msat=10_000, sells="path") as shop:
+        for options, arguments in (({"max_sats": 9}, {}), ({"max_sats_per_call": 9}, {}), ({}, {"max_sats": 9})):
+            with contextlib.closing(Tools(Options(**options))) as tools:
+                refused = fetched(tools, shop.url_for("/a"), **{"max_sats": 10_000, **arguments})
+                assert refused["error"]["code"] == "budget_exceeded"
+                assert tools.quote({"url": shop.url_for("/a"), **arguments})["error"]["code"] == "budget_exceeded"
+        tools = make(max_sats=10_000, max_sats_per_call=10_000)
+        assert [fetched(tools, shop.url_for(f"/{each}"), max_sats=10_000)["status"] for each in "abc"] == [200, 200, 402]
+        found = fetched(tools, shop.url_for("/c"))
+        assert found["leftMsat"] == 5_000
+        assert fetched(tools, shop.url_for("/a"))["payment"]["reused"]
+    assert lnd.spent_msat == 20_000
+    for schema, output in (
+        (schemas.BUDGET_OUTPUT, tools.budget({})),
+        (schemas.PAYMENTS_OUTPUT, tools.payments({"limit": 1})),
+        (schemas.PAYMENTS_OUTPUT, tools.payments({"origin": "nonsense"})),
+        (schemas.SPENDING_OUTPUT, tools.spending()),
+        (schemas.FETCH_OUTPUT, tools.quote({"url": shop.url_for("/a")})),
+    ):
+        jsonschema.validate(json.loads(json.dumps(output)), schema)
+    assert tools.payments({"limit": 1})["more"]
+    assert len(tools.payments({"unfinished": True})["payments"]) == 0
