@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,6 +17,7 @@ from routeweiler_sync.testing import FakeLnd, Paywall
 from tests.support import mcp_server
 from tests.support.accounts import Books
 from tests.support.cli_process import ANY_TOKEN
+from tests.support.http_server import server
 from tests.support.mcp_server import TIMEOUT_S, run
 
 pytest.importorskip("mcp", reason="mcp isn't installed: pip install 'routeweiler-sync[mcp]'")
@@ -128,12 +131,15 @@ def test_an_agent_over_stdio_lists_quotes_pays_and_is_held_to_its_limits(shop: S
 
 @pytest.mark.slow
 def test_two_clients_over_http_pay_once_for_one_page(shop: Shop) -> None:
-    """Two agents that read the same news would else pay twice. And no page in a browser may use the server."""
+    """Two agents that read the same news would else pay twice, though both users agree. No page in a browser may use the server."""
     page = shop.cheap.url_for("/page")
 
     async def scenario() -> None:
-        async with shop.http("--max-sats", "100") as (url, process):
-            async with Client(url) as one, Client(url, mode="legacy") as other:
+        async with shop.http("--max-sats", "100", "--confirm") as (url, process):
+            async with (
+                Client(url, elicitation_callback=accepts) as one,
+                Client(url, mode="legacy", elicitation_callback=accepts) as other,
+            ):
                 found = await asyncio.gather(*(shop.call(each, "fetch", url=page) for each in (one, other, one, other)))
                 assert [each["status"] for each in found] == [200] * 4
                 assert sum(each["spentMsat"] for each in found) == shop.lnd.spent_msat
@@ -206,6 +212,41 @@ def test_the_user_is_asked_before_each_payment(shop: Shop, serve: Callable[..., 
     assert len(asked) == (1 if answer else 0)
     assert all(message.startswith("Pay 10 sat, and at most ") and page in message for message in asked)
     assert bool(shop.lnd.payments) == (answer == "accept")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+def test_a_cancelled_call_pays_nothing_more(shop: Shop, mode: str) -> None:
+    """The agent has given up, and its user has seen that: what is paid after that, nobody wants."""
+    is_asked, goes_on = threading.Event(), threading.Event()
+
+    def answer(handler: Any) -> Any:
+        is_asked.set()
+        goes_on.wait(TIMEOUT_S)
+        return 302, [("Location", shop.cheap.url_for("/page"))], b""
+
+    async def scenario() -> None:
+        with server(answer) as slow:
+            async with shop.http() as (url, _), Client(url, mode=mode) as client:
+                fetching = asyncio.create_task(shop.call(client, "fetch", url=slow))
+                await asyncio.to_thread(is_asked.wait, TIMEOUT_S)
+                fetching.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await fetching
+                assert (await shop.call(client, "budget"))["spentMsat"] == 0  # the cancellation has arrived before this
+                goes_on.set()
+                while not shop.books.lines:  # the call has ended when its trace line is written
+                    await asyncio.sleep(0.05)
+                assert len(shop.cheap.requests) == 1
+                assert not shop.lnd.orders
+                assert (await shop.call(client, "fetch", url=shop.cheap.url_for("/page")))["status"] == 200
+                assert len(shop.lnd.payments) == 1
+
+    run(scenario)
+
+
+async def accepts(context: object, params: Any) -> types.ElicitResult:
+    return types.ElicitResult(action="accept", content={})
 
 
 def test_an_answer_serves_for_one_payment_of_its_own_call(shop: Shop, serve: Callable[..., Any]) -> None:
