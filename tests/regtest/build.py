@@ -2,7 +2,7 @@
 
 Knows the versions (pinned by `tools/*/go.mod` and `go.sum`), how Go is called and where the binaries are kept. What they are run
 with is told in `world`. `python -m tests.regtest.build` builds without running a test, on a Python with nothing installed, and
-installs the servers of `server_builds`.
+installs the servers of `server_builds` and the other programs that tests need.
 """
 
 from __future__ import annotations
@@ -149,6 +149,8 @@ def _follow(process: subprocess.Popen[str], report: Report) -> list[str]:
 
 
 if __name__ == "__main__":
+    from tests.frameworks.builds import FRAMEWORKS, python_with
+
     from .lnbits_builds import lnbits_python
     from .nwc_builds import nwc_runtime
     from .server_builds import runtimes
@@ -157,3 +159,5 @@ if __name__ == "__main__":
     print(runtimes())
     print(lnbits_python())
     print(nwc_runtime())
+    for framework in FRAMEWORKS:
+        print(python_with(framework))
