@@ -12,7 +12,7 @@ import pytest
 
 from routeweiler_sync.agents import folder as folders
 from routeweiler_sync.cli import output_schemas as schemas
-from routeweiler_sync.cli.agent_tools import Options, Tools
+from routeweiler_sync.cli.agent_tools import Options, Question, Tools
 from routeweiler_sync.testing import FakeLnd, Paywall
 from tests.support.accounts import Books
 from tests.support.http_server import server
@@ -180,3 +180,21 @@ def test_no_option_and_no_argument_raises_another_limit(
         jsonschema.validate(json.loads(json.dumps(output)), schema)
     assert tools.payments({"limit": 1})["more"]
     assert len(tools.payments({"unfinished": True})["payments"]) == 0
+
+
+def test_a_price_that_rises_after_the_users_consent_is_asked_about_anew(
+    make: Callable[..., Tools], paywall: Paywall, lnd: FakeLnd
+) -> None:
+    """A server that sees the question answered could else take whatever the limits allow."""
+    tools, page = make(confirm=True), {"url": paywall.url_for("/page")}
+    asked = tools.fetch(page, can_ask=True)
+    assert isinstance(asked, Question)
+    paywall.price_msat = 500_000
+    dearer = tools.fetch(page, [asked.approval], can_ask=True)
+    assert isinstance(dearer, Question)
+    assert "500 sat" in dearer.text
+    assert fetched(tools, page["url"])["error"]["code"] == "payment_declined"
+    assert not lnd.orders
+    paid = tools.fetch(page, [asked.approval, dearer.approval])
+    assert isinstance(paid, dict)
+    assert paid["spentMsat"] == lnd.spent_msat >= 500_000
