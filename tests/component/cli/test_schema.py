@@ -135,7 +135,7 @@ def test_one_command_is_shown_alone() -> None:
     assert mcp["tools"]["fetch"]["output"] == output_schemas.FETCH_OUTPUT
 
 
-@pytest.mark.parametrize("page", ["agents.md", "agents-shell.md"])
+@pytest.mark.parametrize("page", ["agents-mcp.md", "agents-shell.md"])
 def test_the_pages_for_agents_name_what_there_is(page: str) -> None:
     """An agent does as the page says: a command that is refused, or an exit code that means something else, costs it the way."""
     text = (Path(__file__).parents[3] / "docs" / "how-to" / page).read_text(encoding="utf-8")
@@ -151,7 +151,7 @@ def test_the_pages_for_agents_name_what_there_is(page: str) -> None:
         assert {word for word in words if re.fullmatch(r"--?[a-z][a-z-]*|-[A-Za-z]", word)} <= names, line
     for command in re.findall(r"`((?:budget|payments|tokens) [a-z]+)`", text):
         assert command in COMMANDS
-    if page == "agents.md":
+    if page == "agents-mcp.md":
         options = set(re.findall(r"^\| `(--[a-z-]+)", text, re.MULTILINE)) | {"--http"}
         assert options == {name for parameter in main.commands["mcp"].params for name in parameter.opts}
     else:
