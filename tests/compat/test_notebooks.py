@@ -1,4 +1,4 @@
-"""The notebooks of docs/notebooks run as they stand, and a notebook's cells pay once, however often they are stopped.
+"""The notebooks of docs/how-to/notebooks run as they stand, and a notebook's cells pay once, however often they are stopped.
 
 The kernels are real ones. ``python -m tests.support.notebooks`` writes what comes out of the notebooks now into them.
 """

@@ -1,4 +1,4 @@
-"""The notebooks of docs/notebooks, run in a real kernel, and kernels that tests drive cell by cell.
+"""The notebooks of docs/how-to/notebooks, run in a real kernel, and kernels that tests drive cell by cell.
 
 ``python -m tests.support.notebooks`` runs the notebooks and writes what came out into them.
 """
@@ -18,7 +18,7 @@ from typing import Any
 
 import routeweiler_sync
 
-FOLDER = Path(__file__).parents[2] / "docs" / "notebooks"
+FOLDER = Path(__file__).parents[2] / "docs" / "how-to" / "notebooks"
 TIMEOUT_S = 120
 #: A cell with this tag shows what differs from run to run (ports, hashes): its outputs are checked for secrets, and not kept.
 VARIES = "varies"

@@ -62,12 +62,12 @@ def test_every_variable_of_a_wallet_makes_later_sessions_pay_anew() -> None:
 def test_every_variable_of_a_wallet_is_in_the_readme_and_on_the_wallets_page() -> None:
     """A variable that only the code knows is set by nobody."""
     root = Path(__file__).parents[3]
-    pages = {name: (root / name).read_text(encoding="utf-8") for name in ("README.md", "docs/wallets/README.md")}
+    pages = {name: (root / name).read_text(encoding="utf-8") for name in ("README.md", "docs/how-to/wallets/index.md")}
     for wallet in WALLETS:
         for variable in wallet.variables:
             for page, text in pages.items():
                 assert f"`{variable}`" in text, f"{page} doesn't name {variable}"
-        assert f"`{wallet.name}`" in pages["docs/wallets/README.md"]
+        assert f"`{wallet.name}`" in pages["docs/how-to/wallets/index.md"]
     assert f"`{env_vars.WALLET}`" in pages["README.md"]
 
 
