@@ -32,7 +32,11 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_sphinx = False
 html_copy_source = False
-html_theme_options = {"source_repository": "https://github.com/routeweiler/routeweiler-sync/", "source_branch": "main", "source_directory": "docs/"}
+html_theme_options = {
+    "source_repository": "https://github.com/routeweiler/routeweiler-sync/",
+    "source_branch": "main",
+    "source_directory": "docs/",
+}
 pygments_style = "friendly"
 pygments_dark_style = "monokai"
 
