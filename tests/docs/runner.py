@@ -1,11 +1,12 @@
 """Run the blocks of one page, in order: ``python -m tests.docs.runner docs/tutorial/first-payment.md``, in an empty folder.
 
-Python blocks share one namespace, commands one shell environment and working folder. A fake lnd and a paywall stand in for the reader's
-node and for the servers ``https://example.com``, ``https://api.example.com``, ``https://shop.example`` and so on (`STANDS_FOR`). There
-``/free`` costs nothing, ``/archive`` 500 sat, each ``/page/…`` 10 sat, all else 10 sat together; routing costs 1 sat.
+Python blocks share one namespace, commands one shell environment and working folder. A fake lnd and a paywall stand in for the
+reader's node and for the servers ``https://example.com``, ``https://api.example.com``, ``https://shop.example`` and so on
+(`STANDS_FOR`). There ``/free`` costs nothing, ``/archive`` 500 sat, each ``/page/…`` 10 sat, one token of 10 sat opens all else.
+Routing costs 1 sat.
 
-In the namespace: ``lnd``, ``paywall`` (that of example.com), ``paywall_of(url)``, ``stand_in(text, other)``, which replaces a text in the
-blocks below, and ``enter(context)``, which keeps a context open to the page's end.
+In the namespace: ``lnd``, ``paywall`` (that of example.com), ``paywall_of(url)``, ``stand_in(text, other)``, which replaces a text
+in the blocks below, and ``enter(context)``, which keeps a context open to the page's end.
 """
 
 from __future__ import annotations
