@@ -14,10 +14,16 @@ author = "The routeweiler-sync authors"
 copyright = author
 release = version = runpy.run_path(str(HERE.parent / "routeweiler_sync" / "_version.py"))["VERSION"]
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "repository_links", "diagrams"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "repository_links", "diagrams", "docstrings"]
 exclude_patterns = ["_build", "_ext"]
 templates_path: list[str] = []
 nitpicky = True
+# Names in signatures: those of the standard library and of other packages have no pages here. Those in texts (py:obj) are checked.
+nitpick_ignore_regex = [(r"py:(class|func|data|exc|meth|attr)", r".*")]
+
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+maximum_signature_line_length = 90
 
 # Pages are Markdown. They read well on GitHub too, so they use little that is MyST's own.
 myst_enable_extensions = ["deflist"]

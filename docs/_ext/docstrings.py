@@ -1,0 +1,57 @@
+"""Docstrings as reStructuredText: they are written to be read in an editor, with few marks.
+
+A name in single backquotes becomes a link if the reference has that name, else code. An indented block becomes code. ``Raises:``,
+``Money:`` and ``What to do:`` stand out.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+_NAME = re.compile(r"(?<![`:])`([^`\n]+)`(?![`_])")
+_HEAD = re.compile(r"^(\s*)(Raises|Money|What to do|Returns|Yields):(?=\s|$)")
+_DIRECTIVE = re.compile(r"^\.\. auto\w+:: (?:routeweiler_sync\.)?([\w.]+)", re.MULTILINE)
+
+
+def known(folder: Path) -> dict[str, str]:
+    """Return the full names of the objects that the pages in ``folder`` document, by their last part."""
+    names = [name for page in sorted(folder.glob("*.md")) for name in _DIRECTIVE.findall(page.read_text("utf-8"))]
+    return {name.rpartition(".")[2]: f"routeweiler_sync.{name}" for name in names}
+
+
+def converted(lines: list[str], names: dict[str, str]) -> list[str]:
+    """Return the lines of a docstring as reStructuredText. ``names`` are those that can be linked to."""
+
+    def linked(found: re.Match[str]) -> str:
+        name = found[1].rstrip("()")
+        ends = "\\ " if found.string[found.end() : found.end() + 1].isalnum() else ""  # as in `WalletAnswer`s
+        return (f":py:obj:`~{names[name]}`" if name in names else f"``{found[1]}``") + ends
+
+    done: list[str] = []
+    is_code = False
+    for line in lines:
+        is_indented = line.startswith("    ") and not line.lstrip().startswith((">>>", "...", "- ", "* "))
+        if not is_code and is_indented and (not done or not done[-1].strip()):
+            done += [".. code-block:: text", ""]
+            is_code = True
+        elif is_code and line.strip() and not line.startswith("    "):
+            is_code = False
+        done.append(line if is_code else _NAME.sub(linked, _HEAD.sub(r"\1**\2:**", line)))
+    return done
+
+
+def _process(app: Any, what: str, name: str, subject: object, options: Any, lines: list[str]) -> None:
+    lines[:] = converted(lines, app.config.docstring_names)
+
+
+def _read_names(app: Any, config: Any) -> None:
+    config.docstring_names = known(Path(app.srcdir) / "reference" / "api")
+
+
+def setup(app: Any) -> dict[str, Any]:
+    app.add_config_value("docstring_names", {}, "env")
+    app.connect("config-inited", _read_names)
+    app.connect("autodoc-process-docstring", _process)
+    return {"parallel_read_safe": True}
