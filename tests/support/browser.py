@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+import pytest
+
+REQUIRED = os.environ.get("ROUTEWEILER_REQUIRE_BROWSER") == "1"
 
 #: What a page is asked for: the rectangles of all that is seen of its texts and drawings, and the width that it takes.
 _OUTSIDE = """
@@ -85,3 +91,20 @@ class Browser:
         requested = self.run("return performance.getEntriesByType('resource').map(each => each.name)")
         said = [each["message"] for each in self._driver.get_log("browser")]
         return [*self.run(_OUTSIDE), *self.run(_OVERLAPPING), *requested, *said]
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Chromium. Where it, its driver or selenium is missing the tests are skipped, unless ROUTEWEILER_REQUIRE_BROWSER=1."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    driver = shutil.which("chromedriver")
+    try:
+        if chromium is None or driver is None:
+            raise FileNotFoundError("Debian's chromium and chromium-driver aren't installed")
+        made = Browser(chromium, driver)
+    except (FileNotFoundError, ImportError) as missing:
+        if REQUIRED:
+            raise
+        pytest.skip(f"no browser: {missing}")
+    with made:
+        yield made
