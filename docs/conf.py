@@ -18,11 +18,11 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "repository_links", "diagrams", "
 exclude_patterns = ["_build", "_ext"]
 templates_path: list[str] = []
 nitpicky = True
+smartquotes = False  # it would make one dash of the two before an option
 # Names in signatures: those of the standard library and of other packages have no pages here. Those in texts (py:obj) are checked.
 nitpick_ignore_regex = [(r"py:(class|func|data|exc|meth|attr)", r".*")]
 
 autodoc_member_order = "bysource"
-autodoc_preserve_defaults = True
 maximum_signature_line_length = 90
 
 # Pages are Markdown. They read well on GitHub too, so they use little that is MyST's own.

@@ -97,8 +97,8 @@ def _usage(words: tuple[str, ...], command: click.Command) -> str:
 
 
 def _prose(text: str) -> str:
-    """Return a sentence of a help text as Markdown: names with an underscore are code, all else is shown as it is."""
-    parts = re.split(r"(\w+_\w+(?:=\"\w+\")?)", " ".join(text.split()))
+    """Return a sentence of a help text as Markdown: options and names with an underscore are code, all else is as it is."""
+    parts = re.split(r"(\w+_\w+(?:=\"\w+\")?|(?<![\w'-])--?[a-zA-Z][\w-]*)", " ".join(text.split()))
     return "".join(f"`{each}`" if at % 2 else re.sub(r"([*<>|])", r"\\\1", each) for at, each in enumerate(parts))
 
 
