@@ -66,7 +66,7 @@ def test_every_kind_of_event_is_as_the_schema_says(
         make_session(trace_sink=sink).get(paywall.url)  # a token is used
         with Paywall(lnd, scheme="Payment") as charging:
             unlimited.get(charging.url)
-        with Paywall(lnd) as second, Paywall(lnd, respond=lambda _: (302, {"Location": second.url}, b"")) as first:  # noqa: B023
+        with Paywall(lnd) as second, Paywall(lnd, respond=lambda _: (302, {"Location": second.url}, b"")) as first:
             labelled.get(first.url)  # two payments in one call
         with Paywall(lnd, price_msat=2_000_000) as dear, pytest.raises(BudgetExceededError):
             make_session(trace_sink=sink).get(dear.url)
