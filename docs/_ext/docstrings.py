@@ -12,7 +12,9 @@ from typing import Any
 
 _NAME = re.compile(r"(?<![`:])`([^`\n]+)`(?![`_])")
 _HEAD = re.compile(r"^(\s*)(Raises|Money|What to do|Returns|Yields):(?=\s|$)")
-_DIRECTIVE = re.compile(r"^\.\. auto\w+:: (?:routeweiler_sync\.)?([\w.]+)", re.MULTILINE)
+_DIRECTIVE = re.compile(r"^\.\. (?:auto\w+|py:class):: (?:routeweiler_sync\.)?([\w.]+)", re.MULTILINE)
+#: Classes whose objects a program gets, and doesn't make.
+_MADE_ELSEWHERE = {f"routeweiler_sync.{name}" for name in ("Ledger", "testing.PaidRequests")}
 
 
 def known(folder: Path) -> dict[str, str]:
@@ -38,12 +40,24 @@ def converted(lines: list[str], names: dict[str, str]) -> list[str]:
             is_code = True
         elif is_code and line.strip() and not line.startswith("    "):
             is_code = False
+        if not is_code and _HEAD.match(line) and done and done[-1].strip():
+            done.append("")
         done.append(line if is_code else _NAME.sub(linked, _HEAD.sub(r"\1**\2:**", line)))
     return done
 
 
 def _process(app: Any, what: str, name: str, subject: object, options: Any, lines: list[str]) -> None:
     lines[:] = converted(lines, app.config.docstring_names)
+
+
+def _signature(
+    app: Any, what: str, name: str, subject: object, options: Any, arguments: str | None, returns: str | None
+) -> tuple[str | None, str | None]:
+    """Leave out the arguments of classes that programs don't call. Write defaults that have no literal so that Sphinx can read them."""
+    if what == "class" and name in _MADE_ELSEWHERE:
+        return "", None
+    arguments = (arguments or "").replace("<the safe default>", "Default.ENVELOPE")
+    return re.sub(r"<[^<>]+>", "...", arguments) or None, returns
 
 
 def _read_names(app: Any, config: Any) -> None:
@@ -54,4 +68,5 @@ def setup(app: Any) -> dict[str, Any]:
     app.add_config_value("docstring_names", {}, "env")
     app.connect("config-inited", _read_names)
     app.connect("autodoc-process-docstring", _process)
+    app.connect("autodoc-process-signature", _signature)
     return {"parallel_read_safe": True}
