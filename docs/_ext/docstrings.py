@@ -10,7 +10,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-_NAME = re.compile(r"(?<![`:])`([^`\n]+)`(?![`_])")
+#: A name in single backquotes, or the name of an error, which is often written without them.
+_NAME = re.compile(r"(?<![`:])`([^`\n]+)`(?![`_])|(?<![\w.`])(\w+Error)(?![\w`])")
 _HEAD = re.compile(r"^(\s*)(Raises|Money|What to do|Returns|Yields):(?=\s|$)")
 _DIRECTIVE = re.compile(r"^\.\. (?:auto\w+|py:class):: (?:routeweiler_sync\.)?([\w.]+)", re.MULTILINE)
 #: Classes whose objects a program gets, and doesn't make.
@@ -27,9 +28,11 @@ def converted(lines: list[str], names: dict[str, str]) -> list[str]:
     """Return the lines of a docstring as reStructuredText. ``names`` are those that can be linked to."""
 
     def linked(found: re.Match[str]) -> str:
-        name = found[1].rstrip("()")
+        name = (found[1] or found[2]).rstrip("()")
         ends = "\\ " if found.string[found.end() : found.end() + 1].isalnum() else ""  # as in `WalletAnswer`s
-        return (f":py:obj:`~{names[name]}`" if name in names else f"``{found[1]}``") + ends
+        if name in names:
+            return f":py:obj:`~{names[name]}`{ends}"
+        return f"``{found[1]}``{ends}" if found[1] else found[2]
 
     done: list[str] = []
     is_code = False
@@ -42,7 +45,11 @@ def converted(lines: list[str], names: dict[str, str]) -> list[str]:
             is_code = False
         if not is_code and _HEAD.match(line) and done and done[-1].strip():
             done.append("")
-        done.append(line if is_code else _NAME.sub(linked, _HEAD.sub(r"\1**\2:**", line)))
+        if not is_code:
+            parts = _HEAD.sub(r"\1**\2:**", line).split("``")  # every other part is code
+            parts[::2] = [_NAME.sub(linked, each) for each in parts[::2]]
+            line = "``".join(parts)
+        done.append(line)
     return done
 
 
@@ -53,7 +60,7 @@ def _process(app: Any, what: str, name: str, subject: object, options: Any, line
 def _signature(
     app: Any, what: str, name: str, subject: object, options: Any, arguments: str | None, returns: str | None
 ) -> tuple[str | None, str | None]:
-    """Leave out the arguments of classes that programs don't call. Write defaults that have no literal so that Sphinx can read them."""
+    """Leave out the arguments of classes that programs don't call, and the ``repr`` of defaults, which Sphinx couldn't read."""
     if what == "class" and name in _MADE_ELSEWHERE:
         return "", None
     arguments = (arguments or "").replace("<the safe default>", "Default.ENVELOPE")
