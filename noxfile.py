@@ -61,6 +61,13 @@ def types(session: nox.Session) -> None:
 
 
 @nox.session
+def release(session: nox.Session) -> None:
+    """Build the source distribution and the wheel, check them, and try the wheel on each Python. Uploads nothing."""
+    session.install("-e", ".[release]")
+    session.run("python", ".ci/release", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Run the benchmarks with small numbers. They show that the benchmarks work, not whether a change made anything slower."""
     session.install("-e", ".[postgres,testing]")
