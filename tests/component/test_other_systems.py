@@ -31,17 +31,17 @@ POSIX_NAME = NAME + '?mode=ro\\ "<*>|:'
 #: A program whose configuration has such names too.
 PROGRAM = """
 import sys
-from routeweiler_sync import Policy, Routeweiler, TraceSink
+from routeweiler_sync import Policy, Session, TraceSink
 
 policy, ledger, trace, url = sys.argv[1:]
-with Routeweiler(ledger=ledger, trace_sink=TraceSink.sqlite(trace), policy=Policy.from_file(policy)) as session:
+with Session(ledger=ledger, trace_sink=TraceSink.sqlite(trace), policy=Policy.from_file(policy)) as session:
     print(session.get(url).payment.amount_msat)
 """
 RECOVER = """
 import sys
-from routeweiler_sync import Routeweiler
+from routeweiler_sync import Session
 
-with Routeweiler(ledger=sys.argv[1]) as session:
+with Session(ledger=sys.argv[1]) as session:
     print(session.recover())
 """
 PLAIN = """

@@ -63,8 +63,8 @@ def test_a_commit_is_on_disk_on_macos_too(path: Path, monkeypatch: pytest.Monkey
     """After a power cut the node would have the payment, and the ledger no row: fsync leaves it in the disk's cache there."""
     monkeypatch.setattr(sqlite_module.sys, "platform", platform)
     with contextlib.closing(SqliteStore(path)) as store, store.transaction() as tx:
-        assert [tuple(row) for row in tx.execute("PRAGMA fullfsync")] == [(full,)]
-        assert [tuple(row) for row in tx.execute("PRAGMA synchronous")] == [(2,)]
+        assert tx.execute("PRAGMA fullfsync") == [{"fullfsync": full}]
+        assert tx.execute("PRAGMA synchronous") == [{"synchronous": 2}]
 
 
 # -- names ------------------------------------------------------------------------------------------------------------------
