@@ -7,6 +7,7 @@ A name in single backquotes becomes a link if the reference has that name, else 
 from __future__ import annotations
 
 import re
+from enum import EnumMeta
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +62,11 @@ def _signature(
     app: Any, what: str, name: str, subject: object, options: Any, arguments: str | None, returns: str | None
 ) -> tuple[str | None, str | None]:
     """Leave out the arguments of classes that programs don't call, and the ``repr`` of defaults, which Sphinx couldn't read."""
-    if what == "class" and name in _MADE_ELSEWHERE:
+    is_kind = isinstance(subject, EnumMeta) or getattr(subject, "_is_protocol", False)
+    if what == "class" and (is_kind or name in _MADE_ELSEWHERE):
         return "", None
     arguments = (arguments or "").replace("<the safe default>", "Default.ENVELOPE")
-    return re.sub(r"<[^<>]+>", "...", arguments) or None, returns
+    return re.sub(r"<(?:[^<>]|<[^<>]*>)+>", "...", arguments) or None, returns
 
 
 def _read_names(app: Any, config: Any) -> None:

@@ -108,3 +108,27 @@ def test_each_error_says_what_to_do() -> None:
         if issubclass(kind, errors.RouteweilerError) and kind is not errors.RouteweilerError:
             assert "\nWhat to do: " in (inspect.getdoc(kind) or ""), name
             assert f"\n### {name}\n" in page("errors.md")
+
+
+def test_docstrings_become_pages() -> None:
+    """Names would stand there in quotes, examples as prose, and two sections in one paragraph."""
+    converted = runpy.run_path(str(ROOT / "docs" / "_ext" / "docstrings.py"))["converted"]
+    lines = [
+        "Return a `Quote`, as `quote` does; of `Quote`s the first.",
+        "",
+        "    session.quote(url)",
+        "",
+        "Raises: LedgerError.",
+        "Money: ``no``.",
+    ]
+    assert converted(lines, {"Quote": "routeweiler_sync.Quote", "LedgerError": "routeweiler_sync.LedgerError"}) == [
+        "Return a :py:obj:`~routeweiler_sync.Quote`, as ``quote`` does; of :py:obj:`~routeweiler_sync.Quote`\\ s the first.",
+        "",
+        ".. code-block:: text",
+        "",
+        "    session.quote(url)",
+        "",
+        "**Raises:** :py:obj:`~routeweiler_sync.LedgerError`.",
+        "",
+        "**Money:** ``no``.",
+    ]
