@@ -26,8 +26,8 @@ pytestmark = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="need
 ROOT = Path(__file__).parents[2]
 #: A name with blanks, letters outside of ASCII, and what shells, URLs and SQLite's URIs take for something else.
 NAME = "Öl & 支払い, 100%25 #1; a'b"
-#: The same for systems that allow it.
-POSIX_NAME = NAME + '?mode=ro\\ "<*>|:'
+#: The same for systems that allow it, with a byte that is no UTF-8.
+POSIX_NAME = NAME + '?mode=ro\\ "<*>|:\udcff'
 #: A program whose configuration has such names too.
 PROGRAM = """
 import sys
@@ -156,6 +156,8 @@ def test_the_commands_work_on_windows_and_in_folders_with_odd_names(place: Place
     place.command("get", "--continue", "-o", file, paywall.url)
     assert file.read_bytes() == page
 
+    place.books.check()
+
     (place.folder / "script ü.py").write_text(PROGRAM, encoding="utf-8")
     (place.folder / "policy 1.json").write_text('{"rules": []}', encoding="utf-8")
     place.run("script ü.py", "policy 1.json", "ledger 2.db", "trace 2 ü.db", f"{paywall.base_url}/other")
@@ -168,7 +170,6 @@ def test_the_commands_work_on_windows_and_in_folders_with_odd_names(place: Place
     assert "agree" in place.command("budget", "audit", "--trace", place.books.trace_path)
     place.command("payments", "archive", "--before", "400d", "--to", place.folder / "Archiv ü.db")
     place.command("doctor")
-    place.books.check()
     assert {each.name for each in place.folder.iterdir()} >= {"ledger.db", "ledger 2.db", "trace 2 ü.db"}
     assert not list(place.folder.glob("*.part")), "a temporary file was left"
     assert not list(place.folder.glob("routeweiler-run-*")), "a file of run was left"
