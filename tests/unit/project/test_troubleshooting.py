@@ -16,6 +16,37 @@ PAGE = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
 PIECE_CHARS_MIN = 8
 #: What doctor's functions that make a finding are called, and the verdict that they give. `report` gives either.
 VERDICTS = {"warning": ("warning",), "wrong": ("wrong",), "report": ("warning", "wrong"), "wrong_by": ("wrong",)}
+#: The modules that read what the environment says of wallet, ledger and budget, and what the files hold that it names: doctor gives
+#: the errors of these as they are.
+READERS = (
+    "_core/files.py",
+    "config/env_settings.py",
+    "config/wallets.py",
+    "funding/http_url.py",
+    "funding/lnbits/environment.py",
+    "funding/lnd/certificates.py",
+    "funding/lnd/endpoint.py",
+    "funding/lnd/environment.py",
+    "funding/lnd/lndconnect.py",
+    "funding/lnd/readiness.py",
+    "funding/nwc/environment.py",
+    "funding/nwc/library.py",
+    "funding/nwc/uri.py",
+    "funding/variables.py",
+    "ledger/postgres/url.py",
+)
+#: Errors of these modules that doctor doesn't give.
+NOT_GIVEN = {
+    "No wallet is configured",  # doctor has found that before
+    "No node is configured",
+    "its macaroon was given inline, and such a macaroon isn't pickled",  # not by variables
+    "the TLS certificate that was given can't be used",  # told with the reason, which the page has
+    "not so many elements",  # caught: the certificate is damaged
+    "no length",
+    "uri must be a text",  # variables are texts
+    "must be a URL, not",
+    "is deleted faster than it can be opened",  # only where somebody deletes the file all the time
+}
 
 
 class Verdict(NamedTuple):
@@ -73,6 +104,17 @@ def causes() -> Iterator[str]:
                 yield assigned(function, what.id, call.lineno) if isinstance(what, ast.Name) else text_of(what)
 
 
+def reasons() -> Iterator[str]:
+    """Yield the texts of the errors that the modules in `READERS` make."""
+    for name in READERS:
+        tree = ast.parse((PACKAGE / name).read_text("utf-8"))
+        for function in (each for each in ast.walk(tree) if isinstance(each, ast.FunctionDef)):
+            for call in ast.walk(function):
+                if isinstance(call, ast.Call) and call.args and ast.unparse(call.func).endswith(("Error", ".error")):
+                    what = call.args[0]
+                    yield assigned(function, what.id, call.lineno) if isinstance(what, ast.Name) else text_of(what)
+
+
 def pieces(text: str) -> list[str]:
     """Return the parts of a text that don't differ from time to time, without what stands around them."""
     found = [each.strip(" .,:;()") for each in re.split("…|: ", text)]
@@ -103,6 +145,14 @@ def test_each_verdict_of_doctor_has_its_cure() -> None:
     assert len(known) > 70, "the search of the code has lost its way"
     assert [each for each in known if not is_told(each.check, each.verdict, each.text)] == []
     assert [text for text in causes() if pieces(text) and not is_told("", "wrong", text)] == []
+
+
+def test_each_fault_of_a_variable_or_file_has_its_cure() -> None:
+    """These are what a newcomer meets first."""
+    known = {max(found, key=len) for text in reasons() if (found := pieces(text))}
+    assert len(known) > 40, "the search of the code has lost its way"
+    assert sorted(text for text in known if text not in PAGE) == sorted(known & NOT_GIVEN)
+    assert known >= NOT_GIVEN
 
 
 def test_the_page_has_no_verdict_that_doctor_does_not_give() -> None:
