@@ -38,7 +38,7 @@ def task(url: str) -> str:
     """Fetch a page."""
     response = session().get(url, timeout=60)
     response.raise_for_status()
-    return response.text
+    return str(response.text)
 
 
 if __name__ == "__main__":

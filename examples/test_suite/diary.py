@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from routeweiler_sync import PaymentPendingError, Session
+from routeweiler_sync import PaymentPendingError, Routeweiler, Session
 
 SATS_MAX = 100
 
 
-def write(session: Session, base_url: str, cities: list[str], diary: Path) -> int:
+def write(session: Routeweiler, base_url: str, cities: list[str], diary: Path) -> int:
     """Add a line for each city that isn't in the diary yet. Return how many there are now. Spends at most `SATS_MAX`."""
     lines = diary.read_text("utf-8").splitlines() if diary.exists() else []
     with session.limit(sats=SATS_MAX):
