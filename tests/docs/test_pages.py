@@ -29,14 +29,16 @@ pytestmark = pytest.mark.timeout(300)
 @pytest.mark.parametrize("page", RUN_HERE)
 def test_its_blocks_run_and_print_what_it_shows(page: str, tmp_path: Path) -> None:
     """The first thing that anybody does with a page is to copy from it."""
-    folder, home = tmp_path / "work", tmp_path / "home"
-    folder.mkdir()
-    home.mkdir()
-    ours = str(Path(sys.executable).parent)
+    folder, home, programs = tmp_path / "work", tmp_path / "home", tmp_path / "bin"
+    for each in (folder, home, programs):
+        each.mkdir()
+    program = programs / "routeweiler-sync"  # the one that is tested, however this Python was set up
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m routeweiler_sync "$@"\n')
+    program.chmod(0o755)
     environ = bare_environ(
         HOME=str(home),
         XDG_STATE_HOME=str(home / "state"),
-        PATH=ours + os.pathsep + os.environ["PATH"],
+        PATH=os.pathsep.join([str(programs), str(Path(sys.executable).parent), os.environ["PATH"]]),
         COLUMNS="80",
         PYTHONIOENCODING="utf-8",
         LC_ALL="C.UTF-8",
