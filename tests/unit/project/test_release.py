@@ -35,7 +35,7 @@ def test_the_version_stands_in_one_place() -> None:
     texts = {path.relative_to(package).as_posix(): path.read_text(encoding="utf-8") for path in package.rglob("*.py")}
     assert [name for name, text in texts.items() if written.search(text)] == ["_version.py"]
     assert str(Version(VERSION)) == VERSION
-    assert metadata.version("routeweiler-sync") == VERSION
+    assert metadata.version("routeweiler-sync") == VERSION, "install the package anew"
 
 
 def test_the_changelog_knows_the_version() -> None:
