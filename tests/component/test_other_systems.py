@@ -136,6 +136,7 @@ def test_processes_at_once_buy_a_page_once_on_windows(windows: Place, paywall: P
     assert len(windows.lnd.payments) == 1
     windows.books.check()
     assert len(windows.books.lines) == 3
+    assert b"\r" not in windows.books.trace_path.read_bytes(), "opened as text"
 
 
 @pytest.mark.slow
