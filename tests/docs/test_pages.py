@@ -17,12 +17,12 @@ from tests.support.cli_process import bare_environ
 
 from .pages import DATA, REASONS, ROOT, RUN, SHOWN, Block, blocks, pages
 
-PAGE_S_MAX = 280
+PAGE_S_MAX = 500
 ALL = {page: blocks(page) for page in pages()}
 EVERY = [block for page in ALL.values() for block in page]
 RUN_HERE = [page for page, found in ALL.items() if any(block.runs for block in found)]
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.mark.slow

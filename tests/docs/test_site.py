@@ -20,11 +20,11 @@ from tests.support.browser import Browser
 
 from .pages import ROOT, pages
 
-BUILD_S_MAX = 240
+BUILD_S_MAX = 480
 REPOSITORY = "https://github.com/routeweiler/routeweiler-sync/blob/main/"
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
