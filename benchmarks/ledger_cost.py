@@ -38,7 +38,7 @@ AMOUNT_MSAT, FEE_MSAT = 10_000, 1_000
 #: The length of the texts in a row: that of a real invoice, and of a token with three caveats.
 INVOICE_CHARS, TOKEN_CHARS = 300, 320
 HOURLY, HOURLY_TARGET = "services=hourly:0", "0" * 32
-BATCH_ROWS = 20_000
+BATCH_ROWS = 5_000
 WARM_UP = 20
 #: The rounds of whole purchases are this many times fewer, because each is ten times as slow.
 SESSION_SHARE = 4

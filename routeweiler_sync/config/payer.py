@@ -82,6 +82,9 @@ class Payer:
     Raises: ValueError for an argument that can't be used.
     """
 
+    #: Of a copy: what its original knew to be in the ledger. See `Ledger.known`.
+    _ledger_known: object = None
+
     def __init__(
         self,
         *,
@@ -179,7 +182,9 @@ class Payer:
             from .env_settings import ledger_url
 
             given = self._ledger_given if self._ledger_given is not None else ledger_url()
-            self._ledger = self._shared(given) if self._was_pickled and isinstance(given, str) else _open(given)
+            ledger = self._shared(given) if self._was_pickled and isinstance(given, str) else _open(given)
+            ledger.expect(self._ledger_known)
+            self._ledger = ledger
         return self._ledger
 
     @staticmethod
@@ -247,6 +252,7 @@ class Payer:
         if not self.idle:
             with suppress(LedgerError):  # the first 402 reports it
                 state["_ledger_given"] = self.ledger.url  # even if it is the default: the copy must share this very ledger
+                state["_ledger_known"] = self.ledger.known()
         return state
 
     def __getstate__(self) -> dict[str, Any]:

@@ -294,15 +294,17 @@ def _add_sums(tx: Transaction, rows: Sequence[Mapping[str, Any]]) -> None:
         for n, value in enumerate(values):
             total[n] += int(value)
         total[-1] = max(total[-1], row["settled_at_ms"] or 0)
-    for (origin, envelope_id), total in sorted(sums.items()):  # in one order, so that no two programs wait for each other
-        tx.execute(
-            f"INSERT INTO archived_sums (origin, envelope_id, {', '.join(_SUMS)}, last_settled_at_ms) "  # noqa: S608 - constants
-            f"VALUES (?, ?, {_marks(total)}) ON CONFLICT (origin, envelope_id) DO UPDATE SET "
-            f"{', '.join(f'{name} = archived_sums.{name} + excluded.{name}' for name in _SUMS)}, last_settled_at_ms = "
-            "CASE WHEN excluded.last_settled_at_ms > archived_sums.last_settled_at_ms THEN excluded.last_settled_at_ms "
-            "ELSE archived_sums.last_settled_at_ms END",
-            (origin, envelope_id, *total),
-        )
+    # One statement, as the hashes are: a round trip for each origin would be most of what an archive of many origins takes. Its
+    # rows are in one order, so that no two programs wait for each other.
+    lines = [(origin, envelope_id, *total) for (origin, envelope_id), total in sorted(sums.items())]
+    tx.execute(
+        f"INSERT INTO archived_sums (origin, envelope_id, {', '.join(_SUMS)}, last_settled_at_ms) "  # noqa: S608 - constants
+        f"VALUES {', '.join([f'({_marks(lines[0])})'] * len(lines))} ON CONFLICT (origin, envelope_id) DO UPDATE SET "
+        f"{', '.join(f'{name} = archived_sums.{name} + excluded.{name}' for name in _SUMS)}, last_settled_at_ms = "
+        "CASE WHEN excluded.last_settled_at_ms > archived_sums.last_settled_at_ms THEN excluded.last_settled_at_ms "
+        "ELSE archived_sums.last_settled_at_ms END",
+        [value for line in lines for value in line],
+    )
 
 
 def moved_error(payment_hash: str) -> LedgerError:

@@ -99,14 +99,19 @@ class Lookups:
         """Return the row of ``payment_hash`` (64 hex digits), or None if the ledger has no such payment."""
         return first(self._store.ask(*of_invoice(payment_hash)))
 
-    def live(self, origin: str, scope: str | None = None) -> list[PaymentRow]:
+    def live(self, origin: str, scope: str | None = None, *, limit: int | None = None) -> list[PaymentRow]:
         """Return the rows of ``origin`` that have a live token or are unfinished: at most one for each scope.
 
-        With ``scope``, return the row of that scope alone. Without it, return at most `MAX_LIVE` rows, those whose scopes come
-        first in alphabetical order; ask for any other by its scope.
+        With ``scope``, return the row of that scope alone. Without it, return at most ``limit`` rows (`MAX_LIVE`), those whose
+        scopes come first in alphabetical order; ask for any other by its scope.
         """
-        question = (f"{_LIVE}ORDER BY scope LIMIT {MAX_LIVE}", (origin,)) if scope is None else live_of(origin, scope)
+        question = (f"{_LIVE}ORDER BY scope LIMIT ?", (origin, limit or MAX_LIVE)) if scope is None else live_of(origin, scope)
         return [payment_of(row) for row in self._store.ask(*question)]
+
+    def live_of_path(self, origin: str, path: str) -> PaymentRow | None:
+        """Return the newest payment for ``path`` that has a live token or is unfinished, or None."""
+        question = f"{_LIVE}AND path = ? ORDER BY created_at_ms DESC LIMIT 1", (origin, path)
+        return first(self._store.ask(*question))
 
     def standing(self, origin: str, resource_digest: str) -> PaymentRow | None:
         """Return the payment that stands for this very page, whatever its scope, or None.
@@ -144,13 +149,16 @@ class Lookups:
 
     def newest_accepted(self, origin: str) -> PaymentRow | None:
         """Return the newest of the origin's live tokens that the server has accepted, or None."""
-        return first(
-            self._store.ask(
-                "SELECT * FROM payments WHERE origin = ? AND state = 'settled' AND preimage IS NOT NULL AND taken >= 1 "
-                "AND single_use = 0 ORDER BY created_at_ms DESC, payment_hash DESC LIMIT 1",
-                (origin,),
-            )
+        return next(iter(self.accepted(origin, 1)), None)
+
+    def accepted(self, origin: str, limit: int) -> list[PaymentRow]:
+        """Return the origin's live tokens that the server has accepted: the newest ``limit``, newest first."""
+        rows = self._store.ask(
+            "SELECT * FROM payments WHERE origin = ? AND state = 'settled' AND preimage IS NOT NULL AND taken >= 1 "
+            "AND single_use = 0 ORDER BY created_at_ms DESC, payment_hash DESC LIMIT ?",
+            (origin, limit),
         )
+        return [payment_of(row) for row in rows]
 
     def _owed_of(self, origin: str, resource_digest: str, *, claimed: bool) -> Question:
         """Ask for the charges of a request that calls have claimed, or for those that none has."""
@@ -181,7 +189,7 @@ def standing_of(origin: str, resource_digest: str) -> Question:
 
 
 def tokens_of(origin: str, resource_digest: str) -> Question:
-    """Ask for the rows that `Lookups.page_tokens` returns."""
+    """Ask for the rows that `Lookups.page_tokens` returns. The condition is that of the index for them."""
     return (
         "SELECT * FROM payments WHERE origin = ? AND target = ? AND preimage IS NOT NULL AND single_use = 0 "  # noqa: S608
         "AND state IN ('settled', 'retired') AND (taken >= 1 OR failure_code = 'abandoned') "
@@ -191,10 +199,10 @@ def tokens_of(origin: str, resource_digest: str) -> Question:
 
 
 def newest_live_of(origin: str, resource_digest: str) -> Question:
-    """Ask for the newest live token that was bought for a page."""
+    """Ask for the newest live token that was bought for a page. The condition is that of the index for it."""
     return (
         "SELECT * FROM payments WHERE origin = ? AND target = ? AND preimage IS NOT NULL AND single_use = 0 "
-        "AND state IN ('settled', 'retired') AND state = 'settled' ORDER BY created_at_ms DESC LIMIT 1",
+        "AND state = 'settled' ORDER BY created_at_ms DESC LIMIT 1",
         (origin, resource_digest),
     )
 
@@ -211,14 +219,14 @@ def free_charge_of(origin: str, resource_digest: str, now_ms: int) -> Question:
 
 
 def undelivered_of(origin: str) -> Question:
-    """Ask for the rows of which one may be the answer of `Lookups.undelivered`."""
+    """Ask for the rows of which one may be the answer of `Lookups.undelivered`. The condition is that of the index for them."""
     return (
         "SELECT * FROM payments WHERE origin = ? AND state = 'settled' AND taken = 0 "  # noqa: S608
-        "AND failure_code IN ('refused', 'undelivered') AND (single_use = 0 OR failure_text = ?) "
+        f"AND failure_code IN ('refused', 'undelivered') AND (single_use = 0 OR failure_text = '{REFUSED_AT_ONCE}') "
         "AND NOT EXISTS (SELECT 1 FROM payments AS accepted WHERE accepted.origin = ? AND accepted.taken >= 1) "
         "AND NOT EXISTS (SELECT 1 FROM archived_sums WHERE archived_sums.origin = ? AND archived_sums.accepted > 0) "
         f"ORDER BY failure_code LIMIT {MAX_UNDELIVERED}",  # a refused one comes first, if there is one
-        (origin, REFUSED_AT_ONCE, origin, origin),
+        (origin, origin, origin),
     )
 
 
@@ -239,4 +247,5 @@ def ask(execute: Callable[[str, Sequence[object]], Rows], questions: Mapping[str
     return answers
 
 
-assert REFUSED == "refused"  # the SQL above repeats the value
+# The SQL above repeats the first. The second is in an index of a schema: other words need a new schema.
+assert (REFUSED, REFUSED_AT_ONCE) == ("refused", "refused by the server when it was first presented")

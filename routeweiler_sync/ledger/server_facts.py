@@ -124,8 +124,13 @@ class ServerFacts:
             lambda tx: tx.execute("DELETE FROM learned_paths WHERE origin = ? AND path = ?", (origin, path)), durable=False
         )
 
-    def learned(self, origin: str) -> dict[str, str]:
-        """Return the scope for each path of ``origin`` that was remembered by `learn`."""
-        with self._store.read() as tx:
-            rows = tx.execute("SELECT path, scope FROM learned_paths WHERE origin = ?", (origin,))
+    def learned(self, origin: str, *, limit: int | None = None) -> dict[str, str]:
+        """Return the scope for each path of ``origin`` that was remembered by `learn`, of ``limit`` paths at most."""
+        bound = "" if limit is None else f" LIMIT {limit}"
+        rows = self._store.ask(f"SELECT path, scope FROM learned_paths WHERE origin = ?{bound}", (origin,))  # noqa: S608 - a number
         return {row["path"]: row["scope"] for row in rows}
+
+    def learned_scope(self, origin: str, path: str) -> str | None:
+        """Return the scope that was remembered by `learn` for this very path, or None."""
+        rows = self._store.ask("SELECT scope FROM learned_paths WHERE origin = ? AND path = ?", (origin, path))
+        return rows[0]["scope"] if rows else None

@@ -70,6 +70,7 @@ _LOOKS, _LOOK_PAUSE_S = 3, 0.01
 
 #: Advice for an error, by a word in SQLite's message.
 _ADVICE = (
+    ("other threads of this program", "Use fewer threads, or call again when they have ended."),
     ("locked", "Another program is writing to it: call again when that program is done."),
     ("full", "Make room on the disk, then call again."),
     ("readonly", "Let this user write the file and its folder, then call again."),
@@ -168,7 +169,13 @@ class SqliteStore:
         """Begin a write transaction with BEGIN IMMEDIATE, commit it at the end of the block. See `Store.transaction`."""
         return _Turn(self, writes=True, durable=durable, binding=binding)
 
-    def run(self, work: Callable[[Transaction], T], *, durable: bool = True, binding: bool = False) -> T:
+    def known(self) -> None:
+        """Return None: that the file is another is seen by itself."""
+
+    def expect(self, known: None) -> None:
+        """Do nothing: there is nothing to look for."""
+
+    def run(self, work: Callable[[Transaction], T], *, durable: bool = True, binding: bool = False, restraining: bool = False) -> T:
         """Call ``work`` once, in one transaction. SQLite never undoes it in favour of another: writers wait for each other."""
         with self.transaction(durable=durable, binding=binding) as tx:
             return work(tx)
@@ -532,6 +539,8 @@ class _Turn(AbstractContextManager["SqliteTransaction"]):
         store._start_over_after_fork()
         self._pid = os.getpid()
         self._line = line = store._writer if self._writes else store._reader
+        # The file's real path, the key in `_busy`: another store may name the file by a link. To resolve a path takes a system call
+        # for each of its folders; so while the connection is open, it is the one that was resolved for it.
         self._file = os.path.realpath(store.path) if line.connection is None else str(store._real)
         self._wait = wait = LedgerWait(BUSY_TIMEOUT_S, least_s=WAIT_S_MIN)
         if not line.lock.acquire(timeout=wait.left_s()):

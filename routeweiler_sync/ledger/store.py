@@ -1,7 +1,7 @@
 """What the ledger needs of a database (`Store`, `Transaction`), and the schema of its tables with all migrations.
 
 The stores are `sqlite.SqliteStore` and `postgres.store.PostgresStore`. The statements that they run come from `ledger.ledger`,
-`lookups`, `envelopes` and `snapshot`.
+`readings`, `lookups`, `envelopes` and `snapshot`.
 
 SQL is written once, in a dialect that every backend must understand, if need be after a translation of its own:
 
@@ -242,6 +242,31 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
             PRIMARY KEY (origin, envelope_id)
         )
         """,
+        # A page that is bought every hour has thousands of tokens. `Ledger.page_tokens` reads the newest that may serve again, and
+        # no others: not those that the user has forgotten, or that were never accepted.
+        "DROP INDEX payments_of_page",
+        """
+        CREATE INDEX payments_of_page ON payments (origin, target, created_at_ms)
+            WHERE preimage IS NOT NULL AND single_use = 0 AND state IN ('settled', 'retired')
+            AND (taken >= 1 OR failure_code = 'abandoned') AND COALESCE(failure_code, '') <> 'forgotten'
+        """,
+        # The newest live one: every purchase asks for it, and must not read all those that have been retired since.
+        """
+        CREATE INDEX payments_live_of_page ON payments (origin, target, created_at_ms)
+            WHERE preimage IS NOT NULL AND single_use = 0 AND state = 'settled'
+        """,
+        # What was bought for a path, newest last: a session asks for the token of the path that it is about to request.
+        """
+        CREATE INDEX payments_live_of_path ON payments (origin, path, created_at_ms)
+            WHERE state IN ('open', 'failed', 'settled') AND single_use = 0
+        """,
+        # Without charges that an answer may have used up, of which there may be any number; refused ones first.
+        "DROP INDEX payments_undelivered",
+        """
+        CREATE INDEX payments_undelivered ON payments (origin, failure_code)
+            WHERE state = 'settled' AND taken = 0 AND failure_code IN ('refused', 'undelivered')
+            AND (single_use = 0 OR failure_text = 'refused by the server when it was first presented')
+        """,
     ),
 }
 
@@ -288,8 +313,17 @@ class Store(Protocol):
         Raises: LedgerError. If COMMIT itself failed, only reading again shows whether the transaction was committed.
         """
 
-    def run(self, work: Callable[[Transaction], T], *, durable: bool = True, binding: bool = False) -> T:
+    def known(self) -> object:
+        """Return what `expect` of a copy of this store is to be given, None if nothing. Contains no secrets; may be pickled."""
+
+    def expect(self, known: Any) -> None:
+        """Refuse a binding transaction, from now on, if the database lacks what another store of it has ``known`` to be there."""
+
+    def run(self, work: Callable[[Transaction], T], *, durable: bool = True, binding: bool = False, restraining: bool = False) -> T:
         """Call ``work`` in a `transaction` and return its result.
+
+        ``restraining``: after it less can be spent, never more. So it is also made, as long as others find what it wrote, in a
+        database that has lost rows, when others may still spend there.
 
         If the database undoes the transaction in favour of another one, it is tried again. So ``work`` may be called several times,
         and must have no effect except through its transaction.

@@ -94,10 +94,9 @@ class TokenNotes:
             )
             if self.negotiation.bought:
                 self._note_bought_served()
-        elif not token.accepted_again:
+        elif not token.accepted_again and cache.note_again(token):  # of many threads, one writes
             with patience(NOTE_AGAIN_WAIT_S):
                 self.write("that a token serves again", lambda: ledger.mark(token.payment_hash, accepted=True))
-            cache.note(token, again=True)
         if not knows_path:
             self.write("what a path needs", lambda: ledger.learn(self.origin, self.path, token.scope))
         if not (token.accepted and knows_path):

@@ -4,26 +4,17 @@ from __future__ import annotations
 
 import pytest
 
+from .contract import EngineContract
 from .fleet import Fleet
-from .pools import Pool, RayPool
+from .pools import RayPool
 
 ENGINE = "ray"
-PAGES = 12
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600, func_only=True)]
 
 
-def test_a_budget_smaller_than_the_work_is_spent_to_the_last_sat_and_each_refusal_comes_back_whole(
-    fleet: Fleet, pool: Pool
-) -> None:
-    """Else a pool's tasks would pass the cap together; or who sent them couldn't tell what was spent, and what to do."""
-    came_to = fleet.beyond_the_cap(pool, PAGES)
-    assert came_to["refused"] > 0
-
-
-def test_a_worker_killed_in_mid_payment_loses_nothing_and_its_task_run_again_pays_nothing_twice(fleet: Fleet, pool: Pool) -> None:
-    """Else what the engine does for every task, to run it again where its worker died, would cost the page a second time."""
-    assert fleet.with_deaths(pool, PAGES)["bought"] == PAGES
+class TestRay(EngineContract):
+    pass
 
 
 def test_a_cancelled_task_leaves_its_payment_to_whoever_wants_the_page_next(fleet: Fleet, pool: RayPool) -> None:

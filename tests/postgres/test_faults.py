@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
+import pickle
 import re
 import signal
 import socket
@@ -24,7 +26,7 @@ import pytest
 from routeweiler_sync import Routeweiler
 from routeweiler_sync._core.deadline import patience
 from routeweiler_sync.errors import LedgerError
-from routeweiler_sync.ledger import snapshot
+from routeweiler_sync.ledger import archive as archive_module, snapshot
 from routeweiler_sync.ledger.ledger import Ledger
 from routeweiler_sync.ledger.postgres import connections as postgres_links, store as postgres
 from routeweiler_sync.ledger.postgres.store import _TABLES as TABLES
@@ -32,11 +34,25 @@ from routeweiler_sync.ledger.store import MIGRATIONS, SCHEMA_VERSION
 from routeweiler_sync.ledger.types import Change, PaymentRow, PaymentState
 from routeweiler_sync.testing import FakeLnd, Paywall
 from tests.support.http_server import server as answering
-from tests.support.ledger_builders import ORIGIN, at_once, die, draw, hash_of, held_msat, intent, limits, preimage, settle
+from tests.support.ledger_archive_contract import BEFORE, audited, make_past
+from tests.support.ledger_builders import (
+    NOON_S,
+    ORIGIN,
+    Clock,
+    at_once,
+    die,
+    draw,
+    hash_of,
+    held_msat,
+    intent,
+    limits,
+    preimage,
+    settle,
+)
 from tests.support.ledger_charges_contract import charge
 from tests.support.tcp_relay import Wire
 
-from .server import Server
+from .server import PASSWORD, Server
 
 Make = Callable[..., Ledger]
 #: Far more than any deed sends and receives.
@@ -84,8 +100,10 @@ def end_sessions(server: Server, database: str) -> None:
 
 
 def sessions(server: Server, database: str, where: str = "true") -> list[Any]:
-    """The process ids of the database's backends."""
-    return server.admin(f"SELECT pid FROM pg_stat_activity WHERE datname = '{database}' AND {where}")
+    """The process ids of the backends that the database's clients have: autovacuum has some too."""
+    return server.admin(
+        f"SELECT pid FROM pg_stat_activity WHERE datname = '{database}' AND backend_type = 'client backend' AND {where}"
+    )
 
 
 # -- was it committed? --------------------------------------------------------------------------------------------------------
@@ -678,6 +696,102 @@ def test_what_any_connection_has_committed_is_looked_for_before_a_purchase(
     server.admin(f"DELETE FROM routeweiler_writers WHERE writer <> '{first[0]}'", database)
     with pytest.raises(LedgerError, match="lacks what this session has written"):
         ledger.open_payment(intent(2), draw(limits()))
+
+
+def lose(server: Server, database: str) -> None:
+    """Bring back the state before anything was committed, as far as sessions look at it."""
+    server.admin("UPDATE routeweiler_writers SET serial = 0", database)
+
+
+def test_who_notices_a_loss_can_still_freeze_and_thaws_nothing(server: Server, database: str, ledger: Ledger) -> None:
+    """Else whoever hears of it first couldn't stop the others, which go on buying what was lost."""
+    ledger.open_payment(intent(1), draw(limits()))
+    lose(server, database)
+    with pytest.raises(LedgerError, match=r"freeze\(\)"):
+        ledger.open_payment(intent(2), draw(limits()))
+    assert ledger.freeze("e").frozen
+    assert server.admin("SELECT frozen FROM envelopes WHERE id = 'e'", database) == [(1,)]
+    with pytest.raises(LedgerError, match="lacks what this session has written"):
+        ledger.thaw("e")
+
+
+def pickled(session: Routeweiler) -> Routeweiler:
+    made: Routeweiler = pickle.loads(pickle.dumps(session))
+    return made
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickled])
+def test_a_copy_looks_for_what_its_original_has_committed(
+    server: Server, database: str, url: str, copied: Callable[[Routeweiler], Routeweiler], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else after a loss each task of an engine, with a fresh copy, would buy again what its session has bought before."""
+    monkeypatch.setenv("PGPASSWORD", PASSWORD)
+    with FakeLnd() as lnd, Paywall(lnd, price_msat=10_000, dynamic=True) as wall:
+        with Routeweiler(funding=[lnd.funding()], ledger=url) as session, copied(session) as early:
+            assert session.get(wall.url_for("/first")).status_code == 200
+            with copied(session) as late, copied(copied(session)) as of_a_copy:
+                assert late.get(wall.url_for("/second")).status_code == 200, "what is there is found"
+                lose(server, database)
+                for buyer in (late, of_a_copy, session):
+                    with pytest.raises(LedgerError, match="lacks what this session has written") as refused:
+                        buyer.get(wall.url_for("/third"))
+                    assert refused.value.spent is False
+                with copied(session) as of_a_refuser, pytest.raises(LedgerError, match="lacks"):
+                    of_a_refuser.get(wall.url_for("/third"))
+            assert len(lnd.payments) == 2
+            if copied is copy.deepcopy:  # the pickled ones of a process have one ledger, and a shallow one its original's
+                assert early.get(wall.url_for("/third")).status_code == 200, "it was copied before"
+        with Routeweiler(funding=[lnd.funding()], ledger=url) as session:
+            assert session.get(wall.url_for("/fourth")).status_code == 200, "a new session begins anew"
+
+
+def test_what_a_copy_looks_for_is_bounded_and_the_latest(ledger: Ledger) -> None:
+    """Else a worker that unpickles a thousand sessions would look for a thousand rows before each purchase."""
+    history = postgres_links.History(url="")
+    for n in range(100):
+        history.expect((False, {f"w{n % 60}": (n, 1000 + n), "old": (1, 1)}))
+    assert history.known() == (False, {f"w{n % 60}": (n, 1000 + n) for n in range(92, 100)})
+    history.expect((True, {"w39": (5, 5)}))
+    assert history.known() == (True, {f"w{n % 60}": (n, 1000 + n) for n in range(92, 100)}), "an older copy takes nothing back"
+
+
+def test_purchases_go_on_beside_an_archive_of_many_origins(
+    server: Server, make_ledger: Make, tmp_path: Path, meanwhile: Callable[..., Future[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else to tidy up would stop a fleet, or take a round trip for each origin of each batch."""
+    monkeypatch.setattr(archive_module, "BATCH_ROWS", 10)
+    clock, sent = Clock(), count()
+    ledger, other = make_ledger(clock), make_ledger()
+    for n in range(1, 31):
+        make_past(ledger, clock, "retired", n, origin=f"https://{n}.example")
+    clock.now_s = NOON_S
+    execute = postgres.PostgresTransaction.execute
+
+    def counted(self: Any, sql: str, parameters: Any = ()) -> Any:
+        if "archived_" in sql:
+            next(sent)
+        return execute(self, sql, parameters)
+
+    monkeypatch.setattr(postgres.PostgresTransaction, "execute", counted)
+    moving, bought = threading.Event(), []
+
+    def buy() -> None:
+        while not moving.is_set():
+            n = 1_000 + len(bought)
+            assert other.open_payment(intent(n, scope=f"s{n}"), draw(limits("f")))[1]
+            bought.append(settle(other, n))
+
+    buyers = meanwhile(buy)
+    until(lambda: bought)
+    begun = len(bought)
+    moved = ledger.archive(tmp_path / "a.db", before=BEFORE, progress=lambda _: until(lambda: len(bought) > begun + 2))
+    moving.set()
+    buyers.result(WAIT_S)
+    assert moved.payments == 30
+    assert {row.payment_hash for row in ledger.payments()} == {row.payment_hash for row in bought}
+    assert ledger.spending().total_msat == 30 * 10_000 + sum(range(1, 31)) + sum(row.amount_msat + row.fee_msat for row in bought)
+    assert audited(ledger).agrees
+    assert next(sent) <= 2 * 3 + 2 * len(bought) + 10, "two statements a batch, and what purchases look up"
 
 
 def test_a_clock_that_jumps_is_no_loss(server: Server, database: str, make_ledger: Make, monkeypatch: pytest.MonkeyPatch) -> None:

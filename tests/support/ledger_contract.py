@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from routeweiler_sync.errors import BudgetError, BudgetExceededError, LedgerError
-from routeweiler_sync.ledger import ledger as ledger_module, server_facts
+from routeweiler_sync.ledger import readings, server_facts
 from routeweiler_sync.ledger.ledger import CLAIM_S, Ledger
 from routeweiler_sync.ledger.types import Change, PaymentRow, PaymentState
 
@@ -654,7 +654,7 @@ class RowsContract:
         self, make_ledger: Callable[..., Ledger], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Else a report over many payments would leave some out, or count some twice."""
-        monkeypatch.setattr(ledger_module, "PAGE_ROWS", 4)
+        monkeypatch.setattr(readings, "PAGE_ROWS", 4)
         clock = Clock()
         ledger = make_ledger(clock)
         for n in range(21):  # five of each moment: pages end within one
@@ -678,7 +678,7 @@ class RowsContract:
         self, make_ledger: Callable[..., Ledger], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Else the newest payments of a long ledger would be found only after all the others."""
-        monkeypatch.setattr(ledger_module, "PAGE_ROWS", 4)
+        monkeypatch.setattr(readings, "PAGE_ROWS", 4)
         clock = Clock()
         ledger = make_ledger(clock)
         for n in range(21):
@@ -707,7 +707,7 @@ class RowsContract:
 
     def test_a_report_under_way_blocks_nobody(self, make_ledger: Callable[..., Ledger], monkeypatch: pytest.MonkeyPatch) -> None:
         """Else a forgotten iterator would keep every session from buying."""
-        monkeypatch.setattr(ledger_module, "PAGE_ROWS", 2)
+        monkeypatch.setattr(readings, "PAGE_ROWS", 2)
         ledger = make_ledger()
         for n in range(5):
             ledger.open_payment(intent(n), None)

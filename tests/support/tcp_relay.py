@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Literal
 
 from .faulty_sockets import reset
@@ -25,8 +26,12 @@ READ_BYTES = 65_536
 #: Sent at once, only an order is so long: it holds an invoice. (And the first message of TLS, and a question over HTTP.)
 ORDER_BYTES_MIN = 250
 NO_ORDERS = (b"\x16", b"GET ")
-#: lnd is given so long to read what was held before its connection ends.
+#: Once lnd has read what it was sent, it is given so long to act on it before its connection ends.
 GRACE_S = 0.3
+#: How long that it reads is waited for.
+READ_S, POLL_S = 10.0, 0.01
+#: The system's connections, where it is Linux.
+CONNECTIONS = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 
 
 class Wire:
@@ -138,7 +143,7 @@ class Wire:
                     continue
                 if self._loses(source, sink, data, to_lnd):
                     if not to_lnd:  # the wallet may speak before it has read the whole order, which an RST would throw away
-                        time.sleep(GRACE_S)
+                        self._let_act(source)
                     reset(source)
                     reset(sink)
                     return
@@ -151,10 +156,17 @@ class Wire:
                     self.strike(strikes)
         if not self._released.is_set():
             self._released.wait()
-            time.sleep(GRACE_S)
+            self._let_act(sink if to_lnd else source)
         for end in (source, sink):
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
+
+    def _let_act(self, lnd: socket.socket) -> None:
+        """Wait until ``lnd`` has read all that it was sent, and has had the time to act on it."""
+        until_s = time.monotonic() + READ_S
+        while _unread(lnd, self._target) and time.monotonic() < until_s:
+            time.sleep(POLL_S)
+        time.sleep(GRACE_S)
 
     def _keeps(self, sink: socket.socket, data: bytes) -> bool:
         with self._lock:
@@ -191,3 +203,19 @@ class Wire:
                 return data, None
             self._armed = None
             return data if callable(how) else data[:left], how
+
+
+def _unread(end: socket.socket, target: int) -> bool:
+    """Whether the program at the port ``target`` hasn't read yet all that was sent to it over ``end``. Known on Linux only."""
+    try:
+        ours = end.getsockname()[1]
+    except OSError:  # it is closed
+        return False
+    for table in CONNECTIONS:
+        with suppress(OSError):
+            for _, local, remote, _, queues, *_ in map(str.split, table.read_text().splitlines()[1:]):
+                ports = tuple(int(address.rpartition(":")[2], 16) for address in (local, remote))
+                unsent, unread = (int(size, 16) for size in queues.split(":"))
+                if (ports == (ours, target) and unsent) or (ports == (target, ours) and unread):
+                    return True
+    return False

@@ -24,16 +24,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import requests
-
-from routeweiler_sync import BudgetEnvelope, Ledger
+from routeweiler_sync import BudgetEnvelope
 from routeweiler_sync.testing import Paywall
 from tests.postgres.bouncer import Bouncer
 from tests.postgres.server import Server, until
 
-from .fleet import FEE_MSAT_MAX, FINISH_S, PRICES_MSAT, START, STOP_S, Network, Worker, address_of
+from .fleet import FEE_MSAT_MAX, PRICES_MSAT, START, Network, Worker, address_of, carried_to_its_end, stopped
 from .fleet_judge import Judge
-from .fleet_worker import HTTP_TIMEOUT_S, KINDS, STOP, Job, session_of, work
+from .fleet_worker import HTTP_TIMEOUT_S, KINDS, Job, session_of, work
 
 ENVELOPE = BudgetEnvelope("fleet", cap_minor_units=10_000_000)
 #: A round waits for so many purchases, and then for an instant that is chosen by chance, before the primary ends.
@@ -139,25 +137,9 @@ class Failover:
 
     def finish(self) -> None:
         """Wait for the workers, carry what they have left to its end, each node its own, and judge."""
-        for name, worker in self._workers.items():
-            worker.tell(STOP)
-            worker.process.join(STOP_S)
-            if worker.process.exitcode != 0:
-                self.findings.append(f"worker {name} ended with {worker.process.exitcode}")
-        url = self.primary.url(self._database)
-        ledger, until_s = Ledger.open(url), time.monotonic() + FINISH_S
-        with contextlib.ExitStack() as stack:
-            sessions = [stack.enter_context(session_of(self._job(n, "finisher"), ENVELOPE.id)) for n in (0, 1)]
-            while (left := ledger.unfinished()) and time.monotonic() < until_s:
-                for session, node in zip(sessions, self._network.nodes, strict=True):
-                    session.recover()
-                    for row in (each for each in ledger.unfinished() if each.node_pubkey == node.node_pubkey):
-                        with contextlib.suppress(requests.RequestException):
-                            session.get(row.origin + row.path)
-            for session in sessions:
-                session.recover()  # tells what was left untold
-        ledger.close()
-        self.figures["left unfinished"] = len(left)
+        self.findings += stopped(self._workers)
+        url, jobs = self.primary.url(self._database), [self._job(n, "finisher") for n in (0, 1)]
+        self.figures["left unfinished"] = carried_to_its_end(url, jobs, ENVELOPE.id, self._network.nodes)
         judge = Judge(
             url=url,
             trace=self._folder / "trace.jsonl",

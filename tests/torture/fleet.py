@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
@@ -89,6 +89,35 @@ class Worker:
     def tell(self, word: str) -> None:
         with contextlib.suppress(OSError):
             self.words.send(word)
+
+
+def stopped(workers: Mapping[str, Worker]) -> list[str]:
+    """Let each worker end, and wait for it. Return a finding for each that didn't end well; it is killed."""
+    findings = []
+    for name, worker in workers.items():
+        worker.tell(STOP)
+        worker.process.join(STOP_S)
+        if worker.process.exitcode != 0:
+            findings.append(f"worker {name} ended with {worker.process.exitcode}")
+            worker.process.kill()
+    return findings
+
+
+def carried_to_its_end(url: str, jobs: Sequence[Job], envelope: str, nodes: Sequence[FakeLnd]) -> int:
+    """Carry what is left in the ledger to its end, each node its own, by sessions of ``jobs``. Return how much is left even so."""
+    ledger, until_s = Ledger.open(url), time.monotonic() + FINISH_S
+    with contextlib.ExitStack() as stack:
+        sessions = [stack.enter_context(session_of(job, envelope)) for job in jobs]
+        while (left := ledger.unfinished()) and time.monotonic() < until_s:
+            for session, node in zip(sessions, nodes, strict=True):
+                session.recover()
+                for row in (each for each in ledger.unfinished() if each.node_pubkey == node.node_pubkey):
+                    with contextlib.suppress(requests.RequestException):
+                        session.get(row.origin + row.path)
+        for session in sessions:
+            session.recover()  # tells what crashes left untold
+    ledger.close()
+    return len(left)
 
 
 class Fleet:
@@ -270,25 +299,9 @@ class Fleet:
 
     def finish(self) -> None:
         """Wait for the workers, and carry what they have left to its end, each node its own."""
-        for worker in self._workers:
-            worker.tell(STOP)
-            worker.process.join(STOP_S)
-            if worker.process.exitcode != 0:
-                self.findings.append(f"a worker ended with {worker.process.exitcode}")
-                worker.process.kill()
-        ledger, until_s = Ledger.open(self.url), time.monotonic() + FINISH_S
-        with contextlib.ExitStack() as stack:
-            sessions = [stack.enter_context(session_of(self._job(n, "finisher"), next(iter(ENVELOPES)))) for n in (0, 1)]
-            while (left := ledger.unfinished()) and time.monotonic() < until_s:
-                for session, node in zip(sessions, self._network.nodes, strict=True):
-                    session.recover()
-                    for row in (each for each in ledger.unfinished() if each.node_pubkey == node.node_pubkey):
-                        with contextlib.suppress(requests.RequestException):
-                            session.get(row.origin + row.path)
-            for session in sessions:
-                session.recover()  # tells what crashes left untold
-        ledger.close()
-        self.figures["left unfinished"] = len(left)
+        self.findings += stopped({str(n): worker for n, worker in enumerate(self._workers)})
+        jobs = [self._job(n, "finisher") for n in (0, 1)]
+        self.figures["left unfinished"] = carried_to_its_end(self.url, jobs, next(iter(ENVELOPES)), self._network.nodes)
 
     def judge(self) -> None:
         """Fill `findings` and `figures`."""

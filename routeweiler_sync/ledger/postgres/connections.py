@@ -14,6 +14,7 @@ import queue
 import socket
 import threading
 import uuid
+from _thread import LockType, allocate_lock, start_new_thread  # as in `funding.worker_calls`: interrupts leave no lock taken
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -79,6 +80,10 @@ changing = threading.RLock()
 around_fork(before=changing.acquire, in_parent=changing.release, in_child=changing.release)
 
 
+#: What a `History` gives to that of a copy: whether it is torn, and its commits.
+Known = tuple[bool, dict[str, tuple[int, int]]]
+
+
 @dataclass(slots=True, kw_only=True)
 class History:
     """The latest durable commits of one store's connections, so that a database that has lost some of them is noticed.
@@ -99,6 +104,19 @@ class History:
         for forgotten in [*self.commits][: -2 * MAX_CONNECTIONS]:
             self.commits.pop(forgotten, None)
 
+    def known(self) -> Known:
+        """Return what a copy of the store has to know of this history."""
+        return self.is_torn, self.commits.copy()
+
+    def expect(self, known: Known) -> None:
+        """Look for what another store of the same ledger has committed too."""
+        is_torn, commits = known
+        merged = self.commits.copy()
+        for writer, commit in commits.items():
+            merged[writer] = max(commit, merged.get(writer, commit))
+        self.commits = dict(sorted(merged.items(), key=lambda item: item[1][1])[-2 * MAX_CONNECTIONS :])
+        self.is_torn = self.is_torn or is_torn
+
     def check(self) -> None:
         """Refuse a transaction that money may follow from, if the database has lost some of the history.
 
@@ -108,8 +126,8 @@ class History:
             raise LedgerError(
                 f"The ledger {self.url} lacks what this session has written to it: an older state was restored, a standby that "
                 "lagged behind has taken over, or it is another database.",
-                advice="Payments may be missing in it. Freeze its envelopes (routeweiler-sync budget freeze), compare it with the "
-                "node (routeweiler-sync budget audit), then make a new session.",
+                advice="Payments may be missing in it. Freeze its envelopes (session.ledger.freeze(), or routeweiler-sync budget "
+                "freeze), compare it with the node (routeweiler-sync budget audit), then make a new session.",
             )
 
 
@@ -235,7 +253,7 @@ class Link:
         """Run ``statements``, and return the rows of each that has any to return."""
         results, rows = self.connection.execute(statements.encode()), []
         while True:
-            if results.description:
+            if has_rows(results):
                 rows.append(results.fetchall())
             if not results.nextset():
                 return rows
@@ -285,36 +303,50 @@ class Pool:
 class Guard:
     """A timer that cuts the watched connection after ``limit_s`` seconds. A thread that waits for it then gets an error.
 
-    Calling the object starts the timer for the length of a ``with`` block; `watch` names the connection.
+    Calling the object starts the timer for the length of a ``with`` block; `watch` names the connection. The timer is a bare
+    thread: a `threading.Timer` for each transaction would be a good part of what a purchase costs.
+
+    Raises: LedgerError, from the call and from `again`, if the system can't start a thread. Unguarded, a wait might never end.
     """
 
     def __init__(self, limit_s: float) -> None:
         self._limit_s = limit_s
-        self._timer = self._new_timer()
         self._watched: Connection | None = None
         #: Whether the time is over.
         self.is_over = False
 
     @contextlib.contextmanager
     def __call__(self) -> Iterator[Guard]:
-        self._timer.start()
+        #: Taken while the timer runs.
+        self._ended = self._started()
         try:
             yield self
         finally:
             self._watched = None
-            self._timer.cancel()
-            del self._timer  # it refers to this object: no garbage is left
+            self._ended.release()
 
     def again(self) -> None:
-        """Give the connection the whole time once more. Raises nothing if it is over."""
-        earlier, self._timer = self._timer, self._new_timer()
-        earlier.cancel()
-        self._timer.start()
+        """Give the connection the whole time once more. It stays cut if the time is over."""
+        earlier, self._ended = self._ended, self._started()
+        earlier.release()
 
-    def _new_timer(self) -> threading.Timer:
-        timer = threading.Timer(self._limit_s, self._cut)
-        timer.daemon = True
-        return timer
+    def _started(self) -> LockType:
+        """Start the timer. Return the lock whose release ends it."""
+        ended = allocate_lock()
+        ended.acquire()
+        try:
+            start_new_thread(self._cut_unless, (ended,))
+        except RuntimeError as error:  # too many threads, or the interpreter is shutting down
+            raise LedgerError(
+                f"The ledger can't be used: {error}.",
+                advice="The transaction was undone, or not begun. Call again with fewer threads, or before the program ends.",
+            ) from error
+        return ended
+
+    def _cut_unless(self, ended: LockType) -> None:
+        """Cut the connection, unless ``ended`` is released in time."""
+        if not ended.acquire(timeout=self._limit_s):
+            self._cut()
 
     def watch(self, link: Link) -> None:
         """Make ``link`` the connection to cut when the time is over. Cut it now if it is."""
@@ -336,6 +368,12 @@ def send(connection: Connection, statements: Sequence[bytes]) -> psycopg.Cursor[
     while cursor.nextset():
         pass
     return cursor
+
+
+def has_rows(cursor: psycopg.Cursor[dict[str, Any]]) -> bool:
+    """Return whether the statement was one that returns rows, be it none. ``cursor.description`` costs more: it describes them."""
+    result = cursor.pgresult
+    return result is not None and result.nfields > 0
 
 
 def known_version(rows: Sequence[Mapping[str, Any]]) -> int:

@@ -44,11 +44,13 @@ from .connections import (
     STANDBY,
     Guard,
     History,
+    Known,
     Link,
     Pool,
     changing,
     clean,
     driver,
+    has_rows,
     is_loss,
     known_version,
     send,
@@ -136,20 +138,28 @@ class PostgresStore:
         """Return False: an archive is a file."""
         return False
 
-    def run(self, work: Callable[[Transaction], T], *, durable: bool = True, binding: bool = False) -> T:
+    def known(self) -> Known:
+        """Return what a copy of this store must find in the database. Contains no secrets; may be pickled."""
+        return self._history.known()
+
+    def expect(self, known: Any) -> None:
+        """Refuse a database that lacks what another store of it has committed: see `known`."""
+        self._history.expect(known)
+
+    def run(self, work: Callable[[Transaction], T], *, durable: bool = True, binding: bool = False, restraining: bool = False) -> T:
         """Call ``work`` in a transaction and return its result. Try again if the transaction had no effect.
 
         It had none if the server undid it, or if the connection was lost before COMMIT.
 
         Every write transaction checks that the schema still has a known version; a ``binding`` one, that the database hasn't lost
-        what this store has committed.
+        what this store has committed, unless it is ``restraining``.
         """
         import tenacity
 
         wait = _wait(WRITE_S_MIN)
 
         def once() -> T:
-            with self._writing(durable, wait, binding=binding) as tx:
+            with self._writing(durable, wait, binding=binding and not restraining) as tx:
                 return work(tx)
 
         # Its objects refer to each other. If they referred to this store too, a dropped one would keep its connections for a while.
@@ -488,7 +498,7 @@ class PostgresTransaction:
                 cursor = send(self._connection, statements)
             else:
                 cursor = self._connection.execute(_translated(sql, len(parameters)), tuple(parameters))
-            return [*cursor.fetchall()] if cursor.description else []
+            return [*cursor.fetchall()] if has_rows(cursor) else []
         except driver().Error as error:
             problem = clean(error)
         raise problem  # outside of the except block: its error would be in the traceback, and shows whole rows

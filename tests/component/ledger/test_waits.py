@@ -17,7 +17,8 @@ from routeweiler_sync import LedgerError, PaymentPendingError, Routeweiler
 from routeweiler_sync._core import deadline
 from routeweiler_sync._core.deadline import Deadline, LedgerWait, patience
 from routeweiler_sync._core.files import while_locked
-from routeweiler_sync.ledger.ledger import PAGE_ROWS, Ledger
+from routeweiler_sync.ledger.ledger import Ledger
+from routeweiler_sync.ledger.readings import PAGE_ROWS
 from routeweiler_sync.payments import token_cache
 from routeweiler_sync.testing import FakeLnd, Paywall
 from tests.support.accounts import Books

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from coincurve import PrivateKey
 from urllib3.connectionpool import HTTPConnectionPool
 
 from routeweiler_sync import PaymentState, Routeweiler, TraceSink, payment_of
+from routeweiler_sync.ledger.ledger import Ledger
 from routeweiler_sync.paywall.replay import drain
 from routeweiler_sync.testing import FakeLnd, Paywall
 from tests.support.accounts import Books
@@ -79,6 +82,31 @@ def test_another_session_on_the_ledger_uses_the_token(make_session, paywall: Pay
     assert response.status_code == 200
     assert response.payment.reused
     assert response.history == []
+    books.check()
+
+
+def test_that_a_token_serves_again_is_written_by_one_of_many_threads(make_session, paywall, books: Books, monkeypatch) -> None:
+    """Many threads, each with its note, would wait for each other at the ledger, give up, and fill the log with warnings."""
+    make_session().get(paywall.url)
+    session = make_session()
+    marked: list[str] = []
+    mark = Ledger.mark
+    begin = threading.Barrier(16)
+
+    def marks(ledger: Ledger, payment_hash: str, **notes: Any) -> None:
+        marked.append(payment_hash)
+        mark(ledger, payment_hash, **notes)
+
+    def call() -> tuple[int, bool]:
+        begin.wait(60)
+        answer = session.get(paywall.url)
+        return answer.status_code, answer.payment.reused
+
+    monkeypatch.setattr(Ledger, "mark", marks)
+    with ThreadPoolExecutor(16) as pool:
+        assert {answer.result() for answer in [pool.submit(call) for _ in range(16)]} == {(200, True)}
+    assert len(marked) == 1
+    assert books.rows[0].accepted_again
     books.check()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from decimal import Decimal
@@ -201,8 +202,8 @@ def test_a_purchase_during_the_first_look_is_not_lost(ledger: Ledger) -> None:
         def __getattr__(self, name: str) -> Any:
             return getattr(ledger, name)
 
-        def learned(self, origin: str) -> dict[str, str]:
-            found = ledger.learned(origin)
+        def learned(self, origin: str, **limit: int) -> dict[str, str]:
+            found = ledger.learned(origin, **limit)
             if threading.current_thread() is first:
                 looking.set()
                 assert go_on.wait(PATIENCE_S)
@@ -264,6 +265,96 @@ def test_a_token_tells_what_was_booked_and_shows_no_secret(ledger: Ledger) -> No
     unlimited = Token.of(settle(ledger, 2))
     assert unlimited is not None
     assert (unlimited.amount_minor_units, unlimited.currency) == (None, None)
+
+
+# -- origins with many tokens ----------------------------------------------------------------------------------------------------
+
+
+def sells_much(ledger: Ledger, count: int) -> list[str]:
+    """Buy at many pages, with every end; learn what some paths need. Return all paths, and one that nothing is known of."""
+    clock = [1_000.0]
+    ledger._clock = lambda: clock[0]
+    for n in range(count):
+        clock[0] += 1
+        new = intent(n, path=f"/pages/{n % (count - 2)}")  # two paths have two tokens each
+        ledger.open_payment(new, None)
+        end: Any = (settle, settle, settle, fail, die)[n % 5] if n % 7 else settle
+        end(ledger, n)
+        if n % 11 == 3:
+            ledger.forget(hash_of(n), abandon=True)
+        if n % 4 == 0:
+            ledger.learn(ORIGIN, f"/learned/{n}", f"scope-{n - n % 3}")
+    ledger.learn(ORIGIN, "/pages/1", "scope-7")
+    return [f"/pages/{n}" for n in range(count)] + [f"/learned/{n}" for n in range(0, count, 4)] + ["/unheard/of"]
+
+
+@pytest.mark.parametrize("count", [3, 9, 40])
+@pytest.mark.parametrize(("few", "asked"), [(1, 0), (1, 1_000), (2, 3), (8, 8), (8, 1_000)])
+def test_a_path_gets_the_same_token_however_much_was_read(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, count: int, few: int, asked: int
+) -> None:
+    """Else a page's own token would stay at home, or another go along, at a server where much was bought."""
+    paths = sells_much(ledger, count)
+
+    def tokens_of(book: TokenCache) -> list[object]:
+        got: list[object] = [(path, book.token_for_path(ORIGIN, path)) for path in paths]
+        book.unlearn(ORIGIN, "/pages/2")
+        got += [book.token_for_path(ORIGIN, "/pages/2"), book.has_served_others(ORIGIN)]
+        return got
+
+    monkeypatch.setattr(tokens, "FEW", 10_000)
+    expected = tokens_of(book_of(ledger))
+    monkeypatch.setattr(tokens, "FEW", few)
+    monkeypatch.setattr(tokens, "MAX_PATHS_ASKED", asked)
+    assert tokens_of(book_of(ledger)) == expected
+    paths.reverse()
+    book = book_of(ledger)
+    assert tokens_of(book)[: len(paths)] == expected[: len(paths)][::-1]
+
+
+def test_of_two_tokens_for_a_path_the_newest_goes_along(ledger: Ledger) -> None:
+    """Else an old token is shown first each time, and refused."""
+    clock = [1_000.0]
+    ledger._clock = lambda: clock[0]
+    for n in (5, 3, 4):
+        clock[0] += 1
+        bought(ledger, n, path="/page")
+    found = book_of(ledger).token_for_path(ORIGIN, "/page")
+    assert found is not None
+    assert found[0].scope == "scope-4"
+
+
+def test_a_fresh_session_reads_few_of_many_tokens(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else each short-lived worker reads all that was ever bought at a server: a thousand pages by a thousand workers."""
+    held = [bought(ledger, n) for n in range(60)]
+    read = list[str]()
+    of = Token.of
+    monkeypatch.setattr(tokens.Token, "of", lambda row: read.append(row.path) or of(row))  # type: ignore[func-returns-value]
+    book = book_of(ledger)
+    assert book.token_for_path(ORIGIN, "/pages/50") == (held[50], False)
+    assert book.token_for_path(ORIGIN, "/unheard/of") is None
+    assert len(read) <= tokens.FEW + 2
+    monkeypatch.setattr(tokens, "MAX_OFFERED", 5)
+    for token in held:
+        ledger.mark(token.payment_hash, accepted=True)
+    clock = [time.time() + 100]
+    ledger._clock = lambda: clock[0]
+    newest = bought(ledger, 99)
+    ledger.mark(newest.payment_hash, accepted=True)
+    read.clear()
+    assert book.others(ORIGIN, "/stream")[0].payment_hash == newest.payment_hash, "another process has bought it since"
+    assert len(read) <= 2 * tokens.MAX_OFFERED
+
+
+def test_the_ledger_is_asked_for_a_few_paths_and_then_for_all(ledger: Ledger) -> None:
+    """Else a long crawl of free pages at a server that sells others would pay for a look into the database for each."""
+    held, asked = [bought(ledger, n) for n in range(30)], list[int]()
+    book = TokenCache(lambda: asked.append(1) or ledger)  # type: ignore[func-returns-value]
+    for n in range(200):
+        assert book.token_for_path(ORIGIN, f"/free/{n}") is None
+    for n in range(30):
+        assert book.token_for_path(ORIGIN, f"/pages/{n}") == (held[n], False)
+    assert len(asked) == 1 + tokens.MAX_PATHS_ASKED + 1
 
 
 # -- what an origin's tokens open ----------------------------------------------------------------------------------------------
