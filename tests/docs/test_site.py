@@ -65,7 +65,7 @@ def test_no_link_of_the_site_leads_nowhere(site: Path) -> None:
         for target in page.targets:
             parts = urlsplit(target)
             if target.startswith(REPOSITORY):
-                if not (ROOT / unquote(target.removeprefix(REPOSITORY).partition("#")[0])).exists():
+                if not (ROOT / unquote(re.split("[?#]", target.removeprefix(REPOSITORY))[0])).exists():
                     broken.append((path.name, target))
             elif not parts.scheme and not parts.netloc:
                 there = (path.parent / unquote(parts.path)).resolve() if parts.path else path
