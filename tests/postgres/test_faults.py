@@ -60,7 +60,8 @@ NEVER = 10**9
 WAIT_S = 30.0
 #: Undoes what the newest step of the schema does.
 TO_VERSION_6 = (
-    "DROP TABLE archived_payments, archived_sums; ALTER TABLE payments DROP COLUMN ended_at_ms; "
+    "DROP TABLE archived_payments, archived_sums; DROP INDEX payments_live_of_page, payments_live_of_path; "
+    "ALTER TABLE payments DROP COLUMN ended_at_ms; "
     "UPDATE routeweiler_ledger SET version = 6"
 )
 
