@@ -37,9 +37,11 @@ def test_it_stops_at_100_sat(paying_session: Routeweiler, fake_lnd: FakeLnd, pat
 
 def test_a_payment_that_hangs_is_not_made_again(fake_lnd: FakeLnd, paywall: Paywall, tmp_path: Path, path: Path) -> None:
     fake_lnd.hang_next()
-    with Routeweiler(funding=[fake_lnd.funding()], ledger=tmp_path / "ledger.db", payment_timeout=1) as session:
+    with Routeweiler(funding=[fake_lnd.funding()], ledger=tmp_path / "ledger.db", payment_timeout=2) as session:
         assert diary.write(session, paywall.base_url, ["berlin"], path) == 0
-        fake_lnd.release()
+    fake_lnd.wait_for(lambda node: len(node.payments) == 1)
+    fake_lnd.release()
+    with Routeweiler(funding=[fake_lnd.funding()], ledger=tmp_path / "ledger.db") as session:  # the next run
         assert diary.write(session, paywall.base_url, ["berlin"], path) == 1
     assert len(fake_lnd.payments) == 1
 
