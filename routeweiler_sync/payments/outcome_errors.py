@@ -25,6 +25,7 @@ from ..errors import (
     RouteweilerError,
     TokenRefusedError,
 )
+from ..ledger.server_facts import REFUSED
 from ..ledger.types import PaymentRow, PaymentState
 from ..protocol.invoice import decode_invoice
 from .wallet_rules import NextStep, WalletEvent
@@ -234,9 +235,13 @@ def unserved_error(row: PaymentRow, request: TokenRequest) -> TokenRefusedError:
 def undelivered_error(row: PaymentRow, request: TokenRequest) -> TokenRefusedError:
     """Return the error for an origin that has never accepted a token, and delivered nothing for the payment of ``row``."""
     keeps = f"The ledger keeps token and preimage, and calls for {row.path} offer them again"
+    payment = f"payment {row.payment_hash} of {sats(row.amount_msat)}"
+    if row.failure_code == REFUSED:
+        why = f"it has never accepted a token that was paid for, not the one of {payment} either"
+    else:  # as many requests as `MAX_UNDELIVERED` met an error, or the caller's timeout
+        why = f"it has never sent a page that was paid for: the latest requests, as that of {payment}, met errors or no answer"
     return TokenRefusedError(
-        f"{request.origin} asks for a payment for {request.path}, but it has never accepted a token that was paid for, not the one "
-        f"of payment {row.payment_hash} of {sats(row.amount_msat)} either. So nothing more was paid",
+        f"{request.origin} asks for a payment for {request.path}, but {why}. So nothing more was paid",
         **_advice_to_forget(row, f"{keeps}. {_ASK_OPERATOR}"),
         payment_hash=row.payment_hash,
     )

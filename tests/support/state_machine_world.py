@@ -35,6 +35,8 @@ from routeweiler_sync import (
     TraceSink,
 )
 from routeweiler_sync._core.preload import prepare_to_pay
+from routeweiler_sync.ledger.lookups import MAX_UNDELIVERED
+from routeweiler_sync.ledger.server_facts import UNDELIVERED
 from routeweiler_sync.payments import checks, first_use, report_claims as telling, single_flight as flight
 from routeweiler_sync.paywall import negotiation
 from routeweiler_sync.testing import FakeLnd, Paywall, PaywallRequest
@@ -433,10 +435,16 @@ class StateWorld:
                 assert row.preimage is None
             else:
                 revoked = any(row.payment_hash in wall.revoked for wall in self.walls)
-                assert revoked or _is_over(row), f"refused, and the wall never said so: {answer!r}"
+                assert revoked or _is_over(row) or self._brought_nothing(row), f"refused, and the wall never said so: {answer!r}"
             if row.state is PaymentState.SETTLED:
                 self.forget(row.payment_hash)
         raise AssertionError(f"the page never came: {answer!r}")
+
+    def _brought_nothing(self, row: PaymentRow) -> bool:
+        """Return whether the origin of ``row`` has left `MAX_UNDELIVERED` payments without a page, as far as callers could see."""
+        rows = [other for other in self.books.ledger.payments() if other.origin == row.origin]
+        undelivered = [other for other in rows if other.state is PaymentState.SETTLED and other.failure_code == UNDELIVERED]
+        return row in undelivered and len(undelivered) >= MAX_UNDELIVERED and not any(other.accepted for other in rows)
 
     def agree(self) -> None:
         """Every account agrees with every other, as far as can be known at this moment."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
+import requests
 
 from routeweiler_sync import PreimageMismatchError, TokenRefusedError
 from routeweiler_sync.testing import FakeLnd, Paywall
@@ -49,4 +52,30 @@ def test_nothing_is_bought_for_a_challenge_of_a_401_alone(session, lnd: FakeLnd,
         session.get(paywall.url)
         session.get(paywall.url)
         assert [request.status for request in paywall.requests] == [402, 200, 401, 402, 200]
+    books.check()
+
+
+def test_an_origin_that_leaves_two_payments_without_a_page_is_refused_until_one_comes(make_session, lnd, books: Books) -> None:
+    """Each call to a server that takes the money and hangs would cost a payment. That it "refused" tokens would be untrue, and the
+    page that was paid for is the way out.
+    """
+    with Paywall(lnd, price_msat=3_000, sells="path") as paywall:
+        session, works_again = make_session(), threading.Event()
+
+        def hang(request: object) -> tuple[int, dict[str, str], bytes]:
+            works_again.wait(60)
+            return 200, {}, b"paid content\n"
+
+        paywall.respond = hang
+        for path in ("/1", "/2"):
+            with pytest.raises(requests.ReadTimeout):
+                session.get(paywall.url_for(path), timeout=1)
+        works_again.set()
+        with pytest.raises(TokenRefusedError, match=r"has never sent a page that was paid for.*met errors or no answer") as caught:
+            session.get(paywall.url_for("/3"))
+        assert "calls for /" in str(caught.value)
+        assert len(lnd.payments) == 2
+        for path in ("/1", "/3"):
+            assert session.get(paywall.url_for(path)).status_code == 200
+    assert len(lnd.payments) == 3
     books.check()
