@@ -502,8 +502,10 @@ class _Line:
                 self.close()
 
     def __del__(self) -> None:
-        with contextlib.suppress(Exception):
+        try:  # noqa: SIM105 - at the interpreter's end contextlib may be gone already
             self.close()  # the session was dropped without close(): SQLite would close it too, but warn
+        except Exception:  # noqa: BLE001, S110
+            pass
 
 
 class _Busy(threading.local):

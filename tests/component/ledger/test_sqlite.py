@@ -332,3 +332,14 @@ def test_opening_costs_one_commit_and_settling_another(ledger: Ledger) -> None:
     settle(ledger, 2)
     store._writer.connection.set_trace_callback(None)
     assert statements.count("COMMIT") == 2
+
+
+def test_a_connection_that_outlives_the_modules_ends_in_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the end of the interpreter modules are emptied. A program would end with a traceback of ours that means nothing."""
+    store = SqliteStore(tmp_path / "ledger.db")
+    with store.transaction():
+        pass
+    line = store._writer
+    monkeypatch.setattr(sqlite_module, "contextlib", None)
+    line.__del__()
+    assert line.connection is None
