@@ -26,6 +26,7 @@ REASONS = {
     "a real node": 6,  # only the user's own lnd can do it
     "an install": 6,  # CI installs the package in other ways already; these would fetch it again
     "another service": 5,  # tor, a proxy, a database server that the page only names
+    "a release": 3,  # tags, uploads, and what CI itself is
     "Docker": 2,
     "Windows or macOS": 2,
 }
