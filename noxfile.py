@@ -46,10 +46,25 @@ def full(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """Build the site, check its links, and run every code block of README and docs. Names of pages stand after -- -k."""
+    session.install("-e", ".[test,docs]")
+    session.run("python", "-m", "sphinx", "-W", "--keep-going", "-n", "-q", "-b", "html", "docs", "docs/_build/html")
+    session.run("python", "-m", "pytest", "-n", "auto", "tests/docs", *session.posargs)
+
+
+@nox.session
 def types(session: nox.Session) -> None:
     """Check the programs of tests/typing against the built wheel, with mypy, pyright and several versions of requests."""
     session.install("-e", ".[lint]")
     session.run("python", ".ci/types")
+
+
+@nox.session
+def release(session: nox.Session) -> None:
+    """Build the source distribution and the wheel, check them, and try the wheel on each Python. Uploads nothing."""
+    session.install("-e", ".[release]")
+    session.run("python", ".ci/release", *session.posargs)
 
 
 @nox.session

@@ -3,8 +3,8 @@
     python -m benchmarks [--size short|full|tiny] [--install-peers] [--only NAME …] [--check]
     python -m benchmarks --page
 
-The file is ``benchmarks/figures.json``, the page ``docs/speed.md`` (`benchmarks.page`). ``--page`` writes the page alone, from the
-file that is there. ``--only`` runs some anew, and leaves the figures of the others as they are.
+The file is ``benchmarks/figures.json``, the page ``docs/reference/speed.md`` (`benchmarks.page`). ``--page`` writes the page alone,
+from the file that is there. ``--only`` runs some anew, and leaves the figures of the others as they are.
 """
 
 from __future__ import annotations

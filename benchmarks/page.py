@@ -1,4 +1,4 @@
-"""Write docs/speed.md from the figures that the benchmarks wrote. The words are here, every number comes from the file."""
+"""Write docs/reference/speed.md from the figures that the benchmarks wrote. The words are here, all numbers from the file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks import measure
 
-PAGE = Path(__file__).parent.parent / "docs" / "speed.md"
+PAGE = Path(__file__).parent.parent / "docs" / "reference" / "speed.md"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +31,12 @@ INTRODUCTION = """\
 # Speed
 
 How much this package costs beside plain `requests`, beside a loop by hand, and beside other libraries. The page is written by
-`python -m benchmarks` from [figures.json](../benchmarks/figures.json); what stands above each table says how to make its
+`python -m benchmarks` from [figures.json](../../benchmarks/figures.json); what stands above each table says how to make its
 figures anew.
 
 In all tables *ours* is this package and *theirs* what it is compared with. Both took turns within one run. The *ratio* is ours
 divided by theirs, the *difference* ours less theirs: of times, less is better; of purchases and lines a second, more. *95 %* is the
-interval that has the number before it in 95 of 100 resamples; [how it is calculated](../benchmarks/README.md). A goal is met or
+interval that has the number before it in 95 of 100 resamples; [how it is calculated](../../benchmarks/README.md). A goal is met or
 missed by the value itself. Ratios hold on other machines too, times don't."""
 
 SECTIONS = [
@@ -106,15 +106,15 @@ bare loops share and write nothing. Node and server are one process on the same 
         module=["benchmarks.many_rows"],
         words="""\
 A ledger of many past payments: bytes on disk, its migration, commands (each a process of its own), a backup, and an archive of
-half of the past while another process buys. [large.md](large.md) says what follows.""",
+half of the past while another process buys. [Large ledgers](../how-to/large-ledgers.md) says what follows.""",
     ),
     Section(
         name="purchase_counts",
         title="What a purchase asks of its ledger",
         module=["benchmarks.purchase_counts"],
         words="""\
-Counted on a warm session that buys pages it has never seen. A test holds these counts, and [large.md](large.md) calculates with
-them.""",
+Counted on a warm session that buys pages it has never seen. A test holds these counts, and
+[large ledgers](../how-to/large-ledgers.md) calculates with them.""",
     ),
     Section(
         name="ledger_cost",

@@ -5,8 +5,8 @@
 A session buys pages from a fake node over real sockets, each page for the first time. The statements are those that the driver
 gets, the bytes and commits of PostgreSQL those that the server counts itself (without the full pages that it logs after each
 checkpoint). How long a purchase locks its envelope is the time from the statement that locks it to the end of the commit, all
-transactions of the purchase together. `docs/large.md` rests on these figures, and `tests/component/ledger/test_counts.py` holds the
-counts.
+transactions of the purchase together. `docs/how-to/large-ledgers.md` rests on these figures, and
+`tests/component/ledger/test_counts.py` holds the counts.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Draw the tables and the diagram of docs/purchase.md from the tables in the code, so that the page says what the code does.
+"""Draw the tables and the diagram of docs/explanation/purchase.md from the tables in the code: the page says what it does.
 
 The tables are in `routeweiler_sync.payments.wallet_rules` and `routeweiler_sync.paywall.server_rules`.
 
-python docs/draw_purchase.py        writes them into docs/purchase.md
+python docs/draw_purchase.py        writes them into docs/explanation/purchase.md
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from routeweiler_sync.ledger.types import PaymentState
 from routeweiler_sync.payments.wallet_rules import WALLET_RULES, NextStep, WalletEvent
 from routeweiler_sync.paywall.server_rules import SERVER_RULES, Rule, ServerAnswer, TokenStatus
 
-PAGE = Path(__file__).parent / "purchase.md"
+PAGE = Path(__file__).parent / "explanation" / "purchase.md"
 UNFINISHED = (PaymentState.OPEN, PaymentState.FAILED)
 
 

@@ -40,7 +40,7 @@ def get(url: str | bytes, params: Any = None, **kwargs: Any) -> Response:
 
 @function_as(requests.api.options)
 def options(url: str | bytes, **kwargs: Any) -> Response:
-    """Send a OPTIONS request as `requests.options` does, through a new `Session`. May move money."""
+    """Send an OPTIONS request as `requests.options` does, through a new `Session`. May move money."""
     return request("options", url, **kwargs)
 
 

@@ -190,37 +190,60 @@ class RouteweilerError(requests.RequestException):
 
 
 class NoFeasibleRailError(RouteweilerError):
-    """The server asks for a payment that nothing configured here can make: nothing spent."""
+    """The server asks for a payment that nothing configured here can make: nothing spent.
+
+    What to do: Configure a wallet for the network of the invoice. ``error.response`` is the 402, and ``session.quote()`` has
+    the price.
+    """
 
     code = "no_feasible_rail"
 
 
 class NoFundingForRailError(NoFeasibleRailError):
-    """No funding source is configured for the invoice's network: nothing spent."""
+    """No funding source is configured for the invoice's network: nothing spent.
+
+    What to do: Give the session a wallet on that network, or correct ``ROUTEWEILER_NETWORK``. ``routeweiler-sync doctor`` names
+    the network that the wallet is on.
+    """
 
     code = "no_funding_for_rail"
 
 
 class RailNotSupportedError(NoFeasibleRailError):
-    """The envelope or policy doesn't allow this rail: nothing spent."""
+    """The envelope or policy doesn't allow this rail: nothing spent.
+
+    What to do: Add the rail (``l402`` or ``mpp-lightning``) to the envelope's ``allowed_rails``, or change the policy's
+    ``prefer``.
+    """
 
     code = "rail_not_supported"
 
 
 class ChallengeParseError(RouteweilerError):
-    """The 402 has a challenge of L402, LSAT or Payment that can't be used (malformed, false signature, …): nothing spent."""
+    """The 402 has a challenge of L402, LSAT or Payment that can't be used (malformed, false signature, …): nothing spent.
+
+    What to do: Call again. If it happens again, the server is at fault: report the error's text to its operator.
+    """
 
     code = "challenge_parse_error"
 
 
 class ChallengeExpiredError(RouteweilerError):
-    """The invoice, or the token that it would buy, has expired: nothing spent."""
+    """The invoice, or the token that it would buy, has expired: nothing spent.
+
+    What to do: Call again: the server makes a new invoice. If it happens again, look at this machine's clock
+    (``routeweiler-sync doctor``).
+    """
 
     code = "challenge_expired"
 
 
 class ChallengeMismatchError(RouteweilerError):
-    """The challenge contradicts its own invoice (payment hash; of a charge also amount and network): nothing spent."""
+    """The challenge contradicts its own invoice (payment hash; of a charge also amount and network): nothing spent.
+
+    What to do: Don't pay by hand either: that would buy nothing. Report it to the server's operator. If the text names a
+    ``Host`` header, leave that header out.
+    """
 
     code = "challenge_mismatch"
 
@@ -231,73 +254,113 @@ class UnreplayableBodyError(RouteweilerError):
     The text says what to pass instead. A body that can't be kept, such as an endless stream, can go to a path that has been paid
     for before, perhaps by a GET: then the token goes along when the body is first sent. ``spent`` is True if the body was lost
     while the node paid: the token is kept, and the next call uses it.
+
+    What to do: Pass bytes, text or a seekable file as the body.
     """
 
     code = "unreplayable_body"
 
 
 class PolicyDeniedError(RouteweilerError):
-    """A rule of the policy forbids paying this URL: nothing spent."""
+    """A rule of the policy forbids paying this URL: nothing spent.
+
+    What to do: Change the policy if this URL may be paid. If the text speaks of plain http, use https, or set
+    ``ROUTEWEILER_ALLOW_HTTP_PAYMENT=1`` on a network that you trust.
+    """
 
     code = "policy_denied"
 
 
 class PolicyMaxPerCallExceededError(RouteweilerError):
-    """The price is above what a rule of the policy allows for one call: nothing spent."""
+    """The price is above what a rule of the policy allows for one call: nothing spent.
+
+    What to do: Raise ``max_per_call_minor_units`` of the rule that the text names, or do without the page.
+    """
 
     code = "policy_max_per_call_exceeded"
 
 
 class BudgetError(RouteweilerError):
-    """The budget doesn't allow this payment: nothing spent."""
+    """The budget doesn't allow this payment: nothing spent.
+
+    What to do: Correct ``ROUTEWEILER_BUDGET`` if the text names it. Else see the class of the error.
+    """
 
     code = "budget_error"
 
 
 class BudgetExceededError(BudgetError):
-    """A limit of the envelope, or of a ``limit()`` block, would be passed: nothing spent."""
+    """A limit of the envelope, or of a ``limit()`` block, would be passed: nothing spent.
+
+    What to do: Raise the limit that the text names, or wait until the hour or the day has moved on. ``routeweiler-sync budget
+    list`` shows limits, spends and what is left. Routing counts too.
+    """
 
     code = "budget_exceeded"
 
 
 class EnvelopeNotFoundError(BudgetError):
-    """The ledger holds no envelope of this id: nothing spent."""
+    """The ledger holds no envelope of this id: nothing spent.
+
+    What to do: Correct the id, or make the envelope: ``routeweiler-sync budget set ID``. Look whether the session uses the
+    ledger that you mean.
+    """
 
     code = "envelope_not_found"
 
 
 class EnvelopeFrozenError(BudgetError):
-    """The envelope was frozen by hand: nothing spent."""
+    """The envelope was frozen by hand: nothing spent.
+
+    What to do: Ask whoever froze it. ``routeweiler-sync budget thaw ID`` allows payments from it again.
+    """
 
     code = "envelope_frozen"
 
 
 class EnvelopeExpiredError(BudgetError):
-    """The envelope's grant (``ttl_seconds``) has ended: nothing spent."""
+    """The envelope's grant (``ttl_seconds``) has ended: nothing spent.
+
+    What to do: Make a new session with the envelope: that grants it anew.
+    """
 
     code = "envelope_expired"
 
 
 class FmvUnavailableError(BudgetError):
-    """There is no exchange rate for the envelope's currency, so the price can't be checked against it: nothing spent."""
+    """There is no exchange rate for the envelope's currency, so the price can't be checked against it: nothing spent.
+
+    What to do: Call again later, use an envelope in sat, or give the session another ``fmv_provider``.
+    """
 
     code = "fmv_unavailable"
 
 
 class PaymentDeclinedError(BudgetError):
-    """``confirm`` refused the payment: nothing spent."""
+    """``confirm`` refused the payment: nothing spent.
+
+    What to do: Nothing, if that was meant. ``confirm`` must return True itself: other values that count as true don't count as
+    yes.
+    """
 
     code = "payment_declined"
 
 
 class FundingError(RouteweilerError):
-    """The node can't be reached, is locked, or refuses the macaroon, and no order to pay was carried out: nothing spent."""
+    """The node can't be reached, is locked, or refuses the macaroon, and no order to pay was carried out: nothing spent.
+
+    What to do: Do what the text says, then call again. ``routeweiler-sync doctor`` looks at everything that paying needs.
+    """
 
     code = "funding_error"
 
 
 class LedgerError(RouteweilerError):
-    """The ledger can't be read or written, and no order to pay has left: nothing spent by this call."""
+    """The ledger can't be read or written, and no order to pay has left: nothing spent by this call.
+
+    What to do: Mend what the text names (disk, rights, database), then call again. Don't delete the ledger: it holds the tokens
+    that are paid for. Free pages, and pages whose token is in memory, work meanwhile.
+    """
 
     code = "ledger_error"
     _NOTHING_SPENT = "Nothing was spent by this call."
@@ -308,6 +371,8 @@ class InvoicePaymentError(RouteweilerError):
 
     ``failure_reason`` is lnd's ``PaymentFailureReason`` without its prefix, e.g. ``NO_ROUTE``, ``TIMEOUT``,
     ``INSUFFICIENT_BALANCE``, ``INCORRECT_PAYMENT_DETAILS``.
+
+    What to do: Remove the cause (a channel, a balance), then call again: the server makes a new invoice.
     """
 
     code = "invoice_payment_failed"
@@ -323,8 +388,10 @@ class PaymentPendingError(RouteweilerError):
     """The outcome of a payment isn't known yet, or isn't booked: the money may be spent.
 
     ``spent`` is True if the node reports the payment as made and the ledger can't be written. The ledger row keeps everything that
-    is needed, and the node keeps the preimage. Call again (the same purchase goes on, nothing is paid twice), or ask by
-    ``session.recover()``.
+    is needed, and the node keeps the preimage.
+
+    What to do: Call again: the same purchase goes on, and nothing is paid twice. Or ask the node by ``session.recover()``, from
+    the shell by ``routeweiler-sync payments recover``. Don't pay the page again by other means.
     """
 
     code = "payment_pending"
@@ -336,6 +403,9 @@ class TokenRefusedError(RouteweilerError):
 
     ``spent`` is False, and ``payment_hash`` None, if the server accepted none of the tokens that other calls had bought, and this
     call bought nothing.
+
+    What to do: Call again if ``spent`` is False. Else ask the server's operator, with the payment hash as proof, or call
+    ``Ledger.forget(error.payment_hash)``: the next call then buys anew.
     """
 
     code = "token_refused"
@@ -344,7 +414,10 @@ class TokenRefusedError(RouteweilerError):
 
 
 class PreimageMismatchError(RouteweilerError):
-    """The node reports a payment as made, but its preimage doesn't fit the payment hash: spent, and booked, but without a token."""
+    """The node reports a payment as made, but its preimage doesn't fit the payment hash: spent, and booked, but without a token.
+
+    What to do: Ask the node's operator for the preimage. ``Ledger.forget(error.payment_hash)`` lets the next call buy anew.
+    """
 
     code = "preimage_mismatch"
     spent = _fact(True)

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 _RETRY_PAUSE_S = 0.005
 #: How often a file is opened again if it is deleted and created by others in between.
 _MAX_OPENS = 5
+#: How long `replace` waits on Windows for programs that have the file open, such as virus scanners and indexers.
+REPLACE_S_MAX = 2.0
 #: What SQLite appends to the name of a database to name its write-ahead log, its shared memory and its rollback journal.
 SIDE_FILES = ("-wal", "-shm", "-journal")
 #: Where Linux lists the mounts that this process sees. Other systems have no such file.
@@ -183,9 +185,10 @@ def require_one_name(real: Path) -> None:
     status = os.stat(real)
     names = status.st_nlink
     if names > 1 and not stat.S_ISDIR(status.st_mode):  # SQLite refuses a folder
+        finder = "fsutil hardlink list" if os.name == "nt" else "find / -samefile"
         raise UnsafeFileError(
             f"the file has {names} names (hard links), and programs that use different ones don't see each other's payments",
-            advice=f"Find the others by find / -samefile {quoted(real)} and keep one. Symbolic links are fine.",
+            advice=f"Find the others by {finder} {quoted(real)} and keep one. Symbolic links are fine.",
         )
     if _is_mounted_alone(real):
         raise UnsafeFileError(
@@ -210,12 +213,30 @@ def _is_mounted_alone(real: Path) -> bool:
 
 def quoted(path: object) -> str:
     """Return ``path`` as one word of a shell command."""
+    if os.name == "nt":
+        return f'"{printable(path)}"'  # no name has this character there
     return shlex.quote(printable(path))
 
 
 def printable(path: object) -> str:
     """Return ``path`` as text that can be written anywhere: bytes that aren't UTF-8 are shown by their codes."""
     return str(path).encode("utf-8", "backslashreplace").decode()
+
+
+def replace(source: str, target: str) -> None:
+    """Put the file ``source`` in the place of ``target``, as `os.replace` does, which on Windows fails while either is open.
+
+    Raises: OSError.
+    """
+    deadline = Deadline(REPLACE_S_MAX)
+    while True:
+        try:
+            os.replace(source, target)
+            return
+        except PermissionError:
+            if os.name != "nt" or deadline.passed:
+                raise
+        deadline.pause(_RETRY_PAUSE_S)
 
 
 def file_identity(path: Path | str) -> object:

@@ -177,7 +177,9 @@ class ContinuedOutput(FileOutput):
             try:
                 self._look()
             except OSError:
-                if not os.path.getsize(self._part_path):  # made above
+                is_new = not os.fstat(descriptor).st_size  # made above
+                self._stream.close()  # first: Windows removes no open file
+                if is_new:
                     os.unlink(self._part_path)
                 raise
         except OSError:

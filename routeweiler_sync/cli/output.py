@@ -19,6 +19,8 @@ from typing import BinaryIO
 
 import requests
 
+from .._core.files import replace
+
 #: A page is read in parts of this size.
 CHUNK_BYTES = 64 * 1024
 #: The most characters of a file's name that its temporary file's name has. File systems allow 255 bytes, 4 to a character.
@@ -142,13 +144,13 @@ class FileOutput(Output):
             # Without the bits that let a program run as another user: what a server sends isn't that program.
             os.chmod(self._part, stat.S_IMODE(os.stat(self._final).st_mode) & 0o777)
         with uninterrupted():
-            os.replace(self._part, self._final)
+            replace(self._part, self._final)
             self._part, self.is_whole = "", True
         sync_folder(self._final)
 
     def _check_writable(self) -> None:
         """Find out whether the file may be replaced. Raises: OSError."""
-        if os.path.isdir(self._final) or self._given.endswith(os.sep):
+        if os.path.isdir(self._final) or self._given.endswith((os.sep, os.altsep or os.sep)):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if os.path.exists(self._final) and not os.access(self._final, os.W_OK):
             raise PermissionError(errno.EACCES, "it is read-only")

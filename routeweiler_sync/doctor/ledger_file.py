@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -213,7 +214,7 @@ def _file_system(path: Path) -> str | None:
     with contextlib.suppress(OSError, IndexError, ValueError), open("/proc/self/mountinfo", encoding="utf-8") as file:
         for line in file:
             before, _, after = line.partition(" - ")
-            mounted = before.split(" ")[4].replace("\\040", " ")
+            mounted = re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), before.split(" ")[4])
             if len(mounted) >= len(best) and (f"{path}/".startswith(mounted.rstrip("/") + "/")):
                 best, kind = mounted, after.split(" ")[0]
     return kind

@@ -2,7 +2,8 @@
 
 This module knows how the file is opened, locked and migrated. Which statements run is left to `ledger.ledger`.
 
-- The journal mode is WAL with ``synchronous=FULL``, so that a commit is on disk before lnd receives an invoice.
+- The journal mode is WAL with ``synchronous=FULL``, so that a commit is on disk before lnd receives an invoice. macOS needs
+  ``fullfsync`` for that (SQLite, "PRAGMA fullfsync").
 - Every write transaction begins with ``BEGIN IMMEDIATE``, so that writers wait for each other and none has to be undone.
 - Each process has two connections, one for writing and one for reading, so that a reader never waits for a writer. Both are closed
   before a fork and opened again after it.
@@ -291,6 +292,8 @@ class SqliteStore:
             self._refuse_if_unsafe(require_private)
             while_locked(lambda: _value(connection, "PRAGMA journal_mode=WAL"), timeout_s=wait.left_s())
             connection.execute("PRAGMA synchronous=FULL")
+            if sys.platform == "darwin":  # there, fsync leaves what it writes in the disk's own cache
+                connection.execute("PRAGMA fullfsync=ON")
             connection.execute("PRAGMA foreign_keys=ON")
             if version < SCHEMA_VERSION:
                 self._migrate(connection)

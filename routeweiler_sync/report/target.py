@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from typing import TextIO
 
+from .._core.files import replace
+
 #: The name of stdout.
 STDOUT = "-"
 #: A database's last changes are in files beside it, with these endings.
@@ -71,7 +73,7 @@ def written(path: str) -> Iterator[TextIO]:
         try:
             with open(fd, "w", encoding="utf-8", errors="backslashreplace", newline="") as complete:
                 yield complete
-            os.replace(part, final)
+            replace(part, final)
         except BaseException:
             with suppress(OSError):
                 os.unlink(part)

@@ -116,7 +116,7 @@ What happened
 - ``paying_session.ledger``, ``paying_session.spent_msat``: what the session itself says.
 
 A failed assertion about one of them prints what was asked for and paid instead. `Paywall` explains all its arguments, and
-docs/testing.md has the arguments that make it sell as a certain server does.
+docs/how-to/test-with-the-kit.md has the arguments that make it sell as a certain server does.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class Paywall(PaywallLogic):
 
     ``/free`` and all paths under it cost nothing, ``/redirect?to=URL[&status=…]`` redirects, everything else is sold by one service
     (`add_service` adds more, at other prices). By default it sells and refuses tokens as aperture does. Other servers have other
-    ways (docs/testing.md lists them):
+    ways (docs/how-to/test-with-the-kit.md lists them):
 
         Paywall(lnd, form="l402kit", sells="once", refuses=401)
         Paywall(lnd, sells="credit:50")

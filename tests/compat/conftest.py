@@ -41,10 +41,10 @@ def library(name: str, extra: str = "compat") -> Any:
 
 
 def documented(name: str, **names: Any) -> dict[str, Any]:
-    """What the code ``name`` of docs/compatibility.md defines, given ``names``: users copy it from there, so tests do."""
-    page = (Path(__file__).parents[2] / "docs" / "compatibility.md").read_text(encoding="utf-8")
+    """What the code ``name`` of docs/reference/compatibility.md defines, given ``names``: users copy it from there, so tests do."""
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "compatibility.md").read_text(encoding="utf-8")
     code = page.partition(f"<!-- code: {name} -->\n```python\n")[2].partition("```")[0]
-    assert code, f"no code {name!r} in docs/compatibility.md"
+    assert code, f"no code {name!r} in docs/reference/compatibility.md"
     exec(code, names)
     return names
 

@@ -1,4 +1,4 @@
-"""The notebooks of docs/notebooks run as they stand, and a notebook's cells pay once, however often they are stopped.
+"""The notebooks of docs/how-to/notebooks and of examples run as they stand; a notebook's cells pay once, whenever they are stopped.
 
 The kernels are real ones. ``python -m tests.support.notebooks`` writes what comes out of the notebooks now into them.
 """
@@ -16,7 +16,7 @@ import pytest
 from routeweiler_sync.testing import FakeLnd, Paywall
 from tests.support import notebooks
 from tests.support.accounts import Books
-from tests.support.notebooks import FOLDER, SECRETS, Kernel, every_text, kept, kernel_environ
+from tests.support.notebooks import FOLDER, PATHS, SECRETS, Kernel, every_text, kept, kernel_environ
 
 from .conftest import library
 
@@ -25,7 +25,6 @@ library("nbclient", "notebooks")
 library("ipykernel", "notebooks")
 library("jupyter_client", "notebooks")
 
-NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
 #: What a program begins with: a session on the node and the ledger that the environment names.
 BEGIN = """
 import routeweiler_sync
@@ -37,23 +36,23 @@ PAY = "print(session.get(url).text, end='')"
 
 def test_every_notebook_is_tested_and_listed() -> None:
     """One that isn't listed is found by nobody."""
-    assert NAMES == ["budget", "paid-dataset", "quick-start", "recovery"]
-    listed = re.findall(r"\]\(([\w-]+)\.ipynb\)", (FOLDER / "README.md").read_text("utf-8"))
-    assert sorted(listed) == NAMES
+    assert sorted(PATHS) == ["budget", "notebook", "paid-dataset", "quick-start", "recovery"]
+    listed = re.findall(r"\]\(([\w-]+)\.ipynb\)", (FOLDER / "index.md").read_text("utf-8"))
+    assert sorted(listed) == sorted(path.stem for path in PATHS.values() if path.parent == FOLDER)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PATHS)
 def test_a_notebook_runs_as_it_stands(name: str, tmp_path: Path) -> None:
     """Who runs a notebook would see something else than it shows, or an error; or it would leave files, or show a secret."""
-    if name == "paid-dataset":
+    if name in ("notebook", "paid-dataset"):
         library("pandas", "notebooks")
     cwd = tmp_path / "cwd"
     cwd.mkdir()
-    shutil.copy(FOLDER / f"{name}.ipynb", cwd)
+    shutil.copy(PATHS[name], cwd)
     with kernel_environ(tmp_path):
         ran = notebooks.run(cwd / f"{name}.ipynb", cwd)
-    committed = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+    committed = nbformat.read(PATHS[name], as_version=4)
     assert [kept(cell) for cell in ran.cells if cell.cell_type == "code"] == [
         [(output.get("name", output.output_type), output.get("text") or output.data["text/plain"]) for output in cell.outputs]
         for cell in committed.cells
@@ -68,11 +67,10 @@ def test_a_notebook_runs_as_it_stands(name: str, tmp_path: Path) -> None:
     assert not (tmp_path / "mine.db").exists(), "nor is anything in the user's own ledger"
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PATHS)
 def test_a_notebook_is_committed_as_it_is_read(name: str) -> None:
     """Counts, times and versions of whoever ran it last would change with each run."""
-    path = FOLDER / f"{name}.ipynb"
-    notebook = json.loads(path.read_text("utf-8"))
+    notebook = json.loads(PATHS[name].read_text("utf-8"))
     nbformat.validate(nbformat.from_dict(notebook))
     assert notebook["metadata"]["kernelspec"]["name"] == "python3"
     assert "version" not in notebook["metadata"]["language_info"]

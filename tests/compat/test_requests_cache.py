@@ -215,7 +215,7 @@ def test_one_call_leaves_one_line(way: Callable[..., Any], paying: Paying, paywa
 
 
 def test_what_leaves_a_line(paying: Paying, paywall: Paywall, books: Books, folder: Path) -> None:
-    """A sum over the trace is right in each way; what a call is differs, and docs/compatibility.md tells how."""
+    """A sum over the trace is right in each way; what a call is differs, and docs/reference/compatibility.md tells how."""
     redirected = paywall.url_for("/redirect?to=" + paywall.url)
     for way, told in ((mixin_first, 1), (mixin_second, 2), (wrapped, 2)):
         before = len(books.lines)

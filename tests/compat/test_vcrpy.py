@@ -1,4 +1,4 @@
-"""vcrpy records below `requests`, at http.client: it sees the 402, the token and all. What to set is in docs/compatibility.md."""
+"""vcrpy records below `requests`, at http.client: it sees all. What to set is in docs/reference/compatibility.md."""
 
 from __future__ import annotations
 

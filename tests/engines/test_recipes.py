@@ -1,4 +1,4 @@
-"""The programs of docs/engines.md: each is run as it stands there, but for server, network and budget."""
+"""The programs of docs/how-to/engines.md: each is run as it stands there, but for server, network and budget."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .fleet import Fleet
 from .pools import STOP_S, ray_environ, redis_server
 from .shop import NETWORK, page
 
-PAGE = (Path(__file__).parents[2] / "docs/engines.md").read_text("utf-8")
+PAGE = (Path(__file__).parents[2] / "docs/how-to/engines.md").read_text("utf-8")
 PAGES, ALLOWED = 8, 5
 TIMEOUT_S = 500
 
@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600, func_only=True)]
 def block(mark: str, fleet: Fleet) -> str:
     """The program below this mark, for this shop."""
     found = re.search(rf"<!-- {mark} -->\n```python\n(.*?)```", PAGE, re.DOTALL)
-    assert found is not None, f"docs/engines.md has no block {mark!r}"
+    assert found is not None, f"docs/how-to/engines.md has no block {mark!r}"
     return (
         found[1].replace("https://example.com", f"{fleet.shop.url}/{mark.replace(' ', '-')}").replace('"bitcoin"', f'"{NETWORK}"')
     )

@@ -1,4 +1,4 @@
-"""The tables of `docs/servers.md`: written by the tests, and compared with what the tests see.
+"""The tables of `docs/how-to/servers.md`: written by the tests, and compared with what the tests see.
 
 The page is prose with marked sections. A test module makes the text of its own section from what came out and calls
 `check_section`, which compares. With ROUTEWEILER_WRITE_SERVERS_PAGE=1 it writes the section instead:
@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-PAGE = Path(__file__).parents[2] / "docs" / "servers.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "servers.md"
 WRITE = "ROUTEWEILER_WRITE_SERVERS_PAGE"
 
 

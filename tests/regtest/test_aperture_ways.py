@@ -2,7 +2,8 @@
 
 A way is one aperture with some settings, and a walk: a first call, the same again, a second path, a POST, a token that is used up
 or expired, an aperture that has lost its keys, a new session on the same ledger. What a call paid is read from the payer's own list
-of payments, what it sent from a relay in front of aperture. The walks are also the table about aperture in `docs/servers.md`.
+of payments, what it sent from a relay in front of aperture. The walks are also the table about aperture in
+`docs/how-to/servers.md`.
 """
 
 from __future__ import annotations

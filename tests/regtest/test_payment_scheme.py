@@ -1,7 +1,7 @@
 """Buying from real servers of the scheme ``Payment``: one payment a request, and no paid one is lost that the server still takes.
 
 lnd's own list says what was paid, a relay in front of the server what was sent. What came out is also the table of
-`docs/servers.md`; see `servers_page`.
+`docs/how-to/servers.md`; see `servers_page`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Buying from servers that others wrote: what is paid at each step is what a careful client would pay there, by lnd's own list.
 
-What came out is also the table of `docs/servers.md`; see `servers_page`.
+What came out is also the table of `docs/how-to/servers.md`; see `servers_page`.
 """
 
 from __future__ import annotations

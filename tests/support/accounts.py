@@ -12,6 +12,7 @@ from routeweiler_sync.audit import Kind, NodeAccount, compare
 from routeweiler_sync.funding.wallet import NodePayment
 from routeweiler_sync.testing import FakeLnd
 from routeweiler_sync.trace.reader import read_traces
+from tests.support import trace_schema
 
 
 class Books:
@@ -54,6 +55,7 @@ class Books:
             if envelope.limits.cap_currency == "sat":
                 spent_msat = sum(row.amount_msat + row.fee_msat for row in mine if row.settled_at is not None)
                 assert envelope.settled_minor_units * 1000 == spent_msat
+        trace_schema.check(self.lines)
         if self.lines:
             reports = [p for line in self.lines if (p := line["payment"]) and not p["reused"]]
             told = {p["paymentHash"]: p for p in reports}

@@ -1,4 +1,4 @@
-"""The notebooks of docs/notebooks, run in a real kernel, and kernels that tests drive cell by cell.
+"""The notebooks of docs/how-to/notebooks and of examples, run in a real kernel, and kernels that tests drive cell by cell.
 
 ``python -m tests.support.notebooks`` runs the notebooks and writes what came out into them.
 """
@@ -18,7 +18,10 @@ from typing import Any
 
 import routeweiler_sync
 
-FOLDER = Path(__file__).parents[2] / "docs" / "notebooks"
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "docs" / "how-to" / "notebooks"
+#: All of them, by name.
+PATHS = {path.stem: path for path in [*sorted(FOLDER.glob("*.ipynb")), *sorted((ROOT / "examples").glob("*.ipynb"))]}
 TIMEOUT_S = 120
 #: A cell with this tag shows what differs from run to run (ports, hashes): its outputs are checked for secrets, and not kept.
 VARIES = "varies"
@@ -181,6 +184,6 @@ def write(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    for each in sorted(FOLDER.glob("*.ipynb")):
+    for each in PATHS.values():
         write(each)
         print(each.name, file=sys.stderr)

@@ -16,7 +16,7 @@ import pytest
 from routeweiler_sync.cli import main
 from tests.support.cli_process import TIMEOUT_S, bare_environ
 
-README = Path(__file__).parents[3] / "README.md"
+PAGE = Path(__file__).parents[3] / "docs" / "reference" / "command-line.md"
 
 
 def walk(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -91,8 +91,8 @@ def console(tmp_path: Path) -> dict[str, str]:
 
 
 def line_for(shell: str) -> str:
-    """The line that the README has for a shell."""
-    found = re.search(rf"^.*_ROUTEWEILER_SYNC_COMPLETE={shell}_source.*$", README.read_text(encoding="utf-8"), re.MULTILINE)
+    """The line that the page has for a shell."""
+    found = re.search(rf"^.*_ROUTEWEILER_SYNC_COMPLETE={shell}_source.*$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     assert found is not None
     return found[0].partition("  #")[0]
 
@@ -110,7 +110,7 @@ def line_for(shell: str) -> str:
     ],
 )
 def test_bash_completes_commands_options_and_choices(console: dict[str, str], typed: list[str], completed: set[str]) -> None:
-    """The line of the README, as it stands, in a real bash."""
+    """The line of the page, as it stands, in a real bash."""
     words = " ".join(["routeweiler-sync", *typed])
     ask = f"COMP_WORDS=({words}); COMP_CWORD={len(typed)}; _routeweiler_sync_completion routeweiler-sync"
     script = f"{line_for('bash')}\n{ask}\nprintf '%s ' \"${{COMPREPLY[@]}}\""
@@ -122,7 +122,7 @@ def test_bash_completes_commands_options_and_choices(console: dict[str, str], ty
 @pytest.mark.skipif(os.name != "posix", reason="no shells")
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_each_shell_gets_its_script(console: dict[str, str], shell: str) -> None:
-    """A name in the README that click doesn't know completes nothing."""
+    """A name in the page that click doesn't know completes nothing."""
     assert line_for(shell)
     environ = {**console, "_ROUTEWEILER_SYNC_COMPLETE": f"{shell}_source"}
     done = subprocess.run(["routeweiler-sync"], env=environ, capture_output=True, text=True, timeout=TIMEOUT_S)

@@ -496,10 +496,10 @@ def test_freeze_and_thaw_print_the_envelope_as_json(run: Any) -> None:
 
 
 def test_the_bakery_prints_one_command_and_says_the_rest_elsewhere(run: Any) -> None:
-    """What is piped to a shell must be the command alone. The README's is the same."""
+    """What is piped to a shell must be the command alone. The page on lnd has the same."""
     result = run("bakery")
-    readme = Path(__file__).parents[3].joinpath("README.md").read_text()
-    assert f"\n{result.stdout}" in readme
+    page = Path(__file__).parents[3].joinpath("docs", "how-to", "wallets", "lnd.md").read_text(encoding="utf-8")
+    assert f"\n{result.stdout}" in page
     assert len(result.stdout.splitlines()) == 1
     for name in ("LND_GRPC_HOST", "LND_TLS_CERT_PATH", "LND_MACAROON_PATH", "doctor"):
         assert name in result.stderr

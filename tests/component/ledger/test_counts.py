@@ -1,4 +1,5 @@
-"""What one purchase asks of its ledger, counted on the real thing by `benchmarks.purchase_counts`. See `docs/large.md`.
+"""What one purchase asks of its ledger, counted on the real thing by `benchmarks.purchase_counts`. See
+`docs/how-to/large-ledgers.md`.
 
 If a count goes down, lower it here and in that page.
 """

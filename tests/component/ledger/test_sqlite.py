@@ -58,6 +58,15 @@ class TestSqliteLedger(LedgerContract):
             ledger.close()
 
 
+@pytest.mark.parametrize(("platform", "full"), [("darwin", 1), ("linux", 0)])
+def test_a_commit_is_on_disk_on_macos_too(path: Path, monkeypatch: pytest.MonkeyPatch, platform: str, full: int) -> None:
+    """After a power cut the node would have the payment, and the ledger no row: fsync leaves it in the disk's cache there."""
+    monkeypatch.setattr(sqlite_module.sys, "platform", platform)
+    with contextlib.closing(SqliteStore(path)) as store, store.transaction() as tx:
+        assert tx.execute("PRAGMA fullfsync") == [{"fullfsync": full}]
+        assert tx.execute("PRAGMA synchronous") == [{"synchronous": 2}]
+
+
 # -- names ------------------------------------------------------------------------------------------------------------------
 
 

@@ -3,36 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from routeweiler_sync.trace import TraceEvent
-from tests.component.report.browser import Browser
+from tests.support.browser import browser
 from tests.support.cli_process import Command
 
-REQUIRED = os.environ.get("ROUTEWEILER_REQUIRE_BROWSER") == "1"
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    """Chromium. Where it, its driver or selenium is missing the tests are skipped, unless ROUTEWEILER_REQUIRE_BROWSER=1."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    driver = shutil.which("chromedriver")
-    try:
-        if chromium is None or driver is None:
-            raise FileNotFoundError("Debian's chromium and chromium-driver aren't installed")
-        made = Browser(chromium, driver)
-    except (FileNotFoundError, ImportError) as missing:
-        if REQUIRED:
-            raise
-        pytest.skip(f"no browser: {missing}")
-    with made:
-        yield made
+__all__ = ["browser"]
 
 
 @pytest.fixture

@@ -15,11 +15,10 @@ from routeweiler_sync.report import figures as report_figures
 from routeweiler_sync.testing import FakeLnd, Paywall
 from routeweiler_sync.trace import TraceChallenge, TraceError, TraceOutcome, TracePayment
 from tests.support.accounts import Books
+from tests.support.browser import Browser
 from tests.support.cli_process import NO_NODE, Command
 from tests.support.ledger_builders import draw, hash_of, intent, limits, settle
 from tests.support.trace_events import START, paid_event
-
-from .browser import Browser
 
 pytestmark = pytest.mark.slow
 

@@ -25,7 +25,7 @@ from tests.support.payment_by_hand import Bought, lines, payment_lines, unpadded
 
 TIMEOUT_S = 30
 FORMS = tuple(PAYMENT_FORMS)
-DOCS = Path(__file__).parents[3] / "docs" / "testing.md"
+DOCS = Path(__file__).parents[3] / "docs" / "how-to" / "test-with-the-kit.md"
 SINGLE_USE = ("mppx", "mppx-0.11", "pympp")
 ID = r"[\w-]{43}"
 B64 = r"[\w-]+"

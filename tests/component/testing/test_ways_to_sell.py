@@ -30,7 +30,7 @@ from routeweiler_sync.testing._messages import Refusal
 from routeweiler_sync.testing.paywall import PaywallLogic, Service
 
 TIMEOUT_S = 30
-DOCS = Path(__file__).parents[3] / "docs" / "testing.md"
+DOCS = Path(__file__).parents[3] / "docs" / "how-to" / "test-with-the-kit.md"
 WAYS_AND_ELSEWHERE: list[tuple[Any, list[tuple[str, str, bytes]], list[tuple[str, str, bytes]]]] = [
     # way, what the token of POST /a?q=1 with the body b"x" opens, and what it doesn't
     ("path", [("GET", "/a", b""), ("POST", "/a?q=2", b"y")], [("POST", "/a/", b"x"), ("GET", "/b", b"")]),

@@ -213,6 +213,33 @@ def test_windows_has_no_modes(path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     require_private(path)
 
 
+def test_on_windows_a_file_that_is_open_for_a_moment_is_waited_for(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A virus scanner that looks at a new file would cost a page that was paid for."""
+    (part := path.parent / "part").write_text("new")
+    denials, real = [PermissionError(13, "in use")] * 3, os.replace
+
+    def busy(source: str, target: str) -> None:
+        if denials:
+            raise denials.pop()
+        real(source, target)
+
+    monkeypatch.setattr(files.os, "replace", busy)
+    with pytest.raises(PermissionError):  # elsewhere it has another cause, which stays
+        files.replace(str(part), str(path))
+    monkeypatch.setattr(files.os, "name", "nt")
+    files.replace(str(part), str(path))
+    assert not denials
+    monkeypatch.undo()
+    assert path.read_text() == "new"
+
+
+def test_a_word_of_a_command_is_quoted_as_the_system_does(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Advice that is pasted into a shell would name another file."""
+    assert files.quoted("my ledger.db") == "'my ledger.db'"
+    monkeypatch.setattr(files.os, "name", "nt")
+    assert files.quoted("C:\\my ledger.db") == '"C:\\my ledger.db"'
+
+
 # -- one name ------------------------------------------------------------------------------------------------------------------
 
 
