@@ -28,7 +28,7 @@ from ..config import env_settings, environment
 from ..errors import FundingError, NoFundingForRailError, PaymentDeclinedError, RouteweilerError
 from ..payments import block_limit
 from ..transport.session import Routeweiler
-from .budget import _as_json as envelope_as_json
+from .budget import envelope_json
 from .outcome import printable, text_of
 from .payment_words import as_json as payment_as_json
 
@@ -219,7 +219,7 @@ class Tools:
         except RouteweilerError as problem:
             row, error = None, problem_of(problem, method="", has_paid=False).as_json()
         return {
-            "budget": None if row is None else envelope_as_json(row),
+            "budget": None if row is None else envelope_json(row),
             "maxSats": self.options.max_sats,
             "maxSatsPerCall": self.options.max_sats_per_call,
             "allowedOrigins": list(self.options.origins) or None,

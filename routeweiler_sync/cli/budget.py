@@ -137,7 +137,7 @@ def list_envelopes(*, ledger: str | None, as_json: bool) -> None:
             else nothing_bought(opened, exists=False)
         )
     if as_json:
-        print_json(map(_as_json, rows))
+        print_json(map(envelope_json, rows))
     else:
         print_table(_COLUMNS, [_cells(row) for row in rows], empty=empty)
 
@@ -168,7 +168,7 @@ def show(context: click.Context, *, envelope: str | None, by: str | None, ledger
     with opened_ledger(ledger) as opened:
         row = opened.envelope(envelope)
     if as_json:
-        print_json([_as_json(row)])
+        print_json([envelope_json(row)])
     else:
         print_facts(_facts(row, ledger))
 
@@ -278,7 +278,7 @@ def set_limits(
     except ValueError as error:
         raise click.UsageError(printable(f"{error}. Nothing was changed.")) from None
     if as_json:
-        print_json([_as_json(row)])
+        print_json([envelope_json(row)])
     else:
         done = f"Envelope {row.id!r} of {url} is {'changed' if existed else 'made'}."
         whom = "programs that name it by its id and bring no limits of their own"
@@ -305,7 +305,7 @@ def freeze(*, envelope: str, ledger: str | None, as_json: bool) -> None:
     with opened_ledger(ledger) as opened:
         row, url = opened.freeze(envelope), opened.url
     if as_json:
-        print_json([_as_json(row)])
+        print_json([envelope_json(row)])
     else:
         print_line(f"Envelope {envelope!r} of {url} is frozen: nothing more is bought from it.")
 
@@ -324,7 +324,7 @@ def thaw(*, envelope: str, ledger: str | None, as_json: bool) -> None:
     with opened_ledger(ledger) as opened:
         row, url = opened.thaw(envelope), opened.url
     if as_json:
-        print_json([_as_json(row)])
+        print_json([envelope_json(row)])
     else:
         print_line(f"Envelope {envelope!r} of {url} isn't frozen: its limits apply.")
 
@@ -462,7 +462,8 @@ def _msat(minor_units: Decimal | None, row: EnvelopeRow) -> int | None:
     return -(-exact.numerator // exact.denominator)
 
 
-def _as_json(row: EnvelopeRow) -> Mapping[str, Any]:
+def envelope_json(row: EnvelopeRow) -> Mapping[str, Any]:
+    """Return an envelope as an object of ``--json``."""
     limits, end, headroom = row.limits, _grant_end(row), row.headroom_minor_units
     return {
         "id": row.id,

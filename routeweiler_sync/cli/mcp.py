@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import click
 
-from ..agents.fetching import MAX_CHARS
 from .outcome import Exit, printable
 from .tables import print_line
 
@@ -34,7 +33,7 @@ MAX_CHARS_MAX = 10_000_000
 @click.option(
     "--max-chars",
     type=click.IntRange(1, MAX_CHARS_MAX),
-    default=MAX_CHARS,
+    default=20_000,  # fetching.MAX_CHARS: its module would make every command start later
     show_default=True,
     metavar="N",
     help="Cut pages after so many characters.",
@@ -83,6 +82,10 @@ def mcp(
       1  the port can't be used, or the extra is missing
       2  wrong usage
     """
+    from ..policy.patterns import problem_of_origin
+
+    if problem := next(filter(None, map(problem_of_origin, origins)), None):
+        raise click.UsageError(printable(f"--allow-origin: {problem}"))
     try:
         from . import mcp_server
     except ImportError as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import secrets
+import signal
 import socket
 import sys
 import time
@@ -327,5 +328,7 @@ def run_http(tools: Tools, listener: socket.socket) -> None:
     security = TransportSecuritySettings(allowed_hosts=hosts, allowed_origins=[f"http://{each}" for each in hosts])
     app = _PaymentServer(tools).server().streamable_http_app(streamable_http_path=PATH, transport_security=security, host=HOST)
     config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=STOP_S, lifespan="on")
+    # uvicorn ends what is under way, and then raises the signal again: here it shall end the command as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     run: Callable[[], Awaitable[None]] = partial(uvicorn.Server(config).serve, sockets=[listener])
     anyio.run(run)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from routeweiler_sync.agents import folder as folders
-from routeweiler_sync.cli import output_schemas as schemas
+from routeweiler_sync.cli import main, output_schemas as schemas
 from routeweiler_sync.cli.agent_tools import Options, Question, Tools
+from routeweiler_sync.cli.outcome import Exit
 from routeweiler_sync.testing import FakeLnd, Paywall
 from tests.support.accounts import Books
 from tests.support.http_server import server
@@ -198,3 +202,25 @@ def test_a_price_that_rises_after_the_users_consent_is_asked_about_anew(
     paid = tools.fetch(page, [asked.approval, dearer.approval])
     assert isinstance(paid, dict)
     assert paid["spentMsat"] == lnd.spent_msat >= 500_000
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (["--allow-origin", "https://example.com/page"], Exit.USAGE, "--allow-origin: 'https://example.com/page' has a path"),
+        (["--folder", "no-such-folder"], Exit.USAGE, "there is no folder no-such-folder"),
+        (["--max-sats", "-1"], Exit.USAGE, "--max-sats"),
+        ([], Exit.ERROR, "pip install 'routeweiler-sync[mcp]'"),
+    ],
+)
+def test_a_server_that_cannot_be_started_says_what_to_change(
+    options: list[str], code: Exit, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client shows this to a user who has just written its settings, or nothing at all."""
+    has_extra = types.ModuleType("mcp_server") if options else None
+    monkeypatch.setitem(sys.modules, "routeweiler_sync.cli.mcp_server", has_extra)  # type: ignore[arg-type]
+    monkeypatch.delattr("routeweiler_sync.cli.mcp_server", raising=False)
+    done = CliRunner().invoke(main, ["mcp", *options])
+    assert done.exit_code == code
+    assert said in done.output
+    assert not done.stdout

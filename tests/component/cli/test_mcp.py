@@ -152,7 +152,7 @@ def test_two_clients_over_http_pay_once_for_one_page(shop: Shop) -> None:
                 )
                 assert answer.status_code in (403, 421)
             process.send_signal(signal.SIGTERM)
-            assert await asyncio.to_thread(process.wait, TIMEOUT_S) is not None
+            assert await asyncio.to_thread(process.wait, TIMEOUT_S) == 0
 
     run(scenario)
     assert len(shop.lnd.payments) == 1

@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from routeweiler_sync._core import env_vars
+from routeweiler_sync.agents.fetching import MAX_CHARS
 from routeweiler_sync.cli import main, output_schemas
 from routeweiler_sync.cli.schema import EXIT_CODES
 from routeweiler_sync.testing import FakeLnd, Paywall
@@ -133,6 +134,8 @@ def test_one_command_is_shown_alone() -> None:
     assert CliRunner().invoke(main, ["schema", "pay"]).exit_code == 2
     mcp = json.loads(CliRunner().invoke(main, ["schema", "mcp"]).stdout)["mcp"]
     assert mcp["tools"]["fetch"]["output"] == output_schemas.FETCH_OUTPUT
+    [max_chars] = [each for each in main.commands["mcp"].params if each.name == "max_chars"]
+    assert max_chars.default == MAX_CHARS
 
 
 @pytest.mark.parametrize("page", ["agents-mcp.md", "agents-shell.md"])
