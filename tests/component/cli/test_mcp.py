@@ -130,7 +130,7 @@ def test_an_agent_over_stdio_lists_quotes_pays_and_is_held_to_its_limits(shop: S
 
 
 @pytest.mark.slow
-def test_two_clients_over_http_pay_once_for_one_page(shop: Shop) -> None:
+def test_clients_of_one_server_and_of_another_pay_once_for_one_page(shop: Shop) -> None:
     """Two agents that read the same news would else pay twice, though both users agree. No page in a browser may use the server."""
     page = shop.cheap.url_for("/page")
 
@@ -138,12 +138,14 @@ def test_two_clients_over_http_pay_once_for_one_page(shop: Shop) -> None:
         async with shop.http("--max-sats", "100", "--confirm") as (url, process):
             async with (
                 Client(url, elicitation_callback=accepts) as one,
-                Client(url, mode="legacy", elicitation_callback=accepts) as other,
+                Client(url, mode="legacy", elicitation_callback=accepts) as two,
+                Client(shop.stdio()) as beside,  # a process of its own, on the same ledger
             ):
-                found = await asyncio.gather(*(shop.call(each, "fetch", url=page) for each in (one, other, one, other)))
-                assert [each["status"] for each in found] == [200] * 4
+                found = await asyncio.gather(*(shop.call(each, "fetch", url=page) for each in (one, two, beside, one, two)))
+                assert [each["status"] for each in found] == [200] * 5
                 assert sum(each["spentMsat"] for each in found) == shop.lnd.spent_msat
-                assert (await shop.call(one, "budget"))["spentMsat"] == shop.lnd.spent_msat
+                spent = [(await shop.call(each, "budget"))["spentMsat"] for each in (one, beside)]
+                assert sum(spent) == shop.lnd.spent_msat
             message = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
             accepted = {"Accept": "application/json, text/event-stream"}
             for header in ({"Host": "attacker.example"}, {"Origin": "https://attacker.example"}):
