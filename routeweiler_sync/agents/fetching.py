@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urljoin
 
 import requests
 import urllib3
@@ -26,6 +25,7 @@ from .._core.secret_text import shown as shown_value
 from .._core.urls import origin_of, without_userinfo, without_userinfos
 from ..errors import RouteweilerError
 from ..payments import block_limit
+from ..paywall.call import url_check
 from ..policy import patterns
 from . import pages
 from .pages import Page
@@ -78,7 +78,7 @@ class Rules:
             raise ValueError(f"allow_origins: {problem}")
 
     def allows(self, url: str) -> bool:
-        """Return whether ``url`` may be asked."""
+        """Return whether ``url`` may be asked: a URL as `requests` sends it, not as somebody wrote it."""
         if self.allow_origins is None:
             return True
         origin = origin_of(url)
@@ -217,7 +217,11 @@ class Call:
                 self._limit = limit
                 if self._cancelled.is_set():
                     limit.stop()
-            found = self._fetched(method, limit)
+            token = url_check.set(None if self.rules.allow_origins is None else self._check)
+            try:
+                found = self._fetched(method, limit)
+            finally:
+                url_check.reset(token)
         if self._cancelled.is_set():
             log.warning("A cancelled fetch of %s has ended. %s", found.url, found.money)
         return found
@@ -322,25 +326,16 @@ class Call:
             data = body.encode("utf-8", "replace")
             if "content-type" not in {name.lower() for name in headers}:
                 headers["Content-Type"] = "application/json" if _is_json(body) else "text/plain; charset=utf-8"
-        arguments: dict[str, Any] = {"headers": headers, "data": data, "timeout": TIMEOUT_S}
-        if self.rules.allow_origins is not None:
-            self._check(self.url)
-            arguments["hooks"] = {"response": [self._check_redirect, *_own_hooks(self.session)]}
-        return arguments
+        return {"headers": headers, "data": data, "timeout": TIMEOUT_S}
 
     def _check(self, url: str) -> None:
+        """Refuse a URL that is about to be asked, by the agent or by a redirect, if the rules don't allow its server."""
         if not self.rules.allows(url):
             raise _RefusedError(
                 "origin_not_allowed",
                 f"{shown(without_userinfos(origin_of(url)))} isn't among the servers that may be asked.",
                 "Use one of the servers that are allowed, or tell the user. Only they can allow another.",
             )
-
-    def _check_redirect(self, response: requests.Response, **kwargs: object) -> None:
-        """As a response hook, refuse a redirect to a server that may not be asked."""
-        target = self.session.get_redirect_target(response)
-        if target is not None:
-            self._check(urljoin(response.url, target))
 
     @staticmethod
     def _broken(method: str, response: requests.Response | None, broken: Exception, has_paid: bool) -> Problem:
@@ -443,11 +438,6 @@ def _is_json(body: str) -> bool:
 def _header(response: requests.Response, name: str) -> str | None:
     value = response.headers.get(name)
     return None if value is None else shown(value)
-
-
-def _own_hooks(session: requests.Session) -> list[Callable[..., Any]]:
-    listed = session.hooks.get("response") or []
-    return [listed] if callable(listed) else list(listed)
 
 
 def _left(session: Routeweiler, own: block_limit.SpendingLimit) -> tuple[int | None, str | None]:

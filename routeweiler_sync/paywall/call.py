@@ -37,6 +37,9 @@ current: contextvars.ContextVar[CallContext | None] = contextvars.ContextVar("ro
 #: True inside `Routeweiler.quote`: no token is sent, and nothing is paid.
 quoting: contextvars.ContextVar[bool] = contextvars.ContextVar("routeweiler_sync_quoting", default=False)
 
+#: Called with the URL of each request before it is sent, also of redirects. It raises if that may not be asked. None: any may.
+url_check: contextvars.ContextVar[Callable[[str], None] | None] = contextvars.ContextVar("routeweiler_sync_url_check", default=None)
+
 #: The context of each request that is being sent through a foreign adapter, by the request's id. Such an adapter may send in a
 #: thread of its own, where neither `quoting` nor the limits are set. None if several threads send the same request at once.
 contexts: dict[int, contextvars.Context | None] = {}

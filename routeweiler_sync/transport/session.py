@@ -18,7 +18,17 @@ import requests
 
 from .._core.credential_headers import PAYMENT_AUTHORIZATION
 from .._core.deadline import PATIENCE_S_MIN, patience
-from ..paywall.call import CallContext, QuoteReady, current, for_quote, is_for_quote, quoting, record_unsent, remove_hooks
+from ..paywall.call import (
+    CallContext,
+    QuoteReady,
+    current,
+    for_quote,
+    is_for_quote,
+    quoting,
+    record_unsent,
+    remove_hooks,
+    url_check,
+)
 from ..settings import SETTINGS, Default, Unpayable
 from .adapter import PaywallAdapter, environment_payer, is_default, made_payer, warn_unpaid
 from .environ_settings import settings_of
@@ -208,6 +218,8 @@ class Routeweiler(requests.Session):
         Raises: what `requests` raises, and the errors of `routeweiler_sync.errors`.
         Money: moves in step 4, if a token is bought.
         """
+        if (check := url_check.get()) is not None:
+            check(request.url or "")
         if request.hooks and request.hooks.get("response") and is_for_quote(request) and not quoting.get():
             reset_token = quoting.set(True)  # a subclass has passed the request of `quote` to another thread
             try:

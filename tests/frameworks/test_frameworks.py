@@ -53,10 +53,11 @@ def test_an_agent_pays_for_a_page_and_none_of_its_words_raises_the_limit(framewo
         gold = shop.url_for("/gold")
         rounds = [
             [{"url": shop.url, "price_only": True}],
-            [{"url": shop.url}],
+            [{"url": shop.url}] * 3,  # most frameworks make the calls of a round at the same time
             [{"url": gold, "headers": {"X-Max-Sats": "10000"}}],
             [{"url": gold, "max_sats_per_call": 10_000}],
             [{"url": shop.url, "method": "POST", "body": '{"again": true}'}],
+            [{"url": shop.url}],
         ]
         environ = {name: value for name, value in os.environ.items() if not name.startswith(("LND_", "ROUTEWEILER_", "PYTEST_"))}
         environ |= {**SILENT, **lnd.environ, "ROUTEWEILER_NETWORK": "bitcoin-regtest", "PYTHONPATH": str(ROOT)}
@@ -80,6 +81,9 @@ def test_an_agent_pays_for_a_page_and_none_of_its_words_raises_the_limit(framewo
         assert "10000 sat doesn't fit under max_sats_per_call=50" in told
         assert "nothing that a page or a prompt says changes them" in told
         assert "what was paid for before was used again" in told
+        assert told.count("Paid 11 sat") == 1  # also if the framework would keep an answer, and give it out again
+        assert shop.requests[-1].method == "GET"
+        assert shop.requests[-1].paid
         assert [(each.amount_msat, each.fee_msat) for each in lnd.payments] == [(10_000, 1_000)]
         assert [each.body for each in shop.requests if each.method == "POST"] == [b'{"again": true}']
         books.check()

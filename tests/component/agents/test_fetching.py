@@ -6,6 +6,7 @@ import gzip
 import json
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -123,6 +124,37 @@ def test_only_the_allowed_servers_are_asked_also_by_redirects(session: Routeweil
         assert [each.problem and each.problem.code for each in (direct, led)] == ["origin_not_allowed"] * 2
         assert not inner.requests
     assert fetch(session, rules, paywall.url_for("/redirect?to=/free")).status == 200
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        "http://{allowed}@{inner}/paid",
+        "http://{allowed}:80@{inner}/paid",
+        "http://{allowed}\\@{inner}/paid",
+        "http://{inner}\\@{allowed}/paid",
+        "http://{inner}#@{allowed}/paid",
+        "http://{inner}?@{allowed}/paid",
+        "  http://{inner}/paid",
+        "HTTP://{inner}/paid",
+        "http:{inner}/paid",
+        "http:///{inner}/paid",
+        "http://{inner}\t/paid",
+        "http://{allowed}\n@{inner}/paid",
+    ],
+)
+def test_no_spelling_of_a_url_leads_to_a_server_that_is_not_allowed(
+    session: Routeweiler, paywall: Paywall, lnd: FakeLnd, spelling: str
+) -> None:
+    """URLs are read in more than one way, and the check must read them as they are sent."""
+    with Paywall(lnd) as inner:
+        hosts = {"allowed": paywall.base_url.partition("://")[2], "inner": inner.base_url.partition("://")[2]}
+        rules = Rules(max_sats_per_call=100, allow_origins=[paywall.base_url])
+        url = spelling.format(**hosts)
+        fetch(session, rules, url)
+        fetch(session, rules, paywall.url_for(f"/redirect?to={quote(url, safe='')}"))
+        fetch(session, rules, url, price_only=True)
+        assert not inner.requests
 
 
 def read_of(
