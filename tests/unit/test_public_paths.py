@@ -15,6 +15,10 @@ from routeweiler_sync import errors
 
 #: What each public module beside the package itself is there for.
 PATHS = {
+    "agents.fetching": ["Fetched", "Price", "Rules", "fetch", "fetch_async"],
+    "agents.pages": ["Page"],
+    "agents.problems": ["Problem"],
+    "agents.tool": ["FetchTool"],
     "budgets.schema": ["BudgetEnvelope"],
     "errors": [name for name in routeweiler_sync.__all__ if name.endswith("Error") and not hasattr(requests, name)],
     "funding": ["Funding", "LnbitsClient", "LndClient", "LndRestClient", "NwcClient"],
