@@ -32,7 +32,7 @@ _Arguments = create_model(
 
 
 def _never(arguments: Any = None, result: Any = None) -> bool:
-    """Return False: an answer isn't kept. With its cache on, CrewAI would give the first answer to every later call, an error too."""
+    """Return False: an answer isn't kept. With its cache on, CrewAI would give the first one to all later calls, an error too."""
     return False
 
 
