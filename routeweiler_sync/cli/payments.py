@@ -59,7 +59,7 @@ def payments() -> None:
       0  done; list, recover: also if nothing was bought yet
       2  wrong usage, or no such ledger or payment
       3  refused: the ledger or the node can't be used, or the payment
-         isn't in a state for this
+         isn't in a state for this; abandon: also if the wallet has paid
       5  recover: some payments are still unfinished
     """
 
@@ -258,12 +258,16 @@ def abandon(*, payment_hash: str, ledger: str | None, as_json: bool) -> None:
     PAYMENT_HASH may be the first digits of the hash, at least 8. The payment's reservation is returned to the budget, and the next
     call may buy anew. If the node makes the payment after all, it is money spent twice; payments recover then books it.
 
+    The environment's wallet is asked first, for at most 10 seconds. What it has paid isn't abandoned: the exit code is 3, and
+    payments recover books it. If it is still paying, or can't be asked, the payment is abandoned, and a warning says so.
+
     \b
     Example:
       routeweiler-sync payments abandon aa1573e2
     """
     from ..ledger.ledger import ABANDONED
     from .payment_words import as_json as object_of
+    from .wallet_word import asked_before_abandoning
 
     def decide(row: PaymentRow) -> Change:
         if not row.unfinished:
@@ -274,6 +278,7 @@ def abandon(*, payment_hash: str, ledger: str | None, as_json: bool) -> None:
         return ABANDONED
 
     with named_payment(payment_hash, ledger) as (opened, named):
+        word = asked_before_abandoning(named, ledger) if named.unfinished else None
         row = opened.change(named.payment_hash, decide)
     if as_json:
         print_json([object_of(row)])
@@ -282,6 +287,8 @@ def abandon(*, payment_hash: str, ledger: str | None, as_json: bool) -> None:
             f"Payment {row.payment_hash} of {sats(row.amount_msat)} to {row.origin} is abandoned: its reservation is returned, and "
             "the next call may buy anew."
         )
+    if word is not None:
+        print_line(word, err=True)
 
 
 def _noting(rows: Iterable[PaymentRow], owed: list[PaymentRow]) -> Iterator[PaymentRow]:

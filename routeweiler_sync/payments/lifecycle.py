@@ -39,7 +39,7 @@ from .slow_payments import reported_if_slow
 from .tally import Tally, booking, count_payment
 from .token import Token
 from .types import Purchase, TokenRequest
-from .wallet_choice import node_of, pays_on
+from .wallet_choice import source_of
 from .wallet_rules import OUTLIVED_S, NextStep, Step
 
 #: How often one call sends an invoice again if an earlier send of it is unanswered. More would only add unanswered sends.
@@ -176,15 +176,7 @@ class PaymentLifecycle:
 
         No other node may be asked about the row or be sent its invoice, because each node refuses only its own duplicates.
         """
-        problem: FundingError | None = None
-        sources = [source for source in self._funding if pays_on(source, row.network) and _may_be(source, row.node_pubkey)]
-        for n, source in enumerate(sources):
-            try:
-                if node_of(source, deadline.left_s() / (len(sources) - n), anew=True) == row.node_pubkey:
-                    return source, None
-            except FundingError as error:
-                problem = error
-        return None, problem
+        return source_of(self._funding, row, deadline)
 
     def read_again(self, row: PaymentRow) -> PaymentRow:
         """Return ``row``, which was unfinished, as it is in the ledger now.
@@ -317,12 +309,6 @@ class PaymentLifecycle:
         except LedgerError:
             return None
         return now if now is not None and not now.unfinished and now.state is step.change.state else None
-
-
-def _may_be(source: LightningFundingSource, node_pubkey: str) -> bool:
-    """Return whether the wallet behind ``source`` may have this identity: it isn't known to have another one."""
-    known: object = getattr(source, "node_pubkey", None)
-    return not isinstance(known, str) or known == node_pubkey
 
 
 def answer_of(ask: Callable[[], WalletAnswer], payment_hash: bytes) -> WalletAnswer:

@@ -16,6 +16,7 @@ from .._core.signals import came_by_signal
 from ..errors import BudgetExceededError, FundingError, NoFundingForRailError
 from ..funding.client_answers import cause_of, close, node_key, read_error, read_msat
 from ..funding.source import LightningFundingSource
+from ..ledger.types import PaymentRow
 from ..protocol.invoice import Invoice
 
 
@@ -112,6 +113,30 @@ def node_of(source: LightningFundingSource, timeout_s: float, *, anew: bool = Fa
             raise
         what = f"The funding source can't be asked ({read_error(error)})."
         raise FundingError(what, advice="Check that the node is up.") from cause_of(error)
+
+
+def source_of(
+    funding: Sequence[LightningFundingSource], row: PaymentRow, deadline: Deadline
+) -> tuple[LightningFundingSource | None, FundingError | None]:
+    """Return the source of ``funding`` for the row's own node, else None and the error of a node that couldn't be asked, if any.
+
+    Money: none moves.
+    """
+    problem: FundingError | None = None
+    sources = [source for source in funding if pays_on(source, row.network) and _may_be(source, row.node_pubkey)]
+    for n, source in enumerate(sources):
+        try:
+            if node_of(source, deadline.left_s() / (len(sources) - n), anew=True) == row.node_pubkey:
+                return source, None
+        except FundingError as error:
+            problem = error
+    return None, problem
+
+
+def _may_be(source: LightningFundingSource, node_pubkey: str) -> bool:
+    """Return whether the wallet behind ``source`` may have this identity: it isn't known to have another one."""
+    known: object = getattr(source, "node_pubkey", None)
+    return not isinstance(known, str) or known == node_pubkey
 
 
 def _examined(source: LightningFundingSource, invoice: Invoice, deadline: Deadline, *, has_others: bool) -> ChosenWallet:

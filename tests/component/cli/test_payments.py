@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,15 @@ def stuck(command: Command, paywall: Paywall, lnd: FakeLnd, books: Books) -> str
     return str(books.rows[0].payment_hash)
 
 
+@pytest.fixture
+def held(make_session: Callable[..., Routeweiler], paywall: Paywall, lnd: FakeLnd) -> str:
+    """The hash of a payment that the node has under way."""
+    lnd.hang_next()
+    with pytest.raises(PaymentPendingError) as raised:
+        make_session(payment_timeout=1).get(paywall.url)
+    return str(raised.value.payment_hash)
+
+
 def test_a_pending_payment_names_the_commands_that_there_are(
     command: Command, paywall: Paywall, lnd: FakeLnd, books: Books
 ) -> None:
@@ -54,6 +65,55 @@ def test_an_abandoned_payment_frees_its_reservation(command: Command, stuck: str
     assert command.json[0]["reservedMinorUnits"] == "0"
     assert command("payments", "abandon", stuck) == 3, "it has ended"
     assert command("get", paywall.url) == 0
+
+
+def test_what_the_wallet_has_paid_isnt_abandoned(command: Command, paywall: Paywall, lnd: FakeLnd, books: Books, held: str) -> None:
+    """The money has left and the token is there to be had: to end the row would have the next call pay a second time."""
+    lnd.release()
+    lnd.wait_for(lambda node: node.payments[0].status == "SUCCEEDED")
+    assert command("payments", "abandon", held, "--json") == 3
+    assert command.out == b""
+    assert b"is paid" in command.err
+    assert b"routeweiler-sync payments recover" in command.err
+    assert books.rows[0].state == "open", "nothing was changed"
+    assert command("payments", "recover") == 0
+    assert command("get", paywall.url) == 0
+    assert len(lnd.payments) == 1
+    books.check()
+
+
+def test_what_the_wallet_still_pays_is_abandoned_with_a_warning(command: Command, lnd: FakeLnd, books: Books, held: str) -> None:
+    """lnd may keep a payment in flight for ever, so only the user can end it; but who does must hear that it may be paid twice."""
+    assert command("payments", "abandon", held, "--json") == 0
+    assert [(row["paymentHash"], row["state"]) for row in command.json] == [(held, "dead")]
+    for said in (b"still has it under way", b"paid twice", b"routeweiler-sync payments recover"):
+        assert said in command.err
+    lnd.release()
+    lnd.wait_for(lambda node: node.payments[0].status == "SUCCEEDED")
+    assert command("payments", "recover") == 0
+    assert books.rows[0].settled_at is not None
+    books.check()
+
+
+def test_abandon_says_that_no_wallet_was_asked(command: Command, books: Books, held: str, tmp_path: Path) -> None:
+    """Silence would be read as the wallet's word that the payment won't be made. Another node's word would be as false."""
+    with FakeLnd() as other:
+        cases: list[tuple[dict[str, str], bytes]] = [
+            (NO_NODE, b"No wallet is configured"),
+            ({"LND_GRPC_HOST": "127.0.0.1:1"}, b"127.0.0.1:1"),
+            ({"ROUTEWEILER_NETWORK": "moon"}, b"moon"),
+            (other.environ, b"names another wallet"),
+        ]
+        for number, (environ, why) in enumerate(cases):
+            copied = tmp_path / f"copy-{number}.db"
+            with closing(sqlite3.connect(books.ledger_path)) as source, closing(sqlite3.connect(copied)) as target:
+                source.backup(target)
+            assert command("payments", "abandon", held, "--ledger", str(copied), **environ) == 0
+            assert b"wasn't asked" in command.err
+            assert why in command.err
+            assert f"routeweiler-sync payments recover --ledger {copied}".encode() in command.err
+            assert held.encode() in command.out
+    assert books.rows[0].state == "open"
 
 
 def test_recover_asks_the_node_and_books_its_answer(
