@@ -84,10 +84,14 @@ class Approval:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What the user must agree to before the call can go on. Nothing was paid for it."""
+    """What the user must agree to before the call can go on.
+
+    ``spent_msat`` is what the call has paid until then, with what the user had agreed to before.
+    """
 
     text: str
     approval: Approval
+    spent_msat: int = 0
 
 
 @dataclass(kw_only=True)
@@ -169,13 +173,15 @@ class Tools:
         arguments: Mapping[str, Any],
         approvals: Sequence[Approval] = (),
         *,
+        spent_msat: int = 0,
         can_ask: bool = False,
         started: Callable[[Call], object] = lambda call: None,
     ) -> dict[str, Any] | Question:
         """Fetch a URL, and pay if the server asks for that and all limits allow it. Return the result, or what to ask the user.
 
-        ``approvals`` are payments that the user has agreed to already, ``can_ask`` says whether the user can be asked. ``started``
-        gets the call before it begins, so that it can be cancelled.
+        ``approvals`` are payments that the user has agreed to already, ``spent_msat`` is what the call has paid before it was asked
+        about the last of them. ``can_ask`` says whether the user can be asked. ``started`` gets the call before it begins, so that
+        it can be cancelled.
         """
         name, path = arguments.get("save_as"), None
         if name is not None:
@@ -192,20 +198,22 @@ class Tools:
             call = self._call(arguments, read=read if name is None else partial(self._saved, name))
             started(call)
             found = call.run()
+            found = replace(found, spent_msat=spent_msat + found.spent_msat)
         finally:
             _asking.reset(token)
         if found.problem is not None and found.problem.code == PaymentDeclinedError.code and asking.unapproved is not None:
             if can_ask:
-                return _question(asking.unapproved)
+                return _question(asking.unapproved, found.spent_msat)
             found = replace(found, problem=_unasked(found.problem, asking.unapproved))
         is_saved = path is not None and found.page is not None and (found.status or 0) < 400
         return {**self._explained(found).as_json(), "file": str(path) if is_saved else None}
 
-    def declined(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the result of a ``fetch`` whose payment the user has declined."""
+    def declined(self, arguments: Mapping[str, Any], spent_msat: int = 0) -> dict[str, Any]:
+        """Return the result of a ``fetch`` whose payment the user has declined, after it had paid ``spent_msat``."""
         error = PaymentDeclinedError("The user declined the payment.", advice="Do without this page.")
-        problem = problem_of(error, method="", has_paid=False)
-        return {**Fetched(method="", url=without_userinfo(str(arguments["url"])), problem=problem).as_json(), "file": None}
+        problem = problem_of(error, method="", has_paid=bool(spent_msat))
+        url = without_userinfo(str(arguments["url"]))
+        return {**Fetched(method="", url=url, spent_msat=spent_msat, problem=problem).as_json(), "file": None}
 
     def quote(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Return what ``fetch`` with the same arguments would pay, and whether all limits allow it. Pays nothing."""
@@ -306,7 +314,7 @@ def _is_approved(quote: Quote) -> bool:
     return False
 
 
-def _question(quote: Quote) -> Question:
+def _question(quote: Quote, spent_msat: int) -> Question:
     """Return what to ask the user about ``quote``. The description is the server's: it is marked as such, and cut."""
     most_msat = quote.amount_msat + quote.max_fee_msat
     said = printable(quote.description.strip())[:_DESCRIPTION_CHARS_MAX]
@@ -314,7 +322,7 @@ def _question(quote: Quote) -> Question:
     text = f"Pay {sats(quote.amount_msat)}, and at most {sats(quote.max_fee_msat)} for routing, for {url}?"
     if said:
         text += f" The server says that it is for: “{said}”"
-    return Question(text=text, approval=Approval(url=quote.url, most_msat=most_msat))
+    return Question(text=text, approval=Approval(url=quote.url, most_msat=most_msat), spent_msat=spent_msat)
 
 
 def _unasked(problem: Problem, quote: Quote) -> Problem:

@@ -7,6 +7,7 @@ booked, and serves the next call.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import secrets
@@ -26,8 +27,10 @@ from jsonschema import Draft202012Validator
 from mcp.server import NotificationOptions, Server
 from mcp.server.stdio import stdio_server
 from mcp.server.transport_security import TransportSecuritySettings
+from mcp.shared.exceptions import MCPError
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 
+from .._core.log import log
 from .._version import VERSION
 from ..agents.folder import FILE_BYTES_MAX, FILE_NAME
 from ..agents.problems import Problem
@@ -125,7 +128,7 @@ class _Asked:
 
     arguments: str
     approvals: tuple[Approval, ...]
-    asked: Approval
+    question: Question
     until_s: float
 
 
@@ -158,10 +161,10 @@ class _PaymentServer:
             self._limiter = anyio.CapacityLimiter(WORKERS)
         return await anyio.to_thread.run_sync(step, limiter=self._limiter, abandon_on_cancel=True)
 
-    async def _run_fetch(self, arguments: Mapping[str, Any], approvals: Sequence[Approval], *, can_ask: bool) -> Any:
+    async def _run_fetch(self, arguments: Mapping[str, Any], approvals: Sequence[Approval], **more: Any) -> Any:
         """Run the tool ``fetch``. Cancelled, it pays nothing from then on; a payment that has begun comes to its end."""
         calls: list[Call] = []
-        step = partial(self._tools.fetch, arguments, approvals, can_ask=can_ask, started=calls.append)
+        step = partial(self._tools.fetch, arguments, approvals, started=calls.append, **more)
         try:
             return await self._run(step)
         except anyio.get_cancelled_exc_class():
@@ -185,8 +188,6 @@ class _PaymentServer:
     async def _read_resource(
         self, context: ServerRequestContext[Any], params: types.ReadResourceRequestParams
     ) -> types.ReadResourceResult:
-        from mcp.shared.exceptions import MCPError
-
         if str(params.uri) != SPENDING_URI:
             raise MCPError(types.INVALID_PARAMS, f"There is no such resource. There is {SPENDING_URI}.")
         try:
@@ -207,44 +208,53 @@ class _PaymentServer:
         if wrong is not None:
             place = "".join(f"{each}: " for each in wrong.absolute_path)
             return _unusable(f"{place}{_why(wrong)}", "Correct the arguments.")
-        if params.name == "fetch":
-            return await self._fetch(context, params, arguments)
-        return _result(await self._run(partial(getattr(self._tools, params.name), arguments)))
+        try:
+            if params.name == "fetch":
+                return await self._fetch(context, params, arguments)
+            return _result(await self._run(partial(getattr(self._tools, params.name), arguments)))
+        except Exception as error:  # noqa: BLE001 - a fault of this program: its text may hold anything
+            log.error("the tool %s has failed: %s", params.name, type(error).__name__)
+            what = f"The tool has failed ({type(error).__name__}), which is a fault of this server."
+            return _failed(what, "Look at payments before you call again, and tell the user.", code="internal", spent=None)
 
     async def _fetch(
         self, context: ServerRequestContext[Any], params: types.CallToolRequestParams, arguments: Mapping[str, Any]
     ) -> types.CallToolResult | types.InputRequiredResult:
         can_ask = self._tools.options.confirm and _can_ask(context)
-        approvals: list[Approval] = []
+        approvals, spent_msat = list[Approval](), 0
         if params.request_state is not None:  # the client's answer to a question of an earlier round
             asked = self._open.pop(params.request_state, None)
             if asked is None or asked.until_s < time.monotonic() or asked.arguments != _key(arguments):
-                return _unusable("The answer came too late, or is for another call. Nothing was spent.", "Make the call again.")
+                return _unusable(
+                    "The answer came too late, or is for another call: nothing was paid by it.", "Make the call again."
+                )
+            spent_msat = asked.question.spent_msat
             if not _is_yes((params.input_responses or {}).get(_QUESTION)):
-                return _result(await self._run(partial(self._tools.declined, arguments)))
-            approvals = [*asked.approvals, asked.asked]
+                return _result(await self._run(partial(self._tools.declined, arguments, spent_msat)))
+            approvals = [*asked.approvals, asked.question.approval]
         while True:
             can_ask = can_ask and len(approvals) < QUESTIONS_MAX
-            found = await self._run_fetch(arguments, approvals, can_ask=can_ask)
+            found = await self._run_fetch(arguments, approvals, spent_msat=spent_msat, can_ask=can_ask)
             if not isinstance(found, Question):
                 return _result(found)
+            spent_msat = found.spent_msat
             form = types.ElicitRequestFormParams(message=found.text, requested_schema={"type": "object", "properties": {}})
             if context.protocol_version in MODERN_PROTOCOL_VERSIONS:
-                state = self._note(arguments, approvals, found.approval)
+                state = self._note(arguments, approvals, found)
                 return types.InputRequiredResult(input_requests={_QUESTION: types.ElicitRequest(params=form)}, request_state=state)
             answer = None
-            with anyio.move_on_after(ANSWER_S):
+            with anyio.move_on_after(ANSWER_S), contextlib.suppress(MCPError):  # a client that fails to ask hasn't agreed
                 answer = await context.session.elicit_form(form.message, form.requested_schema, context.request_id)
             if not _is_yes(answer):
-                return _result(await self._run(partial(self._tools.declined, arguments)))
+                return _result(await self._run(partial(self._tools.declined, arguments, spent_msat)))
             approvals.append(found.approval)
 
-    def _note(self, arguments: Mapping[str, Any], approvals: Sequence[Approval], asked: Approval) -> str:
+    def _note(self, arguments: Mapping[str, Any], approvals: Sequence[Approval], question: Question) -> str:
         """Keep a question until it is answered, and return its name, which can't be guessed and serves once."""
         while len(self._open) >= OPEN_QUESTIONS_MAX:
             self._open.pop(next(iter(self._open)))
         state, until_s = secrets.token_urlsafe(24), time.monotonic() + ANSWER_S
-        self._open[state] = _Asked(arguments=_key(arguments), approvals=tuple(approvals), asked=asked, until_s=until_s)
+        self._open[state] = _Asked(arguments=_key(arguments), approvals=tuple(approvals), question=question, until_s=until_s)
         return state
 
 
@@ -275,7 +285,11 @@ def _result(found: Mapping[str, Any]) -> types.CallToolResult:
 
 
 def _unusable(what: str, advice: str) -> types.CallToolResult:
-    error = Problem(code="bad_argument", message=what, spent=False, retryable=False, advice=advice).as_json()
+    return _failed(what, advice, code="bad_argument", spent=False)
+
+
+def _failed(what: str, advice: str, *, code: str, spent: bool | None) -> types.CallToolResult:
+    error = Problem(code=code, message=what, spent=spent, retryable=False, advice=advice).as_json()
     return types.CallToolResult(content=[types.TextContent(text=json.dumps({"error": error}))], is_error=True)
 
 

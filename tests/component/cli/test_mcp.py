@@ -24,6 +24,7 @@ pytest.importorskip("mcp", reason="mcp isn't installed: pip install 'routeweiler
 
 import mcp_types as types
 from mcp import Client
+from mcp.shared.exceptions import MCPError
 
 from routeweiler_sync.cli.agent_tools import Options, Tools
 from routeweiler_sync.cli.mcp_server import _PaymentServer
@@ -191,17 +192,23 @@ def test_killed_while_paying_the_next_run_uses_what_was_paid(shop: Shop) -> None
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("answer", ["accept", "decline", "cancel", None])
+@pytest.mark.parametrize("answer", ["accept", "decline", "cancel", "fail", None])
 def test_the_user_is_asked_before_each_payment(shop: Shop, serve: Callable[..., Any], mode: str, answer: Any) -> None:
     """With --confirm, no agent spends what the user hasn't agreed to: not by silence, nor with a client that can't ask."""
     page, asked = shop.cheap.url_for("/page"), list[str]()
 
-    async def ask(context: object, params: Any) -> types.ElicitResult:
+    async def ask(context: object, params: Any) -> types.ElicitResult | types.ErrorData:
         asked.append(params.message)
+        if answer == "fail":
+            return types.ErrorData(code=types.INTERNAL_ERROR, message="no window")
         return types.ElicitResult(action=answer, content={} if answer == "accept" else None)
 
     async def scenario() -> None:
         async with Client(serve(confirm=True), mode=mode, elicitation_callback=ask if answer else None) as client:
+            if answer == "fail" and mode == "auto":  # newer clients end the call themselves
+                with pytest.raises(MCPError):
+                    await shop.call(client, "fetch", url=page)
+                return
             found = await shop.call(client, "fetch", url=page)
             if answer == "accept":
                 assert (found["status"], found["spentMsat"]) == (200, shop.lnd.spent_msat)
@@ -249,6 +256,56 @@ def test_a_cancelled_call_pays_nothing_more(shop: Shop, mode: str) -> None:
 
 async def accepts(context: object, params: Any) -> types.ElicitResult:
     return types.ElicitResult(action="accept", content={})
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("agrees", [True, False])
+def test_what_a_call_paid_before_its_second_question_is_told(
+    shop: Shop, serve: Callable[..., Any], lnd: FakeLnd, mode: str, agrees: bool
+) -> None:
+    """A page that is paid for may lead to another that asks for money. The user who declines that has paid for the first."""
+    asked = list[str]()
+
+    async def ask(context: object, params: Any) -> types.ElicitResult:
+        asked.append(params.message)
+        return types.ElicitResult(action="accept" if agrees or len(asked) == 1 else "decline", content={})
+
+    def leads_on(request: Any) -> Any:
+        return 302, {"Location": shop.dear.url_for("/dear")}, b""
+
+    async def scenario() -> None:
+        with Paywall(lnd, price_msat=10_000, respond=leads_on) as first:
+            async with Client(serve(confirm=True), mode=mode, elicitation_callback=ask) as client:
+                found = await shop.call(client, "fetch", url=first.url_for("/page"))
+        assert found["spentMsat"] == lnd.spent_msat
+        assert (found["status"] == 200) == agrees
+        if not agrees:
+            assert (found["error"]["code"], found["error"]["spent"]) == ("payment_declined", True)
+
+    run(scenario)
+    assert len(asked) == 2
+    assert len(lnd.payments) == (2 if agrees else 1)
+
+
+def test_a_fault_of_the_server_tells_nothing_but_its_kind(
+    shop: Shop, serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The text of an unforeseen error may hold anything, and whether money was spent isn't known."""
+
+    def breaks(*args: object, **kwargs: object) -> Any:
+        raise KeyError("a secret")
+
+    monkeypatch.setattr(Tools, "fetch", breaks)
+
+    async def scenario() -> None:
+        async with Client(serve(), mode="legacy") as client:
+            result = await client.session.call_tool("fetch", {"url": shop.cheap.url_for("/page")})
+            assert result.is_error
+            error = json.loads(result.content[0].text)["error"]  # type: ignore[union-attr]
+            assert (error["code"], error["spent"]) == ("internal", None)
+            assert "a secret" not in str(result)
+
+    run(scenario)
 
 
 def test_an_answer_serves_for_one_payment_of_its_own_call(shop: Shop, serve: Callable[..., Any]) -> None:
