@@ -192,8 +192,8 @@ class RouteweilerError(requests.RequestException):
 class NoFeasibleRailError(RouteweilerError):
     """The server asks for a payment that nothing configured here can make: nothing spent.
 
-    What to do: Configure a wallet for the network of the invoice. ``error.response`` is the 402, and ``session.quote()`` has
-    the price.
+    What to do: Configure a wallet for the network of the invoice. ``error.response`` is the 402, and
+    ``session.quote(method, url)`` has the price.
     """
 
     code = "no_feasible_rail"
@@ -405,7 +405,7 @@ class TokenRefusedError(RouteweilerError):
     call bought nothing.
 
     What to do: Call again if ``spent`` is False. Else ask the server's operator, with the payment hash as proof, or call
-    ``Ledger.forget(error.payment_hash)``: the next call then buys anew.
+    ``session.ledger.forget(error.payment_hash)``: the next call then buys anew.
     """
 
     code = "token_refused"
@@ -416,7 +416,7 @@ class TokenRefusedError(RouteweilerError):
 class PreimageMismatchError(RouteweilerError):
     """The node reports a payment as made, but its preimage doesn't fit the payment hash: spent, and booked, but without a token.
 
-    What to do: Ask the node's operator for the preimage. ``Ledger.forget(error.payment_hash)`` lets the next call buy anew.
+    What to do: Ask the node's operator for the preimage. ``session.ledger.forget(error.payment_hash)`` lets the next call buy anew.
     """
 
     code = "preimage_mismatch"

@@ -256,7 +256,7 @@ def _open(row: BookedPayment, node: NodeAccount | None) -> Open:
             "Run the audit again later, after session.recover()."
         )
     elif payment is not None and payment.status not in ("SUCCEEDED", "FAILED"):
-        advice = "Wait, then call session.recover(). If the node never ends the payment: ledger.forget(hash, abandon=True)."
+        advice = "Wait, then call session.recover(). If the node never ends the payment: session.ledger.forget(hash, abandon=True)."
     else:
         advice = "Get the page again, which continues this payment; or call session.recover(), which only asks the node."
     return Open(

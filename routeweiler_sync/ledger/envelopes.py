@@ -656,7 +656,7 @@ def frozen(envelope_id: str) -> EnvelopeFrozenError:
     """Return (not raise) the error for an envelope that was frozen."""
     return EnvelopeFrozenError(
         f"Envelope {shown(envelope_id)} is frozen.",
-        advice=f"To allow payments from it again, call Ledger.thaw({shown(envelope_id)}).",
+        advice=f"To allow payments from it again, call session.ledger.thaw({shown(envelope_id)}).",
         shell_advice=f"To allow payments from it again, run: routeweiler-sync budget thaw {shlex.quote(envelope_id)}",
     )
 

@@ -471,7 +471,7 @@ class Ledger(Readings, Lookups, ServerFacts, Charges):
             if not locked:
                 raise LedgerError(
                     f"The ledger has no payment {_shown_hash(payment_hash)}. Nothing was changed.",
-                    advice="Ledger.payments() lists all payments.",
+                    advice="session.ledger.payments() lists all payments.",
                     shell_advice="To list all payments, run: routeweiler-sync payments list",
                 )
             row = payment_of(locked[0], to_book=True)

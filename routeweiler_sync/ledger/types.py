@@ -281,7 +281,9 @@ def _secret(name: str, at: int) -> property:
 
 
 def _refuse_unpickled(name: str) -> NoReturn:
-    raise AttributeError(f"a pickle of a row doesn't hold its {name}: ask the ledger, Ledger.payment(row.payment_hash).{name}")
+    raise AttributeError(
+        f"a pickle of a row doesn't hold its {name}: ask the ledger, session.ledger.payment(row.payment_hash).{name}"
+    )
 
 
 if not TYPE_CHECKING:  # only now, because `dataclass` would take them for the defaults of the fields

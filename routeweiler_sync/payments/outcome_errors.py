@@ -42,7 +42,7 @@ _FORGET = "routeweiler-sync tokens forget"
 def _advice_to_forget(row: PaymentRow | Token, ask: str) -> Advice:
     """Return the advice to ``ask`` somebody, or else to forget the token of ``row`` and buy anew; for Python and for the shell."""
     return {
-        "advice": f'{ask}, or call Ledger.forget("{row.payment_hash}") to buy anew.',
+        "advice": f'{ask}, or call session.ledger.forget("{row.payment_hash}") to buy anew.',
         "shell_advice": f"{ask}, or run {_FORGET} with it to buy anew.",
     }
 
@@ -315,7 +315,7 @@ def pending_error(row: PaymentRow, why: str) -> PaymentPendingError:
     never = "Only if you know from the node that it will never be made: "
     return PaymentPendingError(
         f"The payment {row.payment_hash} of {sats(row.amount_msat)} to {row.origin} isn't finished: {why}",
-        advice=f'{again}, or call session.recover(). {never}ledger.forget("{row.payment_hash}", abandon=True) ends it.',
+        advice=f'{again}, or call session.recover(). {never}session.ledger.forget("{row.payment_hash}", abandon=True) ends it.',
         shell_advice=f"{again}, or run routeweiler-sync payments recover. {never}routeweiler-sync payments abandon "
         f"{row.payment_hash} ends it.",
         payment_hash=row.payment_hash,

@@ -99,7 +99,7 @@ class LimitsContract:
         with pytest.raises(EnvelopeFrozenError) as unsent:
             ledger.count_send(next(iter(ledger.payments())).payment_hash)
         for error in (refused.value, unsent.value):
-            assert f"Ledger.thaw({id_!r})" in str(error)
+            assert f"session.ledger.thaw({id_!r})" in str(error)
             assert f"routeweiler-sync budget thaw {id_}" in error.shell_text
 
     def test_the_tightest_limit_decides(self, make_ledger: Make) -> None:

@@ -126,7 +126,7 @@ class History:
             raise LedgerError(
                 f"The ledger {self.url} lacks what this session has written to it: an older state was restored, a standby that "
                 "lagged behind has taken over, or it is another database.",
-                advice="Payments may be missing in it. Freeze its envelopes (session.ledger.freeze(), or routeweiler-sync budget "
+                advice="Payments may be missing in it. Freeze its envelopes (session.ledger.freeze(id), or routeweiler-sync budget "
                 "freeze), compare it with the node (routeweiler-sync budget audit), then make a new session.",
             )
 

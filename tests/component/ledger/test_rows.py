@@ -123,7 +123,7 @@ def test_an_unpickled_row_says_where_its_secrets_are(row: PaymentRow) -> None:
     assert made == row
     assert hash(made) == hash(row)
     assert not hasattr(made, "token")
-    with pytest.raises(AttributeError, match=r"Ledger\.payment\(row\.payment_hash\)\.preimage"):
+    with pytest.raises(AttributeError, match=r"session\.ledger\.payment\(row\.payment_hash\)\.preimage"):
         _ = made.preimage
 
 
