@@ -26,7 +26,7 @@ from typing import Any
 from .._core import env_vars
 from .._core.money import Rate, minor_units, plain, sats
 from .._core.secret_text import shown
-from ..budgets.schema import DAY_S, HOUR_S, MAX_LEVELS, BudgetEnvelope
+from ..budgets.schema import DAY_S, HOUR_S, MAX_LEVELS, SAFE_DEFAULT, BudgetEnvelope
 from ..errors import (
     Advice,
     BudgetError,
@@ -253,8 +253,12 @@ def _look(
             raise wrong_currency(each.id, rows[each.id]["currency"], each.cap_currency)
     new = [each for each in brought if each.id not in rows]
     rows.update((each.id, _unused(each)) for each in new)
+    places = {id: row["parent_id"] for id, row in rows.items()}
     changed = [rows[each.id] for each in brought if _bring_into(rows[each.id], each, to_place=to_place and each is given)]
     chain = _chain(rows, ids[0])
+    for row in changed if chain is not None else ():
+        if row["parent_id"] != places[row["id"]]:
+            _check_room_within(tx, rows, row)
     for row in chain or ():
         if currency not in (None, row["currency"]):
             raise wrong_currency(row["id"], row["currency"], str(currency))
@@ -263,6 +267,7 @@ def _look(
                 f"Envelope {shown(inner['id'])} counts in {inner['currency']}, and {shown(row['id'])}, in which it lies, in "
                 f"{row['currency']}. They must count in one currency.",
                 advice="Use other envelope ids.",
+                shell_advice=f"Use another envelope id, or give --currency {row['currency']} if {shown(inner['id'])} is new.",
             )
     return None if chain is None else _Look(chain=chain, new=new, changed=changed)
 
@@ -294,6 +299,25 @@ def _chain(rows: Mapping[str, dict[str, Any]], envelope_id: str) -> Chain | None
         chain.append(rows[next_id])
         next_id = rows[next_id]["parent_id"]
     return chain
+
+
+def _check_room_within(tx: Transaction, rows: Mapping[str, dict[str, Any]], row: dict[str, Any]) -> None:
+    """Refuse a new parent for ``row`` if the envelopes that lie in it would lie in too many. ``rows`` are as they shall be.
+
+    Raises: BudgetError.
+    """
+    (found,) = tx.execute(
+        "WITH RECURSIVE within (id, level) AS (SELECT id, 0 FROM envelopes WHERE id = ? UNION "  # noqa: S608 - constants
+        "SELECT envelopes.id, within.level + 1 FROM envelopes JOIN within ON within.id = envelopes.parent_id "
+        f"WHERE within.level < {MAX_LEVELS}) SELECT COALESCE(MAX(level), 0) AS levels FROM within",
+        (row["id"],),
+    )
+    if len(_chain(rows, row["id"]) or ()) + int(found["levels"]) > MAX_LEVELS:
+        raise BudgetError(
+            f"Envelope {shown(row['id'])} can't lie in {shown(row['parent_id'])}: others lie in it, and more than {MAX_LEVELS} would "
+            "lie within each other.",
+            advice="Give it another parent.",
+        )
 
 
 def _busy() -> LedgerError:
@@ -402,7 +426,7 @@ def fit(tx: Transaction, chain: Chain, draw: Draw, intent: Intent, now_s: float)
             raise BudgetExceededError(
                 f"The price of {_price(intent.amount_msat, draw.rate)}{fees} doesn't fit under {name}={getattr(limits, name)} "
                 f"of envelope {shown(limits.id)}, of which {plain(minor_units(used))} are spent or reserved.",
-                **_advice_on(name, fits_alone=draw.rate.msat_within(limits.limit_micro(name) or 0) >= least_msat),
+                **_advice_on(limits, name, fits_alone=draw.rate.msat_within(limits.limit_micro(name) or 0) >= least_msat),
             )
         most_msat = min(most_msat, fits_msat)
     reserve = draw.rate.micro_of(most_msat)
@@ -433,8 +457,8 @@ def check_fits(tx: Transaction, chain: Chain, draw: Draw, row: PaymentRow, reser
         if counted + needed > (limits.limit_micro(name) or 0):
             raise BudgetExceededError(
                 f"The payment may cost {_price(most_msat, draw.rate)}, which doesn't fit under {name}={getattr(limits, name)} "
-                f"of envelope {shown(limits.id)}, of which {minor_units(counted).normalize():f} are spent or reserved.",
-                advice="Raise the limit.",
+                f"of envelope {shown(limits.id)}, of which {plain(minor_units(counted))} are spent or reserved.",
+                **_advice_on(limits, name, fits_alone=needed <= (limits.limit_micro(name) or 0)),
             )
     for envelope in chain:
         counted = row.reserved_micro if envelope["id"] in reserved_in else 0
@@ -661,13 +685,21 @@ def frozen(envelope_id: str) -> EnvelopeFrozenError:
     )
 
 
-def _advice_on(limit: str, *, fits_alone: bool) -> Advice:
-    """Return the advice on a payment that doesn't fit under ``limit``, the name of a field of `BudgetEnvelope`.
+def _advice_on(limits: BudgetEnvelope, limit: str, *, fits_alone: bool) -> Advice:
+    """Return the advice on a payment that doesn't fit under ``limit``, the name of a field of ``limits``.
 
     Only the hour and the day roll: waiting helps with these alone, and only if the payment ``fits_alone`` under the limit.
     """
     wait = ", or wait until the window has moved on" if limit in ROLLING and fits_alone else ""
-    return {"advice": f"Raise the limit{wait}.", "shell_advice": f"Raise the limit in {env_vars.BUDGET}{wait}."}
+    return {"advice": f"Raise the limit{wait}.", "shell_advice": f"{how_to_raise(limits, limit)}{wait}."}
+
+
+def how_to_raise(limits: BudgetEnvelope, limit: str) -> str:
+    """Return what to do in a shell to raise ``limit``, the name of a field of ``limits``: a sentence without its full stop."""
+    if limits.id in (SAFE_DEFAULT.id, f"{SAFE_DEFAULT.id}-{limits.cap_currency}"):  # programs that name no envelope bring it
+        return f"Raise the limit in {env_vars.BUDGET}"
+    option = "--" + limit.removesuffix("_minor_units").replace("_", "-")
+    return f"Raise the limit by routeweiler-sync budget set {shlex.quote(limits.id)} {option} N"
 
 
 def moment(ms: int) -> datetime:

@@ -163,6 +163,43 @@ class NestedContract:
         with pytest.raises(BudgetError):
             ledger.in_force(limits("cents", cap_currency="usd", parent="a"), session_started_s=NOON_S)
 
+    def test_no_move_puts_those_within_too_deep(self, make_ledger: Make) -> None:
+        """Else no envelope of the ledger could be read any more, and nothing be bought from those that lie too deep."""
+        ledger = make_ledger()
+        for n in range(MAX_LEVELS):
+            ledger.set_limits(f"level {n}", lambda _, n=n: limits(f"level {n}", parent=f"level {n - 1}" if n else None))  # type: ignore[misc]
+        ledger.set_limits("around", lambda _: limits("around"))
+        for deed in (
+            lambda: ledger.set_limits("level 0", lambda known: replace(known or TEAM, parent="around")),
+            lambda: ledger.open_payment(intent(1), draw(limits("level 0", parent=limits("new")))),
+            lambda: ledger.rehearse(intent(1), draw(limits("level 0", parent="around"))),
+            lambda: ledger.in_force(limits("level 0", parent="around"), session_started_s=NOON_S),
+        ):
+            with pytest.raises(BudgetError, match=f"more than {MAX_LEVELS}"):
+                deed()
+        assert len(list(ledger.envelopes())) == MAX_LEVELS + 1
+        ledger.set_limits(f"level {MAX_LEVELS - 1}", lambda known: replace(known or TEAM, parent="around"))
+        ledger.set_limits("level 0", lambda known: replace(known or TEAM, parent="around"))
+        ledger.open_payment(intent(2), draw(f"level {MAX_LEVELS - 2}"))
+        assert held_msat(ledger, "around") == (11_000, 0)
+
+    def test_the_advice_names_the_limit_that_refused(self, make_ledger: Make) -> None:
+        """Else who raises the limits of the agent, or those of the environment, would be refused for ever by the team's."""
+        ledger = make_ledger()
+        ledger.set_limits("the team", lambda _: limits("the team", per_day_minor_units=12))
+        ledger.set_limits("default", lambda _: limits("default", per_call_minor_units=11, parent="the team"))
+        ledger.open_payment(intent(1), draw("default"))
+        with pytest.raises(BudgetExceededError, match="'the team'") as refused:
+            ledger.open_payment(intent(2), draw("default"))
+        assert "routeweiler-sync budget set 'the team' --per-day N, or wait" in refused.value.shell_advice
+        ledger.open_payment(intent(3), draw(limits("alone")))
+        with pytest.raises(BudgetExceededError, match="'the team'") as refused:
+            ledger.count_send(hash_of(3), draw("default"))
+        assert "routeweiler-sync budget set 'the team' --per-day N, or wait" in refused.value.shell_advice
+        with pytest.raises(BudgetExceededError, match="'default'") as refused:
+            ledger.open_payment(intent(4, amount_msat=12_000), draw("default"))
+        assert refused.value.shell_advice == "Raise the limit in ROUTEWEILER_BUDGET."
+
     def test_a_payment_that_another_agent_takes_over_moves_whole(self, make_ledger: Make) -> None:
         """Else the team would count it twice, or an agent's envelope would hold for ever what another has paid."""
         ledger = make_ledger()
