@@ -251,6 +251,7 @@ _LATENCY = nullable(obj(count=integer(), medianMs=integer(), p95Ms=integer(), lo
 REPORT = obj(
     madeAt=TIME,
     since=nullable(TIME),
+    until=nullable(TIME),
     firstAt=nullable(TIME),
     lastAt=nullable(TIME),
     sources=listed(obj(kind=text(), name=text(), exists=boolean())),
@@ -264,6 +265,8 @@ REPORT = obj(
     service=_LATENCY,
     origins=integer(),
     byOrigin=listed(obj(origin=nullable(text()), **_SPENT["properties"])),
+    agents=integer("0 if no payment is an agent's"),
+    byAgent=listed(obj(agentId=nullable(text()), **_SPENT["properties"]), "none if no payment is an agent's"),
     byNetwork=listed(obj(network=nullable(text()), **_SPENT["properties"])),
     period=nullable(text()),
     byPeriod=listed(obj(**{"from": TIME}, **_SPENT["properties"])),

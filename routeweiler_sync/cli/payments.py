@@ -24,7 +24,7 @@ from ..errors import FundingError, LedgerError, PaymentPendingError
 from .groups import Group
 from .ledgers import json_option, ledger_option, named_payment, nothing_bought, reading
 from .outcome import Exit, exit_for, printable, text_of
-from .since import Since, since_option
+from .since import Since, check_span, since_option, until_option
 from .tables import payment_columns, print_facts, print_json, print_line, print_table
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ def payments() -> None:
     "--origin", metavar="ORIGIN", help="Only payments to https://host[:port], or to origins like '*.example.com' or '*:8443'."
 )
 @since_option
+@until_option
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the newest N of them.")
 @json_option
 def list_payments(
@@ -83,6 +84,7 @@ def list_payments(
     undelivered: bool,
     origin: str | None,
     since: datetime | None,
+    until: datetime | None,
     limit: int | None,
     as_json: bool,
 ) -> None:
@@ -102,15 +104,17 @@ def list_payments(
     \b
     Examples:
       routeweiler-sync payments list --since 7d --origin '*.example.com'
+      routeweiler-sync payments list --since 2026-10-01 --until 2026-11-01
       routeweiler-sync payments list --unfinished --json
       routeweiler-sync payments list | awk -F '  +' 'NR>1 {print $3}'
     """
     from .payment_words import as_json as object_of
 
+    check_span(since, until)
     wanted = {*states, *(("open", "failed") if unfinished else ())}
     exact, pattern = _origin_or_pattern(origin)
     with reading(ledger) as (opened, exists):
-        rows = _listed(opened, wanted, exact, pattern, since, limit, undelivered=undelivered) if exists else iter(())
+        rows = _listed(opened, wanted, exact, pattern, since, until, limit, undelivered=undelivered) if exists else iter(())
         if as_json:
             print_json(map(object_of, rows))
             return
@@ -315,13 +319,14 @@ def _listed(
     origin: str | None,
     pattern: str | None,
     since: datetime | None,
+    until: datetime | None,
     limit: int | None,
     *,
     undelivered: bool,
 ) -> Iterator[PaymentRow]:
     """Return the payments to list, oldest first; with ``limit``, the newest of them. ``pattern``: see `_origin_or_pattern`."""
     state = next(iter(states)) if len(states) == 1 else None
-    rows = ledger.payments(state=state, origin=origin, since=since, newest_first=limit is not None)
+    rows = ledger.payments(state=state, origin=origin, since=since, until=until, newest_first=limit is not None)
     wanted = (
         row
         for row in rows

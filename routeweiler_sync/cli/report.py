@@ -22,7 +22,7 @@ from ..config import env_settings
 from ..errors import LedgerError
 from .ledgers import archive_option, opened_archives
 from .outcome import Exit, exit_for, printable, text_of
-from .since import since_option
+from .since import check_span, since_option, until_option
 from .tables import FOLDED_WIDTH_MIN, Column, Styled, print_facts, print_line, print_table, time_text
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 @click.option("--html", "html_file", metavar="FILE", help="Write an HTML page: one file, with plots. Needs the extra report.")
 @click.option("--csv", "csv_file", metavar="FILE", help="Write a CSV file: one row for each payment that was made.")
 @since_option
+@until_option
 @click.option(
     "--ledger", "ledgers", metavar="URL", multiple=True, help="Path or URL of a ledger; repeat for several. Default: see above."
 )
@@ -49,6 +50,7 @@ def report(
     html_file: str | None,
     csv_file: str | None,
     since: datetime | None,
+    until: datetime | None,
     ledgers: Sequence[str],
     traces: Sequence[str],
     archives: Sequence[str],
@@ -61,6 +63,7 @@ def report(
       routeweiler-sync report
       routeweiler-sync report --html report.html
       routeweiler-sync report --csv 2026.csv --since 2026-01-01
+      routeweiler-sync report --since 2026-10-01 --until 2026-11-01
 
     Without --ledger and --trace, the ledger and the trace of the environment are read (ROUTEWEILER_LEDGER, else the user's own
     ledger; ROUTEWEILER_TRACE). A payment that several of them have counts once. Pays nothing, and changes none of them. Payments
@@ -83,6 +86,7 @@ def report(
     from ..report.read import report_of
     from ..report.target import written
 
+    check_span(since, until)
     files = [file for file in (html_file, csv_file) if file is not None]
     _check_files(context, files, (*ledgers, *archives), traces, as_json)
     if html_file is not None and (problem := requirements.missing()) is not None:
@@ -93,7 +97,7 @@ def report(
         added = opened_archives(archives)
         _tell_moved(opened, added)
     opened += added
-    with _errors(context), report_of(opened, paths, since=since) as (account, read_figures):
+    with _errors(context), report_of(opened, paths, since=since, until=until) as (account, read_figures):
         csv_alone = html_file is None and not as_json and csv_file is not None
         figures = None if csv_alone else read_figures()
         spent = None if figures is None else figures.spent
@@ -220,17 +224,23 @@ def _show(figures: Figures) -> None:
     from ..report.amounts import sat
 
     if figures.is_empty:
-        print_line(f"Nothing was bought {'yet' if figures.since is None else 'since then'}.")
+        print_line(f"Nothing was bought {figures.when_nothing}.")
         return
     print_facts(_facts(figures))
-    if figures.by_origin:
+    shares = [
+        ("origin", "not in the trace", figures.by_origin, figures.origins, figures.other_origins),
+        ("agent", "none", figures.by_agent, figures.agents, figures.other_agents),
+    ]
+    for by, unnamed, parts, number, others in shares:
+        if not parts:
+            continue
         click.echo()
-        rows = [(origin or "not in the trace", of_origin) for origin, of_origin in figures.by_origin]
-        if figures.other_origins.payments:
-            rows.append((f"{figures.origins - len(figures.by_origin)} more", figures.other_origins))
+        rows = [(name or unnamed, part) for name, part in parts]
+        if others.payments:
+            rows.append((f"{number - len(parts)} more", others))
         print_table(
             [
-                Column("origin", folds=FOLDED_WIDTH_MIN),
+                Column(by, folds=FOLDED_WIDTH_MIN),
                 Column("payments", number=True),
                 Column("fees sat", number=True),
                 Column("spent sat", number=True),
@@ -247,7 +257,7 @@ def _facts(figures: Figures) -> Iterator[tuple[str, object]]:
     begin = figures.since or figures.first_at
     if begin is not None:
         yield "from", begin
-    yield "until", figures.last_at
+    yield "until", figures.until or figures.made_at
     yield "spent", sats(spent.total_msat)
     fiat = [each for each in figures.booked if each.currency != "sat"]
     yield "booked as", [f"{major(each.micro, each.currency)} {unit(each.currency)}" for each in fiat]
@@ -300,6 +310,7 @@ def _as_json(figures: Figures) -> dict[str, Any]:
     return {
         "madeAt": time_text(figures.made_at),
         "since": _time(figures.since),
+        "until": _time(figures.until),
         "firstAt": _time(figures.first_at),
         "lastAt": _time(figures.last_at),
         "sources": [{"kind": each.kind, "name": clean(each.name), "exists": not each.missing} for each in figures.sources],
@@ -324,6 +335,8 @@ def _as_json(figures: Figures) -> dict[str, Any]:
         "service": _latency(figures.service),
         "origins": figures.origins,
         "byOrigin": [{"origin": None if name is None else clean(name), **_sum(each)} for name, each in figures.by_origin],
+        "agents": figures.agents,
+        "byAgent": [{"agentId": None if name is None else clean(name), **_sum(each)} for name, each in figures.by_agent],
         "byNetwork": [{"network": None if name is None else clean(name), **_sum(each)} for name, each in figures.by_network],
         "period": figures.period,
         "byPeriod": [{"from": time_text(begin), **_sum(each)} for begin, each in figures.by_period],

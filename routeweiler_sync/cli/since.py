@@ -1,4 +1,4 @@
-"""The value of ``--since``: how long ago (``7d``), or a date or time (``2026-11-01``, ``2026-11-01T18:30``). In UTC."""
+"""The values of ``--since`` and ``--until``: how long ago (``7d``), or a date or time in UTC (``2026-11-01T18:30``)."""
 
 from __future__ import annotations
 
@@ -46,5 +46,12 @@ def read_since(text: str, now: datetime) -> datetime | None:
         return None
 
 
-#: The option ``--since``.
+#: The options ``--since`` and ``--until``, for a span that begins with the one and ends just before the other.
 since_option = click.option("--since", type=Since(), help="Only from then on: 7d, 24h, 2026-11-01 or 2026-11-01T18:30 (UTC).")
+until_option = click.option("--until", type=Since(), help="Only before then: in the same forms as --since.")
+
+
+def check_span(since: datetime | None, until: datetime | None) -> None:
+    """Raise click.UsageError if ``until`` is before ``since``."""
+    if since is not None and until is not None and until < since:
+        raise click.UsageError(f"--until is before --since: {until:%Y-%m-%d %H:%M} and {since:%Y-%m-%d %H:%M} UTC")

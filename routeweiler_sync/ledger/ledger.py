@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import date, datetime, timedelta
+from types import FunctionType
 from typing import ClassVar
 
 from .._core import env_vars
@@ -160,7 +161,7 @@ class Ledger(Readings, Lookups, ServerFacts, Charges):
         Money: none moves.
         """
         now_ms = int(self._clock() * 1000)
-        before_ms = spending.since_ms_of(before, now_ms)
+        before_ms = spending.ms_of(before, now_ms, "before")
         if before_ms is None:
             raise ValueError("before must be a time in the past, not None")
         archive.check_age(before_ms, now_ms)
@@ -640,6 +641,11 @@ def _archived_invoice(intent: Intent) -> ChallengeMismatchError:
         advice="Call again. If the error repeats, report this to the server's operator; the archive has the proof of payment.",
     )
 
+
+for _part in (Readings, Lookups, ServerFacts, Charges):  # a TypeError names the class that users know
+    for _name, _function in vars(_part).items():
+        if isinstance(_function, FunctionType):
+            _function.__qualname__ = f"{Ledger.__name__}.{_name}"
 
 _HASH = re.compile(r"[0-9a-f]{64}")
 

@@ -89,28 +89,31 @@ class Readings:
         state: PaymentState | str | None = None,
         origin: str | None = None,
         since: datetime | date | timedelta | None = None,
+        until: datetime | date | timedelta | None = None,
         newest_first: bool = False,
     ) -> Iterator[PaymentRow]:
         """Yield all payments, oldest first, or only those in one ``state`` or of one ``origin`` (``scheme://host[:port]``).
 
-        ``since``: only those that were begun then or later, in a form that `spending` takes. Rows are read in pages of `PAGE_ROWS`,
-        so that a long ledger never fills the memory. A payment that is opened or changes its state during the iteration may or may
-        not be included. A ledger that doesn't exist yet has none, and isn't created.
+        ``since``: only those that were begun then or later; ``until``: only those that were begun before. Both in a form that
+        `spending` takes. Rows are read in pages of `PAGE_ROWS`, so that a long ledger never fills the memory. A payment that is
+        opened or changes its state during the iteration may or may not be included. A ledger that doesn't exist yet has none, and
+        isn't created.
         """
         wanted = None if state is None else PaymentState(state).value
-        given_ms = spending.since_ms_of(since, int(self._clock() * 1000))
-        since_ms = -1 if given_ms is None else given_ms
+        span = spending.span_of(since, until, int(self._clock() * 1000))
+        since_ms = -1 if span.since_ms is None else span.since_ms
+        until_ms = MAX_MS if span.until_ms is None else span.until_ms
         if not self.exists():
             return
-        order, after = ("DESC", (MAX_MS, "")) if newest_first else ("ASC", (since_ms, ""))
+        order, after = ("DESC", (until_ms, "")) if newest_first else ("ASC", (since_ms, ""))
         beyond = "<" if newest_first else ">"
         while True:
             with self._store.read() as tx:
                 rows = tx.execute(
                     f"SELECT * FROM payments WHERE (created_at_ms, payment_hash) {beyond} (?, ?) "  # noqa: S608  (constants)
-                    "AND created_at_ms >= ? AND state = COALESCE(?, state) AND origin = COALESCE(?, origin) "
+                    "AND created_at_ms >= ? AND created_at_ms < ? AND state = COALESCE(?, state) AND origin = COALESCE(?, origin) "
                     f"ORDER BY created_at_ms {order}, payment_hash {order} LIMIT ?",
-                    (*after, since_ms, wanted, origin, PAGE_ROWS),
+                    (*after, since_ms, until_ms, wanted, origin, PAGE_ROWS),
                 )
             for row in rows:
                 yield payment_of(row)
@@ -142,41 +145,52 @@ class Readings:
         with self._store.read() as tx:
             return envelopes.one_row(tx, id, self._clock())
 
-    def spending(self, *, since: datetime | date | timedelta | None = None, origin: str | None = None) -> Spending:
+    def spending(
+        self,
+        *,
+        since: datetime | date | timedelta | None = None,
+        until: datetime | date | timedelta | None = None,
+        origin: str | None = None,
+    ) -> Spending:
         """Return what all programs that share this ledger have spent, by origin, routing fees included.
 
-        ``since``: only payments that were settled at that time or later. A `datetime` with a time zone is that moment; one without
-        is in the local time of this machine. A `date` is the local midnight at which it begins. A `timedelta` is how long ago.
+        ``since``: only payments that were settled at that time or later; ``until``: only those that were settled before. A
+        `datetime` with a time zone is that moment; one without is in the local time of this machine. A `date` is the local midnight
+        at which it begins. A `timedelta` is how long ago. (Times on the command line are UTC.)
         ``origin``: only payments to that server, named by ``scheme://host[:port]`` or any URL of it.
 
         The database does the sums, from an index. A ledger that doesn't exist yet has spent nothing, and isn't created. What was
-        moved to an archive counts too, but only in all: a ``since`` before the last payment of it is refused.
+        moved to an archive counts too, but only in all: a time before the last payment of it is refused.
 
-        Raises: ValueError for a ``since`` or ``origin`` that is none; LedgerError.
+        Raises: ValueError for a ``since``, ``until`` or ``origin`` that is none, or an ``until`` before ``since``; LedgerError.
         """
-        since_ms, of_origin = spending.since_ms_of(since, int(self._clock() * 1000)), spending.origin_in(origin)
+        span, of_origin = spending.span_of(since, until, int(self._clock() * 1000)), spending.origin_in(origin)
         if not self.exists():
             return Spending()
         with self._store.read() as tx:
-            return spending.read(tx, since_ms, of_origin)
+            return spending.read(tx, span, of_origin)
 
     def spending_by_agent(
-        self, *, since: datetime | date | timedelta | None = None, envelope: str | None = None
+        self,
+        *,
+        since: datetime | date | timedelta | None = None,
+        until: datetime | date | timedelta | None = None,
+        envelope: str | None = None,
     ) -> dict[str | None, Spending]:
         """Return what each agent has spent, by ``agent_id``, the highest first. None stands for sessions without one.
 
-        ``since`` as in `spending`. ``envelope``: only what counts in the envelope of this id, or in one that lies in it. A payment
-        is its agent's whose session began it, also if another's call waited for it and uses the token.
+        ``since`` and ``until`` as in `spending`. ``envelope``: only what counts in the envelope of this id, or in one that lies in
+        it. A payment is its agent's whose session began it, also if another's call waited for it and uses the token.
 
-        Raises: ValueError for a ``since`` that is none; EnvelopeNotFoundError; LedgerError as `spending`.
+        Raises: ValueError as `spending`; EnvelopeNotFoundError; LedgerError as `spending`.
         """
-        since_ms = spending.since_ms_of(since, int(self._clock() * 1000))
+        span = spending.span_of(since, until, int(self._clock() * 1000))
         if not self.exists():
             return {}
         with self._store.read() as tx:
             if envelope is not None:
                 envelopes.one_row(tx, envelope, self._clock())
-            return spending.read_by_agent(tx, since_ms, envelope)
+            return spending.read_by_agent(tx, span, envelope)
 
     def in_force(self, envelope: BudgetEnvelope | str, *, session_started_s: float) -> EnvelopeRow:
         """Return what counts against ``envelope``, or the envelope of that id, as a purchase of a session would find it now.

@@ -19,6 +19,8 @@ from ..errors import LedgerError
 from .store import Transaction
 
 Rows = Sequence[Mapping[str, Any]]
+#: How a user names a time: see `Ledger.spending`.
+Moment = datetime | date | timedelta
 
 #: The ids of an envelope and of all that lie in it. Its parameter is the envelope's id.
 WITHIN = (
@@ -30,6 +32,25 @@ _MS = timedelta(milliseconds=1)
 #: A time without a zone in a year before or after these is taken for UTC: a system may not know its local time, and nothing is paid
 #: then.
 _FIRST_LOCAL_YEAR, _LAST_LOCAL_YEAR = 1971, 2999
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """The time from ``since_ms`` on and before ``until_ms``, in milliseconds since 1970; None for no bound."""
+
+    since_ms: int | None = None
+    until_ms: int | None = None
+
+    @property
+    def conditions(self) -> list[str]:
+        """The SQL for payments that were settled within it. Its parameters are `values`."""
+        bounds = ((self.since_ms, "settled_at_ms >= ?"), (self.until_ms, "settled_at_ms < ?"))
+        return [text for bound, text in bounds if bound is not None]
+
+    @property
+    def values(self) -> list[object]:
+        """The parameters of `conditions`."""
+        return [bound for bound in (self.since_ms, self.until_ms) if bound is not None]
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -77,7 +98,7 @@ class Spending:
         return [name, sats(self.total_msat), sats(self.fees_msat), self.payments, *calls]
 
 
-def read_by_agent(tx: Transaction, since_ms: int | None, envelope_id: str | None) -> dict[str | None, Spending]:
+def read_by_agent(tx: Transaction, span: Span, envelope_id: str | None) -> dict[str | None, Spending]:
     """Sum up the settled payments by agent, as `Ledger.spending_by_agent` describes it. The database does the sums.
 
     The index that holds all columns which are read here is that of `read`.
@@ -85,8 +106,7 @@ def read_by_agent(tx: Transaction, since_ms: int | None, envelope_id: str | None
     where, values = ["settled_at_ms IS NOT NULL"], list[object]()
     if envelope_id is not None:
         where, values = [*where, f"envelope_id IN {WITHIN}"], [*values, envelope_id]
-    if since_ms is not None:
-        where, values = [*where, "settled_at_ms >= ?"], [*values, since_ms]
+    where, values = [*where, *span.conditions], [*values, *span.values]
     rows = tx.execute(
         "SELECT agent_id, COUNT(*) AS payments, "  # noqa: S608  (constants)
         "CAST(SUM(amount_msat) AS BIGINT) AS amount_msat, CAST(SUM(fee_msat) AS BIGINT) AS fees_msat "
@@ -99,11 +119,11 @@ def read_by_agent(tx: Transaction, since_ms: int | None, envelope_id: str | None
         f"WHERE paid > 0{'' if envelope_id is None else f' AND envelope_id IN {WITHIN}'} GROUP BY agent_id",
         () if envelope_id is None else (envelope_id,),
     )
-    sums = _summed(rows, _countable(moved, since_ms), "agent_id")
+    sums = _summed(rows, _countable(moved, span), "agent_id")
     return dict(sorted(sums.items(), key=lambda item: (-item[1].total_msat, item[0] or "")))
 
 
-def read(tx: Transaction, since_ms: int | None, origin: str | None) -> Spending:
+def read(tx: Transaction, span: Span, origin: str | None) -> Spending:
     """Sum up the settled payments in the transaction ``tx``, as `Ledger.spending` describes it. The database does the sums.
 
     The condition ``settled_at_ms IS NOT NULL`` is that of the index which holds all columns that are read here.
@@ -111,8 +131,7 @@ def read(tx: Transaction, since_ms: int | None, origin: str | None) -> Spending:
     where, values = ["settled_at_ms IS NOT NULL"], list[object]()
     if origin is not None:
         where, values = [*where, "origin = ?"], [*values, origin]
-    if since_ms is not None:
-        where, values = [*where, "settled_at_ms >= ?"], [*values, since_ms]
+    where, values = [*where, *span.conditions], [*values, *span.values]
     rows = tx.execute(
         "SELECT origin, COUNT(*) AS payments, "  # noqa: S608  (constants)
         "CAST(SUM(amount_msat) AS BIGINT) AS amount_msat, CAST(SUM(fee_msat) AS BIGINT) AS fees_msat "
@@ -125,7 +144,7 @@ def read(tx: Transaction, since_ms: int | None, origin: str | None) -> Spending:
         f"FROM archived_sums WHERE paid > 0{'' if origin is None else ' AND origin = ?'} GROUP BY origin",
         () if origin is None else (origin,),
     )
-    sums = _summed(rows, _countable(moved, since_ms), "origin")
+    sums = _summed(rows, _countable(moved, span), "origin")
     return Spending.of_origins({name or "": each for name, each in sums.items()})
 
 
@@ -142,40 +161,53 @@ def _summed(rows: Rows, moved: Rows, by: str) -> dict[str | None, Spending]:
     }
 
 
-def _countable(rows: Rows, since_ms: int | None) -> Rows:
-    """Return the sums of payments that were moved to an archive: all, or none if they are older than ``since_ms``.
+def _countable(rows: Rows, span: Span) -> Rows:
+    """Return the sums of payments that were moved to an archive: all, or none if they are older than ``span``.
 
-    Raises: LedgerError if some may be older, and some not.
+    Raises: LedgerError if some may be within ``span``, and some not.
     """
     last_ms = max((int(row["last_ms"]) for row in rows), default=-1)
-    if rows and since_ms is not None and last_ms >= since_ms:
-        raise LedgerError(
-            f"Payments of up to {(_EPOCH + last_ms * _MS):%Y-%m-%d %H:%M} UTC were moved to an archive, and the ledger has their "
-            "sums only in all: what was spent since an earlier time can't be told from it alone.",
-            advice="Ask from a later time on, or without one; or read the archive too: routeweiler-sync report --archive FILE.",
-        )
-    return rows if since_ms is None else []
+    if not rows or (span.since_ms is not None and last_ms < span.since_ms):
+        return []
+    if span.since_ms is None and (span.until_ms is None or last_ms < span.until_ms):
+        return rows
+    raise LedgerError(
+        f"Payments of up to {(_EPOCH + last_ms * _MS):%Y-%m-%d %H:%M} UTC were moved to an archive, and the ledger has their "
+        "sums only in all: what was spent since or until an earlier time can't be told from it alone.",
+        advice="Ask with later times, or without any; or read the archive too: routeweiler-sync report --archive FILE.",
+    )
 
 
-def since_ms_of(since: datetime | date | timedelta | None, now_ms: int) -> int | None:
-    """Return ``since`` in milliseconds since 1970, the form of every time in the ledger. See `Ledger.spending`.
+def span_of(since: Moment | None, until: Moment | None, now_ms: int) -> Span:
+    """Return the time from ``since`` on, and before ``until``. See `Ledger.spending`.
 
-    Raises: ValueError if it is something else, or a negative time span.
+    Raises: ValueError if one of them is no time, or ``until`` is before ``since``.
     """
-    if since is None:
+    span = Span(since_ms=ms_of(since, now_ms), until_ms=ms_of(until, now_ms, "until"))
+    if span.since_ms is not None and span.until_ms is not None and span.until_ms < span.since_ms:
+        raise ValueError(f"until must not be before since: {shown(until)} is before {shown(since)}")
+    return span
+
+
+def ms_of(given: Moment | None, now_ms: int, name: str = "since") -> int | None:
+    """Return ``given``, the argument ``name``, in milliseconds since 1970, the form of every time in the ledger.
+
+    Raises: ValueError if it is no time, or a negative time span. See `Ledger.spending`.
+    """
+    if given is None:
         return None
-    if isinstance(since, timedelta):
-        if since < timedelta():
-            raise ValueError(f"since must be a time in the past or how long ago that was, not the negative {since}")
-        return now_ms - since // _MS
-    if isinstance(since, date) and not isinstance(since, datetime):
-        since = datetime(since.year, since.month, since.day)  # noqa: DTZ001  (the local midnight is meant)
-    if not isinstance(since, datetime):
-        raise ValueError(f"since must be a datetime, a date or a timedelta, not {shown(since)}")
-    if since.tzinfo is None or since.utcoffset() is None:
-        is_far = not _FIRST_LOCAL_YEAR <= since.year <= _LAST_LOCAL_YEAR
-        since = since.replace(tzinfo=timezone.utc) if is_far else since.replace(tzinfo=None).astimezone()
-    return (since - _EPOCH) // _MS
+    if isinstance(given, timedelta):
+        if given < timedelta():
+            raise ValueError(f"{name} must be a time in the past or how long ago that was, not the negative {given}")
+        return now_ms - given // _MS
+    if isinstance(given, date) and not isinstance(given, datetime):
+        given = datetime(given.year, given.month, given.day)  # noqa: DTZ001  (the local midnight is meant)
+    if not isinstance(given, datetime):
+        raise ValueError(f"{name} must be a datetime, a date or a timedelta, not {shown(given)}")
+    if given.tzinfo is None or given.utcoffset() is None:
+        is_far = not _FIRST_LOCAL_YEAR <= given.year <= _LAST_LOCAL_YEAR
+        given = given.replace(tzinfo=timezone.utc) if is_far else given.replace(tzinfo=None).astimezone()
+    return (given - _EPOCH) // _MS
 
 
 def origin_in(given: str | None) -> str | None:

@@ -42,6 +42,7 @@ class StatementLine(NamedTuple):
     failure_code: str | None
     created_at_ms: int
     settled_at_ms: int | None
+    agent_id: str | None = None
 
     @property
     def unfinished(self) -> bool:

@@ -58,6 +58,7 @@ class Series(NamedTuple):
     envelope_id: str | None
     currency: str | None
     rate_quality: str | None
+    agent: str | None
 
 
 class Entry(NamedTuple):
@@ -168,12 +169,12 @@ class Calls:
 class Account:
     """Payments and calls of any number of ledgers and traces. A context manager.
 
-    ``since_ms``: calls that ended before aren't counted. Payments are all kept, because another source may date one differently:
-    `figures` leaves out the earlier ones.
+    ``since_ms`` and ``until_ms``: calls that ended before the one, or not before the other, aren't counted. Payments are all kept,
+    because another source may date one differently: `within` leaves out those of other times.
     """
 
-    def __init__(self, since_ms: int | None = None) -> None:
-        self.since_ms = since_ms
+    def __init__(self, since_ms: int | None = None, until_ms: int | None = None) -> None:
+        self.since_ms, self.until_ms = since_ms, until_ms
         self.calls = Calls()
         self.events = self.unreadable = 0
         #: Hashes of what identifies a call's event, so that one in two traces counts once. The odds that any two of a million
@@ -195,6 +196,14 @@ class Account:
 
     def __exit__(self, *_: object) -> None:
         self._database.close()
+
+    def within(self, where: str) -> tuple[str, list[object]]:
+        """Return the SQL ``where``, for payments of the account's time alone, and its parameters."""
+        bounds = ((self.since_ms, "at_ms >= ?"), (self.until_ms, "at_ms < ?"))
+        return (
+            " AND ".join((where, *(text for bound, text in bounds if bound is not None))),
+            [bound for bound, _ in bounds if bound is not None],
+        )
 
     def query(self, sql: str, parameters: Sequence[object] = ()) -> Iterator[tuple[Any, ...]]:
         """Run a SELECT over the view ``payments``, whose columns are the fields of `Entry` and `Series`."""
@@ -224,7 +233,17 @@ class Account:
                     bytes.fromhex(line.payment_hash),
                     rank,
                     line.created_at_ms if at_ms is None else at_ms,
-                    self._id_of((line.origin, line.node_pubkey, line.network, line.envelope_id, line.currency, line.rate_quality)),
+                    self._id_of(
+                        (
+                            line.origin,
+                            line.node_pubkey,
+                            line.network,
+                            line.envelope_id,
+                            line.currency,
+                            line.rate_quality,
+                            line.agent_id,
+                        )
+                    ),
                     line.path,
                     line.amount_msat,
                     line.fee_msat if paid else line.max_fee_msat if rank == OPEN else 0,
@@ -268,7 +287,10 @@ class Account:
         if key not in self._seen:
             self._seen.add(key)
             self.events += 1
-            if parent is None and (self.since_ms is None or ended_ms >= self.since_ms):
+            is_in_time = (self.since_ms is None or ended_ms >= self.since_ms) and (
+                self.until_ms is None or ended_ms < self.until_ms
+            )
+            if parent is None and is_in_time:
                 self._count(call, event, ended_ms)
 
     def _row(self, event: Any, payment: Any, ended_ms: int) -> tuple[object, ...]:
@@ -295,7 +317,7 @@ class Account:
             hash_,
             TRACED,
             ended_ms,
-            self._id_of((origin, node, network, envelope_id, currency, quality)),
+            self._id_of((origin, node, network, envelope_id, currency, quality, _text(event.get("agentId")))),
             path,
             _whole(payment["amountMsat"]),
             _whole(payment["feeMsat"]),

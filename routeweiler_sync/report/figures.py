@@ -103,13 +103,15 @@ class Figures:
 
     ``spent`` is every payment that was made; it is split ``by_period`` (oldest first, without gaps), ``by_origin`` (the highest
     total first, ``None`` for what no source names), ``by_network`` and ``by_price``. ``other_origins`` is the sum of the origins
-    that aren't listed, ``origins`` how many there are in all. ``unfinished`` may still be paid: the amounts and the highest fees.
-    ``dead`` has how many payments weren't made, by reason. ``newest`` are the newest payments that were made, ``older`` is the sum
-    of those that aren't listed. ``unreadable`` counts lines of traces that are no events.
+    that aren't listed, ``origins`` how many there are in all. ``by_agent``, ``other_agents`` and ``agents`` are the same for
+    agents, where None stands for payments of none; they are empty if all are. ``unfinished`` may still be paid: the amounts and the
+    highest fees. ``dead`` has how many payments weren't made, by reason. ``newest`` are the newest payments that were made,
+    ``older`` is the sum of those that aren't listed. ``unreadable`` counts lines of traces that are no events.
     """
 
     made_at: datetime
     since: datetime | None
+    until: datetime | None
     sources: tuple[Source, ...]
     spent: Sum
     first_at: datetime | None
@@ -119,6 +121,9 @@ class Figures:
     by_origin: tuple[tuple[str | None, Sum], ...]
     origins: int
     other_origins: Sum
+    by_agent: tuple[tuple[str | None, Sum], ...]
+    agents: int
+    other_agents: Sum
     by_network: tuple[tuple[str | None, Sum], ...]
     by_price: tuple[Sum, ...]
     booked: tuple[Booked, ...]
@@ -136,6 +141,13 @@ class Figures:
     unreadable: int
 
     @property
+    def when_nothing(self) -> str:
+        """When nothing was bought, if the report `is_empty`, as the end of a sentence."""
+        if self.since is None and self.until is None:
+            return "yet"
+        return "since then" if self.until is None else "before then" if self.since is None else "in that time"
+
+    @property
     def is_empty(self) -> bool:
         """Whether there is neither a payment nor a call to report."""
         return not (self.spent.payments or self.unfinished.payments or self.dead or self.calls.all)
@@ -148,12 +160,10 @@ def figures_of(
     envelopes: Iterable[Envelope],
     since: datetime | None,
     made_at: datetime,
+    until: datetime | None = None,
 ) -> Figures:
-    """Return the figures of ``account``. ``since``: only payments that were made at that time or later."""
-    since_ms = account.since_ms
-    where, values = f"rank >= {PAID}", list[object]()
-    if since_ms is not None:
-        where, values = f"{where} AND at_ms >= ?", [since_ms]
+    """Return the figures of ``account``. ``since`` and ``until`` are those of the account."""
+    where, values = account.within(f"rank >= {PAID}")
     spent = next(_sums(account, where, values))[1]
     ((first_ms, last_ms),) = account.query(f"SELECT MIN(at_ms), MAX(at_ms) FROM payments WHERE {where}", values)  # noqa: S608
     unit = _unit(first_ms, last_ms)
@@ -161,12 +171,12 @@ def figures_of(
     ((origins,),) = account.query(f"SELECT COUNT(DISTINCT COALESCE(origin, '')) FROM payments WHERE {where}", values)  # noqa: S608
     newest = tuple(account.entries(where, values, order="at_ms DESC, hash DESC", limit=NEWEST_SHOWN))
     failures = sorted(account.calls.failures.values(), key=lambda failure: (-failure.calls, failure.code))
-    dead, dead_values = "rank = 2", list[object]()
-    if since_ms is not None:
-        dead, dead_values = f"{dead} AND at_ms >= ?", [since_ms]
+    dead, dead_values = account.within("rank = 2")
+    by_agent, agents = _by_agent(account, where, values)
     return Figures(
         made_at=made_at,
         since=since,
+        until=until,
         sources=tuple(sources),
         spent=spent,
         first_at=None if first_ms is None else moment(first_ms),
@@ -176,6 +186,9 @@ def figures_of(
         by_origin=by_origin,
         origins=origins,
         other_origins=_rest(spent, (each for _, each in by_origin)),
+        by_agent=by_agent,
+        agents=agents,
+        other_agents=_rest(spent, (each for _, each in by_agent)) if by_agent else Sum(),
         by_network=tuple(_sums(account, where, values, by="network", limit=ORIGINS_SHOWN)),
         by_price=_by_price(account, where, values),
         booked=tuple(_booked(account, where, values)),
@@ -222,6 +235,13 @@ def _sums(
     sql = f"SELECT {key}, COUNT(*), {_sum_of('amount_msat')}, {_sum_of('fee_msat')} FROM payments WHERE {where} {group} LIMIT ?"  # noqa: S608
     for name, payments, *halves in account.query(sql, (*values, limit)):
         yield name, Sum(payments=payments, amount_msat=_exact(*halves[:2]), fee_msat=_exact(*halves[2:]))
+
+
+def _by_agent(account: Account, where: str, values: Sequence[object]) -> tuple[tuple[tuple[str | None, Sum], ...], int]:
+    """Return the sums of agents, and how many there are, payments of none among them; nothing if no payment is an agent's."""
+    sql = f"SELECT COUNT(DISTINCT agent), COUNT(*) > COUNT(agent) FROM payments WHERE {where}"  # noqa: S608
+    ((named, others),) = account.query(sql, values)
+    return (tuple(_sums(account, where, values, by="agent", limit=ORIGINS_SHOWN)), named + others) if named else ((), 0)
 
 
 def _rest(whole: Sum, parts: Iterable[Sum]) -> Sum:

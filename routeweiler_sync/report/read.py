@@ -21,7 +21,11 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 @contextmanager
 def report_of(
-    ledgers: Sequence[Ledger], traces: Sequence[str | os.PathLike[str]], *, since: datetime | None = None
+    ledgers: Sequence[Ledger],
+    traces: Sequence[str | os.PathLike[str]],
+    *,
+    since: datetime | None = None,
+    until: datetime | None = None,
 ) -> Iterator[tuple[Account, Callable[[], Figures]]]:
     """Read all ``ledgers`` and ``traces``. Yield the account, and a function that returns its figures.
 
@@ -31,10 +35,10 @@ def report_of(
 
     Raises: LedgerError, TraceUnreadableError; sqlite3.Error if the account outgrows the disk for temporary files.
     """
-    since_ms = None if since is None else int((since - _EPOCH).total_seconds() * 1000)
+    since_ms, until_ms = (None if each is None else int((each - _EPOCH).total_seconds() * 1000) for each in (since, until))
     sources: list[Source] = []
     envelopes: list[Envelope] = []
-    with Account(since_ms) as account:
+    with Account(since_ms, until_ms) as account:
         with _uncollected():
             for name, ledger in {each.url: each for each in ledgers}.items():
                 with closing(ledger):
@@ -49,7 +53,7 @@ def report_of(
                 if not missing:
                     account.add_trace(Path(path).expanduser())
         made_at = datetime.now(timezone.utc)
-        yield account, lambda: figures_of(account, sources=sources, envelopes=envelopes, since=since, made_at=made_at)
+        yield account, lambda: figures_of(account, sources=sources, envelopes=envelopes, since=since, until=until, made_at=made_at)
 
 
 @contextmanager

@@ -36,6 +36,7 @@ COLUMNS = (
     "envelope",
     "network",
     "node",
+    "agent",
 )
 #: With one of these a spreadsheet begins a formula. The wide ones are taken for the others by spreadsheets in East Asia.
 _FORMULA = tuple("=+-@\t\r\n|%\uff1d\uff0b\uff0d\uff20")
@@ -69,15 +70,13 @@ def write(file: TextIO, account: Account) -> Sum:
 
 
 def _entries(account: Account) -> Iterator[Entry]:
-    if account.since_ms is None:
-        return account.entries(f"rank >= {PAID}")
-    return account.entries(f"rank >= {PAID} AND at_ms >= ?", (account.since_ms,))
+    return account.entries(*account.within(f"rank >= {PAID}"))
 
 
 def _row(entry: Entry) -> list[str]:
     """Return the cells of one payment, in the order of `COLUMNS`."""
     hash_, _, at_ms, series, path, amount_msat, fee_msat, micro, btc_price, _, description, _ = entry
-    origin, currency, rate_quality, envelope_id, network, node = _of_series(series)
+    origin, currency, rate_quality, envelope_id, network, node, agent = _of_series(series)
     return [
         _time(at_ms),
         hash_.hex(),
@@ -94,6 +93,7 @@ def _row(entry: Entry) -> list[str]:
         envelope_id,
         network,
         node,
+        agent,
     ]
 
 
@@ -108,6 +108,7 @@ def _of_series(series: Series) -> tuple[str, ...]:
         _safe(series.envelope_id),
         _safe(series.network),
         _safe(series.node),
+        _safe(series.agent),
     )
 
 

@@ -152,6 +152,7 @@ class ArchiveContract:
         assert ledger.envelope("e") == held
         since = datetime.fromtimestamp(NOON_S - 450 * DAY_S, timezone.utc)
         assert ledger.spending(since=since).payments == 0
+        assert ledger.spending(until=since) == ledger.spending()
         with pytest.raises(LedgerError, match="archive"):
             ledger.spending(since=datetime.fromtimestamp(NOON_S - 501 * DAY_S, timezone.utc))
         alone = audited(ledger, node=node)

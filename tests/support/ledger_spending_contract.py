@@ -97,6 +97,54 @@ class SpendingContract:
             assert ledger.spending(since=since).payments == payments, since
             assert ledger.spending(since=since, origin=ORIGIN).payments == payments, since
 
+    def test_until_is_the_moment_before_which_it_ends(self, make_ledger: Callable[..., Ledger]) -> None:
+        """Else a payment at midnight would be on the bills of two months, or of none."""
+        clock = Clock()
+        ledger = make_ledger(clock)
+        days = [NOON - timedelta(days=back) for back in (3, 2, 1, 0)]
+        for n, day in enumerate(days):
+            clock.now_s = day.timestamp()
+            buy(ledger, n, origin=(ORIGIN, OTHER)[n % 2])
+        for since, until, wanted in (
+            (None, None, days),
+            (days[1], days[3], days[1:3]),
+            (days[1], days[1], []),
+            (None, days[2], days[:2]),
+            (None, days[2] + timedelta(milliseconds=1), days[:3]),
+            (None, days[2].astimezone().replace(tzinfo=None), days[:2]),  # without a zone: the local time of this machine
+            (None, timedelta(days=1), days[:2]),
+            (timedelta(days=2), timedelta(days=1), days[1:2]),
+            (None, days[2].astimezone().date(), days[:2]),
+            (date.min, date.max, days),
+        ):
+            case = (since, until)
+            assert ledger.spending(since=since, until=until).payments == len(wanted), case
+            assert ledger.spending(until=until, origin=ORIGIN).payments <= len(days), case
+            by_agent = ledger.spending_by_agent(since=since, until=until)
+            assert sum(each.payments for each in by_agent.values()) == len(wanted), case
+            listed = [row.created_at for row in ledger.payments(since=since, until=until)]
+            assert listed == wanted, case
+            assert [row.created_at for row in ledger.payments(since=since, until=until, newest_first=True)] == wanted[::-1], case
+        whole = sum(ledger.spending(since=a, until=b).payments for a, b in zip(days, [*days[1:], None], strict=True))
+        assert whole == len(days), "each payment is in one part of the time"
+
+    @pytest.mark.parametrize("until", ["2026-01-01", 1.5, timedelta(seconds=-1), NOON - timedelta(days=1)])
+    def test_an_end_that_is_none_or_before_the_beginning_is_refused(
+        self, make_ledger: Callable[..., Ledger], until: object
+    ) -> None:
+        """Else two dates in the wrong order would give a bill of nothing."""
+        for question in ("spending", "spending_by_agent", "payments"):
+            with pytest.raises(ValueError, match="until"):
+                list(getattr(make_ledger(), question)(since=NOON, until=until))
+
+    @pytest.mark.parametrize("question", ["spending", "payments", "unfinished", "release_charge"])
+    def test_a_wrong_argument_is_reported_of_the_class_that_users_know(
+        self, make_ledger: Callable[..., Ledger], question: str
+    ) -> None:
+        """A TypeError of Readings.spending() sends the reader to a class that no page names."""
+        with pytest.raises(TypeError, match=rf"^Ledger\.{question}\(\)"):
+            getattr(make_ledger(), question)(sinse=NOON)
+
     @pytest.mark.parametrize("since", ["2026-01-01", 1_700_000_000, 1.5, True, timedelta(seconds=-1)])
     def test_what_is_no_time_is_refused(self, make_ledger: Callable[..., Ledger], since: object) -> None:
         """Else a date that was written wrong would give a bill of nothing."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 import stat
 import sys
 from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import pytest
 from routeweiler_sync import BudgetEnvelope, Routeweiler, StaticRate, TraceSink
 from routeweiler_sync.report import sheet
 from routeweiler_sync.testing import FakeLnd, Paywall
+from routeweiler_sync.trace import TracePayment
 from tests.support.accounts import Books
 from tests.support.cli_process import Command
 from tests.support.trace_events import paid_event
@@ -64,6 +67,36 @@ def test_the_csv_has_a_row_for_each_payment_and_adds_up(
     assert stat.S_IMODE(file.stat().st_mode) == 0o600 or os.name == "nt"
     assert command("report", "--csv", "-") == 0
     assert command.out == text
+
+
+def test_a_month_is_told_of_alone_and_each_agent_in_it(command: Command, write_trace: Callable[..., Path]) -> None:
+    """The bill of October would need a subtraction by hand; and the time of the last call isn't the end of what was looked at."""
+    october, november = (
+        paid_event(
+            f"r{month}",
+            agent_id="crawler",
+            timestamp_end=datetime(2026, month, 1, tzinfo=timezone.utc),
+            payment=TracePayment(payment_hash=f"{month:064x}", amount_msat=month * 1_000),
+        )
+        for month in (10, 11)
+    )
+    sources = ("--trace", str(write_trace(october, november)))
+    assert command("report", *sources, "--since", "2026-10-01", "--until", "2026-11-01") == 0
+    told = command.out.decode()
+    assert re.search(r"^from +2026-10-01 00:00:00 UTC\nuntil +2026-11-01 00:00:00 UTC\nspent +10 sat$", told, re.MULTILINE), told
+    assert re.search(r"^AGENT +PAYMENTS +FEES_SAT +SPENT_SAT\ncrawler +1 +0 +10$", told, re.MULTILINE), told
+    assert command("report", *sources, "--json", "--since", "2026-10-02") == 0
+    assert (command.json["payments"], command.json["spentMsat"], command.json["until"]) == (1, 11_000, None)
+    assert [(each["agentId"], each["spentMsat"]) for each in command.json["byAgent"]] == [("crawler", 11_000)]
+    assert command("report", *sources, "--since", "2026-10-02") == 0
+    until = re.search(r"^until +(\S+ \S+) UTC$", command.out.decode(), re.MULTILINE)
+    assert until is not None
+    assert abs(datetime.now(timezone.utc) - datetime.fromisoformat(f"{until[1]}+00:00")) < timedelta(minutes=5), "until now"
+    assert command("report", *sources, "--until", "2026-10-01") == 0
+    assert command.out.decode() == "Nothing was bought before then.\n"
+    for words in (("report",), ("payments", "list")):
+        assert command(*words, "--since", "2026-11-01", "--until", "2026-10-01") == 2
+        assert b"--until is before --since" in command.err
 
 
 FORMULAS = (

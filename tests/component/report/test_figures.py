@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import shutil
 import sqlite3
@@ -28,11 +30,11 @@ from tests.support.ledger_builders import Clock, die, draw, hash_of, intent, lim
 from tests.support.trace_events import HASH, failed_event, free_event, paid_event
 
 
-def figures(*sources: Path | Ledger, since: datetime | None = None) -> Figures:
+def figures(*sources: Path | Ledger, since: datetime | None = None, until: datetime | None = None) -> Figures:
     """The figures of ledgers (``Ledger`` or ``.db``) and traces (all other paths)."""
     ledgers = [Ledger.open(each) for each in sources if isinstance(each, Ledger) or each.suffix == ".db"]
     traces = [each for each in sources if isinstance(each, Path) and each.suffix != ".db"]
-    with report_of(ledgers, traces, since=since) as (_, found):
+    with report_of(ledgers, traces, since=since, until=until) as (_, found):
         return found()
 
 
@@ -119,7 +121,9 @@ def test_unfinished_and_failed_payments_are_not_spent(tmp_path: Path) -> None:
     assert [each.hash.hex() for each in found.unfinished_oldest] == [hash_of(3)]
 
 
-def test_since_counts_what_was_paid_from_then_on(tmp_path: Path, write_trace: Callable[..., Path]) -> None:
+def test_since_and_until_count_what_was_paid_from_the_one_and_before_the_other(
+    tmp_path: Path, write_trace: Callable[..., Path]
+) -> None:
     """Also where a trace, whose call ended later, dates a payment of the ledger after that."""
     from routeweiler_sync.ledger.sqlite import SqliteStore
 
@@ -138,6 +142,45 @@ def test_since_counts_what_was_paid_from_then_on(tmp_path: Path, write_trace: Ca
     assert [each.hash.hex() for each in found.newest] == [hash_of(2)]
     assert found.spent.total_msat == ledger.spending(since=second).total_msat
     assert figures(ledger, trace, since=second + timedelta(seconds=1)).newest == ()
+    early = figures(ledger, trace, until=second)
+    assert (early.spent.payments, early.calls.all) == (1, 1)
+    assert [each.hash.hex() for each in early.newest] == [hash_of(1)]
+    assert figures(ledger, trace, since=second, until=second).is_empty
+    assert figures(ledger, trace, since=second, until=second + timedelta(seconds=1)).spent == found.spent
+
+
+def test_agents_have_their_sums_if_there_are_any(tmp_path: Path, write_trace: Callable[..., Path]) -> None:
+    """Whoever pays for several agents couldn't say which of them spent it; and who has none would be shown an empty table."""
+    from routeweiler_sync.report import page, sheet
+
+    ledger = Ledger.open(tmp_path / "ledger.db")
+    for n, agent in enumerate(("crawler", None, "crawler")):
+        ledger.open_payment(replace(intent(n), agent_id=agent), None)
+        settle(ledger, n)
+    trace = write_trace(paid(0, agent_id="another"), paid(3, agent_id="<reader>", amount_msat=5_000), name="agents.jsonl")
+    found = figures(ledger, trace)
+    sums = [(name, each.payments, each.total_msat) for name, each in found.by_agent]
+    assert sums == [("crawler", 2, 20_000), (None, 1, 10_000), ("<reader>", 1, 5_000)], "the ledger's word counts"
+    assert (found.agents, found.other_agents.payments) == (3, 0)
+    assert sum((each.total_msat for _, each in found.by_agent), 0) == found.spent.total_msat
+    html = page.html(found)
+    assert html.count("crawler") == html.count("&lt;reader&gt;") == 1
+    assert 'id="agents"' in html
+    with report_of([Ledger.open(tmp_path / "ledger.db")], [trace]) as (account, _):
+        rows = list(csv.reader(io.StringIO(_csv_of(account), newline="")))
+    assert rows[0][-1] == sheet.COLUMNS[-1] == "agent"
+    assert sorted(row[-1] for row in rows[1:]) == ["", "<reader>", "crawler", "crawler"]
+    none = figures(write_trace(paid(5, agent_id=None)))
+    assert (none.by_agent, none.agents) == ((), 0)
+    assert 'id="agents"' not in page.html(none)
+
+
+def _csv_of(account: Account) -> str:
+    from routeweiler_sync.report import sheet
+
+    file = io.StringIO(newline="")
+    sheet.write(file, account)
+    return file.getvalue()
 
 
 def test_lines_that_are_no_events_are_counted_and_change_nothing(write_trace: Callable[..., Path]) -> None:

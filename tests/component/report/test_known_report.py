@@ -136,6 +136,7 @@ def lines() -> Iterator[StatementLine]:
             failure_code=draw.one(["no_route", "expired"]) if state == "dead" else None,
             created_at_ms=created_ms,
             settled_at_ms=created_ms + draw.below(10**6) if settled else None,
+            agent_id=(None, "crawler", "=reader")[number % 3],
         )
 
 
