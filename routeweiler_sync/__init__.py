@@ -1,7 +1,7 @@
 """routeweiler_sync: a `requests.Session` that pays for what it fetches.
 
-If a server answers 402 with an L402 challenge, the session pays the Lightning invoice through your own LND node, within a budget,
-writes a trace line, and returns a plain `requests.Response`.
+If a server answers 402 with an L402 challenge, the session pays the Lightning invoice from your own wallet (lnd, LNbits, or one
+with Nostr Wallet Connect), within a budget, writes a trace line, and returns a plain `requests.Response`.
 
     from routeweiler_sync import Funding, LndClient, Routeweiler
 

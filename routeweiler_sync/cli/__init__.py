@@ -67,7 +67,8 @@ def _errors_without_secrets() -> Iterator[None]:
 @click.version_option(VERSION, prog_name="routeweiler-sync")
 @click.pass_context
 def main(context: click.Context) -> None:
-    """Pay for HTTP over Lightning. L402 challenges are paid through your own LND node, within a budget.
+    """Pay for HTTP over Lightning. L402 challenges are paid from your own wallet (lnd, LNbits, or Nostr Wallet Connect), within a
+    budget.
 
     \b
     Examples:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 import click
 import pytest
 
+import routeweiler_sync
 from routeweiler_sync.cli import main
 from tests.support.cli_process import TIMEOUT_S, bare_environ
 
@@ -49,6 +51,17 @@ def test_help_teaches_by_an_example_of_the_command_itself(command: str) -> None:
     assert re.search(r"^  Examples?:$", text, re.MULTILINE), text
     example = text[re.search(r"^  Examples?:$", text, re.MULTILINE).end() :]  # type: ignore[union-attr]
     assert f"routeweiler-sync {command}".rstrip() in example.split("\n\n")[0]
+
+
+def test_what_the_package_says_of_itself_names_each_kind_of_wallet() -> None:
+    """Whoever has no lnd, but LNbits or a wallet on the phone, would take the package for useless, and go."""
+    settings = configparser.ConfigParser()
+    settings.read(Path(__file__).parents[3] / "setup.cfg")
+    texts = [settings["metadata"]["description"], (main.help or "").partition("\n\n")[0], routeweiler_sync.__doc__ or ""]
+    for text in texts:
+        for wallet in ("lnd", "LNbits", "Nostr Wallet Connect"):
+            assert wallet in text
+        assert "your own LND" not in text
 
 
 @pytest.mark.parametrize("command", COMMANDS)
