@@ -26,8 +26,8 @@ class Verdict(str, Enum):
 class Finding:
     """One thing that was looked at. ``check`` is its stable name, ``what`` says what was found, ``advice`` what to do about it.
 
-    ``advice`` is None where nothing is to be done. It is meant for the command line: it names commands and variables. Neither text
-    holds a secret.
+    ``advice`` is None where nothing is to be done; that of an OK finding may be left undone. It is meant for the command line: it
+    names commands and variables. Neither text holds a secret.
     """
 
     check: str
@@ -36,9 +36,10 @@ class Finding:
     advice: str | None = None
 
 
-def ok(check: str, what: str) -> Finding:
-    """Return a finding about which nothing is to be done."""
-    return Finding(check=check, verdict=Verdict.OK, what=without_passwords(what))
+def ok(check: str, what: str, advice: str | None = None) -> Finding:
+    """Return a finding about which nothing has to be done."""
+    advice = None if advice is None else without_passwords(advice)
+    return Finding(check=check, verdict=Verdict.OK, what=without_passwords(what), advice=advice)
 
 
 def warning(check: str, what: str, advice: str) -> Finding:

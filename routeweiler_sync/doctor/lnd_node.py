@@ -54,7 +54,9 @@ _GRANTED_CODES = frozenset({"OK", "NOT_FOUND"})
 _NO_MACAROON = "00"
 
 _SEND, _TRACK, _INFO = rights.PAYING
-_CHANNELS = "/lnrpc.Lightning/ListChannels"
+_CHANNELS = rights.CHANNELS
+#: So many rights that paying doesn't need are named.
+_NAMED_MAX = 8
 #: How to get a macaroon with the least rights.
 _BAKE = "routeweiler-sync bakery prints the command."
 
@@ -210,6 +212,12 @@ class _Node:
         if read is None and self._may_list():
             what = f"{has}, and more than paying needs, such as ListPayments"
             return warning("rights", what, f"Bake one that can pay and no more: {_BAKE}")
+        needed = {("uri", path) for path in (*rights.PAYING, *rights.USEFUL)}
+        if read is not None and (more := sorted(map(_right, read.operations - needed))):
+            named = [*more[:_NAMED_MAX], *([f"{len(more) - _NAMED_MAX} others"] if len(more) > _NAMED_MAX else [])]
+            return ok(
+                "rights", f"{has}, and more than paying needs: {_joined(named)}", f"For one that can pay and no more: {_BAKE}"
+            )
         return ok("rights", has)
 
     def _may_list(self) -> bool:
@@ -292,6 +300,12 @@ def _is_granted(answer: Probed) -> bool | None:
 
 def _names(paths: Iterable[str]) -> str:
     return _joined([path.rpartition("/")[2] for path in paths])
+
+
+def _right(operation: tuple[str, str]) -> str:
+    """Return the name of a macaroon's right: that of an RPC, or of what it allows with a kind of things."""
+    entity, action = operation
+    return action.rpartition("/")[2] if entity == "uri" else f"{entity}:{action}"
 
 
 def _joined(words: Sequence[str]) -> str:

@@ -79,6 +79,12 @@ def _rights(methods: frozenset[str]) -> Finding:
     if spending := [each for each in more if each.startswith(("pay_", "multi_pay", "make_", "sign_"))]:
         what = f"{has}, and more than paying needs: {', '.join(spending)}"
         return warning("rights", what, "Make a connection that permits no more, and give it a budget.")
+    if more:
+        return ok(
+            "rights",
+            f"{has}, and more than paying needs: {', '.join(more)}",
+            "If you like, make a connection that permits no more.",
+        )
     return ok("rights", has)
 
 

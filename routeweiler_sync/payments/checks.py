@@ -282,7 +282,7 @@ class Checks:
             why = "" if answer is None or answer is False else f" (its answer, a {type(answer).__name__}, isn't True or False)"
             raise PaymentDeclinedError(
                 f"confirm() declined to pay {sats(quote.amount_msat)} for {quote.url}{why}.",
-                advice="",
+                advice="Nothing is to be done, if that was meant. To pay, confirm must return True itself.",
             )
 
     def check_origin(self, row: PaymentRow, request: TokenRequest) -> None:

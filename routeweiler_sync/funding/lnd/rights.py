@@ -12,6 +12,10 @@ PAYING = ("/routerrpc.Router/SendPaymentV2", "/routerrpc.Router/TrackPaymentV2",
 BALANCE = "/lnrpc.Lightning/ChannelBalance"
 #: To compare the node's own list of payments (``budget audit``). Shows all payments of the node, with their preimages.
 LIST_PAYMENTS = "/lnrpc.Lightning/ListPayments"
+#: To see whether a channel still holds a payment that never ends (``doctor``). Shows all channels.
+CHANNELS = "/lnrpc.Lightning/ListChannels"
+#: What commands ask for beyond `PAYING`.
+USEFUL = (BALANCE, LIST_PAYMENTS, CHANNELS)
 
 
 def uri(path: str) -> str:

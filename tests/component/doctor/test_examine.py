@@ -185,6 +185,22 @@ def test_each_right_that_is_missing_is_named(lnd: FakeLnd, environ: Callable[...
     only(found(), "rights", Verdict.WRONG, f"doesn't permit {missing.rpartition('/')[2]}, which", "routeweiler-sync bakery")
 
 
+def test_harmless_rights_that_paying_does_not_need_are_named(lnd: FakeLnd, environ: Callable[..., None], found: Examine) -> None:
+    """'Ok' alone says that the macaroon has the least rights. Who has baked too many should see which, and need do nothing."""
+
+    def finding() -> Finding:
+        return next(each for each in examine() if each.check == "rights")
+
+    more = [f"/lnrpc.Lightning/{name}" for name in ("GetNetworkInfo", "DescribeGraph")]
+    environ(LND_MACAROON_PATH=lnd.bake_macaroon(*rights.PAYING, rights.BALANCE, rights.LIST_PAYMENTS, *more))
+    assert found() == []
+    assert finding().what.endswith("and more than paying needs: DescribeGraph and GetNetworkInfo")
+    assert "routeweiler-sync bakery" in (finding().advice or "")
+    environ(LND_MACAROON_PATH=lnd.bake_macaroon(*rights.PAYING, rights.BALANCE, rights.LIST_PAYMENTS))
+    assert "more" not in finding().what
+    assert finding().advice is None
+
+
 def test_a_macaroon_that_was_revoked(lnd: FakeLnd, environ: Callable[..., None], found: Examine) -> None:
     """lnd says only that it can't get the macaroon."""
     environ(LND_MACAROON_PATH=lnd.bake_refused_macaroon())

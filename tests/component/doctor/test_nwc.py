@@ -73,6 +73,11 @@ def test_a_connection_that_may_do_more_is_warned_of(lnd: FakeLnd) -> None:
         finding = one(found(fake), "rights")
         assert finding.verdict is Verdict.WARNING
         assert "make_invoice, pay_keysend" in finding.what
+    with FakeNwc(lnd, methods=(*METHODS, "list_transactions", "get_budget", "notifications")) as fake:
+        finding = one(found(fake), "rights")
+        assert finding.verdict is Verdict.OK, "what does no harm is no fault"
+        assert finding.what.endswith("and more than paying needs: get_budget")
+        assert "permits no more" in (finding.advice or "")
 
 
 def test_a_balance_that_is_hidden_or_gone(lnd: FakeLnd) -> None:

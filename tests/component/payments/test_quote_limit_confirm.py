@@ -470,9 +470,11 @@ def test_each_payment_of_a_redirected_call_counts(session: Routeweiler, paywall:
 def test_only_true_from_confirm_is_a_yes(make_session: Make, paywall: Paywall, lnd: FakeLnd, answer: object) -> None:
     """ "no" would be taken for yes, being a string with something in it."""
     session = make_session(confirm=lambda quote: answer)
-    with pytest.raises(PaymentDeclinedError, match="othing was spent"):
+    with pytest.raises(PaymentDeclinedError, match="othing was spent") as raised:
         session.get(paywall.url)
     assert lnd.calls["SendPaymentV2"] == 0
+    assert raised.value.advice, "who meant yes must hear what counts as one"
+    assert "True itself" in raised.value.advice
 
 
 @pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning")
