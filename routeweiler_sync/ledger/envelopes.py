@@ -314,8 +314,8 @@ def _check_room_within(tx: Transaction, rows: Mapping[str, dict[str, Any]], row:
     )
     if len(_chain(rows, row["id"]) or ()) + int(found["levels"]) > MAX_LEVELS:
         raise BudgetError(
-            f"Envelope {shown(row['id'])} can't lie in {shown(row['parent_id'])}: others lie in it, and more than {MAX_LEVELS} would "
-            "lie within each other.",
+            f"Envelope {shown(row['id'])} can't lie in {shown(row['parent_id'])}: others lie in it, and more than {MAX_LEVELS} "
+            "would lie within each other.",
             advice="Give it another parent.",
         )
 
