@@ -254,7 +254,7 @@ def set_limits(
     if parent is not None:
         changes["parent"] = None if parent == "none" else parent
     if not changes:
-        raise click.UsageError("give at least one limit: --cap, --per-call, --per-hour or --per-day. Nothing was changed.")
+        raise click.UsageError("give --cap, --per-call, --per-hour, --per-day or --parent. Nothing was changed.")
     existed = False
 
     def decide(limits: BudgetEnvelope | None) -> BudgetEnvelope:
@@ -383,7 +383,7 @@ def _facts(row: EnvelopeRow, ledger: str | None) -> list[tuple[str, object]]:
     return [
         ("envelope", row.id),
         ("state", [_state(row), f"To allow purchases again: {thaw_command}"] if row.frozen_id else _state(row)),
-        ("limits", _limits(limits, _unit(row)) or "none: any amount may be spent"),
+        ("limits", _limits(limits, _unit(row)) or ("none: any amount may be spent" if row.parent is None else "none of its own")),
         ("left", [_left(name, row) for name in _PERIODS if name in row.used_minor_units and name != "per_call_minor_units"]),
         ("settled", f"{_amount(row.settled_minor_units, row)}, routing fees included"),
         ("reserved", f"{_amount(row.reserved_minor_units, row)}, for payments whose outcome isn't known yet"),

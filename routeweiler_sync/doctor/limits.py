@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from .._core.secret_text import shown
 from ..budgets.fmv import rate_for
 from ..budgets.schema import BudgetEnvelope
 from ..errors import FmvUnavailableError
+from ..ledger.envelopes import how_to_raise
 from .findings import Finding, TooSlowError, ok, warning, within, wrong, wrong_by
 from .wallets import whole_sats
 
@@ -55,8 +57,13 @@ def findings(
             what = f"the ledger counts the envelope {shown(limits.id)} in {row.limits.cap_currency}, not in {limits.cap_currency}"
             yield wrong("budget", what, "Use another envelope id, or name another ledger.")
             return
-        left = _left(limits, row)
-        yield _budget(limits, row, left, from_environment=from_environment)
+        chain = list(_chain(limits, row, looked.envelopes))
+        missing = chain[-1].missing_id
+        if missing is not None:
+            advice = "Correct the id: routeweiler-sync budget show lists those that there are."
+            yield wrong("budget", f"the ledger holds no envelope {shown(missing)}, in which {shown(limits.id)} is to lie", advice)
+            return
+        yield _budget(chain, from_environment=from_environment)
         if row is not None and row.frozen_id is not None:
             return
         rate = Rate(currency="sat")
@@ -66,48 +73,89 @@ def findings(
             if priced is None:
                 return
             rate = priced
-        if left:
-            outer = None if row is None or row.parent is None else row.parent.headroom_minor_units
-            most_msat = rate.msat_within(int(min([*left.values(), *([] if outer is None else [outer])]).scaleb(6)))
+        lefts = [left for each in chain for left in each.left.values()]
+        if lefts:
+            most_msat = rate.msat_within(int(min(lefts).scaleb(6)))
     if paying is not None:
         yield from _largest(most_msat, paying.payable_msat, has_channels=paying.has_channels)
 
 
-def _left(limits: BudgetEnvelope, row: EnvelopeRow | None) -> dict[str, Decimal]:
-    """Return what each limit that is set leaves, in minor units, by the name of its field."""
-    with localcontext(EXACT):
-        used = {} if row is None else row.used_minor_units
-        return {
-            name: max(Decimal(0), Decimal(getattr(limits, name)) - used.get(name, Decimal(0)))
-            for name in _PERIODS
-            if getattr(limits, name) is not None
-        }
+@dataclass(frozen=True, kw_only=True)
+class _Level:
+    """An envelope of a chain: its limits as a purchase would find them, and its row, None if it isn't in the ledger yet.
+
+    ``missing_id``: the envelope that it is to lie in, if nothing has that.
+    """
+
+    limits: BudgetEnvelope
+    row: EnvelopeRow | None
+    missing_id: str | None
+
+    @property
+    def left(self) -> dict[str, Decimal]:
+        """What each limit that is set leaves, in minor units, by the name of its field."""
+        with localcontext(EXACT):
+            used = {} if self.row is None else self.row.used_minor_units
+            return {
+                name: max(Decimal(0), Decimal(getattr(self.limits, name)) - used.get(name, Decimal(0)))
+                for name in _PERIODS
+                if getattr(self.limits, name) is not None
+            }
+
+    @property
+    def unit(self) -> str:
+        """How the minor unit of its amounts is called."""
+        return _MINOR_UNITS.get(self.limits.cap_currency, self.limits.cap_currency)
+
+    @property
+    def said(self) -> str:
+        """What each limit leaves, in words."""
+        left = self.left
+        return ", ".join(
+            f"{plain(left[name])} {self.unit} {period}" if name == "per_call_minor_units"
+            else f"{plain(left[name])} of {getattr(self.limits, name)} {self.unit} {period}"
+            for name, period in _PERIODS.items()
+            if name in left
+        )  # fmt: skip
 
 
-def _budget(limits: BudgetEnvelope, row: EnvelopeRow | None, left: dict[str, Decimal], *, from_environment: bool) -> Finding:
-    named, unit = f"envelope {shown(limits.id)}", _MINOR_UNITS.get(limits.cap_currency, limits.cap_currency)
+def _chain(limits: BudgetEnvelope | None, row: EnvelopeRow | None, envelopes: Mapping[str, EnvelopeRow]) -> Iterator[_Level]:
+    """Yield an envelope and all that it lies in, as it is given or else as the ledger has it, from the inside out."""
+    while limits is not None:
+        parent_id = limits.parent_id if row is None or limits.parent is not None else row.limits.parent_id
+        outer = None if parent_id is None else envelopes.get(parent_id)
+        given = limits.parent if isinstance(limits.parent, BudgetEnvelope) else None
+        around = given if given is not None or outer is None else outer.limits
+        yield _Level(limits=limits, row=row, missing_id=parent_id if around is None else None)
+        limits, row = around, outer
+
+
+def _budget(chain: Sequence[_Level], *, from_environment: bool) -> Finding:
+    limits, row = chain[0].limits, chain[0].row
+    named = f"envelope {shown(limits.id)}"
     if row is not None and row.frozen_id is not None:
         thaw = f"To allow payments from it again, run: routeweiler-sync budget thaw {shlex.quote(row.frozen_id)}"
         whose = "" if row.frozen else f" lies in {shown(row.frozen_id)}, which"
         return wrong("budget", f"{named}{whose} is frozen: nothing is paid from it", thaw)
-    if row is not None and row.parent is not None and row.parent.headroom_minor_units == 0:
-        return wrong("budget", f"{named} lies in {shown(row.parent.id)}, which is used up", "Raise the limit of that one.")
-    if not left:
+    if not any(each.left for each in chain):
         return warning("budget", f"{named} has no limit: a program may spend all that the node has", "Set one.")
-    said = ", ".join(
-        f"{plain(left[name])} {unit} {period}" if name == "per_call_minor_units"
-        else f"{plain(left[name])} of {getattr(limits, name)} {unit} {period}"
-        for name, period in _PERIODS.items()
-        if name in left
-    )  # fmt: skip
-    reserved = f"; {plain(row.reserved_minor_units)} {unit} reserved" if row is not None and row.reserved_minor_units else ""
-    spent = [_PERIODS[name] for name in left if left[name] <= 0]
-    if spent:
-        rolls = any(name in left and left[name] <= 0 for name in ("per_hour_minor_units", "per_day_minor_units"))
-        wait = ", or wait until the window has moved on" if rolls else ""
-        where = f" in {env_vars.BUDGET}" if from_environment else ""
-        return wrong("budget", f"{named} is used up ({', '.join(spent)}): {said} left{reserved}", f"Raise the limit{where}{wait}.")
-    return ok("budget", f"{named}: {said} left{reserved}")
+    reserved = (
+        f"; {plain(row.reserved_minor_units)} {chain[0].unit} reserved" if row is not None and row.reserved_minor_units else ""
+    )
+    for each in chain:
+        spent = [name for name, left in each.left.items() if left <= 0]
+        if not spent:
+            continue
+        wait = ", or wait until the window has moved on" if {"per_hour_minor_units", "per_day_minor_units"} & set(spent) else ""
+        raising = how_to_raise(each.limits, spent[0]) if from_environment or each is not chain[0] else "Raise the limit"
+        periods = ", ".join(_PERIODS[name] for name in spent)
+        if each is chain[0]:
+            return wrong("budget", f"{named} is used up ({periods}): {each.said} left{reserved}", f"{raising}{wait}.")
+        what = f"{named} lies in {shown(each.limits.id)}, which is used up ({periods}): {each.said} left"
+        return wrong("budget", what, f"{raising}{wait}.")
+    around = "".join(f"; within {shown(each.limits.id)}: {each.said} left" for each in chain[1:] if each.left)
+    own = f"{chain[0].said} left" if chain[0].left else "no limit of its own"
+    return ok("budget", f"{named}: {own}{reserved}{around}")
 
 
 def _rate(currency: str, look_s: float) -> tuple[Finding, Rate | None]:

@@ -38,7 +38,7 @@ from ..errors import (
 )
 from ..ledger.envelopes import Draw, check_allowed, frozen
 from ..ledger.ledger import Ledger
-from ..ledger.types import PaymentRow
+from ..ledger.types import EnvelopeRow, PaymentRow
 from ..policy.dsl import Policy
 from ..policy.engine import evaluate
 from ..protocol.challenge import Challenge
@@ -219,7 +219,7 @@ class Checks:
         first = next(remaining, None)
         if first is None:
             return None
-        if self._policy is None and not isinstance(self._envelope, str) and is_payable(first) and self._is_rail_allowed(first):
+        if self._policy is None and self._is_brought_whole and is_payable(first) and self._is_rail_allowed(first):
             return first
         others = tuple(remaining)
         return min((first, *others), key=lambda each: self._rank(each, url, proxied=proxied)) if others else first
@@ -233,13 +233,34 @@ class Checks:
             place, allowed = verdict.place, allowed and not verdict.denied and verdict.rail == rail
         return not is_payable(challenge), not allowed, not _may_travel(challenge.scheme, url, proxied=proxied), place
 
+    @property
+    def _is_brought_whole(self) -> bool:
+        """Whether the envelope, and all that it is said to lie in, were given with their limits: none is named by its id alone."""
+        outermost: BudgetEnvelope | str | None = self._envelope
+        while isinstance(outermost, BudgetEnvelope):
+            outermost = outermost.parent
+        return outermost is None
+
     def _is_rail_allowed(self, challenge: Challenge) -> bool:
-        """Return whether the envelope allows the rail of ``challenge``. One that can't be read is told of by `check_allowed`."""
+        """Return whether the envelope, and all that it lies in, allow the rail of ``challenge``.
+
+        Those that can't be read are told of by `check_allowed`, or where the payment is opened.
+        """
+        given: BudgetEnvelope | str | None = self._envelope
+        while isinstance(given, BudgetEnvelope):
+            if challenge.rail not in given.allowed_rails:
+                return False
+            given = given.parent
+        if given is None:
+            return True
+        row: EnvelopeRow | None
         try:
-            limits = self._limits()
+            row = self._ledger.envelope(given)
         except (EnvelopeNotFoundError, LedgerError):
             return True
-        return limits is None or challenge.rail in limits.allowed_rails
+        while row is not None and challenge.rail in row.limits.allowed_rails:
+            row = row.parent
+        return row is None
 
     def may_allow(self, request: TokenRequest) -> bool:
         """Return whether nothing forbids to pay for ``request`` that is known without ledger, exchange rate and wallet."""

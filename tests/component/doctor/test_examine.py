@@ -623,3 +623,27 @@ def test_a_macaroon_that_was_given_inline_and_lost(lnd: FakeLnd, found: Examine,
     client = LndClient(lnd.host, lnd.port, macaroon_hex=Path(lnd.macaroon_path).read_bytes().hex(), tls_cert_path=lnd.tls_cert_path)
     client._macaroon_hex = None
     only(found(funding=_source(client), ledger=ledger_path), "macaroon", Verdict.WRONG, "such a macaroon isn't pickled")
+
+
+def test_the_envelopes_around_it_are_looked_at(environ: Callable[..., None], found: Examine, ledger_path: Path) -> None:
+    """Else an agent's budget would look as if all could be spent, or its user would raise a limit that isn't the one in the way."""
+    with closing(Ledger.open(ledger_path)) as ledger:
+        for id, limit, parent in (("all", 30_000, None), ("team", 40_000, "all"), ("scout", None, "team")):
+            made = BudgetEnvelope(id, per_day_minor_units=limit, parent=parent)
+            ledger.set_limits(id, lambda _, made=made: made)  # type: ignore[misc]
+        environ(ROUTEWEILER_ENVELOPE="scout")
+        (said,) = [each for each in examine() if each.check == "budget"]
+        assert said.what == (
+            "envelope 'scout': no limit of its own; within 'team': 40000 of 40000 sat today left; "
+            "within 'all': 30000 of 30000 sat today left"
+        )
+        (payable,) = [each for each in examine() if each.check == "payable"]
+        assert "30000 sat" in payable.what
+        ledger.set_limits("all", lambda known: BudgetEnvelope("all", per_day_minor_units=0))
+        (said,) = [each for each in found() if each.check == "budget"]
+        assert said.what == "envelope 'scout' lies in 'all', which is used up (today): 0 of 0 sat today left"
+        assert said.advice.startswith("Raise the limit by routeweiler-sync budget set all --per-day N")
+        funding = [Funding.lightning_lnd(client=LndClient.from_env(), network="bitcoin-regtest")]
+        brought = BudgetEnvelope("writer", per_call_minor_units=9, parent="nowhere")
+        looked = found(funding=funding, ledger=ledger, budget_envelope=brought)
+        assert "'nowhere'" in next(each.what for each in looked if each.check == "budget")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -60,6 +61,21 @@ def test_an_envelope_in_the_ledger_chooses_too(make_session, lnd: FakeLnd, books
         assert first.get(paywall.url).status_code == 200
         assert make_session(budget_envelope="stored").get(other.url).status_code == 200
     assert [row.scheme for row in books.rows] == ["Payment", "Payment"]
+
+
+def test_the_envelopes_around_it_choose_too(make_session, lnd: FakeLnd, books: Books) -> None:
+    """If failing: an agent is refused what it may buy, since the envelope for all forbids the scheme that its own would take."""
+    team = BudgetEnvelope("team", allowed_rails=["mpp-lightning"])
+    scout = BudgetEnvelope("scout", parent=team)
+    for envelope in (
+        scout,
+        "scout",
+        BudgetEnvelope("writer", parent="team"),
+        BudgetEnvelope("x", parent=replace(scout, parent="team")),
+    ):
+        with Paywall(lnd, scheme=ALL) as paywall:
+            assert make_session(budget_envelope=envelope).get(paywall.url).status_code == 200
+    assert [row.scheme for row in books.rows] == ["Payment"] * 4
 
 
 @pytest.mark.parametrize(
