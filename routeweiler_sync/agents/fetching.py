@@ -146,7 +146,7 @@ class Fetched:
         """Return the answer for an agent, as JSON has it. It holds no secret."""
         page, payment = self.page, self.payment
         return {
-            "url": self.url,
+            "url": pages.encodable(self.url),
             "status": self.status,
             "contentType": self.content_type,
             "text": None if page is None else page.text,
@@ -187,7 +187,8 @@ class Call:
     """One fetch, which runs in one thread and may be cancelled from another.
 
     URL, method, headers, body and ``price_only`` are the agent's, and may be anything: what can't be used is told in the answer.
-    ``price_only``: nothing is paid; see `fetch`. ``read`` reads the page from the response, and closes it.
+    ``price_only``: nothing is paid; see `fetch`. ``spent_before_msat`` is what the same call has spent in an earlier run, which the
+    limit and the answer count. ``read`` reads the page from the response, and closes it.
     """
 
     session: Routeweiler
@@ -197,6 +198,7 @@ class Call:
     headers: Mapping[str, str] | None = None
     body: str | None = None
     price_only: bool = False
+    spent_before_msat: int = 0
     read: Callable[[requests.Response, int], Page] = pages.read
     _limit: block_limit.SpendingLimit | None = field(default=None, init=False, repr=False)
     _cancelled: threading.Event = field(default_factory=threading.Event, init=False, repr=False)
@@ -213,6 +215,8 @@ class Call:
             self.session._payer, MAX_MINOR_UNITS if most is None else most, option=None if most is None else f"{name}={most}"
         )
         with block as limit:
+            if self.spent_before_msat:
+                limit.count_before(self.spent_before_msat)
             with self._guard:
                 self._limit = limit
                 if self._cancelled.is_set():
@@ -322,7 +326,10 @@ class Call:
                 raise _RefusedError("bad_header", f"The header {name} isn't yours to set.", "Leave it out.")
         data = None
         if self.body is not None:
-            body = self.body if isinstance(self.body, str) else json.dumps(self.body)
+            try:
+                body = self.body if isinstance(self.body, str) else json.dumps(self.body)
+            except (TypeError, ValueError, RecursionError):
+                raise _RefusedError("bad_argument", "The body is no text, and no JSON.", "Give a text.") from None
             data = body.encode("utf-8", "replace")
             if "content-type" not in {name.lower() for name in headers}:
                 headers["Content-Type"] = "application/json" if _is_json(body) else "text/plain; charset=utf-8"

@@ -34,7 +34,7 @@ def fetch_tool(
     async def invoke(context: Any, text: str) -> str:
         try:
             arguments = json.loads(text or "{}")
-        except ValueError:
+        except (ValueError, RecursionError):
             arguments = None
         if not isinstance(arguments, dict):
             return misused("The arguments aren't a JSON object.", "Give a JSON object with a url.").as_text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import time
 from dataclasses import dataclass
 from email.message import Message
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 #: The most bytes of one character in UTF-8, and how many more are read than the characters that are wanted could take.
 _BYTES_PER_CHAR = 4
 _CHUNK_BYTES = 16_384
+#: A longer name of a charset is none.
+_CHARSET_CHARS_MAX = 40
+#: Codecs of Python's that no page is written in. They are slow, take other bytes than text, or make what is no text.
+_NOT_OF_PAGES = frozenset(("idna", "punycode", "raw-unicode-escape", "undefined", "unicode-escape", "utf-7"))
 #: For how long a page may arrive, however slowly, in seconds.
 READ_S_MAX = 120.0
 
@@ -105,18 +110,32 @@ def _decoded(content: bytes, content_type: str, is_whole: bool) -> str | None:
     """Return ``content`` as text, by its charset, else as UTF-8, else as Latin-1 if the server calls it text. Else None."""
     message = Message()
     message["Content-Type"] = content_type
-    charset = message.get_content_charset()
-    if charset is not None:
-        try:
-            return codecs.getincrementaldecoder(charset)("replace").decode(content, is_whole)
-        except LookupError:
-            pass
+    with contextlib.suppress(ValueError):  # in UTF-16 without a mark of its order of bytes, for instance
+        if (decoder := _decoder(message)) is not None:
+            return encodable(decoder.decode(content, is_whole))
     if b"\0" in content:
         return None
     try:
         return codecs.getincrementaldecoder("utf-8")().decode(content, is_whole)
     except UnicodeDecodeError:
         return content.decode("latin-1") if message.get_content_maintype() == "text" and content_type else None
+
+
+def _decoder(message: Message) -> codecs.IncrementalDecoder | None:
+    """Return what decodes the charset that ``message`` names; None if it names none, or none that a page is written in."""
+    try:
+        charset = message.get_content_charset()
+        if charset is None or len(charset) > _CHARSET_CHARS_MAX or codecs.lookup(charset).name in _NOT_OF_PAGES:
+            return None
+        b" ".decode(charset, "replace")  # LookupError for a codec that isn't of text, such as hex
+        return codecs.getincrementaldecoder(charset)("replace")
+    except (LookupError, ValueError):
+        return None
+
+
+def encodable(text: str) -> str:
+    """Return ``text`` with a question mark for each lone surrogate: with one in it, it can't be sent on as UTF-8."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _media_type(response: requests.Response) -> str:

@@ -67,12 +67,12 @@ class FetchTool:
         self.description = _described(self.rules)
         self.parameters = copy.deepcopy(PARAMETERS)
 
-    def call(self, **arguments: Any) -> Fetched:
+    def call(self, /, **arguments: Any) -> Fetched:
         """Fetch as ``arguments`` say, in this thread. What goes wrong is in the answer. Money: may be paid, within the limits."""
         call = self._call(arguments)
         return call.run() if isinstance(call, Call) else call
 
-    async def call_async(self, **arguments: Any) -> Fetched:
+    async def call_async(self, /, **arguments: Any) -> Fetched:
         """Do as `call` in a worker thread: see `fetching.fetch_async`."""
         call = self._call(arguments)
         return await run_async(call) if isinstance(call, Call) else call

@@ -8,7 +8,6 @@ and what an agent is told of it, is left to `agents.fetching`.
 from __future__ import annotations
 
 import contextvars
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -86,12 +85,13 @@ class Approval:
 class Question:
     """What the user must agree to before the call can go on.
 
-    ``spent_msat`` is what the call has paid until then, with what the user had agreed to before.
+    ``spent_msat`` is what the call has paid until then. ``approvals`` are those of before that it hasn't paid by.
     """
 
     text: str
     approval: Approval
     spent_msat: int = 0
+    approvals: tuple[Approval, ...] = ()
 
 
 @dataclass(kw_only=True)
@@ -195,15 +195,15 @@ class Tools:
         asking = _Asking(approvals=list(approvals))
         token = _asking.set(asking)
         try:
-            call = self._call(arguments, read=read if name is None else partial(self._saved, name))
+            page = read if name is None else partial(self._saved, name)
+            call = self._call(arguments, read=page, spent_before_msat=spent_msat)
             started(call)
             found = call.run()
-            found = replace(found, spent_msat=spent_msat + found.spent_msat)
         finally:
             _asking.reset(token)
         if found.problem is not None and found.problem.code == PaymentDeclinedError.code and asking.unapproved is not None:
             if can_ask:
-                return _question(asking.unapproved, found.spent_msat)
+                return _question(asking.unapproved, found.spent_msat, tuple(asking.approvals))
             found = replace(found, problem=_unasked(found.problem, asking.unapproved))
         is_saved = path is not None and found.page is not None and (found.status or 0) < 400
         return {**self._explained(found).as_json(), "file": str(path) if is_saved else None}
@@ -239,7 +239,8 @@ class Tools:
 
     def payments(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Return the newest payments in the ledger, of all programs that share it."""
-        limit, rows, error = arguments.get("limit", PAYMENTS_LISTED), [], None
+        # 20.0 is a whole number by JSON Schema.
+        limit, rows, error = int(arguments.get("limit", PAYMENTS_LISTED)), list[Any](), None
         try:
             origin = arguments.get("origin")
             rows = list(islice(self._rows(None if origin is None else origin_of(origin), arguments), limit + 1))
@@ -264,14 +265,14 @@ class Tools:
     # Their parts
 
     def _call(self, arguments: Mapping[str, Any], **more: Any) -> Call:
-        body = arguments.get("body")
+        body, most = arguments.get("body"), arguments.get("max_sats")
         return Call(
             session=self.session,
-            rules=self.options.rules(arguments.get("max_sats")),
+            rules=self.options.rules(None if most is None else int(most)),
             url=arguments["url"],
             method=arguments.get("method") or ("GET" if body is None else "POST"),
             headers=arguments.get("headers"),
-            body=body if body is None or isinstance(body, str) else json.dumps(body),
+            body=body,
             **more,
         )
 
@@ -314,15 +315,18 @@ def _is_approved(quote: Quote) -> bool:
     return False
 
 
-def _question(quote: Quote, spent_msat: int) -> Question:
+def _question(quote: Quote, spent_msat: int, approvals: tuple[Approval, ...]) -> Question:
     """Return what to ask the user about ``quote``. The description is the server's: it is marked as such, and cut."""
     most_msat = quote.amount_msat + quote.max_fee_msat
     said = printable(quote.description.strip())[:_DESCRIPTION_CHARS_MAX]
     url = printable(without_userinfo(quote.url))
     text = f"Pay {sats(quote.amount_msat)}, and at most {sats(quote.max_fee_msat)} for routing, for {url}?"
+    if spent_msat:
+        text += f" This call has paid {sats(spent_msat)} already."
     if said:
         text += f" The server says that it is for: “{said}”"
-    return Question(text=text, approval=Approval(url=quote.url, most_msat=most_msat), spent_msat=spent_msat)
+    approval = Approval(url=quote.url, most_msat=most_msat)
+    return Question(text=text, approval=approval, spent_msat=spent_msat, approvals=approvals)
 
 
 def _unasked(problem: Problem, quote: Quote) -> Problem:

@@ -33,6 +33,7 @@ from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from .._core.log import log
 from .._version import VERSION
 from ..agents.folder import FILE_BYTES_MAX, FILE_NAME
+from ..agents.pages import encodable
 from ..agents.problems import Problem
 from ..errors import RouteweilerError
 from . import output_schemas as schemas
@@ -124,10 +125,10 @@ def tool_list(tools: Tools) -> list[types.Tool]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Asked:
-    """A question that waits for its answer: the call that it belongs to, and what the user had agreed to before."""
+    """A question that waits for its answer: the call that it belongs to, and which of its questions it is, from 1."""
 
     arguments: str
-    approvals: tuple[Approval, ...]
+    number: int
     question: Question
     until_s: float
 
@@ -221,40 +222,40 @@ class _PaymentServer:
         self, context: ServerRequestContext[Any], params: types.CallToolRequestParams, arguments: Mapping[str, Any]
     ) -> types.CallToolResult | types.InputRequiredResult:
         can_ask = self._tools.options.confirm and _can_ask(context)
-        approvals, spent_msat = list[Approval](), 0
+        approvals, spent_msat, number = list[Approval](), 0, 0
         if params.request_state is not None:  # the client's answer to a question of an earlier round
             asked = self._open.pop(params.request_state, None)
             if asked is None or asked.until_s < time.monotonic() or asked.arguments != _key(arguments):
                 return _unusable(
                     "The answer came too late, or is for another call: nothing was paid by it.", "Make the call again."
                 )
-            spent_msat = asked.question.spent_msat
+            spent_msat, number = asked.question.spent_msat, asked.number
             if not _is_yes((params.input_responses or {}).get(_QUESTION)):
                 return _result(await self._run(partial(self._tools.declined, arguments, spent_msat)))
-            approvals = [*asked.approvals, asked.question.approval]
+            approvals = [*asked.question.approvals, asked.question.approval]
         while True:
-            can_ask = can_ask and len(approvals) < QUESTIONS_MAX
+            can_ask = can_ask and number < QUESTIONS_MAX
             found = await self._run_fetch(arguments, approvals, spent_msat=spent_msat, can_ask=can_ask)
             if not isinstance(found, Question):
                 return _result(found)
-            spent_msat = found.spent_msat
+            spent_msat, number = found.spent_msat, number + 1
             form = types.ElicitRequestFormParams(message=found.text, requested_schema={"type": "object", "properties": {}})
             if context.protocol_version in MODERN_PROTOCOL_VERSIONS:
-                state = self._note(arguments, approvals, found)
+                state = self._note(arguments, number, found)
                 return types.InputRequiredResult(input_requests={_QUESTION: types.ElicitRequest(params=form)}, request_state=state)
             answer = None
             with anyio.move_on_after(ANSWER_S), contextlib.suppress(MCPError):  # a client that fails to ask hasn't agreed
                 answer = await context.session.elicit_form(form.message, form.requested_schema, context.request_id)
             if not _is_yes(answer):
                 return _result(await self._run(partial(self._tools.declined, arguments, spent_msat)))
-            approvals.append(found.approval)
+            approvals = [*found.approvals, found.approval]
 
-    def _note(self, arguments: Mapping[str, Any], approvals: Sequence[Approval], question: Question) -> str:
+    def _note(self, arguments: Mapping[str, Any], number: int, question: Question) -> str:
         """Keep a question until it is answered, and return its name, which can't be guessed and serves once."""
         while len(self._open) >= OPEN_QUESTIONS_MAX:
             self._open.pop(next(iter(self._open)))
         state, until_s = secrets.token_urlsafe(24), time.monotonic() + ANSWER_S
-        self._open[state] = _Asked(arguments=_key(arguments), approvals=tuple(approvals), question=question, until_s=until_s)
+        self._open[state] = _Asked(arguments=_key(arguments), number=number, question=question, until_s=until_s)
         return state
 
 
@@ -280,7 +281,11 @@ def _is_yes(answer: object) -> bool:
 
 def _result(found: Mapping[str, Any]) -> types.CallToolResult:
     """Return a tool's JSON object, as structured content and as text for clients that show only text."""
-    content = types.TextContent(text=json.dumps(found, ensure_ascii=False))
+    text = json.dumps(found, ensure_ascii=False)
+    if encodable(text) != text:  # it would end the server when the SDK writes it
+        text = encodable(text)
+        found = json.loads(text)
+    content = types.TextContent(text=text)
     return types.CallToolResult(content=[content], structured_content=found, is_error=found.get("error") is not None)
 
 

@@ -57,6 +57,11 @@ class SpendingLimit:
         with _lock:
             self._stopped = True
 
+    def count_before(self, spent_msat: int) -> None:
+        """Count ``spent_msat``, which was spent before the block began, as spent by it."""
+        with _sums([self]):
+            self._spent["before"] = spent_msat
+
     def _held(self) -> AbstractContextManager[object]:
         """Return a context manager in which the sums are up to date and may be changed. The caller has the lock.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import json
 from collections.abc import Callable
@@ -296,3 +297,45 @@ def test_a_limit_that_is_none_is_refused_at_once(wrong: dict[str, Any]) -> None:
     """A limit that was mistyped would hold nothing."""
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Rules(**{"max_sats_per_call": 10, **wrong})
+
+
+CODECS = [
+    "utf-7",
+    "unicode_escape",
+    "raw_unicode_escape",
+    "punycode",
+    "idna",
+    "undefined",
+    "hex",
+    "zlib",
+    "rot13",
+    "base64",
+    "no\0ne",
+]
+
+
+@pytest.mark.parametrize("charset", [*CODECS, "x" * 60_000, "UTF-16", "utf-8-sig", "cp1252"])
+def test_a_page_of_any_charset_arrives_as_text_that_can_be_sent_on(session: Routeweiler, lnd: FakeLnd, charset: str) -> None:
+    """Python has codecs that aren't of text. A page that names one would break the call that has paid for it, or the server."""
+    headers, body = {"Content-Type": f"text/plain; charset={charset}"}, b"+2AA- \\ud800 paid"
+    with Paywall(lnd, respond=lambda request: (200, headers, body)) as shop:
+        answer = fetch(session, RULES, shop.url)
+    assert (answer.status, answer.problem) == (200, None)
+    assert answer.page is not None
+    assert answer.page.text
+    assert answer.spent_msat == lnd.spent_msat
+    assert answer.as_text().encode()
+
+
+@pytest.mark.parametrize("body", [b"bytes", {1, 2}, functools.reduce(lambda inner, _: [inner], range(100_000), list[Any]())])
+def test_a_body_that_is_no_json_is_refused(session: Routeweiler, paywall: Paywall, body: Any) -> None:
+    """Models write all kinds of arguments; an exception would end the whole run of an agent."""
+    answer = fetch(session, RULES, paywall.url, method="POST", body=body)
+    assert answer.problem is not None
+    assert (answer.problem.code, answer.problem.spent) == ("bad_argument", False)
+    assert not paywall.requests
+
+
+def test_an_answer_can_be_sent_on_whatever_was_asked_for(session: Routeweiler) -> None:
+    """A lone surrogate in the URL would break the framework that sends the answer to the model."""
+    assert fetch(session, RULES, "http://\ud800/").as_text().encode()

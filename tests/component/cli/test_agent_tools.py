@@ -224,3 +224,50 @@ def test_a_server_that_cannot_be_started_says_what_to_change(
     assert done.exit_code == code
     assert said in done.output
     assert not done.stdout
+
+
+def asked_until_answered(tools: Tools, url: str) -> tuple[dict[str, Any], list[Question]]:
+    """The result of a fetch whose user agrees to all payments, and what was asked."""
+    questions: list[Question] = []
+    found = tools.fetch({"url": url}, can_ask=True)
+    while isinstance(found, Question) and len(questions) < 5:
+        questions.append(found)
+        found = tools.fetch({"url": url}, [*found.approvals, found.approval], spent_msat=found.spent_msat, can_ask=True)
+    assert isinstance(found, dict)
+    return found, questions
+
+
+def test_the_questions_of_one_call_do_not_raise_its_limit(make: Callable[..., Tools], lnd: FakeLnd) -> None:
+    """Each page leads to the next, which asks for money: after each question the call's limit would begin anew."""
+    lnd.fee_msat = 0
+    with contextlib.ExitStack() as stack:
+        url = None
+        for number in range(3):
+            to: dict[str, Any] = {} if url is None else {"respond": lambda request, url=url: (302, {"Location": url}, b"")}
+            shop = stack.enter_context(Paywall(lnd, price_msat=18_000, service=f"s{number}", **to))
+            url = shop.url
+        found, questions = asked_until_answered(make(max_sats_per_call=50, confirm=True), str(url))
+    assert lnd.spent_msat == found["spentMsat"] == 36_000
+    assert (found["error"]["code"], found["error"]["spent"]) == ("budget_exceeded", True)
+    assert len(questions) == 2
+    assert "has paid 18 sat already" in questions[1].text
+
+
+def test_an_agreement_serves_once_in_a_call_of_several_questions(make: Callable[..., Tools], lnd: FakeLnd) -> None:
+    """A payment for one answer is gone when the call is made again for its second question: the user agreed to one."""
+    with Paywall(lnd, service="second") as second:
+        respond = lambda request: (302, {"Location": second.url}, b"")  # noqa: E731 - an option
+        with Paywall(lnd, sells="once", respond=respond) as first:
+            tools = make(confirm=True)
+            _, questions = asked_until_answered(tools, first.url)
+    agreed = [each.approval.url for each in questions]
+    assert len(lnd.payments) <= len(agreed)
+    assert sum(each.approval.most_msat for each in questions) >= lnd.spent_msat
+
+
+def test_whole_numbers_may_be_written_as_json_has_them(make: Callable[..., Tools], paywall: Paywall) -> None:
+    """20.0 is an integer by JSON Schema: the tool would fail, and say that it doesn't know whether money was spent."""
+    tools = make()
+    assert fetched(tools, paywall.url, max_sats=1.0)["error"]["code"] == "budget_exceeded"
+    assert fetched(tools, paywall.url, max_sats=1e300)["status"] == 200
+    assert len(tools.payments({"limit": 1.0})["payments"]) == 1
