@@ -1,4 +1,7 @@
-"""Run the blocks of one page, in order: ``python -m tests.docs.runner docs/tutorial/first-payment.md``, in an empty folder.
+"""Run the blocks of one page, in order: ``python -m tests.docs.runner docs/tutorial/first-payment.md``.
+
+Each run has a folder and a home of its own, which it removes at its end, and no variable that names a wallet or a ledger of whoever
+runs it.
 
 Python blocks share one namespace, commands one shell environment and working folder. A fake lnd and a paywall stand in for the
 reader's node and for the servers ``https://example.com``, ``https://api.example.com``, ``https://shop.example`` and so on
@@ -20,11 +23,13 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import traceback
 from pathlib import Path
 from typing import Any
 
 from routeweiler_sync.testing import FakeLnd, Paywall
+from tests.support.cli_process import bare_environ
 
 from .compare import difference
 from .pages import ROOT, Block, blocks
@@ -208,8 +213,41 @@ class Page:
             raise Failed(f"{block}: exit code {self.code}\n{block.code}\nIt printed:\n{self.printed}")
 
 
+def settle_in(place: Path) -> None:
+    """Make ``place`` the home of this process, with an empty folder to work in, and leave its caller's settings behind."""
+    folder, home, programs = place / "work", place / "home", place / "bin"
+    for each in (folder, home, programs):
+        each.mkdir()
+    program = programs / "routeweiler-sync"  # the one that is tested, however this Python was set up
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m routeweiler_sync "$@"\n')
+    program.chmod(0o755)
+    environ = bare_environ(
+        HOME=str(home),
+        XDG_STATE_HOME=str(home / "state"),
+        PATH=os.pathsep.join([str(programs), str(Path(sys.executable).parent), os.environ["PATH"]]),
+        COLUMNS="80",
+        PYTHONIOENCODING="utf-8",
+        LC_ALL="C.UTF-8",
+        PYTEST_ADDOPTS="-p no:cacheprovider",
+    )
+    os.environ.clear()
+    os.environ.update(environ)
+    os.chdir(folder)
+
+
 def main(page: str) -> int:
-    """Run a page's blocks; return 1 after the first that fails."""
+    """Run a page's blocks in a place of their own; return 1 after the first that fails."""
+    before = Path.cwd()
+    with tempfile.TemporaryDirectory(prefix="page-", ignore_cleanup_errors=True) as place:
+        settle_in(Path(place))
+        try:
+            return run(page)
+        finally:
+            os.chdir(before)
+
+
+def run(page: str) -> int:
+    """Run a page's blocks in this folder; return 1 after the first that fails."""
     world = World()
     os.environ.update(world.wallet)
     with world.stack:

@@ -103,11 +103,11 @@ def test_what_a_page_shows_must_be_what_is_printed(page: str, printed: str) -> N
     assert difference(page, printed) is not None
 
 
-def run(page: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def run(page: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     (folder / "page.md").write_text(page, "utf-8")
     work = folder / "work"
     work.mkdir(exist_ok=True)
-    environ = bare_environ(HOME=str(folder), PYTHONPATH=str(ROOT), PATH=f"{Path(sys.executable).parent}:/usr/bin:/bin")
+    environ = bare_environ(HOME=str(folder), PYTHONPATH=str(ROOT), PATH="/usr/bin:/bin", **variables)
     command = [sys.executable, "-m", "tests.docs.runner", str(folder / "page.md")]
     return subprocess.run(command, cwd=work, env=environ, capture_output=True, encoding="utf-8", timeout=120)
 
@@ -129,6 +129,38 @@ def test_a_page_fails_where_it_is_wrong(right: str, wrong: str, told: str, tmp_p
     done = run(PAGE.replace(right, wrong) if right else PAGE, tmp_path)
     assert done.returncode == (1 if right else 0), done.stderr
     assert told in done.stderr
+
+
+@pytest.mark.slow
+def test_a_page_touches_nothing_of_whoever_runs_it(tmp_path: Path) -> None:
+    """A page run by hand would write into the ledger that its author pays from, or pay from the author's own wallet."""
+    page = """
+```console
+$ routeweiler-sync get https://example.com/page/1 > page.txt 2>&1; echo "$ROUTEWEILER_BUDGET$LNBITS_ADMIN_KEY$ROUTEWEILER_LEDGER."
+.
+```
+
+```python
+from pathlib import Path
+print(Path("page.txt").exists(), len(list(Path.home().rglob("*.db"))))
+```
+
+<!-- output -->
+```text
+True 1
+```
+"""
+    done = run(
+        page,
+        tmp_path,
+        ROUTEWEILER_BUDGET="default: per_day=1",
+        ROUTEWEILER_WALLET="lnbits",
+        LNBITS_ADMIN_KEY="ab" * 16,
+        ROUTEWEILER_LEDGER=str(tmp_path / "mine.db"),
+        XDG_STATE_HOME=str(tmp_path / "state"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(each.name for each in tmp_path.rglob("*")) == ["page.md", "work"]
 
 
 def test_blocks_are_found_with_their_marks() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import configparser
 import json
-import os
 import sqlite3
 import subprocess
 import sys
@@ -29,23 +28,8 @@ pytestmark = pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", RUN_HERE)
 def test_its_blocks_run_and_print_what_it_shows(page: str, tmp_path: Path) -> None:
     """The first thing that anybody does with a page is to copy from it."""
-    folder, home, programs = tmp_path / "work", tmp_path / "home", tmp_path / "bin"
-    for each in (folder, home, programs):
-        each.mkdir()
-    program = programs / "routeweiler-sync"  # the one that is tested, however this Python was set up
-    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m routeweiler_sync "$@"\n')
-    program.chmod(0o755)
-    environ = bare_environ(
-        HOME=str(home),
-        XDG_STATE_HOME=str(home / "state"),
-        PATH=os.pathsep.join([str(programs), str(Path(sys.executable).parent), os.environ["PATH"]]),
-        COLUMNS="80",
-        PYTHONIOENCODING="utf-8",
-        LC_ALL="C.UTF-8",
-        PYTEST_ADDOPTS="-p no:cacheprovider",
-    )
     command = [sys.executable, "-m", "tests.docs.runner", page]
-    done = subprocess.run(command, cwd=folder, env=environ, capture_output=True, encoding="utf-8", timeout=PAGE_S_MAX)
+    done = subprocess.run(command, cwd=tmp_path, env=bare_environ(), capture_output=True, encoding="utf-8", timeout=PAGE_S_MAX)
     assert done.returncode == 0, done.stderr
 
 

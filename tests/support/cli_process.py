@@ -25,7 +25,7 @@ NO_NODE = {"LND_GRPC_HOST": "", "LND_MACAROON_PATH": ""}
 
 def bare_environ(**environ: str) -> dict[str, str]:
     """This process's environment without what could lead a child astray."""
-    ours = re.compile(r"ROUTEWEILER_|LND_|POLAR_|.*_proxy$|COLUMNS$|NO_COLOR$|FORCE_COLOR$", re.IGNORECASE)
+    ours = re.compile(r"ROUTEWEILER_|LND_|POLAR_|LNBITS_|NWC_|.*_proxy$|COLUMNS$|NO_COLOR$|FORCE_COLOR$", re.IGNORECASE)
     kept = {name: value for name, value in os.environ.items() if not ours.match(name)}
     return {**kept, "PYTHONPATH": str(Path(routeweiler_sync.__file__).parents[1]), **environ}
 
