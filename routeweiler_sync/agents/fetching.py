@@ -11,9 +11,11 @@ import contextlib
 import contextvars
 import json
 import threading
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import requests
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
 MAX_CHARS = 20_000
 #: Seconds to wait for the connection, and for each part of the answer (requests' connect and read timeouts).
 TIMEOUT_S = (30.0, 60.0)
+#: After so many seconds, payments included, a call follows no further redirect.
+REDIRECTS_S_MAX = 300.0
 #: The methods that an agent may use.
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 #: Headers that aren't an agent's to set: they say where a request goes and how it is framed.
@@ -221,7 +225,7 @@ class Call:
                 self._limit = limit
                 if self._cancelled.is_set():
                     limit.stop()
-            token = url_check.set(None if self.rules.allow_origins is None else self._check)
+            token = url_check.set(partial(self._check, time.monotonic() + REDIRECTS_S_MAX))
             try:
                 found = self._fetched(method, limit)
             finally:
@@ -333,10 +337,13 @@ class Call:
             data = body.encode("utf-8", "replace")
             if "content-type" not in {name.lower() for name in headers}:
                 headers["Content-Type"] = "application/json" if _is_json(body) else "text/plain; charset=utf-8"
-        return {"headers": headers, "data": data, "timeout": TIMEOUT_S}
+        hooks = {"response": [*self.session.hooks.get("response", ()), _without_redirects_body]}
+        return {"headers": headers, "data": data, "timeout": TIMEOUT_S, "hooks": hooks}
 
-    def _check(self, url: str) -> None:
+    def _check(self, until_s: float, url: str) -> None:
         """Refuse a URL that is about to be asked, by the agent or by a redirect, if the rules don't allow its server."""
+        if time.monotonic() > until_s:
+            raise _RefusedError("too_slow", f"No page has come in {REDIRECTS_S_MAX:g} s, only redirects.", "Use another source.")
         if not self.rules.allows(url):
             raise _RefusedError(
                 "origin_not_allowed",
@@ -365,6 +372,14 @@ class Call:
             advice=advice,
             payment_hash=None if payment is None else payment.payment_hash,
         )
+
+
+def _without_redirects_body(response: requests.Response, **kwargs: object) -> None:
+    """Read no more than a little of the body of a redirect: it may have no end. A hook."""
+    if response.is_redirect:
+        from ..paywall.replay import drain
+
+        drain(response)
 
 
 def fetch(

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import requests
 
+from .waits import Watch, fileno_of
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -80,16 +82,19 @@ def chunks(response: requests.Response) -> Iterator[bytes]:
     if hasattr(response.raw, "enforce_content_length"):
         response.raw.enforce_content_length = True  # not the default in urllib3 1.26, which accepts half a page as a whole one
     pieces = _pieces(response)
-    while True:
-        try:
-            chunk = next(pieces, None)
-        except (requests.RequestException, OSError) as error:
-            raise PageBrokenError(str(error)) from error
-        if chunk is None:
-            return
-        yield chunk
-        if time.monotonic() > ends_at_s:
-            raise PageBrokenError(f"it took longer than {READ_S_MAX:g} s")
+    with Watch(fileno_of(response.raw), READ_S_MAX) as watch:
+        while True:
+            try:
+                chunk, problem = next(pieces, None), None
+            except (requests.RequestException, OSError, ValueError) as error:
+                chunk, problem = None, error
+            if watch.expired or (chunk is not None and time.monotonic() > ends_at_s):
+                raise PageBrokenError(f"it took longer than {READ_S_MAX:g} s") from problem
+            if problem is not None:
+                raise PageBrokenError(str(problem)) from problem
+            if chunk is None:
+                return
+            yield chunk
 
 
 def _pieces(response: requests.Response) -> Iterator[bytes]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -42,3 +43,28 @@ def server(answer: Any) -> Iterator[str]:
     finally:
         running.shutdown()
         running.server_close()
+
+
+@contextlib.contextmanager
+def raw_server(head: bytes, more: Callable[[], bytes], pause_s: float = 0.0) -> Iterator[str]:
+    """A server that answers each request with ``head``, and then with what ``more`` gives, until the client has gone."""
+    ended = threading.Event()
+
+    def answer(connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            connection.recv(65_536)
+            connection.sendall(head)
+            while not ended.wait(pause_s):
+                connection.sendall(more())
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=answer, args=[listener.accept()[0]], daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=accept, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        finally:
+            ended.set()
