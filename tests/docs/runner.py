@@ -233,6 +233,7 @@ def settle_in(place: Path) -> None:
     os.environ.clear()
     os.environ.update(environ)
     os.chdir(folder)
+    sys.path.insert(0, str(folder))  # for the modules that a page makes
 
 
 def main(page: str) -> int:

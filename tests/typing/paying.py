@@ -290,7 +290,7 @@ def bill(session: Routeweiler) -> str:
     assert_type(budget.headroom_minor_units, Decimal | None)
     assert_type(session.ledger, Ledger)
     for since in (None, timedelta(days=1), date(2020, 1, 1), datetime(2020, 1, 1, tzinfo=timezone.utc)):
-        assert session.ledger.spending(since=since, origin=None).payments == spending.payments
+        assert session.ledger.spending(since=since, until=None, origin=None).payments == spending.payments
     shown = [dict(row) for row in session.ledger.payments()]
     assert all("token" not in row and "preimage" not in row for row in shown)
     return repr(spending)
