@@ -326,7 +326,10 @@ def thaw(*, envelope: str, ledger: str | None, as_json: bool) -> None:
     if as_json:
         print_json([envelope_json(row)])
     else:
-        print_line(f"Envelope {envelope!r} of {url} isn't frozen: its limits apply.")
+        rest = ": its limits apply"
+        if row.frozen_id is not None:
+            rest = f" any more, but {row.frozen_id!r}, in which it lies, is: nothing is bought from it"
+        print_line(f"Envelope {envelope!r} of {url} isn't frozen{rest}.")
 
 
 budget.add_command(audit)

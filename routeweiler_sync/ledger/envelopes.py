@@ -178,7 +178,7 @@ def ids_of(tx: Transaction, envelope_id: str) -> set[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Look:
-    """A chain as it is once what was given is written; the envelopes to insert for that, and the rows to update."""
+    """A chain as it is once what was given is written; the envelopes to insert for that, inner ones first; the rows to update."""
 
     chain: Chain
     new: Sequence[BudgetEnvelope]
@@ -204,11 +204,16 @@ def _take(
 
 
 def _write(tx: Transaction, look: _Look) -> bool:
-    """Write what ``look`` says. Return whether it is so now: another process may have made an envelope that is to be inserted."""
+    """Write what ``look`` says. Return whether it is so now: another process may have made an envelope that is to be inserted.
+
+    That other one may forbid what was to lie in it, and then the purchase is refused, and what was written stays. So the outer
+    ones come first, and nothing is written that lies in an envelope which isn't as ``look`` has it.
+    """
+    if not all(make(tx, envelope) for envelope in reversed(look.new)):
+        return False
     for row in look.changed:
         tx.execute("UPDATE envelopes SET limits = ?, parent_id = ? WHERE id = ?", (row["limits"], row["parent_id"], row["id"]))
-    made = [make(tx, envelope) for envelope in sorted(look.new, key=lambda each: each.id)]  # in one order, against deadlocks
-    return all(made)
+    return True
 
 
 def _found(tx: Transaction, given: BudgetEnvelope | str, *, currency: str | None = None) -> Chain:

@@ -106,7 +106,7 @@ def _envelope(envelope: Envelope) -> dict[str, Any]:
         "id": row.id,
         "ledger": envelope.ledger,
         "currency": row.limits.cap_currency,
-        "frozen": row.frozen,
+        "frozen": row.frozen_id is not None,
         "settled": row.settled_minor_units,
         "reserved": row.reserved_minor_units,
         "headroom": row.headroom_minor_units,

@@ -25,8 +25,9 @@ import pytest
 
 from routeweiler_sync import Routeweiler
 from routeweiler_sync._core.deadline import patience
-from routeweiler_sync.errors import LedgerError
-from routeweiler_sync.ledger import archive as archive_module, snapshot
+from routeweiler_sync.budgets.schema import MAX_LEVELS, BudgetEnvelope
+from routeweiler_sync.errors import BudgetError, LedgerError
+from routeweiler_sync.ledger import archive as archive_module, envelopes, snapshot
 from routeweiler_sync.ledger.ledger import Ledger
 from routeweiler_sync.ledger.postgres import connections as postgres_links, store as postgres
 from routeweiler_sync.ledger.postgres.store import _TABLES as TABLES
@@ -364,6 +365,27 @@ def test_a_deadlock_is_run_again(server: Server, database: str, ledger: Ledger, 
         assert settled.result(WAIT_S).state is PaymentState.SETTLED
     assert server.log.count("deadlock detected") == deadlocks + 1
     assert held_msat(ledger) == (0, 10_000)
+
+
+@pytest.mark.parametrize("around", [{"cap_currency": "usd"}, {"parent": f"level {MAX_LEVELS - 2}"}], ids=["currency", "depth"])
+def test_an_envelope_that_another_process_makes_meanwhile_leaves_none_in_it_that_cant_be(
+    make_ledger: Make, meanwhile: Callable[..., Future[Any]], monkeypatch: pytest.MonkeyPatch, around: dict[str, Any]
+) -> None:
+    """Else an envelope would be left in one of another currency, or too deep, and what is refused be made all the same."""
+    ledger, other, real = make_ledger(), make_ledger(), envelopes.make
+    for n in range(MAX_LEVELS - 1):
+        other.bring(BudgetEnvelope(f"level {n}", parent=f"level {n - 1}" if n else None))
+
+    def make(tx: Any, envelope: BudgetEnvelope) -> bool:
+        monkeypatch.setattr(envelopes, "make", real)
+        meanwhile(other.bring, BudgetEnvelope("z team", **around)).result(WAIT_S)
+        return real(tx, envelope)
+
+    monkeypatch.setattr(envelopes, "make", make)
+    scout = BudgetEnvelope("a scout", parent=BudgetEnvelope("m middle", parent=BudgetEnvelope("z team")))
+    with pytest.raises(BudgetError):
+        ledger.open_payment(intent(1), draw(scout))
+    assert not {each.id for each in ledger.envelopes()} & {"a scout", "m middle"}
 
 
 def test_a_lock_that_isnt_to_be_had_is_refused_in_the_end(

@@ -511,10 +511,13 @@ def test_agents_share_one_budget_and_each_is_shown_what_it_spent(
         agents["scout"].get(dynamic.url_for("/e"))
     assert command("budget", "show", "scout") == 0
     assert "frozen by team" in command.out.decode()
+    assert command("budget", "thaw", "scout") == 0
+    assert "isn't frozen any more, but 'team', in which it lies, is" in command.out.decode()
     assert command("budget", "thaw", "team") == 0
     page = ("get", dynamic.url_for("/f"), "--quiet")
     assert command(*page, ROUTEWEILER_ENVELOPE="writer", ROUTEWEILER_BUDGET="5 sat") == 2, "which of both holds isn't guessed"
     assert command(*page, ROUTEWEILER_ENVELOPE="writer", ROUTEWEILER_AGENT="writer") == 3, "the team's limit holds for commands too"
+    assert "Raise the limit by routeweiler-sync budget set team --per-day N" in " ".join(command.err.decode().split())
     assert command("budget", "set", "team", "--per-day", "60") == 0
     assert command(*page, ROUTEWEILER_ENVELOPE="writer", ROUTEWEILER_AGENT="by hand") == 0
     assert command("budget", "show", "writer", "--by", "agent", "--json") == 0
