@@ -14,7 +14,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +45,7 @@ TIMEOUT_S = (30.0, 60.0)
 REDIRECTS_S_MAX = 300.0
 #: The methods that an agent may use.
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+_PAYS_ANEW = "What was paid was for this one answer: fetching again pays anew. Ask the user."
 #: Headers that aren't an agent's to set: they say where a request goes and how it is framed.
 _RESERVED_HEADERS = frozenset(
     ("host", "connection", "content-length", "transfer-encoding", "te", "trailer", "upgrade", "expect", "proxy-authorization")
@@ -204,6 +205,9 @@ class Call:
     price_only: bool = False
     spent_before_msat: int = 0
     read: Callable[[requests.Response, int], Page] = pages.read
+    _is_led_on: bool = field(default=False, init=False, repr=False)
+    #: The payment of a page that led on, if it was for that one answer. It is used up.
+    _used_up: Payment | None = field(default=None, init=False, repr=False)
     _limit: block_limit.SpendingLimit | None = field(default=None, init=False, repr=False)
     _cancelled: threading.Event = field(default_factory=threading.Event, init=False, repr=False)
     _guard: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
@@ -277,7 +281,8 @@ class Call:
         except pages.PageBrokenError as broken:
             problem = self._broken(method, response, broken, bool(limit.spent_msat))
         except (requests.RequestException, ValueError, OSError, urllib3.exceptions.HTTPError) as error:
-            problem = problem_of(error, method=method, has_paid=bool(limit.spent_msat))
+            has_paid, is_kept = bool(limit.spent_msat), self._used_up is None
+            problem = problem_of(error, method=method, has_paid=has_paid, is_kept=is_kept, is_led_on=self._is_led_on)
             response = getattr(error, "response", None) if isinstance(error, RouteweilerError) else None
         if problem is None and rehearsal is None and response is not None and response.status_code == 402:
             problem = Problem(
@@ -287,7 +292,7 @@ class Call:
                 retryable=False,
                 advice="Use another source, or tell the user.",
             )
-        left_msat, left = _left(self.session, limit)
+        left_msat, left = what_is_left(self.session, limit)
         asked = without_userinfo(self.url) if isinstance(self.url, str) else ""
         return Fetched(
             method=method,
@@ -301,7 +306,7 @@ class Call:
             left_msat=left_msat,
             left=left,
             price=None if not self.price_only else _price_of(rehearsal, problem),
-            problem=problem,
+            problem=None if problem is None else self._after_used_up(problem),
         )
 
     def _priced(self, method: str, arguments: dict[str, Any]) -> tuple[requests.Response, Rehearsal | None]:
@@ -337,7 +342,7 @@ class Call:
             data = body.encode("utf-8", "replace")
             if "content-type" not in {name.lower() for name in headers}:
                 headers["Content-Type"] = "application/json" if _is_json(body) else "text/plain; charset=utf-8"
-        hooks = {"response": [*self.session.hooks.get("response", ()), _without_redirects_body]}
+        hooks = {"response": [*self.session.hooks.get("response", ()), self._led_on]}
         return {"headers": headers, "data": data, "timeout": TIMEOUT_S, "hooks": hooks}
 
     def _check(self, until_s: float, url: str) -> None:
@@ -351,6 +356,26 @@ class Call:
                 "Use one of the servers that are allowed, or tell the user. Only they can allow another.",
             )
 
+    def _led_on(self, response: requests.Response, **kwargs: object) -> None:
+        """Look at an answer before `requests` follows it: a hook. Of a redirect's body little is read: it may have no end."""
+        if response.is_redirect:
+            from ..paywall.replay import drain
+            from ..protocol.schemes import is_reusable
+
+            drain(response)
+            self._is_led_on = True
+            payment: Payment | None = getattr(response, "payment", None)
+            if payment is not None and not is_reusable(payment.scheme):
+                self._used_up = payment
+
+    def _after_used_up(self, problem: Problem) -> Problem:
+        """Return ``problem``, which came after a payment for one answer was used up: the same call would pay that anew."""
+        if self._used_up is None:
+            return problem
+        advice = _PAYS_ANEW if problem.retryable else f"What was paid was for this one answer. {problem.advice}"
+        payment_hash = problem.payment_hash or self._used_up.payment_hash
+        return replace(problem, retryable=False, advice=advice, payment_hash=payment_hash)
+
     @staticmethod
     def _broken(method: str, response: requests.Response | None, broken: Exception, has_paid: bool) -> Problem:
         from ..protocol.schemes import is_reusable
@@ -360,8 +385,7 @@ class Call:
         if payment is not None and is_reusable(payment.scheme):
             advice = "Fetch the same URL again: it is paid for, so that costs nothing."
         elif payment is not None:
-            advice = "What was paid was for this one answer: fetching again pays anew. Ask the user."
-            retryable = False
+            retryable, advice = False, _PAYS_ANEW
         if not retryable and method not in ("GET", "HEAD"):
             advice = f"The server has carried out the {method}. {advice}"
         return Problem(
@@ -372,14 +396,6 @@ class Call:
             advice=advice,
             payment_hash=None if payment is None else payment.payment_hash,
         )
-
-
-def _without_redirects_body(response: requests.Response, **kwargs: object) -> None:
-    """Read no more than a little of the body of a redirect: it may have no end. A hook."""
-    if response.is_redirect:
-        from ..paywall.replay import drain
-
-        drain(response)
 
 
 def fetch(
@@ -462,8 +478,11 @@ def _header(response: requests.Response, name: str) -> str | None:
     return None if value is None else shown(value)
 
 
-def _left(session: Routeweiler, own: block_limit.SpendingLimit) -> tuple[int | None, str | None]:
-    """Return what the limits around a call still allow, in msat, and the same as a text. None where there is none."""
+def what_is_left(session: Routeweiler, own: block_limit.SpendingLimit | None = None) -> tuple[int | None, str | None]:
+    """Return what the limits around a call still allow, in msat, and the same as a text. None where there is none.
+
+    ``own`` is the limit of the call itself, which isn't counted.
+    """
     around = [each for each in block_limit.active((session._payer,)) if each is not own]
     msat = [max(0, each.limit_msat - each.spent_msat - each.reserved_msat) for each in around]
     texts = []

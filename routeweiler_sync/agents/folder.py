@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import secrets
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -35,6 +36,26 @@ class Folder:
         self.path = Path(os.path.realpath(os.path.expanduser(path)))
         if not self.path.is_dir():
             raise FolderError(f"there is no folder {path}")
+        self._guard = threading.Lock()
+        self._taken: set[str] = set()
+
+    @contextlib.contextmanager
+    def taken(self, name: str) -> Iterator[None]:
+        """Keep ``name`` for one call: another would learn that it is taken only when it has paid for its page.
+
+        Raises: FolderError, on entering, as `check`, and if another call has the name.
+        """
+        self.check(name)
+        key = name.lower()  # the same file on many systems
+        with self._guard:
+            if key in self._taken:
+                raise FolderError(f"another call is about to make {name}: choose another name")
+            self._taken.add(key)
+        try:
+            yield
+        finally:
+            with self._guard:
+                self._taken.discard(key)
 
     def check(self, name: str) -> None:
         """Raise FolderError if no file ``name`` can be made here: to be known before a page is paid for."""

@@ -85,9 +85,14 @@ class Problem:
         }
 
 
-def problem_of(error: Exception, *, method: str, has_paid: bool) -> Problem:
-    """Return what ``error`` means for an agent. ``has_paid``: the fetch had paid for something before it failed."""
-    retryable, advice = next(((again, text) for kind, again, text in _ADVICE if isinstance(error, kind)), (False, _MALFORMED))
+def problem_of(error: Exception, *, method: str, has_paid: bool, is_kept: bool = True, is_led_on: bool = False) -> Problem:
+    """Return what ``error`` means for an agent.
+
+    ``has_paid``: the fetch had paid for something before it failed. ``is_kept``: the next fetch would use that.
+    ``is_led_on``: a server has led the fetch on to another URL, so that what is wrong with the URL is the server's fault.
+    """
+    unknown = (False, _SERVER if is_led_on else _MALFORMED)
+    retryable, advice = next(((again, text) for kind, again, text in _ADVICE if isinstance(error, kind)), unknown)
     if isinstance(error, errors.RouteweilerError):
         spent = None if error.spent is None else error.spent or has_paid
         message = error.what if error.advice is not None else str(error)
@@ -101,7 +106,7 @@ def problem_of(error: Exception, *, method: str, has_paid: bool) -> Problem:
         )
     if retryable and method not in _SAFE_METHODS:
         retryable, advice = False, f"The server may have carried out the {method} all the same: find out before you send it again."
-    if has_paid:
+    if has_paid and is_kept:
         advice = f"What was paid is kept, and the next fetch of the same URL uses it. {advice}"
     return Problem(code=type(error).__name__, message=shown(str(error)), spent=has_paid, retryable=retryable, advice=advice)
 

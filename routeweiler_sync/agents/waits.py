@@ -8,8 +8,7 @@ import threading
 from typing import Any
 
 from requests.adapters import HTTPAdapter
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3 import connection, connectionpool
 
 #: For how long the head of an answer may arrive, in seconds.
 HEAD_S_MAX = 120.0
@@ -59,10 +58,12 @@ def fileno_of(raw: Any) -> int | None:
     return None
 
 
-class _Watched(HTTPConnection):
+# Named as in urllib3: errors' texts have the names.
+class HTTPConnection(connection.HTTPConnection):
     """A connection whose answers' heads arrive within `HEAD_S_MAX`."""
 
     def getresponse(self) -> Any:
+        """Wait for the answer. Raises: TimeoutError if its head takes too long."""
         with Watch(None if self.sock is None else self.sock.fileno(), HEAD_S_MAX) as watch:
             try:
                 response = super().getresponse()
@@ -74,21 +75,25 @@ class _Watched(HTTPConnection):
         return response
 
 
-class _WatchedTLS(_Watched, HTTPSConnection):
-    pass
+class HTTPSConnection(HTTPConnection, connection.HTTPSConnection):
+    """The same, over TLS."""
 
 
-class _Pool(HTTPConnectionPool):
-    ConnectionCls = _Watched
+class HTTPConnectionPool(connectionpool.HTTPConnectionPool):
+    """Connections to one server."""
+
+    ConnectionCls = HTTPConnection
 
 
-class _PoolTLS(HTTPSConnectionPool):
-    ConnectionCls = _WatchedTLS
+class HTTPSConnectionPool(connectionpool.HTTPSConnectionPool):
+    """Connections to one server, over TLS."""
+
+    ConnectionCls = HTTPSConnection
 
 
 def watch_heads(adapter: HTTPAdapter) -> None:
     """Let the answers that come through ``adapter``, which hasn't sent anything yet, have their heads arrive in `HEAD_S_MAX`."""
-    pools = {"http": _Pool, "https": _PoolTLS}
+    pools = {"http": HTTPConnectionPool, "https": HTTPSConnectionPool}
     adapter.poolmanager.pool_classes_by_scheme = pools
     inherited = adapter.proxy_manager_for
 

@@ -7,6 +7,7 @@ and what an agent is told of it, is left to `agents.fetching`.
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,7 +21,7 @@ from requests.adapters import HTTPAdapter
 from .._core.money import MAX_MINOR_UNITS, MSAT_PER_SAT, sats
 from .._core.urls import origin_of, without_userinfo
 from .._version import VERSION
-from ..agents.fetching import MAX_CHARS, Call, Fetched, Rules
+from ..agents.fetching import MAX_CHARS, Call, Fetched, Rules, what_is_left
 from ..agents.folder import Folder, FolderError
 from ..agents.pages import Page, read
 from ..agents.problems import Problem, problem_of
@@ -189,21 +190,22 @@ class Tools:
         it can be cancelled.
         """
         name, path = arguments.get("save_as"), None
-        if name is not None:
-            if self.folder is None:
-                return _refused(arguments, "No folder is allowed, so no file can be written.", "Leave out save_as.")
-            try:
-                self.folder.check(name)
-            except FolderError as problem:
-                return _refused(arguments, f"{problem}.", "Choose a name that can be used.")
-            path = self.folder.path / name
         asking = _Asking(approvals=list(approvals))
         token = _asking.set(asking)
         try:
-            page = read if name is None else partial(self._saved, name)
-            call = self._call(arguments, read=page, spent_before_msat=spent_msat)
-            started(call)
-            found = call.run()
+            with contextlib.ExitStack() as stack:
+                page = read
+                if name is not None:
+                    if self.folder is None:
+                        return self._refused(arguments, "No folder is allowed, so no file can be written.", "Leave out save_as.")
+                    try:
+                        stack.enter_context(self.folder.taken(name))
+                    except FolderError as problem:
+                        return self._refused(arguments, f"{problem}.", "Choose a name that can be used.")
+                    path, page = self.folder.path / name, partial(self._saved, name)
+                call = self._call(arguments, read=page, spent_before_msat=spent_msat)
+                started(call)
+                found = call.run()
         finally:
             _asking.reset(token)
         if found.problem is not None and found.problem.code == PaymentDeclinedError.code and asking.unapproved is not None:
@@ -217,8 +219,17 @@ class Tools:
         """Return the result of a ``fetch`` whose payment the user has declined, after it had paid ``spent_msat``."""
         error = PaymentDeclinedError("The user declined the payment.", advice="Do without this page.")
         problem = problem_of(error, method="", has_paid=bool(spent_msat))
+        return self._unfetched(arguments, problem, spent_msat)
+
+    def _refused(self, arguments: Mapping[str, Any], message: str, advice: str) -> dict[str, Any]:
+        """Return the result of a ``fetch`` whose arguments can't be used. Nothing was sent."""
+        return self._unfetched(arguments, _bad_argument(message, advice))
+
+    def _unfetched(self, arguments: Mapping[str, Any], problem: Problem, spent_msat: int = 0) -> dict[str, Any]:
+        left_msat, left = what_is_left(self.session)
         url = without_userinfo(str(arguments["url"]))
-        return {**Fetched(method="", url=url, spent_msat=spent_msat, problem=problem).as_json(), "file": None}
+        found = Fetched(method="", url=url, spent_msat=spent_msat, left_msat=left_msat, left=left, problem=problem)
+        return {**found.as_json(), "file": None}
 
     def quote(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Return what ``fetch`` with the same arguments would pay, and whether all limits allow it. Pays nothing."""
@@ -345,12 +356,6 @@ def _unasked(problem: Problem, quote: Quote) -> Problem:
 
 def _bad_argument(message: str, advice: str) -> Problem:
     return Problem(code="bad_argument", message=message, spent=False, retryable=False, advice=advice)
-
-
-def _refused(arguments: Mapping[str, Any], message: str, advice: str) -> dict[str, Any]:
-    """Return the result of a ``fetch`` whose arguments can't be used. Nothing was sent."""
-    url = without_userinfo(str(arguments["url"]))
-    return {**Fetched(method="", url=url, problem=_bad_argument(message, advice)).as_json(), "file": None}
 
 
 def _sum(spending: Spending) -> dict[str, Any]:

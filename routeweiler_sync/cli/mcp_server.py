@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 
 NAME = "routeweiler-sync"
 SPENDING_URI = "routeweiler-sync://spending"
-#: How many tools run at once. Further calls wait.
-WORKERS = 16
+#: How many fetches and quotes run at once, and how many looks at the ledger. Further calls wait.
+WORKERS, READERS = 16, 4
 #: How long the user may take to answer a question, in seconds, and how many payments one call may ask about.
 ANSWER_S, QUESTIONS_MAX = 600.0, 3
 #: How many questions may be unanswered at once. The oldest are forgotten: then their call must be made again.
@@ -141,7 +141,7 @@ class _PaymentServer:
         self._listed = tool_list(tools)
         self._checks = {each.name: Draft202012Validator(each.input_schema) for each in self._listed}
         self._open: dict[str, _Asked] = {}
-        self._limiter: anyio.CapacityLimiter | None = None
+        self._limiters: dict[int, anyio.CapacityLimiter] = {}
 
     def server(self) -> Server[Any]:
         """Return the server, which can serve several clients at once."""
@@ -156,18 +156,17 @@ class _PaymentServer:
             on_read_resource=self._read_resource,
         )
 
-    async def _run(self, step: Callable[[], Any]) -> Any:
-        """Run ``step`` in a worker thread. Cancelled, this returns at once, and the thread goes on."""
-        if self._limiter is None:
-            self._limiter = anyio.CapacityLimiter(WORKERS)
-        return await anyio.to_thread.run_sync(step, limiter=self._limiter, abandon_on_cancel=True)
+    async def _run(self, step: Callable[[], Any], at_once: int = READERS) -> Any:
+        """Run ``step`` in a worker thread, ``at_once`` in all. Cancelled, this returns at once, and the thread goes on."""
+        limiter = self._limiters.setdefault(at_once, anyio.CapacityLimiter(at_once))
+        return await anyio.to_thread.run_sync(step, limiter=limiter, abandon_on_cancel=True)
 
     async def _run_fetch(self, arguments: Mapping[str, Any], approvals: Sequence[Approval], **more: Any) -> Any:
         """Run the tool ``fetch``. Cancelled, it pays nothing from then on; a payment that has begun comes to its end."""
         calls: list[Call] = []
         step = partial(self._tools.fetch, arguments, approvals, started=calls.append, **more)
         try:
-            return await self._run(step)
+            return await self._run(step, WORKERS)
         except anyio.get_cancelled_exc_class():
             for call in calls:
                 call.cancel()
@@ -212,7 +211,8 @@ class _PaymentServer:
         try:
             if params.name == "fetch":
                 return await self._fetch(context, params, arguments)
-            return _result(await self._run(partial(getattr(self._tools, params.name), arguments)))
+            step = partial(getattr(self._tools, params.name), arguments)
+            return _result(await self._run(step, WORKERS if params.name == "quote" else READERS))
         except Exception as error:  # noqa: BLE001 - a fault of this program: its text may hold anything
             log.error("the tool %s has failed: %s", params.name, type(error).__name__)
             what = f"The tool has failed ({type(error).__name__}), which is a fault of this server."
@@ -226,9 +226,9 @@ class _PaymentServer:
         if params.request_state is not None:  # the client's answer to a question of an earlier round
             asked = self._open.pop(params.request_state, None)
             if asked is None or asked.until_s < time.monotonic() or asked.arguments != _key(arguments):
-                return _unusable(
-                    "The answer came too late, or is for another call: nothing was paid by it.", "Make the call again."
-                )
+                what = "The answer came too late, or is for another call: nothing was paid by it."
+                has_paid = asked is not None and bool(asked.question.spent_msat)
+                return _failed(what, "Make the call again.", code="bad_argument", spent=has_paid)
             spent_msat, number = asked.question.spent_msat, asked.number
             if not _is_yes((params.input_responses or {}).get(_QUESTION)):
                 return _result(await self._run(partial(self._tools.declined, arguments, spent_msat)))

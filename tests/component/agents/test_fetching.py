@@ -391,3 +391,15 @@ def test_the_hooks_of_the_session_run(session: Routeweiler, paywall: Paywall) ->
     session.hooks["response"].append(lambda response, **kwargs: seen.append(response.status_code))
     fetch(session, RULES, paywall.url_for("/redirect?to=/free"))
     assert seen == [302, 200]
+
+
+@pytest.mark.parametrize("to", ["http://127.0.0.1:9/", "http://["])
+def test_a_payment_for_one_answer_is_used_up_by_a_redirect(session: Routeweiler, lnd: FakeLnd, to: str) -> None:
+    """The agent would be told that what it has paid is kept, fetch again, and pay again, as often as it likes."""
+    with Paywall(lnd, scheme="Payment", form="mppx", respond=lambda request: (302, {"Location": to}, b"")) as shop:
+        answer = fetch(session, RULES, shop.url)
+    assert answer.problem is not None
+    assert (answer.problem.spent, answer.problem.retryable) == (True, False)
+    assert answer.problem.payment_hash == lnd.payments[0].payment_hash
+    assert answer.problem.advice.startswith("What was paid was for this one answer")
+    assert "Correct the URL" not in answer.problem.advice

@@ -282,3 +282,16 @@ def test_an_answer_whose_head_has_no_end_is_given_up(
     with raw_server(head, lambda: more, pause_s=0.02) as url:
         error = fetched(make(), url)["error"]
     assert (error["code"], error["spent"], error["retryable"]) == ("ReadTimeout", False, True)
+
+
+def test_a_name_that_another_call_is_about_to_use_is_refused_before_paying(
+    make: Callable[..., Tools], paywall: Paywall, lnd: FakeLnd, tmp_path: Path
+) -> None:
+    """Both would pay, and one would have no file to write its page to."""
+    tools = make(folder=str(tmp_path))
+    assert tools.folder is not None
+    with tools.folder.taken("Page.txt"):
+        refused = fetched(tools, paywall.url, save_as="page.TXT")
+    assert (refused["error"]["code"], refused["error"]["spent"]) == ("bad_argument", False)
+    assert not lnd.orders
+    assert fetched(tools, paywall.url, save_as="page.TXT")["status"] == 200

@@ -26,6 +26,7 @@ import mcp_types as types
 from mcp import Client
 from mcp.shared.exceptions import MCPError
 
+from routeweiler_sync.cli import mcp_server as mcp_servers
 from routeweiler_sync.cli.agent_tools import Options, Tools
 from routeweiler_sync.cli.mcp_server import _PaymentServer
 
@@ -279,6 +280,7 @@ def test_what_a_call_paid_before_its_second_question_is_told(
                 found = await shop.call(client, "fetch", url=first.url_for("/page"))
         assert found["spentMsat"] == lnd.spent_msat
         assert (found["status"] == 200) == agrees
+        assert found["leftMsat"] is not None
         if not agrees:
             assert (found["error"]["code"], found["error"]["spent"]) == ("payment_declined", True)
 
@@ -366,3 +368,28 @@ def test_arguments_that_fit_no_schema_are_refused(shop: Shop, serve: Callable[..
     run(scenario)
     assert not shop.cheap.requests
     assert not shop.dear.requests
+
+
+def test_slow_servers_do_not_keep_the_budget_from_being_seen(
+    shop: Shop, serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An agent that fetches from a few slow servers could else not learn what it has spent, nor anything at all."""
+    goes_on = threading.Event()
+    monkeypatch.setattr(mcp_servers, "WORKERS", 2)
+
+    def answer(handler: Any) -> Any:
+        goes_on.wait(TIMEOUT_S)
+        return 200, [], b"at last"
+
+    async def scenario() -> None:
+        with server(answer) as slow:
+            async with Client(serve()) as client:
+                fetches = [asyncio.create_task(shop.call(client, "fetch", url=slow)) for _ in range(3)]
+                await asyncio.sleep(0)
+                assert (await shop.call(client, "budget"))["spentMsat"] == 0
+                assert (await mcp_server.spending(client))["server"]["spentMsat"] == 0
+                assert not any(each.done() for each in fetches)
+                goes_on.set()
+                assert [each["status"] for each in await asyncio.gather(*fetches)] == [200] * 3
+
+    run(scenario)
