@@ -56,6 +56,9 @@ MAX_INSERTS = 3
 FORGOTTEN = "forgotten"
 #: The change to an unfinished row that the user abandons.
 ABANDONED = Change(state=PaymentState.DEAD, failure_code="abandoned", failure_text="abandoned by the user")
+#: Most bytes in the origin of a payment. It stands in an index beside two ids (`schema.MAX_ID_BYTES`), and only once the payment is
+#: settled. PostgreSQL indexes nothing above 2704 bytes: what was paid couldn't be booked then.
+MAX_ORIGIN_BYTES = 1_024
 #: An error text stored in a row is cut to this many characters.
 MAX_FAILURE_CHARS = 500
 
@@ -291,6 +294,7 @@ class Ledger(Readings, Lookups, ServerFacts, Charges):
         PolicyDeniedError, RailNotSupportedError, LedgerError.
         Money: none moves here. After any of these errors nothing is reserved.
         """
+        _check_origin(intent)
         now_s = self._clock()
 
         def work(tx: Transaction) -> tuple[PaymentRow, bool] | RouteweilerError:
@@ -313,6 +317,7 @@ class Ledger(Readings, Lookups, ServerFacts, Charges):
         Raises: as `open_payment`.
         Money: none moves, and none is reserved.
         """
+        _check_origin(intent)
         now_s = self._clock()
         reading = self._store.read() if self._store.exists() else nullcontext(envelopes.NoTransaction())
         with reading as tx:
@@ -612,6 +617,15 @@ class Ledger(Readings, Lookups, ServerFacts, Charges):
         if change.failure_code is None:
             return {}
         return {"failure_code": change.failure_code, "failure_text": (change.failure_text or "")[:MAX_FAILURE_CHARS]}
+
+
+def _check_origin(intent: Intent) -> None:
+    """Refuse a server whose payments couldn't be booked. Raises: LedgerError."""
+    if len(intent.origin.encode()) > MAX_ORIGIN_BYTES:
+        raise LedgerError(
+            f"The name of the server has more than {MAX_ORIGIN_BYTES} bytes, and its payments couldn't be kept.",
+            advice="Name the server by a shorter host name.",
+        )
 
 
 def _retirement(row: PaymentRow, code: str, text: str) -> Change | None:

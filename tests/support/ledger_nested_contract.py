@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import string
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import timedelta
@@ -10,7 +12,7 @@ from unittest.mock import patch
 
 import pytest
 
-from routeweiler_sync.budgets.schema import MAX_LEVELS
+from routeweiler_sync.budgets.schema import MAX_ID_BYTES, MAX_LEVELS
 from routeweiler_sync.errors import (
     BudgetError,
     BudgetExceededError,
@@ -21,7 +23,7 @@ from routeweiler_sync.errors import (
     PolicyDeniedError,
 )
 from routeweiler_sync.ledger import envelopes as envelopes_module
-from routeweiler_sync.ledger.ledger import ABANDONED, Ledger
+from routeweiler_sync.ledger.ledger import ABANDONED, MAX_ORIGIN_BYTES, Ledger
 from routeweiler_sync.ledger.spending import Spending
 
 from .ledger_builders import NOON_S, ORIGIN, Clock, at_once, die, draw, hash_of, held_msat, intent, limits, put, settle
@@ -281,6 +283,17 @@ class NestedContract:
             ledger.spending_by_agent(envelope="nobody's")
         assert next(ledger.payments(newest_first=True)).agent_id == "s"
         assert sum(each.total_msat for each in ledger.spending_by_agent().values()) == ledger.spending(origin=ORIGIN).total_msat
+
+    def test_what_is_opened_can_be_settled_however_long_its_names_are(self, make_ledger: Make) -> None:
+        """Else a payment that was made couldn't be booked: names stand together in an index, which holds only so much."""
+        ledger, dice = make_ledger(), random.Random(0)
+        lengths = (MAX_ORIGIN_BYTES - len("https://"), MAX_ID_BYTES, MAX_ID_BYTES)
+        host, id, agent_id = ("".join(dice.choices(string.ascii_letters, k=length)) for length in lengths)
+        ledger.open_payment(intent(1, origin=f"https://{host}", agent_id=agent_id), draw(limits(id)))
+        assert settle(ledger, 1).agent_id == agent_id
+        for deed in (ledger.open_payment, ledger.rehearse):
+            with pytest.raises(LedgerError, match="name of the server"):
+                deed(intent(2, origin=f"https://{host}x", agent_id=agent_id), draw(limits(id)))
 
     @pytest.mark.parametrize("seed", range(2))
     def test_no_walk_over_nested_envelopes_passes_a_limit(self, make_ledger: Make, url: str, seed: int) -> None:
