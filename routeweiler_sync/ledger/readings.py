@@ -24,8 +24,8 @@ from .types import EnvelopeRow, PaymentRow, PaymentState
 
 #: Rows read at a time by `Ledger.payments`.
 PAGE_ROWS = 500
-#: Later than any time in a ledger, in milliseconds since 1970.
-MAX_MS = 2**62
+#: Later than any time in a ledger, in milliseconds since 1970, also than an impossible one in a damaged row.
+MAX_MS = 2**63 - 1
 #: For how many days after its beginning a payment that ended without a final word of its wallet (wallet_rules: OUTLIVED) is asked
 #: about by ``recover()``. No payment is under way for longer: its parts end after 2 016 blocks at most.
 OUTLIVED_DAYS = 15

@@ -86,7 +86,8 @@ class LimitsContract:
             ledger.open_payment(intent(2, amount_msat=amount_sat * 1_000, fee_cap_msat=0), ten_sat)
         rolls = name in ("per_hour_minor_units", "per_day_minor_units") and amount_sat <= 10
         assert ("wait" in str(refused.value)) is ("wait" in refused.value.shell_text) is rolls
-        assert "ROUTEWEILER_BUDGET" in refused.value.shell_text
+        option = "--" + name.removesuffix("_minor_units").replace("_", "-")
+        assert f"routeweiler-sync budget set e {option} N" in refused.value.shell_text
 
     def test_a_frozen_envelope_says_how_to_thaw_it(self, make_ledger: Make) -> None:
         """A freeze without a way out makes people delete the ledger."""
