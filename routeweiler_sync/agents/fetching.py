@@ -205,6 +205,8 @@ class Call:
     price_only: bool = False
     spent_before_msat: int = 0
     read: Callable[[requests.Response, int], Page] = pages.read
+    #: The tokens and preimages that the call has seen or sent.
+    _secrets: frozenset[str] = field(default=frozenset(), init=False, repr=False)
     _is_led_on: bool = field(default=False, init=False, repr=False)
     #: The payment of a page that led on, if it was for that one answer. It is used up.
     _used_up: Payment | None = field(default=None, init=False, repr=False)
@@ -296,9 +298,9 @@ class Call:
         asked = without_userinfo(self.url) if isinstance(self.url, str) else ""
         return Fetched(
             method=method,
-            url=asked if response is None or not response.url else without_userinfo(response.url),
+            url=self._clean(asked if response is None or not response.url else without_userinfo(response.url)),
             status=None if response is None else response.status_code,
-            content_type=None if response is None else _header(response, "Content-Type"),
+            content_type=None if response is None else self._header(response, "Content-Type"),
             page=page,
             payment=getattr(response, "payment", None),
             spent_msat=limit.spent_msat,
@@ -306,7 +308,7 @@ class Call:
             left_msat=left_msat,
             left=left,
             price=None if not self.price_only else _price_of(rehearsal, problem),
-            problem=None if problem is None else self._after_used_up(problem),
+            problem=None if problem is None else self._told(problem),
         )
 
     def _priced(self, method: str, arguments: dict[str, Any]) -> tuple[requests.Response, Rehearsal | None]:
@@ -358,6 +360,9 @@ class Call:
 
     def _led_on(self, response: requests.Response, **kwargs: object) -> None:
         """Look at an answer before `requests` follows it: a hook. Of a redirect's body little is read: it may have no end."""
+        from ..paywall.credentialed import secrets_of
+
+        self._secrets = self._secrets.union(*map(secrets_of, (response, *response.history)))
         if response.is_redirect:
             from ..paywall.replay import drain
             from ..protocol.schemes import is_reusable
@@ -368,8 +373,19 @@ class Call:
             if payment is not None and not is_reusable(payment.scheme):
                 self._used_up = payment
 
-    def _after_used_up(self, problem: Problem) -> Problem:
-        """Return ``problem``, which came after a payment for one answer was used up: the same call would pay that anew."""
+    def _header(self, response: requests.Response, name: str) -> str | None:
+        value = response.headers.get(name)
+        return None if value is None else shown(self._clean(value))
+
+    def _clean(self, text: str) -> str:
+        """Return ``text`` without the secrets of the call: a server may write them into a URL, or into its headers."""
+        from ..protocol.token_search import without_tokens
+
+        return without_tokens(text, self._secrets, by_value=True) if self._secrets else text
+
+    def _told(self, problem: Problem) -> Problem:
+        """Return ``problem`` without secrets. If a payment for one answer was used up before, the same call would pay anew."""
+        problem = replace(problem, message=self._clean(problem.message))
         if self._used_up is None:
             return problem
         advice = _PAYS_ANEW if problem.retryable else f"What was paid was for this one answer. {problem.advice}"
@@ -471,11 +487,6 @@ def _is_json(body: str) -> bool:
     except (ValueError, RecursionError):
         return False
     return True
-
-
-def _header(response: requests.Response, name: str) -> str | None:
-    value = response.headers.get(name)
-    return None if value is None else shown(value)
 
 
 def what_is_left(session: Routeweiler, own: block_limit.SpendingLimit | None = None) -> tuple[int | None, str | None]:

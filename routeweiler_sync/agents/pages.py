@@ -148,10 +148,10 @@ def _media_type(response: requests.Response) -> str:
 
 
 def _without_secrets(response: requests.Response, text: str) -> tuple[str, bool]:
-    """Return ``text`` without tokens, and whether it held any. Of a 401 or 402, what only looks like a token goes too."""
-    from ..paywall.credentialed import tokens_offered
+    """Return ``text`` without secrets, and whether it held any. Of a 401 or 402, what only looks like a token goes too."""
+    from ..paywall.credentialed import secrets_of
     from ..protocol.token_search import without_tokens
 
-    tokens = tokens_offered(response).union(*map(tokens_offered, response.history))
+    tokens = secrets_of(response).union(*map(secrets_of, response.history))
     clean = without_tokens(text, tokens, by_value=response.status_code not in (401, 402))
     return clean, clean != text

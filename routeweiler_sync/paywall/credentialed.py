@@ -210,6 +210,15 @@ def tokens_offered(response: requests.Response) -> frozenset[str]:
     return (frozenset() if lines is None else tokens_in([lines])) | _tokens_sent(response.request)
 
 
+def secrets_of(response: requests.Response) -> frozenset[str]:
+    """Return the tokens of `tokens_offered`, and the preimage that the request of ``response`` carried."""
+    secrets, request = tokens_offered(response), response.request
+    value: object = request.headers.get(request._credential_header) if isinstance(request, CredentialedRequest) else None
+    text = value.decode("latin-1") if isinstance(value, bytes) else str(value)
+    preimage = text.rpartition(":")[2].strip()
+    return secrets | {preimage} if re.fullmatch(r"[0-9A-Fa-f]{64}", preimage) else secrets
+
+
 def _tokens_sent(request: Any) -> frozenset[str]:
     from ..protocol.token_search import token_of
 

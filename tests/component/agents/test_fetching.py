@@ -403,3 +403,30 @@ def test_a_payment_for_one_answer_is_used_up_by_a_redirect(session: Routeweiler,
     assert answer.problem.payment_hash == lnd.payments[0].payment_hash
     assert answer.problem.advice.startswith("What was paid was for this one answer")
     assert "Correct the URL" not in answer.problem.advice
+
+
+@pytest.mark.parametrize("where", ["body", "Content-Type", "Location", "Location of nothing"])
+@pytest.mark.parametrize("way", [{}, {"scheme": "Payment", "form": "mppx"}])
+def test_what_opens_a_page_is_in_no_part_of_the_answer(
+    session: Routeweiler, lnd: FakeLnd, books: Books, where: str, way: dict[str, Any]
+) -> None:
+    """Servers that show the request's headers, and redirects that carry them on, would tell the model, and whoever reads along."""
+
+    def respond(request: Any) -> Any:
+        [row] = books.rows
+        credential = f"L402 {row.token}:{row.preimage}"
+        if where == "body":
+            return 200, {"Content-Type": "text/plain"}, f"You sent {credential}".encode()
+        if where == "Content-Type":
+            return 200, {"Content-Type": f"text/plain; sent={quote(credential)}"}, b"ok"
+        return 302, {"Location": f"{'nope:/' if 'nothing' in where else ''}/free?sent={quote(credential)}"}, b""
+
+    with Paywall(lnd, respond=respond, **way) as shop:
+        answer = fetch(session, RULES, shop.url)
+    [row] = books.rows
+    assert row.preimage is not None
+    assert row.preimage not in answer.as_text()
+    if not way:  # with the scheme Payment it is the challenge, which is no secret
+        assert row.token not in answer.as_text()
+        assert quote(row.token) not in answer.as_text()
+    assert answer.spent_msat == lnd.spent_msat
