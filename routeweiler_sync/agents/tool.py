@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from .fetching import MAX_CHARS, METHODS, Call, Fetched, Rules, run_async
-from .problems import Problem
+from .problems import Problem, shown
 
 if TYPE_CHECKING:
     from ..transport.session import Routeweiler
@@ -89,7 +89,7 @@ class FetchTool:
 
 def misused(message: str, advice: str) -> Fetched:
     """Return the answer to a call whose arguments can't be used. Nothing was sent."""
-    problem = Problem(code="bad_argument", message=message, spent=False, retryable=False, advice=advice)
+    problem = Problem(code="bad_argument", message=shown(message), spent=False, retryable=False, advice=advice)
     return Fetched(method="", url="", problem=problem)
 
 

@@ -14,6 +14,7 @@ import pytest
 from routeweiler_sync import BudgetEnvelope, Routeweiler
 from routeweiler_sync.agents import fetching, pages
 from routeweiler_sync.agents.fetching import Fetched, Rules, fetch
+from routeweiler_sync.agents.tool import FetchTool
 from routeweiler_sync.testing import FakeLnd, Paywall
 from tests.support.accounts import Books
 from tests.support.http_server import raw_server, server
@@ -338,8 +339,14 @@ def test_a_body_that_is_no_json_is_refused(session: Routeweiler, paywall: Paywal
 
 
 def test_an_answer_can_be_sent_on_whatever_was_asked_for(session: Routeweiler) -> None:
-    """A lone surrogate in the URL would break the framework that sends the answer to the model."""
+    """A lone surrogate in the arguments would break the framework that sends the answer to the model."""
     assert fetch(session, RULES, "http://\ud800/").as_text().encode()
+    tool = FetchTool(session, max_sats_per_call=1)
+    for arguments in ({"url": "http://127.0.0.1:9/", "\ud800": 1}, {"self": 1}):
+        answer = tool.call(**arguments)
+        assert answer.problem is not None
+        assert answer.problem.code == "bad_argument"
+        assert answer.as_text().encode()
 
 
 _EMPTY = b"\0\0\0\xff\xff" * 100  # a part of a gzip stream that stands for nothing
