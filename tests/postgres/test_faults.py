@@ -829,7 +829,9 @@ def test_tables_that_are_gone_arent_said_to_be_safe(server: Server, database: st
 def test_the_rights_of_the_manual_are_enough_also_after_an_upgrade(server: Server, database: str, make_ledger: Make) -> None:
     """Else a fleet whose workers don't own the tables couldn't begin, or would stop buying at an upgrade."""
     text = (Path(__file__).parents[2] / "docs/how-to/postgres.md").read_text("utf-8")
-    blocks = re.findall(r"^```(sql|sh)\n(.+?)^```", text[text.index("## Rights") : text.index("All workers must name")], re.M | re.S)
+    blocks = re.findall(
+        r"^```(sql|sh)\n(.+?)^```", text[text.index("## Rights") : text.index("All workers must name")], re.M | re.S
+    )
     assert [language for language, _ in blocks] == ["sql", "sh", "sql"]
     try:
         server.admin("CREATE ROLE owner LOGIN PASSWORD 'x'; CREATE ROLE worker LOGIN PASSWORD 'x'")
