@@ -853,8 +853,10 @@ def test_tables_that_are_gone_arent_said_to_be_safe(server: Server, database: st
 def test_the_rights_of_the_manual_are_enough_also_after_an_upgrade(server: Server, database: str, make_ledger: Make) -> None:
     """Else a fleet whose workers don't own the tables couldn't begin, or would stop buying at an upgrade."""
     text = (Path(__file__).parents[2] / "docs/how-to/postgres.md").read_text("utf-8")
-    asked = text[text.index("    CREATE SCHEMA") : text.index("All workers must name")]
-    (command,) = re.findall(r"' routeweiler-sync (.+)", asked)
+    blocks = re.findall(
+        r"^```(sql|sh)\n(.+?)^```", text[text.index("## Rights") : text.index("All workers must name")], re.M | re.S
+    )
+    assert [language for language, _ in blocks] == ["sql", "sh", "sql"]
     try:
         server.admin("CREATE ROLE owner LOGIN PASSWORD 'x'; CREATE ROLE worker LOGIN PASSWORD 'x'")
         url = partial(server.url, database, password="x")
@@ -866,11 +868,12 @@ def test_the_rights_of_the_manual_are_enough_also_after_an_upgrade(server: Serve
                 program, env={**os.environ, "ROUTEWEILER_LEDGER": owner}, check=True, timeout=WAIT_S, capture_output=True
             )
 
-        for line in asked.splitlines():
-            if "-- as owner" in line:
+        for language, block in blocks:
+            if language == "sql":
+                server.admin(block, database)
+            else:
+                (command,) = re.findall(r"^routeweiler-sync (.+)", block, re.M)
                 run(command)
-            elif not line.strip().startswith("--"):
-                server.admin(line, database)
         assert make_ledger(at=worker).open_payment(intent(1), None)[1]
         server.admin(f"SET search_path = routeweiler; {TO_VERSION_7}", database)
         run("budget show")
