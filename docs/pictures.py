@@ -107,7 +107,7 @@ def trace(path: Path) -> None:
     from tests.support.trace_events import failed_event, free_event, paid_event
 
     chance = random.Random(21)  # noqa: S311 - a picture of chance payments
-    begin = datetime(2026, 11, 1, tzinfo=timezone.utc)
+    begin = datetime(2026, 10, 1, tzinfo=timezone.utc)
     paid, free, failed = (event.to_json_dict() for event in (paid_event(), free_event(), failed_event("The connection broke.")))
     with path.open("w", encoding="utf-8") as file:
         for number in range(CALLS):
