@@ -32,6 +32,7 @@ from ..policy import patterns
 from . import pages
 from .pages import Page
 from .problems import Problem, problem_of, shown
+from .waits import watch_heads, watching
 
 if TYPE_CHECKING:
     from ..payments.types import Payment, Rehearsal
@@ -231,10 +232,12 @@ class Call:
                 self._limit = limit
                 if self._cancelled.is_set():
                     limit.stop()
-            token = url_check.set(partial(self._check, time.monotonic() + REDIRECTS_S_MAX))
+            watch_heads(self.session)
+            token, watched = url_check.set(partial(self._check, time.monotonic() + REDIRECTS_S_MAX)), watching.set(True)
             try:
                 found = self._fetched(method, limit)
             finally:
+                watching.reset(watched)
                 url_check.reset(token)
         if self._cancelled.is_set():
             log.warning("A cancelled fetch of %s has ended. %s", found.url, found.money)

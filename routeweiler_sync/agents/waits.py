@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
+import functools
 import socket
 import threading
 from typing import Any
 
+import requests
+import urllib3
 from requests.adapters import HTTPAdapter
-from urllib3 import connection, connectionpool
 
 #: For how long the head of an answer may arrive, in seconds.
 HEAD_S_MAX = 120.0
@@ -58,15 +61,57 @@ def fileno_of(raw: Any) -> int | None:
     return None
 
 
-# Named as in urllib3: errors' texts have the names.
-class HTTPConnection(connection.HTTPConnection):
-    """A connection whose answers' heads arrive within `HEAD_S_MAX`."""
+#: Whether the heads of answers are watched in this context: in the calls of agents they are.
+watching: contextvars.ContextVar[bool] = contextvars.ContextVar("routeweiler_sync_watching", default=False)
+_guard = threading.Lock()
+
+
+def watch_heads(session: requests.Session) -> None:
+    """Let the heads of answers to ``session`` arrive within `HEAD_S_MAX` where `watching` is set. Elsewhere nothing changes.
+
+    The first time for an adapter, the connections that it has open aren't used again.
+    """
+    with _guard:
+        for adapter in list(session.adapters.values()):
+            if isinstance(adapter, HTTPAdapter) and isinstance(adapter.poolmanager, urllib3.PoolManager):
+                _watch(adapter.poolmanager)
+                if not isinstance(adapter.proxy_manager, _Managers):
+                    adapter.proxy_manager = _Managers()
+
+
+def _watch(manager: urllib3.PoolManager) -> None:
+    """Let ``manager`` make watched connections. They derive from what it makes now, which may go through SOCKS, or be a test's."""
+    classes = manager.pool_classes_by_scheme
+    if not all(issubclass(each, _WatchedPool) for each in classes.values()):
+        manager.pool_classes_by_scheme = {scheme: type(each.__name__, (_WatchedPool, each), {}) for scheme, each in classes.items()}
+        manager.clear()
+
+
+class _Managers(dict[str, Any]):
+    """What makes the connections through each proxy of an adapter."""
+
+    def __setitem__(self, proxy: str, manager: urllib3.PoolManager) -> None:
+        _watch(manager)
+        super().__setitem__(proxy, manager)
+
+
+class _WatchedPool:
+    @property
+    def ConnectionCls(self) -> Any:  # noqa: N802 - urllib3's name
+        return _watched(super().ConnectionCls)  # type: ignore[misc]
+
+
+class _WatchedConnection:
+    sock: socket.socket | None
 
     def getresponse(self) -> Any:
         """Wait for the answer. Raises: TimeoutError if its head takes too long."""
+        inherited = super().getresponse  # type: ignore[misc]
+        if not watching.get():
+            return inherited()
         with Watch(None if self.sock is None else self.sock.fileno(), HEAD_S_MAX) as watch:
             try:
-                response = super().getresponse()
+                response = inherited()
             except Exception:
                 if not watch.expired:
                     raise
@@ -75,31 +120,7 @@ class HTTPConnection(connection.HTTPConnection):
         return response
 
 
-class HTTPSConnection(HTTPConnection, connection.HTTPSConnection):
-    """The same, over TLS."""
-
-
-class HTTPConnectionPool(connectionpool.HTTPConnectionPool):
-    """Connections to one server."""
-
-    ConnectionCls = HTTPConnection
-
-
-class HTTPSConnectionPool(connectionpool.HTTPSConnectionPool):
-    """Connections to one server, over TLS."""
-
-    ConnectionCls = HTTPSConnection
-
-
-def watch_heads(adapter: HTTPAdapter) -> None:
-    """Let the answers that come through ``adapter``, which hasn't sent anything yet, have their heads arrive in `HEAD_S_MAX`."""
-    pools = {"http": HTTPConnectionPool, "https": HTTPSConnectionPool}
-    adapter.poolmanager.pool_classes_by_scheme = pools
-    inherited = adapter.proxy_manager_for
-
-    def proxy_manager_for(proxy: str, **options: Any) -> Any:
-        manager = inherited(proxy, **options)
-        manager.pool_classes_by_scheme = pools
-        return manager
-
-    adapter.proxy_manager_for = proxy_manager_for  # type: ignore[method-assign]
+@functools.lru_cache(maxsize=16)
+def _watched(connection: type) -> type:
+    """Return a subclass of ``connection`` of the same name, which errors' texts have."""
+    return type(connection.__name__, (_WatchedConnection, connection), {})

@@ -16,7 +16,6 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import requests
-from requests.adapters import HTTPAdapter
 
 from .._core.money import MAX_MINOR_UNITS, MSAT_PER_SAT, sats
 from .._core.urls import origin_of, without_userinfo
@@ -25,7 +24,6 @@ from ..agents.fetching import MAX_CHARS, Call, Fetched, Rules, what_is_left
 from ..agents.folder import Folder, FolderError
 from ..agents.pages import Page, read
 from ..agents.problems import Problem, problem_of
-from ..agents.waits import watch_heads
 from ..config import env_settings, environment
 from ..errors import FundingError, NoFundingForRailError, PaymentDeclinedError, RouteweilerError
 from ..payments import block_limit
@@ -117,9 +115,6 @@ class _Session(Routeweiler):
         super().__init__(**settings)
         self.auth = _unauthenticated
         self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-        for adapter in self.adapters.values():
-            if isinstance(adapter, HTTPAdapter):
-                watch_heads(adapter)
         self.headers["User-Agent"] = f"routeweiler-sync/{VERSION}"
 
     def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:

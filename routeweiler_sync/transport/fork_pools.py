@@ -22,8 +22,11 @@ _inherited: list[Any] = []
 def connect_anew(adapter: HTTPAdapter) -> None:
     """Give ``adapter`` new, empty pools. The inherited ones are neither used again nor closed."""
     _inherited.append((adapter.poolmanager, adapter.proxy_manager))
-    adapter.proxy_manager = {}
+    classes = getattr(adapter.poolmanager, "pool_classes_by_scheme", None)  # in agents' calls they bound how long an answer takes
+    adapter.proxy_manager = type(adapter.proxy_manager)()
     adapter.init_poolmanager(adapter._pool_connections, adapter._pool_maxsize, block=adapter._pool_block)
+    if classes is not None:
+        adapter.poolmanager.pool_classes_by_scheme = classes
 
 
 def connect_anew_if_forked(adapter: BaseAdapter) -> None:

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from routeweiler_sync.agents import folder as folders, waits
+from routeweiler_sync.agents import folder as folders
 from routeweiler_sync.cli import main, output_schemas as schemas
 from routeweiler_sync.cli.agent_tools import Options, Question, Tools
 from routeweiler_sync.cli.outcome import Exit
 from routeweiler_sync.testing import FakeLnd, Paywall
 from tests.support.accounts import Books
-from tests.support.http_server import raw_server, server
+from tests.support.http_server import server
 
 jsonschema = pytest.importorskip("jsonschema")
 
@@ -271,17 +271,6 @@ def test_whole_numbers_may_be_written_as_json_has_them(make: Callable[..., Tools
     assert fetched(tools, paywall.url, max_sats=1.0)["error"]["code"] == "budget_exceeded"
     assert fetched(tools, paywall.url, max_sats=1e300)["status"] == 200
     assert len(tools.payments({"limit": 1.0})["payments"]) == 1
-
-
-@pytest.mark.parametrize(("head", "more"), [(b"HTTP/1.1 200 OK\r\nA: ", b"x"), (b"", b"HTTP/1.1 100 Continue\r\n\r\n")])
-def test_an_answer_whose_head_has_no_end_is_given_up(
-    make: Callable[..., Tools], monkeypatch: pytest.MonkeyPatch, head: bytes, more: bytes
-) -> None:
-    """Each byte begins a socket's timeout anew: a few such servers would hold all threads of the server for days."""
-    monkeypatch.setattr(waits, "HEAD_S_MAX", 0.5)
-    with raw_server(head, lambda: more, pause_s=0.02) as url:
-        error = fetched(make(), url)["error"]
-    assert (error["code"], error["spent"], error["retryable"]) == ("ReadTimeout", False, True)
 
 
 def test_a_name_that_another_call_is_about_to_use_is_refused_before_paying(
