@@ -67,7 +67,8 @@ def run(is_module: bool, max_sats: int | None, quiet: bool, script: str, args: t
     if not sys.executable:
         raise click.ClickException("Python doesn't know its own path (sys.executable is empty). Nothing was run.")
     try:
-        env_settings.budget(), env_settings.agent_id()
+        env_settings.budget()
+        env_settings.agent_id()
     except ValueError as error:  # better now than at the first 402, when the program has done half its work
         raise click.UsageError(printable(error)) from None
     program = ["-m", script] if is_module else ["--", script] if script.startswith("-") and script != "-" else [script]

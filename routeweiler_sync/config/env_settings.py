@@ -3,7 +3,7 @@
     ROUTEWEILER_LEDGER    the ledger: a path or sqlite:///…; else ledger.db in the user's state folder
     ROUTEWEILER_TRACE     the trace: a path; SQLite where it ends in .db or .sqlite, else JSON lines
     ROUTEWEILER_BUDGET    limits, e.g. "1000 sat/call, 50000 sat/day"; "none" for no limit
-    ROUTEWEILER_ENVELOPE  instead of these: the id of an envelope in the ledger
+    ROUTEWEILER_ENVELOPE  in place of ROUTEWEILER_BUDGET: the id of an envelope in the ledger
     ROUTEWEILER_AGENT     the agent whose payments they are
     ROUTEWEILER_NETWORK   bitcoin, bitcoin-testnet, bitcoin-signet or bitcoin-regtest; else the node is asked
 
@@ -34,6 +34,14 @@ _FIELD = {
     "day": "per_day_minor_units",
     "": "cap_minor_units",
 }
+
+
+class VariableError(ValueError):
+    """The value of an environment variable can't be used. ``name`` is the variable's name, with which the text begins."""
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(f"{name}: {problem}")
+        self.name = name
 
 
 def ledger_url(environ: Mapping[str, str] = os.environ) -> str:
@@ -78,19 +86,19 @@ def sink_at(path: str) -> TraceSink:
 def agent_id(environ: Mapping[str, str] = os.environ) -> str | None:
     """Return the agent that ``$ROUTEWEILER_AGENT`` names, or None.
 
-    Raises: ValueError for a text that can't be an id.
+    Raises: VariableError for a text that can't be an id.
     """
     return _id_in(env_vars.AGENT, environ)
 
 
 def _id_in(name: str, environ: Mapping[str, str]) -> str | None:
-    """Return the id of an envelope or an agent in the variable ``name``; None if it is unset or blank. Raises: ValueError."""
+    """Return the id of an envelope or an agent in the variable ``name``; None if it is unset or blank. Raises: VariableError."""
     from ..budgets.schema import MAX_ID_BYTES, can_be_id
 
     text = environ.get(name, "").strip()
     if text and (not can_be_id(text) or kind_of(text) != "a secret"):
-        raise ValueError(
-            f"{name}: it isn't an id, which has at most {MAX_ID_BYTES} bytes in UTF-8. It isn't shown: it may be a secret."
+        raise VariableError(
+            name, f"it isn't an id, which has at most {MAX_ID_BYTES} bytes in UTF-8. It isn't shown: it may be a secret."
         )
     return text or None
 
@@ -101,39 +109,48 @@ def budget(environ: Mapping[str, str] = os.environ) -> BudgetEnvelope | str | No
     It is the id in ``$ROUTEWEILER_ENVELOPE``, or else the envelope that ``$ROUTEWEILER_BUDGET`` describes: the safe default if that
     is unset, None if it says ``none``.
 
-    Raises: ValueError for a text that can't be read, and if both are set: a budget that isn't understood must not become no budget.
+    Raises: VariableError for a text that can't be read, and if both are set: a budget that isn't understood must not become no
+    budget.
     """
-    from ..budgets.schema import SAFE_DEFAULT, BudgetEnvelope
+    from ..budgets.schema import SAFE_DEFAULT
 
     text = environ.get(env_vars.BUDGET, "").strip()
     envelope_id = _id_in(env_vars.ENVELOPE, environ)
     if envelope_id is not None and text:
-        raise ValueError(
-            f"{env_vars.ENVELOPE}: the envelope that it names has its limits in the ledger, and {env_vars.BUDGET} gives others. "
-            "Unset one of them."
-        )
+        what = f"the envelope that it names has its limits in the ledger, and {env_vars.BUDGET} gives others. Unset one of them."
+        raise VariableError(env_vars.ENVELOPE, what)
     if envelope_id is not None:
         return envelope_id
     if not text:
         return SAFE_DEFAULT
     if text.lower() == "none":
         return None
+    try:
+        return _envelope(text)
+    except ValueError as error:
+        raise VariableError(env_vars.BUDGET, str(error)) from None
+
+
+def _envelope(text: str) -> BudgetEnvelope:
+    """Return the envelope that ``text`` describes. Raises: ValueError."""
+    from ..budgets.schema import SAFE_DEFAULT, BudgetEnvelope
+
     limits: dict[str, int] = {}
     currencies = set()
     for part in text.split(","):
         match = _LIMIT.fullmatch(part)
         if match is None:
             raise ValueError(
-                f"{env_vars.BUDGET}: {shown(part.strip())} isn't a limit. Write for example '1000 sat/call, 50000 sat/day' (call, "
+                f"{shown(part.strip())} isn't a limit. Write for example '1000 sat/call, 50000 sat/day' (call, "
                 "hour or day; without '/…' the limit is for the lifetime), or 'none'."
             )
         field = _FIELD[(match[3] or "").lower()]
         if field in limits:
-            raise ValueError(f"{env_vars.BUDGET}: {shown(part.strip())} repeats a limit that is set already.")
+            raise ValueError(f"{shown(part.strip())} repeats a limit that is set already.")
         limits[field] = int(match[1])
         currencies.add(match[2].lower())
     if len(currencies) > 1:
-        raise ValueError(f"{env_vars.BUDGET}: all limits of a budget must have the same currency.")
+        raise ValueError("all limits of a budget must have the same currency.")
     currency = currencies.pop()
     return BudgetEnvelope(
         SAFE_DEFAULT.id if currency == "sat" else f"default-{currency}",

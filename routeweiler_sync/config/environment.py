@@ -119,13 +119,13 @@ def settings(**given: Unpack[Settings]) -> tuple[Settings, RouteweilerError | No
     try:
         if "budget_envelope" not in given:
             found["budget_envelope"] = env_settings.budget()
-    except ValueError as error:  # a budget that isn't understood must not become no budget
-        problems.append(BudgetError(str(error), advice=f"Correct {str(error).partition(':')[0]}."))
+    except env_settings.VariableError as error:  # a budget that isn't understood must not become no budget
+        problems.append(BudgetError(str(error), advice=f"Correct {error.name}."))
     try:
         if "agent_id" not in given:
             found["agent_id"] = env_settings.agent_id()
-    except ValueError as error:
-        problems.append(BudgetError(str(error), advice=f"Correct {env_vars.AGENT}."))
+    except env_settings.VariableError as error:
+        problems.append(BudgetError(str(error), advice=f"Correct {error.name}."))
     try:
         if "funding" not in given:
             found["funding"] = node()

@@ -59,6 +59,7 @@ def examine(
         yield from paying.findings()
     if not given:
         yield from surroundings.trace()
+        yield from surroundings.agent()
     opened: Ledger | None = None
     try:
         from ..ledger.ledger import Ledger
@@ -71,9 +72,9 @@ def examine(
     if isinstance(budget_envelope, Default):
         try:
             envelope = SAFE_DEFAULT if given else env_settings.budget()
-        except ValueError as error:
+        except env_settings.VariableError as error:
             is_known = False
-            yield wrong("budget", str(error).rstrip("."), f"Correct {str(error).partition(':')[0]}.")
+            yield wrong("budget", str(error).rstrip("."), f"Correct {error.name}.")
     else:
         envelope = budget_envelope
     if opened is None:

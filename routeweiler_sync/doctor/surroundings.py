@@ -1,4 +1,4 @@
-"""What the environment puts in between: the proxies that requests and gRPC would use, and certificate bundles."""
+"""What the environment says beside wallet, ledger and budget: proxies, certificate bundles, the trace and the agent's name."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from .._core import env_vars
 from .._core.files import printable
 from .._core.secret_text import problem_of_path
+from ..config import env_settings
 from ..config.wallets import class_of
 from .findings import Finding, ok, warning, wrong
 
@@ -57,6 +58,14 @@ def trace() -> Iterator[Finding]:
         yield warning("trace", what, f"Let this user write it, or correct {env_vars.TRACE}.")
     else:
         yield ok("trace", printable(file))
+
+
+def agent() -> Iterator[Finding]:
+    """Yield what is wrong with the agent's name in the environment, if anything is."""
+    try:
+        env_settings.agent_id()
+    except env_settings.VariableError as error:
+        yield wrong("budget", str(error).rstrip("."), f"Correct {error.name}.")
 
 
 def _of_node(sources: Sequence[LightningFundingSource]) -> tuple[str, str | None]:

@@ -448,6 +448,7 @@ def test_many_unfinished_payments_are_counted(found: Examine, ledger_path: Path)
     [
         ("none", "budget", Verdict.WARNING, "no limit"),
         ("plenty", "budget", Verdict.WRONG, "'plenty' isn't a limit"),
+        ("5 xyz/call", "budget", Verdict.WRONG, r"Correct ROUTEWEILER_BUDGET\.$"),
         ("0 sat/day", "budget", Verdict.WRONG, r"used up \(today\): 0 of 0 sat today left"),
         ("10 usd/day", "rate", Verdict.WRONG, "price of bitcoin in usd"),
     ],
@@ -458,6 +459,13 @@ def test_budgets_that_are_missing_unread_or_used_up(
     """Each would be met at the first page that costs something."""
     environ(ROUTEWEILER_BUDGET=budget)
     only(found(), check, verdict, text)
+
+
+@pytest.mark.parametrize("name", ["ROUTEWEILER_ENVELOPE", "ROUTEWEILER_AGENT"])
+def test_a_variable_that_is_no_id_is_named(environ: Callable[..., None], found: Examine, name: str) -> None:
+    """All commands refuse it; a doctor that calls the set-up ready leaves the user looking elsewhere."""
+    environ(**{name: "x" * 513})
+    only(found(), "budget", Verdict.WRONG, f"^{name}: it isn't an id", rf"Correct {name}\.$")
 
 
 def test_what_is_spent_and_reserved_counts(environ: Callable[..., None], found: Examine, ledger_path: Path) -> None:

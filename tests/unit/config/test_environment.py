@@ -83,7 +83,7 @@ def test_a_fiat_budget_is_an_envelope_of_its_own(currency: str) -> None:
 )
 def test_a_budget_that_is_not_understood_is_no_budget_at_all(text: str) -> None:
     """Else a typing error would become a budget without limits, or with another than was meant."""
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=r"^ROUTEWEILER_BUDGET: "):
         budget(text)
 
 
