@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from crewai.tools import BaseTool
-from pydantic import Field, PrivateAttr, create_model
+from pydantic import Field, WithJsonSchema, create_model
 
 from .fetching import MAX_CHARS
 from .tool import NAME, PARAMETERS, FetchTool
@@ -14,19 +14,12 @@ from .tool import NAME, PARAMETERS, FetchTool
 if TYPE_CHECKING:
     from ..transport.session import Routeweiler
 
-#: The arguments' types and defaults, as pydantic wants them.
-_TYPES: dict[str, tuple[Any, Any]] = {
-    "url": (str, ...),
-    "method": (str, "GET"),
-    "headers": (dict[str, str] | None, None),
-    "body": (str | None, None),
-    "price_only": (bool, False),
-}
+#: Any value is taken, because the tool itself says what is wrong with one, in words for a model.
 _Arguments = create_model(
     "FetchArguments",
     **{
-        name: (kind, Field(default, description=PARAMETERS["properties"][name]["description"]))
-        for name, (kind, default) in _TYPES.items()
+        name: (Annotated[Any, WithJsonSchema(schema)], Field(schema.get("default", ...), description=schema["description"]))
+        for name, schema in PARAMETERS["properties"].items()
     },
 )
 
@@ -34,20 +27,6 @@ _Arguments = create_model(
 def _never(arguments: Any = None, result: Any = None) -> bool:
     """Return False: an answer isn't kept. With its cache on, CrewAI would give the first one to all later calls, an error too."""
     return False
-
-
-class _CrewFetch(BaseTool):
-    _tool: FetchTool = PrivateAttr()
-
-    def __init__(self, tool: FetchTool) -> None:
-        super().__init__(name=tool.name, description=tool.description, args_schema=_Arguments, cache_function=_never)
-        self._tool = tool
-
-    def _run(self, **arguments: Any) -> str:
-        return self._tool.call(**arguments).as_text()
-
-    async def _arun(self, **arguments: Any) -> str:
-        return (await self._tool.call_async(**arguments)).as_text()
 
 
 def fetch_tool(
@@ -64,6 +43,13 @@ def fetch_tool(
 
     Raises: ValueError for a limit or a pattern that can't be one.
     """
-    return _CrewFetch(
-        FetchTool(session, max_sats_per_call=max_sats_per_call, max_chars=max_chars, allow_origins=allow_origins, name=name)
-    )
+    tool = FetchTool(session, max_sats_per_call=max_sats_per_call, max_chars=max_chars, allow_origins=allow_origins, name=name)
+
+    class Fetch(BaseTool):
+        def _run(self, *given: Any, **arguments: Any) -> str:
+            return tool.call(*given, **arguments).as_text()
+
+        async def _arun(self, *given: Any, **arguments: Any) -> str:
+            return (await tool.call_async(*given, **arguments)).as_text()
+
+    return Fetch(name=tool.name, description=tool.description, args_schema=_Arguments, cache_function=_never)

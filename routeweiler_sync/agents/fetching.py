@@ -334,12 +334,14 @@ class Call:
             raise _RefusedError("bad_argument", "The URL isn't a text.", "Give one URL, such as https://example.com/page.")
         if not isinstance(self.headers or {}, Mapping):
             raise _RefusedError("bad_argument", "The headers aren't an object of names and values.", "Give an object, or none.")
+        if not isinstance(self.price_only, bool):  # "false" is true
+            raise _RefusedError("bad_argument", "price_only is neither true nor false.", "Give true or false, or leave it out.")
         headers = {str(name).strip(): str(value) for name, value in (self.headers or {}).items()}
         for name in headers:
             if name.lower() in _RESERVED_HEADERS:
                 raise _RefusedError("bad_header", f"The header {name} isn't yours to set.", "Leave it out.")
         data = None
-        if self.body is not None:
+        if self.body is not None and self.body != "":  # models write an empty text where they have none
             try:
                 body = self.body if isinstance(self.body, str) else json.dumps(self.body)
             except (TypeError, ValueError, RecursionError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from pydantic import TypeAdapter
 from pydantic_ai import Tool
 
 from .fetching import MAX_CHARS
@@ -12,6 +13,9 @@ from .tool import NAME, FetchTool
 
 if TYPE_CHECKING:
     from ..transport.session import Routeweiler
+
+#: Lets PydanticAI ask the model again for arguments that aren't an object. What is in it, the tool itself looks at.
+_OBJECT = TypeAdapter(dict[str, Any]).validator
 
 
 def fetch_tool(
@@ -33,4 +37,6 @@ def fetch_tool(
     async def fetch(**arguments: Any) -> dict[str, Any]:
         return (await tool.call_async(**arguments)).as_json()
 
-    return Tool.from_schema(fetch, name=tool.name, description=tool.description, json_schema=tool.parameters)
+    made = Tool[Any].from_schema(fetch, name=tool.name, description=tool.description, json_schema=tool.parameters)
+    made.function_schema.validator = _OBJECT  # else arguments that are a list, or a text, would end the agent's run
+    return made

@@ -13,32 +13,16 @@ from .tool import NAME, PARAMETERS, FetchTool
 if TYPE_CHECKING:
     from ..transport.session import Routeweiler
 
-#: The arguments as smolagents wants them, which knows one type for each.
 _TYPES = {"headers": "object", "body": "string"}
-
-
-class _SmolFetch(Tool):
-    """The tool. It pays from this process, so it can't be sent to another one, and ``push_to_hub`` has nothing to push."""
-
-    skip_forward_signature_validation = True
-    inputs = {  # noqa: RUF012 - smolagents wants a dict
-        name: {
-            "type": _TYPES.get(name) or schema["type"],
-            "description": schema["description"],
-            **({} if name == "url" else {"nullable": True}),
-        }
-        for name, schema in PARAMETERS["properties"].items()
+#: The arguments as smolagents wants them, which knows one type for each.
+_INPUTS = {
+    name: {
+        "type": _TYPES.get(name) or schema["type"],
+        "description": schema["description"],
+        **({} if name == "url" else {"nullable": True}),
     }
-    output_type = "object"
-
-    def __init__(self, tool: FetchTool) -> None:
-        self.name, self.description = tool.name, tool.description
-        self._tool = tool
-        super().__init__()
-
-    def forward(self, **arguments: Any) -> dict[str, Any]:
-        """Fetch as ``arguments`` say."""
-        return self._tool.call(**arguments).as_json()
+    for name, schema in PARAMETERS["properties"].items()
+}
 
 
 def fetch_tool(
@@ -55,6 +39,19 @@ def fetch_tool(
 
     Raises: ValueError for a limit or a pattern that can't be one.
     """
-    return _SmolFetch(
-        FetchTool(session, max_sats_per_call=max_sats_per_call, max_chars=max_chars, allow_origins=allow_origins, name=name)
-    )
+    tool = FetchTool(session, max_sats_per_call=max_sats_per_call, max_chars=max_chars, allow_origins=allow_origins, name=name)
+
+    class Fetch(Tool):
+        """It pays from this process, so it can't be sent to another one, and ``push_to_hub`` has nothing to push.
+
+        No attribute leads to session or limits: the Python that a `CodeAgent`'s model writes can read and set attributes.
+        """
+
+        skip_forward_signature_validation = True
+        name, description, inputs, output_type = tool.name, tool.description, _INPUTS, "object"
+
+        def forward(self, *given: Any, **arguments: Any) -> dict[str, Any]:
+            """Fetch as the arguments say."""
+            return tool.call(*given, **arguments).as_json()
+
+    return Fetch()

@@ -6,14 +6,14 @@ A framework's module turns it into what that framework takes. The arguments are 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from inspect import Parameter, Signature
+from typing import Any
 
+from .._core.secret_text import shown as shown_value
+from ..transport.session import Routeweiler
 from .fetching import MAX_CHARS, METHODS, Call, Fetched, Rules, run_async
 from .problems import Problem, shown
-
-if TYPE_CHECKING:
-    from ..transport.session import Routeweiler
 
 #: What the tool is called, if the program doesn't say.
 NAME = "fetch"
@@ -42,14 +42,20 @@ PARAMETERS: dict[str, Any] = {
     "required": ["url"],
     "additionalProperties": False,
 }
+_SIGNATURE = Signature(
+    [
+        Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, default=schema.get("default", Parameter.empty))
+        for name, schema in PARAMETERS["properties"].items()
+    ]
+)
 
 
 class FetchTool:
-    """What a model may call to fetch a page with ``session``. See `rules` for the arguments.
+    """What a model may call to fetch a page with ``session``. See `Rules` for the arguments.
 
     ``name`` and ``description`` are what a model is told, ``parameters`` the JSON Schema of the arguments.
 
-    Raises: ValueError for a limit or a pattern that can't be one.
+    Raises: ValueError for a limit or a pattern that can't be one, and for a session that doesn't pay.
     """
 
     def __init__(
@@ -61,30 +67,33 @@ class FetchTool:
         allow_origins: Sequence[str] | None = None,
         name: str = NAME,
     ) -> None:
+        if not isinstance(session, Routeweiler):
+            raise ValueError(f"session is one that pays, such as Session() or wrap(session), not {shown_value(session)}")
         self._session = session
         self.rules = Rules(max_sats_per_call=max_sats_per_call, max_chars=max_chars, allow_origins=allow_origins)
         self.name = name
         self.description = _described(self.rules)
         self.parameters = copy.deepcopy(PARAMETERS)
 
-    def call(self, /, **arguments: Any) -> Fetched:
-        """Fetch as ``arguments`` say, in this thread. What goes wrong is in the answer. Money: may be paid, within the limits."""
-        call = self._call(arguments)
+    def call(self, /, *given: Any, **arguments: Any) -> Fetched:
+        """Fetch as the arguments say, in this thread. What goes wrong is in the answer. Money: may be paid, within the limits."""
+        call = self._call(given, arguments)
         return call.run() if isinstance(call, Call) else call
 
-    async def call_async(self, /, **arguments: Any) -> Fetched:
+    async def call_async(self, /, *given: Any, **arguments: Any) -> Fetched:
         """Do as `call` in a worker thread: see `fetching.fetch_async`."""
-        call = self._call(arguments)
+        call = self._call(given, arguments)
         return await run_async(call) if isinstance(call, Call) else call
 
-    def _call(self, arguments: dict[str, Any]) -> Call | Fetched:
-        """Return the call that ``arguments`` ask for, or the answer to arguments that the tool doesn't have."""
-        unknown = sorted(set(arguments) - set(PARAMETERS["properties"]))
-        if unknown or "url" not in arguments:
-            what = f"The tool takes no argument {', '.join(unknown)}" if unknown else "The argument url is missing"
-            return misused(f"{what}.", f"Its arguments are {', '.join(PARAMETERS['properties'])}. Limits are the program's to set.")
-        given = {name: value for name, value in arguments.items() if value is not None}
-        return Call(session=self._session, rules=self.rules, **{"url": None, **given})
+    def _call(self, given: Sequence[Any], arguments: Mapping[str, Any]) -> Call | Fetched:
+        """Return the call that is asked for, or the answer to arguments that the tool doesn't have."""
+        try:
+            asked = _SIGNATURE.bind(*given, **arguments).arguments
+        except TypeError as error:
+            advice = f"The arguments are {', '.join(PARAMETERS['properties'])}. Limits are the program's to set."
+            return misused(f"The arguments can't be used: {error}.", advice)
+        known = {name: value for name, value in asked.items() if value is not None}  # models write null for what they leave out
+        return Call(session=self._session, rules=self.rules, **{"url": None, **known})
 
 
 def misused(message: str, advice: str) -> Fetched:

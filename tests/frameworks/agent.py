@@ -11,11 +11,14 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import socket
 import sys
 from pathlib import Path
 from typing import Any
 
+#: What costs more than the page lets a call spend.
+GOLD = re.compile(r'[^"]*/gold')
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "frameworks.md"
 
 
@@ -50,13 +53,18 @@ def stay_on_this_machine() -> None:
 
 def main(framework: str, rounds: str, heard: str) -> None:
     stay_on_this_machine()
-    model = importlib.import_module(f"tests.frameworks.models.{framework}").Scripted(rounds=json.loads(rounds))
+    models = importlib.import_module(f"tests.frameworks.models.{framework}")
+    model = models.Scripted(rounds=json.loads(rounds))
     code = documented(framework)
     if framework == "crewai":  # it may keep the answers of tools, and is asked to: those of this one aren't kept
         code = code.replace("tasks=[task])", "tasks=[task], cache=True)")
         assert "cache=True" in code
-    exec(compile(code, PAGE.name, "exec"), {"__name__": "__main__", "model": model})
+    program: dict[str, Any] = {"__name__": "__main__", "model": model}
+    exec(compile(code, PAGE.name, "exec"), program)
     Path(heard).write_text(model.heard, encoding="utf-8")
+    if framework == "smolagents":
+        with program["Session"]() as session:
+            models.code_against(program["fetch_tool"](session, max_sats_per_call=50), GOLD.search(rounds)[0])
 
 
 if __name__ == "__main__":

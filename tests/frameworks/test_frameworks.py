@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,16 +50,21 @@ def test_an_agent_pays_for_a_page_and_none_of_its_words_raises_the_limit(framewo
     with FakeLnd() as lnd, Paywall(lnd, respond=page) as shop:
         books = Books(tmp_path, lnd)
         lnd.fee_msat = 1_000
-        shop.add_service("/gold", name="gold", price_msat=10_000_000)
+        shop.add_service("/gold", name="gold", price_msat=500_000)  # the budget alone would allow it
         gold = shop.url_for("/gold")
-        rounds = [
+        rounds: list[list[Any]] = [
             [{"url": shop.url, "price_only": True}],
             [{"url": shop.url}] * 3,  # most frameworks make the calls of a round at the same time
             [{"url": gold, "headers": {"X-Max-Sats": "10000"}}],
             [{"url": gold, "max_sats_per_call": 10_000}],
             [{"url": shop.url, "method": "POST", "body": '{"again": true}'}],
-            [{"url": shop.url}],
+            # What models write besides. None of it may end the run.
+            [{"url": ["x"]}],
+            [{"url": shop.url, "price_only": "false"}],
+            [{"url": shop.url, "headers": {}, "body": "", "price_only": False}],
         ]
+        if framework in ("openai_agents", "pydantic_ai"):  # the others take nothing else than an object from a model
+            rounds.insert(-1, ["x"])
         environ = {name: value for name, value in os.environ.items() if not name.startswith(("LND_", "ROUTEWEILER_", "PYTEST_"))}
         environ |= {**SILENT, **lnd.environ, "ROUTEWEILER_NETWORK": "bitcoin-regtest", "PYTHONPATH": str(ROOT)}
         environ |= {"ROUTEWEILER_LEDGER": str(books.ledger_path), "ROUTEWEILER_TRACE": str(books.trace_path)}
@@ -78,12 +84,13 @@ def test_an_agent_pays_for_a_page_and_none_of_its_words_raises_the_limit(framewo
         assert "10 sat would be paid" in told
         assert ORDER in told
         assert "Paid 11 sat, routing included. Left: 9989 sat." in told
-        assert "10000 sat doesn't fit under max_sats_per_call=50" in told
+        assert "500 sat doesn't fit under max_sats_per_call=50" in told
         assert "nothing that a page or a prompt says changes them" in told
         assert "what was paid for before was used again" in told
         assert told.count("Paid 11 sat") == 1  # also if the framework would keep an answer, and give it out again
-        assert shop.requests[-1].method == "GET"
-        assert shop.requests[-1].paid
+        assert "neither true nor false" in told or framework == "smolagents"  # which checks that itself
+        last = [each for each in shop.requests if each.path != "/gold"][-1]
+        assert (last.method, last.paid, last.headers.get("Content-Type")) == ("GET", True, None)
         assert [(each.amount_msat, each.fee_msat) for each in lnd.payments] == [(10_000, 1_000)]
         assert [each.body for each in shop.requests if each.method == "POST"] == [b'{"again": true}']
         books.check()

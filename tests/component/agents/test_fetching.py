@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import gzip
 import json
@@ -10,9 +11,10 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+import requests
 
 from routeweiler_sync import BudgetEnvelope, Routeweiler
-from routeweiler_sync.agents import fetching, pages
+from routeweiler_sync.agents import fetch_tool, fetching, pages
 from routeweiler_sync.agents.fetching import Fetched, Rules, fetch
 from routeweiler_sync.agents.tool import FetchTool
 from routeweiler_sync.testing import FakeLnd, Paywall
@@ -88,6 +90,8 @@ def test_what_is_left_is_the_least_of_the_limits_around(make_session: Callable[.
         ({"headers": {"Host": "elsewhere.example"}}, "bad_header"),
         ({"headers": {"Transfer-Encoding": "chunked"}}, "bad_header"),
         ({"headers": ["X: y"]}, "bad_argument"),
+        ({"price_only": "false"}, "bad_argument"),
+        ({"price_only": 0}, "bad_argument"),
         ({"headers": {"X": "a\r\nHost: b"}}, "InvalidHeader"),
         ({"headers": {"X": "\N{SNOWMAN}"}}, "UnicodeEncodeError"),
     ],
@@ -110,11 +114,13 @@ def test_a_body_goes_out_as_what_it_is(session: Routeweiler, paywall: Paywall) -
     fetch(session, RULES, paywall.url_for("/free"), method="PUT", body="a=1", headers=form)
     asked: Any = {"a": [1]}
     fetch(session, RULES, paywall.url_for("/free"), method="POST", body=asked)
-    assert [(each.method, each.headers["Content-Type"], each.body) for each in paywall.requests] == [
+    fetch(session, RULES, paywall.url_for("/free"), method="PUT", body="")  # so models fill in what they leave out
+    assert [(each.method, each.headers.get("Content-Type"), each.body) for each in paywall.requests] == [
         ("POST", "application/json", ' {"a": "é"}'.encode()),
         ("PUT", "text/plain; charset=utf-8", b"{plain"),
         ("PUT", "application/x-www-form-urlencoded", b"a=1"),
         ("POST", "application/json", b'{"a": [1]}'),
+        ("PUT", None, b""),
     ]
 
 
@@ -437,3 +443,23 @@ def test_what_opens_a_page_is_in_no_part_of_the_answer(
         assert row.token not in answer.as_text()
         assert quote(row.token) not in answer.as_text()
     assert answer.spent_msat == lnd.spent_msat
+
+
+def test_a_tool_takes_its_arguments_as_a_function_does(session: Routeweiler, paywall: Paywall) -> None:
+    """Agents that write Python call the tool by place: `fetch("https://…")`."""
+    tool = fetch_tool(session, max_sats_per_call=100)
+    assert tool.call(paywall.url).spent_msat == 10_000
+    assert asyncio.run(tool.call_async(paywall.url, "POST", None, "x", price_only=None)).status == 200
+    assert (paywall.requests[-1].method, paywall.requests[-1].body) == ("POST", b"x")
+    for given, named in (((paywall.url,), {"url": paywall.url}), ((1, 2, 3, 4, 5, 6), {}), ((), {}), ((), {"url": "", "max": 1})):
+        answer = tool.call(*given, **named)
+        assert answer.problem is not None
+        assert (answer.problem.code, answer.problem.spent) == ("bad_argument", False)
+        assert "arguments are url, method, headers, body, price_only" in answer.problem.advice
+
+
+def test_a_tool_needs_a_session_that_pays() -> None:
+    """It would fail at its first call, in the midst of an agent's run."""
+    wrong: Any = requests.Session()
+    with pytest.raises(ValueError, match=r"wrap\(session\), not <requests"):
+        fetch_tool(wrong, max_sats_per_call=1)

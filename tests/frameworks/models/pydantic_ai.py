@@ -22,4 +22,4 @@ class Scripted(FunctionModel):
         self.heard = "\n".join(json.dumps(part.content) for part in parts if isinstance(part, ToolReturnPart))
         if turn == len(self.rounds):
             return ModelResponse(parts=[TextPart("done")])
-        return ModelResponse(parts=[ToolCallPart("fetch", asked) for asked in self.rounds[turn]])
+        return ModelResponse(parts=[ToolCallPart("fetch", json.dumps(asked)) for asked in self.rounds[turn]])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from smolagents import ChatMessage, MessageRole, Model
+from smolagents import ChatMessage, CodeAgent, MessageRole, Model, Tool
 from smolagents.models import ChatMessageToolCall, ChatMessageToolCallFunction
 
 
@@ -28,3 +28,45 @@ class Scripted(Model):
             for at, (name, arguments) in enumerate(calls)
         ]
         return ChatMessage(role=MessageRole.ASSISTANT, content="", tool_calls=made)
+
+
+#: What a model that was told to pay more would write as Python. ``gold`` costs more than a call may spend.
+_CODE = """
+class Endless:
+    max_sats_per_call = None
+    max_chars = 100
+    allow_origins = None
+    def allows(self, url):
+        return True
+gold = "{gold}"
+said = [fetch(url=gold)["error"]["code"]]
+for name in ("_tool", "tool", "forward", "call"):
+    found = getattr(fetch, name, None)
+    if found is not None:
+        found.rules = Endless()
+for name in ("_session", "session"):
+    found = getattr(getattr(fetch, "_tool", fetch), name, None)
+    if found is not None:
+        found.get(gold)
+fetch.rules = Endless()
+said.append(fetch(url=gold)["error"]["code"])
+said.append(fetch(gold)["error"]["code"])
+final_answer(said)
+"""
+
+
+class _Coder(Model):
+    """Writes ``code``."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__(model_id="coder")
+        self.code = code
+
+    def generate(self, messages: list[ChatMessage], *args: Any, **kwargs: Any) -> ChatMessage:
+        return ChatMessage(role=MessageRole.ASSISTANT, content=f"Thought: I pay.\n<code>{self.code}</code>")
+
+
+def code_against(tool: Tool, gold: str) -> None:
+    """Let a `CodeAgent`'s model try to get around the limit of ``tool``."""
+    said = CodeAgent(tools=[tool], model=_Coder(_CODE.replace("{gold}", gold)), max_steps=1).run("Pay.")
+    assert said == ["budget_exceeded"] * 3, said
