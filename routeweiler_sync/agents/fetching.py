@@ -208,8 +208,8 @@ class Call:
     read: Callable[[requests.Response, int], Page] = pages.read
     #: The tokens and preimages that the call has seen or sent.
     _secrets: frozenset[str] = field(default=frozenset(), init=False, repr=False)
-    _is_led_on: bool = field(default=False, init=False, repr=False)
-    #: The payment of a page that led on, if it was for that one answer. It is used up.
+    _is_redirected: bool = field(default=False, init=False, repr=False)
+    #: The payment for an answer that was a redirect, if it was for that one answer: the redirect has used it up.
     _used_up: Payment | None = field(default=None, init=False, repr=False)
     _limit: block_limit.SpendingLimit | None = field(default=None, init=False, repr=False)
     _cancelled: threading.Event = field(default_factory=threading.Event, init=False, repr=False)
@@ -287,7 +287,7 @@ class Call:
             problem = self._broken(method, response, broken, bool(limit.spent_msat))
         except (requests.RequestException, ValueError, OSError, urllib3.exceptions.HTTPError) as error:
             has_paid, is_kept = bool(limit.spent_msat), self._used_up is None
-            problem = problem_of(error, method=method, has_paid=has_paid, is_kept=is_kept, is_led_on=self._is_led_on)
+            problem = problem_of(error, method=method, has_paid=has_paid, is_kept=is_kept, is_redirected=self._is_redirected)
             response = getattr(error, "response", None) if isinstance(error, RouteweilerError) else None
         if problem is None and rehearsal is None and response is not None and response.status_code == 402:
             problem = Problem(
@@ -349,7 +349,7 @@ class Call:
             data = body.encode("utf-8", "replace")
             if "content-type" not in {name.lower() for name in headers}:
                 headers["Content-Type"] = "application/json" if _is_json(body) else "text/plain; charset=utf-8"
-        hooks = {"response": [*self.session.hooks.get("response", ()), self._led_on]}
+        hooks = {"response": [*self.session.hooks.get("response", ()), self._look_at]}
         return {"headers": headers, "data": data, "timeout": TIMEOUT_S, "hooks": hooks}
 
     def _check(self, until_s: float, url: str) -> None:
@@ -363,7 +363,7 @@ class Call:
                 "Use one of the servers that are allowed, or tell the user. Only they can allow another.",
             )
 
-    def _led_on(self, response: requests.Response, **kwargs: object) -> None:
+    def _look_at(self, response: requests.Response, **kwargs: object) -> None:
         """Look at an answer before `requests` follows it: a hook. Of a redirect's body little is read: it may have no end."""
         from ..paywall.credentialed import secrets_of
 
@@ -373,7 +373,7 @@ class Call:
             from ..protocol.schemes import is_reusable
 
             drain(response)
-            self._is_led_on = True
+            self._is_redirected = True
             payment: Payment | None = getattr(response, "payment", None)
             if payment is not None and not is_reusable(payment.scheme):
                 self._used_up = payment

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import secrets
@@ -105,5 +106,5 @@ class Folder:
             raise
         except (OSError, NotImplementedError):  # a file system without links
             if os.path.lexists(path):
-                raise FileExistsError(17, "a file of this name was made meanwhile") from None
+                raise FileExistsError(errno.EEXIST, "a file of this name was made meanwhile") from None
             os.rename(part, path)

@@ -16,14 +16,14 @@ from .waits import Watch, fileno_of
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: The most bytes of one character in UTF-8, and how many more are read than the characters that are wanted could take.
+#: The most bytes that a character takes in UTF-8: so many times the wanted characters are read.
 _BYTES_PER_CHAR = 4
 _CHUNK_BYTES = 16_384
-#: A longer name of a charset is none.
+#: No charset has a longer name.
 _CHARSET_CHARS_MAX = 40
-#: Codecs of Python's that no page is written in. They are slow, take other bytes than text, or make what is no text.
+#: Python's codecs that no page is written in. They are slow, don't decode text, or yield what can't be encoded again.
 _NOT_OF_PAGES = frozenset(("idna", "punycode", "raw-unicode-escape", "undefined", "unicode-escape", "utf-7"))
-#: For how long a page may arrive, however slowly, in seconds.
+#: How long a page may take to arrive, in seconds.
 READ_S_MAX = 120.0
 
 
@@ -63,7 +63,7 @@ def read(response: requests.Response, max_chars: int) -> Page:
 
 
 def _read_bytes(response: requests.Response, max_bytes: int) -> tuple[bytes, bool]:
-    """Return what comes first, ``max_bytes`` or a chunk more, and whether that is all."""
+    """Return the first bytes, up to a chunk more than ``max_bytes``, and whether they are all."""
     parts, got = [], 0
     for chunk in chunks(response):
         parts.append(chunk)

@@ -85,13 +85,13 @@ class Problem:
         }
 
 
-def problem_of(error: Exception, *, method: str, has_paid: bool, is_kept: bool = True, is_led_on: bool = False) -> Problem:
+def problem_of(error: Exception, *, method: str, has_paid: bool, is_kept: bool = True, is_redirected: bool = False) -> Problem:
     """Return what ``error`` means for an agent.
 
     ``has_paid``: the fetch had paid for something before it failed. ``is_kept``: the next fetch would use that.
-    ``is_led_on``: a server has led the fetch on to another URL, so that what is wrong with the URL is the server's fault.
+    ``is_redirected``: the URL came from a server's redirect, so that what is wrong with it is the server's fault.
     """
-    unknown = (False, _SERVER if is_led_on else _MALFORMED)
+    unknown = (False, _SERVER if is_redirected else _MALFORMED)
     retryable, advice = next(((again, text) for kind, again, text in _ADVICE if isinstance(error, kind)), unknown)
     if isinstance(error, errors.RouteweilerError):
         spent = None if error.spent is None else error.spent or has_paid

@@ -86,7 +86,7 @@ class Approval:
 class Question:
     """What the user must agree to before the call can go on.
 
-    ``spent_msat`` is what the call has paid until then. ``approvals`` are those of before that it hasn't paid by.
+    ``spent_msat`` is what the call has paid until then. ``approvals`` are earlier ones that it hasn't used.
     """
 
     text: str
@@ -107,7 +107,7 @@ _asking: contextvars.ContextVar[_Asking | None] = contextvars.ContextVar("routew
 
 
 class _Session(Routeweiler):
-    """A session that sends no password of the user's netrc, and keeps no cookies: agents share it."""
+    """A session that several agents share: it keeps no cookies, and sends no password of the user's netrc."""
 
     def __init__(self, **settings: Any) -> None:
         from http.cookiejar import DefaultCookiePolicy

@@ -87,8 +87,8 @@ def budget() -> None:
     """Show, set, freeze and audit the budgets in a ledger.
 
     A budget is an envelope: an id, limits, and what counts against them. Programs that share a ledger and name the same envelope
-    share its totals. An envelope may lie in another one, such as those of several agents in one for all: what is spent counts in
-    both, and both limits hold.
+    share its totals. An envelope may lie in another one, as those of several agents may lie in one for all: what is spent counts in
+    both, and the limits of both hold.
 
     \b
     Examples:
@@ -152,7 +152,7 @@ def show(context: click.Context, *, envelope: str | None, by: str | None, ledger
     """Show everything about ENVELOPE: limits, totals, grant. Without ENVELOPE, list all envelopes.
 
     --by agent shows what each agent has spent from ENVELOPE and from those that lie in it, or in all. An agent is the agent_id of
-    sessions. A payment is that agent's who began it; others may use its token.
+    sessions. A payment belongs to the agent that began it; others may use its token.
 
     \b
     Examples:
@@ -207,7 +207,7 @@ def _show_agents(envelope: str | None, ledger: str | None, *, as_json: bool) -> 
 @click.option("--per-call", type=LimitType(), metavar="N", help="The most that one call may spend.")
 @click.option("--per-hour", type=LimitType(), metavar="N", help="The most within any hour.")
 @click.option("--per-day", type=LimitType(), metavar="N", help="The most within any day.")
-@click.option("--parent", metavar="ENVELOPE", help="The envelope that it lies in: both limits hold; or none.")
+@click.option("--parent", metavar="ENVELOPE", help="Put it into this envelope, or into none: the limits of both hold.")
 @click.option(
     "--currency", type=click.Choice(CURRENCIES), help="What N counts: sat, cents of usd and eur, pence of gbp, jpy. Default: sat."
 )
@@ -230,8 +230,8 @@ def set_limits(
     Limits that aren't named stay as they are; none removes one. Totals stay, so a limit may be set below what is spent already:
     nothing more is bought then until it is raised, or until the hour or day has moved on. Limits count routing fees too.
 
-    --parent puts ENVELOPE into another one, which must be there and count in the same currency. What is spent from ENVELOPE counts
-    in both then, and both limits hold. That can't be changed any more once a payment has counted in ENVELOPE.
+    --parent puts ENVELOPE into another one, which must exist and count in the same currency. What is spent from ENVELOPE then
+    counts in both, and the limits of both hold. This can't be changed once a payment has counted in ENVELOPE.
 
     They hold from the next purchase on, for all programs that name the envelope by its id: budget_envelope="ENVELOPE". A program
     that brings limits of its own for this id, by BudgetEnvelope("ENVELOPE", ...) or by ROUTEWEILER_BUDGET for the envelope

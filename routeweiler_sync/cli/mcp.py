@@ -28,7 +28,9 @@ MAX_CHARS_MAX = 10_000_000
     metavar="ORIGIN",
     help="Fetch from this origin, such as https://example.com or '*.example.com', and from no others; repeat for several.",
 )
-@click.option("--confirm", is_flag=True, help="Ask the user before each payment, through the client. One that can't ask can't pay.")
+@click.option(
+    "--confirm", is_flag=True, help="Ask the user before each payment, through the client, which must be able to ask."
+)
 @click.option("--folder", metavar="DIR", help="Let pages be written to new files in this folder.")
 @click.option(
     "--max-chars",
@@ -36,9 +38,9 @@ MAX_CHARS_MAX = 10_000_000
     default=20_000,  # fetching.MAX_CHARS: its module would make every command start later
     show_default=True,
     metavar="N",
-    help="Cut pages after so many characters.",
+    help="Cut pages after N characters.",
 )
-@click.option("--agent-id", metavar="NAME", help="The agent whose payments they are. Default: ROUTEWEILER_AGENT.")
+@click.option("--agent-id", metavar="NAME", help="Name the agent in ledger and trace. Default: ROUTEWEILER_AGENT.")
 @click.option(
     "--http",
     "port",
@@ -61,9 +63,9 @@ def mcp(
 ) -> None:
     """Serve an agent over the Model Context Protocol (MCP), by stdio or by HTTP on loopback.
 
-    The tools are fetch (and pay), quote, budget and payments, the resource is spending. Limits come from these options and from the
-    budget: no argument of a tool raises one, and no page that the agent reads. --max-sats counts from the server's start; what may
-    be spent per hour or day, over all starts, is up to the budget in ROUTEWEILER_BUDGET.
+    The tools are fetch (which pays), quote, budget and payments; the resource is spending. Limits come from these options and from
+    the budget: no argument of a tool raises one, nor does a page that the agent reads. --max-sats counts from the server's start;
+    limits that hold across restarts, such as per day, belong to the budget in ROUTEWEILER_BUDGET.
 
     The environment names wallet, budget, ledger and trace, as for the command get. It needs the extra mcp:
     pip install 'routeweiler-sync[mcp]'

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..agents.fetching import METHODS
+from .payments import STATES
+
 Schema = dict[str, Any]
 
 
@@ -52,7 +55,6 @@ MSAT = "in msat, thousandths of a sat"
 TIME = text("ISO 8601 with a time zone", format="date-time")
 HASH = text("payment hash", pattern="^[0-9a-f]{64}$")
 MINOR_UNITS = text("an exact decimal, in minor units of the budget's currency (sat, cents, …)")
-STATES = ("open", "failed", "settled", "retired", "dead")
 
 ERROR = obj(
     "what went wrong",
@@ -311,7 +313,7 @@ _URL = text("http or https URL", minLength=1, maxLength=8192)
 _MAX_SATS = integer("the most that this call may spend, routing included. It can only lower the server's own limits", minimum=0)
 _REQUEST = {
     "url": _URL,
-    "method": text("default: GET, or POST with a body", enum=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]),
+    "method": text("default: GET, or POST with a body", enum=list(METHODS)),
     "headers": {"type": "object", "additionalProperties": {"type": "string"}, "description": "headers to send"},
     "body": {"type": ["string", "object", "array"], "description": "a text is sent as it is, anything else as JSON"},
     "max_sats": _MAX_SATS,

@@ -271,7 +271,7 @@ def abandon(*, payment_hash: str, ledger: str | None, as_json: bool) -> None:
     """
     from ..ledger.ledger import ABANDONED
     from .payment_words import as_json as object_of
-    from .wallet_word import asked_before_abandoning
+    from .wallet_check import warning_before_abandoning
 
     def decide(row: PaymentRow) -> Change:
         if not row.unfinished:
@@ -282,7 +282,7 @@ def abandon(*, payment_hash: str, ledger: str | None, as_json: bool) -> None:
         return ABANDONED
 
     with named_payment(payment_hash, ledger) as (opened, named):
-        word = asked_before_abandoning(named, ledger) if named.unfinished else None
+        warning = warning_before_abandoning(named, ledger) if named.unfinished else None
         row = opened.change(named.payment_hash, decide)
     if as_json:
         print_json([object_of(row)])
@@ -291,8 +291,8 @@ def abandon(*, payment_hash: str, ledger: str | None, as_json: bool) -> None:
             f"Payment {row.payment_hash} of {sats(row.amount_msat)} to {row.origin} is abandoned: its reservation is returned, and "
             "the next call may buy anew."
         )
-    if word is not None:
-        print_line(word, err=True)
+    if warning is not None:
+        print_line(warning, err=True)
 
 
 def _noting(rows: Iterable[PaymentRow], owed: list[PaymentRow]) -> Iterator[PaymentRow]:

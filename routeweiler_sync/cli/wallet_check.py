@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from ..funding.replies import WalletAnswer
     from ..ledger.types import PaymentRow
 
-#: How long the wallet is waited for, in seconds. Who abandons a payment may do so because the wallet doesn't answer any more.
+#: How long to wait for the wallet, in seconds. A user may abandon a payment because the wallet doesn't answer any more.
 ASK_S = 10.0
 
 
-def asked_before_abandoning(row: PaymentRow, ledger: str | None) -> str | None:
-    """Ask the wallet that the payment of ``row`` was ordered from, and return what the user has to hear; None for nothing.
+def warning_before_abandoning(row: PaymentRow, ledger: str | None) -> str | None:
+    """Ask the wallet that the payment of ``row`` was ordered from, and return a warning for the user, or None.
 
     ``ledger`` is the ``--ledger`` that was given, for the command to copy.
 
-    Raises: LedgerError if the wallet has paid it, since then nothing may be abandoned.
+    Raises: LedgerError if the wallet has paid it: then it may not be abandoned.
     """
     from ..funding.replies import WalletReply
 
