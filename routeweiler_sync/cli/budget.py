@@ -207,7 +207,8 @@ def _show_agents(envelope: str | None, ledger: str | None, *, as_json: bool) -> 
 @click.option("--per-call", type=LimitType(), metavar="N", help="The most that one call may spend.")
 @click.option("--per-hour", type=LimitType(), metavar="N", help="The most within any hour.")
 @click.option("--per-day", type=LimitType(), metavar="N", help="The most within any day.")
-@click.option("--parent", metavar="ENVELOPE", help="Put it into this envelope, or into none: the limits of both hold.")
+@click.option("--parent", metavar="ENVELOPE", help="Put it into this envelope: the limits of both hold.")
+@click.option("--no-parent", is_flag=True, help="Let it lie in none.")
 @click.option(
     "--currency", type=click.Choice(CURRENCIES), help="What N counts: sat, cents of usd and eur, pence of gbp, jpy. Default: sat."
 )
@@ -221,6 +222,7 @@ def set_limits(
     per_hour: int | None,
     per_day: int | None,
     parent: str | None,
+    no_parent: bool,
     currency: str | None,
     ledger: str | None,
     as_json: bool,
@@ -251,10 +253,12 @@ def set_limits(
         "per_day_minor_units": per_day,
     }
     changes: dict[str, Any] = {name: None if value == NO_LIMIT else value for name, value in given.items() if value is not None}
-    if parent is not None:
-        changes["parent"] = None if parent == "none" else parent
+    if parent is not None and no_parent:
+        raise click.UsageError("--parent and --no-parent exclude each other. Nothing was changed.")
+    if parent is not None or no_parent:
+        changes["parent"] = parent
     if not changes:
-        raise click.UsageError("give --cap, --per-call, --per-hour, --per-day or --parent. Nothing was changed.")
+        raise click.UsageError("give --cap, --per-call, --per-hour, --per-day, --parent or --no-parent. Nothing was changed.")
     existed = False
 
     def decide(limits: BudgetEnvelope | None) -> BudgetEnvelope:

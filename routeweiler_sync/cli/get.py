@@ -11,6 +11,7 @@ import base64
 import contextlib
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -50,6 +51,8 @@ TIMEOUT_S = (30.0, 300.0)
 PAYMENT_TIMEOUT_S = 60.0
 #: Seconds that a dry run waits for another process's purchase of the same token; it can't finish one itself.
 DRY_RUN_WAIT_S = 1.0
+#: What HTTP allows as a method, and as the name of a header (RFC 9110, section 5.6.2).
+_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 #: Told where the page of a payment didn't arrive, or not whole.
 _KEPT = "The token is kept, and the next call uses it."
 #: The same of a charge, whose credential opens one request, once: while it is owed, and once the server has answered.
@@ -207,6 +210,8 @@ def get(
       ROUTEWEILER_NETWORK        bitcoin, bitcoin-testnet, bitcoin-signet or
                                  bitcoin-regtest; default: the wallet is asked
       ROUTEWEILER_BUDGET         '1000 sat/call, 50000 sat/day', or 'none'
+      ROUTEWEILER_ENVELOPE       or the id of a budget in the ledger
+      ROUTEWEILER_AGENT          the agent whose payments they are
       ROUTEWEILER_LEDGER         path or URL of the ledger
       ROUTEWEILER_TRACE          path of the trace
       ROUTEWEILER_ALLOW_HTTP_PAYMENT
@@ -226,6 +231,8 @@ def get(
         raise click.UsageError("-q and -v exclude each other.")
     if continues and (method not in (None, "GET") or data or any(each.lower().startswith("range:") for each in headers)):
         raise click.UsageError("-C continues a plain GET: it can't be used with -X, -d or a Range header.")
+    if method and not _TOKEN.fullmatch(method):
+        raise click.UsageError(f"a method is a word such as PUT, not {shown(method)}")
     if output is not None and not dry_run and (owner := _owner_of(output)) is not None:
         raise click.UsageError(f"{output} can't be written to: it is the {owner}. Nothing was fetched or paid.")
     body = b"&".join(_data(each) for each in data) if data else None
@@ -390,10 +397,19 @@ def _deliver(fetch: Fetch, destination: Output, *, as_json: bool) -> Exit:
     """Report the outcome, write the page, and return the exit code."""
     _report(fetch)
     content = None
-    try:
+    with _delivering(fetch, destination):
         content = _page(fetch, destination, as_json)
-        if as_json:
+    if as_json:
+        with _delivering(fetch, destination):
             click.echo(json.dumps(_as_json(fetch, content)))
+    return fetch.exit
+
+
+@contextlib.contextmanager
+def _delivering(fetch: Fetch, destination: Output) -> Iterator[None]:
+    """Say on stderr, and note in ``fetch.error``, what keeps the page from being written whole in the block."""
+    try:
+        yield
     except BrokenPipeError:
         raise  # whatever reads stdout has closed it: click ends the command quietly
     except (urllib3.exceptions.HTTPError, OSError) as problem:
@@ -401,9 +417,6 @@ def _deliver(fetch: Fetch, destination: Output, *, as_json: bool) -> Exit:
         if fetch.quiet and fetch.observer.paid:
             _err(_payments_text(fetch.observer.paid))
         _err(fetch.error)
-        if as_json and fetch.output not in (None, "-"):
-            click.echo(json.dumps(_as_json(fetch, None)))
-    return fetch.exit
 
 
 def _undelivered(fetch: Fetch, destination: Output, problem: Exception) -> requests.RequestException:
@@ -659,12 +672,12 @@ def _data(given: str) -> bytes:
 def _headers(given: Sequence[str], body: bytes | None) -> dict[str, str | bytes | None]:
     """Return the headers of ``-H``, with curl's Content-Type if there is a body. The value None removes a default header.
 
-    Raises: click.UsageError for a header without a colon or a name.
+    Raises: click.UsageError for a header without a colon or a name that HTTP allows.
     """
     headers: dict[str, str | bytes | None] = {}
     for each in given:
         name, colon, value = each.partition(":")
-        if not colon or not name.strip():
+        if not colon or not _TOKEN.fullmatch(name.strip()):
             raise click.UsageError(f"a header is 'NAME: VALUE', not {shown(each)}")
         value = value.strip()
         headers[name.strip()] = None if not value else value if value.isascii() else os.fsencode(value)

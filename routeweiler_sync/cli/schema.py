@@ -21,11 +21,15 @@ EXIT_CODES = {
     Exit.OK: "done",
     Exit.ERROR: "network or HTTP error, nothing was paid; or what was looked at isn't as it should be",
     Exit.USAGE: "wrong usage, nothing was sent",
-    Exit.REFUSED: "refused before paying, nothing was spent",
+    Exit.REFUSED: "refused before paying, nothing was spent; or the ledger or the wallet can't be used",
     Exit.FAILED: "the payment failed, nothing was spent",
     Exit.PENDING: "the outcome of a payment isn't known yet: call again, nothing is paid twice",
-    Exit.UNDELIVERED: "paid, but the page didn't arrive: call again, the payment is used",
+    Exit.UNDELIVERED: "paid, but the page didn't arrive: call again, a token is used; if paid for one request, ask --dry-run",
 }
+#: The same of all other codes.
+OTHER_EXIT_CODES = "stopped by a signal (130, 143, ...): call again, nothing is paid twice; of run: the program's own"
+#: When a command that is told --json prints none.
+NO_OUTPUT = "nothing is printed if the command is stopped, or can't do what it is asked: then stderr says why"
 #: What each environment variable means, and whether its value is a secret.
 ENVIRONMENT = {
     env_vars.LNDCONNECT: ("lnd, as an lndconnect URI", True),
@@ -60,7 +64,7 @@ def schema(*, command: Sequence[str]) -> None:
     """Print the arguments, outputs, exit codes and environment variables of all commands as JSON, for agents and other programs.
 
     With COMMAND, print only that command, or the commands of that group. Each command has a JSON Schema (draft 2020-12) of its
-    arguments, input, and one of what it prints with --json, output.
+    arguments, input, and one of what it prints with --json, output: on stdout, or nothing and the reason on stderr.
 
     \b
     Examples:
@@ -78,7 +82,8 @@ def schema(*, command: Sequence[str]) -> None:
         "version": VERSION,
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "commands": commands,
-        "exitCodes": {str(code.value): meaning for code, meaning in EXIT_CODES.items()},
+        "output": NO_OUTPUT,
+        "exitCodes": {**{str(code.value): meaning for code, meaning in EXIT_CODES.items()}, "other": OTHER_EXIT_CODES},
         "environment": [{"name": name, "meaning": meaning, "secret": secret} for name, (meaning, secret) in ENVIRONMENT.items()],
     }
     if not wanted or wanted == "mcp":

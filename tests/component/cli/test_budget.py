@@ -522,7 +522,12 @@ def test_agents_share_one_budget_and_each_is_shown_what_it_spent(
     assert command(*page, ROUTEWEILER_ENVELOPE="writer", ROUTEWEILER_AGENT="by hand") == 0
     assert command("budget", "show", "writer", "--by", "agent", "--json") == 0
     assert [row["agentId"] for row in command.json] == ["by hand", "writer"]
-    assert command("budget", "set", "scout", "--parent", "none") == 2, "what it has counted stays where it is"
+    assert command("budget", "set", "scout", "--no-parent") == 2, "what it has counted stays where it is"
+    assert command("budget", "set", "none", "--cap", "9") == command("budget", "set", "x", "--parent", "none", "--json") == 0
+    assert command.json[0]["parentId"] == "none", "a name like any other: else it would lie in nothing, and no outer limit hold"
+    assert command("budget", "set", "x", "--parent", "none", "--no-parent") == 2
+    assert command("budget", "set", "x", "--no-parent", "--json") == 0
+    assert command.json[0]["parentId"] is None
 
 
 def test_the_page_about_agents_does_what_it_says(

@@ -11,7 +11,7 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -630,6 +630,24 @@ def test_json_of_a_refusal_holds_no_token(command: Command, paywall: Paywall) ->
     assert 'macaroon="<redacted>"' in told["headers"]["WWW-Authenticate"]
     assert (told["status"], told["body"], told["payment"], told["spentMsat"]) == (402, None, None, 0)
     assert (told["error"]["code"], told["error"]["spent"]) == ("budget_exceeded", False)
+
+
+def test_json_tells_of_a_page_that_breaks_off(command: Command, paywall: Paywall, lnd: FakeLnd) -> None:
+    """A program that finds nothing on stdout wouldn't know that it has paid."""
+    with broken_off(paywall) as url:
+        assert command("get", url, "--json") == 6
+    told = command.json
+    assert (told["status"], told["body"], told["spentMsat"]) == (200, None, 10_000)
+    assert (told["error"]["spent"], told["payment"]["paymentHash"]) == (True, lnd.payments[0].payment_hash)
+    assert "didn't arrive whole" in told["error"]["message"]
+
+
+@pytest.mark.parametrize("args", [("-X", "GET IT"), ("-X", "GÉT"), ("-H", "Ä: b"), ("-H", "A B: c")], ids=ascii)
+def test_what_no_request_may_have_is_wrong_usage(command: Command, paywall: Paywall, args: Sequence[str]) -> None:
+    """A traceback from deep within would be no advice, and its exit code would say that the network is at fault."""
+    assert command("get", paywall.url, *args) == 2
+    assert b"Traceback" not in command.err
+    assert not paywall.requests
 
 
 def test_a_servers_text_cannot_write_to_the_terminal(command: Command, paywall: Paywall) -> None:

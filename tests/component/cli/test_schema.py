@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from routeweiler_sync._core import env_vars
 from routeweiler_sync.agents.fetching import MAX_CHARS
 from routeweiler_sync.cli import main, output_schemas
-from routeweiler_sync.cli.schema import EXIT_CODES
+from routeweiler_sync.cli.schema import EXIT_CODES, OTHER_EXIT_CODES
 from routeweiler_sync.testing import FakeLnd, Paywall
 from tests.component.cli.test_help import COMMANDS, help_of
 from tests.support.accounts import Books
@@ -118,7 +118,9 @@ def test_commands_and_options_are_those_of_the_help(schema: Any) -> None:
 def test_exit_codes_and_variables_are_all_told(schema: Any) -> None:
     """A code or a variable that isn't told can't be acted on. Which ones are secret decides what may be logged."""
     told = re.findall(r"(?<!\d)([0-6])  ", help_of("get").partition("Exit codes:")[2].partition("\n\n")[0])
-    assert sorted(schema["exitCodes"]) == sorted(told)
+    assert sorted(schema["exitCodes"]) == [*sorted(told), "other"]
+    names = {value for value in vars(env_vars).values() if isinstance(value, str) and value.startswith("ROUTEWEILER_")} - INTERNAL
+    assert {name for name in names if name not in help_of("get")} == set(), "the help of get leaves some out"
     names = {value for name, value in vars(env_vars).items() if name.isupper() and isinstance(value, str)} - INTERNAL
     assert {each["name"] for each in schema["environment"]} == names
     secret = {each["name"] for each in schema["environment"] if each["secret"]}
@@ -158,6 +160,7 @@ def test_the_pages_for_agents_name_what_there_is(page: str) -> None:
         options = set(re.findall(r"^\| `(--[a-z-]+)", text, re.MULTILINE)) | {"--http"}
         assert options == {name for parameter in main.commands["mcp"].params for name in parameter.opts}
     else:
-        told = dict(re.findall(r"^\| ([0-9]) \| (.*) \|$", text, re.MULTILINE))
-        assert told == {str(code.value): meaning for code, meaning in EXIT_CODES.items()}
-        assert set(re.findall(r"`ROUTEWEILER_[A-Z]+`", text)) == {"`ROUTEWEILER_BUDGET`"}
+        told = dict(re.findall(r"^\| ([0-9]|other) \| (.*) \|$", text, re.MULTILINE))
+        assert told == {**{str(code.value): meaning for code, meaning in EXIT_CODES.items()}, "other": OTHER_EXIT_CODES}
+        decide = {f"`{name}`" for name in (env_vars.BUDGET, env_vars.ENVELOPE, env_vars.LEDGER)}
+        assert set(re.findall(r"`ROUTEWEILER_[A-Z]+`", text)) == decide, "these decide on the limits"
