@@ -41,7 +41,7 @@ def fetch_tool(
 
     It returns the answer as JSON. CrewAI doesn't keep its answers. For the arguments see `routeweiler_sync.agents.fetching.Rules`.
 
-    Raises: ValueError for a limit or a pattern that can't be one.
+    Raises: ValueError for a limit or a pattern that can't be one, and for a session that doesn't pay.
     """
     tool = FetchTool(session, max_sats_per_call=max_sats_per_call, max_chars=max_chars, allow_origins=allow_origins, name=name)
 

@@ -96,6 +96,23 @@ class FetchTool:
         return Call(session=self._session, rules=self.rules, **{"url": None, **known})
 
 
+def fetch_tool(
+    session: Routeweiler,
+    *,
+    max_sats_per_call: int | None,
+    max_chars: int = MAX_CHARS,
+    allow_origins: Sequence[str] | None = None,
+    name: str = NAME,
+) -> FetchTool:
+    """Return a tool that fetches with ``session``, and pays within ``max_sats_per_call`` and the session's budget.
+
+    It is for programs without a framework. For the arguments see `routeweiler_sync.agents.fetching.Rules`.
+
+    Raises: ValueError for a limit or a pattern that can't be one, and for a session that doesn't pay.
+    """
+    return FetchTool(session, max_sats_per_call=max_sats_per_call, max_chars=max_chars, allow_origins=allow_origins, name=name)
+
+
 def misused(message: str, advice: str) -> Fetched:
     """Return the answer to a call whose arguments can't be used. Nothing was sent."""
     problem = Problem(code="bad_argument", message=shown(message), spent=False, retryable=False, advice=advice)

@@ -1,7 +1,7 @@
 """Installs the agents' frameworks once, into virtual environments of their own in the cache folder.
 
 Two environments, because CrewAI wants other versions of what the others need. Their pins leave out what the tests don't load, such
-as the databases of vectors that CrewAI can use. `python -m tests.regtest.build` installs both (600 MB).
+as the databases of vectors that CrewAI can use. `python -m tests.regtest.build` installs both (450 MB).
 """
 
 from __future__ import annotations
@@ -41,5 +41,5 @@ def python_with(framework: str, report: Report = print) -> Path:
     folder = cache_folder() / "agents" / f"{environment}-{digest[:16]}"
     if not folder.exists():
         with installs.installing(f"{environment} for agents from PyPI", folder, report, takes="half a minute") as aside:
-            installs.venv(sys.executable, pins, aside)
+            installs.venv(sys.executable, pins, aside, "--no-compile")  # the tests load a small part
     return folder / "venv" / "bin" / "python"

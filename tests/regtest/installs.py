@@ -41,13 +41,15 @@ def installing(what: str, folder: Path, report: Report, *, takes: str) -> Iterat
     report(f"installed {what} in {time.monotonic() - started:.0f} s")
 
 
-def venv(python: str, requirements: Path, folder: Path) -> None:
+def venv(python: str, requirements: Path, folder: Path, *options: str) -> None:
     """Make a virtual environment ``venv`` in ``folder``, with what is pinned in ``requirements`` and nothing else.
+
+    ``options`` are pip's.
 
     Raises: InstallError.
     """
     run([python, "-m", "venv", "venv"], folder)
-    run(["venv/bin/python", "-m", "pip", "install", "-q", "--no-deps", "-r", str(requirements)], folder)
+    run(["venv/bin/python", "-m", "pip", "install", "-q", "--no-deps", *options, "-r", str(requirements)], folder)
 
 
 def node() -> Path:

@@ -15,6 +15,7 @@ from routeweiler_sync import errors
 
 #: What each public module beside the package itself is there for.
 PATHS = {
+    "agents": ["FetchTool", "fetch_tool"],
     "agents.fetching": ["Fetched", "Price", "Rules", "fetch", "fetch_async"],
     "agents.pages": ["Page"],
     "agents.problems": ["Problem"],
