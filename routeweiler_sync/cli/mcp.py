@@ -28,9 +28,7 @@ MAX_CHARS_MAX = 10_000_000
     metavar="ORIGIN",
     help="Fetch from this origin, such as https://example.com or '*.example.com', and from no others; repeat for several.",
 )
-@click.option(
-    "--confirm", is_flag=True, help="Ask the user before each payment, through the client, which must be able to ask."
-)
+@click.option("--confirm", is_flag=True, help="Ask the user before each payment, through the client, which must be able to ask.")
 @click.option("--folder", metavar="DIR", help="Let pages be written to new files in this folder.")
 @click.option(
     "--max-chars",
