@@ -262,18 +262,9 @@ def set_limits(
     existed = False
 
     def decide(limits: BudgetEnvelope | None) -> BudgetEnvelope:
-        from ..budgets.schema import BudgetEnvelope
-
         nonlocal existed
         existed = limits is not None
-        if limits is not None and currency not in (None, limits.cap_currency):
-            raise click.UsageError(
-                f"envelope {printable(repr(envelope))} counts in {limits.cap_currency}, and its totals can't be converted: use "
-                "another envelope for another currency. Nothing was changed."
-            )
-        if limits is None:
-            return BudgetEnvelope(envelope, cap_currency=currency or "sat", **changes)
-        return replace(limits, cap_currency=currency or limits.cap_currency, **changes)
+        return _changed(limits, envelope, currency, changes)
 
     try:
         with opened_ledger(ledger, create=True) as opened:
@@ -290,6 +281,23 @@ def set_limits(
         print_facts(_facts(row, ledger))
     for warning in (*_exceeded(row), *_brought_along(row)):
         print_line(warning, "yellow", err=True)
+
+
+def _changed(limits: BudgetEnvelope | None, envelope_id: str, currency: str | None, changes: Mapping[str, Any]) -> BudgetEnvelope:
+    """Return ``limits`` with ``changes``, or a new envelope with them if the ledger has none.
+
+    Raises: click.UsageError for another currency than the envelope counts in. ValueError for changes that can't be made.
+    """
+    from ..budgets.schema import BudgetEnvelope
+
+    if limits is None:
+        return BudgetEnvelope(envelope_id, cap_currency=currency or "sat", **changes)
+    if currency not in (None, limits.cap_currency):
+        raise click.UsageError(
+            f"envelope {printable(repr(envelope_id))} counts in {limits.cap_currency}, and its totals can't be converted: use "
+            "another envelope for another currency. Nothing was changed."
+        )
+    return replace(limits, **changes)
 
 
 @budget.command()

@@ -8,11 +8,15 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 
 from .outcome import Exit, printable
 from .tables import print_line
+
+if TYPE_CHECKING:
+    from .agent_tools import Tools
 
 #: The most characters that a page may be cut at.
 MAX_CHARS_MAX = 10_000_000
@@ -111,12 +115,19 @@ def mcp(
             if sys.stdin is not None and sys.stdin.isatty():
                 print_line("Waiting for an MCP client on stdin. Ctrl-C ends it.", err=True)
             mcp_server.run_stdio(tools)
-            return
-        try:
-            listener = mcp_server.listening(port)
-        except OSError as error:
-            print_line(f"Port {port} can't be used: {error.strerror or error}.", err=True)
-            context.exit(Exit.ERROR)
-        with listener:
-            print_line(f"Serving MCP at {mcp_server.url_of(listener)}", err=True)
-            mcp_server.run_http(tools, listener)
+        else:
+            _serve_http(context, tools, port)
+
+
+def _serve_http(context: click.Context, tools: Tools, port: int) -> None:
+    """Serve over HTTP at ``port`` until a signal ends it. End the command if the port can't be used."""
+    from . import mcp_server
+
+    try:
+        listener = mcp_server.listening(port)
+    except OSError as error:
+        print_line(f"Port {port} can't be used: {error.strerror or error}.", err=True)
+        context.exit(Exit.ERROR)
+    with listener:
+        print_line(f"Serving MCP at {mcp_server.url_of(listener)}", err=True)
+        mcp_server.run_http(tools, listener)

@@ -48,19 +48,30 @@ def server(answer: Any) -> Iterator[str]:
 @contextlib.contextmanager
 def raw_server(head: bytes, more: Callable[[], bytes], pause_s: float = 0.0) -> Iterator[str]:
     """A server that answers each request with ``head``, and then with what ``more`` gives, until the client has gone."""
+
+    def answer(connection: socket.socket, ended: threading.Event) -> None:
+        connection.recv(65_536)
+        connection.sendall(head)
+        while not ended.wait(pause_s):
+            connection.sendall(more())
+
+    with socket_server(answer) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def socket_server(serve: Callable[[socket.socket, threading.Event], None]) -> Iterator[str]:
+    """A server whose connections ``serve`` handles, each in a thread; the event is set when the server ends."""
     ended = threading.Event()
 
-    def answer(connection: socket.socket) -> None:
+    def run(connection: socket.socket) -> None:
         with connection, contextlib.suppress(OSError):
-            connection.recv(65_536)
-            connection.sendall(head)
-            while not ended.wait(pause_s):
-                connection.sendall(more())
+            serve(connection, ended)
 
     def accept() -> None:
         with contextlib.suppress(OSError):
             while True:
-                threading.Thread(target=answer, args=[listener.accept()[0]], daemon=True).start()
+                threading.Thread(target=run, args=[listener.accept()[0]], daemon=True).start()
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         threading.Thread(target=accept, daemon=True).start()

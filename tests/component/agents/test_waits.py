@@ -15,7 +15,7 @@ from routeweiler_sync import Routeweiler
 from routeweiler_sync.agents import waits
 from routeweiler_sync.agents.fetching import Fetched, Rules, fetch
 from routeweiler_sync.testing import Paywall
-from tests.support.http_server import raw_server
+from tests.support.http_server import raw_server, socket_server
 from tests.support.proxies import SocksProxy
 
 RULES = Rules(max_sats_per_call=100)
@@ -34,29 +34,18 @@ def short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
 def slow_at_last(whole: int) -> Iterator[str]:
     """A server that answers as many requests as one expects, on connections that stay open; then its answers' heads never end."""
     answers = [WHOLE] * whole
-    ended = threading.Event()
 
-    def serve(connection: socket.socket) -> None:
-        with connection, contextlib.suppress(OSError):
-            while connection.recv(65_536):
-                if answers:
-                    connection.sendall(answers.pop())
-                    continue
-                connection.sendall(ENDLESS)
-                while not ended.wait(0.02):
-                    connection.sendall(b"x")
+    def serve(connection: socket.socket, ended: threading.Event) -> None:
+        while connection.recv(65_536):
+            if answers:
+                connection.sendall(answers.pop())
+                continue
+            connection.sendall(ENDLESS)
+            while not ended.wait(0.02):
+                connection.sendall(b"x")
 
-    def accept() -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                threading.Thread(target=serve, args=[listener.accept()[0]], daemon=True).start()
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        threading.Thread(target=accept, daemon=True).start()
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
-        finally:
-            ended.set()
+    with socket_server(serve) as url:
+        yield url
 
 
 def told_of(answer: Fetched) -> tuple[str, bool | None, bool]:
