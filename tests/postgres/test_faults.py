@@ -732,7 +732,7 @@ def test_who_notices_a_loss_can_still_freeze_and_thaws_nothing(server: Server, d
     """Else whoever hears of it first couldn't stop the others, which go on buying what was lost."""
     ledger.open_payment(intent(1), draw(limits()))
     lose(server, database)
-    with pytest.raises(LedgerError, match=r"freeze\(\)"):
+    with pytest.raises(LedgerError, match=r"freeze\(id\)"):
         ledger.open_payment(intent(2), draw(limits()))
     assert ledger.freeze("e").frozen
     assert server.admin("SELECT frozen FROM envelopes WHERE id = 'e'", database) == [(1,)]

@@ -119,7 +119,7 @@ class Reader:
         else:
             import psycopg
 
-            self._connection = psycopg.connect(url, autocommit=True)
+            self._connection = psycopg.connect(url, autocommit=True, prepare_threshold=None)  # as PgBouncer needs it
 
     def close(self) -> None:
         """Let go of the ledger."""
