@@ -64,7 +64,7 @@ def main(framework: str, rounds: str, heard: str) -> None:
     Path(heard).write_text(model.heard, encoding="utf-8")
     if framework == "smolagents":
         with program["Session"]() as session:
-            models.code_against(program["fetch_tool"](session, max_sats_per_call=50), GOLD.search(rounds)[0])
+            models.code_against(program["fetch_tool"](session, max_sats_per_call=50), session, GOLD.search(rounds)[0])
 
 
 if __name__ == "__main__":

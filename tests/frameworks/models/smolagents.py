@@ -66,7 +66,12 @@ class _Coder(Model):
         return ChatMessage(role=MessageRole.ASSISTANT, content=f"Thought: I pay.\n<code>{self.code}</code>")
 
 
-def code_against(tool: Tool, gold: str) -> None:
-    """Let a `CodeAgent`'s model try to get around the limit of ``tool``."""
+def code_against(tool: Tool, session: Any, gold: str) -> None:
+    """Let a `CodeAgent`'s model try to get around the limit of ``tool``, and around a `limit` block of ``session``."""
     said = CodeAgent(tools=[tool], model=_Coder(_CODE.replace("{gold}", gold)), max_steps=1).run("Pay.")
     assert said == ["budget_exceeded"] * 3, said
+    code = f"""\nfinal_answer(fetch("{gold.replace("gold", "silver")}")["error"]["code"])\n"""
+    with session.limit(sats=5):
+        agent = CodeAgent(tools=[tool], model=_Coder(code), max_steps=1, executor_kwargs={"timeout_seconds": None})
+        said = agent.run("Pay.")
+    assert said == "budget_exceeded", said
