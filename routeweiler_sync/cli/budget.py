@@ -208,7 +208,7 @@ def _show_agents(envelope: str | None, ledger: str | None, *, as_json: bool) -> 
 @click.option("--per-hour", type=LimitType(), metavar="N", help="The most within any hour.")
 @click.option("--per-day", type=LimitType(), metavar="N", help="The most within any day.")
 @click.option("--parent", metavar="ENVELOPE", help="Put it into this envelope: the limits of both hold.")
-@click.option("--no-parent", is_flag=True, help="Let it lie in none.")
+@click.option("--no-parent", is_flag=True, help="Take it out of the envelope that it lies in.")
 @click.option(
     "--currency", type=click.Choice(CURRENCIES), help="What N counts: sat, cents of usd and eur, pence of gbp, jpy. Default: sat."
 )

@@ -474,6 +474,7 @@ def test_show_tells_what_an_envelope_allows_and_has_counted(
     assert (row["frozen"], row["grantEndsAt"] > row["grantedAt"]) == (False, True)
 
 
+@pytest.mark.slow
 def test_agents_share_one_budget_and_each_is_shown_what_it_spent(
     command: Command, make_session: Callable[..., Routeweiler], dynamic: Paywall, books: Books, lnd: FakeLnd
 ) -> None:
