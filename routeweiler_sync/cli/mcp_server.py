@@ -7,18 +7,21 @@ booked, and serves the next call.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import logging
+import os
 import secrets
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 import anyio.to_thread
@@ -55,6 +58,7 @@ ANSWER_S, QUESTIONS_MAX = 600.0, 3
 OPEN_QUESTIONS_MAX = 100
 #: The name of the question in a request for input.
 _QUESTION = "payment"
+_CHUNK_BYTES = 65_536
 #: Where the server answers over HTTP. Only programs on this machine reach it.
 HOST, PATH = "127.0.0.1", "/mcp"
 #: How long calls may go on after the server was told to stop, in seconds: longer than a payment may take.
@@ -164,10 +168,17 @@ class _PaymentServer:
     async def _run_fetch(self, arguments: Mapping[str, Any], approvals: Sequence[Approval], **more: Any) -> Any:
         """Run the tool ``fetch``. Cancelled, it pays nothing from then on; a payment that has begun comes to its end."""
         calls: list[Call] = []
-        step = partial(self._tools.fetch, arguments, approvals, started=calls.append, **more)
+        is_cancelled = threading.Event()
+
+        def started(call: Call) -> None:
+            calls.append(call)
+            if is_cancelled.is_set():
+                call.cancel()
+
         try:
-            return await self._run(step, WORKERS)
+            return await self._run(partial(self._tools.fetch, arguments, approvals, started=started, **more), WORKERS)
         except anyio.get_cancelled_exc_class():
+            is_cancelled.set()
             for call in calls:
                 call.cancel()
             raise
@@ -304,13 +315,48 @@ def _quiet() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
+class _Lines:
+    """The lines of stdin. The SDK's own wait for one goes on until a line comes, so that Ctrl-C wouldn't end the command."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._lines: asyncio.Queue[bytes | None] = asyncio.Queue()
+        threading.Thread(target=self._read, args=(sys.stdin.fileno(),), name="mcp-stdin", daemon=True).start()
+
+    def _read(self, fileno: int) -> None:
+        part = bytearray()
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            with contextlib.suppress(OSError):  # a terminal that has gone, for instance
+                while chunk := os.read(fileno, _CHUNK_BYTES):
+                    part += chunk
+                    if b"\n" in chunk:
+                        *lines, part = part.split(b"\n")
+                        for each in lines:
+                            self._put(bytes(each))
+            if part:
+                self._put(bytes(part))
+            self._put(None)
+
+    def _put(self, line: bytes | None) -> None:
+        self._loop.call_soon_threadsafe(self._lines.put_nowait, line)
+
+    def __aiter__(self) -> _Lines:
+        return self
+
+    async def __anext__(self) -> str:
+        line = await self._lines.get()
+        if line is None:
+            raise StopAsyncIteration
+        return line.decode("utf-8", "replace")
+
+
 def run_stdio(tools: Tools) -> None:
-    """Serve one client over stdin and stdout, until it closes stdin."""
+    """Serve one client over stdin and stdout, until it closes stdin or SIGINT comes."""
     _quiet()
     server = _PaymentServer(tools).server()
 
     async def serve() -> None:
-        async with stdio_server() as (reads, writes):
+        async with stdio_server(stdin=cast(Any, _Lines())) as (reads, writes):
             await server.run(reads, writes, server.create_initialization_options(NotificationOptions()))
 
     anyio.run(serve)
@@ -338,13 +384,12 @@ def url_of(listener: socket.socket) -> str:
 def run_http(tools: Tools, listener: socket.socket) -> None:
     """Serve clients over streamable HTTP at ``listener``, until SIGINT or SIGTERM.
 
-    Pages of a browser can't use it: their Origin, and a Host by which a name was led to this machine, are refused.
+    Pages of a browser can't use it: any Origin, and a Host by which a name was led to this machine, are refused.
     """
     import uvicorn
 
     _quiet()
-    hosts = [f"{HOST}:*", "localhost:*"]
-    security = TransportSecuritySettings(allowed_hosts=hosts, allowed_origins=[f"http://{each}" for each in hosts])
+    security = TransportSecuritySettings(allowed_hosts=[f"{HOST}:*", "localhost:*"], allowed_origins=[])
     app = _PaymentServer(tools).server().streamable_http_app(streamable_http_path=PATH, transport_security=security, host=HOST)
     config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=STOP_S, lifespan="on")
     # uvicorn ends what is under way, and then raises the signal again: here it shall end the command as Ctrl-C does.

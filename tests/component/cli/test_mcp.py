@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import json
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -150,7 +152,8 @@ def test_clients_of_one_server_and_of_another_pay_once_for_one_page(shop: Shop) 
                 assert sum(spent) == shop.lnd.spent_msat
             message = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
             accepted = {"Accept": "application/json, text/event-stream"}
-            for header in ({"Host": "attacker.example"}, {"Origin": "https://attacker.example"}):
+            origins = ("https://attacker.example", "http://localhost:3000", "null")
+            for header in ({"Host": "attacker.example"}, *({"Origin": each} for each in origins)):
                 answer = await asyncio.to_thread(
                     requests.post, url, json=message, headers={**accepted, **header}, timeout=TIMEOUT_S
                 )
@@ -253,6 +256,72 @@ def test_a_cancelled_call_pays_nothing_more(shop: Shop, mode: str) -> None:
                 assert len(shop.lnd.payments) == 1
 
     run(scenario)
+
+
+def test_a_call_that_is_cancelled_as_it_begins_sends_nothing(
+    shop: Shop, serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cancellation that arrives before the call knows of it would else be lost, and the call would pay."""
+    begun, goes_on, ended = threading.Event(), threading.Event(), threading.Event()
+    fetch, call = Tools.fetch, Tools._call
+
+    def watched(*args: Any, **more: Any) -> Any:
+        try:
+            return fetch(*args, **more)
+        finally:
+            ended.set()
+
+    def late(*args: Any, **more: Any) -> Any:
+        begun.set()
+        goes_on.wait(TIMEOUT_S)
+        return call(*args, **more)
+
+    monkeypatch.setattr(Tools, "fetch", watched)
+    monkeypatch.setattr(Tools, "_call", late)
+
+    async def scenario() -> None:
+        async with Client(serve()) as client:
+            fetching = asyncio.create_task(shop.call(client, "fetch", url=shop.cheap.url_for("/page")))
+            await asyncio.to_thread(begun.wait, TIMEOUT_S)
+            fetching.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await fetching
+            goes_on.set()
+            assert await asyncio.to_thread(ended.wait, TIMEOUT_S)
+
+    run(scenario)
+    assert not shop.cheap.requests
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process")
+def test_ctrl_c_ends_the_server_when_a_payment_that_has_begun_is_booked(shop: Shop) -> None:
+    """The client still holds stdin open then, and nothing more comes from there."""
+    shop.lnd.hang_next()
+    hello = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
+    fetch = {"name": "fetch", "arguments": {"url": shop.cheap.url_for("/page")}}
+    messages: list[dict[str, Any]] = [
+        {"id": 1, "method": "initialize", "params": hello},
+        {"method": "notifications/initialized"},
+        {"id": 2, "method": "tools/call", "params": fetch},
+    ]
+    server = shop.stdio()
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([server.command, *server.args], env=server.env, **pipes) as process:  # type: ignore[call-overload]
+        process.stdin.write("".join(json.dumps({"jsonrpc": "2.0", **each}) + "\n" for each in messages).encode())
+        process.stdin.flush()
+        shop.lnd.wait_for(lambda lnd: bool(lnd.payments), TIMEOUT_S)
+        process.send_signal(signal.SIGINT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(1)
+        shop.lnd.release()
+        try:
+            assert process.wait(30) == 0
+            assert process.stderr.read() == b""
+        finally:
+            process.kill()
+    assert [row.state for row in shop.books.rows] == ["settled"]
+    shop.books.check()
 
 
 async def accepts(context: object, params: Any) -> types.ElicitResult:
