@@ -27,6 +27,7 @@ from ..paywall.call import CallContext, contexts, current, in_thread, quoting
 from ..paywall.credentialed import CredentialedRequest
 from ..settings import SETTINGS
 from .fork_pools import connect_anew
+from .pools import keep_unlocked
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -76,8 +77,17 @@ class PaywallAdapter(HTTPAdapter):
             self.payer = payer
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # On each assignment, not only in __init__: libraries set max_retries on adapters that exist already.
+        # On each assignment, not only in __init__: libraries set max_retries on adapters that exist already, subclasses and
+        # unpickling make their own poolmanager.
+        if name == "poolmanager":
+            keep_unlocked(value)
         super().__setattr__(name, _without_402(value) if name == "max_retries" else value)
+
+    def proxy_manager_for(self, proxy: str, **proxy_kwargs: Any) -> Any:
+        """Return the pools for what goes through ``proxy``, as `HTTPAdapter` does."""
+        manager = super().proxy_manager_for(proxy, **proxy_kwargs)
+        keep_unlocked(manager)
+        return manager
 
     def send(
         self,
