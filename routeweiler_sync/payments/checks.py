@@ -210,8 +210,8 @@ class Checks:
         """Return the challenge to answer, of those that the 402 of ``url`` makes; None if there is none.
 
         It is the first that can be paid and that policy and envelope allow, by the policy's order of rails. If none is, it is the
-        first: what forbids it is found when it is checked. ``offers`` is read no further than needed. ``proxied`` is as in
-        `check_transport`.
+        first: what forbids it is found when it is checked. ``offers`` is read no further than needed, and the ledger only if there
+        are several. ``proxied`` is as in `check_transport`.
 
         Raises: what ``offers`` raises.
         """
@@ -219,7 +219,7 @@ class Checks:
         first = next(remaining, None)
         if first is None:
             return None
-        if self._policy is None and is_payable(first) and self._is_rail_allowed(first):
+        if self._policy is None and self._is_brought_whole and is_payable(first) and self._is_rail_allowed(first):
             return first
         others = tuple(remaining)
         return min((first, *others), key=lambda each: self._rank(each, url, proxied=proxied)) if others else first
@@ -233,25 +233,29 @@ class Checks:
             place, allowed = verdict.place, allowed and not verdict.denied and verdict.rail == rail
         return not is_payable(challenge), not allowed, not _may_travel(challenge.scheme, url, proxied=proxied), place
 
+    @property
+    def _is_brought_whole(self) -> bool:
+        """Whether the envelope, and all that it is said to lie in, were given with their limits: none is named by its id alone."""
+        outermost: BudgetEnvelope | str | None = self._envelope
+        while isinstance(outermost, BudgetEnvelope):
+            outermost = outermost.parent
+        return outermost is None
+
     def _is_rail_allowed(self, challenge: Challenge) -> bool:
         """Return whether the envelope, and all that it lies in, allow the rail of ``challenge``.
 
         Those that can't be read are told of by `check_allowed`, or where the payment is opened.
         """
-        outermost: BudgetEnvelope | None = None
-        given = self._envelope
+        given: BudgetEnvelope | str | None = self._envelope
         while isinstance(given, BudgetEnvelope):
             if challenge.rail not in given.allowed_rails:
                 return False
-            outermost, given = given, given.parent
+            given = given.parent
+        if given is None:
+            return True
         row: EnvelopeRow | None
         try:
-            if not self._ledger.exists():
-                return True
-            if given is not None:
-                row = self._ledger.envelope(given)
-            else:  # what is brought without a parent may have one in the ledger
-                row = None if outermost is None else self._ledger.envelope(outermost.id).parent
+            row = self._ledger.envelope(given)
         except (EnvelopeNotFoundError, LedgerError):
             return True
         while row is not None and challenge.rail in row.limits.allowed_rails:

@@ -216,7 +216,8 @@ class Fleet:
             "fee changed": (6, lambda: setattr(node, "fee_msat", self._dice.randint(0, FEE_MSAT_MAX))),
             "tokens revoked": (2, partial(self._revoke, wall)),
             "page cut": (2, lambda: self._walls[2].cut_next(self._dice.choice(("before", "after")))),
-            "page refused": (2, lambda: self._walls[2].answer_next(503)),
+            # not 503: two of those in one call, with a 402 between them, refuse the token, and another is bought (`server_rules`)
+            "page refused": (2, lambda: self._walls[2].answer_next(429)),
             "backend ended": (3, self._end_backend),
         }
         (name,) = self._dice.choices(list(faults), weights=[weight for weight, _ in faults.values()])
