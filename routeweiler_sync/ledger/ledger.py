@@ -192,7 +192,8 @@ class Ledger(Readings, Lookups, ServerFacts, Charges):
         the server refuses it or the session is replaced.
 
         ``abandon=True`` ends a payment whose outcome isn't known: its reservation is returned to the envelope, whatever the node
-        may still do. Use it only if you know that the payment won't be made.
+        may still do. Use it only if you know that the payment won't be made. A ledger has no wallet that it could ask: call
+        ``session.recover()`` first, or use ``routeweiler-sync payments abandon``, which asks.
 
         Raises: LedgerError for an unknown ``payment_hash``, and for an unfinished payment without ``abandon``.
         Money: none moves. If the node makes an abandoned payment after all, it is a spend that the budget hadn't reserved;

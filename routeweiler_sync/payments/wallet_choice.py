@@ -49,7 +49,10 @@ def sources_for(funding: Sequence[LightningFundingSource], network: str) -> list
     have = ", ".join(sorted({source.network or "any" for source in funding})) or "none"
     raise NoFundingForRailError(
         f"The invoice is on {network}, and no funding for that network is configured (configured: {have}).",
-        advice="Add a funding source for that network.",
+        advice="Add a funding source for that network."
+        if funding
+        else "Pass funding=, or name a wallet in the environment and use routeweiler_sync.Session, which pays from it. "
+        "routeweiler-sync doctor says what is missing.",
         shell_advice=f"Name a node of that network, and set {env_vars.NETWORK} to it or not at all.",
     )
 

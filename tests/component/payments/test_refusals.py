@@ -81,8 +81,9 @@ def test_an_invoice_of_another_network_is_refused(session, paywall: Paywall, lnd
 
 
 def test_without_any_funding_nothing_is_paid(make_session, paywall: Paywall, lnd: FakeLnd) -> None:
-    """Where nothing is configured the error says so."""
-    check_refused(make_session(funding=[]), paywall.url, NoFundingForRailError, lnd)
+    """Else whoever wrote Routeweiler() wouldn't learn that only Session takes the wallet from the environment."""
+    error = check_refused(make_session(funding=[]), paywall.url, NoFundingForRailError, lnd)
+    assert "use routeweiler_sync.Session" in str(error.advice)
 
 
 def test_an_invoice_without_an_amount_is_refused(session, paywall: Paywall, lnd: FakeLnd) -> None:
