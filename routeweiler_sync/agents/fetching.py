@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import contextvars
 import json
-import re
 import threading
 import time
 import warnings
@@ -30,6 +29,7 @@ from ..errors import RouteweilerError
 from ..payments import block_limit
 from ..paywall.call import url_check
 from ..policy import patterns
+from ..protocol.http_auth import is_name
 from . import pages
 from .pages import Page
 from .problems import Problem, problem_of, shown
@@ -48,7 +48,6 @@ REDIRECTS_S_MAX = 300.0
 #: The methods that an agent may use.
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _PAYS_ANEW = "What was paid was for this one answer: fetching again pays anew. Ask the user."
-_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")  # RFC 9110
 #: Headers that aren't an agent's to set: they say where a request goes and how it is framed.
 _RESERVED_HEADERS = frozenset(
     ("host", "connection", "content-length", "transfer-encoding", "te", "trailer", "upgrade", "expect", "proxy-authorization")
@@ -340,7 +339,7 @@ class Call:
             raise _RefusedError("bad_argument", "price_only is neither true nor false.", "Give true or false, or leave it out.")
         headers = {str(name).strip(): str(value) for name, value in (self.headers or {}).items()}
         for name in headers:
-            if not _HEADER_NAME.fullmatch(name):  # one with a space, say, may hide the token from the server once that is paid for
+            if not is_name(name):  # one with a space, say, may hide the token from the server once that is paid for
                 raise _RefusedError("bad_header", "A header's name isn't one.", "Correct it, or leave it out.")
             if name.lower() in _RESERVED_HEADERS:
                 raise _RefusedError("bad_header", f"The header {name} isn't yours to set.", "Leave it out.")

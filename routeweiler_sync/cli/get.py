@@ -11,7 +11,6 @@ import base64
 import contextlib
 import json
 import os
-import re
 import signal
 import sys
 import threading
@@ -32,6 +31,7 @@ from .._version import VERSION
 from ..config import env_settings, environment
 from ..errors import FundingError, InvoicePaymentError, LedgerError, NoFundingForRailError, RouteweilerError
 from ..payments import slow_payments
+from ..protocol.http_auth import is_name
 from ..protocol.schemes import is_credential, is_reusable, redact
 from . import tables
 from .dry_run import DryRun, dry_run as dry_run_of, facts, quote_as_json, verdict_as_json
@@ -51,8 +51,6 @@ TIMEOUT_S = (30.0, 300.0)
 PAYMENT_TIMEOUT_S = 60.0
 #: Seconds that a dry run waits for another process's purchase of the same token; it can't finish one itself.
 DRY_RUN_WAIT_S = 1.0
-#: What HTTP allows as a method, and as the name of a header (RFC 9110, section 5.6.2).
-_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 #: Told where the page of a payment didn't arrive, or not whole.
 _KEPT = "The token is kept, and the next call uses it."
 #: The same of a charge, whose credential opens one request, once: while it is owed, and once the server has answered.
@@ -231,7 +229,7 @@ def get(
         raise click.UsageError("-q and -v exclude each other.")
     if continues and (method not in (None, "GET") or data or any(each.lower().startswith("range:") for each in headers)):
         raise click.UsageError("-C continues a plain GET: it can't be used with -X, -d or a Range header.")
-    if method and not _TOKEN.fullmatch(method):
+    if method and not is_name(method):
         raise click.UsageError(f"a method is a word such as PUT, not {shown(method)}")
     if output is not None and not dry_run and (owner := _owner_of(output)) is not None:
         raise click.UsageError(f"{output} can't be written to: it is the {owner}. Nothing was fetched or paid.")
@@ -677,7 +675,7 @@ def _headers(given: Sequence[str], body: bytes | None) -> dict[str, str | bytes 
     headers: dict[str, str | bytes | None] = {}
     for each in given:
         name, colon, value = each.partition(":")
-        if not colon or not _TOKEN.fullmatch(name.strip()):
+        if not colon or not is_name(name.strip()):
             raise click.UsageError(f"a header is 'NAME: VALUE', not {shown(each)}")
         value = value.strip()
         headers[name.strip()] = None if not value else value if value.isascii() else os.fsencode(value)

@@ -63,6 +63,11 @@ class OversizedHeaderError(Exception):
     """The header exceeds `MAX_HEADER_CHARS` or `MAX_CHALLENGES`, and wasn't read to its end."""
 
 
+def is_name(text: str) -> bool:
+    """Return whether ``text`` can be a method, or the name of a header (a token of RFC 9110, section 5.6.2)."""
+    return re.fullmatch(_NAME, text) is not None
+
+
 def schemes_offered(lines: str | Sequence[str]) -> tuple[str, ...]:
     """Return the names of all schemes in ``WWW-Authenticate``, as written, each once.
 
